@@ -1,0 +1,19 @@
+"""The artifact store: what serves is what was published."""
+
+from pillion_artifacts.card import ModelCard, parse_card
+from pillion_artifacts.errors import ArtifactError, DigestMismatchError, InvalidArtifactError, PolicyNotFoundError
+from pillion_artifacts.store import Artifact, Store, seal
+from pillion_artifacts.version_range import VersionRange
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "DigestMismatchError",
+    "InvalidArtifactError",
+    "ModelCard",
+    "PolicyNotFoundError",
+    "Store",
+    "VersionRange",
+    "parse_card",
+    "seal",
+]

@@ -1,0 +1,293 @@
+"""The same client for asyncio: the words of `pillion.session`, awaited. Runs on asyncio's loop and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator, Sequence
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from pillion.carrier import ZmqCarrier
+from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion.errors import (
+    EpisodeLostError,
+    InvalidObservationError,
+    PillionError,
+    RequestTimeoutError,
+    UnavailableError,
+)
+from pillion.handle import Handle
+from pillion.session import checked_seeds, random_seeds
+from pillion.tensors import Array, Observation, TensorCodec
+from pillion_protocol import Begun, Goodbye, Limits, Ping, Spec
+
+
+class Session:
+    """A conversation with a daemon. Made by `connect`; for one event loop. Episodes may act side by side."""
+
+    def __init__(self, carrier: ZmqCarrier, conversation: Conversation, timeout_s: float) -> None:
+        self._carrier = carrier
+        self._conversation = conversation
+        self._timeout_s = timeout_s
+        self._codec: TensorCodec
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._opening = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(carrier.fileno(), self._on_readable)
+
+    @property
+    def policy(self) -> str:
+        """The name of the policy that answers."""
+        return self._conversation.welcome.policy
+
+    @property
+    def version(self) -> str:
+        """The version that was current when the session was opened; an episode has its own."""
+        return self._conversation.welcome.version
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of the artifact of that version."""
+        return f"sha256:{self._conversation.welcome.digest.hex()}"
+
+    @property
+    def spec(self) -> Spec:
+        """Names, dtypes, shapes and bounds of observations and outputs."""
+        return self._conversation.spec
+
+    @property
+    def limits(self) -> Limits:
+        """What the daemon takes from one session."""
+        return self._conversation.limits
+
+    async def begin(self, seed: int | None = None) -> Episode:
+        """Begins one episode. The same seed draws the same actions; None draws a seed."""
+        seeds = random_seeds(1) if seed is None else checked_seeds([seed])
+        return Episode(self, await self._begin(seeds))
+
+    async def begin_many(self, count: int, seeds: Sequence[int] | None = None) -> EpisodeGroup:
+        """Begins `count` episodes that act together, a row each; `seeds` holds one for each of them."""
+        drawn = random_seeds(count) if seeds is None else checked_seeds(seeds)
+        if len(drawn) != count:
+            raise InvalidObservationError(f"seeds: expected {count}, came {len(drawn)}")
+        return EpisodeGroup(self, await self._begin(drawn), count)
+
+    async def ping(self) -> float:
+        """The seconds that the daemon takes to answer nothing at all."""
+        started_s = time.monotonic()
+        await self._exchange(*self._conversation.ping())
+        return time.monotonic() - started_s
+
+    async def close(self) -> None:
+        """Says goodbye and closes the connection; harmless to repeat."""
+        if self._carrier.is_closed:
+            return
+        if self._conversation.is_open:
+            self._carrier.send_now(self._conversation.goodbye("closed")[1])
+            self._conversation.closed("it was closed here")
+        self._loop.remove_reader(self._carrier.fileno())
+        self._carrier.close()
+        self._fail_all(self._conversation.lost())
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _open(self) -> None:
+        try:
+            reply = await self._exchange(*self._conversation.hello())
+        except RequestTimeoutError:
+            raise UnavailableError(
+                f"nobody answers at {self._carrier.address} within {self._timeout_s:g} s: is pilliond running?"
+            ) from None
+        self._conversation.opened(reply)
+        self._codec = TensorCodec(self._conversation.spec)
+
+    async def _begin(self, seeds: list[int]) -> Begun:
+        if self._conversation.is_open:
+            try:
+                return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds)))
+            except EpisodeLostError:
+                # The daemon was started again since: nothing of ours is lost by opening anew.
+                pass
+        async with self._opening:
+            if not self._conversation.is_open:
+                await self._open()
+        return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds)))
+
+    async def _exchange(self, sequence: int, frames: Frames) -> Reply:
+        """Sends a request and waits for its answer, sending it again where none comes."""
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._waiting[sequence] = answer
+        resend = self._loop.call_later(RESEND_S, self._resend, sequence, frames, self._timeout_s - RESEND_S)
+        try:
+            self._carrier.send_now(frames)
+            # A send may swallow the descriptor's edge: look before sleeping.
+            self._on_readable()
+            return await asyncio.wait_for(answer, self._timeout_s)
+        except TimeoutError:
+            raise RequestTimeoutError(f"no answer from {self._carrier.address} within {self._timeout_s:g} s") from None
+        finally:
+            resend.cancel()
+            del self._waiting[sequence]
+
+    def _resend(self, sequence: int, frames: Frames, left_s: float) -> None:
+        waiting = self._waiting.get(sequence)
+        if waiting is None or waiting.done() or self._carrier.is_closed:
+            return
+        self._carrier.send_now(frames)
+        self._on_readable()
+        if left_s > RESEND_S:
+            self._loop.call_later(RESEND_S, self._resend, sequence, frames, left_s - RESEND_S)
+
+    def _on_readable(self) -> None:
+        while not self._carrier.is_closed and (received := self._carrier.receive_now()) is not None:
+            reply = self._conversation.read(received)
+            if reply is None:
+                continue
+            answer = self._waiting.get(reply.message.sequence)
+            if answer is not None and not answer.done():
+                answer.set_result(reply)
+            else:
+                self._heed(reply)
+
+    def _heed(self, reply: Reply) -> None:
+        """Takes what the daemon said unasked. A late answer is dropped."""
+        message = reply.message
+        if isinstance(message, Ping):
+            self._carrier.send_now(self._conversation.pong(message))
+        elif isinstance(message, Goodbye):
+            self._conversation.closed(f"the daemon said goodbye ({message.reason})")
+            self._fail_all(self._conversation.lost())
+
+    def _fail_all(self, error: PillionError) -> None:
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+
+class Episode(Handle):
+    """One episode: a row without a row axis. Made by `Session.begin`."""
+
+    def __init__(self, session: Session, begun: Begun) -> None:
+        super().__init__(session._conversation, session._codec, begun, None)
+        self._session = session
+
+    async def act(
+        self, observation: Observation, deterministic: bool = True, budget_us: int = 0, traceparent: str = ""
+    ) -> Array:
+        """The action for one observation; as `pillion.session.Episode.act`."""
+        sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
+        sent_ns = time.monotonic_ns()
+        return self._take(await self._session._exchange(sequence, frames), sent_ns)
+
+    async def end(self) -> None:
+        """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
+        await _end(self, self._session)
+
+    async def __aenter__(self) -> Episode:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.end()
+
+
+class EpisodeGroup(Handle):
+    """Several episodes that act together, a row each. Made by `Session.begin_many`."""
+
+    def __init__(self, session: Session, begun: Begun, rows: int) -> None:
+        super().__init__(session._conversation, session._codec, begun, rows)
+        self._session = session
+        self.rows = rows
+
+    async def act(
+        self,
+        observations: Observation,
+        episode_start: ArrayLike | None = None,
+        seeds: Sequence[int] | None = None,
+        deterministic: bool = True,
+        budget_us: int = 0,
+        traceparent: str = "",
+    ) -> Array:
+        """The actions for all rows; as `pillion.session.EpisodeGroup.act`."""
+        sequence, frames = self._request(observations, deterministic, budget_us, episode_start, seeds, traceparent)
+        sent_ns = time.monotonic_ns()
+        return self._take(await self._session._exchange(sequence, frames), sent_ns)
+
+    async def end(self) -> None:
+        """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""
+        await _end(self, self._session)
+
+    async def __aenter__(self) -> EpisodeGroup:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.end()
+
+
+class Connecting:
+    """What `connect` gives: to be awaited, or entered with `async with`."""
+
+    def __init__(self, address: str, conversation: Conversation, timeout_s: float) -> None:
+        self._address = address
+        self._conversation = conversation
+        self._timeout_s = timeout_s
+        self._session: Session | None = None
+
+    def __await__(self) -> Generator[Any, None, Session]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Session:
+        self._session = await self._connect()
+        return self._session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _connect(self) -> Session:
+        session = Session(ZmqCarrier(self._address), self._conversation, self._timeout_s)
+        try:
+            await session._open()
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+
+async def _end(handle: Handle, session: Session) -> None:
+    if not handle._mark_ended():
+        return
+    try:
+        session._conversation.ended(await session._exchange(*session._conversation.end(handle._id)))
+    except EpisodeLostError:
+        # Gone is what was asked for.
+        return
+
+
+def connect(
+    address: str,
+    *,
+    policy: str = "",
+    version: str = "",
+    timeout_s: float = TIMEOUT_S,
+    client_name: str = "",
+    lock_step: bool = True,
+    spec_hash: bytes = b"",
+    fallback: str = "error",
+) -> Connecting:
+    """Opens a session with the daemon at `address`; the arguments and errors are those of `pillion.connect`."""
+    return Connecting(address, Conversation(client_name, policy, version, spec_hash, lock_step, fallback), timeout_s)

@@ -1,0 +1,85 @@
+"""A daemon in the shape of a Stable-Baselines3 policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion.conversation import TIMEOUT_S
+from pillion.errors import EpisodeLostError
+from pillion.session import EpisodeGroup, connect
+from pillion.tensors import Array
+
+Observations = NDArray[Any] | dict[str, NDArray[Any]]
+
+
+class Policy:
+    """`predict` exactly as Stable-Baselines3 has it, so that its `evaluate_policy` takes this object unchanged.
+
+    Row i of a call is episode i of a group that is begun at the first call with that many rows, with seed
+    `seed` + i. For one thread at a time.
+    """
+
+    def __init__(
+        self, address: str, *, policy: str = "", version: str = "", seed: int = 0, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self.session = connect(address, policy=policy, version=version, timeout_s=timeout_s)
+        self._seed = seed
+        self._groups: dict[int, EpisodeGroup] = {}
+
+    def predict(
+        self,
+        observation: Observations,
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, tuple[NDArray[Any], ...] | None]:
+        """The actions for one observation, or for several with a leading axis; and `state` as it came.
+
+        A hidden state, where a policy has one, lives in the daemon under the row's episode; `episode_start`
+        resets it.
+        """
+        batched, is_single = self._with_row_axis(observation)
+        rows = len(next(iter(batched.values())))
+        starts = None if episode_start is None else np.broadcast_to(np.asarray(episode_start, dtype=bool), (rows,))
+        try:
+            actions = self._group(rows).act(batched, episode_start=starts, deterministic=deterministic)
+        except EpisodeLostError:
+            # predict has no way to say "begin again", and a policy without hidden state loses nothing by it.
+            self._groups.clear()
+            actions = self._group(rows).act(batched, deterministic=deterministic)
+        return (actions[0] if is_single else actions), state
+
+    def close(self) -> None:
+        """Ends the session."""
+        self.session.close()
+
+    def __enter__(self) -> Policy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _group(self, rows: int) -> EpisodeGroup:
+        group = self._groups.get(rows)
+        if group is None:
+            group = self.session.begin_many(rows, seeds=[self._seed + row for row in range(rows)])
+            self._groups[rows] = group
+        return group
+
+    def _with_row_axis(self, observation: Observations) -> tuple[dict[str, Array], bool]:
+        specs = self.session.spec.observation
+        if isinstance(observation, Mapping):
+            arrays = {name: np.asarray(value) for name, value in observation.items()}
+        else:
+            arrays = {specs[0].name: np.asarray(observation)}
+        first = arrays.get(specs[0].name)
+        if first is None or first.ndim != len(specs[0].shape):
+            return arrays, False
+        return {name: array[None] for name, array in arrays.items()}, True

@@ -1,0 +1,271 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from numpy.typing import ArrayLike
+
+from pillion.carrier import ZmqCarrier
+from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion.errors import (
+    EpisodeLostError,
+    InvalidObservationError,
+    RequestTimeoutError,
+    UnavailableError,
+)
+from pillion.handle import Handle
+from pillion.tensors import Array, Observation, TensorCodec
+from pillion_protocol import Begun, Goodbye, Limits, Ping, Spec
+
+SEED_BITS = 62
+
+
+def random_seeds(count: int) -> list[int]:
+    """Seeds nobody can guess, for those who do not care which."""
+    return [secrets.randbits(SEED_BITS) for _ in range(count)]
+
+
+class Session:
+    """A conversation with a daemon. Made by `connect`; for one thread at a time.
+
+    When the daemon is started again the session opens itself anew at the next `begin`; episodes begun before are
+    lost, and say so.
+    """
+
+    def __init__(self, carrier: ZmqCarrier, conversation: Conversation, timeout_s: float) -> None:
+        self._carrier = carrier
+        self._conversation = conversation
+        self._timeout_s = timeout_s
+        self._codec: TensorCodec
+        carrier.set_wait(min(RESEND_S, timeout_s))
+        self._open()
+
+    @property
+    def policy(self) -> str:
+        """The name of the policy that answers."""
+        return self._conversation.welcome.policy
+
+    @property
+    def version(self) -> str:
+        """The version that was current when the session was opened; an episode has its own."""
+        return self._conversation.welcome.version
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of the artifact of that version."""
+        return f"sha256:{self._conversation.welcome.digest.hex()}"
+
+    @property
+    def spec(self) -> Spec:
+        """Names, dtypes, shapes and bounds of observations and outputs."""
+        return self._conversation.spec
+
+    @property
+    def limits(self) -> Limits:
+        """What the daemon takes from one session."""
+        return self._conversation.limits
+
+    def begin(self, seed: int | None = None) -> Episode:
+        """Begins one episode. The same seed draws the same actions; None draws a seed."""
+        return Episode(self, self._begin(checked_seeds([seed]) if seed is not None else random_seeds(1)))
+
+    def begin_many(self, count: int, seeds: Sequence[int] | None = None) -> EpisodeGroup:
+        """Begins `count` episodes that act together, a row each; `seeds` holds one for each of them.
+
+        Raises `InvalidObservationError` where there are not `count` seeds, `RefusedError` beyond `limits.rows_max`.
+        """
+        drawn = random_seeds(count) if seeds is None else checked_seeds(seeds)
+        if len(drawn) != count:
+            raise InvalidObservationError(f"seeds: expected {count}, came {len(drawn)}")
+        return EpisodeGroup(self, self._begin(drawn), count)
+
+    def ping(self) -> float:
+        """The seconds that the daemon takes to answer nothing at all."""
+        started_s = time.monotonic()
+        self._exchange(*self._conversation.ping())
+        return time.monotonic() - started_s
+
+    def close(self) -> None:
+        """Says goodbye and closes the connection; harmless to repeat."""
+        if self._conversation.is_open:
+            self._carrier.send(self._conversation.goodbye("closed")[1])
+            self._conversation.closed("it was closed here")
+        self._carrier.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        try:
+            reply = self._exchange(*self._conversation.hello())
+        except RequestTimeoutError:
+            raise UnavailableError(
+                f"nobody answers at {self._carrier.address} within {self._timeout_s:g} s: is pilliond running?"
+            ) from None
+        self._conversation.opened(reply)
+        self._codec = TensorCodec(self._conversation.spec)
+
+    def _begin(self, seeds: list[int]) -> Begun:
+        if self._conversation.is_open:
+            try:
+                return self._conversation.begun(self._exchange(*self._conversation.begin(seeds)))
+            except EpisodeLostError:
+                # The daemon was started again since: nothing of ours is lost by opening anew.
+                pass
+        self._open()
+        return self._conversation.begun(self._exchange(*self._conversation.begin(seeds)))
+
+    def _exchange(self, sequence: int, frames: Frames) -> Reply:
+        """Sends a request and waits for its answer, sending it again where none comes."""
+        carrier = self._carrier
+        read = self._conversation.read
+        give_up_s = time.monotonic() + self._timeout_s
+        while True:
+            is_sent = carrier.send(frames)
+            while is_sent and (received := carrier.receive()) is not None:
+                reply = read(received)
+                if reply is not None:
+                    if reply.message.sequence == sequence:
+                        return reply
+                    if self._heed(reply):
+                        return reply
+                if time.monotonic() >= give_up_s:
+                    break
+            if time.monotonic() >= give_up_s:
+                raise RequestTimeoutError(f"no answer from {carrier.address} within {self._timeout_s:g} s")
+
+    def _heed(self, reply: Reply) -> bool:
+        """Takes what the daemon said unasked; True where it was the last word. A late answer is dropped."""
+        message = reply.message
+        if isinstance(message, Ping):
+            self._carrier.send(self._conversation.pong(message))
+        return isinstance(message, Goodbye)
+
+
+class Episode(Handle):
+    """One episode: a row without a row axis. Made by `Session.begin`."""
+
+    def __init__(self, session: Session, begun: Begun) -> None:
+        super().__init__(session._conversation, session._codec, begun, None)
+        self._session = session
+
+    def act(
+        self, observation: Observation, deterministic: bool = True, budget_us: int = 0, traceparent: str = ""
+    ) -> Array:
+        """The action for one observation, with the shape and dtype of the spec's first output.
+
+        `observation` has the spec's shape, or is a mapping where the spec names several. `deterministic` False draws
+        from the policy's distribution. `budget_us` is how long the answer is still of use (0: for ever); what cannot
+        be run within it is not run. Raises `InvalidObservationError`, `RefusedError` (`non_finite`,
+        `deadline_exceeded`, …), `EpisodeLostError`, `RequestTimeoutError`.
+        """
+        sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
+        sent_ns = time.monotonic_ns()
+        return self._take(self._session._exchange(sequence, frames), sent_ns)
+
+    def end(self) -> None:
+        """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
+        _end(self, self._session)
+
+    def __enter__(self) -> Episode:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+class EpisodeGroup(Handle):
+    """Several episodes that act together, a row each. Made by `Session.begin_many`."""
+
+    def __init__(self, session: Session, begun: Begun, rows: int) -> None:
+        super().__init__(session._conversation, session._codec, begun, rows)
+        self._session = session
+        self.rows = rows
+
+    def act(
+        self,
+        observations: Observation,
+        episode_start: ArrayLike | None = None,
+        seeds: Sequence[int] | None = None,
+        deterministic: bool = True,
+        budget_us: int = 0,
+        traceparent: str = "",
+    ) -> Array:
+        """The actions for all rows: `observations` and the result have a leading axis of `rows`.
+
+        `episode_start` (bool [rows]) marks rows that begin a new episode with this observation; `seeds` then holds
+        one for each of them, else the daemon derives them. The rest is as for `Episode.act`.
+        """
+        sequence, frames = self._request(observations, deterministic, budget_us, episode_start, seeds, traceparent)
+        sent_ns = time.monotonic_ns()
+        return self._take(self._session._exchange(sequence, frames), sent_ns)
+
+    def end(self) -> None:
+        """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""
+        _end(self, self._session)
+
+    def __enter__(self) -> EpisodeGroup:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+def _end(handle: Handle, session: Session) -> None:
+    if not handle._mark_ended():
+        return
+    try:
+        session._conversation.ended(session._exchange(*session._conversation.end(handle._id)))
+    except EpisodeLostError:
+        # Gone is what was asked for.
+        return
+
+
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """`seeds` as the wire takes them; raises `InvalidObservationError`."""
+    checked = [int(seed) for seed in seeds]
+    for seed in checked:
+        if not 0 <= seed < 2**63:
+            raise InvalidObservationError(f"seed: expected 0 to 2^63 - 1, came {seed}")
+    return checked
+
+
+def connect(
+    address: str,
+    *,
+    policy: str = "",
+    version: str = "",
+    timeout_s: float = TIMEOUT_S,
+    client_name: str = "",
+    lock_step: bool = True,
+    spec_hash: bytes = b"",
+    fallback: str = "error",
+) -> Session:
+    """Opens a session with the daemon at `address` (`ipc:///PATH` or `tcp://HOST:PORT`).
+
+    `policy` and `version` (a range such as `>=1.2,<2`) say what must be served there; empty takes what is.
+    `timeout_s` bounds every wait of the session. `lock_step` promises one act at a time for each episode, so that a
+    batch need not wait for more. `spec_hash` refuses any other spec. `fallback` says what an act gets whose budget is
+    spent before it could be run: `error` (`deadline_exceeded`), `last`, `zeros`, or `safe`, the model card's safe
+    action; `episode.last.fallback` then says so. Raises `UnavailableError` where nobody
+    answers, `RefusedError` where the daemon does not serve that.
+    """
+    carrier = ZmqCarrier(address)
+    try:
+        return Session(carrier, Conversation(client_name, policy, version, spec_hash, lock_step, fallback), timeout_s)
+    except BaseException:
+        carrier.close()
+        raise

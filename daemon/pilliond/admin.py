@@ -1,0 +1,157 @@
+"""The admin port: what operators and Prometheus ask. It lives in the control process, where it disturbs nobody."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+import psutil
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+import pilliond
+from pillion_protocol import PROTOCOL_VERSION
+from pilliond import metrics_page as page
+from pilliond.errors import AddressInUseError, ListenError
+from pilliond.exposition import PageCollector
+from pilliond.listen import clear_socket_path
+from pilliond.metrics_page import Phase
+from pilliond.supervisor import Supervisor
+
+_MS: Final = 1e6
+_ADDRESS_IN_USE: Final = 98
+_OWNER_ONLY_UMASK: Final = 0o177
+
+
+class Admin:
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz` and `/info`. Owns its listening socket."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._started_ns = time.monotonic_ns()
+        registry = CollectorRegistry()
+        registry.register(PageCollector(supervisor))
+        ProcessCollector(registry=registry)
+        application = web.Application()
+        application.add_routes(
+            [
+                web.get("/metrics", make_aiohttp_handler(registry)),
+                web.get("/health", self._health),
+                web.get("/livez", self._live),
+                web.get("/readyz", self._ready),
+                web.get("/info", self._info),
+            ]
+        )
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+
+    async def start(self, address: str) -> str:
+        """Listens at `address` and gives the address that was taken; raises `ListenError`."""
+        await self._runner.setup()
+        parts = urlsplit(address)
+        try:
+            if parts.scheme == "unix":
+                path = address.removeprefix("unix://")
+                clear_socket_path(path)
+                umask = os.umask(_OWNER_ONLY_UMASK)
+                try:
+                    await web.UnixSite(self._runner, path).start()
+                finally:
+                    os.umask(umask)
+                return address
+            await web.TCPSite(self._runner, parts.hostname, parts.port or 0).start()
+        except OSError as error:
+            if error.errno == _ADDRESS_IN_USE:
+                raise AddressInUseError(f"{address} is in use") from None
+            raise ListenError(f"cannot listen at {address}: {error.strerror}") from None
+        host, port = self._runner.addresses[0][:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        """Closes the port."""
+        await self._runner.cleanup()
+
+    async def _live(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        phase = self._supervisor.phase
+        ready = phase is Phase.READY
+        return web.Response(text=f"{phase.name.lower()}\n", status=200 if ready else 503)
+
+    async def _health(self, request: web.Request) -> web.Response:
+        status = 200 if self._supervisor.phase is Phase.READY else 503
+        return _json(self.health(), status)
+
+    async def _info(self, request: web.Request) -> web.Response:
+        return _json(self.info(), 200)
+
+    def health(self) -> dict[str, Any]:
+        """How the daemon is, right now."""
+        supervisor = self._supervisor
+        artifact = supervisor.artifact
+        cells = supervisor.page.cells
+        now_ns = time.monotonic_ns()
+        is_ready = supervisor.phase is Phase.READY
+        return {
+            "phase": supervisor.phase.name.lower(),
+            "policy": artifact.policy,
+            "version": artifact.version,
+            "digest": artifact.digest,
+            "sessions": cells[page.SESSIONS],
+            "episodes": cells[page.EPISODES],
+            "queue_rows": cells[page.QUEUE_ROWS],
+            "loop_lag_ms": {
+                "last": cells[page.LOOP_LAG_NS] / _MS,
+                "max": cells[page.LOOP_LAG_NS_MAX] / _MS,
+                "tick_age": (now_ns - cells[page.TICK_AT_NS]) / _MS if is_ready else None,
+            },
+            "gc_pauses": {
+                "count": cells[page.GC_PAUSES],
+                "total_ms": cells[page.GC_PAUSE_NS] / _MS,
+                "max_ms": cells[page.GC_PAUSE_NS_MAX] / _MS,
+            },
+            "engine": supervisor.ready.engine if supervisor.ready else None,
+            "uptime_s": (now_ns - self._started_ns) / 1e9,
+            "ready_s": (now_ns - cells[page.READY_AT_NS]) / 1e9 if is_ready else None,
+            "serving": {
+                "pid": supervisor.serving_pid,
+                "starts": supervisor.starts,
+                "resident_bytes": _resident_bytes(supervisor.serving_pid),
+            },
+            "control": {"pid": os.getpid(), "resident_bytes": _resident_bytes(os.getpid())},
+        }
+
+    def info(self) -> dict[str, Any]:
+        """What the daemon is; it does not change while it runs."""
+        artifact = self._supervisor.artifact
+        return {
+            "name": "pilliond",
+            "version": pilliond.__version__,
+            "protocol_version": PROTOCOL_VERSION,
+            "python": sys.version.split()[0],
+            "listen": self._supervisor.ready.listen if self._supervisor.ready else [],
+            "policy": artifact.policy,
+            "policy_version": artifact.version,
+            "digest": artifact.digest,
+            "observation": msgspec.to_builtins(artifact.card.observation),
+            "outputs": msgspec.to_builtins(artifact.card.outputs),
+            "description": artifact.card.description,
+            "licence": artifact.card.licence,
+        }
+
+
+def _json(value: dict[str, Any], status: int) -> web.Response:
+    body = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _resident_bytes(pid: int | None) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss) if pid is not None else 0
+    except psutil.NoSuchProcess:
+        return 0

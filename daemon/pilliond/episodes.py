@@ -1,0 +1,88 @@
+"""Episodes: what the daemon remembers between two acts of one handle. Hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilliond.sampling import next_seeds
+
+if TYPE_CHECKING:
+    from pilliond.sessions import Session
+    from pilliond.versions import Version
+
+Frame = bytes | memoryview
+
+NEVER_NS: Final = 2**63 - 1
+"""The deadline of an act without a budget."""
+
+
+class EpisodeGroup:
+    """One handle: a fixed number of rows, an episode in each, and at most one act that waits.
+
+    Rule: an act is *waiting* from its admission until it is answered; while it waits, a newer one takes
+    its place and the older is answered `superseded`. Start marks of an act that was never run are kept for
+    the next, so that none is lost.
+    """
+
+    __slots__ = (
+        "acts",
+        "deadline_ns",
+        "deterministic",
+        "id",
+        "last_reply",
+        "last_sequence",
+        "queued_ns",
+        "received_ns",
+        "rows",
+        "seeds",
+        "sequence",
+        "session",
+        "started_at",
+        "starting",
+        "tensors",
+        "version",
+        "waiting",
+    )
+
+    def __init__(self, group_id: int, session: Session, version: Version, seeds: Sequence[int]) -> None:
+        self.id = group_id
+        self.session = session
+        self.version = version
+        self.rows = len(seeds)
+        self.seeds: NDArray[np.uint64] = np.array(seeds, dtype=np.uint64)
+        self.acts = 0
+        self.started_at: NDArray[np.uint64] = np.zeros(self.rows, dtype=np.uint64)
+        self.starting: dict[int, int | None] = {}
+        self.waiting = False
+        self.sequence = 0
+        self.tensors: list[Frame] = []
+        self.received_ns = 0
+        self.queued_ns = 0
+        self.deadline_ns = NEVER_NS
+        self.deterministic = True
+        self.last_sequence = 0
+        self.last_reply: list[Frame] = []
+
+    def mark_starts(self, mask: bytes, seeds: Sequence[int]) -> None:
+        """Notes which rows begin a new episode with the act that waits, and with which seeds."""
+        started = [row for row, flag in enumerate(mask) if flag]
+        for index, row in enumerate(started):
+            self.starting[row] = seeds[index] if seeds else self.starting.get(row)
+
+    def apply_starts(self) -> None:
+        """Begins the noted episodes. A row that has not acted since its last start keeps its episode."""
+        for row, seed in self.starting.items():
+            if seed is not None:
+                self.seeds[row] = seed
+            elif self.acts != int(self.started_at[row]):
+                self.seeds[row] = next_seeds(self.seeds[row : row + 1])[0]
+            self.started_at[row] = self.acts
+        self.starting.clear()
+
+    def steps(self) -> NDArray[np.uint64]:
+        """For each row, how many acts of its episode were run before the one that waits."""
+        return np.uint64(self.acts) - self.started_at

@@ -1,0 +1,45 @@
+"""What can go wrong in the daemon, by culprit; each carries its sysexits code.
+
+DaemonError (70: ours)
+├── SettingsError (78: the operator's settings)
+├── ListenError (69: an address cannot be used)
+│   └── AddressInUseError
+├── BadPolicyError (65: the artifact, or its model, is not right)
+└── ServingDiedError (70: the serving process does not stay up)
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class DaemonError(Exception):
+    """The daemon cannot go on."""
+
+    exit_code = os.EX_SOFTWARE
+
+
+class SettingsError(DaemonError):
+    """A setting is not right; the message begins with its path."""
+
+    exit_code = os.EX_CONFIG
+
+
+class ListenError(DaemonError):
+    """An address cannot be listened at."""
+
+    exit_code = os.EX_UNAVAILABLE
+
+
+class AddressInUseError(ListenError):
+    """Somebody else listens there."""
+
+
+class BadPolicyError(DaemonError):
+    """The policy is not there, not intact, or does not run."""
+
+    exit_code = os.EX_DATAERR
+
+
+class ServingDiedError(DaemonError):
+    """The serving process does not stay up."""

@@ -1,0 +1,115 @@
+"""The metrics page in Prometheus's words: a collector that reads it when somebody scrapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import pilliond
+from pillion_protocol import BatchClose
+from pilliond import metrics_page as page
+from pilliond.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase
+from pilliond.supervisor import Supervisor
+
+_NANOSECONDS: Final = 1e9
+
+
+class PageCollector(Collector):
+    """Reads the metrics page of one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._identity()
+        yield from self._requests()
+        yield from self._batches()
+        yield from self._process()
+
+    @property
+    def _page(self) -> MetricsPage:
+        return self._supervisor.page
+
+    def _identity(self) -> Iterator[Metric]:
+        artifact = self._supervisor.artifact
+        yield _info("pillion_build_info", "The daemon that runs.", {"version": pilliond.__version__})
+        labels = {"policy": artifact.policy, "version": artifact.version, "digest": artifact.digest}
+        engine = self._supervisor.ready.engine["kind"] if self._supervisor.ready else ""
+        yield _info("pillion_policy_info", "The policy that is served.", {**labels, "engine": engine})
+        is_ready = self._supervisor.phase is Phase.READY
+        yield GaugeMetricFamily("pillion_ready", "1 while the daemon answers acts.", value=float(is_ready))
+
+    def _requests(self) -> Iterator[Metric]:
+        cells = self._page.cells
+        policy = self._supervisor.artifact.policy
+        requests = CounterMetricFamily("pillion_requests", "Acts by what became of them.", labels=["policy", "outcome"])
+        refusals = CounterMetricFamily(
+            "pillion_refusals", "Messages other than acts that were refused.", labels=["outcome"]
+        )
+        for index, outcome in enumerate(OUTCOMES):
+            requests.add_metric([policy, outcome], cells[page.REQUESTS + index])
+            if outcome not in ("ok", "fallback"):
+                refusals.add_metric([outcome], cells[page.REFUSALS + index])
+        yield requests
+        yield refusals
+        yield _counter("pillion_resends", "Acts sent again and answered alike.", cells[page.RESENDS])
+        yield self._seconds(
+            "pillion_request_duration_seconds", "From an act's last byte to its answer.", page.REQUEST_DURATION
+        )
+        yield self._seconds("pillion_queue_wait_seconds", "From admission to the engine.", page.QUEUE_WAIT)
+
+    def _batches(self) -> Iterator[Metric]:
+        cells = self._page.cells
+        yield _counter("pillion_inferences", "Rows that the engine ran.", cells[page.INFERENCES])
+        yield _counter("pillion_executions", "Batches that the engine ran.", cells[page.EXECUTIONS])
+        closes = CounterMetricFamily("pillion_batch_close", "Batches by why they were closed.", labels=["reason"])
+        for reason in BatchClose:
+            closes.add_metric([reason.name.lower()], cells[page.BATCH_CLOSES + reason])
+        yield closes
+        yield self._histogram("pillion_batch_rows", "Rows of a batch.", page.BATCH_ROWS, 1.0)
+        yield self._seconds("pillion_inference_duration_seconds", "One run of the engine.", page.INFERENCE_DURATION)
+
+    def _process(self) -> Iterator[Metric]:
+        cells = self._page.cells
+        starts = self._supervisor.starts
+        yield _counter("pillion_serving_starts", "Starts of the serving process.", starts)
+        yield GaugeMetricFamily("pillion_sessions", "Sessions now.", value=cells[page.SESSIONS])
+        yield GaugeMetricFamily("pillion_episodes", "Handles begun and not ended.", value=cells[page.EPISODES])
+        yield GaugeMetricFamily("pillion_queue_rows", "Rows that wait for the engine.", value=cells[page.QUEUE_ROWS])
+        yield _counter("pillion_sessions_opened", "Sessions ever opened.", cells[page.SESSIONS_OPENED])
+        yield _counter("pillion_sessions_dropped", "Sessions dropped: gone, silent or not reading.", cells[page.SESSIONS_DROPPED])  # fmt: skip
+        lag_s = cells[page.LOOP_LAG_NS] / _NANOSECONDS
+        yield GaugeMetricFamily("pillion_loop_lag_seconds", "Lateness of the serving loop's last tick.", value=lag_s)
+        yield _counter("pillion_gc_pauses", "Garbage collections of the serving process.", cells[page.GC_PAUSES])
+        pause_s = cells[page.GC_PAUSE_NS] / _NANOSECONDS
+        yield _counter("pillion_gc_pause_seconds", "Time in garbage collections of the serving process.", pause_s)
+
+    def _seconds(self, name: str, text: str, histogram: Histogram) -> Metric:
+        return self._histogram(name, text, histogram, _NANOSECONDS)
+
+    def _histogram(self, name: str, text: str, histogram: Histogram, unit: float) -> Metric:
+        cells = self._page.cells
+        artifact = self._supervisor.artifact
+        total = 0
+        buckets = []
+        for index, edge in enumerate(histogram.edges):
+            total += cells[histogram.first + index]
+            buckets.append((f"{edge / unit:g}", total))
+        total += cells[histogram.first + len(histogram.edges)]
+        buckets.append(("+Inf", total))
+        family = HistogramMetricFamily(name, text, labels=["policy", "version"])
+        family.add_metric([artifact.policy, artifact.version], buckets, cells[histogram.sum_cell] / unit)
+        return family
+
+
+def _info(name: str, text: str, labels: dict[str, str]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), 1.0)
+    return family
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)

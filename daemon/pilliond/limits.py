@@ -1,0 +1,90 @@
+"""Every bound of the daemon, in one place.
+
+Memory at these limits, one policy of 28 KB rows (a stack of four 84×84 frames):
+  batch buffer       rows_max × row        256 × 28 KB =   7 MB
+  waiting rows       queue_rows_max × row  1024 × 28 KB = 29 MB
+  sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB
+  last replies       one per handle, the size of its outputs
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from pillion_protocol import HEAD_BYTES_MAX, Limits
+
+HEARTBEAT_MS: Final = 5_000
+"""A session silent for this long is sent a ping, which is how a peer that left is noticed."""
+
+SILENT_MS_MAX: Final = 600_000
+"""A session silent for this long is ended, though its peer may live: its leases must not be held for ever."""
+
+TICK_MS: Final = 100
+"""How often the serving loop looks at its own lag."""
+
+TENSOR_FRAMES_MAX: Final = 64
+"""Tensor frames kept of one message; more are read and thrown away, so that the refusal can be sent."""
+
+MESSAGE_BYTES_HARD_MAX: Final = 64 * 1024 * 1024
+"""A frame beyond this is not even read: libzmq closes the connection. Below it a typed error comes back."""
+
+SEND_QUEUE_MESSAGES_MAX: Final = 1_000
+"""Replies owed to a peer that does not read. Beyond it that peer's sessions are dropped."""
+
+RECEIVE_QUEUE_MESSAGES_MAX: Final = 1_000
+"""Messages of one peer read ahead; beyond it libzmq stops reading from that peer alone."""
+
+MESSAGES_PER_WAKE_MAX: Final = 1_024
+"""Messages handled before the loop looks at its timers again."""
+
+START_S_MAX: Final = 60.0
+"""From the start of the serving process to its READY; slower is a failed start."""
+
+DRAIN_S_MAX: Final = 10.0
+"""From SIGTERM to the end of the serving process; then it is killed."""
+
+LINGER_MS: Final = 1_000
+"""How long the last replies and goodbyes may take to leave."""
+
+RESTART_DELAY_S_MAX: Final = 5.0
+"""The longest pause before a serving process that died is started again."""
+
+RESTARTS_WITHOUT_READY_MAX: Final = 5
+"""Starts in a row that never came to READY before the daemon gives up."""
+
+
+class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bounds that an operator may set."""
+
+    rows_max: int = 256
+    """Rows in one batch, hence in one act and in one begin."""
+    queue_rows_max: int = 1_024
+    """Rows that wait for the engine; beyond it an act gets `overloaded`."""
+    sessions_max: int = 4_096
+    """Sessions at once; beyond it a hello gets `overloaded`."""
+    episodes_max: int = 64
+    """Handles of one session at once; beyond it a begin gets `overloaded`."""
+    batch_wait_us_max: int = 0
+    """How long a batch may wait for the rest of the lock-step sessions. 0: it goes when the engine is free."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows_max <= 4_096:
+            raise ValueError(f"rows_max: expected 1 to 4096, came {self.rows_max}")
+        if self.queue_rows_max < self.rows_max:
+            raise ValueError(
+                f"queue_rows_max: expected at least rows_max ({self.rows_max}), came {self.queue_rows_max}"
+            )
+        if self.sessions_max < 1 or self.episodes_max < 1:
+            raise ValueError("sessions_max and episodes_max: expected at least 1")
+        if not 0 <= self.batch_wait_us_max <= 1_000_000:
+            raise ValueError(f"batch_wait_us_max: expected 0 to 1000000, came {self.batch_wait_us_max}")
+
+    def for_wire(self) -> Limits:
+        """The part of them that a session is told."""
+        return Limits(rows_max=self.rows_max, episodes_max=self.episodes_max, head_bytes_max=HEAD_BYTES_MAX)
+
+
+assert HEARTBEAT_MS * 2 < SILENT_MS_MAX
+assert TICK_MS < HEARTBEAT_MS

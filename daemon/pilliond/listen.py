@@ -1,0 +1,80 @@
+"""Addresses: what may be listened at, and whether anybody already does."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import stat
+from typing import Final
+from urllib.parse import urlsplit
+
+from pilliond.errors import AddressInUseError, ListenError, SettingsError
+
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""sizeof(sockaddr_un.sun_path) - 1, see unix(7)."""
+
+
+def check_data_address(address: str) -> None:
+    """Raises `SettingsError` unless `address` is `ipc:///absolute/path` or `tcp://LOOPBACK:PORT`."""
+    parts = urlsplit(address)
+    if parts.scheme == "ipc":
+        check_socket_path(address.removeprefix("ipc://"), address)
+    elif parts.scheme == "tcp":
+        _check_loopback(address)
+    else:
+        raise SettingsError(f"listen: expected ipc:///PATH or tcp://127.0.0.1:PORT, came {address!r}")
+
+
+def check_socket_path(path: str, address: str) -> None:
+    """Raises `SettingsError` unless `path` can name a Unix socket."""
+    if not path.startswith("/"):
+        raise SettingsError(f"listen: expected an absolute path, came {address!r}")
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        raise SettingsError(
+            f"listen: expected a socket path of at most {SOCKET_PATH_BYTES_MAX} bytes, "
+            f"came {len(os.fsencode(path))}: {path}"
+        )
+
+
+def _check_loopback(address: str) -> None:
+    parts = urlsplit(address)
+    try:
+        host, port = ipaddress.ip_address(parts.hostname or ""), parts.port
+    except ValueError:
+        raise SettingsError(f"listen: expected tcp://ADDRESS:PORT with a numeric address, came {address!r}") from None
+    if port is None:
+        raise SettingsError(f"listen: expected a port, came {address!r}")
+    if not host.is_loopback:
+        raise SettingsError(f"listen: expected a loopback address ({address} would be open to others without keys)")
+
+
+def clear_socket_path(path: str) -> None:
+    """Makes way for a socket at `path`: makes its folder, removes a stale socket.
+
+    Raises `AddressInUseError` where somebody answers there, `ListenError` where something else lies there.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ListenError(f"cannot listen at {path}: {error.strerror}") from None
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(f"cannot listen at {path}: a file that is not a socket lies there")
+    if _answers(path):
+        raise AddressInUseError(f"{path} is in use")
+    os.unlink(path)
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+        return True

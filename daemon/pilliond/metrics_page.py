@@ -1,0 +1,124 @@
+"""The metrics page: counters and histograms in shared memory, of a fixed layout.
+
+The serving process adds to it; the control process reads it when somebody scrapes. One writer, no lock: a
+cell is an aligned unsigned 64-bit number. Hot path.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_left
+from enum import IntEnum
+from itertools import count
+from typing import Final
+
+from pillion_protocol import BatchClose, ErrorCode
+
+LATENCY_BUCKETS_NS: Final = tuple(
+    round(microseconds * 1_000)
+    for microseconds in (
+        10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 750, 1_000, 1_500, 2_500, 5_000,
+        10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
+    )
+)  # fmt: skip
+"""Upper edges, inclusive. From 10 µs: what this daemon does is over before most histograms begin."""
+
+ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
+
+OUTCOMES: Final = ("ok", "fallback", *(code.value for code in ErrorCode))
+"""What became of an act; the index is the offset of its cell."""
+
+
+class Phase(IntEnum):
+    """Where the serving process is in its life. Rule: it only ever moves down this list, and FAILED is final."""
+
+    STARTING = 0
+    WARMING = 1
+    READY = 2
+    DRAINING = 3
+    STOPPED = 4
+    FAILED = 5
+
+
+_next_cell = count()
+
+
+def _cells(number: int = 1) -> int:
+    """The first of `number` cells that nobody else has."""
+    first = next(_next_cell)
+    for _ in range(number - 1):
+        next(_next_cell)
+    return first
+
+
+class Histogram:
+    """Where one histogram lies: a cell for each bucket, one for what is above them all, one for the sum."""
+
+    def __init__(self, edges: tuple[int, ...]) -> None:
+        self.edges = edges
+        self.first = _cells(len(edges) + 2)
+        self.sum_cell = self.first + len(edges) + 1
+
+
+PHASE: Final = _cells()
+READY_AT_NS: Final = _cells()
+SESSIONS: Final = _cells()
+SESSIONS_OPENED: Final = _cells()
+SESSIONS_DROPPED: Final = _cells()
+EPISODES: Final = _cells()
+QUEUE_ROWS: Final = _cells()
+LOOP_LAG_NS: Final = _cells()
+LOOP_LAG_NS_MAX: Final = _cells()
+GC_PAUSES: Final = _cells()
+GC_PAUSE_NS: Final = _cells()
+GC_PAUSE_NS_MAX: Final = _cells()
+TICK_AT_NS: Final = _cells()
+INFERENCES: Final = _cells()
+EXECUTIONS: Final = _cells()
+RESENDS: Final = _cells()
+REQUESTS: Final = _cells(len(OUTCOMES))
+REFUSALS: Final = _cells(len(OUTCOMES))
+BATCH_CLOSES: Final = _cells(max(BatchClose) + 1)
+REQUEST_DURATION: Final = Histogram(LATENCY_BUCKETS_NS)
+QUEUE_WAIT: Final = Histogram(LATENCY_BUCKETS_NS)
+INFERENCE_DURATION: Final = Histogram(LATENCY_BUCKETS_NS)
+BATCH_ROWS: Final = Histogram(ROW_BUCKETS)
+
+CELLS: Final = next(_next_cell)
+PAGE_BYTES: Final = CELLS * 8
+
+OUTCOME_OFFSETS: Final = {name: index for index, name in enumerate(OUTCOMES)}
+
+
+class MetricsPage:
+    """A view of the page. Owns its mapping, not the descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._map = mmap.mmap(descriptor, PAGE_BYTES)
+        self.cells = memoryview(self._map).cast("Q")
+
+    def close(self) -> None:
+        self.cells.release()
+        self._map.close()
+
+    def observe(self, histogram: Histogram, value: int) -> None:
+        """Counts `value` (ns, or rows) in a histogram."""
+        cells = self.cells
+        cells[histogram.first + bisect_left(histogram.edges, value)] += 1
+        cells[histogram.sum_cell] += value
+
+    def outcome(self, name: str) -> None:
+        """Counts what became of an act."""
+        self.cells[REQUESTS + OUTCOME_OFFSETS[name]] += 1
+
+    def refusal(self, name: str) -> None:
+        """Counts a message other than an act that was refused."""
+        self.cells[REFUSALS + OUTCOME_OFFSETS[name]] += 1
+
+
+def make_page() -> int:
+    """The descriptor of a new page, all zero. The caller owns it."""
+    descriptor = os.memfd_create("pillion-metrics", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, PAGE_BYTES)
+    return descriptor

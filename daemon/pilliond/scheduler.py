@@ -1,0 +1,101 @@
+"""The scheduler: decides *now* which acts form a batch, and why. Pure: no clock, no socket, no waiting.
+
+Rule 1: a batch is formed only when the engine is free, so none is ever queued behind another.
+Rule 2: acts go in the order of their admission; an act's rows stay together.
+Rule 3: a batch never holds more than `rows_max` rows, and never those of two versions.
+Rule 4: an act whose deadline has passed is not run.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from pillion_protocol import BatchClose
+from pilliond.episodes import NEVER_NS, EpisodeGroup
+
+
+class Batch:
+    """Acts to be run together, and acts that are too late to be run."""
+
+    __slots__ = ("close", "expired", "groups", "rows")
+
+    def __init__(self, groups: list[EpisodeGroup], expired: list[EpisodeGroup], rows: int, close: BatchClose) -> None:
+        self.groups = groups
+        self.expired = expired
+        self.rows = rows
+        self.close = close
+
+
+class Scheduler:
+    """Acts that wait for the engine."""
+
+    def __init__(self, rows_max: int, wait_ns_max: int) -> None:
+        self.rows_max = rows_max
+        self.rows_waiting = 0
+        self._wait_ns_max = wait_ns_max
+        self._waiting: deque[EpisodeGroup] = deque()
+        self._lock_step_waiting = 0
+        self._close_by_ns = NEVER_NS
+
+    def add(self, group: EpisodeGroup, now_ns: int) -> None:
+        """Takes an act that was admitted at `now_ns`."""
+        self._waiting.append(group)
+        self.rows_waiting += group.rows
+        self._lock_step_waiting += group.session.lock_step
+        if self._wait_ns_max:
+            self._close_by_ns = min(self._close_by_ns, self._latest_start_ns(group, now_ns))
+
+    def deadline_ns(self) -> int:
+        """When `take` must be asked again at the latest; `NEVER_NS` where nothing waits for time to pass."""
+        return self._close_by_ns if self._waiting else NEVER_NS
+
+    def closed(self, lock_step_live: int) -> BatchClose | None:
+        """Why the batch need not wait for more acts, where `lock_step_live` handles are in lock-step."""
+        if self.rows_waiting >= self.rows_max:
+            return BatchClose.FULL
+        if self._lock_step_waiting >= lock_step_live and self._waiting:
+            return BatchClose.ALL_SUBMITTED
+        return None
+
+    def take(self, now_ns: int, lock_step_live: int, *, drain: bool = False) -> Batch | None:
+        """The batch to run now on the free engine, or None where it is better to wait."""
+        if not self._waiting:
+            return None
+        close = self.closed(lock_step_live)
+        if close is None:
+            close = self._give_up_waiting(now_ns, drain)
+        return None if close is None else self._form(now_ns, close)
+
+    def _give_up_waiting(self, now_ns: int, drain: bool) -> BatchClose | None:
+        if drain:
+            return BatchClose.DRAIN
+        if self._wait_ns_max == 0:
+            return BatchClose.ENGINE_FREE
+        return BatchClose.WAIT_ELAPSED if now_ns >= self._close_by_ns else None
+
+    def _form(self, now_ns: int, close: BatchClose) -> Batch:
+        waiting = self._waiting
+        groups: list[EpisodeGroup] = []
+        expired: list[EpisodeGroup] = []
+        version = None
+        rows = 0
+        while waiting:
+            group = waiting[0]
+            if now_ns >= group.deadline_ns:
+                expired.append(group)
+            elif rows + group.rows > self.rows_max or (version is not None and group.version is not version):
+                break
+            else:
+                version = group.version
+                rows += group.rows
+                groups.append(group)
+            waiting.popleft()
+            self.rows_waiting -= group.rows
+            self._lock_step_waiting -= group.session.lock_step
+        if self._wait_ns_max:
+            self._close_by_ns = min((self._latest_start_ns(late, late.queued_ns) for late in waiting), default=NEVER_NS)
+        return Batch(groups, expired, rows, close)
+
+    def _latest_start_ns(self, group: EpisodeGroup, now_ns: int) -> int:
+        """The end of the batch's wait; half of what is left of a budget is kept for the engine."""
+        return min(now_ns + self._wait_ns_max, now_ns + (group.deadline_ns - now_ns) // 2)

@@ -1,0 +1,193 @@
+"""The supervisor: starts the serving process, watches it, starts it again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from pillion_artifacts import Artifact
+from pilliond import channel, metrics_page
+from pilliond.channel import Assignment, Drain, Event, Failed, Ready
+from pilliond.errors import DaemonError, ServingDiedError
+from pilliond.limits import DRAIN_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_READY_MAX, START_S_MAX
+from pilliond.listen import clear_socket_path
+from pilliond.metrics_page import MetricsPage, Phase, make_page
+from pilliond.settings import Settings
+
+Log = Callable[..., Any]
+
+
+class StartRefusedError(DaemonError):
+    """The serving process said why it cannot start."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Supervisor:
+    """Owns the serving process, the metrics page and the sealed copy of the model.
+
+    Rule: there is one serving process at a time, and each start has an epoch greater than the last.
+    """
+
+    def __init__(self, settings: Settings, artifact: Artifact, log: Log) -> None:
+        self.artifact = artifact
+        self.starts = 0
+        self.ready: Ready | None = None
+        self._settings = settings
+        self._log = log
+        self._page_descriptor = make_page()
+        self.page = MetricsPage(self._page_descriptor)
+        self._model_descriptor = _seal_in_memory(artifact.model)
+        self._epoch = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: Any = None
+        self._stopping: str | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """Where the serving process is in its life."""
+        return Phase(self.page.cells[metrics_page.PHASE])
+
+    @property
+    def serving_pid(self) -> int | None:
+        """The process id of the serving process, while it lives."""
+        return None if self._process is None else self._process.pid
+
+    async def run(self, on_ready: Callable[[Ready], None]) -> None:
+        """Keeps a serving process up until `stop`; raises `DaemonError` where that cannot be done."""
+        failures = 0
+        while self._stopping is None:
+            self._start()
+            try:
+                came_up = await self._watch(on_ready)
+            except StartRefusedError as refused:
+                if self.starts == 1:
+                    raise
+                self._log("serving_failed", error=str(refused))
+                came_up = False
+            finally:
+                code = await self._reap()
+            if self._stopping is not None:
+                return
+            failures = 0 if came_up else failures + 1
+            if failures >= RESTARTS_WITHOUT_READY_MAX or (self.starts == 1 and not came_up):
+                raise ServingDiedError(f"the serving process ended with {code} before it was ready")
+            delay_s = min(RESTART_DELAY_S_MAX, 0.1 * 2**failures)
+            self._log("serving_died", exit_code=code, restart_in_s=delay_s)
+            await asyncio.sleep(delay_s)
+
+    def stop(self, reason: str) -> None:
+        """Tells the serving process to drain; `run` returns when it is gone."""
+        if self._stopping is not None:
+            return
+        self._stopping = reason
+        if self._end is not None:
+            channel.send(self._end, Drain(reason))
+        if self._process is not None:
+            asyncio.get_running_loop().call_later(DRAIN_S_MAX, self._kill, "it did not drain in time")
+
+    def close(self) -> None:
+        """Gives back the page and the model."""
+        self.page.close()
+        os.close(self._page_descriptor)
+        os.close(self._model_descriptor)
+
+    def _start(self) -> None:
+        for address in self._settings.data_addresses():
+            if address.startswith("ipc://"):
+                clear_socket_path(address.removeprefix("ipc://"))
+        self.page.cells[metrics_page.PHASE] = Phase.STARTING
+        self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
+        self.starts += 1
+        self._end, serving_end = channel.make_channel()
+        with serving_end:
+            descriptors = (serving_end.fileno(), self._model_descriptor, self._page_descriptor)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+            )
+        channel.send(self._end, self._assignment())
+
+    def _assignment(self) -> Assignment:
+        card = self.artifact.card
+        return Assignment(
+            epoch=self._epoch,
+            listen=self._settings.data_addresses(),
+            policy=self.artifact.policy,
+            version=self.artifact.version,
+            digest=bytes.fromhex(self.artifact.digest.removeprefix("sha256:")),
+            spec=card.spec(),
+            distribution=card.distribution,
+            safe_action=card.safe_action,
+            model_descriptor=self._model_descriptor,
+            page_descriptor=self._page_descriptor,
+            threads=self._settings.engine.threads,
+            limits=self._settings.limits,
+        )
+
+    async def _watch(self, on_ready: Callable[[Ready], None]) -> bool:
+        """Follows the serving process until it is gone; tells whether it was ever ready."""
+        timer = asyncio.get_running_loop().call_later(START_S_MAX, self._kill, "it was not ready in time")
+        came_up = False
+        try:
+            while (report := await self._next_report()) is not None:
+                match report:
+                    case Ready():
+                        timer.cancel()
+                        came_up = True
+                        self.ready = report
+                        on_ready(report)
+                    case Failed():
+                        raise StartRefusedError(report.message, report.exit_code)
+                    case Event():
+                        self._log(report.name, **report.fields)
+        finally:
+            timer.cancel()
+        return came_up
+
+    async def _next_report(self) -> channel.Report | None:
+        try:
+            return await channel.receive_report(self._end)
+        except msgspec.MsgspecError as error:
+            self._kill(f"it sent what cannot be read: {error}")
+            return None
+
+    async def _reap(self) -> int:
+        """Waits for the end of the serving process, and gives its exit code."""
+        assert self._process is not None
+        self._end.close()
+        self._end = None
+        code = await asyncio.to_thread(self._process.wait)
+        self._process = None
+        self.ready = None
+        cells = self.page.cells
+        cells[metrics_page.PHASE] = Phase.STOPPED if self._stopping is not None else Phase.FAILED
+        for gauge in (metrics_page.SESSIONS, metrics_page.EPISODES, metrics_page.QUEUE_ROWS):
+            cells[gauge] = 0
+        return code
+
+    def _kill(self, why: str) -> None:
+        if self._process is not None:
+            self._log("serving_killed", reason=why)
+            self._process.kill()
+
+
+def _seal_in_memory(model: bytes) -> int:
+    """A memfd with the verified bytes that nobody can change any more; the caller owns it."""
+    descriptor = os.memfd_create("pillion-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(model)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    return descriptor

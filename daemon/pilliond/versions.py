@@ -1,0 +1,110 @@
+"""A loaded version: a verified artifact and the engine that runs it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_artifacts.card import Distribution
+from pillion_protocol import Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
+from pilliond.engine import Array, EngineError, InlineEngine
+from pilliond.episodes import Frame
+from pilliond.sampling import sample_categorical, sample_diagonal_gaussian
+
+ACTION: Final = "action"
+LOG_PROBABILITY: Final = "log_probability"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Which policy this is."""
+
+    policy: str
+    version: str
+    digest: bytes
+    """The 32 bytes of the artifact digest."""
+
+
+class Version:
+    """One policy version, ready to answer."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        spec: Spec,
+        distribution: Distribution,
+        engine: InlineEngine,
+        safe_action: list[float] | None = None,
+    ) -> None:
+        self.identity = identity
+        self.digest = identity.digest
+        self.spec = spec
+        self.spec_bytes = encode_spec(spec)
+        self.spec_hash = spec_hash(self.spec_bytes)
+        self.lease = Lease(identity.version, identity.digest)
+        self.engine = engine
+        self.samplable = distribution.kind != "deterministic"
+        self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]
+        self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
+        self.finite_inputs = [
+            index
+            for index, tensor in enumerate(spec.observation)
+            if tensor.finite and np.dtype(tensor.dtype).kind == "f"
+        ]
+        self._distribution = distribution
+        self.safe_outputs = None if safe_action is None else self._safe_outputs(safe_action)
+
+    def outputs(self, rows: int) -> list[Array]:
+        """What the last run gave, in the order of the spec's outputs."""
+        came = self.engine.outputs(rows)
+        return [came[tensor.name] for tensor in self.spec.outputs]
+
+    def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
+        """Replaces the deterministic action of the rows `chosen` by a drawn one, in the output buffers."""
+        came = self.engine.outputs(int(chosen[-1]) + 1)
+        action = came[ACTION]
+        drawn: NDArray[Any]
+        if self._distribution.kind == "categorical":
+            drawn, density = sample_categorical(came[self._distribution.logits][chosen], seeds, steps)
+            drawn += int(self._action_start())
+        else:
+            log_std = came[self._distribution.log_std][chosen]
+            drawn, density = sample_diagonal_gaussian(action[chosen], log_std, seeds, steps)
+            drawn = self._clip(drawn)
+        action[chosen] = drawn
+        if LOG_PROBABILITY in came:
+            came[LOG_PROBABILITY][chosen] = density
+
+    def fallback_tensors(self, fallback: Fallback, rows: int, last: list[Frame]) -> list[Frame] | None:
+        """The output tensors that stand in for `rows` rows that were not run, or None where there are none."""
+        match fallback:
+            case Fallback.ZEROS:
+                return [bytes(size * rows) for size in self.output_bytes]
+            case Fallback.SAFE if self.safe_outputs is not None:
+                return [row * rows for row in self.safe_outputs]
+            case Fallback.LAST if last:
+                return last
+        return None
+
+    def _safe_outputs(self, safe_action: list[float]) -> list[bytes]:
+        """One row of every output: the safe action, and zeros."""
+        action = self._action_spec()
+        row = np.array(safe_action, dtype=action.dtype).tobytes()
+        if len(row) != action.row_bytes:
+            raise EngineError(f"safe_action: expected {action.row_bytes // np.dtype(action.dtype).itemsize} elements")
+        return [row if tensor.name == ACTION else bytes(tensor.row_bytes) for tensor in self.spec.outputs]
+
+    def _action_spec(self) -> TensorSpec:
+        return next(tensor for tensor in self.spec.outputs if tensor.name == ACTION)
+
+    def _action_start(self) -> float:
+        low = self._action_spec().low
+        return float(low[0]) if low else 0.0
+
+    def _clip(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        tensor = self._action_spec()
+        low = np.array(tensor.low or [-np.inf]).reshape(tensor.shape if len(tensor.low) > 1 else ())
+        high = np.array(tensor.high or [np.inf]).reshape(tensor.shape if len(tensor.high) > 1 else ())
+        return np.clip(drawn, low, high)

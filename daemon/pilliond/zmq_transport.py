@@ -1,0 +1,104 @@
+"""The ZeroMQ carrier: one ROUTER, bound to every `ipc://` and `tcp://` address. Hot path.
+
+Its descriptor is edge-triggered: it becomes readable when the state *may* have changed, and any send or receive
+may swallow that. So after every burst the loop asks `readable()` again before it goes to sleep.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import Enum
+from typing import Final
+
+import zmq
+
+from pillion_protocol.zmq_frames import NOBLOCK, receive_frames, send_frames
+from pilliond.episodes import Frame
+from pilliond.errors import AddressInUseError, ListenError
+from pilliond.limits import (
+    HEARTBEAT_MS,
+    LINGER_MS,
+    MESSAGE_BYTES_HARD_MAX,
+    RECEIVE_QUEUE_MESSAGES_MAX,
+    SEND_QUEUE_MESSAGES_MAX,
+    TENSOR_FRAMES_MAX,
+)
+
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_FRAMES_MAX: Final = 2 + TENSOR_FRAMES_MAX
+_OWNER_ONLY_UMASK: Final = 0o177
+
+
+class Sent(Enum):
+    """What became of a reply."""
+
+    OK = "ok"
+    PEER_GONE = "peer_gone"
+    PEER_FULL = "peer_full"
+
+
+class ZmqTransport:
+    """Owns the context and the socket."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        socket = self._socket
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_HARD_MAX)
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.SNDHWM, SEND_QUEUE_MESSAGES_MAX)
+        socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MESSAGES_MAX)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HEARTBEAT_MS)
+
+    def bind(self, address: str) -> str:
+        """Listens at `address` and gives the address with the port that was taken.
+
+        An ipc socket belongs to this user alone. Raises `AddressInUseError` or `ListenError`.
+        """
+        umask = os.umask(_OWNER_ONLY_UMASK)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise AddressInUseError(f"{address} is in use") from None
+            raise ListenError(f"cannot listen at {address}: {error.strerror}") from None
+        finally:
+            os.umask(umask)
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def fileno(self) -> int:
+        """What becomes readable when `receive` may have something."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def readable(self) -> bool:
+        """Whether a message waits; re-arms the descriptor where none does."""
+        return bool(self._socket.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]
+
+    def receive(self) -> list[Frame] | None:
+        """The next message (peer, head, tensors), or None."""
+        try:
+            return receive_frames(self._socket, NOBLOCK, _FRAMES_MAX)
+        except zmq.Again:
+            return None
+
+    def send(self, message: list[Frame]) -> Sent:
+        """Sends a message (peer, head, tensors) without waiting."""
+        try:
+            send_frames(self._socket, message)
+        except zmq.Again:
+            return Sent.PEER_FULL
+        except zmq.ZMQError as error:
+            if error.errno == errno.EHOSTUNREACH:
+                return Sent.PEER_GONE
+            raise
+        return Sent.OK
+
+    def close(self) -> None:
+        """Lets what was sent leave, for `LINGER_MS` at most, and closes the socket."""
+        self._socket.close()
+        self._context.term()

@@ -1,0 +1,16 @@
+"""Puts the policies and episodes that ship into a wheel; an editable install reads them where they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class ShippedData(BuildHookInterface):  # type: ignore[type-arg]
+    """Hatchling's own force-include would copy the data into editable installs too, where it goes stale."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if version != "editable":
+            build_data["force_include"]["artifacts/examples"] = "pillion_artifacts/examples"
+            build_data["force_include"]["bench/episodes"] = "pillion_bench/episodes"

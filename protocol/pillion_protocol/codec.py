@@ -1,0 +1,81 @@
+"""Bytes to messages and back. Hot path: one encoder and one decoder a type, made once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from pillion_protocol.errors import RemoteProtocolError
+from pillion_protocol.messages import (
+    Act,
+    Action,
+    Begin,
+    Begun,
+    End,
+    Ended,
+    Error,
+    ErrorCode,
+    Goodbye,
+    Hello,
+    Message,
+    MessageType,
+    Ping,
+    Pong,
+    Welcome,
+)
+
+HEAD_BYTES_MAX: Final = 64 * 1024
+"""Bytes in a head. The largest is a begin with a seed for each of several thousand rows."""
+
+STRUCTS: Final[dict[MessageType, type[Message]]] = {
+    MessageType.HELLO: Hello,
+    MessageType.WELCOME: Welcome,
+    MessageType.BEGIN: Begin,
+    MessageType.BEGUN: Begun,
+    MessageType.ACT: Act,
+    MessageType.ACTION: Action,
+    MessageType.END: End,
+    MessageType.ENDED: Ended,
+    MessageType.PING: Ping,
+    MessageType.PONG: Pong,
+    MessageType.ERROR: Error,
+    MessageType.GOODBYE: Goodbye,
+}
+
+_encoder = msgspec.msgpack.Encoder()
+_prefixes = {struct: bytes([kind]) for kind, struct in STRUCTS.items()}
+_decoders = {int(kind): msgspec.msgpack.Decoder(struct).decode for kind, struct in STRUCTS.items()}
+
+
+def encode(message: Message) -> bytes:
+    """The head of `message`: its type byte and its fields as a msgpack array."""
+    return _prefixes[type(message)] + _encoder.encode(message)
+
+
+def decode(head: bytes) -> Message:
+    """The message that `head` holds.
+
+    Raises `RemoteProtocolError` where it holds none: `too_large`, `unknown_message` or `malformed`.
+    """
+    if len(head) > HEAD_BYTES_MAX:
+        raise RemoteProtocolError(
+            ErrorCode.TOO_LARGE, "the head is too large", f"at most {HEAD_BYTES_MAX} bytes", f"{len(head)} bytes"
+        )
+    if not head:
+        raise RemoteProtocolError(
+            ErrorCode.MALFORMED, "the head is empty", "a type byte and a msgpack array", "0 bytes"
+        )
+    decoder = _decoders.get(head[0])
+    if decoder is None:
+        raise RemoteProtocolError(
+            ErrorCode.UNKNOWN_MESSAGE, "unknown type byte", f"1 to {max(_decoders)}", f"{head[0]}"
+        )
+    try:
+        message: Message = decoder(head[1:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        name = MessageType(head[0]).name.lower()
+        raise RemoteProtocolError(
+            ErrorCode.MALFORMED, f"the body of this {name} cannot be read", f"the fields of {name}", str(error)
+        ) from None
+    return message

@@ -127,7 +127,7 @@ class _UniqueKeyLoader(yaml.CSafeLoader):
 def parse_card(text: bytes) -> ModelCard:
     """The card that YAML `text` holds; raises `InvalidArtifactError` with the path of what is wrong."""
     try:
-        fields = yaml.load(text, Loader=_UniqueKeyLoader)
+        fields = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - it derives from the safe loader
         card = msgspec.convert(fields, ModelCard)
     except yaml.YAMLError as error:
         raise InvalidArtifactError(f"model card: not YAML: {error}") from None

@@ -50,8 +50,7 @@ class OnnxEngine:
     def run(self, rows: int) -> None:
         try:
             self._run(self._binding_of_rows[rows])
-        except Exception as error:
-            # ONNX Runtime raises a dozen classes of its own, none with a common ancestor but Exception.
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's dozen classes have no nearer ancestor
             raise EngineError(f"onnxruntime: {type(error).__name__}") from error
 
     def outputs(self, rows: int) -> dict[str, Array]:
@@ -85,7 +84,7 @@ class OnnxEngine:
         feed = {name: array[:2] for name, array in zip(self._names, self.inputs, strict=True)}
         try:
             came = dict(zip(names, self._session.run(names, feed), strict=True))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as in `run`
             raise EngineError(f"the graph does not run on two rows of its card: {error}") from None
         for tensor in spec.outputs:
             _check_output(tensor, came[tensor.name])
@@ -110,7 +109,7 @@ def _open_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as in `run`
         raise EngineError(f"onnxruntime cannot load the model: {error}") from None
 
 

@@ -193,10 +193,13 @@ class ServingLoop:
                 self._sessions.answer_error(group, _ENGINE_FAILED, self._replies)
             self._report("engine_failed", {"error": str(error), "rows": rows})
             return
+        is_sampled = False
         for group in groups:
             if group.starting:
                 group.apply_starts()
-        if not all([group.deterministic for group in groups]):
+            if not group.deterministic:
+                is_sampled = True
+        if is_sampled:
             _sample(groups)
         ran_ns = self._clock()
         outputs = [array.data.cast("B") for array in version.outputs(rows)]

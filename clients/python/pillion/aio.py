@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Generator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
@@ -92,7 +92,7 @@ class Session:
         self._carrier.close()
         self._fail_all(self._conversation.lost())
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -192,7 +192,7 @@ class Episode(Handle):
         """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
         await _end(self, self._session)
 
-    async def __aenter__(self) -> Episode:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -227,7 +227,7 @@ class EpisodeGroup(Handle):
         """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""
         await _end(self, self._session)
 
-    async def __aenter__(self) -> EpisodeGroup:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -248,7 +248,7 @@ class Connecting:
     def __await__(self) -> Generator[Any, None, Session]:
         return self._connect().__await__()
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> Self:
         self._session = await self._connect()
         return self._session
 

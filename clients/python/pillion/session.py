@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 from numpy.typing import ArrayLike
 
@@ -96,7 +97,7 @@ class Session:
             self._conversation.closed("it was closed here")
         self._carrier.close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -176,7 +177,7 @@ class Episode(Handle):
         """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
         _end(self, self._session)
 
-    def __enter__(self) -> Episode:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -215,7 +216,7 @@ class EpisodeGroup(Handle):
         """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""
         _end(self, self._session)
 
-    def __enter__(self) -> EpisodeGroup:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

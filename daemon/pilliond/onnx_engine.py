@@ -50,7 +50,7 @@ class OnnxEngine:
     def run(self, rows: int) -> None:
         try:
             self._run(self._binding_of_rows[rows])
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's dozen classes have no nearer ancestor
+        except Exception as error:
             raise EngineError(f"onnxruntime: {type(error).__name__}") from error
 
     def outputs(self, rows: int) -> dict[str, Array]:

@@ -248,7 +248,7 @@ class Connecting:
     def __await__(self) -> Generator[Any, None, Session]:
         return self._connect().__await__()
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> Session:
         self._session = await self._connect()
         return self._session
 

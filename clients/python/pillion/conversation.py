@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from pillion.errors import EpisodeLostError, PillionError, RefusedError
 from pillion_protocol import (
     PROTOCOL_VERSION,
@@ -28,6 +30,7 @@ from pillion_protocol import (
     Message,
     Ping,
     Pong,
+    RemoteProtocolError,
     Spec,
     Welcome,
     decode,
@@ -171,11 +174,12 @@ class Conversation:
     # What was received
 
     def read(self, frames: Frames) -> Reply | None:
-        """The message in `frames`, or None where it is not for this session: late, or of another one.
-
-        Raises `pillion_protocol.RemoteProtocolError` where it is no message at all.
-        """
-        message = decode(bytes(frames[0]))
+        """The message in `frames`, or None where it is not for this session: late, of another one, or unreadable."""
+        try:
+            message = decode(bytes(frames[0]))
+        except RemoteProtocolError:
+            # A newer daemon may say what this client has no word for; the request is sent again and then times out.
+            return None
         if message.session != self.session or message.epoch != self.epoch:
             opens = not self.session and isinstance(message, Welcome) and message.sequence == self.sequence
             if not opens:
@@ -189,11 +193,17 @@ class Conversation:
             raise RefusedError.from_wire(message)
         if not isinstance(message, Welcome):
             raise _unexpected("welcome", message)
+        try:
+            spec = decode_spec(message.spec)
+        except msgspec.MsgspecError as error:
+            raise RefusedError(
+                ErrorCode.MALFORMED, "the spec in the welcome cannot be read", "a spec of protocol 1", str(error)
+            ) from None
         self.session = message.session
         self.epoch = message.epoch
         self.welcome = message
         self.limits = message.limits
-        self.spec = decode_spec(message.spec)
+        self.spec = spec
         self.is_open = True
 
     def begun(self, reply: Reply) -> Begun:
@@ -216,6 +226,11 @@ class Conversation:
         if isinstance(message, Ended):
             return message
         raise self._failure("ended", message)
+
+    def ponged(self, reply: Reply) -> None:
+        """Takes the answer to a ping; raises `RefusedError` or `EpisodeLostError`."""
+        if not isinstance(reply.message, Pong):
+            raise self._failure("pong", reply.message)
 
     def closed(self, reason: str) -> None:
         """Notes that the session is over."""

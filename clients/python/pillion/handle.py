@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from pillion.conversation import Conversation, Frames, Reply
 from pillion.errors import InvalidObservationError, PillionError
 from pillion.outcome import Outcome, timings_of
+from pillion.seeds import checked_seeds
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Action, Begun
 
@@ -80,8 +81,9 @@ class Handle:
         self._check_live()
         tensors = self._codec.encode(observation, self._rows)
         mask = b"" if episode_start is None else self._mask(episode_start)
+        drawn = () if seeds is None else checked_seeds(seeds, mask.count(1))
         return self._conversation.act(
-            self._id, self._rows or 1, tensors, budget_us, deterministic, mask, seeds or (), traceparent
+            self._id, self._rows or 1, tensors, budget_us, deterministic, mask, drawn, traceparent
         )
 
     def _mask(self, episode_start: ArrayLike) -> bytes:
@@ -93,5 +95,6 @@ class Handle:
     def _take(self, reply: Reply, sent_ns: int) -> Array:
         round_trip_ns = time.monotonic_ns() - sent_ns
         action = self._conversation.acted(reply)
+        self._codec.check(reply.tensors, self._rows)
         self._answer = (action, reply.tensors, round_trip_ns)
         return self._codec.decode_first(reply.tensors, self._rows)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion.conversation import TIMEOUT_S
-from pillion.errors import EpisodeLostError
+from pillion.errors import EpisodeLostError, InvalidObservationError
 from pillion.session import EpisodeGroup, connect
 from pillion.tensors import Array
 
@@ -44,7 +44,7 @@ class Policy:
         resets it.
         """
         batched, is_single = self._with_row_axis(observation)
-        rows = len(next(iter(batched.values())))
+        rows = self._rows_of(batched)
         starts = None if episode_start is None else np.broadcast_to(np.asarray(episode_start, dtype=bool), (rows,))
         try:
             actions = self._group(rows).act(batched, episode_start=starts, deterministic=deterministic)
@@ -72,6 +72,13 @@ class Policy:
             group = self.session.begin_many(rows, seeds=[self._seed + row for row in range(rows)])
             self._groups[rows] = group
         return group
+
+    def _rows_of(self, batched: dict[str, Array]) -> int:
+        first = self.session.spec.observation[0]
+        array = batched.get(first.name)
+        if array is None or not array.ndim:
+            raise InvalidObservationError(f"observation {first.name!r}: expected shape {first.shape}, or rows of it")
+        return len(array)
 
     def _with_row_axis(self, observation: Observations) -> tuple[dict[str, Array], bool]:
         specs = self.session.spec.observation

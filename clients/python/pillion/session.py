@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -14,20 +13,14 @@ from pillion.carrier import ZmqCarrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
 from pillion.errors import (
     EpisodeLostError,
-    InvalidObservationError,
+    PillionError,
     RequestTimeoutError,
     UnavailableError,
 )
 from pillion.handle import Handle
+from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Begun, Goodbye, Limits, Ping, Spec
-
-SEED_BITS = 62
-
-
-def random_seeds(count: int) -> list[int]:
-    """Seeds nobody can guess, for those who do not care which."""
-    return [secrets.randbits(SEED_BITS) for _ in range(count)]
 
 
 class Session:
@@ -72,22 +65,24 @@ class Session:
 
     def begin(self, seed: int | None = None) -> Episode:
         """Begins one episode. The same seed draws the same actions; None draws a seed."""
-        return Episode(self, self._begin(checked_seeds([seed]) if seed is not None else random_seeds(1)))
+        return Episode(self, self._begin(random_seeds(1) if seed is None else checked_seeds([seed], 1)))
 
     def begin_many(self, count: int, seeds: Sequence[int] | None = None) -> EpisodeGroup:
         """Begins `count` episodes that act together, a row each; `seeds` holds one for each of them.
 
         Raises `InvalidObservationError` where there are not `count` seeds, `RefusedError` beyond `limits.rows_max`.
         """
-        drawn = random_seeds(count) if seeds is None else checked_seeds(seeds)
-        if len(drawn) != count:
-            raise InvalidObservationError(f"seeds: expected {count}, came {len(drawn)}")
+        drawn = random_seeds(count) if seeds is None else checked_seeds(seeds, count)
         return EpisodeGroup(self, self._begin(drawn), count)
 
     def ping(self) -> float:
-        """The seconds that the daemon takes to answer nothing at all."""
+        """The seconds that the daemon takes to answer nothing at all.
+
+        Raises `EpisodeLostError` where it does not know this session any more.
+        """
+        self._check_not_closed()
         started_s = time.monotonic()
-        self._exchange(*self._conversation.ping())
+        self._conversation.ponged(self._exchange(*self._conversation.ping()))
         return time.monotonic() - started_s
 
     def close(self) -> None:
@@ -105,7 +100,12 @@ class Session:
     ) -> None:
         self.close()
 
+    def _check_not_closed(self) -> None:
+        if self._carrier.is_closed:
+            raise PillionError("this session was closed: connect again")
+
     def _open(self) -> None:
+        self._check_not_closed()
         try:
             reply = self._exchange(*self._conversation.hello())
         except RequestTimeoutError:
@@ -233,15 +233,6 @@ def _end(handle: Handle, session: Session) -> None:
     except EpisodeLostError:
         # Gone is what was asked for.
         return
-
-
-def checked_seeds(seeds: Sequence[int]) -> list[int]:
-    """`seeds` as the wire takes them; raises `InvalidObservationError`."""
-    checked = [int(seed) for seed in seeds]
-    for seed in checked:
-        if not 0 <= seed < 2**63:
-            raise InvalidObservationError(f"seed: expected 0 to 2^63 - 1, came {seed}")
-    return checked
 
 
 def connect(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pillion.errors import InvalidObservationError
-from pillion_protocol import Spec, TensorSpec
+from pillion.errors import InvalidObservationError, RefusedError
+from pillion_protocol import ErrorCode, Spec, TensorSpec
 
 Array = NDArray[Any]
 Observation = ArrayLike | Mapping[str, ArrayLike]
@@ -18,10 +18,11 @@ Observation = ArrayLike | Mapping[str, ArrayLike]
 class _Tensor:
     """What the hot path needs of a `TensorSpec`, as numpy objects."""
 
-    __slots__ = ("dtype", "name", "shape", "wire_dtype")
+    __slots__ = ("dtype", "name", "row_bytes", "shape", "wire_dtype")
 
     def __init__(self, spec: TensorSpec) -> None:
         self.name = spec.name
+        self.row_bytes = spec.row_bytes
         self.shape = tuple(spec.shape)
         self.dtype = np.dtype(spec.dtype)
         self.wire_dtype = self.dtype.newbyteorder("<")
@@ -56,14 +57,21 @@ class TensorCodec:
         return [_encode(tensor, observation[tensor.name], rows) for tensor in self._observation]
 
     def decode(self, frames: list[bytes | memoryview], rows: int | None) -> dict[str, Array]:
-        """The outputs in `frames` by name; arrays of their own. Raises `InvalidObservationError` where they do not fit."""
+        """The outputs in `frames` by name; arrays of their own. `check` has passed them."""
         leading = () if rows is None else (rows,)
-        if len(frames) != len(self._outputs):
-            raise InvalidObservationError(f"expected {len(self._outputs)} output frames, came {len(frames)}")
         return {
             tensor.name: np.frombuffer(frame, tensor.wire_dtype).reshape(leading + tensor.shape).copy()
             for tensor, frame in zip(self._outputs, frames, strict=True)
         }
+
+    def check(self, frames: list[bytes | memoryview], rows: int | None) -> None:
+        """Raises `RefusedError` where the outputs in `frames` are not those of the spec for so many rows."""
+        came = [len(frame) for frame in frames]
+        expected = [tensor.row_bytes * (1 if rows is None else rows) for tensor in self._outputs]
+        if came != expected:
+            raise RefusedError(
+                ErrorCode.SHAPE_MISMATCH, "the answer does not fit the spec", f"frames of {expected} bytes", f"{came}"
+            )
 
     def decode_first(self, frames: list[bytes | memoryview], rows: int | None) -> Array:
         """The first output alone (the action), as `decode` gives it."""
@@ -78,7 +86,10 @@ class TensorCodec:
 
 
 def _encode(tensor: _Tensor, value: ArrayLike, rows: int | None) -> bytes:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InvalidObservationError(f"observation {tensor.name!r}: no array: {error}") from None
     expected = tensor.shape if rows is None else (rows, *tensor.shape)
     if array.shape != expected:
         raise InvalidObservationError(
@@ -89,5 +100,8 @@ def _encode(tensor: _Tensor, value: ArrayLike, rows: int | None) -> bytes:
             raise InvalidObservationError(
                 f"observation {tensor.name!r}: expected {tensor.dtype}, came {array.dtype}, which does not convert"
             )
-        array = array.astype(tensor.wire_dtype)
+        converted = array.astype(tensor.wire_dtype)
+        if array.dtype.kind in "iu" and not np.array_equal(converted, array):
+            raise InvalidObservationError(f"observation {tensor.name!r}: these {array.dtype} do not fit {tensor.dtype}")
+        array = converted
     return array.tobytes()

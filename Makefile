@@ -1,0 +1,50 @@
+# One word per wish, the same for hand and CI.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test check bench clean
+
+help:
+	@echo "make demo    replay recorded episodes through a daemon on this machine"
+	@echo "make test    the whole test suite (installs torch, for Stable-Baselines3)"
+	@echo "make check   format, lint and types"
+	@echo "make bench   the figures of the README, measured here"
+	@echo "make setup   the virtual environment with everything"
+	@echo "make clean   forget the virtual environment and the caches"
+
+setup: .venv/dev.stamp
+
+demo: .venv/bench.stamp
+	$(BIN)/pillion bench demo
+
+test: .venv/dev.stamp
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: .venv/bench.stamp
+	$(BIN)/pillion bench floor
+	$(BIN)/pillion bench load --sessions 1
+	$(BIN)/pillion bench load --sessions 16
+	$(BIN)/pillion bench load --sessions 4 --rows 64
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# No torch here: an ONNX policy does not need it.
+.venv/bench.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --progress-bar on --editable '.[bench]'
+	@touch $@
+
+# torch by itself and first, so that the build that the index offers for this machine stays.
+.venv/dev.stamp: pyproject.toml | .venv/bench.stamp
+	$(BIN)/python -m pip install --quiet --progress-bar on torch==2.13.0
+	$(BIN)/python -m pip install --quiet --progress-bar on --editable '.[dev]'
+	@touch $@

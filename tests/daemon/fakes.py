@@ -1,0 +1,183 @@
+"""Fakes, not mocks: an engine that counts, a clock that is told the time, a transport that is two lists."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from pillion_artifacts.card import Distribution
+from pillion_protocol import (
+    Act,
+    Action,
+    Begin,
+    Begun,
+    Error,
+    Hello,
+    Message,
+    Spec,
+    TensorSpec,
+    Welcome,
+    decode,
+    encode,
+)
+from pilliond.engine import Array, EngineError
+from pilliond.episodes import Frame
+from pilliond.limits import ServingLimits
+from pilliond.metrics_page import MetricsPage, make_page
+from pilliond.routing import Router
+from pilliond.scheduler import Scheduler
+from pilliond.serving_loop import ServingLoop
+from pilliond.sessions import Sessions
+from pilliond.versions import Identity, Version
+from pilliond.zmq_transport import Sent
+
+WIDTH = 3
+SPEC = Spec(
+    observation=[TensorSpec("observation", "float32", [WIDTH])],
+    outputs=[TensorSpec("action", "float32", []), TensorSpec("batch_index", "int64", [])],
+)
+DIGEST = bytes(range(32))
+
+
+class CountingEngine:
+    """The action is the sum of the observation; `batch_index` tells which batch it was run in."""
+
+    kind = "counting"
+
+    def __init__(self, rows_max: int = 8) -> None:
+        self.inputs: list[Array] = [np.zeros((rows_max, WIDTH), np.float32)]
+        self.input_views = [array.data.cast("B") for array in self.inputs]
+        self.batches: list[int] = []
+        self.fails = False
+        self._outputs: dict[str, Array] = {
+            "action": np.zeros(rows_max, np.float32),
+            "batch_index": np.zeros(rows_max, np.int64),
+            "log_std": np.zeros(rows_max, np.float32),
+        }
+
+    def run(self, rows: int) -> None:
+        if self.fails:
+            raise EngineError("told to fail")
+        self._outputs["action"][:rows] = self.inputs[0][:rows].sum(axis=1)
+        self._outputs["batch_index"][:rows] = len(self.batches)
+        self.batches.append(rows)
+
+    def outputs(self, rows: int) -> dict[str, Array]:
+        return self._outputs
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+class Clock:
+    """Time passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class ListTransport:
+    """Messages to be received, and messages that were sent."""
+
+    def __init__(self) -> None:
+        self.inbox: deque[list[Frame]] = deque()
+        self.sent: list[list[Frame]] = []
+        self.answers: dict[bytes, Sent] = {}
+
+    def receive(self) -> list[Frame] | None:
+        return self.inbox.popleft() if self.inbox else None
+
+    def readable(self) -> bool:
+        return bool(self.inbox)
+
+    def send(self, message: list[Frame]) -> Sent:
+        answer = self.answers.get(bytes(message[0]), Sent.OK)
+        if answer is Sent.OK:
+            self.sent.append(message)
+        return answer
+
+
+class Bench:
+    """A serving loop without sockets or threads. To be made inside a running event loop."""
+
+    def __init__(
+        self,
+        limits: ServingLimits | None = None,
+        safe_action: list[float] | None = None,
+    ) -> None:
+        self.limits = limits or ServingLimits(rows_max=8, queue_rows_max=16)
+        self.engine = CountingEngine(self.limits.rows_max)
+        distribution = Distribution("diagonal_gaussian", log_std="log_std")
+        self.version = Version(Identity("counter", "1.2.3", DIGEST), SPEC, distribution, self.engine, safe_action)
+        self.page = MetricsPage(make_page())
+        self.clock = Clock()
+        self.scheduler = Scheduler(self.limits.rows_max, self.limits.batch_wait_us_max * 1_000)
+        self.sessions = Sessions(
+            7, Router(self.version), self.limits, self.page, lambda: self.scheduler.rows_waiting
+        )
+        self.transport = ListTransport()
+        self.events: list[str] = []
+        self.loop = ServingLoop(
+            self.transport,  # type: ignore[arg-type]
+            self.sessions,
+            self.scheduler,
+            self.page,
+            self.clock,
+            lambda name, fields: self.events.append(name),
+        )
+
+    def put(self, peer: bytes, message: Message, *tensors: bytes) -> None:
+        """Lets `message` arrive."""
+        self.transport.inbox.append([peer, encode(message), *tensors])
+
+    def pump(self) -> list[Message]:
+        """Lets the loop work and gives what it sent."""
+        self.loop._on_readable()
+        sent = [decode(bytes(message[1])) for message in self.transport.sent]
+        self.transport.sent.clear()
+        return sent
+
+    def ask(self, peer: bytes, message: Message, *tensors: bytes) -> Message:
+        """Lets `message` arrive and gives the one reply."""
+        self.put(peer, message, *tensors)
+        (reply,) = self.pump()
+        return reply
+
+    def open(self, peer: bytes = b"peer", **fields: Any) -> Welcome:
+        """A new session."""
+        reply = self.ask(peer, Hello(0, 0, 1_000_000 + len(self.sessions), **fields))
+        assert isinstance(reply, Welcome), reply
+        return reply
+
+    def begin(self, welcome: Welcome, sequence: int = 1, rows: int = 1, peer: bytes = b"peer") -> Begun:
+        """A new handle."""
+        reply = self.ask(peer, Begin(welcome.session, welcome.epoch, sequence, list(range(rows))))
+        assert isinstance(reply, Begun), reply
+        return reply
+
+
+def observation(rows: int = 1, value: float = 1.0) -> bytes:
+    """The tensor frame of `rows` observations whose action is 3 × `value`."""
+    return np.full((rows, WIDTH), value, np.float32).tobytes()
+
+
+def act(begun: Begun, sequence: int, rows: int = 1, **fields: Any) -> Act:
+    """An act under a handle."""
+    fields.setdefault("deterministic", True)
+    return Act(begun.session, begun.epoch, sequence, begun.episode, rows, **fields)
+
+
+def codes(messages: list[Message]) -> list[str]:
+    """What came back, in a word each: `action`, or an error's code."""
+    return [message.code if isinstance(message, Error) else type(message).__name__.lower() for message in messages]
+
+
+def action_of(message: Message) -> Action:
+    """`message`, which must be an action."""
+    assert isinstance(message, Action), message
+    return message

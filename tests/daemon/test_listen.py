@@ -1,0 +1,42 @@
+"""Making way for a socket: a stale one goes, a live one stays, anything else is left alone."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from pilliond.errors import AddressInUseError, ListenError
+from pilliond.listen import clear_socket_path
+
+
+def test_a_stale_socket_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "stale.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    clear_socket_path(str(path))
+    assert not path.exists()
+
+
+def test_a_socket_that_somebody_listens_at_is_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "live.sock"
+    with socket.socket(socket.AF_UNIX) as live:
+        live.bind(str(path))
+        live.listen()
+        with pytest.raises(AddressInUseError):
+            clear_socket_path(str(path))
+    assert path.exists()
+
+
+def test_a_file_of_another_kind_is_never_removed(tmp_path: Path) -> None:
+    path = tmp_path / "precious.txt"
+    path.write_text("data")
+    with pytest.raises(ListenError, match="not a socket"):
+        clear_socket_path(str(path))
+    assert path.read_text() == "data"
+
+
+def test_a_folder_that_is_not_there_is_made_for_this_user_alone(tmp_path: Path) -> None:
+    clear_socket_path(str(tmp_path / "new" / "x.sock"))
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700

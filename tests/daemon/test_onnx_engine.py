@@ -1,0 +1,78 @@
+"""The inline engine runs the shipped policies, in any number of rows, and refuses a graph that is not its card's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from pillion_artifacts import Artifact, Store
+from pillion_protocol import Spec, TensorSpec
+from pilliond.engine import EngineError
+from pilliond.onnx_engine import OnnxEngine, buckets_for
+
+EXAMPLES = Path(__file__).parents[2] / "artifacts" / "examples"
+POLICIES = sorted(entry.name for entry in EXAMPLES.iterdir() if entry.is_dir())
+
+
+@pytest.fixture(scope="module")
+def lander() -> Artifact:
+    return Store(EXAMPLES).load("lunar-lander")
+
+
+def test_buckets_are_powers_of_two_and_the_maximum() -> None:
+    assert buckets_for(1) == [1]
+    assert buckets_for(8) == [1, 2, 4, 8]
+    assert buckets_for(20) == [1, 2, 4, 8, 16, 20]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_number_of_rows_gives_what_onnxruntime_gives(policy: str) -> None:
+    artifact = Store(EXAMPLES).load(policy)
+    spec = artifact.card.spec()
+    engine = OnnxEngine(artifact.model, spec, [], rows_max=16)
+    engine.warm_up()
+    reference = onnxruntime.InferenceSession(artifact.model, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(3)
+    tensor = spec.observation[0]
+    for rows in range(1, 17):
+        drawn = random.uniform(0, 1, (rows, *tensor.shape)) * (255 if tensor.dtype == "uint8" else 1)
+        values = drawn.astype(tensor.dtype)
+        engine.input_views[0][: values.nbytes] = values.tobytes()
+        engine.run(rows)
+        for output in spec.outputs:
+            (expected,) = reference.run([output.name], {tensor.name: values})
+            np.testing.assert_allclose(engine.outputs(rows)[output.name][:rows], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_left_from_a_larger_batch_do_not_change_a_smaller_one(lander: Artifact) -> None:
+    engine = OnnxEngine(lander.model, lander.card.spec(), ["logits"], rows_max=8)
+    engine.inputs[0][:] = np.random.default_rng(1).normal(size=(8, 8))
+    engine.run(8)
+    engine.run(3)
+    first = engine.outputs(3)["logits"][:3].copy()
+    engine.inputs[0][3:] = 1e6
+    engine.run(3)
+    assert np.array_equal(first, engine.outputs(3)["logits"][:3])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (Spec([TensorSpec("image", "float32", [8])], [TensorSpec("action", "int64")]), "inputs are not the card's"),
+        (Spec([TensorSpec("observation", "float32", [9])], [TensorSpec("action", "int64")]), "does not run"),
+        (Spec([TensorSpec("observation", "float32", [8])], [TensorSpec("value", "float32")]), "no output 'value'"),
+        (Spec([TensorSpec("observation", "float32", [8])], [TensorSpec("action", "float32")]), "expected float32"),
+        (Spec([TensorSpec("observation", "float32", [8])], [TensorSpec("action", "int64", [2])]), r"\[2, 2\]"),
+    ],
+)
+def test_a_card_that_lies_about_the_graph_is_refused(lander: Artifact, spec: Spec, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        OnnxEngine(lander.model, spec, [], rows_max=4)
+
+
+def test_bytes_that_are_no_model_are_refused(lander: Artifact) -> None:
+    with pytest.raises(EngineError, match="cannot load"):
+        OnnxEngine(b"not a model", lander.card.spec(), [], rows_max=4)

@@ -1,0 +1,75 @@
+"""Settings: defaults < file < environment < flags; a mistake is one line that begins with its path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilliond.errors import SettingsError
+from pilliond.settings import load_settings
+
+
+def load(tmp_path: Path, text: str = "", environment: dict[str, str] | None = None, **flags: Any) -> Any:
+    file = tmp_path / "pillion.toml"
+    file.write_text(text)
+    return load_settings(file, environment or {}, flags)
+
+
+def test_each_layer_overrides_the_one_before(tmp_path: Path) -> None:
+    text = '[store]\npath = "/from/file"\npolicy = "from-file"\n[limits]\nrows_max = 4\nqueue_rows_max = 8\n'
+    environment = {"PILLION_STORE__POLICY": "from-environment", "PILLION_LIMITS__ROWS_MAX": "5"}
+    settings = load(tmp_path, text, environment, limits={"rows_max": 6})
+    assert settings.store.path == "/from/file"
+    assert settings.store.policy == "from-environment"
+    assert settings.limits.rows_max == 6
+    assert settings.limits.queue_rows_max == 8
+    assert settings.engine.threads == 1
+
+
+def test_variables_that_are_not_settings_are_left_alone(tmp_path: Path) -> None:
+    load(tmp_path, environment={"PILLION_CONFIG": "x", "OMP_NUM_THREADS": "1", "HOME": "/"})
+
+
+def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> None:
+    settings = load(tmp_path, environment={"PILLION_DATA__LISTEN": "ipc:///tmp/a.sock,tcp://127.0.0.1:0"})
+    assert settings.data_addresses() == ["ipc:///tmp/a.sock", "tcp://127.0.0.1:0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[limits]\nrow_max = 4\n", r"^limits: Object contains unknown field `row_max`"),
+        ('[limits]\nrows_max = "many"\n', r"^limits\.rows_max: Expected `int`"),
+        ("[limits]\nrows_max = 0\n", r"rows_max: expected 1 to 4096, came 0"),
+        ("[limits]\nrows_max = 64\nqueue_rows_max = 8\n", "queue_rows_max: expected at least rows_max"),
+        ("[nonsense]\n", "unknown field `nonsense`"),
+        ("limits = 3\n", "^limits: expected a section"),
+        ("[limits\n", "pillion.toml: "),
+        ('[data]\nlisten = ["http://127.0.0.1"]\n', "^listen: expected ipc:///PATH or tcp"),
+        ('[data]\nlisten = ["ipc://relative.sock"]\n', "absolute path"),
+        ('[data]\nlisten = ["tcp://127.0.0.1"]\n', "expected a port"),
+        ('[data]\nlisten = ["tcp://localhost:5"]\n', "numeric address"),
+        (f'[data]\nlisten = ["ipc:///{"x" * 120}"]\n', "at most 107 bytes"),
+        ('[admin]\nlisten = "127.0.0.1:80"\n', r"^admin\.listen: expected http"),
+        ('[log]\nlevel = "loud"\n', r"^log\.level: "),
+        ("[engine]\nthreads = 0\n", "threads: expected 1 to 256"),
+    ],
+)
+def test_a_mistake_is_named_with_its_path(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        load(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_by_default_nobody_off_this_host_can_connect(tmp_path: Path) -> None:
+    assert all(address.startswith("ipc://") for address in load(tmp_path).data_addresses())
+    for address in ("tcp://0.0.0.0:5555", "tcp://192.0.2.1:5555", "tcp://[::]:5555"):
+        with pytest.raises(SettingsError, match="expected a loopback address"):
+            load(tmp_path, data={"listen": [address]})
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        load_settings(Path("/nonexistent/pillion.toml"), {}, {})

@@ -25,7 +25,7 @@ async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
     artifact = load_policy(settings)
-    supervisor = Supervisor(settings, artifact, log.info)
+    supervisor = Supervisor(settings, artifact, log)
     admin = Admin(supervisor)
     systemd = sdnotify.SystemdNotifier()
     try:

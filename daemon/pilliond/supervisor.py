@@ -22,8 +22,6 @@ from pilliond.listen import clear_socket_path
 from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.settings import Settings
 
-Log = Callable[..., Any]
-
 
 class StartRefusedError(DaemonError):
     """The serving process said why it cannot start."""
@@ -39,7 +37,7 @@ class Supervisor:
     Rule: there is one serving process at a time, and each start has an epoch greater than the last.
     """
 
-    def __init__(self, settings: Settings, artifact: Artifact, log: Log) -> None:
+    def __init__(self, settings: Settings, artifact: Artifact, log: Any) -> None:
         self.artifact = artifact
         self.starts = 0
         self.ready: Ready | None = None
@@ -73,7 +71,7 @@ class Supervisor:
             except StartRefusedError as refused:
                 if self.starts == 1:
                     raise
-                self._log("serving_failed", error=str(refused))
+                self._log.error("serving_failed", error=str(refused))
                 came_up = False
             finally:
                 code = await self._reap()
@@ -83,7 +81,7 @@ class Supervisor:
             if failures >= RESTARTS_WITHOUT_READY_MAX or (self.starts == 1 and not came_up):
                 raise ServingDiedError(f"the serving process ended with {code} before it was ready")
             delay_s = min(RESTART_DELAY_S_MAX, 0.1 * 2**failures)
-            self._log("serving_died", exit_code=code, restart_in_s=delay_s)
+            self._log.error("serving_died", exit_code=code, restart_in_s=delay_s)
             await asyncio.sleep(delay_s)
 
     def stop(self, reason: str) -> None:
@@ -151,7 +149,7 @@ class Supervisor:
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)
                     case Event():
-                        self._log(report.name, **report.fields)
+                        self._log.warning(report.name, **report.fields)
         finally:
             timer.cancel()
         return came_up
@@ -179,7 +177,7 @@ class Supervisor:
 
     def _kill(self, why: str) -> None:
         if self._process is not None:
-            self._log("serving_killed", reason=why)
+            self._log.error("serving_killed", reason=why)
             self._process.kill()
 
 

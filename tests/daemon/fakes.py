@@ -117,9 +117,7 @@ class Bench:
         self.page = MetricsPage(make_page())
         self.clock = Clock()
         self.scheduler = Scheduler(self.limits.rows_max, self.limits.batch_wait_us_max * 1_000)
-        self.sessions = Sessions(
-            7, Router(self.version), self.limits, self.page, lambda: self.scheduler.rows_waiting
-        )
+        self.sessions = Sessions(7, Router(self.version), self.limits, self.page, lambda: self.scheduler.rows_waiting)
         self.transport = ListTransport()
         self.events: list[str] = []
         self.loop = ServingLoop(

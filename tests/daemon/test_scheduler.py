@@ -112,7 +112,9 @@ def test_a_batch_never_mixes_versions_never_exceeds_its_rows_and_loses_nobody(
             taken += _check_batch(scheduler.take(now_ns, 1), now_ns, rows_max)
     while (batch := scheduler.take(now_ns, 0, drain=True)) is not None:
         taken += _check_batch(batch, now_ns, rows_max)
-    assert [id(group) for group in taken] == [id(group) for group in added] or set(map(id, taken)) == set(map(id, added))
+    assert [id(group) for group in taken] == [id(group) for group in added] or set(map(id, taken)) == set(
+        map(id, added)
+    )
     assert len(taken) == len(added)
     assert scheduler.rows_waiting == 0
 

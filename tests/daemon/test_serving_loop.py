@@ -119,9 +119,7 @@ async def test_work_whose_deadline_has_passed_is_not_executed() -> None:
     assert bench.engine.batches == []
 
 
-@pytest.mark.parametrize(
-    ("fallback", "expected"), [(Fallback.ZEROS, 0.0), (Fallback.LAST, 3.0), (Fallback.SAFE, 0.5)]
-)
+@pytest.mark.parametrize(("fallback", "expected"), [(Fallback.ZEROS, 0.0), (Fallback.LAST, 3.0), (Fallback.SAFE, 0.5)])
 async def test_a_session_gets_the_fallback_that_it_declared(fallback: Fallback, expected: float) -> None:
     bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000), safe_action=[0.5])
     welcome = bench.open(fallback=fallback)

@@ -10,17 +10,23 @@
 `pillion.aio.connect` has the same words for asyncio; `pillion.Policy` is a Stable-Baselines3 `predict`.
 """
 
-from pillion.errors import (
-    EpisodeLostError,
-    InvalidObservationError,
-    PillionError,
-    RefusedError,
-    RequestTimeoutError,
-    UnavailableError,
-)
-from pillion.outcome import Outcome, Timings
-from pillion.policy import Policy
-from pillion.session import Episode, EpisodeGroup, Session, connect
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pillion.errors import (
+        EpisodeLostError,
+        InvalidObservationError,
+        PillionError,
+        RefusedError,
+        RequestTimeoutError,
+        UnavailableError,
+    )
+    from pillion.outcome import Outcome, Timings
+    from pillion.policy import Policy
+    from pillion.session import Episode, EpisodeGroup, Session, connect
 
 __version__ = "0.1.0"
 
@@ -39,3 +45,32 @@ __all__ = [
     "UnavailableError",
     "connect",
 ]
+
+_HOMES = {
+    "Episode": "session",
+    "EpisodeGroup": "session",
+    "EpisodeLostError": "errors",
+    "InvalidObservationError": "errors",
+    "Outcome": "outcome",
+    "PillionError": "errors",
+    "Policy": "policy",
+    "RefusedError": "errors",
+    "RequestTimeoutError": "errors",
+    "Session": "session",
+    "Timings": "outcome",
+    "UnavailableError": "errors",
+    "connect": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for: `pillion --help` waits for neither numpy nor ZeroMQ."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pillion' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pillion.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,13 +15,12 @@ from pillion.carrier import ZmqCarrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
 from pillion.errors import (
     EpisodeLostError,
-    InvalidObservationError,
     PillionError,
     RequestTimeoutError,
     UnavailableError,
 )
 from pillion.handle import Handle
-from pillion.session import checked_seeds, random_seeds
+from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Begun, Goodbye, Limits, Ping, Spec
 
@@ -34,7 +34,8 @@ class Session:
         self._timeout_s = timeout_s
         self._codec: TensorCodec
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
-        self._opening = asyncio.Lock()
+        self._unsent: dict[int, Frames] = {}
+        self._turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(carrier.fileno(), self._on_readable)
 
@@ -65,20 +66,21 @@ class Session:
 
     async def begin(self, seed: int | None = None) -> Episode:
         """Begins one episode. The same seed draws the same actions; None draws a seed."""
-        seeds = random_seeds(1) if seed is None else checked_seeds([seed])
+        seeds = random_seeds(1) if seed is None else checked_seeds([seed], 1)
         return Episode(self, await self._begin(seeds))
 
     async def begin_many(self, count: int, seeds: Sequence[int] | None = None) -> EpisodeGroup:
         """Begins `count` episodes that act together, a row each; `seeds` holds one for each of them."""
-        drawn = random_seeds(count) if seeds is None else checked_seeds(seeds)
-        if len(drawn) != count:
-            raise InvalidObservationError(f"seeds: expected {count}, came {len(drawn)}")
+        drawn = random_seeds(count) if seeds is None else checked_seeds(seeds, count)
         return EpisodeGroup(self, await self._begin(drawn), count)
 
     async def ping(self) -> float:
-        """The seconds that the daemon takes to answer nothing at all."""
+        """The seconds that the daemon takes to answer nothing at all.
+
+        Raises `EpisodeLostError` where it does not know this session any more.
+        """
         started_s = time.monotonic()
-        await self._exchange(*self._conversation.ping())
+        self._conversation.ponged(await self._exchange(*self._conversation.ping()))
         return time.monotonic() - started_s
 
     async def close(self) -> None:
@@ -111,43 +113,80 @@ class Session:
         self._codec = TensorCodec(self._conversation.spec)
 
     async def _begin(self, seeds: list[int]) -> Begun:
-        if self._conversation.is_open:
-            try:
-                return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds)))
-            except EpisodeLostError:
-                # The daemon was started again since: nothing of ours is lost by opening anew.
-                pass
-        async with self._opening:
-            if not self._conversation.is_open:
-                await self._open()
-        return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds)))
+        async with self._in_turn():
+            if self._conversation.is_open:
+                try:
+                    return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds)))
+                except EpisodeLostError:
+                    # The daemon was started again since: nothing of ours is lost by opening anew.
+                    pass
+            self._fail_all(self._conversation.lost())
+            await self._open()
+            return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds)))
+
+    async def _end(self, episode: int) -> None:
+        async with self._in_turn():
+            self._conversation.ended(await self._exchange(*self._conversation.end(episode)))
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        """Begins and ends go one at a time: the daemon repeats the reply to the last one only."""
+        try:
+            await asyncio.wait_for(self._turn.acquire(), self._timeout_s)
+        except TimeoutError:
+            raise self._timed_out() from None
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _timed_out(self) -> RequestTimeoutError:
+        return RequestTimeoutError(f"no answer from {self._carrier.address} within {self._timeout_s:g} s")
 
     async def _exchange(self, sequence: int, frames: Frames) -> Reply:
         """Sends a request and waits for its answer, sending it again where none comes."""
+        if self._carrier.is_closed:
+            raise PillionError("this session was closed: connect again")
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._waiting[sequence] = answer
         resend = self._loop.call_later(RESEND_S, self._resend, sequence, frames, self._timeout_s - RESEND_S)
         try:
-            self._carrier.send_now(frames)
-            # A send may swallow the descriptor's edge: look before sleeping.
-            self._on_readable()
+            self._send(sequence, frames)
             return await asyncio.wait_for(answer, self._timeout_s)
         except TimeoutError:
-            raise RequestTimeoutError(f"no answer from {self._carrier.address} within {self._timeout_s:g} s") from None
+            raise self._timed_out() from None
         finally:
             resend.cancel()
             del self._waiting[sequence]
+            self._unsent.pop(sequence, None)
+
+    def _send(self, sequence: int, frames: Frames) -> None:
+        """Sends a request now, or when there is a connection to send it on: the descriptor tells of that too."""
+        if not self._carrier.send_now(frames):
+            self._unsent[sequence] = frames
+        # A send may swallow the descriptor's edge: look before sleeping.
+        self._on_readable()
 
     def _resend(self, sequence: int, frames: Frames, left_s: float) -> None:
         waiting = self._waiting.get(sequence)
         if waiting is None or waiting.done() or self._carrier.is_closed:
             return
-        self._carrier.send_now(frames)
-        self._on_readable()
+        self._send(sequence, frames)
         if left_s > RESEND_S:
             self._loop.call_later(RESEND_S, self._resend, sequence, frames, left_s - RESEND_S)
 
     def _on_readable(self) -> None:
+        self._receive_all()
+        # Each send may swallow the edge that tells of a message, so each is followed by a look.
+        while self._unsent and not self._carrier.is_closed:
+            sequence = next(iter(self._unsent))
+            if not self._carrier.send_now(self._unsent[sequence]):
+                self._receive_all()
+                return
+            self._unsent.pop(sequence)
+            self._receive_all()
+
+    def _receive_all(self) -> None:
         while not self._carrier.is_closed and (received := self._carrier.receive_now()) is not None:
             reply = self._conversation.read(received)
             if reply is None:
@@ -272,7 +311,7 @@ async def _end(handle: Handle, session: Session) -> None:
     if not handle._mark_ended():
         return
     try:
-        session._conversation.ended(await session._exchange(*session._conversation.end(handle._id)))
+        await session._end(handle._id)
     except EpisodeLostError:
         # Gone is what was asked for.
         return

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pillion.conversation import Conversation, Frames, Reply
-from pillion.errors import InvalidObservationError, PillionError
+from pillion.errors import InvalidObservationError, PillionError, RefusedError
 from pillion.outcome import Outcome, timings_of
 from pillion.seeds import checked_seeds
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Action, Begun
+from pillion_protocol import Action, Begun, ErrorCode
 
 
 class Handle:
@@ -33,6 +33,7 @@ class Handle:
         self._versions = {lease.digest: lease.version for lease in begun.leases}
         self._answer: tuple[Action, Frames, int] | None = None
         self._is_ended = False
+        self._output_bytes = codec.output_bytes(rows)
 
     @property
     def version(self) -> str:
@@ -95,6 +96,13 @@ class Handle:
     def _take(self, reply: Reply, sent_ns: int) -> Array:
         round_trip_ns = time.monotonic_ns() - sent_ns
         action = self._conversation.acted(reply)
-        self._codec.check(reply.tensors, self._rows)
+        came = [len(frame) for frame in reply.tensors]
+        if came != self._output_bytes:
+            raise RefusedError(
+                ErrorCode.SHAPE_MISMATCH,
+                "the answer does not fit the spec",
+                f"frames of {self._output_bytes} bytes",
+                f"{came}",
+            )
         self._answer = (action, reply.tensors, round_trip_ns)
         return self._codec.decode_first(reply.tensors, self._rows)

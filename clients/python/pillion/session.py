@@ -23,6 +23,10 @@ from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Begun, Goodbye, Limits, Ping, Spec
 
 
+LISTEN_AFTER_S = 0.001
+"""After a pause this long a request first looks for what the daemon said meanwhile; in a tight loop it costs 2 %."""
+
+
 class Session:
     """A conversation with a daemon. Made by `connect`; for one thread at a time.
 
@@ -35,6 +39,7 @@ class Session:
         self._conversation = conversation
         self._timeout_s = timeout_s
         self._codec: TensorCodec
+        self._heard_s = 0.0
         carrier.set_wait(min(RESEND_S, timeout_s))
         self._open()
 
@@ -128,21 +133,32 @@ class Session:
     def _exchange(self, sequence: int, frames: Frames) -> Reply:
         """Sends a request and waits for its answer, sending it again where none comes."""
         carrier = self._carrier
-        read = self._conversation.read
-        give_up_s = time.monotonic() + self._timeout_s
+        started_s = time.monotonic()
+        if started_s - self._heard_s > LISTEN_AFTER_S and (last_word := self._listen()) is not None:
+            return last_word
         while True:
-            is_sent = carrier.send(frames)
-            while is_sent and (received := carrier.receive()) is not None:
-                reply = read(received)
-                if reply is not None:
-                    if reply.message.sequence == sequence:
+            if carrier.send(frames):
+                while (received := carrier.receive()) is not None:
+                    reply = self._conversation.read(received)
+                    if reply is not None and (reply.message.sequence == sequence or self._heed(reply)):
+                        self._heard_s = time.monotonic()
                         return reply
-                    if self._heed(reply):
-                        return reply
-                if time.monotonic() >= give_up_s:
-                    break
-            if time.monotonic() >= give_up_s:
+                    if time.monotonic() >= started_s + self._timeout_s:
+                        break
+            if time.monotonic() >= started_s + self._timeout_s:
                 raise RequestTimeoutError(f"no answer from {carrier.address} within {self._timeout_s:g} s")
+
+    def _listen(self) -> Reply | None:
+        """Takes what came while nobody waited; gives the daemon's last word, if it was said.
+
+        This must come before a send: with the first one that fails, libzmq throws unread messages of that
+        connection away.
+        """
+        while (received := self._carrier.receive_now()) is not None:
+            reply = self._conversation.read(received)
+            if reply is not None and self._heed(reply):
+                return reply
+        return None
 
     def _heed(self, reply: Reply) -> bool:
         """Takes what the daemon said unasked; True where it was the last word. A late answer is dropped."""

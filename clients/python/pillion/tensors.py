@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pillion.errors import InvalidObservationError, RefusedError
-from pillion_protocol import ErrorCode, Spec, TensorSpec
+from pillion.errors import InvalidObservationError
+from pillion_protocol import Spec, TensorSpec
 
 Array = NDArray[Any]
 Observation = ArrayLike | Mapping[str, ArrayLike]
@@ -57,21 +57,16 @@ class TensorCodec:
         return [_encode(tensor, observation[tensor.name], rows) for tensor in self._observation]
 
     def decode(self, frames: list[bytes | memoryview], rows: int | None) -> dict[str, Array]:
-        """The outputs in `frames` by name; arrays of their own. `check` has passed them."""
+        """The outputs in `frames` by name; arrays of their own. The caller has checked their sizes."""
         leading = () if rows is None else (rows,)
         return {
             tensor.name: np.frombuffer(frame, tensor.wire_dtype).reshape(leading + tensor.shape).copy()
             for tensor, frame in zip(self._outputs, frames, strict=True)
         }
 
-    def check(self, frames: list[bytes | memoryview], rows: int | None) -> None:
-        """Raises `RefusedError` where the outputs in `frames` are not those of the spec for so many rows."""
-        came = [len(frame) for frame in frames]
-        expected = [tensor.row_bytes * (1 if rows is None else rows) for tensor in self._outputs]
-        if came != expected:
-            raise RefusedError(
-                ErrorCode.SHAPE_MISMATCH, "the answer does not fit the spec", f"frames of {expected} bytes", f"{came}"
-            )
+    def output_bytes(self, rows: int | None) -> list[int]:
+        """The bytes of each output frame of an answer for so many rows."""
+        return [tensor.row_bytes * (1 if rows is None else rows) for tensor in self._outputs]
 
     def decode_first(self, frames: list[bytes | memoryview], rows: int | None) -> Array:
         """The first output alone (the action), as `decode` gives it."""

@@ -1,0 +1,338 @@
+"""What the tests use to stand on either side of the wire: a daemon, a raw client, a daemon that is not one."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import msgspec
+import zmq
+
+from pillion_protocol import Hello, Limits, Message, Spec, TensorSpec, Welcome, decode, encode, encode_spec, spec_hash
+
+ROOT = Path(__file__).resolve().parent.parent
+STORE = ROOT / "artifacts" / "examples"
+
+TIME_UNIT_S = float(os.environ.get("PILLION_TEST_TIME_UNIT_S", "1"))
+"""A second, or more on a slow machine: nothing is asserted on it, waits are only bounded by it."""
+
+START_S_MAX = 30 * TIME_UNIT_S
+WAIT_S_MAX = 10 * TIME_UNIT_S
+
+Frame = bytes | memoryview
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=WAIT_S_MAX)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(WAIT_S_MAX)
+        self.sock.connect(self._path)
+
+
+class Daemon:
+    """A running `pilliond`. Owns its process: `stop` or `kill` ends it, by its pid.
+
+    `address` is the first data address that it really took, `addresses` all of them, `admin` the admin URL.
+    """
+
+    def __init__(self, arguments: list[str], stderr: Path, environment: dict[str, str] | None = None) -> None:
+        self.addresses: list[str] = []
+        self.admin = ""
+        self._stderr = stderr
+        with stderr.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pilliond", "--log-format", "json", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(environment or {})},
+                cwd=stderr.parent,
+            )
+
+    @property
+    def address(self) -> str:
+        return self.addresses[0]
+
+    @property
+    def pid(self) -> int:
+        """The control process."""
+        return self.process.pid
+
+    @property
+    def serving_pid(self) -> int:
+        """The serving process."""
+        return int(self.health()["serving"]["pid"])
+
+    @property
+    def stderr(self) -> str:
+        """All that it has written so far."""
+        return self._stderr.read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log records of that name, oldest first."""
+        records = []
+        for line in self.stderr.splitlines(keepends=True):
+            if line.startswith("{") and line.endswith("\n"):
+                record = json.loads(line)
+                if record.get("event") == name:
+                    records.append(record)
+        return records
+
+    def wait_for_event(self, name: str, number: int = 1) -> dict[str, Any]:
+        """The `number`-th log record of that name, as soon as it is there."""
+        deadline_s = time.monotonic() + START_S_MAX
+        while time.monotonic() < deadline_s:
+            found = self.events(name)
+            if len(found) >= number:
+                return found[number - 1]
+            if self.process.poll() is not None and len(self.events(name)) < number:
+                raise AssertionError(f"pilliond ended with {self.process.returncode}: {self.stderr}")
+            time.sleep(0.01)
+        raise AssertionError(f"no {name!r} in the log: {self.stderr}")
+
+    def wait_ready(self, number: int = 1) -> None:
+        """Waits until it was ready for the `number`-th time."""
+        ready = self.wait_for_event("ready", number)
+        self.addresses = ready["listen"]
+        self.admin = ready["admin"]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a GET on the admin port."""
+        connection = self._admin_connection()
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def health(self) -> dict[str, Any]:
+        """What `/health` says."""
+        body: dict[str, Any] = json.loads(self.get("/health")[1])
+        return body
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of that name that have these labels."""
+        total = 0.0
+        for line in self.get("/metrics")[1].splitlines():
+            matched = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+            if matched is None or matched[1] != name:
+                continue
+            if labels.items() <= dict(re.findall(r'(\w+)="([^"]*)"', matched[2] or "")).items():
+                total += float(matched[3])
+        return total
+
+    def kill_serving(self) -> None:
+        """SIGKILL to the serving process."""
+        os.kill(self.serving_pid, signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM; gives the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(START_S_MAX)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"pilliond did not stop: {self.stderr}") from None
+
+    def kill(self) -> None:
+        """SIGKILL; the serving process dies with its parent."""
+        self.process.kill()
+        self.process.wait()
+
+    def _admin_connection(self) -> http.client.HTTPConnection:
+        parts = urlsplit(self.admin)
+        if parts.scheme == "unix":
+            return UnixConnection(self.admin.removeprefix("unix://"))
+        assert parts.hostname
+        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=WAIT_S_MAX)
+
+
+class RawPeer:
+    """A DEALER that sends whatever it is told to, and reads what comes. Owns its socket."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(address)
+        self.session = 0
+        self.epoch = 0
+        self.sequence = 0
+        self.welcome: Welcome
+
+    def send(self, *frames: Frame) -> None:
+        """Sends one message of these frames."""
+        self.socket.send_multipart(frames)
+
+    def say(self, message: Message, *tensors: Frame) -> None:
+        """Sends a message and its tensors."""
+        self.send(encode(message), *tensors)
+
+    def receive(self, timeout_s: float = WAIT_S_MAX) -> list[bytes]:
+        """The frames of the next message; raises `TimeoutError`."""
+        if not self.socket.poll(timeout_s * 1_000):
+            raise TimeoutError("no message came")
+        return self.socket.recv_multipart()
+
+    def hear(self, timeout_s: float = WAIT_S_MAX) -> tuple[Message, list[bytes]]:
+        """The next message and its tensors."""
+        head, *tensors = self.receive(timeout_s)
+        return decode(head), tensors
+
+    def ask(self, message: Message, *tensors: Frame) -> tuple[Message, list[bytes]]:
+        """Sends a message and gives the next that comes."""
+        self.say(message, *tensors)
+        return self.hear()
+
+    def next(self) -> int:
+        """The sequence number of the next request."""
+        self.sequence += 1
+        return self.sequence
+
+    def open(self, sequence: int = 1, **fields: Any) -> Welcome:
+        """Says hello and keeps the session, epoch and sequence."""
+        reply, _ = self.ask(Hello(0, 0, sequence, **fields))
+        assert isinstance(reply, Welcome), reply
+        self.session, self.epoch, self.sequence, self.welcome = reply.session, reply.epoch, sequence, reply
+        return reply
+
+    def is_silent(self, for_s: float = 0.2) -> bool:
+        """Whether nothing comes for a moment."""
+        return not self.socket.poll(for_s * 1_000)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+Answer = Callable[["FakeDaemon", bytes, Message, list[bytes]], None]
+
+
+class FakeDaemon:
+    """A ROUTER that answers as a test says: each message is given to `answer` with its peer. Owns socket and thread.
+
+    `heard` holds the messages that came, oldest first.
+    """
+
+    session = 4711
+    epoch = 9
+
+    def __init__(self, address: str, answer: Answer) -> None:
+        self.address = address
+        self.heard: list[Message] = []
+        self.errors: list[BaseException] = []
+        self._answer = answer
+        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(address)
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fake daemon")
+        self._thread.start()
+
+    def send(self, peer: bytes, message: Message, *tensors: bytes) -> None:
+        """Sends a message to a peer."""
+        self._socket.send_multipart([peer, encode(message), *tensors])
+
+    def send_raw(self, peer: bytes, *frames: bytes) -> None:
+        """Sends frames to a peer."""
+        self._socket.send_multipart([peer, *frames])
+
+    def welcome(self, hello: Message, spec: Spec | None = None) -> Welcome:
+        """A welcome for this hello, for an observation of two float32 and an int64 action."""
+        spec_bytes = encode_spec(spec or SMALL_SPEC)
+        return Welcome(
+            session=self.session,
+            epoch=self.epoch,
+            sequence=hello.sequence,
+            protocol_version=1,
+            server_name="fake",
+            policy="fake",
+            version="1.0.0",
+            digest=bytes(32),
+            spec=spec_bytes,
+            spec_hash=spec_hash(spec_bytes),
+            limits=Limits(rows_max=8, episodes_max=8, head_bytes_max=65536),
+            heartbeat_ms=5000,
+            silent_ms_max=600_000,
+        )
+
+    def close(self) -> None:
+        self._is_stopping.set()
+        self._thread.join(WAIT_S_MAX)
+        assert not self._thread.is_alive()
+        self._socket.close()
+        assert not self.errors, self.errors
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping.is_set():
+                if self._socket.poll(20):
+                    peer, head, *tensors = self._socket.recv_multipart()
+                    message = decode(head)
+                    self.heard.append(message)
+                    self._answer(self, peer, message, tensors)
+        except BaseException as error:  # noqa: BLE001 - given to the test by `close`
+            self.errors.append(error)
+
+
+SMALL_SPEC = Spec(
+    observation=[TensorSpec("observation", "float32", [2])],
+    outputs=[TensorSpec("action", "int64", [], "Discrete", [0.0], [3.0])],
+)
+
+
+def head(kind: int, fields: Any) -> bytes:
+    """A head by hand: a type byte and whatever is given as its body."""
+    return bytes([kind]) + msgspec.msgpack.encode(fields)
+
+
+@contextmanager
+def running(arguments: list[str], stderr: Path, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
+    """A daemon that is ready, and that is gone afterwards."""
+    daemon = Daemon(arguments, stderr, environment)
+    try:
+        daemon.wait_ready()
+        yield daemon
+        daemon.stop()
+    finally:
+        if daemon.process.poll() is None:
+            daemon.kill()
+
+
+def open_descriptors() -> dict[str, str]:
+    """The sockets, pipes and memfds that this process holds, by descriptor number."""
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found[entry] = os.readlink(f"/proc/self/fd/{entry}")
+        except FileNotFoundError:
+            continue
+    return found

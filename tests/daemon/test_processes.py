@@ -266,7 +266,7 @@ def test_the_serving_process_has_no_http_no_yaml_and_no_torch_in_it() -> None:
 # Documents and the unit
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit() -> None:
     if shutil.which("systemd-analyze") is None:
         message = "systemd-analyze is not installed: apt-get install systemd"
         if os.environ.get("PILLION_REQUIRE_SYSTEM_PACKAGES"):

@@ -17,7 +17,7 @@ class InlineEngine(Protocol):
     """Runs in the serving loop, on a batch buffer that was made once.
 
     The caller writes the raw bytes of `n` rows into `input_views` (one view for each observation, in the order of
-    the spec), calls `run(n)`, and reads rows 0 to n - 1 of `outputs(n)`.
+    the spec), calls `run(n)`, and reads rows 0 to n - 1 of `outputs`.
     """
 
     kind: str
@@ -25,11 +25,11 @@ class InlineEngine(Protocol):
     inputs: list[Array]
     """The same buffers as arrays, shape [rows_max, …]."""
 
+    outputs: dict[str, Array]
+    """Every output of the graph by name, shape [rows_max, …]; made once, overwritten by each run."""
+
     def run(self, rows: int) -> None:
         """Runs the first `rows` rows of the buffers; raises `EngineError`."""
-
-    def outputs(self, rows: int) -> dict[str, Array]:
-        """Every output of the graph by name, shape [at least rows, …]; overwritten by the next run."""
 
     def describe(self) -> dict[str, Any]:
         """What an operator wants to know of it."""

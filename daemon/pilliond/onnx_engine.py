@@ -41,7 +41,7 @@ class OnnxEngine:
         self.input_views = [array.data.cast("B") for array in self.inputs]
         self._names = [tensor.name for tensor in spec.observation]
         _check_inputs(self._session, spec)
-        self._outputs = self._make_outputs(spec, parameters, rows_max)
+        self.outputs: dict[str, Array] = self._make_outputs(spec, parameters, rows_max)
         self.buckets = buckets_for(rows_max)
         self._bindings = [self._bind(rows) for rows in self.buckets]
         self._binding_of_rows = [self._bindings[self._bucket_index(rows)] for rows in range(rows_max + 1)]
@@ -52,9 +52,6 @@ class OnnxEngine:
             self._run(self._binding_of_rows[rows])
         except Exception as error:
             raise EngineError(f"onnxruntime: {type(error).__name__}") from error
-
-    def outputs(self, rows: int) -> dict[str, Array]:
-        return self._outputs
 
     def warm_up(self) -> None:
         """Runs every bucket, so that no request pays for the first time."""
@@ -94,7 +91,7 @@ class OnnxEngine:
         binding = self._session.io_binding()
         for name, array in zip(self._names, self.inputs, strict=True):
             binding.bind_input(name, "cpu", 0, array.dtype, [rows, *array.shape[1:]], array.ctypes.data)
-        for name, array in self._outputs.items():
+        for name, array in self.outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, [rows, *array.shape[1:]], array.ctypes.data)
         return binding
 

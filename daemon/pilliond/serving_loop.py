@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -89,7 +90,7 @@ class ServingLoop:
             batch = self._scheduler.take(self._clock(), self._sessions.lock_step_live)
             if batch is not None:
                 self._run(batch)
-            elif not self._transport.readable():
+            if not self._transport.readable():
                 self._arm_wait_timer()
                 return
         self._loop.call_soon(self._on_readable)
@@ -124,10 +125,10 @@ class ServingLoop:
             self._scheduler.add(group, group.queued_ns)
 
     def _arm_wait_timer(self) -> None:
-        deadline_ns = self._scheduler.deadline_ns()
         if self._wait_timer is not None:
             self._wait_timer.cancel()
             self._wait_timer = None
+        deadline_ns = self._scheduler.deadline_ns()
         if deadline_ns != NEVER_NS:
             delay_s = max(0, deadline_ns - self._clock()) / _NANOSECONDS
             self._wait_timer = self._loop.call_later(delay_s, self._on_readable)
@@ -161,9 +162,13 @@ class ServingLoop:
         return sum(group.rows for group in groups)
 
     def _finite(self, groups: list[EpisodeGroup], rows: int) -> bool:
-        version = groups[0].version
-        inputs = version.engine.inputs
-        return all(np.isfinite(inputs[index][:rows]).all() for index in version.finite_inputs)
+        for flat, row_elements in groups[0].version.finite_inputs:
+            values = flat[: rows * row_elements]
+            # One pass and no array made: the sum of squares of finite numbers is finite, or overflows, which is
+            # looked into.
+            if not math.isfinite(np.dot(values, values)) and not np.isfinite(values).all():
+                return False
+        return True
 
     def _without_poisoned(self, groups: list[EpisodeGroup]) -> list[EpisodeGroup]:
         """Answers the acts with a NaN or an infinity in them, and gives the others."""
@@ -172,8 +177,9 @@ class ServingLoop:
         first = 0
         for group in groups:
             bad = [
-                (version.spec.observation[index].name, first_bad_row(version.engine.inputs[index], first, group.rows))
-                for index in version.finite_inputs
+                (tensor.name, first_bad_row(array, first, group.rows))
+                for tensor, array in zip(version.spec.observation, version.engine.inputs, strict=True)
+                if tensor.finite
             ]
             found = [(name, row) for name, row in bad if row is not None]
             first += group.rows
@@ -202,14 +208,11 @@ class ServingLoop:
         if is_sampled:
             _sample(groups)
         ran_ns = self._clock()
-        outputs = [array.data.cast("B") for array in version.outputs(rows)]
-        row_bytes = version.output_bytes
+        outputs = version.output_views
         first = 0
         for group in groups:
             last = first + group.rows
-            tensors: list[Frame] = [
-                bytes(view[first * size : last * size]) for view, size in zip(outputs, row_bytes, strict=True)
-            ]
+            tensors: list[Frame] = [bytes(view[first * size : last * size]) for view, size in outputs]
             self._answer(group, tensors, dispatched_ns, ran_ns, rows, close)
             first = last
         self._count_batch(rows, close, ran_ns - dispatched_ns)

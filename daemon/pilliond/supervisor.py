@@ -114,6 +114,8 @@ class Supervisor:
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
+                # numpy there touches a row at a time: a pool of threads for it would only take cores away.
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
         channel.send(self._end, self._assignment())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import msgspec
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card import Distribution
 from pillion_protocol import Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
-from pilliond.engine import Array, EngineError, InlineEngine
+from pilliond.engine import EngineError, InlineEngine
 from pilliond.episodes import Frame
 from pilliond.sampling import sample_categorical, sample_diagonal_gaussian
 
@@ -48,22 +49,20 @@ class Version:
         self.samplable = distribution.kind != "deterministic"
         self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]
         self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
+        self.output_views = [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs]
+        """For each output of the spec: the bytes of its buffer, and how many of them make a row."""
         self.finite_inputs = [
-            index
-            for index, tensor in enumerate(spec.observation)
-            if tensor.finite and np.dtype(tensor.dtype).kind == "f"
+            (array.reshape(-1), math.prod(tensor.shape))
+            for tensor, array in zip(spec.observation, engine.inputs, strict=True)
+            if tensor.finite and array.dtype.kind == "f"
         ]
+        """For each input that must be finite: its buffer without axes, and the elements of a row."""
         self._distribution = distribution
         self.safe_outputs = None if safe_action is None else self._safe_outputs(safe_action)
 
-    def outputs(self, rows: int) -> list[Array]:
-        """What the last run gave, in the order of the spec's outputs."""
-        came = self.engine.outputs(rows)
-        return [came[tensor.name] for tensor in self.spec.outputs]
-
     def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
         """Replaces the deterministic action of the rows `chosen` by a drawn one, in the output buffers."""
-        came = self.engine.outputs(int(chosen[-1]) + 1)
+        came = self.engine.outputs
         action = came[ACTION]
         drawn: NDArray[Any]
         if self._distribution.kind == "categorical":

@@ -51,7 +51,7 @@ class CountingEngine:
         self.input_views = [array.data.cast("B") for array in self.inputs]
         self.batches: list[int] = []
         self.fails = False
-        self._outputs: dict[str, Array] = {
+        self.outputs: dict[str, Array] = {
             "action": np.zeros(rows_max, np.float32),
             "batch_index": np.zeros(rows_max, np.int64),
             "log_std": np.zeros(rows_max, np.float32),
@@ -60,12 +60,9 @@ class CountingEngine:
     def run(self, rows: int) -> None:
         if self.fails:
             raise EngineError("told to fail")
-        self._outputs["action"][:rows] = self.inputs[0][:rows].sum(axis=1)
-        self._outputs["batch_index"][:rows] = len(self.batches)
+        self.outputs["action"][:rows] = self.inputs[0][:rows].sum(axis=1)
+        self.outputs["batch_index"][:rows] = len(self.batches)
         self.batches.append(rows)
-
-    def outputs(self, rows: int) -> dict[str, Array]:
-        return self._outputs
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind}

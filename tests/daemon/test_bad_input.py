@@ -142,9 +142,7 @@ def test_something_that_does_not_speak_zeromq_disturbs_nobody(daemon: Daemon, by
         stranger.sendall(b"\x00" * 1_000)
 
 
-def test_a_peer_that_never_reads_is_dropped_and_nobody_waits_for_it(
-    daemon: Daemon, bystander: pillion.Session
-) -> None:
+def test_a_peer_that_never_reads_is_dropped_and_nobody_waits_for_it(daemon: Daemon, bystander: pillion.Session) -> None:
     dropped = daemon.metric("pillion_sessions_dropped_total")
     with RawPeer(daemon.address) as peer:
         # No room on this side: everything piles up in the daemon, until it has had enough.

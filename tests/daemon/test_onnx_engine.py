@@ -44,7 +44,7 @@ def test_every_number_of_rows_gives_what_onnxruntime_gives(policy: str) -> None:
         engine.run(rows)
         for output in spec.outputs:
             (expected,) = reference.run([output.name], {tensor.name: values})
-            np.testing.assert_allclose(engine.outputs(rows)[output.name][:rows], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(engine.outputs[output.name][:rows], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_left_from_a_larger_batch_do_not_change_a_smaller_one(lander: Artifact) -> None:
@@ -52,10 +52,10 @@ def test_rows_left_from_a_larger_batch_do_not_change_a_smaller_one(lander: Artif
     engine.inputs[0][:] = np.random.default_rng(1).normal(size=(8, 8))
     engine.run(8)
     engine.run(3)
-    first = engine.outputs(3)["logits"][:3].copy()
+    first = engine.outputs["logits"][:3].copy()
     engine.inputs[0][3:] = 1e6
     engine.run(3)
-    assert np.array_equal(first, engine.outputs(3)["logits"][:3])
+    assert np.array_equal(first, engine.outputs["logits"][:3])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""Imports go one way, nothing heavy is on the client's path, and nothing here unpickles."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "pillion_protocol": ROOT / "protocol" / "pillion_protocol",
+    "pillion": ROOT / "clients" / "python" / "pillion",
+    "pillion_artifacts": ROOT / "artifacts" / "pillion_artifacts",
+    "pilliond": ROOT / "daemon" / "pilliond",
+    "pillion_bench": ROOT / "bench" / "pillion_bench",
+}
+MAY_IMPORT = {
+    "pillion_protocol": set[str](),
+    "pillion": {"pillion_protocol"},
+    "pillion_artifacts": {"pillion_protocol"},
+    "pilliond": {"pillion_protocol", "pillion_artifacts"},
+    "pillion_bench": set(PACKAGES),
+}
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def imported(package: str) -> set[str]:
+    """The top-level modules that a package imports, in any function too."""
+    names: set[str] = set()
+    for file in PACKAGES[package].rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_between_our_packages_go_one_way(package: str) -> None:
+    assert imported(package) & set(PACKAGES) <= MAY_IMPORT[package] | {package}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_pickle_anywhere(package: str) -> None:
+    assert not imported(package) & UNPICKLERS
+    for file in PACKAGES[package].rglob("*.py"):
+        assert "allow_pickle=True" not in file.read_text()
+        assert "torch.load" not in file.read_text()
+
+
+def test_the_client_and_the_wire_need_three_packages() -> None:
+    outside = (imported("pillion") | imported("pillion_protocol")) - set(PACKAGES) - set(sys.stdlib_module_names)
+    # click is the command line's, and only imported there.
+    assert outside - {"click"} == {"msgspec", "numpy", "zmq"}
+
+
+@pytest.mark.parametrize("package", ["pilliond", "pillion_artifacts"])
+def test_the_default_path_needs_no_torch(package: str) -> None:
+    assert not imported(package) & {"torch", "stable_baselines3", "onnx", "onnxscript"}

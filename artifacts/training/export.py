@@ -1,0 +1,179 @@
+"""Puts a trained torch module into the store: ONNX, card, manifest."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+import yaml
+from evaluate import onnx_session
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from pillion_artifacts import ModelCard, parse_card, seal
+from pillion_artifacts.card import TensorCard
+from pillion_artifacts.store import CARD_NAME, MODEL_NAME
+
+OPSET = 18
+IR_VERSION_MAX = 10
+TOLERANCE = 1e-5
+MODEL_BYTES_MAX = 2_000_000
+CHECKED_ROWS = (1, 3, 64)
+ROWS = "rows"
+
+
+class CategoricalActor(nn.Module):
+    """Observation to the most likely action (int64, [rows]) and the logits ([rows, n]) it was taken from."""
+
+    output_names = ("action", "logits")
+
+    def __init__(self, logits: nn.Module) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, ...]:
+        logits = self.logits(observation)
+        return logits.argmax(dim=1), logits
+
+
+class CategoricalActorCritic(nn.Module):
+    """As `CategoricalActor`, with the value and that action's log-probability (float32, [rows]) between the two."""
+
+    output_names = ("action", "value", "log_probability", "logits")
+
+    def __init__(self, logits: nn.Module, value: nn.Module) -> None:
+        super().__init__()
+        self.logits = logits
+        self.value = value
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, ...]:
+        logits = self.logits(observation)
+        log_probability = logits.log_softmax(dim=1).amax(dim=1)
+        return logits.argmax(dim=1), self.value(observation).squeeze(1), log_probability, logits
+
+
+def observation_card(space: spaces.Box) -> TensorCard:
+    """The card of a Box observation: one bound where all elements share it, none where the space has none."""
+
+    def bounds(values: np.ndarray[Any, Any]) -> list[float]:
+        if not np.isfinite(values).all():
+            return []
+        # by its shortest decimal, which is the same float32; + 0.0 makes a negative zero positive
+        numbers = [float(str(value)) + 0.0 for value in values.ravel()]
+        return numbers[:1] if len(set(numbers)) == 1 else numbers
+
+    return TensorCard(
+        name="observation",
+        dtype=str(space.dtype),  # type: ignore[arg-type]  # parse_card refuses what is not a DType
+        shape=list(space.shape),
+        low=bounds(space.low),
+        high=bounds(space.high),
+    )
+
+
+def discrete_card(space: spaces.Discrete[Any]) -> TensorCard:
+    """The card of a Discrete action."""
+    first = int(space.start)
+    return TensorCard("action", "int64", [], "Discrete", [float(first)], [float(first + int(space.n) - 1)])
+
+
+def tool_versions(*more: str) -> dict[str, str]:
+    """The versions of what trained and exported, of Python and of the distributions named in `more`."""
+    names = sorted({"gymnasium", "numpy", "onnx", "onnxruntime", "torch", *more})
+    # a local label such as +cpu says how torch was built, which the weights do not depend on
+    return {"python": platform.python_version(), **{name: version(name).partition("+")[0] for name in names}}
+
+
+def export_onnx(module: CategoricalActor | CategoricalActorCritic, space: spaces.Box) -> bytes:
+    """The module as one ONNX file with a free row axis, checked against torch at several batch sizes."""
+    module.eval()
+    example = _observations(space, rows=2)
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["observation"],
+        output_names=list(module.output_names),
+        dynamic_shapes={"observation": {0: torch.export.Dim(ROWS, min=1, max=65536)}},
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    _anonymise(model)
+    model.ir_version = min(model.ir_version, IR_VERSION_MAX)
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    _check(module, data, space)
+    return data
+
+
+def write_artifact(root: Path, card: ModelCard, model: bytes) -> str:
+    """Writes `root/NAME/VERSION/` with model, card and manifest, and gives the artifact digest."""
+    folder = root / card.name / card.version
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.dump(
+        _without_empty(msgspec.to_builtins(card)), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True
+    ).encode()
+    assert parse_card(text) == card
+    (folder / MODEL_NAME).write_bytes(model)
+    (folder / CARD_NAME).write_bytes(text)
+    return seal(folder)
+
+
+def _observations(space: spaces.Box, rows: int) -> Tensor:
+    space.seed(rows)
+    return torch.from_numpy(np.stack([space.sample() for _ in range(rows)]))
+
+
+def _check(module: CategoricalActor | CategoricalActorCritic, data: bytes, space: spaces.Box) -> None:
+    if len(data) > MODEL_BYTES_MAX:
+        raise ValueError(f"the model has {len(data)} bytes, at most {MODEL_BYTES_MAX} may ship")
+    session = onnx_session(data)
+    for rows in CHECKED_ROWS:
+        observation = _observations(space, rows)
+        with torch.inference_mode():
+            expected = module(observation)
+        came = session.run(list(module.output_names), {"observation": observation.numpy()})
+        for tensor, array in zip(expected, came, strict=True):
+            assert array.shape == tuple(tensor.shape)
+            assert array.dtype == tensor.numpy().dtype
+            # near a tie rounding may tip the action: it has to follow from the graph's own logits, not torch's
+            wanted = came[-1].argmax(axis=1) if array.dtype == np.int64 else tensor.numpy()
+            scale = max(1.0, float(np.abs(wanted).max()))
+            np.testing.assert_allclose(array, wanted, rtol=TOLERANCE, atol=TOLERANCE * scale)
+
+
+def _anonymise(model: onnx.ModelProto) -> None:
+    """Drops what the exporter notes about the machine it ran on: stack traces, paths, module names."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    data = model.SerializeToString()
+    for trace in (b"/tmp", b"/home", b"site-packages", str(Path.home()).encode(), str(Path.cwd()).encode()):
+        assert trace not in data, f"the model still holds {trace!r}"
+
+
+def _without_empty(value: Any) -> Any:
+    # in a card, whatever is empty is also the default
+    if isinstance(value, dict):
+        pairs = ((key, _without_empty(item)) for key, item in value.items())
+        return {key: item for key, item in pairs if item not in ("", [], {}, None)}
+    if isinstance(value, list):
+        return [_without_empty(item) for item in value]
+    return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a list of numbers on one line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        scalars = all(isinstance(item, int | float | str) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=scalars or flow_style)

@@ -33,7 +33,7 @@ class StartDaemon(Protocol):
     ) -> Daemon: ...
 
 
-def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Callable[[], Any]]:
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], Any]]:
     """Every asyncio test runs on both loops."""
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -112,7 +112,7 @@ def _zmq_sockets() -> int:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+def _nothing_leaks() -> Iterator[None]:
     """A test that leaves a thread or an open ZeroMQ socket behind fails."""
     threads = set(threading.enumerate())
     sockets = _zmq_sockets()

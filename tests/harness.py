@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -22,7 +24,28 @@ from urllib.parse import urlsplit
 import msgspec
 import zmq
 
-from pillion_protocol import Hello, Limits, Message, Spec, TensorSpec, Welcome, decode, encode, encode_spec, spec_hash
+from pillion_protocol import (
+    Act,
+    Action,
+    Begin,
+    Begun,
+    End,
+    Ended,
+    Goodbye,
+    Hello,
+    Lease,
+    Limits,
+    Message,
+    Ping,
+    Pong,
+    Spec,
+    TensorSpec,
+    Welcome,
+    decode,
+    encode,
+    encode_spec,
+    spec_hash,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "artifacts" / "examples"
@@ -173,7 +196,7 @@ class RawPeer:
     """A DEALER that sends whatever it is told to, and reads what comes. Owns its socket."""
 
     def __init__(self, address: str) -> None:
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(address)
         self.session = 0
@@ -191,9 +214,10 @@ class RawPeer:
 
     def receive(self, timeout_s: float = WAIT_S_MAX) -> list[bytes]:
         """The frames of the next message; raises `TimeoutError`."""
-        if not self.socket.poll(timeout_s * 1_000):
+        if not self.socket.poll(round(timeout_s * 1_000)):
             raise TimeoutError("no message came")
-        return self.socket.recv_multipart()
+        frames: list[bytes] = self.socket.recv_multipart()
+        return frames
 
     def hear(self, timeout_s: float = WAIT_S_MAX) -> tuple[Message, list[bytes]]:
         """The next message and its tensors."""
@@ -219,7 +243,7 @@ class RawPeer:
 
     def is_silent(self, for_s: float = 0.2) -> bool:
         """Whether nothing comes for a moment."""
-        return not self.socket.poll(for_s * 1_000)
+        return not self.socket.poll(round(for_s * 1_000))
 
     def close(self) -> None:
         self.socket.close()
@@ -250,7 +274,7 @@ class FakeDaemon:
         self.heard: list[Message] = []
         self.errors: list[BaseException] = []
         self._answer = answer
-        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)
         self._is_stopping = threading.Event()
@@ -284,6 +308,31 @@ class FakeDaemon:
             silent_ms_max=600_000,
         )
 
+    def action(self, act: Act, sequence: int | None = None, **fields: int) -> Action:
+        """An answer to this act, or to another one of the same handle."""
+        return Action(
+            fields.get("session", self.session),
+            fields.get("epoch", self.epoch),
+            act.sequence if sequence is None else sequence,
+            act.episode,
+            act.rows,
+            bytes(32),
+            1,
+            2,
+            3,
+            4,
+            act.rows,
+            1,
+        )
+
+    def two(self, rows: int = 1) -> bytes:
+        """The action 2 in every row."""
+        return struct.pack(f"<{rows}q", *[2] * rows)
+
+    def count(self, kind: type[Message]) -> int:
+        """How many messages of that kind have come."""
+        return sum(isinstance(message, kind) for message in list(self.heard))
+
     def close(self) -> None:
         self._is_stopping.set()
         self._thread.join(WAIT_S_MAX)
@@ -301,6 +350,24 @@ class FakeDaemon:
                     self._answer(self, peer, message, tensors)
         except BaseException as error:  # noqa: BLE001 - given to the test by `close`
             self.errors.append(error)
+
+
+def honest(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
+    """Answers as a daemon would; the action is always 2, in every row."""
+    opening = (message.session, message.epoch, message.sequence)
+    match message:
+        case Hello():
+            fake.send(peer, fake.welcome(message))
+        case Begin():
+            fake.send(peer, Begun(*opening, message.sequence, [Lease("1.0.0", bytes(32))]))
+        case Act():
+            fake.send(peer, fake.action(message), fake.two(message.rows))
+        case End():
+            fake.send(peer, Ended(*opening, message.episode, 0))
+        case Ping():
+            fake.send(peer, Pong(*opening))
+        case Goodbye():
+            fake.send(peer, Goodbye(*opening, "bye"))
 
 
 SMALL_SPEC = Spec(
@@ -327,12 +394,10 @@ def running(arguments: list[str], stderr: Path, environment: dict[str, str] | No
             daemon.kill()
 
 
-def open_descriptors() -> dict[str, str]:
-    """The sockets, pipes and memfds that this process holds, by descriptor number."""
-    found = {}
-    for entry in os.listdir("/proc/self/fd"):
-        try:
-            found[entry] = os.readlink(f"/proc/self/fd/{entry}")
-        except FileNotFoundError:
-            continue
-    return found
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the loop run until `condition` holds; raises `TimeoutError`."""
+    for _ in range(round(WAIT_S_MAX * 1_000)):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError("it never came to that")

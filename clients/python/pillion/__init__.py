@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pillion import aio
     from pillion.errors import (
         EpisodeLostError,
         InvalidObservationError,
@@ -43,6 +44,7 @@ __all__ = [
     "Session",
     "Timings",
     "UnavailableError",
+    "aio",
     "connect",
 ]
 
@@ -64,9 +66,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for: `pillion --help` waits for neither numpy nor ZeroMQ."""
+    """Imports a public name at its first use.
+
+    Who does not need asyncio does not pay for `pillion.aio`, and `pillion --help` waits for neither numpy nor ZeroMQ.
+    """
+    if name == "aio":
+        return importlib.import_module("pillion.aio")
     if name not in _HOMES:
-        raise AttributeError(f"module 'pillion' has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"pillion.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

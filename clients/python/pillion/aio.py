@@ -177,13 +177,16 @@ class Session:
 
     def _on_readable(self) -> None:
         self._receive_all()
-        # Each send may swallow the edge that tells of a message, so each is followed by a look.
         while self._unsent and not self._carrier.is_closed:
-            sequence = next(iter(self._unsent))
-            if not self._carrier.send_now(self._unsent[sequence]):
-                self._receive_all()
+            # Looking at both at once swallows no edge: where neither is ready, the descriptor will tell.
+            is_readable, is_writable = self._carrier.readiness()
+            if is_writable:
+                sequence, frames = next(iter(self._unsent.items()))
+                if not self._carrier.send_now(frames):
+                    return
+                del self._unsent[sequence]
+            elif not is_readable:
                 return
-            self._unsent.pop(sequence)
             self._receive_all()
 
     def _receive_all(self) -> None:

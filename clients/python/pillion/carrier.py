@@ -89,6 +89,11 @@ class ZmqCarrier:
         """Edge-triggered: after every send and receive look at `receive_now` again."""
         return int(self.socket.getsockopt(zmq.FD))
 
+    def readiness(self) -> tuple[bool, bool]:
+        """Whether a message waits, and whether one could be sent; re-arms the descriptor."""
+        events = int(self.socket.getsockopt(zmq.EVENTS))
+        return bool(events & zmq.POLLIN), bool(events & zmq.POLLOUT)
+
     @property
     def is_closed(self) -> bool:
         return bool(self.socket.closed)

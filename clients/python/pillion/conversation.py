@@ -195,7 +195,7 @@ class Conversation:
             raise _unexpected("welcome", message)
         try:
             spec = decode_spec(message.spec)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RefusedError(
                 ErrorCode.MALFORMED, "the spec in the welcome cannot be read", "a spec of protocol 1", str(error)
             ) from None

@@ -22,7 +22,6 @@ from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Begun, Goodbye, Limits, Ping, Spec
 
-
 LISTEN_AFTER_S = 0.001
 """After a pause this long a request first looks for what the daemon said meanwhile; in a tight loop it costs 2 %."""
 

@@ -1,0 +1,161 @@
+"""The client that `protocol/README.md` ends with, written out: ZeroMQ and msgpack, nothing of Pillion's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import signal
+import struct
+import time
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from tests.conftest import StartDaemon
+from tests.harness import WAIT_S_MAX, Daemon
+
+HELLO, WELCOME, BEGIN, BEGUN, ACT, ACTION, END, ENDED, PING, PONG, ERROR, GOODBYE = range(1, 13)
+LOST = ("epoch_stale", "session_unknown")
+
+
+class RefusedError(Exception):
+    """An error message; its arguments are code, message, expected and came."""
+
+
+class EpisodeLostError(Exception):
+    """The handle is gone."""
+
+
+class PageClient:
+    """What a reader of the page would write."""
+
+    def __init__(self, address: str, **hello: Any) -> None:
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        for option, value in ((zmq.IMMEDIATE, 1), (zmq.LINGER, 100), (zmq.SNDTIMEO, 1_000), (zmq.RECONNECT_IVL, 20)):
+            self.socket.setsockopt(option, value)
+        self.socket.connect(address)
+        self.hello = hello
+        self.counter = secrets.randbits(61)
+        self.opened = 0
+        try:
+            self.open()
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def open(self) -> None:
+        self.session = self.epoch = 0
+        self.counter += 1
+        reply = self.ask(HELLO, [0, 0, self.counter, 1, "a page", *self.hello.values()])
+        self.session, self.epoch, self.spec = reply[0][0], reply[0][1], msgspec.msgpack.decode(reply[0][8])
+        assert hashlib.sha256(reply[0][8]).digest() == reply[0][9]
+        self.opened += 1
+
+    def ask(self, kind: int, fields: list[Any], *tensors: bytes) -> tuple[list[Any], list[bytes]]:
+        frames = [bytes([kind]) + msgspec.msgpack.encode(fields), *tensors]
+        give_up_s = time.monotonic() + 3 * WAIT_S_MAX
+        while time.monotonic() < give_up_s:
+            try:
+                self.socket.send_multipart(frames)
+            except zmq.Again:
+                continue
+            while self.socket.poll(1_000):
+                head, *came = self.socket.recv_multipart()
+                answer = self.judge(head[0], msgspec.msgpack.decode(head[1:]), kind)
+                if answer is not None:
+                    return answer, came
+        raise TimeoutError
+
+    def judge(self, kind: int, fields: list[Any], asked: int) -> list[Any] | None:
+        """The fields, if they answer; None where they are to be dropped."""
+        if self.session == 0:
+            if kind not in (WELCOME, ERROR) or fields[2] != self.counter:
+                return None
+        elif fields[0] != self.session or fields[1] != self.epoch:
+            return None
+        if kind == GOODBYE and asked != GOODBYE:
+            raise EpisodeLostError(fields[3])
+        if kind == PING:
+            self.socket.send(bytes([PONG]) + msgspec.msgpack.encode(fields[:3]))
+            return None
+        if fields[2] != self.counter:
+            return None
+        if kind == ERROR:
+            raise EpisodeLostError(fields[4]) if fields[3] in LOST else RefusedError(*fields[3:])
+        assert kind == asked + 1 or kind == asked == GOODBYE
+        return fields
+
+    def request(self, kind: int, *fields: Any, tensors: tuple[bytes, ...] = ()) -> tuple[list[Any], list[bytes]]:
+        self.counter += 1
+        return self.ask(kind, [self.session, self.epoch, self.counter, *fields], *tensors)
+
+    def begin(self, seeds: list[int]) -> int:
+        try:
+            return int(self.request(BEGIN, seeds)[0][3])
+        except EpisodeLostError:
+            self.open()
+            return int(self.request(BEGIN, seeds)[0][3])
+
+    def act(self, handle: int, rows: int, observation: bytes, *more: Any) -> tuple[list[Any], list[bytes]]:
+        return self.request(ACT, handle, rows, 0, *(more or (True,)), tensors=(observation,))
+
+    def end(self, handle: int) -> int:
+        return int(self.request(END, handle)[0][4])
+
+    def close(self) -> None:
+        self.request(GOODBYE)
+        self.socket.close()
+
+
+ONE_ROW = struct.pack("<8f", 0.1, 1.2, 0.0, -0.5, 0.05, 0.0, 0.0, 0.0)
+
+
+def test_it_plays_episodes_against_a_real_daemon(daemon: Daemon) -> None:
+    client = PageClient(daemon.address)
+    observation, outputs = client.spec
+    assert observation[0][:3] == ["observation", "float32", [8]]
+    assert outputs[0][:4] == ["action", "int64", [], "Discrete"]
+    handle = client.begin([7])
+    fields, frames = client.act(handle, 1, ONE_ROW)
+    assert (fields[3], fields[4], len(fields)) == (handle, 1, 13)
+    (action,) = struct.unpack("<q", frames[0])
+    assert 0 <= action <= 3
+    group = client.begin([1, 2, 3])
+    fields, frames = client.act(group, 3, ONE_ROW * 3, True, b"\x01\x00\x01", [4, 5])
+    assert struct.unpack("<3q", frames[0]) == (action,) * 3
+    assert client.end(group) == 1
+    assert client.end(handle) == 1
+    client.close()
+
+
+def test_it_is_told_what_was_expected_and_what_came(daemon: Daemon) -> None:
+    with pytest.raises(RefusedError) as refused:
+        PageClient(daemon.address, policy="mars-lander")
+    assert refused.value.args[0] == "policy_not_found"
+    client = PageClient(daemon.address)
+    handle = client.begin([7])
+    with pytest.raises(RefusedError) as refused:
+        client.act(handle, 1, ONE_ROW[:-1])
+    assert refused.value.args[0] == "shape_mismatch"
+    assert refused.value.args[2:] == ("float32 [1, 8], 32 bytes", "31 bytes")
+    assert len(client.act(handle, 1, ONE_ROW)[1][0]) == 8
+    client.close()
+
+
+def test_it_finds_the_daemon_again_after_a_restart(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    client = PageClient(daemon.address)
+    handle = client.begin([7])
+    before = client.act(handle, 1, ONE_ROW)[1]
+    epoch = client.epoch
+    os.kill(daemon.serving_pid, signal.SIGKILL)
+    with pytest.raises(EpisodeLostError):
+        client.act(handle, 1, ONE_ROW)
+    handle = client.begin([7])
+    assert client.act(handle, 1, ONE_ROW)[1] == before
+    assert client.epoch > epoch
+    assert client.opened == 2
+    client.close()

@@ -1,0 +1,245 @@
+"""The files in `protocol/vectors/` say what the code does, and the code what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from pillion.conversation import Conversation
+from pillion.tensors import TensorCodec
+from pillion_artifacts import Store
+from pillion_protocol import (
+    RemoteProtocolError,
+    Spec,
+    TensorSpec,
+    Welcome,
+    decode,
+    decode_spec,
+    encode,
+    encode_spec,
+    spec_hash,
+)
+from pillion_protocol.codec import STRUCTS
+from pilliond.sampling import mix, next_seeds, sample_categorical, sample_diagonal_gaussian, uniforms
+from tests.harness import ROOT, STORE
+
+FOLDER = ROOT / "protocol" / "vectors"
+NAMES = ("messages", "malformed", "spec", "tensors", "sampling", "conversation")
+
+
+@cache
+def vectors(name: str) -> Any:
+    return json.loads((FOLDER / f"{name}.json").read_bytes())
+
+
+@cache
+def generator() -> ModuleType:
+    location = importlib.util.spec_from_file_location("make_vectors", ROOT / "protocol" / "make_vectors.py")
+    assert location is not None
+    assert location.loader is not None
+    module = importlib.util.module_from_spec(location)
+    location.loader.exec_module(module)
+    return module
+
+
+def named(entries: list[dict[str, Any]]) -> list[Any]:
+    return [pytest.param(entry, id=entry["name"]) for entry in entries]
+
+
+def from_plain(value: Any, like: Any) -> Any:
+    """A field of a vector file in the type that the message has."""
+    if isinstance(like, bytes):
+        return bytes.fromhex(value["bin"])
+    if isinstance(like, msgspec.Struct):
+        return type(like)(**{name: from_plain(value[name], getattr(like, name)) for name in like.__struct_fields__})
+    if isinstance(like, list):
+        assert len(value) == len(like)
+        return [from_plain(inner, inner_like) for inner, inner_like in zip(value, like, strict=True)]
+    if isinstance(like, int) and not isinstance(like, bool):
+        return int(value)
+    return value
+
+
+def test_the_files_are_what_the_generator_makes() -> None:
+    made = generator().files()
+    assert sorted(made) == sorted(path.name for path in FOLDER.iterdir())
+    for name, data in made.items():
+        assert (FOLDER / name).read_bytes() == data, f"run python protocol/make_vectors.py: {name} differs"
+
+
+def test_every_message_type_has_a_vector_written_by_hand() -> None:
+    by_hand = {entry["type"] for entry in vectors("messages") if entry["by_hand"]}
+    assert by_hand == {struct.__name__.lower() for struct in STRUCTS.values()}
+
+
+@pytest.mark.parametrize("entry", named(vectors("messages")))
+def test_a_head_decodes_to_the_fields_beside_it(entry: dict[str, Any]) -> None:
+    message = decode(bytes.fromhex(entry["bytes"]))
+    assert type(message).__name__.lower() == entry["type"]
+    fields = msgspec.structs.asdict(message)
+    assert list(fields) == list(entry["fields"])
+    for name, value in fields.items():
+        came = from_plain(entry["fields"][name], value)
+        assert came == value
+        assert type(came) is type(value) or isinstance(value, str)
+
+
+@pytest.mark.parametrize("entry", named([entry for entry in vectors("messages") if entry["reencodes"]]))
+def test_a_message_encodes_to_the_bytes_beside_it(entry: dict[str, Any]) -> None:
+    head = bytes.fromhex(entry["bytes"])
+    assert encode(decode(head)) == head
+
+
+def test_most_of_what_was_written_by_hand_is_what_the_encoder_writes() -> None:
+    entries = [entry for entry in vectors("messages") if entry["by_hand"] and entry["reencodes"]]
+    assert {entry["type"] for entry in entries} >= {"hello", "welcome", "begin", "act", "action", "end", "ping"}
+
+
+@pytest.mark.parametrize("entry", named(vectors("malformed")))
+def test_a_head_that_holds_no_message_has_the_error_code_beside_it(entry: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(bytes.fromhex(entry["bytes"]))
+    assert caught.value.code == entry["code"]
+
+
+@pytest.mark.parametrize("entry", named(vectors("spec")))
+def test_a_spec_blob_decodes_to_the_tensors_beside_it_and_hashes_to_its_sha256(entry: dict[str, Any]) -> None:
+    data = bytes.fromhex(entry["bytes"])
+    assert spec_hash(data) == hashlib.sha256(data).digest() == bytes.fromhex(entry["sha256"])
+    spec = decode_spec(data)
+    for tensors, described in ((spec.observation, entry["observation"]), (spec.outputs, entry["outputs"])):
+        assert [{**msgspec.structs.asdict(tensor), "row_bytes": tensor.row_bytes} for tensor in tensors] == described
+
+
+def test_a_spec_written_by_hand_is_what_the_encoder_writes() -> None:
+    entry = vectors("spec")[0]
+    assert entry["by_hand"]
+    assert encode_spec(decode_spec(bytes.fromhex(entry["bytes"]))).hex() == entry["bytes"]
+
+
+def test_the_lunar_lander_vector_is_the_spec_of_the_policy_that_ships() -> None:
+    entry = next(entry for entry in vectors("spec") if entry["name"] == "lunar-lander")
+    assert encode_spec(Store(STORE).load("lunar-lander").card.spec()).hex() == entry["bytes"]
+
+
+@pytest.mark.parametrize("entry", named(vectors("tensors")))
+def test_a_tensor_frame_holds_the_numbers_beside_it(entry: dict[str, Any]) -> None:
+    tensor = TensorSpec("x", entry["dtype"], entry["shape"])
+    codec = TensorCodec(Spec([tensor], [tensor]))
+    values = np.array([value if isinstance(value, float) else int(value) for value in entry["values"]])
+    if entry["dtype"] == "uint64":
+        values = np.array([int(value) for value in entry["values"]], dtype=np.uint64)
+    rows = values.astype(entry["dtype"]).reshape(entry["rows"], *entry["shape"])
+    frames = codec.encode(rows, entry["rows"])
+    assert b"".join(bytes(frame) for frame in frames).hex() == entry["bytes"]
+    assert np.array_equal(codec.decode(frames, entry["rows"])["x"], rows)
+
+
+def test_the_tensor_vectors_cover_every_dtype() -> None:
+    spec_dtypes = {"float16", "float32", "float64", "bool"} | {
+        f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+    }
+    assert {entry["dtype"] for entry in vectors("tensors")} == spec_dtypes
+
+
+def unsigned(*values: Any) -> Any:
+    return np.array([int(value) for value in values], dtype=np.uint64)
+
+
+def test_the_daemon_mixes_as_the_vectors_say() -> None:
+    for entry in vectors("sampling")["mix"]:
+        assert int(mix(unsigned(entry["value"]))[0]) == int(entry["mixed"])
+
+
+def test_the_daemon_derives_seeds_as_the_vectors_say() -> None:
+    for entry in vectors("sampling")["next_seed"]:
+        assert int(next_seeds(unsigned(entry["seed"]))[0]) == int(entry["next"])
+
+
+def test_the_daemon_draws_uniform_numbers_as_the_vectors_say() -> None:
+    for entry in vectors("sampling")["uniform"]:
+        drawn = uniforms(unsigned(entry["seed"]), unsigned(entry["step"]), entry["draw"] + 1)
+        assert float(drawn[0, entry["draw"]]) == entry["uniform"]
+
+
+def test_the_daemon_draws_categories_as_the_vectors_say() -> None:
+    entries = vectors("sampling")["categorical"]
+    logits = np.array([entry["logits"] for entry in entries])
+    seeds = unsigned(*(entry["seed"] for entry in entries))
+    steps = unsigned(*(entry["step"] for entry in entries))
+    chosen, log_probability = sample_categorical(logits, seeds, steps)
+    assert chosen.tolist() == [entry["action"] for entry in entries]
+    assert len(set(chosen.tolist())) > 1
+    np.testing.assert_allclose(log_probability, [entry["log_probability"] for entry in entries], rtol=1e-12)
+
+
+def test_the_daemon_draws_gaussian_actions_as_the_vectors_say() -> None:
+    entries = vectors("sampling")["gaussian"]
+    mean = np.array([entry["mean"] for entry in entries])
+    log_std = np.array([entry["log_std"] for entry in entries])
+    seeds = unsigned(*(entry["seed"] for entry in entries))
+    steps = unsigned(*(entry["step"] for entry in entries))
+    drawn, log_probability = sample_diagonal_gaussian(mean, log_std, seeds, steps)
+    np.testing.assert_allclose(drawn, [entry["drawn"] for entry in entries], rtol=1e-12)
+    np.testing.assert_allclose(log_probability, [entry["log_probability"] for entry in entries], rtol=1e-12)
+
+
+def test_the_python_client_says_what_the_conversation_vector_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's half of the conversation, byte for byte, while it is fed the daemon's half."""
+    monkeypatch.setattr("pillion.conversation.secrets.randbits", lambda _: 6)
+    conversation = Conversation("vectors")
+    lines = vectors("conversation")
+    one, two = (bytes.fromhex(lines[index]["frames"][1]) for index in (4, 8))
+    said: dict[int, Any] = {
+        0: conversation.hello,
+        2: lambda: conversation.begin([7]),
+        4: lambda: conversation.act(1, 1, [one], 0, True),
+        6: lambda: conversation.begin([8, 9]),
+        8: lambda: conversation.act(2, 2, [two], 5_000, False, b"\x00\x01", [10]),
+        10: lambda: conversation.act(3, 1, [one], 0, True),
+        14: lambda: conversation.end(1),
+        16: lambda: conversation.goodbye("closed"),
+    }
+    heard: Any = None
+    for index, line in enumerate(lines):
+        frames: Any = [bytes.fromhex(frame) for frame in line["frames"]]
+        if index in said:
+            assert said[index]()[1] == frames
+        elif line["from"] == "client":
+            assert conversation.pong(heard.message) == frames
+        else:
+            heard = conversation.read(frames)
+            assert heard.tensors == frames[1:]
+            if isinstance(heard.message, Welcome):
+                conversation.opened(heard)
+
+
+def test_the_conversation_holds_every_message_type() -> None:
+    assert {line["type"] for line in vectors("conversation")} == {
+        struct.__name__.lower() for struct in STRUCTS.values()
+    }
+    for line in vectors("conversation"):
+        message = decode(bytes.fromhex(line["frames"][0]))
+        for name, value in msgspec.structs.asdict(message).items():
+            assert from_plain(line["fields"][name], value) == value
+
+
+def test_the_generator_says_which_file_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = generator()
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["make_vectors.py", "--check"])
+    assert module.main() == 1
+    monkeypatch.setattr("sys.argv", ["make_vectors.py"])
+    assert module.main() == 0
+    monkeypatch.setattr("sys.argv", ["make_vectors.py", "--check"])
+    assert module.main() == 0
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(NAMES)

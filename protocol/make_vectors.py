@@ -336,7 +336,7 @@ def bits(seed: int, step: int, draw: int) -> int:
 
 
 def uniform(seed: int, step: int, draw: int) -> float:
-    return (float(bits(seed, step, draw) >> 11) + 0.5) * 2.0**-53
+    return (float(bits(seed, step, draw) >> 12) + 0.5) * 2.0**-52
 
 
 def categorical(logits: Sequence[float], seed: int, step: int) -> tuple[int, float]:

@@ -10,11 +10,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import hypothesis
 import pytest
 import uvloop
 import zmq
 
 from tests.harness import STORE, Answer, Daemon, FakeDaemon, RawPeer, running
+
+hypothesis.settings.register_profile("pillion", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("pillion")
 
 
 class StartDaemon(Protocol):

@@ -33,6 +33,7 @@ class EpisodeGroup:
         "deadline_ns",
         "deterministic",
         "id",
+        "is_queued",
         "last_reply",
         "last_sequence",
         "queued_ns",
@@ -58,6 +59,8 @@ class EpisodeGroup:
         self.started_at: NDArray[np.uint64] = np.zeros(self.rows, dtype=np.uint64)
         self.starting: dict[int, int | None] = {}
         self.waiting = False
+        self.is_queued = False
+        """Whether the scheduler holds it; the scheduler's own."""
         self.sequence = 0
         self.tensors: list[Frame] = []
         self.received_ns = 0

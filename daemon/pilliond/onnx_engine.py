@@ -78,7 +78,7 @@ class OnnxEngine:
         missing = [name for name in names if name not in offered]
         if missing:
             raise EngineError(f"the graph has no output {missing[0]!r}, it has {', '.join(sorted(offered))}")
-        feed = {name: array[:2] for name, array in zip(self._names, self.inputs, strict=True)}
+        feed = {tensor.name: np.zeros((2, *tensor.shape), tensor.dtype) for tensor in spec.observation}
         try:
             came = dict(zip(names, self._session.run(names, feed), strict=True))
         except Exception as error:  # noqa: BLE001 - as in `run`

@@ -33,11 +33,11 @@ def next_seeds(seeds: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def uniforms(seeds: NDArray[np.uint64], steps: NDArray[np.uint64], draws: int) -> NDArray[np.float64]:
-    """Numbers in the open interval (0, 1), shape [rows, draws]: (x >> 11) + 0.5, divided by 2^53."""
+    """Numbers in the open interval (0, 1), shape [rows, draws]: (x >> 12) + 0.5, divided by 2^52, which is exact."""
     keys = mix(mix(seeds) + (steps + np.uint64(1)) * GAMMA)
     counters = np.arange(1, draws + 1, dtype=np.uint64) * GAMMA
-    bits = mix(keys[:, None] + counters[None, :]) >> np.uint64(11)
-    return (bits.astype(np.float64) + 0.5) * 2.0**-53
+    bits = mix(keys[:, None] + counters[None, :]) >> np.uint64(12)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-52
 
 
 def sample_categorical(

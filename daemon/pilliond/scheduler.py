@@ -38,10 +38,12 @@ class Scheduler:
         self._close_by_ns = NEVER_NS
 
     def add(self, group: EpisodeGroup, now_ns: int) -> None:
-        """Takes an act that was admitted at `now_ns`."""
-        self._waiting.append(group)
-        self.rows_waiting += group.rows
-        self._lock_step_waiting += group.session.lock_step
+        """Takes an act that was admitted at `now_ns`; one whose handle waits already keeps its place."""
+        if not group.is_queued:
+            group.is_queued = True
+            self._waiting.append(group)
+            self.rows_waiting += group.rows
+            self._lock_step_waiting += group.session.lock_step
         if self._wait_ns_max:
             self._close_by_ns = min(self._close_by_ns, self._latest_start_ns(group, now_ns))
 
@@ -90,6 +92,7 @@ class Scheduler:
                 rows += group.rows
                 groups.append(group)
             waiting.popleft()
+            group.is_queued = False
             self.rows_waiting -= group.rows
             self._lock_step_waiting -= group.session.lock_step
         if self._wait_ns_max:

@@ -59,14 +59,15 @@ class ServingLoop:
         self._on_readable()
 
     def drain(self, reason: str) -> None:
-        """Answers everything that has arrived, takes nothing more, and says goodbye to every session."""
+        """Answers everything that has arrived, says goodbye to every session, and refuses what comes meanwhile."""
         self._receive_all()
-        self._sessions.draining = True
         while (batch := self._scheduler.take(self._clock(), 0, drain=True)) is not None:
             self._runner.run(batch, self._replies)
             self._runner.count()
+        self._sessions.draining = True
         self._sessions.say_goodbye(reason, self._replies)
         self._send_replies()
+        self._receive_all()
 
     def stop(self) -> None:
         """Lets go of the event loop."""

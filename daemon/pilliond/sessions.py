@@ -52,6 +52,7 @@ class Session:
 
     __slots__ = (
         "control_reply",
+        "control_request",
         "control_sequence",
         "episodes",
         "fallback",
@@ -75,6 +76,7 @@ class Session:
         self.last_heard_ns = now_ns
         self.pinged_ns = now_ns
         self.control_sequence = 0
+        self.control_request: Message | None = None
         self.control_reply: bytes = b""
 
 
@@ -146,6 +148,8 @@ class Sessions:
         replies.append([peer, encode(reply)])
 
     def _session(self, peer: bytes, message: Message, now_ns: int) -> Session:
+        if self.draining:
+            raise _draining()
         session = self._sessions.get(message.session)
         if message.epoch != self.epoch:
             raise RemoteProtocolError(
@@ -179,11 +183,10 @@ class Sessions:
                 raise _sequence_stale(group.sequence, act.sequence)
             return None
         self._check_act(group, act, message)
-        newly_waiting = not group.waiting
-        if newly_waiting:
-            self._check_room(group)
-        else:
+        if group.waiting:
             self.answer_error(group, _superseded(act.sequence), replies)
+        else:
+            self._check_room(group)
         if act.episode_start:
             group.mark_starts(act.episode_start, act.seeds)
         group.waiting = True
@@ -192,7 +195,7 @@ class Sessions:
         group.received_ns = now_ns
         group.deadline_ns = now_ns + act.budget_us * 1_000 if act.budget_us else NEVER_NS
         group.deterministic = act.deterministic
-        return group if newly_waiting else None
+        return group
 
     def _resend(self, group: EpisodeGroup, act: Act, replies: list[Reply]) -> None:
         """The same question again gets the same answer; an older one is stale."""
@@ -204,8 +207,6 @@ class Sessions:
     def _check_act(self, group: EpisodeGroup, act: Act, message: list[Frame]) -> None:
         rows = group.rows
         version = group.version
-        if self.draining:
-            raise _draining()
         if act.rows != rows:
             raise RemoteProtocolError(ErrorCode.ROWS_MISMATCH, "wrong number of rows", f"{rows}", f"{act.rows}")
         if len(message) - 2 != len(version.observation_bytes):
@@ -222,7 +223,7 @@ class Sessions:
             raise RemoteProtocolError(
                 ErrorCode.NOT_SAMPLABLE, "this policy is deterministic", "deterministic true", "deterministic false"
             )
-        if act.episode_start:
+        if act.episode_start or act.seeds:
             _check_starts(act, rows)
 
     def _check_room(self, group: EpisodeGroup) -> None:
@@ -329,6 +330,9 @@ class Sessions:
             self._hellos.pop(session.hello_key, None)
             session.control_reply = encode(self._change(session, message))
             session.control_sequence = message.sequence
+            session.control_request = message
+        elif message != session.control_request:
+            raise _sequence_stale(session.control_sequence, message.sequence)
         replies.append([peer, session.control_reply])
 
     def _change(self, session: Session, message: Begin | End | Goodbye) -> Message:
@@ -344,8 +348,6 @@ class Sessions:
         return Goodbye(session.id, self.epoch, message.sequence, "bye")
 
     def _begin(self, session: Session, begin: Begin) -> Begun:
-        if self.draining:
-            raise _draining()
         if not 1 <= len(begin.seeds) <= self._limits.rows_max:
             raise RemoteProtocolError(
                 ErrorCode.ROWS_MISMATCH,

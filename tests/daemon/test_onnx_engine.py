@@ -47,6 +47,12 @@ def test_every_number_of_rows_gives_what_onnxruntime_gives(policy: str) -> None:
             np.testing.assert_allclose(engine.outputs[output.name][:rows], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_single_row_may_be_the_maximum(lander: Artifact) -> None:
+    engine = OnnxEngine(lander.model, lander.card.spec(), [], rows_max=1)
+    engine.run(1)
+    assert engine.outputs["action"].shape == (1,)
+
+
 def test_rows_left_from_a_larger_batch_do_not_change_a_smaller_one(lander: Artifact) -> None:
     engine = OnnxEngine(lander.model, lander.card.spec(), ["logits"], rows_max=8)
     engine.inputs[0][:] = np.random.default_rng(1).normal(size=(8, 8))

@@ -79,6 +79,12 @@ async def test_begin_sent_again_makes_no_second_handle(bench: Bench) -> None:
     assert bench.sessions.episodes_live == 1
 
 
+async def test_a_number_that_was_used_for_another_request_is_stale(bench: Bench) -> None:
+    welcome = bench.open()
+    bench.begin(welcome, 1)
+    assert codes([bench.ask(b"peer", Begin(welcome.session, welcome.epoch, 1, [5, 6]))]) == ["sequence_stale"]
+
+
 async def test_hello_sent_again_makes_no_second_session(bench: Bench) -> None:
     first = bench.ask(b"peer", Hello(0, 0, 77))
     assert bench.ask(b"peer", Hello(0, 0, 77)) == first
@@ -101,7 +107,11 @@ async def test_a_newer_act_takes_the_place_of_one_that_waits() -> None:
     (superseded,) = bench.pump()
     assert isinstance(superseded, Error)
     assert (superseded.code, superseded.sequence) == (ErrorCode.SUPERSEDED, 3)
-    bench.clock.now_ns += MS
+    bench.clock.now_ns += 10_000
+    bench.put(b"peer", act(begun, 5, budget_us=100), observation(value=2))
+    assert codes(bench.pump()) == ["superseded"]
+    assert bench.scheduler.deadline_ns() == bench.clock.now_ns + 50_000
+    bench.clock.now_ns += 60_000
     bench.loop._on_readable()
     (reply,) = bench.transport.sent
     assert np.frombuffer(reply[2], np.float32).tolist() == [6.0]
@@ -195,6 +205,7 @@ async def test_an_engine_that_fails_gives_typed_errors_and_goes_on(bench: Bench)
         ({}, [observation(), observation()], "shape_mismatch"),
         ({"episode_start": b"\1\1"}, [observation()], "rows_mismatch"),
         ({"episode_start": b"\1", "seeds": [1, 2]}, [observation()], "rows_mismatch"),
+        ({"seeds": [1]}, [observation()], "rows_mismatch"),
     ],
 )
 async def test_an_act_that_does_not_fit_is_refused_and_the_session_goes_on(
@@ -307,8 +318,8 @@ async def test_any_bytes_get_exactly_one_typed_error_and_hurt_nobody(data: list[
     assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
 
 
-class Conversations(RuleBasedStateMachine):
-    """Whatever clients do, every act gets exactly one reply and nothing is owed in the end."""
+class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
+    """Whatever clients do, every act gets exactly one reply, and after a drain nothing is owed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -327,10 +338,12 @@ class Conversations(RuleBasedStateMachine):
         self.welcomes: list[Welcome] = []
 
     def teardown(self) -> None:
-        self._run(lambda: self.bench.loop.drain("teardown"))
-        assert not self.owed, f"never answered: {self.owed}"
-        assert self.bench.scheduler.rows_waiting == 0
-        self.runner.close()
+        try:
+            self._run(lambda: self.bench.loop.drain("teardown"))
+            assert not self.owed, f"never answered: {self.owed}"
+            assert self.bench.scheduler.rows_waiting == 0
+        finally:
+            self.runner.close()
 
     def _run(self, work: Any) -> None:
         async def inside() -> None:
@@ -394,4 +407,4 @@ class Conversations(RuleBasedStateMachine):
         assert self.bench.scheduler.rows_waiting <= self.bench.limits.queue_rows_max
 
 
-TestConversations = Conversations.TestCase
+TestEveryActGetsExactlyOneReply = EveryActGetsExactlyOneReply.TestCase

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pillion.tensors import Array
 from pillion_protocol import Action, BatchClose
 
+_CLOSES = {close.value: close.name.lower() for close in BatchClose}
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:
@@ -53,7 +55,6 @@ class Outcome:
 
 def timings_of(action: Action, round_trip_ns: int) -> Timings:
     """The timings that an action message carries."""
-    closes = {close.value: close.name.lower() for close in BatchClose}
     return Timings(
         received_ns=action.received_ns,
         queued_ns=action.queued_ns,
@@ -61,5 +62,5 @@ def timings_of(action: Action, round_trip_ns: int) -> Timings:
         ran_ns=action.ran_ns,
         round_trip_ns=round_trip_ns,
         batch_rows=action.batch_rows,
-        batch_close=closes.get(action.batch_close, str(action.batch_close)),
+        batch_close=_CLOSES.get(action.batch_close, str(action.batch_close)),
     )

@@ -1,0 +1,62 @@
+"""The role that runs the engine alone, as the daemon would: the same class, the same binding, no daemon. Hot path."""
+
+from __future__ import annotations
+
+import gc
+import time
+from array import array
+from pathlib import Path
+
+import msgspec
+
+from pillion_artifacts import Store
+from pillion_bench.echo import PingOrder, PingResult
+from pillion_bench.errors import BenchError
+from pillion_bench.observations import real_observations
+from pillion_bench.worker import Pipe
+from pilliond.engine import EngineError, InlineEngine
+
+
+class EnginePlan(msgspec.Struct, frozen=True):
+    """Which policy of which store, and how many rows a call."""
+
+    store: str
+    reference: str
+    rows: int
+
+
+def run(pipe: Pipe) -> None:
+    """Loads the policy, fills the buffer with observations, and times calls when told."""
+    from pilliond.limits import ServingLimits
+    from pilliond.onnx_engine import OnnxEngine
+
+    plan = pipe.hear(EnginePlan)
+    if plan is None:
+        raise BenchError("the bench went before it said what to do")
+    artifact = Store(Path(plan.store)).load(plan.reference)
+    distribution = artifact.card.distribution
+    parameters = [name for name in (distribution.logits, distribution.log_std) if name]
+    rows_max = max(plan.rows, ServingLimits().rows_max)
+    try:
+        engine = OnnxEngine(artifact.model, artifact.card.spec(), parameters, rows_max)
+        engine.warm_up()
+    except EngineError as error:
+        raise BenchError(f"{plan.reference}: {error}") from None
+    observations = real_observations(artifact.policy, artifact.card.spec())
+    for buffer, frame in zip(engine.input_views, observations.frames(0, plan.rows), strict=True):
+        buffer[: len(frame)] = frame
+    pipe.tell("ready")
+    while (order := pipe.hear(PingOrder)) is not None:
+        pipe.tell(PingResult(_time_calls(engine, plan.rows, order.seconds)))
+
+
+def _time_calls(engine: InlineEngine, rows: int, seconds: float) -> bytes:
+    clock = time.monotonic_ns
+    taken = array("q")
+    gc.disable()
+    end_ns = clock() + int(seconds * 1e9)
+    while (started_ns := clock()) < end_ns:
+        engine.run(rows)
+        taken.append(clock() - started_ns)
+    gc.enable()
+    return taken.tobytes()

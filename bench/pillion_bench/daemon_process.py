@@ -1,0 +1,123 @@
+"""A daemon of the bench's own: started, waited for, and ended with the bench."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from pillion_bench.errors import DaemonStartError
+from pillion_bench.placement import CpuSet, inherited
+
+START_S_MAX: Final = 30.0
+"""From the start to the first welcome; slower is a failed start."""
+
+STOP_S_MAX: Final = 12.0
+"""From SIGTERM to the end, a little above the daemon's own bound for its drain; then it is killed."""
+
+_LOOK_S: Final = 0.005
+
+
+class DaemonProcess:
+    """Owns a `pilliond` that serves `policy` of `store` on an ipc socket in a folder of its own; a context manager.
+
+    `cpus` holds both of its processes and all their threads. Settings of the user's environment do not reach it.
+    """
+
+    def __init__(self, store: Path, policy: str, cpus: CpuSet | None = None) -> None:
+        self.ready_s = 0.0
+        self._store = store
+        self._policy = policy
+        self._cpus = cpus
+        self._folder = ""
+        self._errors: IO[bytes]
+        self._process: subprocess.Popen[bytes]
+
+    @property
+    def address(self) -> str:
+        """Where clients come in."""
+        return f"ipc://{self._folder}/zmq.sock"
+
+    @property
+    def pid(self) -> int:
+        """The control process."""
+        return self._process.pid
+
+    def resident_bytes(self) -> int:
+        """Resident memory of both processes."""
+        import psutil
+
+        control = psutil.Process(self.pid)
+        return sum(process.memory_info().rss for process in [control, *control.children(recursive=True)])
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.mkdtemp(prefix="pillion-bench-")
+        try:
+            self._start()
+        except BaseException:
+            self._remove()
+            raise
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PILLION_")}
+        options = ["--store", str(self._store), "--policy", self._policy, "--listen", self.address, "--admin", ""]
+        self._errors = Path(self._folder, "errors.log").open("w+b")  # noqa: SIM115  # closed in _end
+        self._started_s = time.monotonic()
+        with inherited(self._cpus):
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pilliond", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                env=environment,
+            )
+
+    def _wait_until_ready(self) -> None:
+        """The socket appears when the engine is warm; a ping then shows that the loop runs."""
+        import pillion
+
+        path = Path(self.address.removeprefix("ipc://"))
+        while not path.exists():
+            if self._process.poll() is not None:
+                raise DaemonStartError(self._last_word(), self._process.returncode)
+            if time.monotonic() - self._started_s > START_S_MAX:
+                raise DaemonStartError(f"the daemon was not ready within {START_S_MAX:g} s")
+            time.sleep(_LOOK_S)
+        with pillion.connect(self.address, client_name="pillion-bench"):
+            self.ready_s = time.monotonic() - self._started_s
+
+    def _last_word(self) -> str:
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else f"the daemon ended with {self._process.returncode}"
+
+    def _end(self) -> None:
+        try:
+            self._process.terminate()
+            self._process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        finally:
+            self._errors.close()
+            self._remove()
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""What the load sends: real observations where a recording of the policy ships, else draws from the spec's bounds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_bench.errors import RecordingError
+from pillion_bench.recording import Recording
+from pillion_bench.shipped import recordings
+from pillion_protocol import Spec, TensorSpec
+
+_DRAWN_ROWS: Final = 64
+_DRAW_SEED: Final = 7
+
+
+class Observations:
+    """Rows of observations, and where they come from. They begin again after the last."""
+
+    def __init__(self, arrays: list[NDArray[Any]], source: str) -> None:
+        self.source = source
+        self.rows = len(arrays[0])
+        self._arrays = arrays
+
+    def arrays(self, first: int, rows: int) -> list[NDArray[Any]]:
+        """`rows` rows from `first` on, an array for each observation of the spec."""
+        indices = np.arange(first, first + rows) % self.rows
+        return [array[indices] for array in self._arrays]
+
+    def frames(self, first: int, rows: int) -> list[bytes | memoryview]:
+        """The same as the tensor frames of an act."""
+        return [array.tobytes() for array in self.arrays(first, rows)]
+
+
+def real_observations(policy: str, spec: Spec) -> Observations:
+    """Those of the policy's first recording that fits `spec`; else drawn ones."""
+    for path in recordings(policy):
+        try:
+            recording = Recording.load(path)
+        except RecordingError:
+            continue
+        arrays = [recording.observation.get(tensor.name) for tensor in spec.observation]
+        fitting = [
+            array
+            for array, tensor in zip(arrays, spec.observation, strict=True)
+            if array is not None and array.dtype == tensor.dtype and list(array.shape[1:]) == list(tensor.shape)
+        ]
+        if len(fitting) == len(spec.observation):
+            return Observations(fitting, f"recording {policy}/{path.name}")
+    return drawn_observations(spec)
+
+
+def drawn_observations(spec: Spec) -> Observations:
+    """Uniform between the bounds of the spec, normal where there are none; always the same ones."""
+    generator = np.random.default_rng(_DRAW_SEED)
+    return Observations([_draw(tensor, generator) for tensor in spec.observation], "drawn from the spec's bounds")
+
+
+def _draw(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
+    shape = (_DRAWN_ROWS, *tensor.shape)
+    dtype = np.dtype(tensor.dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    low, high = _bounds(tensor, dtype)
+    if dtype.kind in "iu":
+        return generator.integers(low.astype(np.int64), high.astype(np.int64), shape, endpoint=True).astype(dtype)
+    is_bounded = np.isfinite(low) & np.isfinite(high)
+    uniform = generator.uniform(np.where(is_bounded, low, 0.0), np.where(is_bounded, high, 1.0), shape)
+    return np.where(is_bounded, uniform, generator.standard_normal(shape)).astype(dtype)
+
+
+def _bounds(tensor: TensorSpec, dtype: np.dtype[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The bounds, shaped to broadcast over rows; for integers without any: 0 to the least of 255 and the dtype's most."""
+    size = math.prod(tensor.shape)
+    most = float(min(255, np.iinfo(dtype).max)) if dtype.kind in "iu" else math.inf
+    least = 0.0 if dtype.kind in "iu" else -math.inf
+
+    def shaped(bound: list[float], otherwise: float) -> NDArray[np.float64]:
+        values = np.asarray(bound or [otherwise], dtype=np.float64)
+        return np.broadcast_to(values, (size,)).reshape(tensor.shape)
+
+    return shaped(tensor.low, least), shaped(tensor.high, most)

@@ -1,0 +1,215 @@
+"""Plays a Gymnasium environment through a daemon, with deterministic actions, and keeps what came."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+
+import pillion
+from pillion_artifacts import Artifact, Store
+from pillion_artifacts.card import Environment, Tolerance
+from pillion_artifacts.environments import make_environment
+from pillion_bench.errors import BadOptionError, PlayError
+from pillion_bench.recording import Array, Recording
+
+if TYPE_CHECKING:
+    import gymnasium
+
+_TOOLS: Final = ("pillion", "numpy", "gymnasium")
+
+
+class RecordOptions(msgspec.Struct, frozen=True):
+    """Which episodes, and how long."""
+
+    episodes: int = 1
+    seed: int = 0
+    """That of the first episode; the next ones count on from it."""
+    steps_max: int = 0
+    """Where an episode is cut; 0: it ends when the environment says so."""
+
+
+class Tape:
+    """Collects the steps of a recording."""
+
+    def __init__(self) -> None:
+        self.observation: dict[str, list[Array]] = {}
+        self.action: dict[str, list[Array]] = {}
+        self.reward: list[float] = []
+        self.terminated: list[bool] = []
+        self.truncated: list[bool] = []
+        self.episode_start: list[bool] = []
+        self.at_ns: list[int] = []
+        self.seed: list[int] = []
+
+    def acted(self, at_ns: int, observation: Mapping[str, Array], outputs: Mapping[str, Array], starts: bool) -> None:
+        """Notes an act that was made at `at_ns`, and its answer."""
+        for kept, came in ((self.observation, observation), (self.action, outputs)):
+            for name, array in came.items():
+                kept.setdefault(name, []).append(array)
+        self.at_ns.append(at_ns)
+        self.episode_start.append(starts)
+
+    def stepped(self, reward: float, terminated: bool, truncated: bool) -> None:
+        """Notes what the environment made of it."""
+        self.reward.append(reward)
+        self.terminated.append(terminated)
+        self.truncated.append(truncated)
+
+    def recording(self, session: pillion.Session, environment: Environment, tolerance: Tolerance) -> Recording:
+        """All of it."""
+        return Recording(
+            policy=session.policy,
+            version=session.version,
+            digest=session.digest,
+            environment=environment,
+            tolerance=tolerance,
+            tools=tool_versions(environment),
+            observation={name: np.stack(arrays) for name, arrays in self.observation.items()},
+            action={name: np.stack(arrays) for name, arrays in self.action.items()},
+            reward=np.array(self.reward, np.float64),
+            terminated=np.array(self.terminated, bool),
+            truncated=np.array(self.truncated, bool),
+            episode_start=np.array(self.episode_start, bool),
+            step_time_ns=np.array(self.at_ns, np.int64) - self.at_ns[0],
+            seed=np.array(self.seed, np.int64),
+        )
+
+
+def find_policy(store: Path, environment_id: str) -> str:
+    """The one policy of the store that was trained for an environment; raises `BadOptionError` unless there is one."""
+    loader = Store(store)
+    fitting = [policy for policy in loader.policies() if plays(loader.load(policy), environment_id)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise BadOptionError(f"several policies play {environment_id}: {', '.join(fitting)}; choose one by --policy")
+    raise BadOptionError(
+        f"no policy of the store plays {environment_id}; choose one of {', '.join(loader.policies())} by --policy"
+    )
+
+
+def plays(artifact: Artifact, environment_id: str) -> bool:
+    """Whether the card of an artifact names that environment."""
+    environment = artifact.card.environment
+    return environment is not None and environment.id == environment_id.rpartition(":")[2]
+
+
+def environment_for(artifact: Artifact | None, environment_id: str) -> Environment:
+    """The card's environment (with its arguments and wrappers) where it has that id, else the bare one.
+
+    `environment_id` may be `module:Id`, as for `gymnasium.make`.
+    """
+    if artifact is not None and plays(artifact, environment_id):
+        assert artifact.card.environment is not None
+        return artifact.card.environment
+    module, _, name = environment_id.rpartition(":")
+    return Environment(name, module)
+
+
+def record(
+    session: pillion.Session,
+    environment: Environment,
+    tolerance: Tolerance,
+    options: RecordOptions,
+    progress: Callable[[int, int], None],
+) -> Recording:
+    """Plays the episodes; `progress` is told the episode's number and its steps so far. Raises `PlayError`."""
+    tape = Tape()
+    world = _make(environment)
+    try:
+        for number in range(options.episodes):
+            seed = options.seed + number
+            tape.seed.append(seed)
+            _play(world, session, seed, options.steps_max, tape, partial(progress, number))
+    finally:
+        world.close()
+    return tape.recording(session, environment, tolerance)
+
+
+def _play(
+    world: gymnasium.Env[Any, Any],
+    session: pillion.Session,
+    seed: int,
+    steps_max: int,
+    tape: Tape,
+    progress: Callable[[int], None],
+) -> None:
+    came, _ = world.reset(seed=seed)
+    steps = 0
+    is_over = False
+    with session.begin(seed) as episode:
+        while not is_over:
+            observation = as_sent(session, came)
+            at_ns = time.monotonic_ns()
+            action = episode.act(observation)
+            last = episode.last
+            if last.digest != session.digest:
+                raise PlayError("another version began to answer while this was recorded; record again")
+            tape.acted(at_ns, observation, last.outputs, steps == 0)
+            came, reward, terminated, truncated, _ = world.step(for_environment(world, action))
+            tape.stepped(float(reward), bool(terminated), bool(truncated))
+            steps += 1
+            is_over = bool(terminated or truncated) or steps == steps_max
+            progress(steps)
+
+
+def as_sent(session: pillion.Session, observation: Any) -> dict[str, Array]:
+    """The observation by the spec's names and in its dtypes; raises `PlayError` where the environment has others."""
+    tensors = session.spec.observation
+    named = observation if isinstance(observation, Mapping) else {tensors[0].name: observation}
+    if named.keys() != {tensor.name for tensor in tensors}:
+        expected = ", ".join(tensor.name for tensor in tensors)
+        raise PlayError(f"the policy observes {expected}, the environment gives {', '.join(named)}")
+    sent = {tensor.name: np.array(named[tensor.name], dtype=tensor.dtype) for tensor in tensors}
+    for tensor in tensors:
+        if list(sent[tensor.name].shape) != list(tensor.shape):
+            raise PlayError(
+                f"observation {tensor.name!r}: the policy takes shape {list(tensor.shape)}, "
+                f"the environment gives {list(sent[tensor.name].shape)}"
+            )
+    return sent
+
+
+def for_environment(world: gymnasium.Env[Any, Any], action: Array) -> Any:
+    """The action as `step` takes it: a number for Discrete; for Box clipped to its bounds, as Stable-Baselines3 does."""
+    from gymnasium import spaces
+
+    match world.action_space:
+        case spaces.Discrete():
+            return int(action)
+        case spaces.Box() as box:
+            return np.clip(action, box.low, box.high).astype(box.dtype)
+        case _:
+            return action
+
+
+def tool_versions(environment: Environment) -> dict[str, str]:
+    """What a replay may have to be understood by: Python, ours, and the environment's package."""
+    names = [*_TOOLS, *([environment.module.partition(".")[0].replace("_", "-")] if environment.module else [])]
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _make(environment: Environment) -> gymnasium.Env[Any, Any]:
+    # Environments that draw with pygame look for a screen, which a server has not.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    import gymnasium
+
+    try:
+        return make_environment(environment)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise PlayError(f"cannot make {environment.id}: {error}") from None

@@ -1,0 +1,179 @@
+"""The open loop: recorded episodes replayed at their recorded pace, every action checked against the recorded one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+import pillion
+from pillion_bench.errors import ActionMismatchError, RecordingError
+from pillion_bench.exchange import exchange_of
+from pillion_bench.floor import ANSWER_S_MAX, FloorFigures, Floors
+from pillion_bench.host import describe_host
+from pillion_bench.percentiles import Nanoseconds, percentiles_us
+from pillion_bench.recording import Recording
+from pillion_bench.replay_driver import ReplayOpened, ReplayPlan, ReplayResult
+from pillion_bench.target import Target
+from pillion_bench.worker import Worker
+from pillion_protocol import decode_spec
+
+_SLOWER_MAX: Final = 5.0
+"""By which factor a replay may take longer than the recording did, before it is given up."""
+
+
+class ReplayOptions(msgspec.Struct, frozen=True):
+    """How fast, by how many at once, and how strictly."""
+
+    sessions: int = 1
+    speed: float = 1.0
+    """1: the recorded pace; 0: as fast as it goes."""
+    any_version: bool = False
+    """Replay also against another artifact than the recorded one; its actions may then well differ."""
+    floor_s: float = 0.5
+    """How long each floor is measured, before and again after; 0: not at all."""
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """What came of one recording."""
+
+    file: str
+    steps: int
+    episodes: int
+    opened: ReplayOpened
+    latency_ns: Nanoseconds
+    service_ns: Nanoseconds
+    engine_ns: Nanoseconds
+    duration_s: float
+    mismatches: int
+    first_mismatch: str
+
+    @property
+    def added_ns(self) -> Nanoseconds:
+        """The latency without the engine."""
+        return self.latency_ns - self.engine_ns
+
+    def summary(self) -> dict[str, Any]:
+        """Its part of a report."""
+        return {
+            "file": Path(self.file).name,
+            "episodes": self.episodes,
+            "steps": self.steps,
+            "n": len(self.latency_ns),
+            "mismatches": self.mismatches,
+            "first_mismatch": self.first_mismatch,
+            "latency_us": percentiles_us(self.latency_ns),
+            "added_us": percentiles_us(self.added_ns),
+        }
+
+
+def replay_file(path: Path, target: Target, options: ReplayOptions) -> Replayed:
+    """Replays one recording; raises `RecordingError` where another artifact is served than was recorded."""
+    recording = Recording.load(path)
+    plan = ReplayPlan(target.address, str(path.resolve()), options.sessions, options.speed)
+    with Worker("replay", plan, target.placement.client) as worker:
+        opened = worker.hear(ReplayOpened, ANSWER_S_MAX)
+        if not options.any_version:
+            _check_artifact(path, recording, opened)
+        _check_shapes(path, recording, opened)
+        patience_s = ANSWER_S_MAX + _SLOWER_MAX * recording.duration_s / (options.speed or 1.0)
+        result = worker.ask("replay", ReplayResult, patience_s)
+    return Replayed(
+        str(path),
+        recording.steps,
+        recording.episodes,
+        opened,
+        np.frombuffer(result.latency_ns, np.int64),
+        np.frombuffer(result.service_ns, np.int64),
+        np.frombuffer(result.engine_ns, np.int64),
+        result.duration_s,
+        result.mismatches,
+        result.first_mismatch,
+    )
+
+
+def recorded_policy(files: list[Path]) -> str:
+    """`NAME@VERSION` that the recordings were made with; raises `RecordingError` unless it is the same for all."""
+    references = {f"{recording.policy}@{recording.version}" for recording in map(Recording.load, files)}
+    if len(references) > 1:
+        raise RecordingError(f"expected recordings of one policy version, came {', '.join(sorted(references))}")
+    return references.pop()
+
+
+def check_actions(report: dict[str, Any]) -> None:
+    """Raises `ActionMismatchError` where a replay met another action than the recorded one."""
+    for summary in report["recordings"]:
+        if summary["mismatches"]:
+            raise ActionMismatchError(
+                f"{summary['file']}: {summary['mismatches']} of {summary['n']} actions are not the recorded ones; "
+                f"the first: {summary['first_mismatch']}"
+            )
+
+
+def measure_replay(files: list[Path], target: Target, options: ReplayOptions) -> dict[str, Any]:
+    """Replays every file in turn, between two measurements of the floor, and gives the report of all together."""
+    if not options.floor_s:
+        return report([replay_file(path, target, options) for path in files], target, options, None)
+    with pillion.connect(target.address, client_name="pillion-bench") as session:
+        exchange = exchange_of(session.spec, 1)
+    with Floors(exchange, target.placement) as floors:
+        before = floors.measure(options.floor_s)
+        replays = [replay_file(path, target, options) for path in files]
+        after = floors.measure(options.floor_s)
+    return report(replays, target, options, FloorFigures.of(before, after))
+
+
+def report(
+    replays: list[Replayed], target: Target, options: ReplayOptions, floor: FloorFigures | None
+) -> dict[str, Any]:
+    """The report of `pillion bench replay`; `bench/README.md` says what each key means."""
+    latency_ns, service_ns, engine_ns = (
+        np.concatenate([getattr(replayed, name) for replayed in replays])
+        for name in ("latency_ns", "service_ns", "engine_ns")
+    )
+    duration_s = sum(replayed.duration_s for replayed in replays)
+    opened = replays[0].opened
+    added_us = percentiles_us(latency_ns - engine_ns)
+    floor_us = floor.floor_us() if floor else {"zmq": None, "lane": None}
+    return {
+        "n": len(latency_ns),
+        "rows_per_s": round(len(latency_ns) / duration_s, 1),
+        "latency_us": percentiles_us(latency_ns),
+        "engine_us": percentiles_us(engine_ns),
+        "floor_us": floor_us,
+        "added_us": added_us,
+        "added_over_floor_zmq": round(added_us["p50"] / floor_us["zmq"], 3) if floor_us["zmq"] else None,
+        "service_us": percentiles_us(service_ns),
+        "noise": floor.noise if floor else None,
+        "mismatches": sum(replayed.mismatches for replayed in replays),
+        "recordings": [replayed.summary() for replayed in replays],
+        "speed": options.speed or "max",
+        "sessions": options.sessions,
+        "rows": 1,
+        "seconds": round(duration_s, 3),
+        "pin": str(target.placement),
+        "server": target.server,
+        "policy": opened.policy,
+        "version": opened.version,
+        "digest": opened.digest,
+        "host": describe_host(),
+    }
+
+
+def _check_artifact(path: Path, recording: Recording, opened: ReplayOpened) -> None:
+    if opened.digest != recording.digest:
+        raise RecordingError(
+            f"{path.name} was recorded with {recording.policy}@{recording.version} {recording.digest}, served is "
+            f"{opened.policy}@{opened.version} {opened.digest}; --any-version replays it all the same"
+        )
+
+
+def _check_shapes(path: Path, recording: Recording, opened: ReplayOpened) -> None:
+    for tensor in decode_spec(opened.spec).observation:
+        array = recording.observation.get(tensor.name)
+        expected = f"{tensor.dtype} {tensor.shape}"
+        came = "none" if array is None else f"{array.dtype} {list(array.shape[1:])}"
+        if came != expected:
+            raise RecordingError(f"{path.name}: observation {tensor.name!r}: the policy takes {expected}, came {came}")

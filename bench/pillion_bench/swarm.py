@@ -1,0 +1,192 @@
+"""Many sessions over few connections, driven from one thread. Hot path.
+
+A session's identity is in the message, so any number of them share a connection; a reply is decoded once, and finds
+its session by that identity. `pillion.connect` gives each session a connection of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, NoReturn, Self
+
+import zmq
+
+import pillion
+from pillion.carrier import ZmqCarrier
+from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion_protocol import Begun, Error, Goodbye, Message, Ping, Welcome, decode
+
+_SILENCE_S_MAX: Final = TIMEOUT_S
+
+
+class Rider:
+    """One session of a swarm: it awaits one answer at a time."""
+
+    __slots__ = ("awaited", "carrier", "conversation", "episode", "index", "sent_ns")
+
+    def __init__(self, index: int, carrier: ZmqCarrier, conversation: Conversation) -> None:
+        self.index = index
+        self.carrier = carrier
+        self.conversation = conversation
+        self.episode = 0
+        self.awaited = 0
+        """The sequence number of the request whose answer is due; 0: none."""
+        self.sent_ns = 0
+
+    def begin(self, seeds: list[int]) -> None:
+        """Asks for a handle; its `Begun` comes from the swarm's `receive`."""
+        self._send(*self.conversation.begin(seeds))
+
+    def end(self) -> None:
+        """Gives the handle back; nobody waits for the answer."""
+        self.carrier.send(self.conversation.end(self.episode)[1])
+
+    def act(self, tensors: Frames, rows: int) -> None:
+        """Asks for the actions of the handle."""
+        self.sent_ns = time.monotonic_ns()
+        self.awaited, frames = self.conversation.act(self.episode, rows, tensors, 0, True)
+        if not self.carrier.send(frames):
+            raise pillion.UnavailableError(f"nobody takes messages at {self.carrier.address}")
+
+    def hello(self) -> None:
+        """Asks for a session."""
+        self._send(*self.conversation.hello())
+
+    def _send(self, sequence: int, frames: Frames) -> None:
+        self.awaited = sequence
+        if not self.carrier.send(frames):
+            raise pillion.UnavailableError(f"nobody takes messages at {self.carrier.address}")
+
+
+class SessionSwarm:
+    """Owns `connections` sockets and opens `sessions` sessions over them, in turn. For one thread; a context manager."""
+
+    def __init__(
+        self, address: str, sessions: int, connections: int, policy: str = "", version_range: str = ""
+    ) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._carriers = [ZmqCarrier(address, self._context) for _ in range(connections)]
+        self._only = self._carriers[0] if connections == 1 else None
+        self._poller = zmq.Poller()
+        self._by_socket = {carrier.socket: carrier for carrier in self._carriers}
+        for carrier in self._carriers:
+            self._poller.register(carrier.socket, zmq.POLLIN)
+        self._readable: list[ZmqCarrier] = []
+        self._by_session: dict[int, Rider] = {}
+        self.riders = [
+            Rider(index, self._carriers[index % connections], Conversation("pillion-bench", policy, version_range))
+            for index in range(sessions)
+        ]
+
+    def open(self) -> None:
+        """Says hello for every session; raises `RefusedError` or `UnavailableError`."""
+        for rider in self.riders:
+            rider.carrier.set_wait(RESEND_S)
+            rider.hello()
+            frames = self._await_welcome(rider)
+            reply = rider.conversation.read(frames)
+            assert reply is not None
+            rider.conversation.opened(reply)
+            rider.awaited = 0
+            self._by_session[rider.conversation.session] = rider
+
+    def begin(self, seeds_of_rider: list[list[int]]) -> None:
+        """Begins a handle in every session, one after the other."""
+        for rider, seeds in zip(self.riders, seeds_of_rider, strict=True):
+            rider.begin(seeds)
+            while True:
+                came, message, _ = self.receive()
+                if came is rider:
+                    break
+            rider.episode = begun(rider, message).episode
+
+    def receive(self) -> tuple[Rider, Message, Frames]:
+        """The next answer that somebody awaits. Raises `RequestTimeoutError` where the daemon is silent for long."""
+        while True:
+            answer = self._understand(self._receive_frames())
+            if answer is not None:
+                return answer
+
+    def receive_now(self) -> tuple[Rider, Message, Frames] | None:
+        """The next answer that somebody awaits, or None where none is there; for a swarm of one connection."""
+        assert self._only is not None
+        while (frames := self._only.receive_now()) is not None:
+            answer = self._understand(frames)
+            if answer is not None:
+                return answer
+        return None
+
+    def fileno(self) -> int:
+        """Edge-triggered: after every send and receive look at `receive_now` again; for a swarm of one connection."""
+        assert self._only is not None
+        return self._only.fileno()
+
+    def close(self) -> None:
+        """Says goodbye for every session and closes the sockets."""
+        for rider in self.riders:
+            if rider.conversation.is_open:
+                rider.carrier.send_now(rider.conversation.goodbye("the bench is done")[1])
+        for carrier in self._carriers:
+            carrier.close()
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _understand(self, frames: Frames) -> tuple[Rider, Message, Frames] | None:
+        message = decode(frames[0])  # type: ignore[arg-type]  # the first frame is bytes
+        rider = self._by_session.get(message.session)
+        if rider is None:
+            return None
+        if message.sequence == rider.awaited:
+            rider.awaited = 0
+            return rider, message, frames[1:]
+        if isinstance(message, Ping):
+            rider.carrier.send(rider.conversation.pong(message))
+        elif isinstance(message, Goodbye):
+            rider.conversation.closed(f"the daemon said goodbye ({message.reason})")
+            raise rider.conversation.lost()
+        return None
+
+    def _receive_frames(self) -> Frames:
+        give_up_s = time.monotonic() + _SILENCE_S_MAX
+        while True:
+            frames = self._only.receive() if self._only is not None else self._receive_any()
+            if frames is not None:
+                return frames
+            if time.monotonic() > give_up_s:
+                raise pillion.RequestTimeoutError(f"the daemon was silent for {_SILENCE_S_MAX:g} s")
+
+    def _receive_any(self) -> Frames | None:
+        while True:
+            while self._readable:
+                frames = self._readable[-1].receive_now()
+                if frames is not None:
+                    return frames
+                self._readable.pop()
+            events = self._poller.poll(round(RESEND_S * 1_000))
+            if not events:
+                return None
+            self._readable = [self._by_socket[socket] for socket, _ in events]
+
+    def _await_welcome(self, rider: Rider) -> Frames:
+        while True:
+            frames = self._receive_frames()
+            message = decode(bytes(frames[0]))
+            if isinstance(message, Welcome | Error) and message.sequence == rider.awaited:
+                return frames
+            self._understand(frames)
+
+
+def begun(rider: Rider, message: Message) -> Begun:
+    """The answer to a begin; raises `RefusedError` or `EpisodeLostError`."""
+    return rider.conversation.begun(Reply(message, []))
+
+
+def refuse(rider: Rider, message: Message) -> NoReturn:
+    """Raises what an answer that is no action means."""
+    rider.conversation.acted(Reply(message, []))
+    raise AssertionError("an action is no refusal")

@@ -1,0 +1,85 @@
+"""The `pillion` command: quick to help, and one line with a sysexits code where something is wrong."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pillion import cli
+from pillion_bench import studio
+from tests.bench.conftest import run_pillion
+
+HEAVY = {"torch", "onnxruntime", "aiohttp", "numpy", "zmq", "gymnasium", "rich", "hdrh", "yaml", "pilliond"}
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has imported after `code`."""
+    script = f"import sys\n{code}\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["bench", "--help"], ["bench", "load", "--help"]])
+def test_help_waits_for_nothing_heavy(arguments: list[str]) -> None:
+    assert not HEAVY & modules_after(f"from pillion import cli\ncli.run({arguments!r})")
+
+
+def test_importing_the_client_imports_no_command_line() -> None:
+    assert not {"click", "pillion_bench", "numpy"} & modules_after("import pillion")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nothing"], "No such command 'nothing'."),
+        (["bench", "load", "--bogus"], "No such option"),
+        (["bench", "load", "--sessions", "many"], "'many' is not a valid integer"),
+        (["bench", "load", "--sessions", "0"], "0 is not in the range"),
+        (["bench", "load", "--pin", "sideways"], "--pin: expected two-cores, one-core, none or SERVER:CLIENT"),
+        (["bench", "load", "--carrier", "pigeon"], "'pigeon' is not"),
+        (["bench", "replay"], "Missing argument 'FILE...'"),
+    ],
+)
+def test_a_mistyped_line_gets_one_line_and_code_64(arguments: list[str], complaint: str) -> None:
+    done = run_pillion(*arguments)
+    assert done.returncode == 64
+    assert done.stdout == ""
+    assert done.stderr.startswith("pillion: ")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_nobody_at_the_address_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(studio, "ANSWER_S_MAX", 0.2)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code = cli.run(["bench", "record", "LunarLander-v3", "--address", "ipc:///nowhere/at/all"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 69
+    message = capsys.readouterr().err
+    assert message.startswith("pillion: nobody answers at ipc:///nowhere/at/all")
+    assert message.count("\n") == 1
+
+
+def test_without_click_the_command_says_what_to_install() -> None:
+    script = "import sys\nsys.modules['click'] = None\nfrom pillion.__main__ import main\nsys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 69
+    assert done.stderr == "pillion: the command line is not installed: pip install 'pillion[cli]'\n"
+
+
+def test_without_the_bench_s_packages_the_command_says_what_to_install() -> None:
+    script = (
+        "import sys\nsys.modules['hdrh'] = sys.modules['rich'] = None\nfrom pillion import cli\n"
+        "sys.exit(cli.run(['bench', 'floor', '--seconds', '0.01']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 69
+    assert "pip install 'pillion[bench]'" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,102 @@
+"""`pillion bench record` keeps what was observed, answered and rewarded, and when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from pillion_artifacts import Store
+from pillion_bench.errors import BadOptionError
+from pillion_bench.record import environment_for, find_policy, for_environment
+from pillion_bench.recording import Recording
+from tests.bench.conftest import run_pillion
+from tests.harness import STORE, Daemon
+
+
+def test_a_recording_holds_every_step(recording: Recording, daemon: Daemon) -> None:
+    assert (recording.policy, recording.digest) == ("lunar-lander", Store(STORE).load("lunar-lander").digest)
+    assert recording.steps == 100
+    assert recording.seed.tolist() == [5, 6]
+    assert np.flatnonzero(recording.episode_start).tolist() == [0, 50]
+    assert recording.observation["observation"].shape == (100, 8)
+    assert recording.observation["observation"].dtype == np.float32
+    assert recording.action["action"].dtype == np.int64
+    assert recording.environment.id == "LunarLander-v3"
+    assert {"python", "numpy", "gymnasium"} <= recording.tools.keys()
+
+
+def test_the_step_times_are_those_of_the_play(recording: Recording) -> None:
+    assert recording.step_time_ns[0] == 0
+    assert (np.diff(recording.step_time_ns) > 0).all()
+
+
+def test_an_episode_that_was_cut_did_not_end(recording: Recording) -> None:
+    assert not recording.terminated.any()
+    assert not recording.truncated.any()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # Box2D crashes where its import warns and a warning is an error
+def test_the_rewards_are_those_of_the_environment(recording: Recording) -> None:
+    world = gymnasium.make("LunarLander-v3")
+    observation, _ = world.reset(seed=5)
+    for step in range(50):
+        np.testing.assert_array_equal(observation, recording.observation["observation"][step])
+        observation, reward, *_ = world.step(int(recording.action["action"][step]))
+        assert float(reward) == recording.reward[step]
+    world.close()
+
+
+def test_the_summary_is_that_of_the_file(recorded: tuple[Path, dict[str, Any]], recording: Recording) -> None:
+    path, report = recorded
+    assert report["file"] == str(path)
+    assert report["bytes"] == path.stat().st_size
+    assert (report["steps"], report["episodes"]) == (100, 2)
+    assert report["return_mean"] == pytest.approx(np.mean(recording.returns()), abs=1e-3)
+
+
+def test_the_card_s_environment_is_taken_where_it_has_that_id() -> None:
+    artifact = Store(STORE).load("highway-fast")
+    assert environment_for(artifact, "highway-fast-v0") == artifact.card.environment
+    assert environment_for(artifact, "highway_env:highway-fast-v0") == artifact.card.environment
+    other = environment_for(artifact, "package.module:Other-v1")
+    assert (other.id, other.module, other.wrappers) == ("Other-v1", "package.module", [])
+
+
+def test_a_policy_is_found_by_the_environment_of_its_card() -> None:
+    assert find_policy(STORE, "highway-fast-v0") == "highway-fast"
+    with pytest.raises(BadOptionError, match=r"no policy of the store plays Nothing-v0; choose one of .*lunar-lander"):
+        find_policy(STORE, "Nothing-v0")
+
+
+def test_a_box_action_is_clipped_to_its_bounds() -> None:
+    class World(gymnasium.Env[Any, Any]):
+        action_space = spaces.Box(-1.0, 1.0, (2,))
+
+    came = for_environment(World(), np.array([-3.0, 0.5]))
+    assert came.tolist() == [-1.0, 0.5]
+    assert came.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ("Nothing-v0", "cannot make Nothing-v0"),
+        ("no_such_module:Thing-v0", "cannot make Thing-v0"),
+        ("CartPole-v1", "the policy takes shape [8], the environment gives [4]"),
+    ],
+)
+def test_an_environment_that_cannot_be_played_is_refused_in_one_line(
+    daemon: Daemon, tmp_path: Path, environment: str, complaint: str
+) -> None:
+    done = run_pillion("bench", "record", environment, "--address", daemon.address, cwd=tmp_path)
+    assert done.returncode == 69
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

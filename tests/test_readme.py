@@ -85,7 +85,9 @@ def test_the_bench_runs_as_the_readme_says(daemon: Daemon, command: str) -> None
 def test_every_promise_has_a_test_that_exists() -> None:
     listed = re.search(r"^## Promises\n(.*?)^(?:## |@@)", README, re.MULTILINE | re.DOTALL)
     assert listed
-    promises = [" ".join(item.split()) for item in re.findall(r"^- (.*?)(?=^- |\Z)", listed[1], re.MULTILINE | re.DOTALL)]
+    promises = [
+        " ".join(item.split()) for item in re.findall(r"^- (.*?)(?=^- |\Z)", listed[1], re.MULTILINE | re.DOTALL)
+    ]
     assert len(promises) >= 8
     table = (ROOT / "tests" / "README.md").read_text()
     rows = dict(re.findall(r"^\| (.+?) \| (`.+?`) \|$", table, re.MULTILINE))

@@ -15,7 +15,9 @@ from pilliond.scheduler import Scheduler
 
 def waiting_act(rows: int = 1, *, deadline_ns: int = NEVER_NS, version: object = "v1", lock_step: bool = True) -> Any:
     session = SimpleNamespace(lock_step=lock_step)
-    return SimpleNamespace(rows=rows, deadline_ns=deadline_ns, version=version, session=session, queued_ns=0, is_queued=False)
+    return SimpleNamespace(
+        rows=rows, deadline_ns=deadline_ns, version=version, session=session, queued_ns=0, is_queued=False
+    )
 
 
 def test_nothing_waiting_makes_no_batch() -> None:

@@ -162,11 +162,11 @@ class SessionSwarm:
 
     def _receive_any(self) -> Frames | None:
         while True:
+            # One message of each: the poller is level-triggered and tells of the rest, at less than an `Again` costs.
             while self._readable:
-                frames = self._readable[-1].receive_now()
+                frames = self._readable.pop().receive_now()
                 if frames is not None:
                     return frames
-                self._readable.pop()
             events = self._poller.poll(round(RESEND_S * 1_000))
             if not events:
                 return None

@@ -12,6 +12,9 @@ import zmq
 
 NOBLOCK: Final = int(zmq.NOBLOCK)
 SNDMORE: Final = int(zmq.SNDMORE)
+_COPY_BYTES_MAX: Final = 4_096
+"""Up to here a copy costs less than the view of a frame."""
+
 _MORE_NOBLOCK: Final = SNDMORE | NOBLOCK
 
 
@@ -25,7 +28,7 @@ def receive_frames(socket: zmq.Socket[bytes], flags: int, frames_max: int) -> li
     while frame.more:
         frame = socket.recv(NOBLOCK, copy=False)
         if len(frames) < frames_max:
-            frames.append(frame.buffer)
+            frames.append(frame.bytes if len(frame) <= _COPY_BYTES_MAX else frame.buffer)
     return frames
 
 

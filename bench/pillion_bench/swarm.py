@@ -39,13 +39,13 @@ class Rider:
 
     def end(self) -> None:
         """Gives the handle back; nobody waits for the answer."""
-        self.carrier.send(self.conversation.end(self.episode)[1])
+        self.carrier.send_now(self.conversation.end(self.episode)[1])
 
     def act(self, tensors: Frames, rows: int) -> None:
         """Asks for the actions of the handle."""
         self.sent_ns = time.monotonic_ns()
         self.awaited, frames = self.conversation.act(self.episode, rows, tensors, 0, True)
-        if not self.carrier.send(frames):
+        if not self.carrier.send(frames, RESEND_S):
             raise pillion.UnavailableError(f"nobody takes messages at {self.carrier.address}")
 
     def hello(self) -> None:
@@ -54,7 +54,7 @@ class Rider:
 
     def _send(self, sequence: int, frames: Frames) -> None:
         self.awaited = sequence
-        if not self.carrier.send(frames):
+        if not self.carrier.send(frames, RESEND_S):
             raise pillion.UnavailableError(f"nobody takes messages at {self.carrier.address}")
 
 
@@ -145,7 +145,7 @@ class SessionSwarm:
             rider.awaited = 0
             return rider, message, frames[1:]
         if isinstance(message, Ping):
-            rider.carrier.send(rider.conversation.pong(message))
+            rider.carrier.send_now(rider.conversation.pong(message))
         elif isinstance(message, Goodbye):
             rider.conversation.closed(f"the daemon said goodbye ({message.reason})")
             raise rider.conversation.lost()

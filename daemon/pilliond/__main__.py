@@ -10,7 +10,8 @@ from typing import Any
 try:
     import click
 except ModuleNotFoundError:
-    sys.exit("pilliond: the daemon's packages are not installed: pip install 'pillion[daemon]'")
+    print("pilliond: the daemon's packages are not installed: pip install 'pillion[daemon]'", file=sys.stderr)
+    sys.exit(os.EX_UNAVAILABLE)
 
 import pilliond
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +210,46 @@ def test_the_late_answer_to_an_act_that_timed_out_is_not_taken_for_the_next_one(
             episode.act(OBSERVATION)
         assert episode.act(OBSERVATION) == 2
         assert episode.last.sequence > late[0].sequence
+
+
+def test_an_act_is_not_sent_after_its_budget(fake_daemon: MakeFake) -> None:
+    fake = fake_daemon(silent_on(Act))
+    with pillion.connect(fake.address, timeout_s=10 * TIME_UNIT_S) as session:
+        episode = session.begin()
+        with pytest.raises(pillion.RequestTimeoutError):
+            episode.act(OBSERVATION, budget_us=1_000)
+        assert sum(isinstance(message, Act) for message in fake.heard) == 1
+        fake.close()
+        for _ in range(3):
+            with pytest.raises(pillion.RequestTimeoutError):
+                episode.act(OBSERVATION, budget_us=1_000)
+        again = FakeDaemon(fake.address, honest)
+        try:
+            assert session.ping() > 0
+        finally:
+            again.close()
+        assert not any(isinstance(message, Act) for message in again.heard)
+
+
+async def test_an_act_is_not_sent_after_its_budget_on_asyncio(fake_daemon: MakeFake) -> None:
+    fake = fake_daemon(silent_on(Act))
+    async with pillion.aio.connect(fake.address, timeout_s=10 * TIME_UNIT_S) as session:
+        episode = await session.begin()
+        with pytest.raises(pillion.RequestTimeoutError):
+            await episode.act(OBSERVATION, budget_us=1_000)
+        assert sum(isinstance(message, Act) for message in fake.heard) == 1
+        fake.close()
+        acts = [asyncio.create_task(episode.act(OBSERVATION, budget_us=1_000)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        again = FakeDaemon(fake.address, honest)
+        try:
+            assert await session.ping() > 0
+            for act in acts:
+                with pytest.raises(pillion.RequestTimeoutError):
+                    await act
+        finally:
+            again.close()
+        assert not any(isinstance(message, Act) for message in again.heard)
 
 
 # What is asked for again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager
@@ -13,24 +14,25 @@ from numpy.typing import ArrayLike
 
 from pillion.carrier import ZmqCarrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion.described import Described
 from pillion.errors import (
     EpisodeLostError,
     PillionError,
     RequestTimeoutError,
     UnavailableError,
 )
-from pillion.handle import Handle
+from pillion.handle import Handle, useful_s
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Begun, Goodbye, Limits, Ping, Spec
+from pillion_protocol import Begun, Goodbye, Ping
 
 
-class Session:
+class Session(Described):
     """A conversation with a daemon. Made by `connect`; for one event loop. Episodes may act side by side."""
 
     def __init__(self, carrier: ZmqCarrier, conversation: Conversation, timeout_s: float) -> None:
         self._carrier = carrier
-        self._conversation = conversation
+        super().__init__(conversation)
         self._timeout_s = timeout_s
         self._codec: TensorCodec
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
@@ -38,31 +40,6 @@ class Session:
         self._turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(carrier.fileno(), self._on_readable)
-
-    @property
-    def policy(self) -> str:
-        """The name of the policy that answers."""
-        return self._conversation.welcome.policy
-
-    @property
-    def version(self) -> str:
-        """The version that was current when the session was opened; an episode has its own."""
-        return self._conversation.welcome.version
-
-    @property
-    def digest(self) -> str:
-        """`sha256:…` of the artifact of that version."""
-        return f"sha256:{self._conversation.welcome.digest.hex()}"
-
-    @property
-    def spec(self) -> Spec:
-        """Names, dtypes, shapes and bounds of observations and outputs."""
-        return self._conversation.spec
-
-    @property
-    def limits(self) -> Limits:
-        """What the daemon takes from one session."""
-        return self._conversation.limits
 
     async def begin(self, seed: int | None = None) -> Episode:
         """Begins one episode. The same seed draws the same actions; None draws a seed."""
@@ -143,20 +120,26 @@ class Session:
     def _timed_out(self) -> RequestTimeoutError:
         return RequestTimeoutError(f"no answer from {self._carrier.address} within {self._timeout_s:g} s")
 
-    async def _exchange(self, sequence: int, frames: Frames) -> Reply:
-        """Sends a request and waits for its answer, sending it again where none comes."""
+    async def _exchange(self, sequence: int, frames: Frames, useful_s: float = math.inf) -> Reply:
+        """Sends a request and waits for its answer, sending it again where none comes.
+
+        What is of use for `useful_s` only is not sent later than that: its budget would begin anew over there.
+        """
         if self._carrier.is_closed:
             raise PillionError("this session was closed: connect again")
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._waiting[sequence] = answer
-        resend = self._loop.call_later(RESEND_S, self._resend, sequence, frames, self._timeout_s - RESEND_S)
+        send_s_max = min(self._timeout_s, useful_s)
+        resend = self._loop.call_later(RESEND_S, self._resend, sequence, frames, send_s_max - RESEND_S)
+        too_late = self._loop.call_later(send_s_max, self._unsent.pop, sequence, None)
         try:
             self._send(sequence, frames)
-            return await asyncio.wait_for(answer, self._timeout_s)
+            return await asyncio.wait_for(answer, min(self._timeout_s, max(useful_s, RESEND_S)))
         except TimeoutError:
             raise self._timed_out() from None
         finally:
             resend.cancel()
+            too_late.cancel()
             del self._waiting[sequence]
             self._unsent.pop(sequence, None)
 
@@ -169,7 +152,7 @@ class Session:
 
     def _resend(self, sequence: int, frames: Frames, left_s: float) -> None:
         waiting = self._waiting.get(sequence)
-        if waiting is None or waiting.done() or self._carrier.is_closed:
+        if waiting is None or waiting.done() or self._carrier.is_closed or left_s <= 0:
             return
         self._send(sequence, frames)
         if left_s > RESEND_S:
@@ -228,7 +211,7 @@ class Episode(Handle):
         """The action for one observation; as `pillion.session.Episode.act`."""
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(await self._session._exchange(sequence, frames), sent_ns)
+        return self._take(await self._session._exchange(sequence, frames, useful_s(budget_us)), sent_ns)
 
     async def end(self) -> None:
         """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
@@ -263,7 +246,7 @@ class EpisodeGroup(Handle):
         """The actions for all rows; as `pillion.session.EpisodeGroup.act`."""
         sequence, frames = self._request(observations, deterministic, budget_us, episode_start, seeds, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(await self._session._exchange(sequence, frames), sent_ns)
+        return self._take(await self._session._exchange(sequence, frames, useful_s(budget_us)), sent_ns)
 
     async def end(self) -> None:
         """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""

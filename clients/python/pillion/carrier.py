@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import zmq
@@ -37,7 +38,6 @@ class ZmqCarrier:
         socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, _HEARTBEAT_MS)
-        self._wait_s = -1.0
         self.set_wait(RESEND_S)
         try:
             socket.connect(address)
@@ -46,27 +46,19 @@ class ZmqCarrier:
             raise UnavailableError(f"cannot connect to {address!r}: {error.strerror}") from None
 
     def set_wait(self, wait_s: float) -> None:
-        """How long `send` and `receive` wait, in seconds."""
-        if wait_s != self._wait_s:
-            self._wait_s = wait_s
-            self.socket.setsockopt(zmq.SNDTIMEO, max(1, round(wait_s * 1_000)))
-            self.socket.setsockopt(zmq.RCVTIMEO, max(1, round(wait_s * 1_000)))
+        """How long `receive` waits, in seconds."""
+        self.socket.setsockopt(zmq.RCVTIMEO, max(1, round(wait_s * 1_000)))
 
-    def send(self, frames: Frames) -> bool:
-        """Sends a message; False where there was no connection to send it on for the whole wait."""
-        return self.send_now(frames) or self._send_patiently(frames)
+    def send(self, frames: Frames, wait_s: float) -> bool:
+        """Sends a message; False where there was no connection to send it on for `wait_s`."""
+        if self.send_now(frames):
+            return True
+        return bool(self.socket.poll(math.ceil(wait_s * 1_000), zmq.POLLOUT)) and self.send_now(frames)
 
     def send_now(self, frames: Frames) -> bool:
         """Sends a message; False where there is no connection to send it on at this moment."""
         try:
             send_frames(self.socket, frames)
-        except zmq.Again:
-            return False
-        return True
-
-    def _send_patiently(self, frames: Frames) -> bool:
-        try:
-            self.socket.send_multipart(frames)
         except zmq.Again:
             return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -14,6 +15,11 @@ from pillion.outcome import Outcome, timings_of
 from pillion.seeds import checked_seeds
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Action, Begun, ErrorCode
+
+
+def useful_s(budget_us: int) -> float:
+    """How long an answer is of use, in seconds."""
+    return budget_us / 1e6 if budget_us else math.inf
 
 
 class Handle:

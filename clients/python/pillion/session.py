@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,22 +12,23 @@ from numpy.typing import ArrayLike
 
 from pillion.carrier import ZmqCarrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion.described import Described
 from pillion.errors import (
     EpisodeLostError,
     PillionError,
     RequestTimeoutError,
     UnavailableError,
 )
-from pillion.handle import Handle
+from pillion.handle import Handle, useful_s
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Begun, Goodbye, Limits, Ping, Spec
+from pillion_protocol import Begun, Goodbye, Ping
 
 LISTEN_AFTER_S = 0.001
 """After a pause this long a request first looks for what the daemon said meanwhile; in a tight loop it costs 2 %."""
 
 
-class Session:
+class Session(Described):
     """A conversation with a daemon. Made by `connect`; for one thread at a time.
 
     When the daemon is started again the session opens itself anew at the next `begin`; episodes begun before are
@@ -35,37 +37,13 @@ class Session:
 
     def __init__(self, carrier: ZmqCarrier, conversation: Conversation, timeout_s: float) -> None:
         self._carrier = carrier
-        self._conversation = conversation
+        super().__init__(conversation)
         self._timeout_s = timeout_s
         self._codec: TensorCodec
         self._heard_s = 0.0
-        carrier.set_wait(min(RESEND_S, timeout_s))
+        self._wait_s = min(RESEND_S, timeout_s)
+        carrier.set_wait(self._wait_s)
         self._open()
-
-    @property
-    def policy(self) -> str:
-        """The name of the policy that answers."""
-        return self._conversation.welcome.policy
-
-    @property
-    def version(self) -> str:
-        """The version that was current when the session was opened; an episode has its own."""
-        return self._conversation.welcome.version
-
-    @property
-    def digest(self) -> str:
-        """`sha256:…` of the artifact of that version."""
-        return f"sha256:{self._conversation.welcome.digest.hex()}"
-
-    @property
-    def spec(self) -> Spec:
-        """Names, dtypes, shapes and bounds of observations and outputs."""
-        return self._conversation.spec
-
-    @property
-    def limits(self) -> Limits:
-        """What the daemon takes from one session."""
-        return self._conversation.limits
 
     def begin(self, seed: int | None = None) -> Episode:
         """Begins one episode. The same seed draws the same actions; None draws a seed."""
@@ -92,7 +70,7 @@ class Session:
     def close(self) -> None:
         """Says goodbye and closes the connection; harmless to repeat."""
         if self._conversation.is_open:
-            self._carrier.send(self._conversation.goodbye("closed")[1])
+            self._carrier.send_now(self._conversation.goodbye("closed")[1])
             self._conversation.closed("it was closed here")
         self._carrier.close()
 
@@ -129,23 +107,28 @@ class Session:
         self._open()
         return self._conversation.begun(self._exchange(*self._conversation.begin(seeds)))
 
-    def _exchange(self, sequence: int, frames: Frames) -> Reply:
-        """Sends a request and waits for its answer, sending it again where none comes."""
+    def _exchange(self, sequence: int, frames: Frames, useful_s: float = math.inf) -> Reply:
+        """Sends a request and waits for its answer, sending it again where none comes.
+
+        What is of use for `useful_s` only is not sent later than that: its budget would begin anew over there.
+        """
         carrier = self._carrier
         started_s = time.monotonic()
+        give_up_s = started_s + min(self._timeout_s, useful_s)
         if started_s - self._heard_s > LISTEN_AFTER_S and (last_word := self._listen()) is not None:
             return last_word
         while True:
-            if carrier.send(frames):
+            if carrier.send(frames, min(self._wait_s, useful_s)):
                 while (received := carrier.receive()) is not None:
                     reply = self._conversation.read(received)
                     if reply is not None and (reply.message.sequence == sequence or self._heed(reply)):
                         self._heard_s = time.monotonic()
                         return reply
-                    if time.monotonic() >= started_s + self._timeout_s:
+                    if time.monotonic() >= max(give_up_s, started_s + self._wait_s):
                         break
-            if time.monotonic() >= started_s + self._timeout_s:
-                raise RequestTimeoutError(f"no answer from {carrier.address} within {self._timeout_s:g} s")
+            now_s = time.monotonic()
+            if now_s >= give_up_s:
+                raise RequestTimeoutError(f"no answer from {carrier.address} within {now_s - started_s:.3g} s")
 
     def _listen(self) -> Reply | None:
         """Takes what came while nobody waited; gives the daemon's last word, if it was said.
@@ -163,7 +146,7 @@ class Session:
         """Takes what the daemon said unasked; True where it was the last word. A late answer is dropped."""
         message = reply.message
         if isinstance(message, Ping):
-            self._carrier.send(self._conversation.pong(message))
+            self._carrier.send_now(self._conversation.pong(message))
         return isinstance(message, Goodbye)
 
 
@@ -181,12 +164,12 @@ class Episode(Handle):
 
         `observation` has the spec's shape, or is a mapping where the spec names several. `deterministic` False draws
         from the policy's distribution. `budget_us` is how long the answer is still of use (0: for ever); what cannot
-        be run within it is not run. Raises `InvalidObservationError`, `RefusedError` (`non_finite`,
+        be run within it is not run, and what cannot be sent within it is not sent. Raises `InvalidObservationError`, `RefusedError` (`non_finite`,
         `deadline_exceeded`, …), `EpisodeLostError`, `RequestTimeoutError`.
         """
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(self._session._exchange(sequence, frames), sent_ns)
+        return self._take(self._session._exchange(sequence, frames, useful_s(budget_us)), sent_ns)
 
     def end(self) -> None:
         """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
@@ -225,7 +208,7 @@ class EpisodeGroup(Handle):
         """
         sequence, frames = self._request(observations, deterministic, budget_us, episode_start, seeds, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(self._session._exchange(sequence, frames), sent_ns)
+        return self._take(self._session._exchange(sequence, frames, useful_s(budget_us)), sent_ns)
 
     def end(self) -> None:
         """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""

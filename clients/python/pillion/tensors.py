@@ -74,11 +74,6 @@ class TensorCodec:
         array: Array = np.frombuffer(frames[0], tensor.wire_dtype).copy()
         return array.reshape(tensor.shape if rows is None else (rows, *tensor.shape))
 
-    def row_shape(self, name: str | None = None) -> tuple[int, ...]:
-        """The shape of one row of an observation; of the only one where no name is given."""
-        tensors = {tensor.name: tensor for tensor in self._observation}
-        return (tensors[name] if name else self._observation[0]).shape
-
 
 def _encode(tensor: _Tensor, value: ArrayLike, rows: int | None) -> bytes:
     try:

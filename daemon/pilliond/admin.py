@@ -19,7 +19,7 @@ from pillion_protocol import PROTOCOL_VERSION
 from pilliond import metrics_page as page
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.exposition import PageCollector
-from pilliond.listen import clear_socket_path
+from pilliond.listen import SocketFile, clear_socket_path
 from pilliond.metrics_page import Phase
 from pilliond.supervisor import Supervisor
 
@@ -29,11 +29,12 @@ _OWNER_ONLY_UMASK: Final = 0o177
 
 
 class Admin:
-    """Serves `/metrics`, `/health`, `/livez`, `/readyz` and `/info`. Owns its listening socket."""
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz` and `/info`. Owns its listening socket and its file."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._started_ns = time.monotonic_ns()
+        self._socket_file: SocketFile | None = None
         registry = CollectorRegistry()
         registry.register(PageCollector(supervisor))
         ProcessCollector(registry=registry)
@@ -62,6 +63,7 @@ class Admin:
                     await web.UnixSite(self._runner, path).start()
                 finally:
                     os.umask(umask)
+                self._socket_file = SocketFile(path)
                 return address
             await web.TCPSite(self._runner, parts.hostname, parts.port or 0).start()
         except OSError as error:
@@ -74,6 +76,8 @@ class Admin:
     async def stop(self) -> None:
         """Closes the port."""
         await self._runner.cleanup()
+        if self._socket_file is not None:
+            self._socket_file.remove()
 
     async def _live(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

@@ -68,6 +68,26 @@ def clear_socket_path(path: str) -> None:
     os.unlink(path)
 
 
+class SocketFile:
+    """The file of a socket that was just bound; remembered, so that a successor's is never removed for it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity = self._look()
+
+    def remove(self) -> None:
+        """Removes the file, if it is still the same one."""
+        if self._identity is not None and self._look() == self._identity:
+            os.unlink(self._path)
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)

@@ -18,7 +18,7 @@ from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Drain, Event, Failed, Ready
 from pilliond.errors import DaemonError, ServingDiedError
 from pilliond.limits import DRAIN_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_READY_MAX, START_S_MAX
-from pilliond.listen import clear_socket_path
+from pilliond.listen import SocketFile, clear_socket_path
 from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.settings import Settings
 
@@ -50,6 +50,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
         self._stopping: str | None = None
+        self._socket_files: list[SocketFile] = []
 
     @property
     def phase(self) -> Phase:
@@ -95,15 +96,16 @@ class Supervisor:
             asyncio.get_running_loop().call_later(DRAIN_S_MAX, self._kill, "it did not drain in time")
 
     def close(self) -> None:
-        """Gives back the page and the model."""
+        """Gives back the page, the model and the socket files."""
+        for file in self._socket_files:
+            file.remove()
         self.page.close()
         os.close(self._page_descriptor)
         os.close(self._model_descriptor)
 
     def _start(self) -> None:
-        for address in self._settings.data_addresses():
-            if address.startswith("ipc://"):
-                clear_socket_path(address.removeprefix("ipc://"))
+        for path in self._socket_paths():
+            clear_socket_path(path)
         self.page.cells[metrics_page.PHASE] = Phase.STARTING
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
@@ -118,6 +120,10 @@ class Supervisor:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
         channel.send(self._end, self._assignment())
+
+    def _socket_paths(self) -> list[str]:
+        addresses = self._settings.data_addresses()
+        return [address.removeprefix("ipc://") for address in addresses if address.startswith("ipc://")]
 
     def _assignment(self) -> Assignment:
         card = self.artifact.card
@@ -147,6 +153,7 @@ class Supervisor:
                         timer.cancel()
                         came_up = True
                         self.ready = report
+                        self._socket_files = [SocketFile(path) for path in self._socket_paths()]
                         on_ready(report)
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)

@@ -147,6 +147,22 @@ def test_a_stale_socket_file_is_no_obstacle(start_daemon: StartDaemon, short_pat
         session.begin().act(OBSERVATION)
 
 
+def test_a_stopped_daemon_leaves_no_socket_file_of_its_own_and_none_of_its_successors(
+    start_daemon: StartDaemon, short_path: Path
+) -> None:
+    data, admin = short_path / "gone.sock", short_path / "gone-admin.sock"
+    daemon = start_daemon("--admin", f"unix://{admin}", listen=[f"ipc://{data}"])
+    assert data.exists()
+    assert daemon.stop() == 0
+    assert not data.exists()
+    assert not admin.exists()
+    daemon = start_daemon(listen=[f"ipc://{data}"])
+    data.unlink()
+    data.write_text("a successor's")
+    assert daemon.stop() == 0
+    assert data.read_text() == "a successor's"
+
+
 # Mistakes
 
 

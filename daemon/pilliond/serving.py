@@ -37,6 +37,7 @@ _SWITCH_INTERVAL_S: Final = 50e-6
 
 async def serve(end: socket.socket, assignment: Assignment) -> None:
     """Starts, warms up, says READY, runs until told to drain, drains, stops."""
+    asyncio.get_running_loop().set_exception_handler(crash)
     page = MetricsPage(assignment.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     version = load_version(assignment)
@@ -115,6 +116,13 @@ async def drain_ordered(end: socket.socket) -> str:
         return await ordered
     finally:
         loop.remove_reader(end.fileno())
+
+
+def crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Ends the process at a bug: going on with half a step done could answer somebody wrongly, or nobody."""
+    loop.default_exception_handler(context)
+    sys.stderr.flush()
+    os._exit(os.EX_SOFTWARE)
 
 
 def die_with_parent() -> None:

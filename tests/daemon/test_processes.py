@@ -252,6 +252,21 @@ def test_the_serving_process_dies_with_its_parent(start_daemon: StartDaemon) -> 
     wait_until_gone(serving_pid)
 
 
+def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator() -> None:
+    script = (
+        "import asyncio, uvloop\n"
+        "from pilliond.serving import crash\n"
+        "loop = uvloop.new_event_loop()\n"
+        "loop.set_exception_handler(crash)\n"
+        "loop.call_soon(lambda: 1 / 0)\n"
+        "loop.call_later(5, loop.stop)\n"
+        "loop.run_forever()\n"
+    )
+    came = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert came.returncode == os.EX_SOFTWARE
+    assert "ZeroDivisionError" in came.stderr
+
+
 def test_a_killed_client_leaves_no_session_behind(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     script = (

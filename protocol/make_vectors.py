@@ -53,6 +53,8 @@ DIGEST = bytes(range(32))
 DIGEST_HEX = DIGEST.hex()
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 JSON_INTEGER_MAX = 2**53
+NESTING_MIN = 32
+"""Arrays within arrays that every peer must read, the head's own counted."""
 
 LUNAR_LANDER = Spec(
     observation=[
@@ -148,6 +150,9 @@ BY_HAND: dict[str, tuple[str, Message]] = {
     "ping, integers wider than they need be": (
         "09 dc0003 cf0000000000001234 d300000000 00000005 cc0d", Ping(SESSION, EPOCH, 13)
     ),
+    "ping, a field from the future as deep as must be read": (
+        "09 94" + OPENING + "0d" + "91" * (NESTING_MIN - 2) + "90", Ping(SESSION, EPOCH, 13)
+    ),
     "pong": ("0a 93" + OPENING + "0d", Pong(SESSION, EPOCH, 13)),
     "error, without expected and came": (
         "0b 95" + OPENING + "0a a96d616c666f726d6564 a3626164", Error(SESSION, EPOCH, 10, "malformed", "bad")
@@ -205,6 +210,8 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("a traceparent of 65 characters", "059a000001010100c2c40090d941" + "61" * 65, "malformed"),
     ("client_name as binary", "019500000101c40161", "malformed"),
     ("client_name that is not UTF-8", "019500000101a1ff", "malformed"),
+    ("client_name with half a surrogate pair", "019500000101a3eda080", "malformed"),
+    ("a welcome, which a client does not send, that cannot be read", "0293000001", "malformed"),
     ("client_name of 257 characters", "019500000101da0101" + "61" * 257, "malformed"),
     ("spec_hash of 33 bytes", "019800000101a0a0a0c421" + "00" * 33, "malformed"),
     ("a fallback that there is not", "019a00000101a0a0a0c400c3a3617065", "malformed"),

@@ -5,6 +5,7 @@ Written by people as `model_card.yaml`. A key that is not named here is an error
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -135,4 +136,43 @@ def parse_card(text: bytes) -> ModelCard:
         raise InvalidArtifactError(f"model card: {error}") from None
     if not semver.Version.is_valid(card.version):
         raise InvalidArtifactError(f"model card: version: expected MAJOR.MINOR.PATCH, came {card.version!r}")
+    _check_tensors(card)
+    _check_action(card)
     return card
+
+
+def _check_tensors(card: ModelCard) -> None:
+    """Raises `InvalidArtifactError` for a name given twice, or bounds that are neither none, nor one, nor one each."""
+    for field, tensors in (("observation", card.observation), ("outputs", card.outputs)):
+        names = [tensor.name for tensor in tensors]
+        if len(set(names)) != len(names):
+            raise InvalidArtifactError(f"model card: {field}: expected names that differ, came {', '.join(names)}")
+        for tensor in tensors:
+            elements = math.prod(tensor.shape)
+            for bound, values in (("low", tensor.low), ("high", tensor.high)):
+                if len(values) not in (0, 1, elements):
+                    raise InvalidArtifactError(
+                        f"model card: {field}.{tensor.name}.{bound}: expected 0, 1 or {elements} numbers, "
+                        f"came {len(values)}"
+                    )
+
+
+def _check_action(card: ModelCard) -> None:
+    """Raises `InvalidArtifactError` where the distribution or the safe action is not one of this action."""
+    action = next((tensor for tensor in card.outputs if tensor.name == "action"), None)
+    if action is None:
+        raise InvalidArtifactError("model card: outputs: expected one called 'action', came none")
+    distribution = card.distribution
+    fitting = {"deterministic": action.space, "categorical": "Discrete", "diagonal_gaussian": "Box"}
+    if action.space != fitting[distribution.kind]:
+        raise InvalidArtifactError(
+            f"model card: distribution.kind: {distribution.kind} draws {fitting[distribution.kind]} actions, "
+            f"the action is {action.space}"
+        )
+    parameter = {"categorical": "logits", "diagonal_gaussian": "log_std"}.get(distribution.kind)
+    if parameter and not getattr(distribution, parameter):
+        raise InvalidArtifactError(f"model card: distribution.{parameter}: expected the name of a graph output")
+    if card.safe_action is not None and len(card.safe_action) != math.prod(action.shape):
+        raise InvalidArtifactError(
+            f"model card: safe_action: expected {math.prod(action.shape)} numbers, came {len(card.safe_action)}"
+        )

@@ -22,8 +22,13 @@ class Router:
             )
         try:
             fits = served.version in VersionRange(hello.version_range)
-        except ValueError as error:
-            raise RemoteProtocolError(ErrorCode.VERSION_NOT_FOUND, str(error)) from None
+        except ValueError:
+            raise RemoteProtocolError(
+                ErrorCode.VERSION_NOT_FOUND,
+                "this is no version range",
+                "comparators joined by commas, such as >=1.2,<2",
+                hello.version_range,
+            ) from None
         if not fits:
             raise RemoteProtocolError(
                 ErrorCode.VERSION_NOT_FOUND,

@@ -327,8 +327,8 @@ class Sessions:
         if message.sequence < max(1, session.control_sequence):
             raise _sequence_stale(session.control_sequence, message.sequence)
         if message.sequence > session.control_sequence:
-            self._hellos.pop(session.hello_key, None)
             session.control_reply = encode(self._change(session, message))
+            self._hellos.pop(session.hello_key, None)
             session.control_sequence = message.sequence
             session.control_request = message
         elif message != session.control_request:

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts.card import Distribution
-from pillion_protocol import Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
+from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pilliond.engine import EngineError, InlineEngine
 from pilliond.episodes import Frame
 from pilliond.sampling import sample_categorical, sample_diagonal_gaussian
 
 ACTION: Final = "action"
 LOG_PROBABILITY: Final = "log_probability"
+
+SPEC_BYTES_MAX: Final = HEAD_BYTES_MAX - 2_048
+"""The rest of a welcome fits into what is left of a head."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -43,6 +46,11 @@ class Version:
         self.digest = identity.digest
         self.spec = spec
         self.spec_bytes = encode_spec(spec)
+        if len(self.spec_bytes) > SPEC_BYTES_MAX:
+            raise EngineError(
+                f"the card's spec is too large for a welcome: expected at most {SPEC_BYTES_MAX} bytes, "
+                f"came {len(self.spec_bytes)}; one bound may stand for every element"
+            )
         self.spec_hash = spec_hash(self.spec_bytes)
         self.lease = Lease(identity.version, identity.digest)
         self.engine = engine

@@ -213,7 +213,7 @@ class End(Message, frozen=True):
 
 
 class Ended(Message, frozen=True):
-    """The handle is gone; `acts` were answered under it."""
+    """The handle is gone; `acts` were run under it."""
 
     episode: Unsigned
     acts: Unsigned

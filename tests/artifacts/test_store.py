@@ -115,6 +115,14 @@ def _publish_copy(store: Store, version: str) -> None:
         (("schema: 1", "schema: 2"), r"Invalid enum value 2 - at `\$\.schema`"),
         (("name: lunar-lander", "name: ../etc"), "Expected `str` matching regex"),
         (("schema: 1", "schema: [1"), "not YAML"),
+        (
+            ("kind: categorical", "kind: diagonal_gaussian"),
+            "diagonal_gaussian draws Box actions, the action is Discrete",
+        ),
+        (("logits: logits", "logits: ''"), r"distribution\.logits: expected the name"),
+        (("name: action", "name: acceleration"), "expected one called 'action', came none"),
+        (("schema: 1", "schema: 1\nsafe_action: [1, 2]"), "safe_action: expected 1 numbers, came 2"),
+        (("shape: [8]", "shape: [9]"), r"observation\.observation\.low: expected 0, 1 or 9 numbers, came 8"),
     ],
 )
 def test_a_card_with_a_mistake_names_its_path(change: tuple[str, str], message: str) -> None:

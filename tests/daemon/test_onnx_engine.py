@@ -9,9 +9,12 @@ import onnxruntime
 import pytest
 
 from pillion_artifacts import Artifact, Store
+from pillion_artifacts.card import Distribution
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine import EngineError
 from pilliond.onnx_engine import OnnxEngine, buckets_for
+from pilliond.versions import Identity, Version
+from tests.daemon.fakes import SPEC, CountingEngine
 
 EXAMPLES = Path(__file__).parents[2] / "artifacts" / "examples"
 POLICIES = sorted(entry.name for entry in EXAMPLES.iterdir() if entry.is_dir())
@@ -82,3 +85,9 @@ def test_a_card_that_lies_about_the_graph_is_refused(lander: Artifact, spec: Spe
 def test_bytes_that_are_no_model_are_refused(lander: Artifact) -> None:
     with pytest.raises(EngineError, match="cannot load"):
         OnnxEngine(b"not a model", lander.card.spec(), [], rows_max=4)
+
+
+def test_a_spec_that_does_not_fit_into_a_welcome_is_refused(lander: Artifact) -> None:
+    wide = TensorSpec("observation", "float32", [3], low=[0.0] * 10_000)
+    with pytest.raises(EngineError, match="too large for a welcome"):
+        Version(Identity("x", "1.0.0", bytes(32)), Spec([wide], SPEC.outputs), Distribution(), CountingEngine())

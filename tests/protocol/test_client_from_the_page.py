@@ -34,7 +34,7 @@ class PageClient:
 
     def __init__(self, address: str, **hello: Any) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        for option, value in ((zmq.IMMEDIATE, 1), (zmq.LINGER, 100), (zmq.SNDTIMEO, 1_000), (zmq.RECONNECT_IVL, 20)):
+        for option, value in ((zmq.IMMEDIATE, 1), (zmq.LINGER, 100), (zmq.RECONNECT_IVL, 20)):
             self.socket.setsockopt(option, value)
         self.socket.connect(address)
         self.hello = hello
@@ -48,65 +48,68 @@ class PageClient:
 
     def open(self) -> None:
         self.session = self.epoch = 0
-        self.counter += 1
-        reply = self.ask(HELLO, [0, 0, self.counter, 1, "a page", *self.hello.values()])
-        self.session, self.epoch, self.spec = reply[0][0], reply[0][1], msgspec.msgpack.decode(reply[0][8])
-        assert hashlib.sha256(reply[0][8]).digest() == reply[0][9]
+        answer = self.ask(HELLO, 1, "a page", *self.hello.values())[0]
+        self.session, self.epoch, self.spec = answer[0], answer[1], msgspec.msgpack.decode(answer[8])
+        assert hashlib.sha256(answer[8]).digest() == answer[9]
         self.opened += 1
 
-    def ask(self, kind: int, fields: list[Any], *tensors: bytes) -> tuple[list[Any], list[bytes]]:
-        frames = [bytes([kind]) + msgspec.msgpack.encode(fields), *tensors]
-        give_up_s = time.monotonic() + 3 * WAIT_S_MAX
-        while time.monotonic() < give_up_s:
-            try:
-                self.socket.send_multipart(frames)
-            except zmq.Again:
+    def ask(self, kind: int, *fields: Any, tensors: tuple[bytes, ...] = ()) -> tuple[list[Any], list[bytes]]:
+        self.counter += 1
+        opening = [self.session, self.epoch, self.counter]
+        request = [bytes([kind]) + msgspec.msgpack.encode([*opening, *fields]), *tensors]
+        send_at = time.monotonic()
+        give_up = send_at + 3 * WAIT_S_MAX
+        while (now := time.monotonic()) < give_up:
+            if not self.socket.poll(max(0, round((min(send_at, give_up) - now) * 1_000))):
+                send_at = time.monotonic() + (1.0 if self.send(request) else 0.05)
                 continue
-            while self.socket.poll(1_000):
-                head, *came = self.socket.recv_multipart()
-                answer = self.judge(head[0], msgspec.msgpack.decode(head[1:]), kind)
-                if answer is not None:
-                    return answer, came
+            head, *frames = self.socket.recv_multipart()
+            answer = self.judge(head[0], msgspec.msgpack.decode(head[1:]), kind)
+            if answer is not None:
+                return answer, frames
         raise TimeoutError
+
+    def send(self, frames: list[bytes]) -> bool:
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def judge(self, kind: int, fields: list[Any], asked: int) -> list[Any] | None:
         """The fields, if they answer; None where they are to be dropped."""
         if self.session == 0:
-            if kind not in (WELCOME, ERROR) or fields[2] != self.counter:
+            if kind not in (WELCOME, ERROR):
                 return None
-        elif fields[0] != self.session or fields[1] != self.epoch:
-            return None
-        if kind == GOODBYE and asked != GOODBYE:
-            raise EpisodeLostError(fields[3])
-        if kind == PING:
-            self.socket.send(bytes([PONG]) + msgspec.msgpack.encode(fields[:3]))
-            return None
+        else:
+            if fields[0] != self.session or fields[1] != self.epoch:
+                return None
+            if kind == PING:
+                self.send([bytes([PONG]) + msgspec.msgpack.encode(fields[:3])])
+                return None
+            if kind == GOODBYE and fields[2] == 0:
+                raise EpisodeLostError(fields[3])
         if fields[2] != self.counter:
             return None
         if kind == ERROR:
             raise EpisodeLostError(fields[4]) if fields[3] in LOST else RefusedError(*fields[3:])
-        assert kind == asked + 1 or kind == asked == GOODBYE
-        return fields
-
-    def request(self, kind: int, *fields: Any, tensors: tuple[bytes, ...] = ()) -> tuple[list[Any], list[bytes]]:
-        self.counter += 1
-        return self.ask(kind, [self.session, self.epoch, self.counter, *fields], *tensors)
+        return fields if kind == (GOODBYE if asked == GOODBYE else asked + 1) else None
 
     def begin(self, seeds: list[int]) -> int:
         try:
-            return int(self.request(BEGIN, seeds)[0][3])
+            return int(self.ask(BEGIN, seeds)[0][3])
         except EpisodeLostError:
             self.open()
-            return int(self.request(BEGIN, seeds)[0][3])
+            return int(self.ask(BEGIN, seeds)[0][3])
 
     def act(self, handle: int, rows: int, observation: bytes, *more: Any) -> tuple[list[Any], list[bytes]]:
-        return self.request(ACT, handle, rows, 0, *(more or (True,)), tensors=(observation,))
+        return self.ask(ACT, handle, rows, 0, *(more or (True,)), tensors=(observation,))
 
     def end(self, handle: int) -> int:
-        return int(self.request(END, handle)[0][4])
+        return int(self.ask(END, handle)[0][4])
 
     def close(self) -> None:
-        self.request(GOODBYE)
+        self.ask(GOODBYE)
         self.socket.close()
 
 

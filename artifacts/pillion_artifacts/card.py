@@ -169,6 +169,8 @@ def _check_action(card: ModelCard) -> None:
             f"model card: distribution.kind: {distribution.kind} draws {fitting[distribution.kind]} actions, "
             f"the action is {action.space}"
         )
+    if action.space == "Discrete" and action.shape:
+        raise InvalidArtifactError(f"model card: outputs.action.shape: a Discrete action has none, came {action.shape}")
     parameter = {"categorical": "logits", "diagonal_gaussian": "log_std"}.get(distribution.kind)
     if parameter and not getattr(distribution, parameter):
         raise InvalidArtifactError(f"model card: distribution.{parameter}: expected the name of a graph output")

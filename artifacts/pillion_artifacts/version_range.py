@@ -19,7 +19,9 @@ class VersionRange:
     def __init__(self, text: str) -> None:
         self.text = text.strip()
         self._comparators = [self._parse(part) for part in self.text.split(",")] if self.text else []
-        self._prereleases = any("-" in comparator for comparator in self._comparators)
+        self._prereleases = any(
+            semver.Version.parse(comparator.lstrip("<>=!")).prerelease for comparator in self._comparators
+        )
 
     @staticmethod
     def _parse(part: str) -> str:

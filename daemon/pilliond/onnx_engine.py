@@ -85,6 +85,11 @@ class OnnxEngine:
             raise EngineError(f"the graph does not run on two rows of its card: {error}") from None
         for tensor in spec.outputs:
             _check_output(tensor, came[tensor.name])
+        for name in parameters:
+            if came[name].shape[:1] != (2,) or came[name].dtype.kind != "f":
+                raise EngineError(
+                    f"output {name!r} of two rows: expected floats, came {came[name].dtype} {came[name].shape}"
+                )
         return {name: np.zeros((rows_max, *array.shape[1:]), dtype=array.dtype) for name, array in came.items()}
 
     def _bind(self, rows: int) -> onnxruntime.IOBinding:

@@ -328,7 +328,7 @@ class Sessions:
             raise _sequence_stale(session.control_sequence, message.sequence)
         if message.sequence > session.control_sequence:
             session.control_reply = encode(self._change(session, message))
-            self._hellos.pop(session.hello_key, None)
+            self._forget_hello(session)
             session.control_sequence = message.sequence
             session.control_request = message
         elif message != session.control_request:
@@ -369,6 +369,10 @@ class Sessions:
 
     # Who leaves
 
+    def _forget_hello(self, session: Session) -> None:
+        if self._hellos.get(session.hello_key) is session:
+            del self._hellos[session.hello_key]
+
     def _forget(self, group: EpisodeGroup) -> None:
         del group.session.episodes[group.id]
         self._episodes_live -= 1
@@ -380,7 +384,7 @@ class Sessions:
         for group in list(session.episodes.values()):
             self._forget(group)
         self._sessions.pop(session.id, None)
-        self._hellos.pop(session.hello_key, None)
+        self._forget_hello(session)
 
     def drop_peer(self, peer: bytes) -> int:
         """Ends every session that was last heard at `peer`, which is gone or does not read; gives their number."""

@@ -66,6 +66,7 @@ class Version:
         ]
         """For each input that must be finite: its buffer without axes, and the elements of a row."""
         self._distribution = distribution
+        self._check_parameters()
         self.safe_outputs = None if safe_action is None else self._safe_outputs(safe_action)
 
     def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
@@ -94,6 +95,19 @@ class Version:
             case Fallback.LAST if last:
                 return last
         return None
+
+    def _check_parameters(self) -> None:
+        """Raises `EngineError` where the graph's parameters are not those of a distribution over its action."""
+        outputs = self.engine.outputs
+        action = outputs[ACTION]
+        logits, log_std = self._distribution.logits, self._distribution.log_std
+        if logits and outputs[logits].ndim != 2:
+            raise EngineError(f"output {logits!r}: expected [rows, n], came {list(outputs[logits].shape)}")
+        if log_std and outputs[log_std].shape != action.shape:
+            raise EngineError(
+                f"output {log_std!r}: expected the shape of the action, {list(action.shape)}, "
+                f"came {list(outputs[log_std].shape)}"
+            )
 
     def _safe_outputs(self, safe_action: list[float]) -> list[bytes]:
         """One row of every output: the safe action, and zeros."""

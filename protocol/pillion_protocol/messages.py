@@ -100,7 +100,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True, kw_only=False):
 class Hello(Message, frozen=True):
     """Asks for a session. `session` and `epoch` are 0, `sequence` any number unlike the peer's other hellos.
 
-    `policy` empty takes the daemon's default; `version_range` empty takes any version (else comparators
+    `policy` empty takes the daemon's default; `version_range` empty takes any release (else comparators
     joined by commas, `>=1.2,<2`); `spec_hash` empty takes any spec, else it must equal the welcome's.
     A `lock_step` session submits one act for each of its episodes and waits for the answers.
     """
@@ -172,7 +172,7 @@ class Act(Message, frozen=True):
     """Observations for every row of a handle; a tensor frame for each observation of the spec follows.
 
     `budget_us` is how long the caller still waits (0: no limit), counted from the moment the daemon reads
-    the message. `episode_start` is empty, or one byte a row where 1 begins a new episode in that row; then
+    the message. `episode_start` is empty, or one byte a row where any but 0 begins a new episode in that row; then
     `seeds` is empty (the daemon derives them) or holds a seed for each row that starts.
     """
 

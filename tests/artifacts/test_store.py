@@ -120,6 +120,7 @@ def _publish_copy(store: Store, version: str) -> None:
             "diagonal_gaussian draws Box actions, the action is Discrete",
         ),
         (("logits: logits", "logits: ''"), r"distribution\.logits: expected the name"),
+        (("dtype: int64", "dtype: int64\n  shape: [1]"), "a Discrete action has none"),
         (("name: action", "name: acceleration"), "expected one called 'action', came none"),
         (("schema: 1", "schema: 1\nsafe_action: [1, 2]"), "safe_action: expected 1 numbers, came 2"),
         (("shape: [8]", "shape: [9]"), r"observation\.observation\.low: expected 0, 1 or 9 numbers, came 8"),
@@ -141,6 +142,7 @@ def test_a_card_with_a_mistake_names_its_path(change: tuple[str, str], message: 
         ("v1.2.3", ["1.2.3"], ["1.2.4"]),
         ("!=1.2.3", ["1.2.4"], ["1.2.3"]),
         (">=1.0.0-rc.1", ["1.0.0-rc.2", "1.0.0"], ["1.0.0-beta"]),
+        ("<=1.2.3+a-b", ["1.2.3"], ["1.2.3-rc.1"]),
     ],
 )
 def test_a_range_holds_the_versions_that_it_says(text: str, inside: list[str], outside: list[str]) -> None:

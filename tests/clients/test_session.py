@@ -461,7 +461,7 @@ def test_closing_one_session_leaves_the_others(daemon: Daemon) -> None:
     [
         ({"policy": "mars-lander"}, "policy_not_found", "lunar-lander", "mars-lander"),
         ({"version": ">=2"}, "version_not_found", ">=2", "1.0.0"),
-        ({"version": "newest"}, "version_not_found", "", ""),
+        ({"version": "newest"}, "version_not_found", "comparators joined by commas, such as >=1.2,<2", "newest"),
         ({"spec_hash": bytes(32)}, "spec_mismatch", None, bytes(32).hex()),
         ({"fallback": "safe"}, "no_safe_action", "fallback error, last or zeros", "safe"),
         ({"client_name": "x" * 257}, "malformed", "the fields of hello", None),

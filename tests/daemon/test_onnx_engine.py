@@ -82,6 +82,17 @@ def test_a_card_that_lies_about_the_graph_is_refused(lander: Artifact, spec: Spe
         OnnxEngine(lander.model, spec, [], rows_max=4)
 
 
+def test_parameters_that_do_not_fit_the_action_are_refused(lander: Artifact) -> None:
+    with pytest.raises(EngineError, match="output 'action' of two rows: expected floats, came int64"):
+        OnnxEngine(lander.model, lander.card.spec(), ["action"], rows_max=4)
+    engine = OnnxEngine(lander.model, lander.card.spec(), ["logits"], rows_max=4)
+    identity = Identity("x", "1.0.0", bytes(32))
+    with pytest.raises(EngineError, match="expected the shape of the action"):
+        Version(identity, lander.card.spec(), Distribution("diagonal_gaussian", log_std="logits"), engine)
+    with pytest.raises(EngineError, match=r"expected \[rows, n\]"):
+        Version(identity, lander.card.spec(), Distribution("categorical", logits="action"), engine)
+
+
 def test_bytes_that_are_no_model_are_refused(lander: Artifact) -> None:
     with pytest.raises(EngineError, match="cannot load"):
         OnnxEngine(b"not a model", lander.card.spec(), [], rows_max=4)

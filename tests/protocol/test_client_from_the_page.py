@@ -138,6 +138,10 @@ def test_it_is_told_what_was_expected_and_what_came(daemon: Daemon) -> None:
     with pytest.raises(RefusedError) as refused:
         PageClient(daemon.address, policy="mars-lander")
     assert refused.value.args[0] == "policy_not_found"
+    with pytest.raises(RefusedError) as refused:
+        PageClient(daemon.address, policy="", version_range="^1.2")
+    assert refused.value.args[0] == "version_not_found"
+    assert refused.value.args[2:] == ("comparators joined by commas, such as >=1.2,<2", "^1.2")
     client = PageClient(daemon.address)
     handle = client.begin([7])
     with pytest.raises(RefusedError) as refused:

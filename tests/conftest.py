@@ -75,6 +75,13 @@ def start_daemon(short_path: Path) -> Iterator[StartDaemon]:
         yield _starter(short_path, stack)
 
 
+@pytest.fixture(scope="module")
+def module_daemon(short_path: Path) -> Iterator[StartDaemon]:
+    """Starts daemons that the tests of a module share."""
+    with ExitStack() as stack:
+        yield _starter(short_path, stack)
+
+
 @pytest.fixture(scope="session")
 def daemon(short_path: Path) -> Iterator[Daemon]:
     """The daemon that tests share which leave it as it was; it serves lunar-lander."""

@@ -91,7 +91,11 @@ pin_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 carrier_option = click.option(
-    "--carrier", type=click.Choice(["zmq"]), default="zmq", show_default=True, expose_value=False
+    "--carrier",
+    type=click.Choice(["zmq", "lane"]),
+    default="zmq",
+    show_default=True,
+    help="Of a daemon that is started; an address names its own.",
 )
 positive = click.IntRange(min=1)
 
@@ -129,6 +133,7 @@ def load(
     seconds: float,
     warmup: float,
     floor_seconds: float,
+    carrier: str,
     pin: str,
     policy: str,
     address: str,
@@ -144,7 +149,7 @@ def load(
     options = LoadOptions(sessions, rows, processes, connections, seconds, warmup, floor_seconds)
     placement = parse_placement(pin)
     reference = policy if address else policy or DEFAULT_POLICY
-    with open_target(address, store, reference, placement) as target:
+    with open_target(address, store, reference, placement, carrier) as target:
         report = measure_load(target, options)
     show(report, as_json, print_load)
 
@@ -185,6 +190,7 @@ def replay(
     sessions: int,
     any_version: bool,
     floor_seconds: float,
+    carrier: str,
     pin: str,
     address: str,
     store: Path,
@@ -198,7 +204,7 @@ def replay(
 
     options = ReplayOptions(sessions, speed, any_version, floor_seconds)
     reference = recorded_policy(list(files))
-    with open_target(address, store, reference, parse_placement(pin)) as target:
+    with open_target(address, store, reference, parse_placement(pin), carrier) as target:
         report = measure_replay(list(files), target, options)
     show(report, as_json, print_replay)
     check_actions(report)

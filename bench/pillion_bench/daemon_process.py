@@ -25,23 +25,28 @@ _LOOK_S: Final = 0.005
 
 
 class DaemonProcess:
-    """Owns a `pilliond` that serves `policy` of `store` on an ipc socket in a folder of its own; a context manager.
+    """Owns a `pilliond` that serves `policy` of `store` on sockets in a folder of its own; a context manager.
 
     `cpus` holds both of its processes and all their threads. Settings of the user's environment do not reach it.
     """
 
-    def __init__(self, store: Path, policy: str, cpus: CpuSet | None = None) -> None:
+    def __init__(self, store: Path, policy: str, cpus: CpuSet | None = None, carrier: str = "zmq") -> None:
         self.ready_s = 0.0
         self._store = store
         self._policy = policy
         self._cpus = cpus
+        self._carrier = carrier
         self._folder = ""
         self._errors: IO[bytes]
         self._process: subprocess.Popen[bytes]
 
     @property
     def address(self) -> str:
-        """Where clients come in."""
+        """Where clients of the chosen carrier come in."""
+        return f"lane://{self._folder}/lane.sock" if self._carrier == "lane" else self._zmq_address
+
+    @property
+    def _zmq_address(self) -> str:
         return f"ipc://{self._folder}/zmq.sock"
 
     @property
@@ -77,7 +82,9 @@ class DaemonProcess:
 
     def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PILLION_")}
-        options = ["--store", str(self._store), "--policy", self._policy, "--listen", self.address, "--admin", ""]
+        options = ["--store", str(self._store), "--policy", self._policy, "--listen", self._zmq_address, "--admin", ""]
+        if self._carrier == "lane":
+            options += ["--listen", self.address]
         self._errors = Path(self._folder, "errors.log").open("w+b")  # noqa: SIM115  # closed in _end
         self._started_s = time.monotonic()
         with inherited(self._cpus):
@@ -93,14 +100,14 @@ class DaemonProcess:
         """The socket appears when the engine is warm; a ping then shows that the loop runs."""
         import pillion
 
-        path = Path(self.address.removeprefix("ipc://"))
+        path = Path(self._zmq_address.removeprefix("ipc://"))
         while not path.exists():
             if self._process.poll() is not None:
                 raise DaemonStartError(self._last_word(), self._process.returncode)
             if time.monotonic() - self._started_s > START_S_MAX:
                 raise DaemonStartError(f"the daemon was not ready within {START_S_MAX:g} s")
             time.sleep(_LOOK_S)
-        with pillion.connect(self.address, client_name="pillion-bench"):
+        with pillion.connect(self._zmq_address, client_name="pillion-bench"):
             self.ready_s = time.monotonic() - self._started_s
 
     def _last_word(self) -> str:

@@ -121,6 +121,7 @@ def report(
         "seconds": options.seconds,
         "pin": str(target.placement),
         "server": target.server,
+        "carrier": target.carrier,
         "observations": opened.observations,
         "policy": opened.policy,
         "version": opened.version,

@@ -155,6 +155,7 @@ def report(
         "seconds": round(duration_s, 3),
         "pin": str(target.placement),
         "server": target.server,
+        "carrier": target.carrier,
         "policy": opened.policy,
         "version": opened.version,
         "digest": opened.digest,

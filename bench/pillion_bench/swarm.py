@@ -7,13 +7,14 @@ its session by that identity. `pillion.connect` gives each session a connection 
 from __future__ import annotations
 
 import time
-from typing import Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 import zmq
 
 import pillion
-from pillion.carrier import ZmqCarrier
+from pillion.carriers import Carrier, open_carrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion.zmq_carrier import ZmqCarrier
 from pillion_protocol import Begun, Error, Goodbye, Message, Ping, Welcome, decode
 
 _SILENCE_S_MAX: Final = TIMEOUT_S
@@ -24,7 +25,7 @@ class Rider:
 
     __slots__ = ("awaited", "carrier", "conversation", "episode", "index", "sent_ns")
 
-    def __init__(self, index: int, carrier: ZmqCarrier, conversation: Conversation) -> None:
+    def __init__(self, index: int, carrier: Carrier, conversation: Conversation) -> None:
         self.index = index
         self.carrier = carrier
         self.conversation = conversation
@@ -65,18 +66,23 @@ class SessionSwarm:
         self, address: str, sessions: int, connections: int, policy: str = "", version_range: str = ""
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._carriers = [ZmqCarrier(address, self._context) for _ in range(connections)]
+        self._carriers = [self._open_carrier(address) for _ in range(connections)]
         self._only = self._carriers[0] if connections == 1 else None
         self._poller = zmq.Poller()
-        self._by_socket = {carrier.socket: carrier for carrier in self._carriers}
+        self._by_socket: dict[Any, Carrier] = {}
         for carrier in self._carriers:
-            self._poller.register(carrier.socket, zmq.POLLIN)
-        self._readable: list[ZmqCarrier] = []
+            watched = carrier.socket if isinstance(carrier, ZmqCarrier) else carrier.fileno()
+            self._by_socket[watched] = carrier
+            self._poller.register(watched, zmq.POLLIN)
+        self._readable: list[Carrier] = []
         self._by_session: dict[int, Rider] = {}
         self.riders = [
             Rider(index, self._carriers[index % connections], Conversation("pillion-bench", policy, version_range))
             for index in range(sessions)
         ]
+
+    def _open_carrier(self, address: str) -> Carrier:
+        return open_carrier(address) if address.startswith("lane://") else ZmqCarrier(address, self._context)
 
     def open(self) -> None:
         """Says hello for every session; raises `RefusedError` or `UnavailableError`."""
@@ -87,6 +93,7 @@ class SessionSwarm:
             reply = rider.conversation.read(frames)
             assert reply is not None
             rider.conversation.opened(reply)
+            rider.carrier.row_bytes = [tensor.row_bytes for tensor in rider.conversation.spec.outputs]
             rider.awaited = 0
             self._by_session[rider.conversation.session] = rider
 

@@ -23,17 +23,24 @@ class Target(msgspec.Struct, frozen=True):
     """The bench's own; None for the one at a given address."""
 
     @property
+    def carrier(self) -> str:
+        """`lane` or `zmq`."""
+        return "lane" if self.address.startswith("lane://") else "zmq"
+
+    @property
     def server(self) -> str:
         """Whose daemon it is, in words."""
         return "started for this run" if self.daemon else f"at {self.address}, placed by whoever started it"
 
 
 @contextmanager
-def open_target(address: str, store: Path, reference: str, placement: Placement) -> Iterator[Target]:
+def open_target(
+    address: str, store: Path, reference: str, placement: Placement, carrier: str = "zmq"
+) -> Iterator[Target]:
     """A target for `reference` (`NAME[@VERSION]`, empty: what is served); starts a daemon where there is no address."""
     policy, _, version_range = reference.partition("@")
     if address:
         yield Target(address, policy, version_range, placement.for_foreign_daemon())
         return
-    with DaemonProcess(store, reference, placement.server) as daemon:
+    with DaemonProcess(store, reference, placement.server, carrier) as daemon:
         yield Target(daemon.address, policy, version_range, placement, daemon)

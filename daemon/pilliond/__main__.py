@@ -20,7 +20,9 @@ import pilliond
 @click.option("--config", type=click.Path(path_type=Path), envvar="PILLION_CONFIG", help="Settings, a TOML file.")
 @click.option("--store", metavar="DIR", help="The store to read policies from.")
 @click.option("--policy", metavar="NAME[@VERSION]", help="The policy to serve.")
-@click.option("--listen", metavar="URL", multiple=True, help="ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated.")
+@click.option(
+    "--listen", metavar="URL", multiple=True, help="lane:///PATH, ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated."
+)
 @click.option("--admin", metavar="URL", help="http://127.0.0.1:PORT or unix:///PATH; '' for none.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="How it is logged.")

@@ -14,7 +14,8 @@ from pilliond.engine import Array, EngineError
 from pilliond.episodes import EpisodeGroup, Frame
 from pilliond.metrics_page import MetricsPage
 from pilliond.scheduler import Batch
-from pilliond.sessions import Reply, Sessions
+from pilliond.sessions import Sessions
+from pilliond.transport import Reply
 
 _TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget was spent before the engine was free")
 _ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this batch")

@@ -45,6 +45,12 @@ START_S_MAX: Final = 60.0
 DRAIN_S_MAX: Final = 10.0
 """From SIGTERM to the end of the serving process; then it is killed."""
 
+LANE_BACKLOG_MAX: Final = 1_024
+"""Connections of the lane that wait to be let in."""
+
+LANE_SEND_BUFFER_BYTES: Final = 212_992
+"""Answers owed to a peer of the lane that does not read, as the kernel counts them; beyond it the peer is dropped."""
+
 LINGER_MS: Final = 1_000
 """How long the last replies and goodbyes may take to leave."""
 

@@ -16,14 +16,27 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 
 
 def check_data_address(address: str) -> None:
-    """Raises `SettingsError` unless `address` is `ipc:///absolute/path` or `tcp://LOOPBACK:PORT`."""
+    """Raises `SettingsError` unless `address` is `lane:///PATH`, `ipc:///PATH` or `tcp://LOOPBACK:PORT`."""
     parts = urlsplit(address)
-    if parts.scheme == "ipc":
-        check_socket_path(address.removeprefix("ipc://"), address)
+    if (path := socket_path(address)) is not None:
+        check_socket_path(path, address)
     elif parts.scheme == "tcp":
         _check_loopback(address)
     else:
-        raise SettingsError(f"listen: expected ipc:///PATH or tcp://127.0.0.1:PORT, came {address!r}")
+        raise SettingsError(f"listen: expected lane:///PATH, ipc:///PATH or tcp://127.0.0.1:PORT, came {address!r}")
+
+
+def carrier_of(address: str) -> str:
+    """`lane` or `zmq`."""
+    return "lane" if address.startswith("lane://") else "zmq"
+
+
+def socket_path(address: str) -> str | None:
+    """The path of a Unix socket's address; None for `tcp://`."""
+    for scheme in ("lane://", "ipc://"):
+        if address.startswith(scheme):
+            return address.removeprefix(scheme)
+    return None
 
 
 def check_socket_path(path: str, address: str) -> None:

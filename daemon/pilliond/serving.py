@@ -22,12 +22,15 @@ from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Drain, Event, Failed, Ready
 from pilliond.engine import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
+from pilliond.lane_transport import LaneTransport
+from pilliond.listen import carrier_of
 from pilliond.metrics_page import MetricsPage, Phase
 from pilliond.onnx_engine import OnnxEngine
 from pilliond.routing import Router
 from pilliond.scheduler import Scheduler
 from pilliond.serving_loop import ServingLoop
 from pilliond.sessions import Sessions
+from pilliond.transport import Transport
 from pilliond.versions import Identity, Version
 from pilliond.zmq_transport import ZmqTransport
 
@@ -41,11 +44,11 @@ async def serve(end: socket.socket, assignment: Assignment) -> None:
     page = MetricsPage(assignment.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     version = load_version(assignment)
-    transport = ZmqTransport()
+    carriers: dict[str, Transport] = {"lane": LaneTransport(version.observation_bytes), "zmq": ZmqTransport()}
     try:
-        listen = [transport.bind(address) for address in assignment.listen]
+        listen = [carriers[carrier_of(address)].bind(address) for address in assignment.listen]
         settle_memory()
-        loop = make_loop(end, assignment, page, version, transport)
+        loop = make_loop(end, assignment, page, version, list(carriers.values()))
         loop.start()
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
@@ -55,7 +58,8 @@ async def serve(end: socket.socket, assignment: Assignment) -> None:
         loop.drain(reason)
         loop.stop()
     finally:
-        transport.close()
+        for transport in carriers.values():
+            transport.close()
     page.cells[metrics_page.PHASE] = Phase.STOPPED
 
 
@@ -76,7 +80,7 @@ def load_version(assignment: Assignment) -> Version:
 
 
 def make_loop(
-    end: socket.socket, assignment: Assignment, page: MetricsPage, version: Version, transport: ZmqTransport
+    end: socket.socket, assignment: Assignment, page: MetricsPage, version: Version, transports: list[Transport]
 ) -> ServingLoop:
     """Puts the parts together."""
     limits = assignment.limits
@@ -90,7 +94,7 @@ def make_loop(
             # Nobody reads: a log line is worth less than a step. The metrics page has counted it.
             return
 
-    return ServingLoop(transport, sessions, scheduler, page, time.monotonic_ns, report)
+    return ServingLoop(transports, sessions, scheduler, page, time.monotonic_ns, report)
 
 
 def settle_memory() -> None:

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from pilliond import metrics_page as page_cells
 from pilliond.batch_runner import BatchRunner
-from pilliond.episodes import NEVER_NS, Frame
+from pilliond.episodes import NEVER_NS
 from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_WAKE_MAX, TICK_MS
 from pilliond.metrics_page import MetricsPage
 from pilliond.scheduler import Scheduler
-from pilliond.sessions import Reply, Sessions
-from pilliond.zmq_transport import Sent, ZmqTransport
+from pilliond.sessions import Sessions
+from pilliond.transport import Incoming, Peer, Reply, Sent, Transport
 
 _NANOSECONDS: Final = 1_000_000_000
 _TICKS_PER_SWEEP: Final = max(1, HEARTBEAT_MS // 2 // TICK_MS)
@@ -28,14 +28,15 @@ class ServingLoop:
 
     def __init__(
         self,
-        transport: ZmqTransport,
+        transports: list[Transport],
         sessions: Sessions,
         scheduler: Scheduler,
         page: MetricsPage,
         clock: Callable[[], int],
         report: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        self._transport = transport
+        self._transports = transports
+        self._transport_of = {transport.peer_type: transport for transport in transports}
         self._sessions = sessions
         self._scheduler = scheduler
         self._page = page
@@ -53,10 +54,11 @@ class ServingLoop:
     def start(self) -> None:
         """Begins to serve."""
         gc.callbacks.append(self._on_gc)
-        self._loop.add_reader(self._transport.fileno(), self._on_readable)
         self._tick_due_ns = self._clock()
         self._tick()
-        self._on_readable()
+        for transport in self._transports:
+            self._loop.add_reader(transport.fileno(), self._on_readable, transport)
+            self._on_readable(transport)
 
     def drain(self, reason: str) -> None:
         """Answers everything that has arrived, says goodbye to every session, and refuses what comes meanwhile."""
@@ -71,7 +73,8 @@ class ServingLoop:
 
     def stop(self) -> None:
         """Lets go of the event loop."""
-        self._loop.remove_reader(self._transport.fileno())
+        for transport in self._transports:
+            self._loop.remove_reader(transport.fileno())
         for timer in (self._wait_timer, self._tick_timer):
             if timer is not None:
                 timer.cancel()
@@ -79,28 +82,29 @@ class ServingLoop:
 
     # Reading
 
-    def _on_readable(self) -> None:
+    def _on_readable(self, transport: Transport) -> None:
         taken = 0
         while taken < MESSAGES_PER_WAKE_MAX:
-            taken += self._receive_burst()
+            taken += self._receive_burst(transport)
             batch = self._scheduler.take(self._clock(), self._sessions.lock_step_live)
             if batch is not None:
                 self._runner.run(batch, self._replies)
                 self._send_replies()
                 self._runner.count()
-            if not self._transport.readable():
+            if not transport.readable():
                 self._arm_wait_timer()
                 return
-        self._loop.call_soon(self._on_readable)
+        self._loop.call_soon(self._on_readable, transport)
 
-    def _receive_burst(self) -> int:
+    def _receive_burst(self, transport: Transport) -> int:
         """Takes messages until there is none, or the batch has no reason to wait for more; gives their number."""
         sessions = self._sessions
         scheduler = self._scheduler
         taken = 0
         while taken < MESSAGES_PER_WAKE_MAX:
-            message = self._transport.receive()
+            message = transport.receive()
             if message is None:
+                self._forget_gone(transport)
                 break
             taken += 1
             self._take(message)
@@ -111,11 +115,16 @@ class ServingLoop:
         return taken
 
     def _receive_all(self) -> None:
-        while (message := self._transport.receive()) is not None:
-            self._take(message)
-            self._send_replies()
+        for transport in self._transports:
+            while (message := transport.receive()) is not None:
+                self._take(message)
+                self._send_replies()
 
-    def _take(self, message: list[Frame]) -> None:
+    def _forget_gone(self, transport: Transport) -> None:
+        for peer in transport.gone():
+            self._sessions.drop_peer(peer)
+
+    def _take(self, message: Incoming) -> None:
         now_ns = self._clock()
         group = self._sessions.receive(message, now_ns, self._replies)
         if group is not None:
@@ -129,19 +138,20 @@ class ServingLoop:
         deadline_ns = self._scheduler.deadline_ns()
         if deadline_ns != NEVER_NS:
             delay_s = max(0, deadline_ns - self._clock()) / _NANOSECONDS
-            self._wait_timer = self._loop.call_later(delay_s, self._on_readable)
+            self._wait_timer = self._loop.call_later(delay_s, self._on_readable, self._transports[0])
 
     # Writing
 
     def _send_replies(self) -> None:
         replies = self._replies
         for reply in replies:
-            sent = self._transport.send(reply)
+            peer = reply[0]
+            sent = self._transport_of[type(peer)].send(reply)
             if sent is not Sent.OK:
-                self._drop(bytes(reply[0]), sent)
+                self._drop(peer, sent)
         replies.clear()
 
-    def _drop(self, peer: bytes, why: Sent) -> None:
+    def _drop(self, peer: Peer, why: Sent) -> None:
         dropped = self._sessions.drop_peer(peer)
         if dropped:
             self._report("peer_dropped", {"reason": why.value, "sessions": dropped})
@@ -162,8 +172,9 @@ class ServingLoop:
         if self._ticks % _TICKS_PER_SWEEP == 0:
             self._sessions.sweep(now_ns, self._replies)
             self._send_replies()
-            if self._transport.readable():
-                self._loop.call_soon(self._on_readable)
+            for transport in self._transports:
+                if transport.readable():
+                    self._loop.call_soon(self._on_readable, transport)
         self._tick_due_ns = self._clock() + TICK_MS * 1_000_000
         self._tick_timer = self._loop.call_later(TICK_MS / 1_000, self._tick)
 

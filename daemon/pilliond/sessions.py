@@ -33,14 +33,12 @@ from pillion_protocol import (
     encode,
 )
 from pilliond import metrics_page as page_cells
-from pilliond.episodes import NEVER_NS, EpisodeGroup, Frame
+from pilliond.episodes import NEVER_NS, EpisodeGroup
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
 from pilliond.metrics_page import MetricsPage
 from pilliond.routing import Router
+from pilliond.transport import Incoming, Peer, Reply
 from pilliond.versions import Version
-
-Reply = list[Frame]
-"""A message to send: the peer's routing id, the head, the tensors."""
 
 _NANOSECONDS_PER_MS = 1_000_000
 
@@ -65,7 +63,7 @@ class Session:
         "version",
     )
 
-    def __init__(self, session_id: int, peer: bytes, hello: Hello, version: Version, now_ns: int) -> None:
+    def __init__(self, session_id: int, peer: Peer, hello: Hello, version: Version, now_ns: int) -> None:
         self.id = session_id
         self.peer = peer
         self.hello_key = (peer, hello.sequence)
@@ -101,7 +99,7 @@ class Sessions:
         self._rows_waiting = rows_waiting
         self._server_name = server_name
         self._sessions: dict[int, Session] = {}
-        self._hellos: dict[tuple[bytes, int], Session] = {}
+        self._hellos: dict[tuple[Peer, int], Session] = {}
         self._episode_ids = count(1)
         self._episodes_live = 0
 
@@ -115,13 +113,16 @@ class Sessions:
 
     # What comes in
 
-    def receive(self, message: list[Frame], now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
+    def receive(self, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
         """Takes `message` (peer, head, tensors), read at `now_ns`.
 
         Gives the handle whose act was newly admitted, if one was; what is to be sent is added to `replies`.
         """
-        peer = bytes(message[0])
-        head = bytes(message[1]) if len(message) > 1 else b""
+        peer, head = message[0], message[1]
+        if isinstance(head, RemoteProtocolError):
+            self._refuse(peer, Message(0, 0, 0), head, replies)
+            return None
+        head = bytes(head)
         try:
             decoded = decode(head)
         except RemoteProtocolError as error:
@@ -136,7 +137,7 @@ class Sessions:
         return None
 
     def _refuse(
-        self, peer: bytes, opening: Message, error: RemoteProtocolError, replies: list[Reply], is_act: bool = False
+        self, peer: Peer, opening: Message, error: RemoteProtocolError, replies: list[Reply], is_act: bool = False
     ) -> None:
         if is_act:
             self._page.outcome(error.code)
@@ -147,7 +148,7 @@ class Sessions:
         )
         replies.append([peer, encode(reply)])
 
-    def _session(self, peer: bytes, message: Message, now_ns: int) -> Session:
+    def _session(self, peer: Peer, message: Message, now_ns: int) -> Session:
         if self.draining:
             raise _draining()
         session = self._sessions.get(message.session)
@@ -168,9 +169,7 @@ class Sessions:
 
     # Acts
 
-    def _act(
-        self, peer: bytes, act: Act, message: list[Frame], now_ns: int, replies: list[Reply]
-    ) -> EpisodeGroup | None:
+    def _act(self, peer: Peer, act: Act, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
         session = self._session(peer, act, now_ns)
         group = session.episodes.get(act.episode)
         if group is None:
@@ -204,7 +203,7 @@ class Sessions:
         self._page.cells[page_cells.RESENDS] += 1
         replies.append([group.session.peer, *group.last_reply])
 
-    def _check_act(self, group: EpisodeGroup, act: Act, message: list[Frame]) -> None:
+    def _check_act(self, group: EpisodeGroup, act: Act, message: Incoming) -> None:
         rows = group.rows
         version = group.version
         if act.rows != rows:
@@ -247,7 +246,7 @@ class Sessions:
 
     # Everything else
 
-    def _control(self, peer: bytes, message: Message, frames: list[Frame], now_ns: int, replies: list[Reply]) -> None:
+    def _control(self, peer: Peer, message: Message, frames: Incoming, now_ns: int, replies: list[Reply]) -> None:
         if len(frames) > 2:
             raise RemoteProtocolError(
                 ErrorCode.SHAPE_MISMATCH, "only an act carries tensor frames", "0", f"{len(frames) - 2}"
@@ -270,7 +269,7 @@ class Sessions:
                     type(message).__name__.lower(),
                 )
 
-    def _hello(self, peer: bytes, hello: Hello, now_ns: int, replies: list[Reply]) -> None:
+    def _hello(self, peer: Peer, hello: Hello, now_ns: int, replies: list[Reply]) -> None:
         if hello.protocol_version != PROTOCOL_VERSION:
             raise RemoteProtocolError(
                 ErrorCode.UNSUPPORTED_PROTOCOL,
@@ -283,7 +282,7 @@ class Sessions:
             session = self._open(peer, hello, now_ns)
         replies.append([peer, session.control_reply])
 
-    def _open(self, peer: bytes, hello: Hello, now_ns: int) -> Session:
+    def _open(self, peer: Peer, hello: Hello, now_ns: int) -> Session:
         if self.draining:
             raise _draining()
         if len(self._sessions) >= self._limits.sessions_max:
@@ -321,7 +320,7 @@ class Sessions:
         )
         return session
 
-    def _numbered(self, peer: bytes, message: Begin | End | Goodbye, now_ns: int, replies: list[Reply]) -> None:
+    def _numbered(self, peer: Peer, message: Begin | End | Goodbye, now_ns: int, replies: list[Reply]) -> None:
         """A request that changes the session: done once, and answered alike however often it is sent."""
         session = self._session(peer, message, now_ns)
         if message.sequence < max(1, session.control_sequence):
@@ -386,7 +385,7 @@ class Sessions:
         self._sessions.pop(session.id, None)
         self._forget_hello(session)
 
-    def drop_peer(self, peer: bytes) -> int:
+    def drop_peer(self, peer: Peer) -> int:
         """Ends every session that was last heard at `peer`, which is gone or does not read; gives their number."""
         dropped = [session for session in self._sessions.values() if session.peer == peer]
         for session in dropped:

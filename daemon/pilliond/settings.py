@@ -36,7 +36,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where clients come in; empty: `zmq.sock` in the runtime folder."""
+    """Where clients come in; empty: `lane.sock` and `zmq.sock` in the runtime folder."""
 
     listen: list[str] = []
 
@@ -76,7 +76,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def data_addresses(self) -> list[str]:
         """Where to listen, checked; raises `SettingsError`."""
-        addresses = self.data.listen or [f"ipc://{runtime_folder() / 'zmq.sock'}"]
+        folder = runtime_folder()
+        addresses = self.data.listen or [f"lane://{folder / 'lane.sock'}", f"ipc://{folder / 'zmq.sock'}"]
         for address in addresses:
             check_data_address(address)
         return addresses

@@ -18,7 +18,7 @@ from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Drain, Event, Failed, Ready
 from pilliond.errors import DaemonError, ServingDiedError
 from pilliond.limits import DRAIN_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_READY_MAX, START_S_MAX
-from pilliond.listen import SocketFile, clear_socket_path
+from pilliond.listen import SocketFile, clear_socket_path, socket_path
 from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.settings import Settings
 
@@ -122,8 +122,8 @@ class Supervisor:
         channel.send(self._end, self._assignment())
 
     def _socket_paths(self) -> list[str]:
-        addresses = self._settings.data_addresses()
-        return [address.removeprefix("ipc://") for address in addresses if address.startswith("ipc://")]
+        paths = map(socket_path, self._settings.data_addresses())
+        return [path for path in paths if path is not None]
 
     def _assignment(self) -> Assignment:
         card = self.artifact.card

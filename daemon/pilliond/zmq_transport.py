@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-from enum import Enum
-from typing import Final
+from typing import ClassVar, Final
 
 import zmq
 
 from pillion_protocol.zmq_frames import NOBLOCK, receive_frames, send_frames
-from pilliond.episodes import Frame
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.limits import (
     HEARTBEAT_MS,
@@ -24,6 +22,7 @@ from pilliond.limits import (
     SEND_QUEUE_MESSAGES_MAX,
     TENSOR_FRAMES_MAX,
 )
+from pilliond.transport import Incoming, Reply, Sent
 
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
@@ -31,16 +30,10 @@ _FRAMES_MAX: Final = 2 + TENSOR_FRAMES_MAX
 _OWNER_ONLY_UMASK: Final = 0o177
 
 
-class Sent(Enum):
-    """What became of a reply."""
-
-    OK = "ok"
-    PEER_GONE = "peer_gone"
-    PEER_FULL = "peer_full"
-
-
 class ZmqTransport:
     """Owns the context and the socket."""
+
+    peer_type: ClassVar[type] = bytes
 
     def __init__(self) -> None:
         self._context = zmq.Context()
@@ -79,14 +72,18 @@ class ZmqTransport:
         """Whether a message waits; re-arms the descriptor where none does."""
         return bool(self._socket.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]
 
-    def receive(self) -> list[Frame] | None:
+    def receive(self) -> Incoming | None:
         """The next message (peer, head, tensors), or None."""
         try:
             return receive_frames(self._socket, NOBLOCK, _FRAMES_MAX)
         except zmq.Again:
             return None
 
-    def send(self, message: list[Frame]) -> Sent:
+    def gone(self) -> list[bytes]:
+        """Nobody: a ROUTER only learns that a peer left when it sends to it."""
+        return []
+
+    def send(self, message: Reply) -> Sent:
         """Sends a message (peer, head, tensors) without waiting."""
         try:
             send_frames(self._socket, message)

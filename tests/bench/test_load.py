@@ -24,7 +24,7 @@ SHORT = ("--seconds", "0.3", "--warmup", "0.1", "--floor-seconds", "0.05")
 PERCENTILES = {"p50", "p90", "p99", "p99.9"}
 KEYS = {
     "n", "rows_per_s", "latency_us", "engine_us", "floor_us", "added_us", "added_over_floor_zmq", "noise", "floors",
-    "errors", "sessions", "rows", "processes", "connections", "seconds", "pin", "server", "observations", "policy",
+    "errors", "sessions", "rows", "processes", "connections", "seconds", "pin", "server", "carrier", "observations", "policy",
     "version", "digest", "daemon", "host",
 }  # fmt: skip
 ANYWHERE = Target("ipc:///nowhere", "", "", Placement("none", None, None))

@@ -30,8 +30,8 @@ from pilliond.routing import Router
 from pilliond.scheduler import Scheduler
 from pilliond.serving_loop import ServingLoop
 from pilliond.sessions import Sessions
+from pilliond.transport import Sent
 from pilliond.versions import Identity, Version
-from pilliond.zmq_transport import Sent
 
 WIDTH = 3
 SPEC = Spec(
@@ -81,6 +81,8 @@ class Clock:
 class ListTransport:
     """Messages to be received, and messages that were sent."""
 
+    peer_type = bytes
+
     def __init__(self) -> None:
         self.inbox: deque[list[Frame]] = deque()
         self.sent: list[list[Frame]] = []
@@ -91,6 +93,9 @@ class ListTransport:
 
     def readable(self) -> bool:
         return bool(self.inbox)
+
+    def gone(self) -> list[bytes]:
+        return []
 
     def send(self, message: list[Frame]) -> Sent:
         answer = self.answers.get(bytes(message[0]), Sent.OK)
@@ -118,7 +123,7 @@ class Bench:
         self.transport = ListTransport()
         self.events: list[str] = []
         self.loop = ServingLoop(
-            self.transport,  # type: ignore[arg-type]
+            [self.transport],  # type: ignore[list-item]
             self.sessions,
             self.scheduler,
             self.page,
@@ -132,10 +137,14 @@ class Bench:
 
     def pump(self) -> list[Message]:
         """Lets the loop work and gives what it sent."""
-        self.loop._on_readable()
+        self.wake()
         sent = [decode(bytes(message[1])) for message in self.transport.sent]
         self.transport.sent.clear()
         return sent
+
+    def wake(self) -> None:
+        """Lets the loop work."""
+        self.loop._on_readable(self.transport)  # type: ignore[arg-type]
 
     def ask(self, peer: bytes, message: Message, *tensors: bytes) -> Message:
         """Lets `message` arrive and gives the one reply."""

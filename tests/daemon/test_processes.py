@@ -174,7 +174,7 @@ def test_a_stopped_daemon_leaves_no_socket_file_of_its_own_and_none_of_its_succe
         (["extra"], os.EX_USAGE, "unexpected extra argument"),
         (["--config", "/nonexistent.toml"], os.EX_CONFIG, "No such file"),
         (["--listen", "tcp://0.0.0.0:5555"], os.EX_CONFIG, "expected a loopback address"),
-        (["--listen", "udp://x"], os.EX_CONFIG, "expected ipc:///PATH"),
+        (["--listen", "udp://x"], os.EX_CONFIG, "expected lane:///PATH, ipc:///PATH"),
         (["--admin", "nowhere"], os.EX_CONFIG, "admin.listen"),
         (["--store", "/nonexistent", "--policy", "x"], os.EX_DATAERR, "there is no store"),
         (["--store", str(STORE), "--policy", "walker"], os.EX_DATAERR, "policy 'walker' is not in the store"),

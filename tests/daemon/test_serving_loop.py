@@ -31,7 +31,7 @@ from pillion_protocol import (
 )
 from pilliond import metrics_page
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
-from pilliond.zmq_transport import Sent
+from pilliond.transport import Sent
 from tests.daemon.fakes import Bench, act, action_of, codes, observation
 
 MS = 1_000_000
@@ -47,7 +47,7 @@ async def test_an_act_is_answered_with_the_outputs_of_its_own_rows(bench: Bench)
     first, second = bench.begin(welcome, 1), bench.begin(welcome, 2, rows=2)
     bench.put(b"peer", act(first, 3), observation(value=1))
     bench.put(b"peer", act(second, 4, rows=2), observation(2, value=2))
-    bench.loop._on_readable()
+    bench.wake()
     replies = {decode(bytes(message[1])).sequence: message for message in bench.transport.sent}
     assert np.frombuffer(replies[3][2], np.float32).tolist() == [3.0]
     assert np.frombuffer(replies[4][2], np.float32).tolist() == [6.0, 6.0]
@@ -59,9 +59,9 @@ async def test_an_act_is_answered_with_the_outputs_of_its_own_rows(bench: Bench)
 async def test_the_same_request_again_gets_the_same_reply_and_is_not_run_again(bench: Bench) -> None:
     begun = bench.begin(bench.open())
     bench.put(b"peer", act(begun, 2), observation())
-    bench.loop._on_readable()
+    bench.wake()
     bench.put(b"peer", act(begun, 2), observation(value=9))
-    bench.loop._on_readable()
+    bench.wake()
     first, second = bench.transport.sent
     assert first == second
     assert bench.engine.batches == [1]
@@ -112,7 +112,7 @@ async def test_a_newer_act_takes_the_place_of_one_that_waits() -> None:
     assert codes(bench.pump()) == ["superseded"]
     assert bench.scheduler.deadline_ns() == bench.clock.now_ns + 50_000
     bench.clock.now_ns += 60_000
-    bench.loop._on_readable()
+    bench.wake()
     (reply,) = bench.transport.sent
     assert np.frombuffer(reply[2], np.float32).tolist() == [6.0]
     assert bench.engine.batches == [1]
@@ -139,7 +139,7 @@ async def test_a_session_gets_the_fallback_that_it_declared(fallback: Fallback, 
     bench.put(b"peer", act(begun, 4, budget_us=100), observation(value=9))
     assert bench.pump() == []
     bench.clock.now_ns += 100_000
-    bench.loop._on_readable()
+    bench.wake()
     (reply,) = bench.transport.sent
     action = action_of(decode(bytes(reply[1])))
     assert (action.fallback, action.batch_rows, action.sequence) == (fallback, 0, 4)
@@ -175,7 +175,7 @@ async def test_a_non_finite_row_is_refused_alone(bench: Bench) -> None:
     sound, poisoned = bench.begin(welcome, 1), bench.begin(welcome, 2, rows=2)
     bench.put(b"peer", act(poisoned, 3, rows=2), np.array([[1, 1, 1], [1, math.nan, 1]], np.float32).tobytes())
     bench.put(b"peer", act(sound, 4), observation(value=2))
-    bench.loop._on_readable()
+    bench.wake()
     replies = {decode(bytes(message[1])).sequence: message for message in bench.transport.sent}
     error = decode(bytes(replies[3][1]))
     assert isinstance(error, Error)
@@ -374,14 +374,14 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
     @rule()
     def hello(self) -> None:
         self._send(Hello(0, 0, self._next()))
-        self._run(self.bench.loop._on_readable)
+        self._run(self.bench.wake)
 
     @rule(pick=st.integers(0, 9), rows=st.integers(1, 4))
     def begin(self, pick: int, rows: int) -> None:
         if self.welcomes:
             welcome = self.welcomes[pick % len(self.welcomes)]
             self._send(Begin(welcome.session, welcome.epoch, self._next(), [0] * rows))
-            self._run(self.bench.loop._on_readable)
+            self._run(self.bench.wake)
 
     @rule(pick=st.integers(0, 9), rows=st.integers(1, 4), budget_us=st.sampled_from([0, 10, 1_000]))
     def act_arrives(self, pick: int, rows: int, budget_us: int) -> None:
@@ -400,7 +400,7 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
     @rule(advance_us=st.integers(0, 60))
     def time_passes(self, advance_us: int) -> None:
         self.bench.clock.now_ns += advance_us * 1_000
-        self._run(self.bench.loop._on_readable)
+        self._run(self.bench.wake)
 
     @invariant()
     def the_queue_is_bounded(self) -> None:

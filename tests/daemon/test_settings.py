@@ -47,7 +47,7 @@ def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> 
         ("[nonsense]\n", "unknown field `nonsense`"),
         ("limits = 3\n", "^limits: expected a section"),
         ("[limits\n", "pillion.toml: "),
-        ('[data]\nlisten = ["http://127.0.0.1"]\n', "^listen: expected ipc:///PATH or tcp"),
+        ('[data]\nlisten = ["http://127.0.0.1"]\n', "^listen: expected lane:///PATH, ipc:///PATH or tcp"),
         ('[data]\nlisten = ["ipc://relative.sock"]\n', "absolute path"),
         ('[data]\nlisten = ["tcp://127.0.0.1"]\n', "expected a port"),
         ('[data]\nlisten = ["tcp://localhost:5"]\n', "numeric address"),
@@ -64,7 +64,7 @@ def test_a_mistake_is_named_with_its_path(tmp_path: Path, text: str, message: st
 
 
 def test_by_default_nobody_off_this_host_can_connect(tmp_path: Path) -> None:
-    assert all(address.startswith("ipc://") for address in load(tmp_path).data_addresses())
+    assert all(address.startswith(("ipc://", "lane://")) for address in load(tmp_path).data_addresses())
     for address in ("tcp://0.0.0.0:5555", "tcp://192.0.2.1:5555", "tcp://[::]:5555"):
         with pytest.raises(SettingsError, match="expected a loopback address"):
             load(tmp_path, data={"listen": [address]})

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
-from pillion.carrier import ZmqCarrier
+from pillion.carriers import Carrier, open_carrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
 from pillion.described import Described
 from pillion.errors import (
@@ -30,7 +30,7 @@ from pillion_protocol import Begun, Goodbye, Ping
 class Session(Described):
     """A conversation with a daemon. Made by `connect`; for one event loop. Episodes may act side by side."""
 
-    def __init__(self, carrier: ZmqCarrier, conversation: Conversation, timeout_s: float) -> None:
+    def __init__(self, carrier: Carrier, conversation: Conversation, timeout_s: float) -> None:
         self._carrier = carrier
         super().__init__(conversation)
         self._timeout_s = timeout_s
@@ -88,6 +88,7 @@ class Session(Described):
             ) from None
         self._conversation.opened(reply)
         self._codec = TensorCodec(self._conversation.spec)
+        self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
 
     async def _begin(self, seeds: list[int]) -> Begun:
         async with self._in_turn():
@@ -284,7 +285,7 @@ class Connecting:
             await self._session.close()
 
     async def _connect(self) -> Session:
-        session = Session(ZmqCarrier(self._address), self._conversation, self._timeout_s)
+        session = Session(open_carrier(self._address), self._conversation, self._timeout_s)
         try:
             await session._open()
         except BaseException:

@@ -10,7 +10,7 @@ from typing import Self
 
 from numpy.typing import ArrayLike
 
-from pillion.carrier import ZmqCarrier
+from pillion.carriers import Carrier, open_carrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
 from pillion.described import Described
 from pillion.errors import (
@@ -35,7 +35,7 @@ class Session(Described):
     lost, and say so.
     """
 
-    def __init__(self, carrier: ZmqCarrier, conversation: Conversation, timeout_s: float) -> None:
+    def __init__(self, carrier: Carrier, conversation: Conversation, timeout_s: float) -> None:
         self._carrier = carrier
         super().__init__(conversation)
         self._timeout_s = timeout_s
@@ -96,6 +96,7 @@ class Session(Described):
             ) from None
         self._conversation.opened(reply)
         self._codec = TensorCodec(self._conversation.spec)
+        self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
 
     def _begin(self, seeds: list[int]) -> Begun:
         if self._conversation.is_open:
@@ -244,7 +245,7 @@ def connect(
     spec_hash: bytes = b"",
     fallback: str = "error",
 ) -> Session:
-    """Opens a session with the daemon at `address` (`ipc:///PATH` or `tcp://HOST:PORT`).
+    """Opens a session with the daemon at `address` (`lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`).
 
     `policy` and `version` (a range such as `>=1.2,<2`) say what must be served there; empty takes what is.
     `timeout_s` bounds every wait of the session. `lock_step` promises one act at a time for each episode, so that a
@@ -253,7 +254,7 @@ def connect(
     action; `episode.last.fallback` then says so. Raises `UnavailableError` where nobody
     answers, `RefusedError` where the daemon does not serve that.
     """
-    carrier = ZmqCarrier(address)
+    carrier = open_carrier(address)
     try:
         return Session(carrier, Conversation(client_name, policy, version, spec_hash, lock_step, fallback), timeout_s)
     except BaseException:

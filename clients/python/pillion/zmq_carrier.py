@@ -26,6 +26,7 @@ class ZmqCarrier:
 
     def __init__(self, address: str, context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:
         self.address = address
+        self.row_bytes: list[int] = []
         self.socket = (context or zmq.Context.instance()).socket(zmq.DEALER)
         socket = self.socket
         socket.setsockopt(zmq.LINGER, 200)

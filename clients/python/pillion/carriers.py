@@ -1,0 +1,57 @@
+"""How a message gets to the daemon and back: what a session asks of a carrier, and which one an address names."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pillion.conversation import Frames
+
+
+class Carrier(Protocol):
+    """A connection that comes back by itself. For one thread at a time."""
+
+    address: str
+    row_bytes: list[int]
+    """The bytes of a row of each output, from the welcome on; a carrier may need it to divide a message."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+
+    def set_wait(self, wait_s: float) -> None:
+        """How long `receive` waits, in seconds."""
+
+    def send(self, frames: Frames, wait_s: float) -> bool:
+        """Sends a message; False where there was no connection to send it on for `wait_s`."""
+
+    def send_now(self, frames: Frames) -> bool:
+        """Sends a message; False where there is no connection to send it on at this moment."""
+
+    def receive(self) -> Frames | None:
+        """The next message, or None where none came within the wait."""
+
+    def receive_now(self) -> Frames | None:
+        """The next message, or None where none is there."""
+
+    def fileno(self) -> int:
+        """A descriptor for an event loop: after each time it was readable, receive until there is nothing."""
+
+    def readiness(self) -> tuple[bool, bool]:
+        """Whether a message may wait, and whether one could be sent."""
+
+    def close(self) -> None:
+        """Closes the connection."""
+
+
+def open_carrier(address: str) -> Carrier:
+    """The carrier for `lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`; raises `UnavailableError`.
+
+    Who takes the lane does not import pyzmq.
+    """
+    if address.startswith("lane://"):
+        from pillion.lane_carrier import LaneCarrier
+
+        return LaneCarrier(address)
+    from pillion.zmq_carrier import ZmqCarrier
+
+    return ZmqCarrier(address)

@@ -17,30 +17,39 @@ class Carrier(Protocol):
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
+        ...
 
     def set_wait(self, wait_s: float) -> None:
         """How long `receive` waits, in seconds."""
+        ...
 
     def send(self, frames: Frames, wait_s: float) -> bool:
         """Sends a message; False where there was no connection to send it on for `wait_s`."""
+        ...
 
     def send_now(self, frames: Frames) -> bool:
         """Sends a message; False where there is no connection to send it on at this moment."""
+        ...
 
     def receive(self) -> Frames | None:
         """The next message, or None where none came within the wait."""
+        ...
 
     def receive_now(self) -> Frames | None:
         """The next message, or None where none is there."""
+        ...
 
     def fileno(self) -> int:
         """A descriptor for an event loop: after each time it was readable, receive until there is nothing."""
+        ...
 
     def readiness(self) -> tuple[bool, bool]:
         """Whether a message may wait, and whether one could be sent."""
+        ...
 
     def close(self) -> None:
         """Closes the connection."""
+        ...
 
 
 def open_carrier(address: str) -> Carrier:

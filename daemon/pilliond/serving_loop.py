@@ -45,6 +45,7 @@ class ServingLoop:
         self._runner = BatchRunner(sessions, page, clock, report)
         self._loop = asyncio.get_running_loop()
         self._replies: list[Reply] = []
+        self._sent_to: set[Transport] = set()
         self._wait_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tick_due_ns = 0
@@ -86,15 +87,26 @@ class ServingLoop:
         taken = 0
         while taken < MESSAGES_PER_WAKE_MAX:
             taken += self._receive_burst(transport)
-            batch = self._scheduler.take(self._clock(), self._sessions.lock_step_live)
-            if batch is not None:
-                self._runner.run(batch, self._replies)
-                self._send_replies()
-                self._runner.count()
+            self._run_batches()
             if not transport.readable():
+                self._look_at_others(transport)
                 self._arm_wait_timer()
                 return
         self._loop.call_soon(self._on_readable, transport)
+
+    def _run_batches(self) -> None:
+        """Runs what waits, batch after batch, until nothing does or it is better to wait."""
+        while (batch := self._scheduler.take(self._clock(), self._sessions.lock_step_live)) is not None:
+            self._runner.run(batch, self._replies)
+            self._send_replies()
+            self._runner.count()
+
+    def _look_at_others(self, transport: Transport) -> None:
+        """A send may swallow the edge of a descriptor: whoever was sent to is looked at before the loop sleeps."""
+        for other in self._sent_to:
+            if other is not transport and other.readable():
+                self._loop.call_soon(self._on_readable, other)
+        self._sent_to.clear()
 
     def _receive_burst(self, transport: Transport) -> int:
         """Takes messages until there is none, or the batch has no reason to wait for more; gives their number."""
@@ -146,7 +158,9 @@ class ServingLoop:
         replies = self._replies
         for reply in replies:
             peer = reply[0]
-            sent = self._transport_of[type(peer)].send(reply)
+            transport = self._transport_of[type(peer)]
+            self._sent_to.add(transport)
+            sent = transport.send(reply)
             if sent is not Sent.OK:
                 self._drop(peer, sent)
         replies.clear()

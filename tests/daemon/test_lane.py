@@ -218,3 +218,20 @@ def test_over_the_lane_too_an_episode_is_lost_with_its_daemon_and_a_new_one_begi
 def test_connecting_to_nobody_over_the_lane_ends(tmp_path: Path) -> None:
     with pytest.raises(pillion.UnavailableError, match="is pilliond running"):
         pillion.connect(f"lane://{tmp_path}/nobody.sock", timeout_s=0.2)
+
+
+async def test_acts_of_both_carriers_in_one_batch_are_all_answered(start_daemon: StartDaemon, short_path: Path) -> None:
+    import asyncio
+
+    # A batch that waits for every lock-step handle is run by whichever carrier brings the last act.
+    daemon = start_daemon(
+        listen=[f"lane://{short_path}/mixed.sock", f"ipc://{short_path}/mixed-zmq.sock"],
+        settings={"limits__batch_wait_us_max": 20_000},
+    )
+    async with pillion.aio.connect(daemon.addresses[0]) as lane, pillion.aio.connect(daemon.addresses[1]) as zmq:
+        episodes = [await session.begin(seed) for seed in range(4) for session in (lane, zmq)]
+        for _ in range(200):
+            await asyncio.gather(*[episode.act(OBSERVATION) for episode in episodes])
+        assert episodes[0].last.timings.batch_rows == len(episodes)
+    assert daemon.metric("pillion_resends_total") == 0
+    assert daemon.metric("pillion_requests_total", outcome="ok") == 200 * len(episodes)

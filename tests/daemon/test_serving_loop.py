@@ -56,6 +56,15 @@ async def test_an_act_is_answered_with_the_outputs_of_its_own_rows(bench: Bench)
     assert (action.batch_rows, action.rows, action.digest) == (3, 2, bench.version.digest)
 
 
+async def test_what_does_not_fit_into_a_batch_is_run_in_the_next_without_another_message(bench: Bench) -> None:
+    welcome = bench.open()
+    handles = [bench.begin(welcome, sequence, rows=5) for sequence in (1, 2, 3)]
+    for sequence, begun in enumerate(handles, 4):
+        bench.put(b"peer", act(begun, sequence, rows=5), observation(5))
+    assert codes(bench.pump()) == ["action", "action", "action"]
+    assert bench.engine.batches == [5, 5, 5]
+
+
 async def test_the_same_request_again_gets_the_same_reply_and_is_not_run_again(bench: Bench) -> None:
     begun = bench.begin(bench.open())
     bench.put(b"peer", act(begun, 2), observation())

@@ -92,7 +92,7 @@ class LaneCarrier:
     def readiness(self) -> tuple[bool, bool]:
         """Whether a message may wait, and whether one could be sent."""
         connection = self._socket or self._connect()
-        return connection is not None and bool(select.select([connection], [], [], 0)[0]), connection is not None
+        return self._epoll is not None and bool(self._epoll.poll(0)), connection is not None
 
     @property
     def is_closed(self) -> bool:

@@ -23,7 +23,6 @@ from pillion_protocol import (
     encode,
 )
 from pilliond.engine import Array, EngineError
-from pilliond.episodes import Frame
 from pilliond.limits import ServingLimits
 from pilliond.metrics_page import MetricsPage, make_page
 from pilliond.routing import Router
@@ -81,14 +80,14 @@ class Clock:
 class ListTransport:
     """Messages to be received, and messages that were sent."""
 
-    peer_type = bytes
+    peer_type: type = bytes
 
     def __init__(self) -> None:
-        self.inbox: deque[list[Frame]] = deque()
-        self.sent: list[list[Frame]] = []
-        self.answers: dict[bytes, Sent] = {}
+        self.inbox: deque[list[Any]] = deque()
+        self.sent: list[list[Any]] = []
+        self.answers: dict[Any, Sent] = {}
 
-    def receive(self) -> list[Frame] | None:
+    def receive(self) -> list[Any] | None:
         return self.inbox.popleft() if self.inbox else None
 
     def readable(self) -> bool:
@@ -97,11 +96,17 @@ class ListTransport:
     def gone(self) -> list[bytes]:
         return []
 
-    def send(self, message: list[Frame]) -> Sent:
-        answer = self.answers.get(bytes(message[0]), Sent.OK)
+    def send(self, message: list[Any]) -> Sent:
+        answer = self.answers.get(message[0], Sent.OK)
         if answer is Sent.OK:
             self.sent.append(message)
         return answer
+
+
+class OtherTransport(ListTransport):
+    """A second carrier, whose peers are strings."""
+
+    peer_type = str
 
 
 class Bench:
@@ -121,9 +126,10 @@ class Bench:
         self.scheduler = Scheduler(self.limits.rows_max, self.limits.batch_wait_us_max * 1_000)
         self.sessions = Sessions(7, Router(self.version), self.limits, self.page, lambda: self.scheduler.rows_waiting)
         self.transport = ListTransport()
+        self.other_transport = OtherTransport()
         self.events: list[str] = []
         self.loop = ServingLoop(
-            [self.transport],  # type: ignore[list-item]
+            [self.transport, self.other_transport],  # type: ignore[list-item]
             self.sessions,
             self.scheduler,
             self.page,

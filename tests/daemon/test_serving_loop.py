@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -63,6 +64,22 @@ async def test_what_does_not_fit_into_a_batch_is_run_in_the_next_without_another
         bench.put(b"peer", act(begun, sequence, rows=5), observation(5))
     assert codes(bench.pump()) == ["action", "action", "action"]
     assert bench.engine.batches == [5, 5, 5]
+
+
+async def test_a_carrier_that_was_sent_to_for_another_is_looked_at_before_the_loop_sleeps() -> None:
+    bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+    begun = bench.begin(bench.open())
+    bench.begin(bench.open())
+    other = bench.other_transport
+    ping = encode(Ping(begun.session, begun.epoch, 3))
+    other.inbox.append(["stranger", encode(act(begun, 2)), observation()])
+    bench.loop._on_readable(other)  # type: ignore[arg-type]
+    other.inbox.append(["stranger", ping])
+    bench.clock.now_ns += MS
+    bench.wake()
+    assert [decode(bytes(message[1])).sequence for message in other.sent] == [2]
+    await asyncio.sleep(0)
+    assert [decode(bytes(message[1])).sequence for message in other.sent] == [2, 3]
 
 
 async def test_the_same_request_again_gets_the_same_reply_and_is_not_run_again(bench: Bench) -> None:
@@ -332,8 +349,6 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        import asyncio
-
         self.runner = asyncio.Runner()
         limits = ServingLimits(rows_max=4, queue_rows_max=6, sessions_max=3, episodes_max=2, batch_wait_us_max=50)
 

@@ -124,23 +124,23 @@ BY_HAND: dict[str, tuple[str, Message]] = {
             hashlib.sha256(bytes.fromhex(SMALL_BY_HAND)).digest(), Limits(256, 64, 65536), 5000, 600_000,
         ),
     ),
-    "begin, three rows": ("03 94" + OPENING + "08 93070809", Begin(SESSION, EPOCH, 8, [7, 8, 9])),
+    "begin, three rows": ("03 95" + OPENING + "08 93070809 c2", Begin(SESSION, EPOCH, 8, [7, 8, 9])),
     "begun, one lease for every row": (
-        "04 95" + OPENING + "08 01 9192a5312e302e30c420" + DIGEST_HEX,
+        "04 97" + OPENING + "08 01 9192a5312e302e30c420" + DIGEST_HEX + "90 00",
         Begun(SESSION, EPOCH, 8, 1, [Lease("1.0.0", DIGEST)]),
     ),
     "act, only what it must have": ("05 94" + OPENING + "09 01", Act(SESSION, EPOCH, 9, 1)),
     "act, three rows of which two begin": (
-        "05 9a" + OPENING + "0a 01 03 cd03e8 c3 c403010001 920b0c a0",
+        "05 9c" + OPENING + "0a 01 03 cd03e8 c3 c403010001 920b0c a0 00 00",
         Act(SESSION, EPOCH, 10, 1, 3, 1000, True, b"\x01\x00\x01", [11, 12]),
     ),
     "action": (
-        "06 9d" + OPENING + "0a 01 03 c420" + DIGEST_HEX
-        + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0",
+        "06 9f" + OPENING + "0a 01 03 c420" + DIGEST_HEX
+        + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00",
         Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1),
     ),
     "action, a fallback": (
-        "06 9d" + OPENING + "0b 01 01 c420" + DIGEST_HEX + "01 02 03 03 00 00 a57a65726f73",
+        "06 9f" + OPENING + "0b 01 01 c420" + DIGEST_HEX + "01 02 03 03 00 00 a57a65726f73 00 00",
         Action(SESSION, EPOCH, 11, 1, 1, DIGEST, 1, 2, 3, 3, 0, 0, "zeros"),
     ),
     "end": ("07 94" + OPENING + "0c 01", End(SESSION, EPOCH, 12, 1)),
@@ -163,7 +163,7 @@ BY_HAND: dict[str, tuple[str, Message]] = {
     "goodbye, without a reason": ("0c 93" + OPENING + "0e", Goodbye(SESSION, EPOCH, 14)),
     "goodbye, the daemon's": ("0c 94" + OPENING + "00 a3627965", Goodbye(SESSION, EPOCH, 0, "bye")),
     "begin, a field from the future": (
-        "03 95" + OPENING + "08 9107 a6667574757265", Begin(SESSION, EPOCH, 8, [7])
+        "03 96" + OPENING + "08 9107 c2 a6667574757265", Begin(SESSION, EPOCH, 8, [7])
     ),
 }
 # fmt: on
@@ -175,6 +175,10 @@ BY_ENCODER: dict[str, Message] = {
         SESSION, EPOCH, 8, 2, [Lease("1.0.0", DIGEST), Lease("2.0.0-rc.1", DIGEST[::-1])], [0, 1, 1]
     ),
     "act, every field": Act(SESSION, EPOCH, 10, 1, 2, 5_000, False, b"\x00\x01", [7], TRACEPARENT),
+    "begin, with slots": Begin(SESSION, EPOCH, 8, [7], True),
+    "begun, with slots": Begun(SESSION, EPOCH, 8, 1, [Lease("1.0.0", DIGEST)], [], 2),
+    "act, in a slot": Act(SESSION, EPOCH, 10, 1, 1, 0, True, b"", [], "", 2, 77),
+    "action, in a slot": Action(SESSION, EPOCH, 10, 1, 1, DIGEST, 123, 9, 18, 200, 1, 3, "", 2, 77),
     "action, a batch of many": Action(SESSION, EPOCH, 10, 1, 2, DIGEST, 123_456_789_012, 900, 1_800, 20_000, 256, 2),
     "error, every field": Error(SESSION, EPOCH, 10, "rows_mismatch", "wrong number of rows", "2", "3"),
     "error, to a hello": Error(0, 0, 7, "policy_not_found", "this policy is not served here", "a", "b"),

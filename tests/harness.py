@@ -46,6 +46,7 @@ from pillion_protocol import (
     encode_spec,
     spec_hash,
 )
+from pilliond.limits import TICK_MS
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "artifacts" / "examples"
@@ -155,7 +156,9 @@ class Daemon:
         return body
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples of that name that have these labels."""
+        """The sum of the samples of that name that have these labels, with all that was answered until now."""
+        # The serving process puts its counts into the metrics page a tick later at most.
+        time.sleep(2 * TICK_MS / 1_000)
         total = 0.0
         for line in self.get("/metrics")[1].splitlines():
             matched = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)

@@ -144,7 +144,7 @@ class SessionSwarm:
         self.close()
 
     def _understand(self, frames: Frames) -> tuple[Rider, Message, Frames] | None:
-        message = decode(frames[0])  # type: ignore[arg-type]  # the first frame is bytes
+        message = decode(frames[0])
         rider = self._by_session.get(message.session)
         if rider is None:
             return None
@@ -182,7 +182,7 @@ class SessionSwarm:
     def _await_welcome(self, rider: Rider) -> Frames:
         while True:
             frames = self._receive_frames()
-            message = decode(bytes(frames[0]))
+            message = decode(frames[0])
             if isinstance(message, Welcome | Error) and message.sequence == rider.awaited:
                 return frames
             self._understand(frames)
@@ -190,10 +190,9 @@ class SessionSwarm:
 
 def begun(rider: Rider, message: Message) -> Begun:
     """The answer to a begin; raises `RefusedError` or `EpisodeLostError`."""
-    return rider.conversation.begun(Reply(message, []))
+    return rider.conversation.begun(Reply(message, [])).begun
 
 
 def refuse(rider: Rider, message: Message) -> NoReturn:
     """Raises what an answer that is no action means."""
-    rider.conversation.acted(Reply(message, []))
-    raise AssertionError("an action is no refusal")
+    raise rider.conversation.failure("action", message)

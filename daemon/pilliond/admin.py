@@ -114,6 +114,11 @@ class Admin:
                 "max": cells[page.LOOP_LAG_NS_MAX] / _MS,
                 "tick_age": (now_ns - cells[page.TICK_AT_NS]) / _MS if is_ready else None,
             },
+            "busy_poll": {
+                "us": supervisor.busy_poll_us,
+                "spinning": bool(cells[page.SPINNING]) and is_ready,
+                "spun_s": cells[page.SPUN_NS] / 1e9,
+            },
             "gc_pauses": {
                 "count": cells[page.GC_PAUSES],
                 "total_ms": cells[page.GC_PAUSE_NS] / _MS,

@@ -8,25 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from pillion_protocol import Action, ErrorCode, RemoteProtocolError, encode
-from pilliond import metrics_page as page_cells
+from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
+from pillion_protocol.steps import ActionStep, Packed
 from pilliond.engine import Array, EngineError
-from pilliond.episodes import EpisodeGroup, Frame
+from pilliond.episodes import EpisodeGroup
 from pilliond.metrics_page import MetricsPage
-from pilliond.scheduler import Batch
 from pilliond.sessions import Sessions
 from pilliond.transport import Reply
 
+_FEW = 64
+
 _TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget was spent before the engine was free")
+_WRITTEN_MEANWHILE = RemoteProtocolError(
+    ErrorCode.SLOT_STALE, "the slot was written while it was read", "one generation until the answer", "another"
+)
 _ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this batch")
 
 
 class BatchRunner:
-    """Runs batches on the engine of their version.
-
-    `run` makes the replies and `count` puts the last run into the metrics page: between the two the caller sends,
-    so that nobody waits for a counter.
-    """
+    """Runs batches on the engine of their version, and makes the replies."""
 
     def __init__(
         self,
@@ -39,93 +39,99 @@ class BatchRunner:
         self._page = page
         self._clock = clock
         self._report = report
-        self._ran: list[EpisodeGroup] = []
         self._rows = 0
         self._close = 0
         self._dispatched_ns = 0
         self._ran_ns = 0
 
-    def run(self, batch: Batch, replies: list[Reply]) -> None:
-        """Runs what is in time and sound; adds a reply for every act of the batch to `replies`."""
-        for group in batch.expired:
-            self._answer_late(group, replies)
-        groups = batch.groups
-        self._rows = batch.rows
-        self._close = batch.close
-        if groups:
-            _gather(groups)
-            if not _is_finite(groups, batch.rows):
-                groups = self._without_poisoned(groups, replies)
+    def run(self, groups: list[EpisodeGroup], rows: int, close: BatchClose, replies: list[Reply]) -> None:
+        """Runs the acts of a batch that are sound; adds a reply for each to `replies`."""
+        self._rows = rows
+        self._close = close
+        version = groups[0].version
+        slot = groups[0].slot if len(groups) == 1 else None
+        if slot is not None and slot.run is not None:
+            # A batch that is one handle's rows: the engine reads them where its client wrote them.
+            if slot.finite_inputs and not _is_finite(slot.finite_inputs, rows):
+                self._without_poisoned(groups, slot.inputs, replies)
+                return
+            run = slot.run
+        else:
+            engine = version.engine
+            _gather(groups, engine.input_views)
+            if version.finite_inputs and not _is_finite(version.finite_inputs, rows):
+                groups = self._without_poisoned(groups, engine.inputs, replies)
                 self._rows = sum(group.rows for group in groups)
-                _gather(groups)
-        if groups and self._run_engine(groups, replies):
-            self._answer(groups, replies)
-            self._ran = groups
-
-    def count(self) -> None:
-        """Puts the last run into the metrics page."""
-        groups = self._ran
+                _gather(groups, engine.input_views)
+            run = engine.runs[self._rows]
         if not groups:
             return
-        page = self._page
-        cells = page.cells
-        for group in groups:
-            page.observe(page_cells.QUEUE_WAIT, self._dispatched_ns - group.queued_ns)
-            page.observe(page_cells.REQUEST_DURATION, self._ran_ns - group.received_ns)
-        cells[page_cells.REQUESTS] += len(groups)
-        cells[page_cells.INFERENCES] += self._rows
-        cells[page_cells.EXECUTIONS] += 1
-        cells[page_cells.BATCH_CLOSES + self._close] += 1
-        page.observe(page_cells.BATCH_ROWS, self._rows)
-        page.observe(page_cells.INFERENCE_DURATION, self._ran_ns - self._dispatched_ns)
-        self._ran = []
-
-    def _run_engine(self, groups: list[EpisodeGroup], replies: list[Reply]) -> bool:
         self._dispatched_ns = self._clock()
         try:
-            groups[0].version.engine.run(self._rows)
+            run()
         except EngineError as error:
-            for group in groups:
-                self._sessions.answer_error(group, _ENGINE_FAILED, replies)
-            self._report("engine_failed", {"error": str(error), "rows": self._rows})
-            return False
-        is_sampled = False
+            self._answer_failed(groups, error, replies)
+            return
         for group in groups:
-            if group.starting:
-                group.apply_starts()
-            if not group.deterministic:
-                is_sampled = True
-        if is_sampled:
-            _sample(groups)
+            if group.starting or not group.deterministic:
+                _start_and_sample(groups)
+                break
         self._ran_ns = self._clock()
-        return True
+        self._answer(groups, replies)
+
+    def _answer_failed(self, groups: list[EpisodeGroup], error: EngineError, replies: list[Reply]) -> None:
+        for group in groups:
+            self._sessions.answer_error(group, _ENGINE_FAILED, replies)
+        self._report("engine_failed", {"error": str(error), "rows": self._rows})
 
     def _answer(self, groups: list[EpisodeGroup], replies: list[Reply]) -> None:
         outputs = groups[0].version.output_views
+        acts = self._page.acts
+        dispatched_ns = self._dispatched_ns
+        ran_ns = self._ran_ns
         first = 0
         for group in groups:
-            last = first + group.rows
-            tensors: list[Frame] = [bytes(view[first * size : last * size]) for view, size in outputs]
+            begin, first = first, first + group.rows
+            received_ns = group.received_ns
+            acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
             group.acts += 1
-            replies.append(self._reply(group, tensors, ""))
-            first = last
+            step = group.step
+            reply: Packed = step
+            places = step.tensors
+            if group.slots is not None:
+                if group.slot is not None and group.slot.generation() != group.generation:
+                    self._sessions.answer_error(group, _WRITTEN_MEANWHILE, replies)
+                    continue
+                places, reply = _direct(group, step)
+            for place, (view, size) in zip(places, outputs, strict=True):
+                place[:] = view[begin * size : first * size]
+            step.fill(
+                group.sequence,
+                received_ns,
+                group.queued_ns - received_ns,
+                dispatched_ns - received_ns,
+                ran_ns - received_ns,
+                self._rows,
+                self._close,
+            )
+            reply[0] = group.session.peer
+            group.answered(reply, places)
+            replies.append(reply)
+        self._page.batches += (self._rows, self._close, ran_ns - dispatched_ns)
 
-    def _answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
+    def answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
         """Answers an act that is not run any more with what its session declared."""
-        fallback = group.session.fallback
-        tensors = group.version.fallback_tensors(fallback, group.rows, group.last_reply[1:])
+        session = group.session
+        tensors = group.version.fallback_tensors(session.fallback, group.rows, group.last_outputs)
         if tensors is None:
             self._sessions.answer_error(group, _TOO_LATE, replies)
             return
-        self._dispatched_ns = self._ran_ns = self._clock()
-        self._rows = self._close = 0
-        replies.append(self._reply(group, tensors, fallback))
-        self._page.outcome("fallback")
-
-    def _reply(self, group: EpisodeGroup, tensors: list[Frame], fallback: str) -> Reply:
-        """The answer to the act that waits under `group`; kept, for the case that it is asked for again."""
+        places, reply = _direct(group, group.step)
+        for place, tensor in zip(places, tensors, strict=True):
+            place[:] = tensor
         received_ns = group.received_ns
-        session = group.session
+        offset_ns = self._clock() - received_ns
+        is_in_slot = reply is group.step.in_slot
         head = encode(
             Action(
                 session.id,
@@ -136,20 +142,21 @@ class BatchRunner:
                 group.version.digest,
                 received_ns,
                 group.queued_ns - received_ns,
-                self._dispatched_ns - received_ns,
-                self._ran_ns - received_ns,
-                self._rows,
-                self._close,
-                fallback,
+                offset_ns,
+                offset_ns,
+                fallback=session.fallback,
+                slot=group.slot_number if is_in_slot else 0,
+                generation=group.generation if is_in_slot else 0,
             )
         )
-        group.waiting = False
-        group.tensors = []
-        group.last_sequence = group.sequence
-        group.last_reply = [head, *tensors]
-        return [session.peer, head, *tensors]
+        late = [session.peer, head, *reply[2:]]
+        group.answered(late, places)
+        replies.append(late)
+        self._page.outcome("fallback")
 
-    def _without_poisoned(self, groups: list[EpisodeGroup], replies: list[Reply]) -> list[EpisodeGroup]:
+    def _without_poisoned(
+        self, groups: list[EpisodeGroup], inputs: list[Array], replies: list[Reply]
+    ) -> list[EpisodeGroup]:
         """Answers the acts with a NaN or an infinity in them, and gives the others."""
         version = groups[0].version
         sound = []
@@ -157,7 +164,7 @@ class BatchRunner:
         for group in groups:
             bad = [
                 (tensor.name, _first_bad_row(array[first : first + group.rows]))
-                for tensor, array in zip(version.spec.observation, version.engine.inputs, strict=True)
+                for tensor, array in zip(version.spec.observation, inputs, strict=True)
                 if tensor.finite
             ]
             found = [(name, row) for name, row in bad if row is not None]
@@ -169,11 +176,9 @@ class BatchRunner:
         return sound
 
 
-def _gather(groups: list[EpisodeGroup]) -> None:
+def _gather(groups: list[EpisodeGroup], views: list[memoryview]) -> None:
     """Writes every act's tensors into the batch buffer, once."""
-    if not groups:
-        return
-    for index, view in enumerate(groups[0].version.engine.input_views):
+    for index, view in enumerate(views):
         offset = 0
         for group in groups:
             tensor = group.tensors[index]
@@ -182,12 +187,23 @@ def _gather(groups: list[EpisodeGroup]) -> None:
             offset = end
 
 
-def _is_finite(groups: list[EpisodeGroup], rows: int) -> bool:
-    for flat, row_elements in groups[0].version.finite_inputs:
+def _direct(group: EpisodeGroup, step: ActionStep) -> tuple[list[memoryview], Packed]:
+    """Where the outputs of the act that waits go, and the reply that says so."""
+    slot = group.slot
+    if slot is not None and slot.outputs:
+        step.point(group.slot_number, group.generation)
+        return slot.outputs, step.in_slot
+    step.point(0, 0)
+    return step.tensors, step
+
+
+def _is_finite(finite_inputs: list[tuple[Array, int]], rows: int) -> bool:
+    for flat, row_elements in finite_inputs:
         values = flat[: rows * row_elements]
-        # One pass and no array made: the sum of squares of finite numbers is finite, or it overflows, which is
-        # looked into.
-        if not math.isfinite(np.dot(values, values)) and not np.isfinite(values).all():
+        # One pass and no array made: a sum of finite numbers is finite, or it overflows, which is looked into. Python
+        # adds a few of them sooner than numpy finds the loop for it.
+        total = sum(values.data) if len(values) <= _FEW else np.dot(values, values)
+        if not math.isfinite(total) and not np.isfinite(values).all():
             return False
     return True
 
@@ -207,14 +223,19 @@ def _non_finite(name: str, row: int) -> RemoteProtocolError:
     )
 
 
-def _sample(groups: list[EpisodeGroup]) -> None:
-    """Draws the actions of those acts that asked for it."""
+def _start_and_sample(groups: list[EpisodeGroup]) -> None:
+    """Begins the episodes that begin with these acts, and draws the actions of those acts that asked for it."""
+    for group in groups:
+        if group.starting:
+            group.apply_starts()
     chosen = []
     first = 0
     for group in groups:
         if not group.deterministic:
             chosen.append((group, np.arange(first, first + group.rows)))
         first += group.rows
+    if not chosen:
+        return
     groups[0].version.resample(
         np.concatenate([rows for _, rows in chosen]),
         np.concatenate([group.seeds for group, _ in chosen]),

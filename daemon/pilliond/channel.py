@@ -14,6 +14,7 @@ import msgspec
 from pillion_artifacts.card import Distribution
 from pillion_protocol import Spec
 from pilliond.limits import ServingLimits
+from pilliond.settings import ServingSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 
@@ -33,6 +34,9 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     page_descriptor: int
     threads: int
     limits: ServingLimits
+    serving: ServingSettings
+    group: int | None
+    """The id of the group whose members may connect, beside this user and root."""
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ class InlineEngine(Protocol):
     """Runs in the serving loop, on a batch buffer that was made once.
 
     The caller writes the raw bytes of `n` rows into `input_views` (one view for each observation, in the order of
-    the spec), calls `run(n)`, and reads rows 0 to n - 1 of `outputs`.
+    the spec), calls `runs[n]`, and reads rows 0 to n - 1 of `outputs`.
     """
 
     kind: str
@@ -28,8 +29,14 @@ class InlineEngine(Protocol):
     outputs: dict[str, Array]
     """Every output of the graph by name, shape [rows_max, …]; made once, overwritten by each run."""
 
-    def run(self, rows: int) -> None:
-        """Runs the first `rows` rows of the buffers; raises `EngineError`."""
+    runs: list[Callable[[], None]]
+    """By their number, what runs the first so many rows of the buffers; it may raise `EngineError`."""
+
+    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
+        """What runs the engine on `inputs` (shape [rows, …]) where they lie; None where it cannot.
+
+        Its outputs are rows 0 to rows - 1 of `outputs`. It may raise `EngineError`. `inputs` must outlive it.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What an operator wants to know of it."""

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_protocol.steps import ActionStep
 from pilliond.sampling import next_seeds
 
 if TYPE_CHECKING:
     from pilliond.sessions import Session
+    from pilliond.slots import Slot, SlotArea
+    from pilliond.transport import Reply
     from pilliond.versions import Version
 
 Frame = bytes | memoryview
@@ -30,10 +33,17 @@ class EpisodeGroup:
 
     __slots__ = (
         "acts",
+        "budget_ns",
         "deadline_ns",
         "deterministic",
+        "fits_packet",
+        "frame_bytes",
+        "frames_bytes",
+        "generation",
+        "head_end",
         "id",
         "is_queued",
+        "last_outputs",
         "last_reply",
         "last_sequence",
         "queued_ns",
@@ -42,14 +52,18 @@ class EpisodeGroup:
         "seeds",
         "sequence",
         "session",
+        "slot",
+        "slot_number",
+        "slots",
         "started_at",
         "starting",
+        "step",
         "tensors",
         "version",
         "waiting",
     )
 
-    def __init__(self, group_id: int, session: Session, version: Version, seeds: Sequence[int]) -> None:
+    def __init__(self, group_id: int, session: Session, epoch: int, version: Version, seeds: Sequence[int]) -> None:
         self.id = group_id
         self.session = session
         self.version = version
@@ -62,13 +76,45 @@ class EpisodeGroup:
         self.is_queued = False
         """Whether the scheduler holds it; the scheduler's own."""
         self.sequence = 0
-        self.tensors: list[Frame] = []
+        self.tensors: Sequence[Frame] = ()
+        self.frames_bytes = [size * self.rows for size in version.observation_bytes]
+        self.frame_bytes = self.frames_bytes[0] if len(self.frames_bytes) == 1 else -1
+        """The bytes of the only frame; -1 where there are several."""
+        self.head_end = b""
+        """What the head of the next act ends with, if it is like the one before."""
+        self.budget_ns = 0
+        self.slots: SlotArea | None = None
+        self.fits_packet = True
+        """Whether its outputs can travel without a slot."""
+        self.slot: Slot | None = None
+        """Where the observations of the act that waits lie, if it came by a slot."""
+        self.slot_number = 0
+        self.generation = 0
         self.received_ns = 0
         self.queued_ns = 0
         self.deadline_ns = NEVER_NS
         self.deterministic = True
         self.last_sequence = 0
-        self.last_reply: list[Frame] = []
+        self.last_reply: Reply | None = None
+        self.last_outputs: Sequence[Frame] = ()
+        self.step = ActionStep(
+            session.id, epoch, group_id, self.rows, version.digest, [size * self.rows for size in version.output_bytes]
+        )
+
+    def settle(self) -> None:
+        """Notes that the act that waits is answered, with an error: it may be sent again."""
+        self.waiting = False
+        self.tensors = ()
+        self.slot = None
+
+    def answered(self, reply: Reply, outputs: Sequence[Frame]) -> None:
+        """Notes that the act that waits is answered; the reply is kept, for the case that it is asked for again."""
+        self.waiting = False
+        self.tensors = ()
+        self.slot = None
+        self.last_sequence = self.sequence
+        self.last_reply = reply
+        self.last_outputs = outputs
 
     def mark_starts(self, mask: bytes, seeds: Sequence[int]) -> None:
         """Notes which rows begin a new episode with the act that waits, and with which seeds."""

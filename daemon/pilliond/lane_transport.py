@@ -1,97 +1,158 @@
-"""The lane: a Unix `SOCK_SEQPACKET` socket that the serving loop reads itself. Hot path.
-
-All connections are in one epoll set, whose descriptor the loop watches: it is level-triggered, so nothing is ever
-missed, and one call tells of every connection that has something.
-"""
+"""The lane: a Unix `SOCK_SEQPACKET` socket that the serving loop reads itself. Hot path."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import select
 import socket
 import struct
 from typing import ClassVar, Final
 
-from pillion_protocol import ErrorCode, RemoteProtocolError
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol import Error, ErrorCode, RemoteProtocolError, encode
+from pillion_protocol.lane import (
+    HEAD_SPACE_BYTES,
+    PACKET_BYTES_MAX,
+    SHORT_HEAD_BYTES_MAX,
+    TENSOR_BYTES_MAX,
+    Frame,
+    pack,
+    unpack,
+)
+from pillion_protocol.steps import Packed
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
+from pilliond.metrics_page import MetricsPage
+from pilliond.poller import Events, Poller
+from pilliond.slots import SlotArea
 from pilliond.transport import Incoming, Reply, Sent
 
 _OWNER_ONLY_UMASK: Final = 0o177
+_GROUP_TOO_MODE: Final = 0o660
 _CREDENTIALS: Final = struct.Struct("iII")
-_EVENTS_MAX: Final = 256
+_SO_PEERGROUPS: Final = 59
+_GROUPS_BYTES_MAX: Final = 65_536 * 4
+_DESCRIPTOR: Final = struct.Struct("i")
+_DO_NOT_WAIT: Final = socket.MSG_DONTWAIT
+_SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+_NOTHING_PENDING: Final[Events] = []
 _TOO_LARGE: Final = RemoteProtocolError(
     ErrorCode.TOO_LARGE, "the packet is too large for the lane", f"at most {PACKET_BYTES_MAX} bytes", "more"
+)
+_NOT_ALLOWED: Final = pack(
+    encode(Error(0, 0, 0, ErrorCode.NOT_ALLOWED, "this daemon serves its own user, root, and the group it was told")),
+    (),
 )
 
 
 class LaneConnection:
     """One client's connection; the peer of its messages. Owns its socket."""
 
-    __slots__ = ("descriptor", "send", "socket")
+    __slots__ = ("_lane", "_receive_into", "descriptor", "send", "socket")
 
-    def __init__(self, connection: socket.socket) -> None:
+    bursts: ClassVar[bool] = False
+    tensor_bytes_max: ClassVar[int] = TENSOR_BYTES_MAX
+    """What a reply can carry; a peer that has this can also be given slots."""
+
+    def __init__(self, connection: socket.socket, lane: LaneTransport) -> None:
+        self._lane = lane
+        self._receive_into = connection.recv_into
         self.socket = connection
         self.descriptor = connection.fileno()
         self.send = connection.send
 
+    def receive(self) -> Incoming | None:
+        lane = self._lane
+        try:
+            # No room is given for descriptors: the kernel closes any that a client sends.
+            size = self._receive_into(lane.buffer, 0, _DO_NOT_WAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            size = 0
+        if size == 0:
+            lane.drop(self)
+            return None
+        buffer = lane.buffer
+        length = buffer[0] | buffer[1] << 8
+        if length <= SHORT_HEAD_BYTES_MAX and HEAD_SPACE_BYTES < size <= PACKET_BYTES_MAX and lane.is_single:
+            # What `unpack` does, for the act that nearly every packet is.
+            return [self, buffer[2 : 2 + length], bytes(buffer[HEAD_SPACE_BYTES:size])]
+        if size > PACKET_BYTES_MAX:
+            return [self, _TOO_LARGE]
+        try:
+            return [self, *unpack(buffer[:size], lane.row_bytes)]
+        except RemoteProtocolError as error:
+            return [self, error]
+
+
+class LaneListener:
+    """A listening socket: what comes of it are connections, not messages. Owns the socket."""
+
+    bursts: ClassVar[bool] = False
+
+    def __init__(self, listener: socket.socket, lane: LaneTransport) -> None:
+        self.socket = listener
+        self._lane = lane
+
+    def receive(self) -> None:
+        try:
+            accepted, _ = self.socket.accept()
+        except OSError:
+            # The peer went before it was let in, or there is no descriptor left for it: its own connect fails.
+            return
+        self._lane.welcome(accepted)
+
 
 class LaneTransport:
-    """Owns the listening sockets, the connections and the epoll set.
+    """Owns the listening sockets and the connections; adds both to `poller`.
 
-    `row_bytes` holds the bytes of a row of each observation: how the rest of a packet is divided into tensors.
+    `row_bytes` holds the bytes of a row of each observation: how the rest of a packet is divided into tensors. Beside
+    this user and root, members of the group with the id `group` are let in.
     """
 
     peer_type: ClassVar[type] = LaneConnection
+    is_armed: ClassVar[bool] = True
 
-    def __init__(self, row_bytes: list[int]) -> None:
-        self._row_bytes = row_bytes
-        self._epoll = select.epoll()
-        self._listeners: dict[int, socket.socket] = {}
-        self._connections: dict[int, LaneConnection] = {}
-        self._ready: list[tuple[int, int]] = []
-        self._gone: list[LaneConnection] = []
+    def __init__(self, row_bytes: list[int], poller: Poller, page: MetricsPage, group: int | None = None) -> None:
+        self.row_bytes = row_bytes
+        self.is_single = len(row_bytes) == 1
         # A byte more than a packet may have: what fills it is too large.
-        self._buffer = memoryview(bytearray(PACKET_BYTES_MAX + 1))
+        self.buffer = memoryview(bytearray(PACKET_BYTES_MAX + 1))
+        self._poller = poller
+        self._page = page
+        self._group = group
+        self._listeners: list[LaneListener] = []
+        self._connections: set[LaneConnection] = set()
+        self._gone: list[LaneConnection] = []
+
+    def __len__(self) -> int:
+        return len(self._connections)
 
     def bind(self, address: str) -> str:
-        """Listens at `lane:///PATH`, for this user alone; raises `AddressInUseError` or `ListenError`."""
+        """Listens at `lane:///PATH`, for this user and the group alone; raises `AddressInUseError` or `ListenError`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         umask = os.umask(_OWNER_ONLY_UMASK)
         try:
             listener.bind(address.removeprefix("lane://"))
             listener.listen(LANE_BACKLOG_MAX)
+            if self._group is not None:
+                os.chown(listener.getsockname(), -1, self._group)
+                os.chmod(listener.getsockname(), _GROUP_TOO_MODE)
         except OSError as error:
             listener.close()
-            kind = AddressInUseError if error.errno == 98 else ListenError
+            kind = AddressInUseError if error.errno == errno.EADDRINUSE else ListenError
             raise kind(f"cannot listen at {address}: {error.strerror}") from None
         finally:
             os.umask(umask)
-        self._listeners[listener.fileno()] = listener
-        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        source = LaneListener(listener, self)
+        self._listeners.append(source)
+        self._poller.add(listener.fileno(), source)
         return address
 
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
-    def readable(self) -> bool:
-        return bool(self._ready)
-
-    def receive(self) -> Incoming | None:
-        while True:
-            if not self._ready:
-                self._ready = self._epoll.poll(0, _EVENTS_MAX)
-                if not self._ready:
-                    return None
-            descriptor, _ = self._ready.pop()
-            connection = self._connections.get(descriptor)
-            if connection is None:
-                self._accept(descriptor)
-                continue
-            message = self._read(connection)
-            if message is not None:
-                return message
+    def pending(self) -> Events:
+        """Nothing: the poller tells of every connection that has something."""
+        return _NOTHING_PENDING
 
     def gone(self) -> list[LaneConnection]:
         left = self._gone
@@ -100,64 +161,70 @@ class LaneTransport:
         return left
 
     def send(self, message: Reply) -> Sent:
-        packet = pack(message[1], message[2:])
+        if isinstance(message, Packed):
+            try:
+                message[0].send(message.packet, _SEND_FLAGS)
+            except OSError as error:
+                return self._failed(message[0], error)
+            return Sent.OK
+        connection, head, *tensors = message
+        if tensors and type(tensors[0]) is SlotArea:
+            return self._pass(connection, pack(head, ()), tensors[0])
         try:
-            message[0].send(packet, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._drop(message[0])
-            return Sent.PEER_FULL
-        except OSError:
-            self._drop(message[0])
-            return Sent.PEER_GONE
+            connection.send(pack(head, tensors), _SEND_FLAGS)
+        except OSError as error:
+            return self._failed(connection, error)
         return Sent.OK
+
+    def _pass(self, connection: LaneConnection, packet: Frame, area: SlotArea) -> Sent:
+        """Sends a packet together with the memory of the slots that it speaks of."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(area.descriptor))]
+        try:
+            connection.socket.sendmsg([packet], rights, _SEND_FLAGS)
+        except OSError as error:
+            return self._failed(connection, error)
+        return Sent.OK
+
+    def _failed(self, connection: LaneConnection, error: OSError) -> Sent:
+        self.drop(connection)
+        return Sent.PEER_FULL if isinstance(error, BlockingIOError) else Sent.PEER_GONE
 
     def close(self) -> None:
         """Closes everything; what was sent is still read by whoever reads."""
-        for listener in self._listeners.values():
-            listener.close()
-        for connection in list(self._connections.values()):
-            connection.socket.close()
-        self._epoll.close()
+        for listener in self._listeners:
+            self._poller.remove(listener.socket.fileno())
+            listener.socket.close()
+        for connection in list(self._connections):
+            self.drop(connection)
 
-    def _read(self, connection: LaneConnection) -> Incoming | None:
-        buffer = self._buffer
-        try:
-            size = connection.socket.recv_into(buffer, 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        except OSError:
-            size = 0
-        if size == 0:
-            self._drop(connection)
-            return None
-        if size > PACKET_BYTES_MAX:
-            return [connection, _TOO_LARGE]
-        try:
-            return [connection, *unpack(buffer[:size], self._row_bytes)]
-        except RemoteProtocolError as error:
-            return [connection, error]
-
-    def _accept(self, descriptor: int) -> None:
-        try:
-            accepted, _ = self._listeners[descriptor].accept()
-        except OSError:
-            # The peer went before it was let in, or there is no descriptor left for it: its own connect fails.
-            return
-        if _uid_of(accepted) not in (os.getuid(), 0):
+    def welcome(self, accepted: socket.socket) -> None:
+        """Lets a peer in, or tells it why not."""
+        if not self._is_allowed(accepted):
+            self._page.refusal(ErrorCode.NOT_ALLOWED)
+            # It may not have waited for the reason.
+            with contextlib.suppress(OSError):
+                accepted.send(_NOT_ALLOWED, _SEND_FLAGS)
             accepted.close()
             return
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LANE_SEND_BUFFER_BYTES)
-        connection = LaneConnection(accepted)
-        self._connections[connection.descriptor] = connection
-        self._epoll.register(connection.descriptor, select.EPOLLIN)
+        connection = LaneConnection(accepted, self)
+        self._connections.add(connection)
+        self._poller.add(connection.descriptor, connection)
 
-    def _drop(self, connection: LaneConnection) -> None:
-        if self._connections.pop(connection.descriptor, None) is not None:
+    def drop(self, connection: LaneConnection) -> None:
+        """Closes a connection; harmless to repeat."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._poller.remove(connection.descriptor)
             connection.socket.close()
             self._gone.append(connection)
 
-
-def _uid_of(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    uid: int = _CREDENTIALS.unpack(credentials)[1]
-    return uid
+    def _is_allowed(self, accepted: socket.socket) -> bool:
+        credentials = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, uid, gid = _CREDENTIALS.unpack(credentials)
+        if uid in (os.getuid(), 0):
+            return True
+        if self._group is None:
+            return False
+        groups = accepted.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES_MAX)
+        return self._group in (gid, *memoryview(groups).cast("I"))

@@ -5,6 +5,7 @@ Memory at these limits, one policy of 28 KB rows (a stack of four 84×84 frames)
   waiting rows       queue_rows_max × row  1024 × 28 KB = 29 MB
   sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB
   last replies       one per handle, the size of its outputs
+  slots              slots_mb_max, all handles together; a page of it is memory only once it was written to
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ SEND_QUEUE_MESSAGES_MAX: Final = 1_000
 RECEIVE_QUEUE_MESSAGES_MAX: Final = 1_000
 """Messages of one peer read ahead; beyond it libzmq stops reading from that peer alone."""
 
-MESSAGES_PER_WAKE_MAX: Final = 1_024
-"""Messages handled before the loop looks at its timers again."""
+ROUNDS_PER_BATCH_MAX: Final = 64
+"""Looks for more messages before what has come is run, though more would fit into the batch."""
 
 START_S_MAX: Final = 60.0
 """From the start of the serving process to its READY; slower is a failed start."""
@@ -74,6 +75,8 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Handles of one session at once; beyond it a begin gets `overloaded`."""
     batch_wait_us_max: int = 0
     """How long a batch may wait for the rest of the lock-step sessions. 0: it goes when the engine is free."""
+    slots_mb_max: int = 1_024
+    """Shared memory for the slots of all handles of the lane; beyond it observations travel inline. 0: always inline."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows_max <= 4_096:
@@ -84,6 +87,8 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.sessions_max < 1 or self.episodes_max < 1:
             raise ValueError("sessions_max and episodes_max: expected at least 1")
+        if self.slots_mb_max < 0:
+            raise ValueError(f"slots_mb_max: expected 0 or more, came {self.slots_mb_max}")
         if not 0 <= self.batch_wait_us_max <= 1_000_000:
             raise ValueError(f"batch_wait_us_max: expected 0 to 1000000, came {self.batch_wait_us_max}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -43,21 +44,29 @@ class OnnxEngine:
         _check_inputs(self._session, spec)
         self.outputs: dict[str, Array] = self._make_outputs(spec, parameters, rows_max)
         self.buckets = buckets_for(rows_max)
-        self._bindings = [self._bind(rows) for rows in self.buckets]
-        self._binding_of_rows = [self._bindings[self._bucket_index(rows)] for rows in range(rows_max + 1)]
-        self._run = self._session.run_with_iobinding
+        runs = [self._run_of(self._bind(self.inputs, rows)) for rows in self.buckets]
+        self.runs = [runs[self._bucket_index(rows)] for rows in range(rows_max + 1)]
 
-    def run(self, rows: int) -> None:
-        try:
-            self._run(self._binding_of_rows[rows])
-        except Exception as error:
-            raise EngineError(f"onnxruntime: {type(error).__name__}") from error
+    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
+        """As `InlineEngine.bind`; only for rows that are a bucket, since no other shape is warm."""
+        return self._run_of(self._bind(inputs, rows)) if rows in self.buckets else None
+
+    def _run_of(self, binding: onnxruntime.IOBinding) -> Callable[[], None]:
+        run_session = self._session.run_with_iobinding
+
+        def run() -> None:
+            try:
+                run_session(binding)
+            except Exception as error:
+                raise EngineError(f"onnxruntime: {type(error).__name__}") from error
+
+        return run
 
     def warm_up(self) -> None:
         """Runs every bucket, so that no request pays for the first time."""
         for rows in self.buckets:
             for _ in range(WARM_UP_RUNS):
-                self.run(rows)
+                self.runs[rows]()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -92,9 +101,9 @@ class OnnxEngine:
                 )
         return {name: np.zeros((rows_max, *array.shape[1:]), dtype=array.dtype) for name, array in came.items()}
 
-    def _bind(self, rows: int) -> onnxruntime.IOBinding:
+    def _bind(self, inputs: list[Array], rows: int) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
-        for name, array in zip(self._names, self.inputs, strict=True):
+        for name, array in zip(self._names, inputs, strict=True):
             binding.bind_input(name, "cpu", 0, array.dtype, [rows, *array.shape[1:]], array.ctypes.data)
         for name, array in self.outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, [rows, *array.shape[1:]], array.ctypes.data)

@@ -37,8 +37,11 @@ class Scheduler:
         self._lock_step_waiting = 0
         self._close_by_ns = NEVER_NS
 
-    def add(self, group: EpisodeGroup, now_ns: int) -> None:
-        """Takes an act that was admitted at `now_ns`; one whose handle waits already keeps its place."""
+    def add(self, group: EpisodeGroup, now_ns: int, lock_step_live: int) -> bool:
+        """Takes an act that was admitted at `now_ns`; one whose handle waits already keeps its place.
+
+        Tells whether the batch need not wait for more, where `lock_step_live` handles are in lock-step.
+        """
         if not group.is_queued:
             group.is_queued = True
             self._waiting.append(group)
@@ -46,25 +49,26 @@ class Scheduler:
             self._lock_step_waiting += group.session.lock_step
         if self._wait_ns_max:
             self._close_by_ns = min(self._close_by_ns, self._latest_start_ns(group, now_ns))
+        return self._lock_step_waiting >= lock_step_live or self.rows_waiting >= self.rows_max
+
+    def closes_alone(self, group: EpisodeGroup, now_ns: int, lock_step_live: int) -> bool:
+        """Whether an act that was admitted at `now_ns` is a batch by itself, at once: then it need not be added."""
+        return not self.rows_waiting and lock_step_live <= group.session.lock_step and now_ns < group.deadline_ns
 
     def deadline_ns(self) -> int:
         """When `take` must be asked again at the latest; `NEVER_NS` where nothing waits for time to pass."""
         return self._close_by_ns if self._waiting else NEVER_NS
 
-    def closed(self, lock_step_live: int) -> BatchClose | None:
-        """Why the batch need not wait for more acts, where `lock_step_live` handles are in lock-step."""
-        if self.rows_waiting >= self.rows_max:
-            return BatchClose.FULL
-        if self._lock_step_waiting >= lock_step_live and self._waiting:
-            return BatchClose.ALL_SUBMITTED
-        return None
-
     def take(self, now_ns: int, lock_step_live: int, *, drain: bool = False) -> Batch | None:
         """The batch to run now on the free engine, or None where it is better to wait."""
         if not self._waiting:
             return None
-        close = self.closed(lock_step_live)
-        if close is None:
+        close: BatchClose | None
+        if self.rows_waiting >= self.rows_max:
+            close = BatchClose.FULL
+        elif self._lock_step_waiting >= lock_step_live:
+            close = BatchClose.ALL_SUBMITTED
+        else:
             close = self._give_up_waiting(now_ns, drain)
         return None if close is None else self._form(now_ns, close)
 

@@ -1,4 +1,4 @@
-"""The serving process: one uvloop loop that owns every data socket, every session and the inline engine.
+"""The serving process: one loop that owns every data socket, every session and the inline engine.
 
 Started by the control process as `python -m pilliond.serving DESCRIPTOR`, the serving end of the channel. No HTTP,
 no files, no log handlers, no other Python threads; it dies with its parent.
@@ -6,7 +6,6 @@ no files, no log handlers, no other Python threads; it dies with its parent.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import gc
 import os
@@ -14,9 +13,9 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Final
-
-import uvloop
+import traceback
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
 
 from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Drain, Event, Failed, Ready
@@ -26,40 +25,59 @@ from pilliond.lane_transport import LaneTransport
 from pilliond.listen import carrier_of
 from pilliond.metrics_page import MetricsPage, Phase
 from pilliond.onnx_engine import OnnxEngine
+from pilliond.poller import Poller
 from pilliond.routing import Router
 from pilliond.scheduler import Scheduler
 from pilliond.serving_loop import ServingLoop
 from pilliond.sessions import Sessions
+from pilliond.settings import ServingSettings, cpu_numbers
 from pilliond.transport import Transport
 from pilliond.versions import Identity, Version
 from pilliond.zmq_transport import ZmqTransport
 
 _PR_SET_PDEATHSIG: Final = 1
-_SWITCH_INTERVAL_S: Final = 50e-6
 
 
-async def serve(end: socket.socket, assignment: Assignment) -> None:
+class Orders:
+    """The channel from the control process, as a source of the loop; `on_end` is told why to end."""
+
+    bursts: ClassVar[bool] = False
+
+    def __init__(self, end: socket.socket, on_end: Callable[[str], None]) -> None:
+        self._end = end
+        self._on_end = on_end
+
+    def receive(self) -> None:
+        order = channel.receive_order(self._end)
+        if not isinstance(order, Assignment):
+            self._on_end(order.reason if isinstance(order, Drain) else "the control process is gone")
+
+
+def serve(end: socket.socket, assignment: Assignment) -> None:
     """Starts, warms up, says READY, runs until told to drain, drains, stops."""
-    asyncio.get_running_loop().set_exception_handler(crash)
     page = MetricsPage(assignment.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     version = load_version(assignment)
-    carriers: dict[str, Transport] = {"lane": LaneTransport(version.observation_bytes), "zmq": ZmqTransport()}
+    poller = Poller()
+    carriers: dict[str, Transport] = {
+        "lane": LaneTransport(version.observation_bytes, poller, page, assignment.group),
+        "zmq": ZmqTransport(poller),
+    }
     try:
         listen = [carriers[carrier_of(address)].bind(address) for address in assignment.listen]
-        settle_memory()
-        loop = make_loop(end, assignment, page, version, list(carriers.values()))
-        loop.start()
+        settle(assignment.serving)
+        loop = make_loop(end, assignment, page, version, poller, list(carriers.values()))
+        poller.add(end.fileno(), Orders(end, loop.stop))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
         channel.send(end, Ready(listen, version.engine.describe()))
-        reason = await drain_ordered(end)
+        reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
-        loop.stop()
     finally:
         for transport in carriers.values():
             transport.close()
+        poller.close()
     page.cells[metrics_page.PHASE] = Phase.STOPPED
 
 
@@ -80,12 +98,17 @@ def load_version(assignment: Assignment) -> Version:
 
 
 def make_loop(
-    end: socket.socket, assignment: Assignment, page: MetricsPage, version: Version, transports: list[Transport]
+    end: socket.socket,
+    assignment: Assignment,
+    page: MetricsPage,
+    version: Version,
+    poller: Poller,
+    transports: list[Transport],
 ) -> ServingLoop:
     """Puts the parts together."""
     limits = assignment.limits
     scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-    sessions = Sessions(assignment.epoch, Router(version), limits, page, lambda: scheduler.rows_waiting)
+    sessions = Sessions(assignment.epoch, Router(version), limits, page, scheduler)
 
     def report(name: str, fields: dict[str, Any]) -> None:
         try:
@@ -94,39 +117,22 @@ def make_loop(
             # Nobody reads: a log line is worth less than a step. The metrics page has counted it.
             return
 
-    return ServingLoop(transports, sessions, scheduler, page, time.monotonic_ns, report)
-
-
-def settle_memory() -> None:
-    """Takes all that start-up made out of the garbage collector's sight: a full collection finds next to nothing."""
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    gc.collect()
-    gc.freeze()
-
-
-async def drain_ordered(end: socket.socket) -> str:
-    """Waits for the order to drain, or for the control process to be gone; gives the reason."""
-    loop = asyncio.get_running_loop()
-    ordered: asyncio.Future[str] = loop.create_future()
-
-    def on_order() -> None:
-        order = channel.receive_order(end)
-        if not ordered.done() and not isinstance(order, Assignment):
-            ordered.set_result(order.reason if isinstance(order, Drain) else "the control process is gone")
-
     end.setblocking(False)
-    loop.add_reader(end.fileno(), on_order)
-    try:
-        return await ordered
-    finally:
-        loop.remove_reader(end.fileno())
+    busy_poll_us = assignment.serving.busy_poll_us
+    return ServingLoop(
+        poller, transports, sessions, scheduler, page, time.monotonic_ns, report, busy_poll_us=busy_poll_us
+    )
 
 
-def crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Ends the process at a bug: going on with half a step done could answer somebody wrongly, or nobody."""
-    loop.default_exception_handler(context)
-    sys.stderr.flush()
-    os._exit(os.EX_SOFTWARE)
+def settle(settings: ServingSettings) -> None:
+    """Makes the process ready to be quick: its core, its memory, its garbage collector."""
+    if settings.cpus:
+        os.sched_setaffinity(0, cpu_numbers(settings.cpus))
+    sys.setswitchinterval(settings.switch_interval_us / 1e6)
+    gc.collect()
+    if settings.gc_freeze:
+        # What start-up made goes out of the collector's sight: a full collection finds next to nothing.
+        gc.freeze()
 
 
 def die_with_parent() -> None:
@@ -145,11 +151,13 @@ def main() -> int:
     if not isinstance(assignment, Assignment):
         return os.EX_SOFTWARE
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(end, assignment))
+        serve(end, assignment)
     except DaemonError as error:
         channel.send(end, Failed(str(error), error.exit_code))
         return error.exit_code
+    except Exception:  # noqa: BLE001 - a bug: going on with half a step done could answer somebody wrongly, or nobody
+        traceback.print_exc()
+        return os.EX_SOFTWARE
     return os.EX_OK
 
 

@@ -5,36 +5,46 @@ transport → sessions → scheduler → engine → sessions → transport, and 
 
 from __future__ import annotations
 
-import asyncio
 import gc
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
+from pillion_protocol import BatchClose
 from pilliond import metrics_page as page_cells
 from pilliond.batch_runner import BatchRunner
-from pilliond.episodes import NEVER_NS
-from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_WAKE_MAX, TICK_MS
-from pilliond.metrics_page import MetricsPage
-from pilliond.scheduler import Scheduler
+from pilliond.limits import HEARTBEAT_MS, ROUNDS_PER_BATCH_MAX, TICK_MS
+from pilliond.metrics_page import SAMPLES_MAX, MetricsPage
+from pilliond.poller import EVENTS_MAX, Events, Poller
+from pilliond.scheduler import Batch, Scheduler
 from pilliond.sessions import Sessions
-from pilliond.transport import Incoming, Peer, Reply, Sent, Transport
+from pilliond.transport import Peer, Reply, Sent, Transport
 
 _NANOSECONDS: Final = 1_000_000_000
+_TICK_S: Final = TICK_MS / 1_000
 _TICKS_PER_SWEEP: Final = max(1, HEARTBEAT_MS // 2 // TICK_MS)
 
 
 class ServingLoop:
-    """Joins the parts to one event loop. Owns its timers and the reader it registers; not the parts."""
+    """Joins the parts. It waits for descriptors itself: an event loop between the two costs more than a step has.
+
+    Owns nothing but its callback in the garbage collector. `busy_poll_us`: how long it looks without sleeping while
+    somebody has a session; it gives its core away between two looks.
+    """
 
     def __init__(
         self,
+        poller: Poller,
         transports: list[Transport],
         sessions: Sessions,
         scheduler: Scheduler,
         page: MetricsPage,
         clock: Callable[[], int],
         report: Callable[[str, dict[str, Any]], None],
+        busy_poll_us: int = 0,
     ) -> None:
+        self._poll = poller.poll
+        self._sources = poller.sources
         self._transports = transports
         self._transport_of = {transport.peer_type: transport for transport in transports}
         self._sessions = sessions
@@ -42,125 +52,153 @@ class ServingLoop:
         self._page = page
         self._clock = clock
         self._report = report
+        self._busy_poll_ns = busy_poll_us * 1_000
         self._runner = BatchRunner(sessions, page, clock, report)
-        self._loop = asyncio.get_running_loop()
         self._replies: list[Reply] = []
-        self._sent_to: set[Transport] = set()
-        self._wait_timer: asyncio.TimerHandle | None = None
-        self._tick_timer: asyncio.TimerHandle | None = None
+        self._stop_reason: str | None = None
+        self._now_ns = 0
+        self._turn_ns_max = 0
         self._tick_due_ns = 0
         self._ticks = 0
         self._gc_started_ns = 0
 
-    def start(self) -> None:
-        """Begins to serve."""
+    def run(self) -> str:
+        """Serves until `stop`, whose reason it gives."""
         gc.callbacks.append(self._on_gc)
-        self._tick_due_ns = self._clock()
         self._tick()
-        for transport in self._transports:
-            self._loop.add_reader(transport.fileno(), self._on_readable, transport)
-            self._on_readable(transport)
+        try:
+            while self._stop_reason is None:
+                self.turn(self._wait())
+        finally:
+            gc.callbacks.remove(self._on_gc)
+        return self._stop_reason
+
+    def stop(self, reason: str) -> None:
+        """Makes `run` return after the turn that it is in."""
+        self._stop_reason = reason
 
     def drain(self, reason: str) -> None:
         """Answers everything that has arrived, says goodbye to every session, and refuses what comes meanwhile."""
         self._receive_all()
         while (batch := self._scheduler.take(self._clock(), 0, drain=True)) is not None:
-            self._runner.run(batch, self._replies)
-            self._runner.count()
+            self._run(batch)
         self._sessions.draining = True
         self._sessions.say_goodbye(reason, self._replies)
         self._send_replies()
         self._receive_all()
+        self._page.flush()
 
-    def stop(self) -> None:
-        """Lets go of the event loop."""
+    def turn(self, ready: Events) -> None:
+        """Takes what came, runs what is due, and answers."""
+        scheduler = self._scheduler
+        began_ns = self._clock()
+        rounds = 0
+        while ready and not self._receive(ready) and rounds < ROUNDS_PER_BATCH_MAX:
+            ready = self._poll(0, EVENTS_MAX)
+            rounds += 1
+        while scheduler.rows_waiting:
+            batch = scheduler.take(self._clock(), self._sessions.lock_step_live)
+            if batch is None:
+                break
+            self._run(batch)
+            self._send_replies()
+        self._now_ns = now_ns = self._clock()
+        self._turn_ns_max = max(self._turn_ns_max, now_ns - began_ns)
+        if len(self._page.acts) >= SAMPLES_MAX:
+            self._page.flush()
+        if now_ns >= self._tick_due_ns:
+            self._tick()
+
+    # Waiting
+
+    def _wait(self) -> Events:
         for transport in self._transports:
-            self._loop.remove_reader(transport.fileno())
-        for timer in (self._wait_timer, self._tick_timer):
-            if timer is not None:
-                timer.cancel()
-        gc.callbacks.remove(self._on_gc)
+            if not transport.is_armed and (pending := transport.pending()):
+                return pending
+        if self._busy_poll_ns and len(self._sessions):
+            ready = self._spin()
+            if ready:
+                return ready
+        if not self._scheduler.rows_waiting:
+            return self._poll(_TICK_S, EVENTS_MAX)
+        return self._poll(min(_TICK_S, self._batch_due_ns() / _NANOSECONDS), EVENTS_MAX)
+
+    def _batch_due_ns(self) -> int:
+        return max(0, self._scheduler.deadline_ns() - self._clock())
+
+    def _spin(self) -> Events:
+        """Looks again and again, and gives way to whoever shares the core; nothing, where nothing came."""
+        poll = self._poll
+        clock = self._clock
+        give_way = os.sched_yield
+        began_ns = now_ns = self._now_ns
+        until_ns = min(self._scheduler.deadline_ns(), began_ns + self._busy_poll_ns)
+        while not (ready := poll(0, EVENTS_MAX)) and now_ns < until_ns:
+            give_way()
+            now_ns = clock()
+        self._page.cells[page_cells.SPUN_NS] += now_ns - began_ns
+        return ready
 
     # Reading
 
-    def _on_readable(self, transport: Transport) -> None:
-        taken = 0
-        while taken < MESSAGES_PER_WAKE_MAX:
-            taken += self._receive_burst(transport)
-            self._run_batches()
-            if not transport.readable():
-                self._look_at_others(transport)
-                self._arm_wait_timer()
-                return
-        self._loop.call_soon(self._on_readable, transport)
-
-    def _run_batches(self) -> None:
-        """Runs what waits, batch after batch, until nothing does or it is better to wait."""
-        while (batch := self._scheduler.take(self._clock(), self._sessions.lock_step_live)) is not None:
-            self._runner.run(batch, self._replies)
-            self._send_replies()
-            self._runner.count()
-
-    def _look_at_others(self, transport: Transport) -> None:
-        """A send may swallow the edge of a descriptor: whoever was sent to is looked at before the loop sleeps."""
-        for other in self._sent_to:
-            if other is not transport and other.readable():
-                self._loop.call_soon(self._on_readable, other)
-        self._sent_to.clear()
-
-    def _receive_burst(self, transport: Transport) -> int:
-        """Takes messages until there is none, or the batch has no reason to wait for more; gives their number."""
+    def _receive(self, ready: Events) -> bool:
+        """Takes a message of each, until the batch has no reason to wait for more: then True."""
+        sources = self._sources
         sessions = self._sessions
         scheduler = self._scheduler
-        taken = 0
-        while taken < MESSAGES_PER_WAKE_MAX:
-            message = transport.receive()
-            if message is None:
-                self._forget_gone(transport)
+        clock = self._clock
+        replies = self._replies
+        is_closed = False
+        for descriptor, _ in ready:
+            source = sources.get(descriptor)
+            while source is not None:
+                message = source.receive()
+                if message is None:
+                    self._forget_gone()
+                    break
+                now_ns = clock()
+                group = sessions.receive(message, now_ns, replies)
+                if group is not None:
+                    group.queued_ns = now_ns = clock()
+                    live = sessions.lock_step_live
+                    is_closed = scheduler.closes_alone(group, now_ns, live)
+                    if is_closed:
+                        self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
+                    else:
+                        is_closed = scheduler.add(group, now_ns, live)
+                if is_closed or not source.bursts:
+                    break
+            if is_closed:
                 break
-            taken += 1
-            self._take(message)
-            if scheduler.closed(sessions.lock_step_live) is not None:
-                break
-        if self._replies:
+        if replies:
             self._send_replies()
-        return taken
+        return is_closed
 
     def _receive_all(self) -> None:
+        while ready := self._poll(0, EVENTS_MAX) or self._pending():
+            self._receive(ready)
+
+    def _pending(self) -> Events:
+        return [event for transport in self._transports for event in transport.pending()]
+
+    def _forget_gone(self) -> None:
         for transport in self._transports:
-            while (message := transport.receive()) is not None:
-                self._take(message)
-                self._send_replies()
+            for peer in transport.gone():
+                self._sessions.drop_peer(peer)
 
-    def _forget_gone(self, transport: Transport) -> None:
-        for peer in transport.gone():
-            self._sessions.drop_peer(peer)
+    # Running and writing
 
-    def _take(self, message: Incoming) -> None:
-        now_ns = self._clock()
-        group = self._sessions.receive(message, now_ns, self._replies)
-        if group is not None:
-            group.queued_ns = self._clock()
-            self._scheduler.add(group, group.queued_ns)
-
-    def _arm_wait_timer(self) -> None:
-        if self._wait_timer is not None:
-            self._wait_timer.cancel()
-            self._wait_timer = None
-        deadline_ns = self._scheduler.deadline_ns()
-        if deadline_ns != NEVER_NS:
-            delay_s = max(0, deadline_ns - self._clock()) / _NANOSECONDS
-            self._wait_timer = self._loop.call_later(delay_s, self._on_readable, self._transports[0])
-
-    # Writing
+    def _run(self, batch: Batch) -> None:
+        for group in batch.expired:
+            self._runner.answer_late(group, self._replies)
+        if batch.groups:
+            self._runner.run(batch.groups, batch.rows, batch.close, self._replies)
 
     def _send_replies(self) -> None:
         replies = self._replies
         for reply in replies:
             peer = reply[0]
-            transport = self._transport_of[type(peer)]
-            self._sent_to.add(transport)
-            sent = transport.send(reply)
+            sent = self._transport_of[type(peer)].send(reply)
             if sent is not Sent.OK:
                 self._drop(peer, sent)
         replies.clear()
@@ -173,24 +211,22 @@ class ServingLoop:
     # Looking after itself
 
     def _tick(self) -> None:
-        now_ns = self._clock()
-        cells = self._page.cells
-        lag_ns = max(0, now_ns - self._tick_due_ns)
-        cells[page_cells.LOOP_LAG_NS] = lag_ns
-        cells[page_cells.LOOP_LAG_NS_MAX] = max(cells[page_cells.LOOP_LAG_NS_MAX], lag_ns)
-        cells[page_cells.TICK_AT_NS] = now_ns
+        page = self._page
+        cells = page.cells
+        cells[page_cells.LOOP_LAG_NS] = self._turn_ns_max
+        cells[page_cells.LOOP_LAG_NS_MAX] = max(cells[page_cells.LOOP_LAG_NS_MAX], self._turn_ns_max)
         cells[page_cells.SESSIONS] = len(self._sessions)
         cells[page_cells.EPISODES] = self._sessions.episodes_live
         cells[page_cells.QUEUE_ROWS] = self._scheduler.rows_waiting
+        cells[page_cells.SPINNING] = bool(self._busy_poll_ns and len(self._sessions))
+        page.flush()
         self._ticks += 1
+        self._now_ns = cells[page_cells.TICK_AT_NS] = self._clock()
         if self._ticks % _TICKS_PER_SWEEP == 0:
-            self._sessions.sweep(now_ns, self._replies)
+            self._sessions.sweep(self._now_ns, self._replies)
             self._send_replies()
-            for transport in self._transports:
-                if transport.readable():
-                    self._loop.call_soon(self._on_readable, transport)
-        self._tick_due_ns = self._clock() + TICK_MS * 1_000_000
-        self._tick_timer = self._loop.call_later(TICK_MS / 1_000, self._tick)
+        self._turn_ns_max = 0
+        self._tick_due_ns = self._now_ns + TICK_MS * 1_000_000
 
     def _on_gc(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":

@@ -7,7 +7,7 @@ the loop sends them. An admitted act is handed back for the scheduler. Hot path.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import count
 
 import msgspec
@@ -32,11 +32,15 @@ from pillion_protocol import (
     decode,
     encode,
 )
+from pillion_protocol.lane import TENSOR_BYTES_MAX
+from pillion_protocol.steps import SEQUENCE_AT, SEQUENCE_END, is_act_step
 from pilliond import metrics_page as page_cells
-from pilliond.episodes import NEVER_NS, EpisodeGroup
+from pilliond.episodes import NEVER_NS, EpisodeGroup, Frame
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
 from pilliond.metrics_page import MetricsPage
 from pilliond.routing import Router
+from pilliond.scheduler import Scheduler
+from pilliond.slots import Slot, SlotArea, SlotLeases
 from pilliond.transport import Incoming, Peer, Reply
 from pilliond.versions import Version
 
@@ -49,6 +53,7 @@ class Session:
     """One client's conversation. Its identity is the id in the messages; `peer` is only where it was last heard."""
 
     __slots__ = (
+        "control_area",
         "control_reply",
         "control_request",
         "control_sequence",
@@ -60,6 +65,7 @@ class Session:
         "lock_step",
         "peer",
         "pinged_ns",
+        "step_key",
         "version",
     )
 
@@ -73,9 +79,12 @@ class Session:
         self.episodes: dict[int, EpisodeGroup] = {}
         self.last_heard_ns = now_ns
         self.pinged_ns = now_ns
+        self.step_key = b""
         self.control_sequence = 0
         self.control_request: Message | None = None
         self.control_reply: bytes = b""
+        self.control_area: SlotArea | None = None
+        """The slots that travel with the reply, if it is a `begun` that has some."""
 
 
 class Sessions:
@@ -87,7 +96,7 @@ class Sessions:
         router: Router,
         limits: ServingLimits,
         page: MetricsPage,
-        rows_waiting: Callable[[], int],
+        queue: Scheduler,
         server_name: str = "pilliond",
     ) -> None:
         self.epoch = epoch
@@ -96,12 +105,15 @@ class Sessions:
         self._router = router
         self._limits = limits
         self._page = page
-        self._rows_waiting = rows_waiting
+        self._queue = queue
+        self._slots = SlotLeases(limits.slots_mb_max * 1_000_000)
+        self._groups: dict[int, EpisodeGroup] = {}
+        self._steps: dict[bytes, EpisodeGroup] = {}
+        """For what the head of an act begins with: the handle that last acted so."""
         self._server_name = server_name
         self._sessions: dict[int, Session] = {}
         self._hellos: dict[tuple[Peer, int], Session] = {}
         self._episode_ids = count(1)
-        self._episodes_live = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -109,7 +121,7 @@ class Sessions:
     @property
     def episodes_live(self) -> int:
         """Handles that were begun and have not ended."""
-        return self._episodes_live
+        return len(self._groups)
 
     # What comes in
 
@@ -119,10 +131,16 @@ class Sessions:
         Gives the handle whose act was newly admitted, if one was; what is to be sent is added to `replies`.
         """
         peer, head = message[0], message[1]
-        if isinstance(head, RemoteProtocolError):
+        if type(head) is RemoteProtocolError:
             self._refuse(peer, Message(0, 0, 0), head, replies)
             return None
         head = bytes(head)
+        group = self._steps.get(head[:SEQUENCE_AT])
+        if group is not None and head[SEQUENCE_END:] == group.head_end and self._is_next(group, head, message):
+            group.received_ns = group.session.last_heard_ns = now_ns
+            if group.budget_ns:
+                group.deadline_ns = now_ns + group.budget_ns
+            return group
         try:
             decoded = decode(head)
         except RemoteProtocolError as error:
@@ -130,7 +148,10 @@ class Sessions:
             return None
         try:
             if type(decoded) is Act:
-                return self._act(peer, decoded, message, now_ns, replies)
+                group = self._act(peer, decoded, message, now_ns, replies)
+                if group is not None and is_act_step(head):
+                    self._remember(group, head)
+                return group
             self._control(peer, decoded, message, now_ns, replies)
         except RemoteProtocolError as error:
             self._refuse(peer, decoded, error, replies, is_act=type(decoded) is Act)
@@ -163,17 +184,49 @@ class Sessions:
             raise RemoteProtocolError(
                 ErrorCode.SESSION_UNKNOWN, "no such session; say hello", "the session id of a welcome", "another number"
             )
-        session.peer = peer
+        if session.peer != peer:
+            self._move(session, peer)
         session.last_heard_ns = now_ns
         return session
 
+    def _move(self, session: Session, peer: Peer) -> None:
+        """Goes on with a session at another peer. Slots stay with the connection that they were leased to: they end."""
+        session.peer = peer
+        for group in session.episodes.values():
+            self._revoke_slots(group)
+
     # Acts
 
+    def _is_next(self, group: EpisodeGroup, head: bytes, message: Incoming) -> bool:
+        """Admits an act that differs in nothing but its number and its rows from one that was admitted before.
+
+        False where anything else is unusual: then `_act` looks at it closely.
+        """
+        sequence = int.from_bytes(head[SEQUENCE_AT:SEQUENCE_END])
+        if (
+            sequence <= group.last_sequence
+            or group.waiting
+            or group.session.peer != message[0]
+            or len(message) != 3
+            or len(message[2]) != group.frame_bytes
+            or self._queue.rows_waiting + group.rows > self._limits.queue_rows_max
+            or self.draining
+        ):
+            return False
+        group.waiting = True
+        group.sequence = sequence
+        group.tensors = message[2:]
+        return True
+
+    def _remember(self, group: EpisodeGroup, head: bytes) -> None:
+        """Notes what the next act of this handle looks like."""
+        session = group.session
+        session.step_key = head[:SEQUENCE_AT]
+        self._steps[session.step_key] = group
+        group.head_end = head[SEQUENCE_END:]
+
     def _act(self, peer: Peer, act: Act, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
-        session = self._session(peer, act, now_ns)
-        group = session.episodes.get(act.episode)
-        if group is None:
-            raise _episode_unknown(act.episode)
+        group = self._group(peer, act, now_ns)
         if act.sequence <= group.last_sequence:
             self._resend(group, act, replies)
             return None
@@ -181,43 +234,62 @@ class Sessions:
             if act.sequence < group.sequence:
                 raise _sequence_stale(group.sequence, act.sequence)
             return None
-        self._check_act(group, act, message)
+        slot = _slot_of(group, act) if act.slot else None
+        tensors = message[2:] if slot is None else [*slot.observations, *message[2:]]
+        self._check_act(group, act, tensors)
         if group.waiting:
             self.answer_error(group, _superseded(act.sequence), replies)
-        else:
-            self._check_room(group)
+        elif self._queue.rows_waiting + group.rows > self._limits.queue_rows_max:
+            raise self._no_room(group)
         if act.episode_start:
             group.mark_starts(act.episode_start, act.seeds)
         group.waiting = True
         group.sequence = act.sequence
-        group.tensors = message[2:]
+        group.tensors = tensors
+        group.slot = slot
+        group.slot_number = act.slot
+        group.generation = act.generation
         group.received_ns = now_ns
-        group.deadline_ns = now_ns + act.budget_us * 1_000 if act.budget_us else NEVER_NS
+        group.budget_ns = act.budget_us * 1_000
+        group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS
         group.deterministic = act.deterministic
+        return group
+
+    def _group(self, peer: Peer, act: Act, now_ns: int) -> EpisodeGroup:
+        """The handle that an act is for, found the short way where everything is as it was."""
+        group = self._groups.get(act.episode)
+        if group is not None and act.epoch == self.epoch and not self.draining:
+            session = group.session
+            if session.id == act.session and session.peer == peer:
+                session.last_heard_ns = now_ns
+                return group
+        group = self._session(peer, act, now_ns).episodes.get(act.episode)
+        if group is None:
+            raise _episode_unknown(act.episode)
         return group
 
     def _resend(self, group: EpisodeGroup, act: Act, replies: list[Reply]) -> None:
         """The same question again gets the same answer; an older one is stale."""
-        if act.sequence < group.last_sequence or not group.last_reply:
+        if act.sequence < group.last_sequence or group.last_reply is None:
             raise _sequence_stale(group.last_sequence, act.sequence)
         self._page.cells[page_cells.RESENDS] += 1
-        replies.append([group.session.peer, *group.last_reply])
+        group.last_reply[0] = group.session.peer
+        replies.append(group.last_reply)
 
-    def _check_act(self, group: EpisodeGroup, act: Act, message: Incoming) -> None:
+    def _check_act(self, group: EpisodeGroup, act: Act, tensors: Sequence[Frame]) -> None:
         rows = group.rows
         version = group.version
         if act.rows != rows:
             raise RemoteProtocolError(ErrorCode.ROWS_MISMATCH, "wrong number of rows", f"{rows}", f"{act.rows}")
-        if len(message) - 2 != len(version.observation_bytes):
+        if list(map(len, tensors)) != group.frames_bytes:
+            raise _shape_mismatch(group, tensors)
+        if not act.slot and not group.fits_packet:
             raise RemoteProtocolError(
-                ErrorCode.SHAPE_MISMATCH,
-                "wrong number of tensor frames",
-                f"{len(version.observation_bytes)}",
-                f"{len(message) - 2}",
+                ErrorCode.TOO_LARGE,
+                "the outputs do not fit into a packet of the lane",
+                f"at most {TENSOR_BYTES_MAX} bytes, or an act that lies in a slot",
+                f"{sum(version.output_bytes) * rows} bytes",
             )
-        for index, row_bytes in enumerate(version.observation_bytes, 2):
-            if len(message[index]) != row_bytes * rows:
-                raise _shape_mismatch(version, index - 2, rows, len(message[index]))
         if not act.deterministic and not version.samplable:
             raise RemoteProtocolError(
                 ErrorCode.NOT_SAMPLABLE, "this policy is deterministic", "deterministic true", "deterministic false"
@@ -225,20 +297,17 @@ class Sessions:
         if act.episode_start or act.seeds:
             _check_starts(act, rows)
 
-    def _check_room(self, group: EpisodeGroup) -> None:
-        waiting = self._rows_waiting()
-        if waiting + group.rows > self._limits.queue_rows_max:
-            raise RemoteProtocolError(
-                ErrorCode.OVERLOADED,
-                "too many rows wait for the engine",
-                f"at most {self._limits.queue_rows_max} rows",
-                f"{waiting + group.rows}",
-            )
+    def _no_room(self, group: EpisodeGroup) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            ErrorCode.OVERLOADED,
+            "too many rows wait for the engine",
+            f"at most {self._limits.queue_rows_max} rows",
+            f"{self._queue.rows_waiting + group.rows}",
+        )
 
     def answer_error(self, group: EpisodeGroup, error: RemoteProtocolError, replies: list[Reply]) -> None:
         """Answers the act that waits under `group` with an error. It is not kept: the same act may be sent again."""
-        group.waiting = False
-        group.tensors = []
+        group.settle()
         self._page.outcome(error.code)
         session = group.session
         reply = Error(session.id, self.epoch, group.sequence, error.code, error.message, error.expected, error.came)
@@ -326,6 +395,7 @@ class Sessions:
         if message.sequence < max(1, session.control_sequence):
             raise _sequence_stale(session.control_sequence, message.sequence)
         if message.sequence > session.control_sequence:
+            session.control_area = None
             session.control_reply = encode(self._change(session, message))
             self._forget_hello(session)
             session.control_sequence = message.sequence
@@ -333,6 +403,8 @@ class Sessions:
         elif message != session.control_request:
             raise _sequence_stale(session.control_sequence, message.sequence)
         replies.append([peer, session.control_reply])
+        if session.control_area is not None and session.control_area.slots:
+            replies[-1].append(session.control_area)
 
     def _change(self, session: Session, message: Begin | End | Goodbye) -> Message:
         if isinstance(message, Begin):
@@ -359,12 +431,19 @@ class Sessions:
                 ErrorCode.OVERLOADED, "too many handles in this session", f"at most {self._limits.episodes_max}",
                 "one more",
             )  # fmt: skip
-        group = EpisodeGroup(next(self._episode_ids), session, session.version, begin.seeds)
+        group = EpisodeGroup(next(self._episode_ids), session, self.epoch, session.version, begin.seeds)
         group.last_sequence = begin.sequence
+        tensor_bytes_max = getattr(session.peer, "tensor_bytes_max", None)
+        if tensor_bytes_max is not None:
+            group.fits_packet = sum(group.version.output_bytes) * group.rows <= tensor_bytes_max
+            if begin.slots:
+                session.control_area = group.slots = self._slots.lease(group.version, group.rows)
+                self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_leased
         session.episodes[group.id] = group
-        self._episodes_live += 1
+        self._groups[group.id] = group
         self.lock_step_live += session.lock_step
-        return Begun(session.id, self.epoch, begin.sequence, group.id, [session.version.lease])
+        slots = len(group.slots.slots) if group.slots else 0
+        return Begun(session.id, self.epoch, begin.sequence, group.id, [session.version.lease], [], slots)
 
     # Who leaves
 
@@ -374,15 +453,24 @@ class Sessions:
 
     def _forget(self, group: EpisodeGroup) -> None:
         del group.session.episodes[group.id]
-        self._episodes_live -= 1
+        del self._groups[group.id]
+        group.head_end = b""
+        self._revoke_slots(group)
         self.lock_step_live -= group.session.lock_step
         # An act that still waits is in the scheduler: it is run and answered all the same.
+
+    def _revoke_slots(self, group: EpisodeGroup) -> None:
+        if group.slots is not None:
+            self._slots.give_back(group.slots, group.version, group.rows)
+            self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_leased
+            group.slots = None
 
     def close(self, session: Session) -> None:
         """Ends a session: its episodes end, its leases are free."""
         for group in list(session.episodes.values()):
             self._forget(group)
         self._sessions.pop(session.id, None)
+        self._steps.pop(session.step_key, None)
         self._forget_hello(session)
 
     def drop_peer(self, peer: Peer) -> int:
@@ -433,11 +521,38 @@ def _check_starts(act: Act, rows: int) -> None:
         )
 
 
-def _shape_mismatch(version: Version, index: int, rows: int, came_bytes: int) -> RemoteProtocolError:
-    tensor = version.spec.observation[index]
-    expected = f"{tensor.dtype} {[rows, *tensor.shape]}, {tensor.row_bytes * rows} bytes"
+def _slot_of(group: EpisodeGroup, act: Act) -> Slot:
+    """The slot that an act names, whose generation is the act's; raises `RemoteProtocolError`."""
+    slot = group.slots.slot(act.slot) if group.slots is not None else None
+    if slot is None:
+        raise RemoteProtocolError(
+            ErrorCode.SLOT_UNKNOWN,
+            "this handle has no such slot over this connection",
+            f"1 to {len(group.slots.slots)}" if group.slots is not None else "observations in the packet",
+            f"{act.slot}",
+        )
+    generation = slot.generation()
+    if generation != act.generation or not generation:
+        raise RemoteProtocolError(
+            ErrorCode.SLOT_STALE, "the slot holds another generation than the act", f"{generation}", f"{act.generation}"
+        )
+    return slot
+
+
+def _shape_mismatch(group: EpisodeGroup, tensors: Sequence[Frame]) -> RemoteProtocolError:
+    wanted = group.frames_bytes
+    if len(tensors) != len(wanted):
+        return RemoteProtocolError(
+            ErrorCode.SHAPE_MISMATCH, "wrong number of tensor frames", f"{len(wanted)}", f"{len(tensors)}"
+        )
+    index = next(index for index, size in enumerate(wanted) if len(tensors[index]) != size)
+    tensor = group.version.spec.observation[index]
+    expected = f"{tensor.dtype} {[group.rows, *tensor.shape]}, {wanted[index]} bytes"
     return RemoteProtocolError(
-        ErrorCode.SHAPE_MISMATCH, f"observation {tensor.name!r} has the wrong size", expected, f"{came_bytes} bytes"
+        ErrorCode.SHAPE_MISMATCH,
+        f"observation {tensor.name!r} has the wrong size",
+        expected,
+        f"{len(tensors[index])} bytes",
     )
 
 

@@ -5,9 +5,10 @@ The file is TOML; a variable is `PILLION_SECTION__KEY`. What is not named here i
 
 from __future__ import annotations
 
+import grp
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -39,12 +40,45 @@ class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where clients come in; empty: `lane.sock` and `zmq.sock` in the runtime folder."""
 
     listen: list[str] = []
+    group: str = ""
+    """Whose members may connect too: the sockets belong to this group then, mode 0660. Empty: this user alone."""
+
+    def group_id(self) -> int | None:
+        """The id of `group`, or None; raises `SettingsError` where there is no such group."""
+        if not self.group:
+            return None
+        try:
+            return grp.getgrnam(self.group).gr_gid
+        except KeyError:
+            raise SettingsError(f"data.group: expected the name of a group of this host, came {self.group!r}") from None
 
 
 class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where operators come in: `http://ADDRESS:PORT` (port 0: any) or `unix:///PATH`; empty: nowhere."""
 
     listen: str = "http://127.0.0.1:9475"
+
+
+class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the serving process uses its core."""
+
+    busy_poll_us: int = 0
+    """How long it looks for messages without sleeping, while somebody has a session. For cores that it has to itself."""
+    cpus: str = ""
+    """The CPUs that it may run on, such as `3` or `2,4-6`; empty: those of the daemon."""
+    switch_interval_us: int = 50
+    """After how long Python gives way to another thread; its own default, 5000, is a stall that a step can feel."""
+    gc_freeze: bool = True
+    """Whether the garbage collector forgets what start-up made."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.busy_poll_us <= 1_000_000:
+            raise ValueError(f"busy_poll_us: expected 0 to 1000000, came {self.busy_poll_us}")
+        if not 1 <= self.switch_interval_us <= 1_000_000:
+            raise ValueError(f"switch_interval_us: expected 1 to 1000000, came {self.switch_interval_us}")
+        usable = os.sched_getaffinity(0)
+        if self.cpus and not cpu_numbers(self.cpus) <= usable:
+            raise ValueError(f"cpus: expected some of {_as_list(usable)}, came {self.cpus!r}")
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataSettings = DataSettings()
     admin: AdminSettings = AdminSettings()
     engine: EngineSettings = EngineSettings()
+    serving: ServingSettings = ServingSettings()
     limits: ServingLimits = ServingLimits()
     log: LogSettings = LogSettings()
 
@@ -98,6 +133,7 @@ def load_settings(
     except msgspec.ValidationError as error:
         raise SettingsError(_with_path(error)) from None
     settings.data_addresses()
+    settings.data.group_id()
     check_admin_address(settings.admin.listen)
     return settings
 
@@ -115,6 +151,24 @@ def check_admin_address(address: str) -> None:
         check_socket_path(address.removeprefix("unix://"), address)
     elif parts.scheme != "http" or not parts.hostname or port is None or parts.path not in ("", "/"):
         raise SettingsError(f"admin.listen: expected http://127.0.0.1:PORT or unix:///PATH, came {address!r}")
+
+
+def cpu_numbers(text: str) -> set[int]:
+    """The CPUs in a list such as `2,4-6`; raises `ValueError`."""
+    numbers: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            numbers.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        numbers.clear()
+    if not numbers:
+        raise ValueError(f"cpus: expected CPUs such as 3 or 2,4-6, came {text!r}")
+    return numbers
+
+
+def _as_list(numbers: Iterable[int]) -> str:
+    return ",".join(str(number) for number in sorted(numbers))
 
 
 def _with_path(error: msgspec.ValidationError) -> str:

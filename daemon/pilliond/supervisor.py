@@ -62,6 +62,11 @@ class Supervisor:
         """The process id of the serving process, while it lives."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def busy_poll_us(self) -> int:
+        """How long the serving process looks without sleeping."""
+        return self._settings.serving.busy_poll_us
+
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
         """Keeps a serving process up until `stop`; raises `DaemonError` where that cannot be done."""
         failures = 0
@@ -140,6 +145,8 @@ class Supervisor:
             page_descriptor=self._page_descriptor,
             threads=self._settings.engine.threads,
             limits=self._settings.limits,
+            serving=self._settings.serving,
+            group=self._settings.data.group_id(),
         )
 
     async def _watch(self, on_ready: Callable[[Ready], None]) -> bool:

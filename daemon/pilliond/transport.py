@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 from typing import Any, ClassVar, Protocol
+
+from pilliond.poller import Events
 
 Peer = Any
 """Where a message came from and its answer goes: ZeroMQ's routing id, or a connection of the lane. Hashable."""
 
 Incoming = list[Any]
-"""A message that came: the peer, the head (or the `RemoteProtocolError` for what has none), the tensors."""
+"""A message that came: the peer, the head (or the `RemoteProtocolError` for what has none), the tensors.
+
+The head may be a view of a buffer that the next `receive` overwrites.
+"""
 
 Reply = list[Any]
-"""A message to send: the peer, the head, the tensors."""
+"""A message to send: the peer, the head, then the tensors; or behind a `begun` of the lane its `SlotArea`."""
 
 
 class Sent(Enum):
@@ -25,28 +29,32 @@ class Sent(Enum):
 
 
 class Transport(Protocol):
-    """A carrier: bytes to messages and back. Never waits."""
+    """A carrier: messages to bytes, and, through the sources that it adds to a `Poller`, back. Never waits."""
 
     peer_type: ClassVar[type]
     """The type of its peers, by which a reply finds its carrier."""
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether the poller tells of all that waits; False: `pending` must be asked before the loop sleeps."""
+        ...
+
     def bind(self, address: str) -> str:
         """Listens at `address`, gives the address that was taken; raises `ListenError`."""
+        ...
 
-    def fileno(self) -> int:
-        """What becomes readable when `receive` may have something."""
+    def pending(self) -> Events:
+        """Its descriptors behind which something waits that the poller does not tell of."""
+        ...
 
-    def readable(self) -> bool:
-        """Whether a message waits; to be asked before the loop goes to sleep."""
-
-    def receive(self) -> Incoming | None:
-        """The next message, or None."""
-
-    def gone(self) -> Sequence[Peer]:
-        """The peers that left since it was last asked, where the carrier can tell."""
+    def gone(self) -> list[Peer]:
+        """The peers that left since the last call."""
+        ...
 
     def send(self, message: Reply) -> Sent:
-        """Sends a message."""
+        """Sends a message, whole or not at all."""
+        ...
 
     def close(self) -> None:
-        """Lets go of every socket."""
+        """Closes every socket; what was sent may still leave for a moment."""
+        ...

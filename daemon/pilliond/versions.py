@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card import Distribution
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
-from pilliond.engine import EngineError, InlineEngine
+from pillion_protocol.slots import SlotLayout
+from pilliond.engine import Array, EngineError, InlineEngine
 from pilliond.episodes import Frame
 from pilliond.sampling import sample_categorical, sample_diagonal_gaussian
 
@@ -59,15 +61,22 @@ class Version:
         self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
         self.output_views = [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs]
         """For each output of the spec: the bytes of its buffer, and how many of them make a row."""
-        self.finite_inputs = [
-            (array.reshape(-1), math.prod(tensor.shape))
-            for tensor, array in zip(spec.observation, engine.inputs, strict=True)
-            if tensor.finite and array.dtype.kind == "f"
-        ]
-        """For each input that must be finite: its buffer without axes, and the elements of a row."""
+        self.finite_inputs = self.finite_among(engine.inputs)
         self._distribution = distribution
         self._check_parameters()
         self.safe_outputs = None if safe_action is None else self._safe_outputs(safe_action)
+
+    def finite_among(self, inputs: list[Array]) -> list[tuple[Array, int]]:
+        """For each of `inputs` that must be finite: itself without axes, and the elements of a row."""
+        return [
+            (array.reshape(-1), math.prod(tensor.shape))
+            for tensor, array in zip(self.spec.observation, inputs, strict=True)
+            if tensor.finite and array.dtype.kind == "f"
+        ]
+
+    def slot_layout(self, rows: int) -> SlotLayout:
+        """Where a slot holds what for `rows` rows."""
+        return SlotLayout(self.spec, rows)
 
     def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
         """Replaces the deterministic action of the rows `chosen` by a drawn one, in the output buffers."""
@@ -85,7 +94,7 @@ class Version:
         if LOG_PROBABILITY in came:
             came[LOG_PROBABILITY][chosen] = density
 
-    def fallback_tensors(self, fallback: Fallback, rows: int, last: list[Frame]) -> list[Frame] | None:
+    def fallback_tensors(self, fallback: Fallback, rows: int, last: Sequence[Frame]) -> Sequence[Frame] | None:
         """The output tensors that stand in for `rows` rows that were not run, or None where there are none."""
         match fallback:
             case Fallback.ZEROS:

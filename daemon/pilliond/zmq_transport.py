@@ -1,13 +1,14 @@
 """The ZeroMQ carrier: one ROUTER, bound to every `ipc://` and `tcp://` address. Hot path.
 
 Its descriptor is edge-triggered: it becomes readable when the state *may* have changed, and any send or receive
-may swallow that. So after every burst the loop asks `readable()` again before it goes to sleep.
+may swallow that. So whenever there was one, the loop asks `pending` before it goes to sleep.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 from typing import ClassVar, Final
 
 import zmq
@@ -22,20 +23,23 @@ from pilliond.limits import (
     SEND_QUEUE_MESSAGES_MAX,
     TENSOR_FRAMES_MAX,
 )
+from pilliond.poller import Events, Poller
 from pilliond.transport import Incoming, Reply, Sent
 
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _FRAMES_MAX: Final = 2 + TENSOR_FRAMES_MAX
 _OWNER_ONLY_UMASK: Final = 0o177
+_NOTHING_PENDING: Final[Events] = []
 
 
 class ZmqTransport:
-    """Owns the context and the socket."""
+    """Owns the context and the socket, and adds its descriptor to `poller`."""
 
     peer_type: ClassVar[type] = bytes
+    bursts: ClassVar[bool] = True
 
-    def __init__(self) -> None:
+    def __init__(self, poller: Poller) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         socket = self._socket
@@ -47,6 +51,11 @@ class ZmqTransport:
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HEARTBEAT_MS)
+        descriptor = int(socket.getsockopt(zmq.FD))
+        self._event: Events = [(descriptor, select.EPOLLIN)]
+        self.is_armed = False
+        self._poller = poller
+        poller.add(descriptor, self)
 
     def bind(self, address: str) -> str:
         """Listens at `address` and gives the address with the port that was taken.
@@ -64,16 +73,16 @@ class ZmqTransport:
             os.umask(umask)
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def fileno(self) -> int:
-        """What becomes readable when `receive` may have something."""
-        return int(self._socket.getsockopt(zmq.FD))
-
-    def readable(self) -> bool:
-        """Whether a message waits; re-arms the descriptor where none does."""
-        return bool(self._socket.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]
+    def pending(self) -> Events:
+        """Its descriptor, where a message waits; where none does, the descriptor is armed again."""
+        if self._socket.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]
+            return self._event
+        self.is_armed = True
+        return _NOTHING_PENDING
 
     def receive(self) -> Incoming | None:
         """The next message (peer, head, tensors), or None."""
+        self.is_armed = False
         try:
             return receive_frames(self._socket, NOBLOCK, _FRAMES_MAX)
         except zmq.Again:
@@ -85,6 +94,7 @@ class ZmqTransport:
 
     def send(self, message: Reply) -> Sent:
         """Sends a message (peer, head, tensors) without waiting."""
+        self.is_armed = False
         try:
             send_frames(self._socket, message)
         except zmq.Again:
@@ -97,5 +107,6 @@ class ZmqTransport:
 
     def close(self) -> None:
         """Lets what was sent leave, for `LINGER_MS` at most, and closes the socket."""
+        self._poller.remove(self._event[0][0])
         self._socket.close()
         self._context.term()

@@ -53,8 +53,8 @@ def encode(message: Message) -> bytes:
     return _prefixes[type(message)] + _encoder.encode(message)
 
 
-def decode(head: bytes) -> Message:
-    """The message that `head` holds.
+def decode(head: bytes | memoryview) -> Message:
+    """The message that `head` holds; it keeps nothing of it.
 
     Raises `RemoteProtocolError` where it holds none: `too_large`, `unknown_message` or `malformed`.
     """

@@ -21,45 +21,66 @@ HEAD_SPACE_BYTES: Final = 128
 PACKET_BYTES_MAX: Final = 160 * 1024
 """What a packet may have; Linux's default socket buffer (212,992 bytes) takes it whole."""
 
+TENSOR_BYTES_MAX: Final = PACKET_BYTES_MAX - 2 * HEAD_SPACE_BYTES
+"""Tensors of so many bytes fit behind the head of any act without starts, and of any action."""
+
 _HEAD_ALIGNMENT_BYTES: Final = 64
 _LENGTH_BYTES: Final = 2
 
 Frame = bytes | memoryview
 
+SHORT_HEAD_BYTES_MAX: Final = HEAD_SPACE_BYTES - _LENGTH_BYTES
+"""Behind a head of up to so many bytes the tensors begin at `HEAD_SPACE_BYTES`."""
 
-def pack(head: bytes, tensors: Sequence[Frame]) -> bytes:
+_PREFIXES: Final = [length.to_bytes(_LENGTH_BYTES, "little") for length in range(SHORT_HEAD_BYTES_MAX + 1)]
+_PADDINGS: Final = [bytes(SHORT_HEAD_BYTES_MAX - length) for length in range(SHORT_HEAD_BYTES_MAX + 1)]
+
+
+def pack(head: Frame, tensors: Sequence[Frame]) -> bytes:
     """The packet that holds a head and its tensors."""
     length = len(head)
+    if length <= SHORT_HEAD_BYTES_MAX:
+        return b"".join((_PREFIXES[length], head, _PADDINGS[length], *tensors))
     prefix = length.to_bytes(_LENGTH_BYTES, "little")
     return b"".join((prefix, head, bytes(_tensors_begin(length) - _LENGTH_BYTES - length), *tensors))
 
 
 def unpack(packet: memoryview, row_bytes: Sequence[int]) -> list[Frame]:
-    """The frames of a packet: the head and its tensors, all copied out of `packet`.
+    """The frames of a packet: the head, a view of `packet`, and its tensors, copied out of it.
 
     Where the rest is not whole rows of `row_bytes` it is one frame, which nobody takes for a tensor. Raises
     `RemoteProtocolError` (`malformed`) where there is no whole head.
     """
-    length = int.from_bytes(packet[:_LENGTH_BYTES], "little")
-    begin = HEAD_SPACE_BYTES if length <= HEAD_SPACE_BYTES - _LENGTH_BYTES else _tensors_begin(length)
-    if len(packet) < begin:
-        raise RemoteProtocolError(
-            ErrorCode.MALFORMED, "the packet ends within its head", f"at least {begin} bytes", f"{len(packet)} bytes"
-        )
-    head = bytes(packet[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    rest = len(packet) - begin
-    if not rest:
-        return [head]
+    size = len(packet)
+    if size < HEAD_SPACE_BYTES:
+        raise _cut_short(HEAD_SPACE_BYTES, size)
+    length = packet[0] | packet[1] << 8
+    begin = HEAD_SPACE_BYTES if length <= SHORT_HEAD_BYTES_MAX else _tensors_begin(length)
+    if size <= begin:
+        if size < begin:
+            raise _cut_short(begin, size)
+        return [packet[_LENGTH_BYTES : _LENGTH_BYTES + length]]
     if len(row_bytes) == 1:
-        return [head, bytes(packet[begin:])]
-    rows, left_over = divmod(rest, sum(row_bytes) or rest + 1)
+        return [packet[_LENGTH_BYTES : _LENGTH_BYTES + length], bytes(packet[begin:])]
+    return [packet[_LENGTH_BYTES : _LENGTH_BYTES + length], *_divide(packet[begin:], row_bytes)]
+
+
+def _divide(rest: memoryview, row_bytes: Sequence[int]) -> list[bytes]:
+    rows, left_over = divmod(len(rest), sum(row_bytes) or len(rest) + 1)
     if left_over:
-        return [head, bytes(packet[begin:])]
-    frames: list[Frame] = [head]
+        return [bytes(rest)]
+    tensors = []
+    begin = 0
     for size in row_bytes:
-        frames.append(bytes(packet[begin : begin + rows * size]))
+        tensors.append(bytes(rest[begin : begin + rows * size]))
         begin += rows * size
-    return frames
+    return tensors
+
+
+def _cut_short(begin: int, size: int) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        ErrorCode.MALFORMED, "the packet ends within its head", f"at least {begin} bytes", f"{size} bytes"
+    )
 
 
 def _tensors_begin(head_bytes: int) -> int:

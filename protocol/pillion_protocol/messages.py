@@ -60,6 +60,9 @@ class ErrorCode(StrEnum):
     NON_FINITE = "non_finite"
     NOT_SAMPLABLE = "not_samplable"
     NO_SAFE_ACTION = "no_safe_action"
+    SLOT_UNKNOWN = "slot_unknown"
+    SLOT_STALE = "slot_stale"
+    NOT_ALLOWED = "not_allowed"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     SUPERSEDED = "superseded"
     OVERLOADED = "overloaded"
@@ -145,9 +148,10 @@ class Welcome(Message, frozen=True):
 
 
 class Begin(Message, frozen=True):
-    """Begins `len(seeds)` episodes under one handle, a row each."""
+    """Begins `len(seeds)` episodes under one handle, a row each. `slots`: the client can use slots (on the lane)."""
 
     seeds: list[Unsigned]
+    slots: bool = False
 
 
 class Lease(msgspec.Struct, array_like=True, frozen=True):
@@ -160,12 +164,14 @@ class Lease(msgspec.Struct, array_like=True, frozen=True):
 class Begun(Message, frozen=True):
     """The handle, and the leases of its rows.
 
-    `row_leases` gives each row's index into `leases`; empty means that every row holds `leases[0]`.
+    `row_leases` gives each row's index into `leases`; empty means that every row holds `leases[0]`. `slots` is how
+    many slots the shared memory has that comes with this message (`pillion_protocol.slots`); 0: none comes.
     """
 
     episode: Unsigned
     leases: list[Lease]
     row_leases: list[Unsigned] = []
+    slots: Unsigned = 0
 
 
 class Act(Message, frozen=True):
@@ -173,7 +179,8 @@ class Act(Message, frozen=True):
 
     `budget_us` is how long the caller still waits (0: no limit), counted from the moment the daemon reads
     the message. `episode_start` is empty, or one byte a row where any but 0 begins a new episode in that row; then
-    `seeds` is empty (the daemon derives them) or holds a seed for each row that starts.
+    `seeds` is empty (the daemon derives them) or holds a seed for each row that starts. Where the observations lie in a
+    slot of the handle, `slot` is its number from 1 on, `generation` what its header says, and no tensor frame follows.
     """
 
     episode: Unsigned
@@ -183,6 +190,8 @@ class Act(Message, frozen=True):
     episode_start: bytes = b""
     seeds: list[Unsigned] = []
     traceparent: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    slot: Unsigned = 0
+    generation: Unsigned = 0
 
 
 class Action(Message, frozen=True):
@@ -191,7 +200,8 @@ class Action(Message, frozen=True):
     `received_ns` is the daemon's CLOCK_MONOTONIC when it had read the act. The next three are offsets
     from it in ns: queued (admitted to the scheduler), dispatched (the batch went to the engine), ran (the
     engine was done). `fallback` names what stands in for an action that could not be run in time (a
-    `Fallback`; then `batch_rows` and `batch_close` are 0); empty: the policy computed it.
+    `Fallback`; then `batch_rows` and `batch_close` are 0); empty: the policy computed it. Where the outputs lie in
+    the slot of the act, `slot` and `generation` repeat the act's, and no tensor frame follows.
     """
 
     episode: Unsigned
@@ -201,9 +211,11 @@ class Action(Message, frozen=True):
     queued_ns: Unsigned
     dispatched_ns: Unsigned
     ran_ns: Unsigned
-    batch_rows: Unsigned
-    batch_close: Unsigned
+    batch_rows: Unsigned = 0
+    batch_close: Unsigned = 0
     fallback: str = ""
+    slot: Unsigned = 0
+    generation: Unsigned = 0
 
 
 class End(Message, frozen=True):

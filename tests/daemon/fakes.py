@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from pillion_protocol import (
 from pilliond.engine import Array, EngineError
 from pilliond.limits import ServingLimits
 from pilliond.metrics_page import MetricsPage, make_page
+from pilliond.poller import Events
 from pilliond.routing import Router
 from pilliond.scheduler import Scheduler
 from pilliond.serving_loop import ServingLoop
@@ -50,6 +53,7 @@ class CountingEngine:
         self.input_views = [array.data.cast("B") for array in self.inputs]
         self.batches: list[int] = []
         self.fails = False
+        self.runs: list[Callable[[], None]] = [partial(self.run, rows) for rows in range(rows_max + 1)]
         self.outputs: dict[str, Array] = {
             "action": np.zeros(rows_max, np.float32),
             "batch_index": np.zeros(rows_max, np.int64),
@@ -62,6 +66,13 @@ class CountingEngine:
         self.outputs["action"][:rows] = self.inputs[0][:rows].sum(axis=1)
         self.outputs["batch_index"][:rows] = len(self.batches)
         self.batches.append(rows)
+
+    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
+        def run() -> None:
+            self.inputs[0][:rows] = inputs[0]
+            self.run(rows)
+
+        return run
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -77,21 +88,40 @@ class Clock:
         return self.now_ns
 
 
+class ListPoller:
+    """Tells which of its transports have something in their inbox."""
+
+    def __init__(self) -> None:
+        self.sources: dict[int, Any] = {}
+
+    def poll(self, timeout_s: float, events_max: int) -> Events:
+        return [(number, 1) for number, transport in self.sources.items() if transport.is_told and transport.inbox]
+
+
 class ListTransport:
     """Messages to be received, and messages that were sent."""
 
     peer_type: type = bytes
+    bursts = False
 
-    def __init__(self) -> None:
+    def __init__(self, number: int, poller: ListPoller) -> None:
         self.inbox: deque[list[Any]] = deque()
         self.sent: list[list[Any]] = []
         self.answers: dict[Any, Sent] = {}
+        self.is_told = True
+        """Whether the poller tells of it, or only `pending` does."""
+        self._number = number
+        poller.sources[number] = self
 
     def receive(self) -> list[Any] | None:
         return self.inbox.popleft() if self.inbox else None
 
-    def readable(self) -> bool:
-        return bool(self.inbox)
+    @property
+    def is_armed(self) -> bool:
+        return self.is_told
+
+    def pending(self) -> Events:
+        return [(self._number, 1)] if self.inbox else []
 
     def gone(self) -> list[bytes]:
         return []
@@ -99,7 +129,8 @@ class ListTransport:
     def send(self, message: list[Any]) -> Sent:
         answer = self.answers.get(message[0], Sent.OK)
         if answer is Sent.OK:
-            self.sent.append(message)
+            # The daemon writes into its frames again.
+            self.sent.append([message[0], *(bytes(frame) for frame in message[1:])])
         return answer
 
 
@@ -110,7 +141,7 @@ class OtherTransport(ListTransport):
 
 
 class Bench:
-    """A serving loop without sockets or threads. To be made inside a running event loop."""
+    """A serving loop without sockets or threads."""
 
     def __init__(
         self,
@@ -124,11 +155,13 @@ class Bench:
         self.page = MetricsPage(make_page())
         self.clock = Clock()
         self.scheduler = Scheduler(self.limits.rows_max, self.limits.batch_wait_us_max * 1_000)
-        self.sessions = Sessions(7, Router(self.version), self.limits, self.page, lambda: self.scheduler.rows_waiting)
-        self.transport = ListTransport()
-        self.other_transport = OtherTransport()
+        self.sessions = Sessions(7, Router(self.version), self.limits, self.page, self.scheduler)
+        self.poller = ListPoller()
+        self.transport = ListTransport(0, self.poller)
+        self.other_transport = OtherTransport(1, self.poller)
         self.events: list[str] = []
         self.loop = ServingLoop(
+            self.poller,  # type: ignore[arg-type]
             [self.transport, self.other_transport],  # type: ignore[list-item]
             self.sessions,
             self.scheduler,
@@ -149,8 +182,12 @@ class Bench:
         return sent
 
     def wake(self) -> None:
-        """Lets the loop work."""
-        self.loop._on_readable(self.transport)  # type: ignore[arg-type]
+        """Lets the loop work until nothing is left to be read."""
+        is_done = False
+        while not is_done:
+            ready = self.loop._wait()
+            self.loop.turn(ready)
+            is_done = not ready
 
     def ask(self, peer: bytes, message: Message, *tensors: bytes) -> Message:
         """Lets `message` arrive and gives the one reply."""

@@ -163,7 +163,7 @@ def test_an_act_of_the_wrong_size_is_refused_alone(packets: socket.socket) -> No
 def test_a_message_too_large_for_the_lane_is_refused_before_it_is_sent(lane_daemon: Daemon) -> None:
     with pillion.connect(lane_daemon.address) as session:
         episode = session.begin()
-        episode._codec.encode = lambda observation, rows: [bytes(PACKET_BYTES_MAX)]  # type: ignore[method-assign]
+        episode._step.packet = bytearray(PACKET_BYTES_MAX + 1)
         with pytest.raises(pillion.InvalidObservationError, match="connect over ipc"):
             episode.act(OBSERVATION)
 

@@ -44,7 +44,7 @@ def test_every_number_of_rows_gives_what_onnxruntime_gives(policy: str) -> None:
         drawn = random.uniform(0, 1, (rows, *tensor.shape)) * (255 if tensor.dtype == "uint8" else 1)
         values = drawn.astype(tensor.dtype)
         engine.input_views[0][: values.nbytes] = values.tobytes()
-        engine.run(rows)
+        engine.runs[rows]()
         for output in spec.outputs:
             (expected,) = reference.run([output.name], {tensor.name: values})
             np.testing.assert_allclose(engine.outputs[output.name][:rows], expected, rtol=1e-4, atol=1e-5)
@@ -52,18 +52,18 @@ def test_every_number_of_rows_gives_what_onnxruntime_gives(policy: str) -> None:
 
 def test_a_single_row_may_be_the_maximum(lander: Artifact) -> None:
     engine = OnnxEngine(lander.model, lander.card.spec(), [], rows_max=1)
-    engine.run(1)
+    engine.runs[1]()
     assert engine.outputs["action"].shape == (1,)
 
 
 def test_rows_left_from_a_larger_batch_do_not_change_a_smaller_one(lander: Artifact) -> None:
     engine = OnnxEngine(lander.model, lander.card.spec(), ["logits"], rows_max=8)
     engine.inputs[0][:] = np.random.default_rng(1).normal(size=(8, 8))
-    engine.run(8)
-    engine.run(3)
+    engine.runs[8]()
+    engine.runs[3]()
     first = engine.outputs["logits"][:3].copy()
     engine.inputs[0][3:] = 1e6
-    engine.run(3)
+    engine.runs[3]()
     assert np.array_equal(first, engine.outputs["logits"][:3])
 
 

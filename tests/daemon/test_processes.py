@@ -17,7 +17,7 @@ import pytest
 
 import pillion
 from tests.conftest import StartDaemon
-from tests.harness import STORE, WAIT_S_MAX, Daemon
+from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon
 
 OBSERVATION = np.zeros(8, np.float32)
 RESIDENT_BYTES_MAX = 250 * 1024 * 1024
@@ -252,17 +252,20 @@ def test_the_serving_process_dies_with_its_parent(start_daemon: StartDaemon) -> 
     wait_until_gone(serving_pid)
 
 
-def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator() -> None:
+def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(tmp_path: Path) -> None:
     script = (
-        "import asyncio, uvloop\n"
-        "from pilliond.serving import crash\n"
-        "loop = uvloop.new_event_loop()\n"
-        "loop.set_exception_handler(crash)\n"
-        "loop.call_soon(lambda: 1 / 0)\n"
-        "loop.call_later(5, loop.stop)\n"
-        "loop.run_forever()\n"
+        "import sys\n"
+        "from pilliond import channel, serving\n"
+        "from pilliond.channel import Drain\n"
+        "from tests.daemon.assignment import assigned\n"
+        "end, serving_end = channel.make_channel()\n"
+        "channel.send(end, assigned(sys.argv[1]))\n"
+        "serving.ServingLoop.turn = lambda self, ready: 1 / 0\n"
+        "sys.argv[1] = str(serving_end.detach())\n"
+        "sys.exit(serving.main())\n"
     )
-    came = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    command = [sys.executable, "-c", script, f"lane://{tmp_path}/lane.sock"]
+    came = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
     assert came.returncode == os.EX_SOFTWARE
     assert "ZeroDivisionError" in came.stderr
 

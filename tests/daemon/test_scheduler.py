@@ -26,7 +26,7 @@ def test_nothing_waiting_makes_no_batch() -> None:
 
 def test_without_a_wait_the_batch_goes_when_the_engine_is_free() -> None:
     scheduler = Scheduler(8, 0)
-    scheduler.add(waiting_act(), 0)
+    scheduler.add(waiting_act(), 0, 99)
     batch = scheduler.take(0, lock_step_live=2)
     assert batch is not None
     assert batch.close is BatchClose.ENGINE_FREE
@@ -34,9 +34,9 @@ def test_without_a_wait_the_batch_goes_when_the_engine_is_free() -> None:
 
 def test_a_batch_closes_when_every_live_lock_step_handle_has_submitted() -> None:
     scheduler = Scheduler(8, wait_ns_max=1_000)
-    scheduler.add(waiting_act(), 0)
+    scheduler.add(waiting_act(), 0, 99)
     assert scheduler.take(1, lock_step_live=2) is None
-    scheduler.add(waiting_act(), 1)
+    scheduler.add(waiting_act(), 1, 99)
     batch = scheduler.take(1, lock_step_live=2)
     assert batch is not None
     assert (batch.close, batch.rows) == (BatchClose.ALL_SUBMITTED, 2)
@@ -44,7 +44,7 @@ def test_a_batch_closes_when_every_live_lock_step_handle_has_submitted() -> None
 
 def test_a_batch_waits_no_longer_than_it_may() -> None:
     scheduler = Scheduler(8, wait_ns_max=1_000)
-    scheduler.add(waiting_act(), 10)
+    scheduler.add(waiting_act(), 10, 99)
     assert scheduler.deadline_ns() == 1_010
     assert scheduler.take(1_009, lock_step_live=2) is None
     batch = scheduler.take(1_010, lock_step_live=2)
@@ -55,14 +55,14 @@ def test_a_batch_waits_no_longer_than_it_may() -> None:
 
 def test_a_batch_waits_for_no_more_than_half_a_budget() -> None:
     scheduler = Scheduler(8, wait_ns_max=1_000)
-    scheduler.add(waiting_act(deadline_ns=400), 0)
+    scheduler.add(waiting_act(deadline_ns=400), 0, 99)
     assert scheduler.deadline_ns() == 200
 
 
 def test_a_full_batch_goes_at_once_and_leaves_the_rest() -> None:
     scheduler = Scheduler(4, wait_ns_max=1_000)
     for _ in range(3):
-        scheduler.add(waiting_act(2), 0)
+        scheduler.add(waiting_act(2), 0, 99)
     batch = scheduler.take(0, lock_step_live=9)
     assert batch is not None
     assert (batch.close, batch.rows) == (BatchClose.FULL, 4)
@@ -72,8 +72,8 @@ def test_a_full_batch_goes_at_once_and_leaves_the_rest() -> None:
 def test_an_act_whose_deadline_has_passed_is_not_in_the_batch() -> None:
     scheduler = Scheduler(8, 0)
     late, in_time = waiting_act(deadline_ns=100), waiting_act(deadline_ns=101)
-    scheduler.add(late, 0)
-    scheduler.add(in_time, 0)
+    scheduler.add(late, 0, 99)
+    scheduler.add(in_time, 0, 99)
     batch = scheduler.take(100, lock_step_live=2)
     assert batch is not None
     assert (batch.groups, batch.expired) == ([in_time], [late])
@@ -81,7 +81,7 @@ def test_an_act_whose_deadline_has_passed_is_not_in_the_batch() -> None:
 
 def test_draining_waits_for_nobody() -> None:
     scheduler = Scheduler(8, wait_ns_max=1_000)
-    scheduler.add(waiting_act(), 0)
+    scheduler.add(waiting_act(), 0, 99)
     batch = scheduler.take(0, lock_step_live=2, drain=True)
     assert batch is not None
     assert batch.close is BatchClose.DRAIN
@@ -107,7 +107,7 @@ def test_a_batch_never_mixes_versions_never_exceeds_its_rows_and_loses_nobody(
     now_ns = 0
     for index, (rows, version, deadline_ns, lock_step) in enumerate(acts):
         group = waiting_act(rows, deadline_ns=deadline_ns, version=version, lock_step=lock_step)
-        scheduler.add(group, now_ns)
+        scheduler.add(group, now_ns, 99)
         added.append(group)
         now_ns += 5
         if index in takes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Any
 
@@ -39,11 +38,11 @@ MS = 1_000_000
 
 
 @pytest.fixture
-async def bench() -> Bench:
+def bench() -> Bench:
     return Bench()
 
 
-async def test_an_act_is_answered_with_the_outputs_of_its_own_rows(bench: Bench) -> None:
+def test_an_act_is_answered_with_the_outputs_of_its_own_rows(bench: Bench) -> None:
     welcome = bench.open()
     first, second = bench.begin(welcome, 1), bench.begin(welcome, 2, rows=2)
     bench.put(b"peer", act(first, 3), observation(value=1))
@@ -57,7 +56,7 @@ async def test_an_act_is_answered_with_the_outputs_of_its_own_rows(bench: Bench)
     assert (action.batch_rows, action.rows, action.digest) == (3, 2, bench.version.digest)
 
 
-async def test_what_does_not_fit_into_a_batch_is_run_in_the_next_without_another_message(bench: Bench) -> None:
+def test_what_does_not_fit_into_a_batch_is_run_in_the_next_without_another_message(bench: Bench) -> None:
     welcome = bench.open()
     handles = [bench.begin(welcome, sequence, rows=5) for sequence in (1, 2, 3)]
     for sequence, begun in enumerate(handles, 4):
@@ -66,23 +65,22 @@ async def test_what_does_not_fit_into_a_batch_is_run_in_the_next_without_another
     assert bench.engine.batches == [5, 5, 5]
 
 
-async def test_a_carrier_that_was_sent_to_for_another_is_looked_at_before_the_loop_sleeps() -> None:
-    bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+def test_what_a_carrier_has_but_the_poller_does_not_tell_of_is_taken_before_the_loop_sleeps(bench: Bench) -> None:
     begun = bench.begin(bench.open())
-    bench.begin(bench.open())
-    other = bench.other_transport
-    ping = encode(Ping(begun.session, begun.epoch, 3))
-    other.inbox.append(["stranger", encode(act(begun, 2)), observation()])
-    bench.loop._on_readable(other)  # type: ignore[arg-type]
-    other.inbox.append(["stranger", ping])
-    bench.clock.now_ns += MS
-    bench.wake()
-    assert [decode(bytes(message[1])).sequence for message in other.sent] == [2]
-    await asyncio.sleep(0)
-    assert [decode(bytes(message[1])).sequence for message in other.sent] == [2, 3]
+    bench.transport.is_told = False
+    assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
 
 
-async def test_the_same_request_again_gets_the_same_reply_and_is_not_run_again(bench: Bench) -> None:
+def test_messages_of_one_descriptor_make_one_batch(bench: Bench) -> None:
+    welcome = bench.open()
+    handles = [bench.begin(welcome, sequence) for sequence in (1, 2, 3, 4)]
+    for sequence, begun in enumerate(handles, 5):
+        bench.put(b"peer", act(begun, sequence), observation())
+    assert codes(bench.pump()) == ["action"] * 4
+    assert bench.engine.batches == [4]
+
+
+def test_the_same_request_again_gets_the_same_reply_and_is_not_run_again(bench: Bench) -> None:
     begun = bench.begin(bench.open())
     bench.put(b"peer", act(begun, 2), observation())
     bench.wake()
@@ -93,37 +91,37 @@ async def test_the_same_request_again_gets_the_same_reply_and_is_not_run_again(b
     assert bench.engine.batches == [1]
 
 
-async def test_an_older_sequence_is_stale(bench: Bench) -> None:
+def test_an_older_sequence_is_stale(bench: Bench) -> None:
     begun = bench.begin(bench.open())
     bench.ask(b"peer", act(begun, 5), observation())
     assert codes([bench.ask(b"peer", act(begun, 4), observation())]) == ["sequence_stale"]
 
 
-async def test_begin_sent_again_makes_no_second_handle(bench: Bench) -> None:
+def test_begin_sent_again_makes_no_second_handle(bench: Bench) -> None:
     welcome = bench.open()
     assert bench.begin(welcome, 1) == bench.begin(welcome, 1)
     assert bench.sessions.episodes_live == 1
 
 
-async def test_a_number_that_was_used_for_another_request_is_stale(bench: Bench) -> None:
+def test_a_number_that_was_used_for_another_request_is_stale(bench: Bench) -> None:
     welcome = bench.open()
     bench.begin(welcome, 1)
     assert codes([bench.ask(b"peer", Begin(welcome.session, welcome.epoch, 1, [5, 6]))]) == ["sequence_stale"]
 
 
-async def test_hello_sent_again_makes_no_second_session(bench: Bench) -> None:
+def test_hello_sent_again_makes_no_second_session(bench: Bench) -> None:
     first = bench.ask(b"peer", Hello(0, 0, 77))
     assert bench.ask(b"peer", Hello(0, 0, 77)) == first
     assert len(bench.sessions) == 1
 
 
-async def test_a_second_hello_leaves_the_first_session_alone(bench: Bench) -> None:
+def test_a_second_hello_leaves_the_first_session_alone(bench: Bench) -> None:
     begun = bench.begin(bench.open())
     bench.ask(b"peer", Hello(0, 0, 99))
     assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
 
 
-async def test_a_newer_act_takes_the_place_of_one_that_waits() -> None:
+def test_a_newer_act_takes_the_place_of_one_that_waits() -> None:
     bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
     welcome = bench.open()
     begun, _other = bench.begin(welcome, 1), bench.begin(welcome, 2)
@@ -144,7 +142,7 @@ async def test_a_newer_act_takes_the_place_of_one_that_waits() -> None:
     assert bench.engine.batches == [1]
 
 
-async def test_work_whose_deadline_has_passed_is_not_executed() -> None:
+def test_work_whose_deadline_has_passed_is_not_executed() -> None:
     bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
     welcome = bench.open()
     begun, _other = bench.begin(welcome, 1), bench.begin(welcome, 2)
@@ -156,7 +154,7 @@ async def test_work_whose_deadline_has_passed_is_not_executed() -> None:
 
 
 @pytest.mark.parametrize(("fallback", "expected"), [(Fallback.ZEROS, 0.0), (Fallback.LAST, 3.0), (Fallback.SAFE, 0.5)])
-async def test_a_session_gets_the_fallback_that_it_declared(fallback: Fallback, expected: float) -> None:
+def test_a_session_gets_the_fallback_that_it_declared(fallback: Fallback, expected: float) -> None:
     bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000), safe_action=[0.5])
     welcome = bench.open(fallback=fallback)
     begun = bench.begin(welcome)
@@ -173,11 +171,11 @@ async def test_a_session_gets_the_fallback_that_it_declared(fallback: Fallback, 
     assert bench.engine.batches == [1]
 
 
-async def test_a_safe_fallback_without_a_safe_action_is_refused_at_the_handshake(bench: Bench) -> None:
+def test_a_safe_fallback_without_a_safe_action_is_refused_at_the_handshake(bench: Bench) -> None:
     assert codes([bench.ask(b"peer", Hello(0, 0, 1, fallback=Fallback.SAFE))]) == ["no_safe_action"]
 
 
-async def test_start_marks_of_an_act_that_was_not_run_are_kept_for_the_next() -> None:
+def test_start_marks_of_an_act_that_was_not_run_are_kept_for_the_next() -> None:
     bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
     welcome = bench.open()
     begun = bench.begin(welcome, 1, rows=2)
@@ -196,7 +194,7 @@ async def test_start_marks_of_an_act_that_was_not_run_are_kept_for_the_next() ->
     assert group.steps().tolist() == [2, 1]
 
 
-async def test_a_non_finite_row_is_refused_alone(bench: Bench) -> None:
+def test_a_non_finite_row_is_refused_alone(bench: Bench) -> None:
     welcome = bench.open()
     sound, poisoned = bench.begin(welcome, 1), bench.begin(welcome, 2, rows=2)
     bench.put(b"peer", act(poisoned, 3, rows=2), np.array([[1, 1, 1], [1, math.nan, 1]], np.float32).tobytes())
@@ -209,7 +207,7 @@ async def test_a_non_finite_row_is_refused_alone(bench: Bench) -> None:
     assert np.frombuffer(replies[4][2], np.float32).tolist() == [6.0]
 
 
-async def test_an_engine_that_fails_gives_typed_errors_and_goes_on(bench: Bench) -> None:
+def test_an_engine_that_fails_gives_typed_errors_and_goes_on(bench: Bench) -> None:
     begun = bench.begin(bench.open())
     bench.engine.fails = True
     reply = bench.ask(b"peer", act(begun, 2), observation())
@@ -234,7 +232,7 @@ async def test_an_engine_that_fails_gives_typed_errors_and_goes_on(bench: Bench)
         ({"seeds": [1]}, [observation()], "rows_mismatch"),
     ],
 )
-async def test_an_act_that_does_not_fit_is_refused_and_the_session_goes_on(
+def test_an_act_that_does_not_fit_is_refused_and_the_session_goes_on(
     bench: Bench, fields: dict[str, Any], tensors: list[bytes], code: str
 ) -> None:
     begun = bench.begin(bench.open())
@@ -246,7 +244,7 @@ async def test_an_act_that_does_not_fit_is_refused_and_the_session_goes_on(
     assert codes([bench.ask(b"peer", act(begun, 3), observation())]) == ["action"]
 
 
-async def test_an_unknown_or_foreign_episode_is_refused(bench: Bench) -> None:
+def test_an_unknown_or_foreign_episode_is_refused(bench: Bench) -> None:
     mine = bench.begin(bench.open(b"me"), peer=b"me")
     other = bench.open(b"other")
     foreign = Act(other.session, other.epoch, 1, mine.episode, 1, 0, True)
@@ -254,20 +252,20 @@ async def test_an_unknown_or_foreign_episode_is_refused(bench: Bench) -> None:
     assert codes([bench.ask(b"me", act(mine, 2), observation())]) == ["action"]
 
 
-async def test_another_epoch_and_an_unknown_session_are_told_apart(bench: Bench) -> None:
+def test_another_epoch_and_an_unknown_session_are_told_apart(bench: Bench) -> None:
     welcome = bench.open()
     assert codes([bench.ask(b"peer", Ping(welcome.session, welcome.epoch + 1, 1))]) == ["epoch_stale"]
     assert codes([bench.ask(b"peer", Ping(welcome.session + 1, welcome.epoch, 1))]) == ["session_unknown"]
     assert isinstance(bench.ask(b"peer", Ping(welcome.session, welcome.epoch, 1)), Pong)
 
 
-async def test_a_client_that_says_what_only_a_daemon_says_is_refused(bench: Bench) -> None:
+def test_a_client_that_says_what_only_a_daemon_says_is_refused(bench: Bench) -> None:
     welcome = bench.open()
     reply = bench.ask(b"peer", Ended(welcome.session, welcome.epoch, 9, 1, 1))
     assert codes([reply]) == ["unknown_message"]
 
 
-async def test_ended_episodes_and_closed_sessions_leave_nothing_behind(bench: Bench) -> None:
+def test_ended_episodes_and_closed_sessions_leave_nothing_behind(bench: Bench) -> None:
     welcome = bench.open()
     begun = bench.begin(welcome)
     bench.ask(b"peer", act(begun, 2), observation())
@@ -280,7 +278,7 @@ async def test_ended_episodes_and_closed_sessions_leave_nothing_behind(bench: Be
     assert (len(bench.sessions), bench.sessions.episodes_live, bench.sessions.lock_step_live) == (0, 0, 0)
 
 
-async def test_limits_on_sessions_handles_rows_and_waiting_rows_answer_overloaded_or_mismatch() -> None:
+def test_limits_on_sessions_handles_rows_and_waiting_rows_answer_overloaded_or_mismatch() -> None:
     limits = ServingLimits(rows_max=4, queue_rows_max=4, sessions_max=2, episodes_max=3, batch_wait_us_max=1_000)
     bench = Bench(limits)
     welcome = bench.open(b"a")
@@ -295,7 +293,7 @@ async def test_limits_on_sessions_handles_rows_and_waiting_rows_answer_overloade
     assert codes(bench.pump()) == ["overloaded"]
 
 
-async def test_a_silent_session_is_pinged_and_after_long_silence_ended(bench: Bench) -> None:
+def test_a_silent_session_is_pinged_and_after_long_silence_ended(bench: Bench) -> None:
     welcome = bench.open()
     replies: list[Any] = []
     bench.sessions.sweep(bench.clock.now_ns + HEARTBEAT_MS * MS, replies)
@@ -307,7 +305,7 @@ async def test_a_silent_session_is_pinged_and_after_long_silence_ended(bench: Be
     assert len(bench.sessions) == 0
 
 
-async def test_a_peer_that_is_gone_or_does_not_read_loses_its_sessions_and_nobody_elses(bench: Bench) -> None:
+def test_a_peer_that_is_gone_or_does_not_read_loses_its_sessions_and_nobody_elses(bench: Bench) -> None:
     gone = bench.begin(bench.open(b"gone"), peer=b"gone")
     bench.open(b"here")
     bench.transport.answers[b"gone"] = Sent.PEER_FULL
@@ -318,7 +316,7 @@ async def test_a_peer_that_is_gone_or_does_not_read_loses_its_sessions_and_nobod
     assert bench.events == ["peer_dropped"]
 
 
-async def test_draining_answers_what_arrived_refuses_what_is_new_and_says_goodbye() -> None:
+def test_draining_answers_what_arrived_refuses_what_is_new_and_says_goodbye() -> None:
     bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
     welcome = bench.open()
     waiting, arriving = bench.begin(welcome, 1), bench.begin(welcome, 2)
@@ -335,7 +333,7 @@ async def test_draining_answers_what_arrived_refuses_what_is_new_and_says_goodby
 
 
 @given(data=st.lists(st.binary(max_size=64), min_size=1, max_size=4))
-async def test_any_bytes_get_exactly_one_typed_error_and_hurt_nobody(data: list[bytes]) -> None:
+def test_any_bytes_get_exactly_one_typed_error_and_hurt_nobody(data: list[bytes]) -> None:
     bench = Bench()
     begun = bench.begin(bench.open())
     bench.transport.inbox.append([b"stranger", *data])
@@ -349,31 +347,21 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.runner = asyncio.Runner()
-        limits = ServingLimits(rows_max=4, queue_rows_max=6, sessions_max=3, episodes_max=2, batch_wait_us_max=50)
-
-        async def make() -> Bench:
-            return Bench(limits)
-
-        self.bench = self.runner.run(make())
+        self.bench = Bench(
+            ServingLimits(rows_max=4, queue_rows_max=6, sessions_max=3, episodes_max=2, batch_wait_us_max=50)
+        )
         self.sequence = 0
         self.handles: list[Begun] = []
         self.owed: set[int] = set()
         self.welcomes: list[Welcome] = []
 
     def teardown(self) -> None:
-        try:
-            self._run(lambda: self.bench.loop.drain("teardown"))
-            assert not self.owed, f"never answered: {self.owed}"
-            assert self.bench.scheduler.rows_waiting == 0
-        finally:
-            self.runner.close()
+        self._run(lambda: self.bench.loop.drain("teardown"))
+        assert not self.owed, f"never answered: {self.owed}"
+        assert self.bench.scheduler.rows_waiting == 0
 
     def _run(self, work: Any) -> None:
-        async def inside() -> None:
-            work()
-
-        self.runner.run(inside())
+        work()
         for message in self.bench.transport.sent:
             self._take(decode(bytes(message[1])), message)
         self.bench.transport.sent.clear()

@@ -123,7 +123,7 @@ def test_it_plays_episodes_against_a_real_daemon(daemon: Daemon) -> None:
     assert outputs[0][:4] == ["action", "int64", [], "Discrete"]
     handle = client.begin([7])
     fields, frames = client.act(handle, 1, ONE_ROW)
-    assert (fields[3], fields[4], len(fields)) == (handle, 1, 13)
+    assert (fields[3], fields[4], len(fields)) == (handle, 1, 15)
     (action,) = struct.unpack("<q", frames[0])
     assert 0 <= action <= 3
     group = client.begin([1, 2, 3])

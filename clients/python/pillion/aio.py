@@ -13,7 +13,7 @@ from typing import Any, Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply
 from pillion.described import Described
 from pillion.errors import (
     EpisodeLostError,
@@ -21,10 +21,11 @@ from pillion.errors import (
     RequestTimeoutError,
     UnavailableError,
 )
-from pillion.handle import Handle, useful_s
+from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Begun, Goodbye, Ping
+from pillion_protocol import Goodbye, Ping
+from pillion_protocol.steps import ActStep
 
 
 class Session(Described):
@@ -90,17 +91,18 @@ class Session(Described):
         self._codec = TensorCodec(self._conversation.spec)
         self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
 
-    async def _begin(self, seeds: list[int]) -> Begun:
+    async def _begin(self, seeds: list[int]) -> Beginning:
+        slots = self._carrier.passes_memory
         async with self._in_turn():
             if self._conversation.is_open:
                 try:
-                    return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds)))
+                    return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds, slots)))
                 except EpisodeLostError:
                     # The daemon was started again since: nothing of ours is lost by opening anew.
                     pass
             self._fail_all(self._conversation.lost())
             await self._open()
-            return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds)))
+            return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds, slots)))
 
     async def _end(self, episode: int) -> None:
         async with self._in_turn():
@@ -147,13 +149,16 @@ class Session(Described):
     def _send(self, sequence: int, frames: Frames) -> None:
         """Sends a request now, or when there is a connection to send it on: the descriptor tells of that too."""
         if not self._carrier.send_now(frames):
-            self._unsent[sequence] = frames
+            self._unsent[sequence] = [bytes(frame) for frame in frames]
         # A send may swallow the descriptor's edge: look before sleeping.
         self._on_readable()
 
     def _resend(self, sequence: int, frames: Frames, left_s: float) -> None:
         waiting = self._waiting.get(sequence)
         if waiting is None or waiting.done() or self._carrier.is_closed or left_s <= 0:
+            return
+        if isinstance(frames, ActStep) and frames.sequence != sequence:
+            # A newer act of the same handle was written in its place.
             return
         self._send(sequence, frames)
         if left_s > RESEND_S:
@@ -202,8 +207,8 @@ class Session(Described):
 class Episode(Handle):
     """One episode: a row without a row axis. Made by `Session.begin`."""
 
-    def __init__(self, session: Session, begun: Begun) -> None:
-        super().__init__(session._conversation, session._codec, begun, None)
+    def __init__(self, session: Session, start: Beginning) -> None:
+        super().__init__(session._conversation, session._codec, start, None)
         self._session = session
 
     async def act(
@@ -212,7 +217,9 @@ class Episode(Handle):
         """The action for one observation; as `pillion.session.Episode.act`."""
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(await self._session._exchange(sequence, frames, useful_s(budget_us)), sent_ns)
+        return self._take(
+            await self._session._exchange(sequence, frames, budget_us / 1e6 if budget_us else math.inf), sent_ns
+        )
 
     async def end(self) -> None:
         """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
@@ -230,8 +237,8 @@ class Episode(Handle):
 class EpisodeGroup(Handle):
     """Several episodes that act together, a row each. Made by `Session.begin_many`."""
 
-    def __init__(self, session: Session, begun: Begun, rows: int) -> None:
-        super().__init__(session._conversation, session._codec, begun, rows)
+    def __init__(self, session: Session, start: Beginning, rows: int) -> None:
+        super().__init__(session._conversation, session._codec, start, rows)
         self._session = session
         self.rows = rows
 
@@ -247,7 +254,9 @@ class EpisodeGroup(Handle):
         """The actions for all rows; as `pillion.session.EpisodeGroup.act`."""
         sequence, frames = self._request(observations, deterministic, budget_us, episode_start, seeds, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(await self._session._exchange(sequence, frames, useful_s(budget_us)), sent_ns)
+        return self._take(
+            await self._session._exchange(sequence, frames, budget_us / 1e6 if budget_us else math.inf), sent_ns
+        )
 
     async def end(self) -> None:
         """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""

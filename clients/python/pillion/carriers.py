@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pillion.conversation import Frames
 
@@ -11,6 +11,12 @@ class Carrier(Protocol):
     """A connection that comes back by itself. For one thread at a time."""
 
     address: str
+    passes_memory: ClassVar[bool]
+    """Whether a `begun` may come with shared memory for slots, as the frame behind its head."""
+
+    must_listen: ClassVar[bool]
+    """Whether what came meanwhile must be read before something is sent after a pause."""
+
     row_bytes: list[int]
     """The bytes of a row of each output, from the welcome on; a carrier may need it to divide a message."""
 
@@ -29,6 +35,10 @@ class Carrier(Protocol):
 
     def send_now(self, frames: Frames) -> bool:
         """Sends a message; False where there is no connection to send it on at this moment."""
+        ...
+
+    def exchange(self, frames: Frames) -> Frames | None:
+        """`send_now`, and then `receive`; None also where there was no connection to send on."""
         ...
 
     def receive(self) -> Frames | None:
@@ -52,15 +62,15 @@ class Carrier(Protocol):
         ...
 
 
-def open_carrier(address: str) -> Carrier:
+def open_carrier(address: str, busy_poll_us: int = 0) -> Carrier:
     """The carrier for `lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`; raises `UnavailableError`.
 
-    Who takes the lane does not import pyzmq.
+    `receive` looks for `busy_poll_us` before it sleeps. Who takes the lane does not import pyzmq.
     """
     if address.startswith("lane://"):
         from pillion.lane_carrier import LaneCarrier
 
-        return LaneCarrier(address)
+        return LaneCarrier(address, busy_poll_us)
     from pillion.zmq_carrier import ZmqCarrier
 
-    return ZmqCarrier(address)
+    return ZmqCarrier(address, busy_poll_us=busy_poll_us)

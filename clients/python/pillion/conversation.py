@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,6 @@ from pillion.errors import EpisodeLostError, PillionError, RefusedError
 from pillion_protocol import (
     PROTOCOL_VERSION,
     Act,
-    Action,
     Begin,
     Begun,
     End,
@@ -58,6 +57,13 @@ class Reply:
     def __init__(self, message: Message, tensors: Frames) -> None:
         self.message = message
         self.tensors = tensors
+
+
+class Beginning(NamedTuple):
+    """A handle that was begun, and the shared memory of its slots, if it has some."""
+
+    begun: Begun
+    area: memoryview | None
 
 
 class Conversation:
@@ -114,10 +120,10 @@ class Conversation:
             )
         ]
 
-    def begin(self, seeds: Sequence[int]) -> tuple[int, Frames]:
-        """Asks for a handle of `len(seeds)` rows."""
+    def begin(self, seeds: Sequence[int], slots: bool = False) -> tuple[int, Frames]:
+        """Asks for a handle of `len(seeds)` rows, and for slots where the carrier can pass memory."""
         sequence = self._next()
-        return sequence, [encode(Begin(self.session, self.epoch, sequence, list(seeds)))]
+        return sequence, [encode(Begin(self.session, self.epoch, sequence, list(seeds), slots))]
 
     def act(
         self,
@@ -129,8 +135,10 @@ class Conversation:
         episode_start: bytes = b"",
         seeds: Sequence[int] = (),
         traceparent: str = "",
+        slot: int = 0,
+        generation: int = 0,
     ) -> tuple[int, Frames]:
-        """Asks for the actions of a handle."""
+        """Asks for the actions of a handle, for observations in `tensors` or in a slot."""
         self.sequence = sequence = self.sequence + 1
         head = encode(
             Act(
@@ -144,6 +152,8 @@ class Conversation:
                 episode_start,
                 list(seeds),
                 traceparent,
+                slot,
+                generation,
             )
         )
         return sequence, [head, *tensors]
@@ -176,7 +186,7 @@ class Conversation:
     def read(self, frames: Frames) -> Reply | None:
         """The message in `frames`, or None where it is not for this session: late, of another one, or unreadable."""
         try:
-            message = decode(bytes(frames[0]))
+            message = decode(frames[0])
         except RemoteProtocolError:
             # A newer daemon may say what this client has no word for; the request is sent again and then times out.
             return None
@@ -206,31 +216,25 @@ class Conversation:
         self.spec = spec
         self.is_open = True
 
-    def begun(self, reply: Reply) -> Begun:
+    def begun(self, reply: Reply) -> Beginning:
         """Takes the answer to a begin; raises `RefusedError` or `EpisodeLostError`."""
         message = reply.message
-        if isinstance(message, Begun):
-            return message
-        raise self._failure("begun", message)
-
-    def acted(self, reply: Reply) -> Action:
-        """Takes the answer to an act; raises `RefusedError` or `EpisodeLostError`."""
-        message = reply.message
-        if type(message) is Action:
-            return message
-        raise self._failure("action", message)
+        if not isinstance(message, Begun):
+            raise self.failure("begun", message)
+        area = reply.tensors[0] if message.slots and reply.tensors else None
+        return Beginning(message, area if isinstance(area, memoryview) else None)
 
     def ended(self, reply: Reply) -> Ended:
         """Takes the answer to an end; raises `RefusedError` or `EpisodeLostError`."""
         message = reply.message
         if isinstance(message, Ended):
             return message
-        raise self._failure("ended", message)
+        raise self.failure("ended", message)
 
     def ponged(self, reply: Reply) -> None:
         """Takes the answer to a ping; raises `RefusedError` or `EpisodeLostError`."""
         if not isinstance(reply.message, Pong):
-            raise self._failure("pong", reply.message)
+            raise self.failure("pong", reply.message)
 
     def closed(self, reason: str) -> None:
         """Notes that the session is over."""
@@ -241,7 +245,8 @@ class Conversation:
         """The error for an episode of a session that is over."""
         return EpisodeLostError(f"the session of this episode is over: {self.closed_because}; begin a new episode")
 
-    def _failure(self, expected: str, message: Message) -> PillionError:
+    def failure(self, expected: str, message: Message) -> PillionError:
+        """What a message means that is not the `expected` answer."""
         if isinstance(message, Goodbye):
             self.closed(f"the daemon said goodbye ({message.reason})")
             return self.lost()

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pillion.conversation import Conversation, Frames, Reply
+from pillion.conversation import Beginning, Conversation, Frames, Reply
 from pillion.errors import InvalidObservationError, PillionError, RefusedError
 from pillion.outcome import Outcome, timings_of
 from pillion.seeds import checked_seeds
+from pillion.slots import Slots
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Action, Begun, ErrorCode
-
-
-def useful_s(budget_us: int) -> float:
-    """How long an answer is of use, in seconds."""
-    return budget_us / 1e6 if budget_us else math.inf
+from pillion_protocol import Action, ErrorCode
+from pillion_protocol.steps import ActStep
 
 
 class Handle:
@@ -28,9 +24,14 @@ class Handle:
     Rule: it belongs to the epoch it was begun in; when the conversation is opened again, it is lost.
     """
 
-    def __init__(self, conversation: Conversation, codec: TensorCodec, begun: Begun, rows: int | None) -> None:
+    def __init__(self, conversation: Conversation, codec: TensorCodec, start: Beginning, rows: int | None) -> None:
+        begun, area = start
         self._conversation = conversation
         self._codec = codec
+        self._slots = None if area is None else Slots(area, conversation.spec, rows or 1)
+        frame_bytes = [] if self._slots else codec.frame_bytes(rows)
+        self._step = ActStep(conversation.session, conversation.epoch, begun.episode, rows or 1, frame_bytes)
+        self._shape, self._dtype = codec.only_form(rows)
         self._session_id = conversation.session
         self._id = begun.episode
         self._rows = rows
@@ -57,6 +58,8 @@ class Handle:
             version=self._versions.get(action.digest, ""),
             digest=f"sha256:{action.digest.hex()}",
             fallback=action.fallback,
+            observation_in_slot=self._slots is not None,
+            outputs_in_slot=action.slot > 0,
             outputs=self._codec.decode(tensors, self._rows),
             timings=timings_of(action, round_trip_ns),
         )
@@ -85,12 +88,36 @@ class Handle:
         seeds: Sequence[int] | None,
         traceparent: str,
     ) -> tuple[int, Frames]:
-        self._check_live()
-        tensors = self._codec.encode(observation, self._rows)
+        conversation = self._conversation
+        if self._is_ended or conversation.session != self._session_id or not conversation.is_open:
+            self._check_live()
         mask = b"" if episode_start is None else self._mask(episode_start)
         drawn = () if seeds is None else checked_seeds(seeds, mask.count(1))
-        return self._conversation.act(
-            self._id, self._rows or 1, tensors, budget_us, deterministic, mask, drawn, traceparent
+        step = self._step
+        slot = generation = 0
+        if self._slots is not None:
+            slot, generation = self._slots.write(self._codec.arrays(observation, self._rows))
+            step.point(slot, generation)
+        elif type(observation) is np.ndarray and observation.shape == self._shape and observation.dtype == self._dtype:
+            step.tensors[0][:] = observation.tobytes()
+        else:
+            for place, array in zip(step.tensors, self._codec.arrays(observation, self._rows), strict=True):
+                place[:] = array.tobytes()
+        if not mask and not traceparent:
+            conversation.sequence = sequence = conversation.sequence + 1
+            step.fill(sequence, budget_us, deterministic)
+            return sequence, step
+        return conversation.act(
+            self._id,
+            self._rows or 1,
+            [bytes(tensor) for tensor in step.tensors],
+            budget_us,
+            deterministic,
+            mask,
+            drawn,
+            traceparent,
+            slot,
+            generation,
         )
 
     def _mask(self, episode_start: ArrayLike) -> bytes:
@@ -101,14 +128,22 @@ class Handle:
 
     def _take(self, reply: Reply, sent_ns: int) -> Array:
         round_trip_ns = time.monotonic_ns() - sent_ns
-        action = self._conversation.acted(reply)
-        came = [len(frame) for frame in reply.tensors]
-        if came != self._output_bytes:
+        action = reply.message
+        if type(action) is not Action:
+            raise self._conversation.failure("action", action)
+        tensors = self._outputs_in_slot(action) if action.slot else reply.tensors
+        if list(map(len, tensors)) != self._output_bytes:
             raise RefusedError(
                 ErrorCode.SHAPE_MISMATCH,
                 "the answer does not fit the spec",
                 f"frames of {self._output_bytes} bytes",
-                f"{came}",
+                f"{[len(frame) for frame in tensors]}",
             )
-        self._answer = (action, reply.tensors, round_trip_ns)
-        return self._codec.decode_first(reply.tensors, self._rows)
+        self._answer = (action, tensors, round_trip_ns)
+        return self._codec.decode_first(tensors, self._rows)
+
+    def _outputs_in_slot(self, action: Action) -> Frames:
+        try:
+            return [*self._slots.outputs(action.slot)] if self._slots is not None else []
+        except IndexError:
+            return []

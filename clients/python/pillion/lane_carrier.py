@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import select
 import socket
 import struct
 import time
-from typing import Final
+from typing import ClassVar, Final
 
+from pillion.busy_poll import spin
 from pillion.conversation import RESEND_S, Frames
 from pillion.errors import InvalidObservationError
-from pillion_protocol import RemoteProtocolError
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol import MessageType, RemoteProtocolError
+from pillion_protocol.lane import HEAD_SPACE_BYTES, PACKET_BYTES_MAX, SHORT_HEAD_BYTES_MAX, pack, unpack
+from pillion_protocol.steps import ActStep
 
+_SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _RECONNECT_S: Final = 0.02
 _SEND_BUFFER_BYTES: Final = 212_992
 _TIMEVAL: Final = struct.Struct("ll")
+_BEGUN: Final = bytes([MessageType.BEGUN])
+_BEGIN: Final = int(MessageType.BEGIN)
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(struct.calcsize("i"))
 
 
 class LaneCarrier:
     """Owns one connection to `lane:///PATH`, made anew where it is lost. For one thread at a time.
 
-    `row_bytes` holds the bytes of a row of each output, from the welcome on.
+    `row_bytes` holds the bytes of a row of each output, from the welcome on. `receive` looks for `busy_poll_us` before
+    it sleeps.
     """
 
-    def __init__(self, address: str) -> None:
+    passes_memory: ClassVar[bool] = True
+    must_listen: ClassVar[bool] = False
+
+    def __init__(self, address: str, busy_poll_us: int = 0) -> None:
         self.address = address
+        self._busy_poll_ns = busy_poll_us * 1_000
+        self._poll = select.poll()
+        self._awaits_memory = False
         self.row_bytes: list[int] = []
         self._path = address.removeprefix("lane://")
         self._socket: socket.socket | None = None
@@ -43,6 +58,8 @@ class LaneCarrier:
 
     def send(self, frames: Frames, wait_s: float) -> bool:
         """Sends a message; False where there was no connection to send it on for `wait_s`."""
+        if self.send_now(frames):
+            return True
         give_up_s = time.monotonic() + wait_s
         while not self.send_now(frames):
             if time.monotonic() >= give_up_s:
@@ -58,14 +75,20 @@ class LaneCarrier:
         connection = self._socket or self._connect()
         if connection is None:
             return False
-        packet = pack(bytes(frames[0]), frames[1:])
+        if type(frames) is ActStep:
+            packet: bytes | bytearray | memoryview = frames.packet
+        else:
+            head, *tensors = frames
+            packet = pack(head, tensors)
+            if head[0] == _BEGIN:
+                self._awaits_memory = True
         if len(packet) > PACKET_BYTES_MAX:
             raise InvalidObservationError(
-                f"expected at most {PACKET_BYTES_MAX} bytes in a message over the lane, came {len(packet)}: "
-                "connect over ipc:// for observations of this size"
+                f"expected at most {PACKET_BYTES_MAX} bytes in a message over the lane that has no slot for it, "
+                f"came {len(packet)}: connect over ipc:// for observations of this size"
             )
         try:
-            connection.send(packet, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            connection.send(packet, _SEND_FLAGS)
         except BlockingIOError:
             return False
         except OSError:
@@ -73,8 +96,30 @@ class LaneCarrier:
             return False
         return True
 
+    def exchange(self, frames: Frames) -> Frames | None:
+        """Sends a message and gives the next one that comes, or None: for an act, in as few steps as can be."""
+        connection = self._socket
+        if type(frames) is not ActStep or connection is None or len(frames.packet) > PACKET_BYTES_MAX:
+            return self.receive() if self.send_now(frames) else None
+        try:
+            connection.send(frames.packet, _SEND_FLAGS)
+        except OSError:
+            # What the daemon said last may still lie there.
+            return self._receive(socket.MSG_DONTWAIT)
+        try:
+            if self._busy_poll_ns:
+                spin(self._is_readable, self._busy_poll_ns)
+            size = connection.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            size = 0
+        return self._frames(size)
+
     def receive(self) -> Frames | None:
         """The next message, or None where none came within the wait, or the connection was lost."""
+        if self._busy_poll_ns:
+            spin(self._is_readable, self._busy_poll_ns)
         return self._receive(0)
 
     def receive_now(self) -> Frames | None:
@@ -109,19 +154,53 @@ class LaneCarrier:
         connection = self._socket
         if connection is None:
             return None
+        descriptors: list[int] = []
         try:
-            size = connection.recv_into(self._buffer, 0, flags)
+            if self._awaits_memory:
+                size = self._receive_with_memory(connection, flags, descriptors)
+            else:
+                size = connection.recv_into(self._buffer, 0, flags)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
             size = 0
+        frames = self._frames(size)
+        if self._awaits_memory and frames is not None:
+            self._take_memory(frames, descriptors)
+        return frames
+
+    def _frames(self, size: int) -> Frames | None:
+        """The frames of the packet of `size` bytes that was read, or None where the connection is lost."""
+        buffer = self._buffer
+        length = buffer[0] | buffer[1] << 8
+        if length <= SHORT_HEAD_BYTES_MAX and size > HEAD_SPACE_BYTES and len(self.row_bytes) == 1:
+            # What `unpack` does, for the action that nearly every packet is.
+            return [buffer[2 : 2 + length], bytes(buffer[HEAD_SPACE_BYTES:size])]
         if size == 0:
             self._lose()
             return None
         try:
-            return unpack(self._buffer[:size], self.row_bytes)
+            return unpack(buffer[:size], self.row_bytes)
         except RemoteProtocolError:
             return [b""]
+
+    def _receive_with_memory(self, connection: socket.socket, flags: int, descriptors: list[int]) -> int:
+        size, ancillary, _, _ = connection.recvmsg_into([self._buffer], _ANCILLARY_BYTES, flags)
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors += memoryview(data).cast("i")
+        return size
+
+    def _take_memory(self, frames: Frames, descriptors: list[int]) -> None:
+        """Puts a view of the passed memory behind the head of a `begun`. The view keeps it; no descriptor is kept."""
+        if frames[0][:1] == _BEGUN:
+            self._awaits_memory = False
+            frames += [memoryview(mmap.mmap(descriptor, 0)) for descriptor in descriptors[:1]]
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _is_readable(self) -> bool:
+        return bool(self._poll.poll(0))
 
     def _connect(self) -> socket.socket | None:
         now_s = time.monotonic()
@@ -137,6 +216,8 @@ class LaneCarrier:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._apply_wait(connection)
         self._socket = connection
+        self._poll.register(connection, select.POLLIN)
+        self._awaits_memory = False
         if self._epoll is not None:
             self._epoll.register(connection.fileno(), select.EPOLLIN)
         return connection
@@ -149,6 +230,7 @@ class LaneCarrier:
 
     def _lose(self) -> None:
         if self._socket is not None:
+            self._poll.unregister(self._socket)
             self._socket.close()
             self._socket = None
         self._connect_after_s = time.monotonic() + _RECONNECT_S

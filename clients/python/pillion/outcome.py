@@ -48,6 +48,10 @@ class Outcome:
     """`sha256:…` of the artifact whose weights ran."""
     fallback: str
     """What stands in for an action that could not be computed in time; empty: the policy computed it."""
+    observation_in_slot: bool
+    """Whether the observation travelled in shared memory instead of in the message."""
+    outputs_in_slot: bool
+    """Whether the outputs did."""
     outputs: dict[str, Array]
     """Every output of the spec by name; `action` is what the act returned."""
     timings: Timings

@@ -11,7 +11,7 @@ from typing import Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply
 from pillion.described import Described
 from pillion.errors import (
     EpisodeLostError,
@@ -19,10 +19,10 @@ from pillion.errors import (
     RequestTimeoutError,
     UnavailableError,
 )
-from pillion.handle import Handle, useful_s
+from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Begun, Goodbye, Ping
+from pillion_protocol import Goodbye, Ping
 
 LISTEN_AFTER_S = 0.001
 """After a pause this long a request first looks for what the daemon said meanwhile; in a tight loop it costs 2 %."""
@@ -98,15 +98,16 @@ class Session(Described):
         self._codec = TensorCodec(self._conversation.spec)
         self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
 
-    def _begin(self, seeds: list[int]) -> Begun:
+    def _begin(self, seeds: list[int]) -> Beginning:
+        slots = self._carrier.passes_memory
         if self._conversation.is_open:
             try:
-                return self._conversation.begun(self._exchange(*self._conversation.begin(seeds)))
+                return self._conversation.begun(self._exchange(*self._conversation.begin(seeds, slots)))
             except EpisodeLostError:
                 # The daemon was started again since: nothing of ours is lost by opening anew.
                 pass
         self._open()
-        return self._conversation.begun(self._exchange(*self._conversation.begin(seeds)))
+        return self._conversation.begun(self._exchange(*self._conversation.begin(seeds, slots)))
 
     def _exchange(self, sequence: int, frames: Frames, useful_s: float = math.inf) -> Reply:
         """Sends a request and waits for its answer, sending it again where none comes.
@@ -114,22 +115,28 @@ class Session(Described):
         What is of use for `useful_s` only is not sent later than that: its budget would begin anew over there.
         """
         carrier = self._carrier
+        conversation = self._conversation
         started_s = time.monotonic()
-        give_up_s = started_s + min(self._timeout_s, useful_s)
-        if started_s - self._heard_s > LISTEN_AFTER_S and (last_word := self._listen()) is not None:
-            return last_word
+        if carrier.must_listen and started_s - self._heard_s > LISTEN_AFTER_S:
+            last_word = self._listen()
+            if last_word is not None:
+                return last_word
+        received = carrier.exchange(frames)
         while True:
-            if carrier.send(frames, min(self._wait_s, useful_s)):
-                while (received := carrier.receive()) is not None:
-                    reply = self._conversation.read(received)
-                    if reply is not None and (reply.message.sequence == sequence or self._heed(reply)):
+            while received is not None:
+                reply = conversation.read(received)
+                if reply is not None and (reply.message.sequence == sequence or self._heed(reply)):
+                    if carrier.must_listen:
                         self._heard_s = time.monotonic()
-                        return reply
-                    if time.monotonic() >= max(give_up_s, started_s + self._wait_s):
-                        break
+                    return reply
+                if time.monotonic() >= started_s + max(self._wait_s, min(self._timeout_s, useful_s)):
+                    break
+                received = carrier.receive()
             now_s = time.monotonic()
-            if now_s >= give_up_s:
+            left_s = started_s + min(self._timeout_s, useful_s) - now_s
+            if left_s <= 0:
                 raise RequestTimeoutError(f"no answer from {carrier.address} within {now_s - started_s:.3g} s")
+            received = carrier.receive() if carrier.send(frames, min(self._wait_s, left_s)) else None
 
     def _listen(self) -> Reply | None:
         """Takes what came while nobody waited; gives the daemon's last word, if it was said.
@@ -154,8 +161,8 @@ class Session(Described):
 class Episode(Handle):
     """One episode: a row without a row axis. Made by `Session.begin`."""
 
-    def __init__(self, session: Session, begun: Begun) -> None:
-        super().__init__(session._conversation, session._codec, begun, None)
+    def __init__(self, session: Session, start: Beginning) -> None:
+        super().__init__(session._conversation, session._codec, start, None)
         self._session = session
 
     def act(
@@ -170,7 +177,9 @@ class Episode(Handle):
         """
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(self._session._exchange(sequence, frames, useful_s(budget_us)), sent_ns)
+        return self._take(
+            self._session._exchange(sequence, frames, budget_us / 1e6 if budget_us else math.inf), sent_ns
+        )
 
     def end(self) -> None:
         """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
@@ -188,8 +197,8 @@ class Episode(Handle):
 class EpisodeGroup(Handle):
     """Several episodes that act together, a row each. Made by `Session.begin_many`."""
 
-    def __init__(self, session: Session, begun: Begun, rows: int) -> None:
-        super().__init__(session._conversation, session._codec, begun, rows)
+    def __init__(self, session: Session, start: Beginning, rows: int) -> None:
+        super().__init__(session._conversation, session._codec, start, rows)
         self._session = session
         self.rows = rows
 
@@ -209,7 +218,9 @@ class EpisodeGroup(Handle):
         """
         sequence, frames = self._request(observations, deterministic, budget_us, episode_start, seeds, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(self._session._exchange(sequence, frames, useful_s(budget_us)), sent_ns)
+        return self._take(
+            self._session._exchange(sequence, frames, budget_us / 1e6 if budget_us else math.inf), sent_ns
+        )
 
     def end(self) -> None:
         """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""
@@ -244,6 +255,7 @@ def connect(
     lock_step: bool = True,
     spec_hash: bytes = b"",
     fallback: str = "error",
+    busy_poll_us: int = 0,
 ) -> Session:
     """Opens a session with the daemon at `address` (`lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`).
 
@@ -251,10 +263,11 @@ def connect(
     `timeout_s` bounds every wait of the session. `lock_step` promises one act at a time for each episode, so that a
     batch need not wait for more. `spec_hash` refuses any other spec. `fallback` says what an act gets whose budget is
     spent before it could be run: `error` (`deadline_exceeded`), `last`, `zeros`, or `safe`, the model card's safe
-    action; `episode.last.fallback` then says so. Raises `UnavailableError` where nobody
+    action; `episode.last.fallback` then says so. `busy_poll_us` is how long to look for an answer before going to
+    sleep: quicker, and a core is busy meanwhile. Raises `UnavailableError` where nobody
     answers, `RefusedError` where the daemon does not serve that.
     """
-    carrier = open_carrier(address)
+    carrier = open_carrier(address, busy_poll_us)
     try:
         return Session(carrier, Conversation(client_name, policy, version, spec_hash, lock_step, fallback), timeout_s)
     except BaseException:

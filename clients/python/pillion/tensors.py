@@ -37,13 +37,18 @@ class TensorCodec:
         self._only = self._observation[0] if len(self._observation) == 1 else None
 
     def encode(self, observation: Observation, rows: int | None) -> list[bytes | memoryview]:
-        """The tensor frames of an observation: one row without a row axis (`rows` None), or `rows` of them.
+        """The tensor frames of an observation; as `arrays`."""
+        return [array.tobytes() for array in self.arrays(observation, rows)]
+
+    def arrays(self, observation: Observation, rows: int | None) -> list[Array]:
+        """The arrays of an observation in the spec's order and dtypes: one row without a row axis (`rows` None), or
+        `rows` of them.
 
         Raises `InvalidObservationError` for a missing or unknown name, a wrong shape, or a dtype that would lose more than
         precision.
         """
         if self._only is not None and not isinstance(observation, Mapping):
-            return [_encode(self._only, observation, rows)]
+            return [_checked(self._only, observation, rows)]
         if not isinstance(observation, Mapping):
             raise InvalidObservationError(
                 f"expected a mapping of {', '.join(tensor.name for tensor in self._observation)}, "
@@ -54,7 +59,7 @@ class TensorCodec:
         if unknown or missing:
             expected = ", ".join(tensor.name for tensor in self._observation)
             raise InvalidObservationError(f"expected observations {expected}, came {', '.join(observation) or 'none'}")
-        return [_encode(tensor, observation[tensor.name], rows) for tensor in self._observation]
+        return [_checked(tensor, observation[tensor.name], rows) for tensor in self._observation]
 
     def decode(self, frames: list[bytes | memoryview], rows: int | None) -> dict[str, Array]:
         """The outputs in `frames` by name; arrays of their own. The caller has checked their sizes."""
@@ -64,6 +69,16 @@ class TensorCodec:
             for tensor, frame in zip(self._outputs, frames, strict=True)
         }
 
+    def frame_bytes(self, rows: int | None) -> list[int]:
+        """The bytes of each observation frame of an act with so many rows."""
+        return [tensor.row_bytes * (1 if rows is None else rows) for tensor in self._observation]
+
+    def only_form(self, rows: int | None) -> tuple[tuple[int, ...] | None, np.dtype[Any]]:
+        """Shape and dtype of an array that can be sent as it is; no shape where the spec has several observations."""
+        tensor = self._observation[0]
+        leading = () if rows is None else (rows,)
+        return None if self._only is None else leading + tensor.shape, tensor.wire_dtype
+
     def output_bytes(self, rows: int | None) -> list[int]:
         """The bytes of each output frame of an answer for so many rows."""
         return [tensor.row_bytes * (1 if rows is None else rows) for tensor in self._outputs]
@@ -71,27 +86,27 @@ class TensorCodec:
     def decode_first(self, frames: list[bytes | memoryview], rows: int | None) -> Array:
         """The first output alone (the action), as `decode` gives it."""
         tensor = self._outputs[0]
-        array: Array = np.frombuffer(frames[0], tensor.wire_dtype).copy()
-        return array.reshape(tensor.shape if rows is None else (rows, *tensor.shape))
+        shape = tensor.shape if rows is None else (rows, *tensor.shape)
+        return np.ndarray(shape, tensor.wire_dtype, bytearray(frames[0]))
 
 
-def _encode(tensor: _Tensor, value: ArrayLike, rows: int | None) -> bytes:
+def _checked(tensor: _Tensor, value: ArrayLike, rows: int | None) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise InvalidObservationError(f"observation {tensor.name!r}: no array: {error}") from None
     expected = tensor.shape if rows is None else (rows, *tensor.shape)
+    if array.shape == expected and array.dtype == tensor.wire_dtype:
+        return array
     if array.shape != expected:
         raise InvalidObservationError(
             f"observation {tensor.name!r}: expected shape {list(expected)}, came {list(array.shape)}"
         )
-    if array.dtype != tensor.wire_dtype:
-        if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
-            raise InvalidObservationError(
-                f"observation {tensor.name!r}: expected {tensor.dtype}, came {array.dtype}, which does not convert"
-            )
-        converted = array.astype(tensor.wire_dtype)
-        if array.dtype.kind in "iu" and not np.array_equal(converted, array):
-            raise InvalidObservationError(f"observation {tensor.name!r}: these {array.dtype} do not fit {tensor.dtype}")
-        array = converted
-    return array.tobytes()
+    if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
+        raise InvalidObservationError(
+            f"observation {tensor.name!r}: expected {tensor.dtype}, came {array.dtype}, which does not convert"
+        )
+    converted = array.astype(tensor.wire_dtype)
+    if array.dtype.kind in "iu" and not np.array_equal(converted, array):
+        raise InvalidObservationError(f"observation {tensor.name!r}: these {array.dtype} do not fit {tensor.dtype}")
+    return converted

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import ClassVar, Final
 
 import zmq
 
+from pillion.busy_poll import spin
 from pillion.conversation import RESEND_S, Frames
 from pillion.errors import UnavailableError
 from pillion_protocol.zmq_frames import NOBLOCK, receive_frames, send_frames
@@ -15,6 +16,8 @@ MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
 """What a frame from the daemon may have."""
 
 _FRAMES_MAX: Final = 66
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
 _RECONNECT_MS: Final = 20
 _RECONNECT_MS_MAX: Final = 500
 _HEARTBEAT_MS: Final = 5_000
@@ -24,8 +27,14 @@ _QUEUE_MESSAGES_MAX: Final = 1_000
 class ZmqCarrier:
     """Owns one DEALER socket, connected to `ipc://…` or `tcp://…`. For one thread at a time."""
 
-    def __init__(self, address: str, context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:
+    passes_memory: ClassVar[bool] = False
+    must_listen: ClassVar[bool] = True
+
+    def __init__(
+        self, address: str, context: zmq.Context[zmq.Socket[bytes]] | None = None, busy_poll_us: int = 0
+    ) -> None:
         self.address = address
+        self._busy_poll_ns = busy_poll_us * 1_000
         self.row_bytes: list[int] = []
         self.socket = (context or zmq.Context.instance()).socket(zmq.DEALER)
         socket = self.socket
@@ -64,8 +73,14 @@ class ZmqCarrier:
             return False
         return True
 
+    def exchange(self, frames: Frames) -> Frames | None:
+        """Sends a message and gives the next one that comes, or None."""
+        return self.receive() if self.send_now(frames) else None
+
     def receive(self) -> Frames | None:
         """The next message, or None where none came within the wait."""
+        if self._busy_poll_ns:
+            spin(lambda: self.socket.getsockopt(_EVENTS) & _POLLIN, self._busy_poll_ns)  # type: ignore[operator]
         try:
             return receive_frames(self.socket, 0, _FRAMES_MAX)
         except zmq.Again:

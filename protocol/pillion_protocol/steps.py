@@ -1,0 +1,151 @@
+"""The two heads that every step has, laid out once in a packet; a step only puts numbers into their places. Hot path.
+
+msgpack lets an integer be written in more than one form: those that change are written in one of fixed size here. Any
+other writing of the same fields is the same message.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pillion_protocol.lane import HEAD_SPACE_BYTES
+from pillion_protocol.messages import MessageType
+
+_UINT64: Final = 0xCF
+_UINT16: Final = 0xCD
+_FALSE: Final = 0xC2
+_ARRAY: Final = 0x90
+_NO_TEXT: Final = 0xA0
+_BYTES: Final = 0xC4
+_LENGTH_BYTES: Final = 2
+
+# In the order of `Act`: session, epoch, sequence, episode, rows, budget_us, deterministic; then no starts, no seeds, no
+# traceparent; slot, generation.
+_ACT: Final = struct.Struct(">BB BQ BQ BQ BQ BH BQ B BB B B B BQ")
+_ACT_SEQUENCE_AT: Final = _LENGTH_BYTES + struct.calcsize(">BB BQ BQ B")
+_ACT_BUDGET_AT: Final = _ACT_SEQUENCE_AT + struct.calcsize(">Q BQ BH B")
+_ACT_SLOT_AT: Final = _ACT_BUDGET_AT + struct.calcsize(">QB BB B B")
+
+_SLOT_IN_HEAD_AT: Final = _ACT_SLOT_AT - _LENGTH_BYTES
+_ACT_FORM: Final = (_ARRAY | 12, _UINT64, _UINT64, _UINT64, 0)
+
+# In the order of `Action`: session, epoch, sequence, episode, rows, digest, received_ns, queued_ns, dispatched_ns, ran_ns,
+# batch_rows, batch_close; then no fallback; slot, generation.
+_ACTION: Final = struct.Struct(">BB BQ BQ BQ BQ BH BB32s BQ BQ BQ BQ BH B B B BQ")
+_ACTION_SEQUENCE_AT: Final = _LENGTH_BYTES + struct.calcsize(">BB BQ BQ B")
+_ACTION_RUN_AT: Final = _ACTION_SEQUENCE_AT + struct.calcsize(">Q BQ BH BB32s B")
+_ACTION_SLOT_AT: Final = _ACTION_RUN_AT + struct.calcsize(">Q BQ BQ BQ BH BB")
+
+SEQUENCE_AT: Final = _ACT_SEQUENCE_AT - _LENGTH_BYTES
+"""Where the sequence begins in the head of an `ActStep`. Two acts of a handle differ in nothing else, but for a slot."""
+
+SEQUENCE_END: Final = SEQUENCE_AT + struct.calcsize(">Q")
+
+_put_number: Final = struct.Struct(">Q").pack_into
+_put_budget: Final = struct.Struct(">QB").pack_into
+_put_slot: Final = struct.Struct(">BBQ").pack_into
+_put_run: Final = struct.Struct(">Q BQ BQ BQ BH B").pack_into
+
+
+class Packed(list[Any]):
+    """The frames of a message that lie in a packet of the lane already. Whoever makes them may write into them again."""
+
+    __slots__ = ("packet",)
+
+    packet: bytearray | memoryview
+
+
+class ActStep(Packed):
+    """The acts of one handle: frames (head, tensors), written again for each act. For acts without starts or trace."""
+
+    __slots__ = ("_is_plain", "sequence", "tensors")
+
+    def __init__(self, session: int, epoch: int, episode: int, rows: int, tensor_bytes: Sequence[int]) -> None:
+        self.packet = bytearray(HEAD_SPACE_BYTES + sum(tensor_bytes))
+        self.packet[:_LENGTH_BYTES] = _ACT.size.to_bytes(_LENGTH_BYTES, "little")
+        _ACT.pack_into(
+            self.packet, _LENGTH_BYTES, MessageType.ACT, _ARRAY | 12, _UINT64, session, _UINT64, epoch, _UINT64, 0,
+            _UINT64, episode, _UINT16, rows, _UINT64, 0, _FALSE, _BYTES, 0, _ARRAY, _NO_TEXT, 0, _UINT64, 0,
+        )  # fmt: skip
+        view = memoryview(self.packet)
+        self.sequence = 0
+        self.tensors = _cut(view, tensor_bytes)
+        self._is_plain = (0, False)
+        super().__init__([view[_LENGTH_BYTES : _LENGTH_BYTES + _ACT.size], *self.tensors])
+
+    def fill(self, sequence: int, budget_us: int, deterministic: bool) -> None:
+        """Makes it the act with this number, for observations in `tensors`."""
+        self.sequence = sequence
+        _put_number(self.packet, _ACT_SEQUENCE_AT, sequence)
+        if self._is_plain != (budget_us, deterministic):
+            self._is_plain = (budget_us, deterministic)
+            _put_budget(self.packet, _ACT_BUDGET_AT, budget_us, _FALSE | deterministic)
+
+    def point(self, slot: int, generation: int) -> None:
+        """Says in which slot the observations lie."""
+        _put_slot(self.packet, _ACT_SLOT_AT, slot, _UINT64, generation)
+
+
+class ActionStep(Packed):
+    """The actions of one handle: the peer and the frames (head, tensors), written again for each act."""
+
+    __slots__ = ("in_slot", "tensors")
+
+    def __init__(
+        self, session: int, epoch: int, episode: int, rows: int, digest: bytes, tensor_bytes: list[int]
+    ) -> None:
+        self.packet = bytearray(HEAD_SPACE_BYTES + sum(tensor_bytes))
+        self.packet[:_LENGTH_BYTES] = _ACTION.size.to_bytes(_LENGTH_BYTES, "little")
+        _ACTION.pack_into(
+            self.packet, _LENGTH_BYTES, MessageType.ACTION, _ARRAY | 15, _UINT64, session, _UINT64, epoch, _UINT64, 0,
+            _UINT64, episode, _UINT16, rows, _BYTES, len(digest), digest, _UINT64, 0, _UINT64, 0, _UINT64, 0,
+            _UINT64, 0, _UINT16, 0, 0, _NO_TEXT, 0, _UINT64, 0,
+        )  # fmt: skip
+        view = memoryview(self.packet)
+        head = view[_LENGTH_BYTES : _LENGTH_BYTES + _ACTION.size]
+        self.tensors = _cut(view, tensor_bytes)
+        super().__init__([None, head, *self.tensors])
+        self.in_slot = Packed([None, head])
+        """The same without tensors, which lie in a slot."""
+        self.in_slot.packet = view[:HEAD_SPACE_BYTES]
+
+    def fill(
+        self,
+        sequence: int,
+        received_ns: int,
+        queued_ns: int,
+        dispatched_ns: int,
+        ran_ns: int,
+        batch_rows: int,
+        batch_close: int,
+    ) -> None:
+        """Makes it the action with this number, for outputs in `tensors`."""
+        packet = self.packet
+        _put_number(packet, _ACTION_SEQUENCE_AT, sequence)
+        _put_run(
+            packet, _ACTION_RUN_AT, received_ns, _UINT64, queued_ns, _UINT64, dispatched_ns, _UINT64, ran_ns,
+            _UINT16, batch_rows, batch_close,
+        )  # fmt: skip
+
+    def point(self, slot: int, generation: int) -> None:
+        """Says in which slot the outputs lie; 0, 0: they follow."""
+        _put_slot(self.packet, _ACTION_SLOT_AT, slot, _UINT64, generation)
+
+
+def is_act_step(head: bytes) -> bool:
+    """Whether this head of an act is written as `ActStep` writes it, with its observations behind it."""
+    return len(head) == _ACT.size and (head[1], head[2], head[11], head[20], head[_SLOT_IN_HEAD_AT]) == _ACT_FORM
+
+
+def _cut(packet: memoryview, tensor_bytes: Sequence[int]) -> list[memoryview]:
+    tensors = []
+    begin = HEAD_SPACE_BYTES
+    for size in tensor_bytes:
+        tensors.append(packet[begin : begin + size])
+        begin += size
+    return tensors
+
+
+assert max(_ACT.size, _ACTION.size) + _LENGTH_BYTES <= HEAD_SPACE_BYTES

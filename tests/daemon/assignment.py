@@ -1,0 +1,32 @@
+"""An assignment as the control process gives it, for tests that run the serving process without one."""
+
+from __future__ import annotations
+
+from pillion_artifacts import Store
+from pilliond.channel import Assignment
+from pilliond.metrics_page import make_page
+from pilliond.settings import Settings
+from pilliond.supervisor import _seal_in_memory
+from tests.harness import STORE
+
+
+def assigned(address: str) -> Assignment:
+    """To serve `lunar-lander` at `address`, with every setting at its default."""
+    artifact = Store(STORE).load("lunar-lander")
+    settings = Settings()
+    return Assignment(
+        epoch=1,
+        listen=[address],
+        policy=artifact.policy,
+        version=artifact.version,
+        digest=bytes.fromhex(artifact.digest.removeprefix("sha256:")),
+        spec=artifact.card.spec(),
+        distribution=artifact.card.distribution,
+        safe_action=artifact.card.safe_action,
+        model_descriptor=_seal_in_memory(artifact.model),
+        page_descriptor=make_page(),
+        threads=settings.engine.threads,
+        limits=settings.limits,
+        serving=settings.serving,
+        group=None,
+    )

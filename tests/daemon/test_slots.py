@@ -1,0 +1,227 @@
+"""What is too large for a packet travels through shared memory, which a client can neither misuse nor leave behind."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pillion
+import pillion.aio
+from pillion.conversation import Conversation
+from pillion_protocol import Act, Error, Message, decode, encode
+from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.slots import SlotLayout, write_generation
+from tests.conftest import StartDaemon
+from tests.harness import STORE, WAIT_S_MAX, Daemon, running
+
+PIXELS = np.random.default_rng(3).integers(0, 255, (4, 84, 84), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pixel_daemon(short_path: Path) -> Iterator[Daemon]:
+    arguments = ["--store", str(STORE), "--policy", "cart-pole-pixels", "--admin", "http://127.0.0.1:0"]
+    listen = ["--listen", f"lane://{short_path}/pixels.lane", "--listen", f"ipc://{short_path}/pixels.zmq"]
+    with running([*arguments, *listen], short_path / "pixels.log") as daemon:
+        daemon.wait_ready()
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def lane_daemon(module_daemon: StartDaemon, short_path: Path) -> Daemon:
+    return module_daemon(listen=[f"lane://{short_path}/small.lane"])
+
+
+def zmq_address(daemon: Daemon) -> str:
+    return daemon.address.replace("lane://", "ipc://").replace("pixels.lane", "pixels.zmq")
+
+
+def memfds(daemon: Daemon) -> int:
+    """The slot areas that the serving process has open or mapped."""
+    folder = Path(f"/proc/{daemon.serving_pid}")
+    open_ones = sum("pillion-slots" in os.readlink(entry) for entry in (folder / "fd").iterdir())
+    return open_ones + (folder / "maps").read_text().count("pillion-slots")
+
+
+def wait_for_no_memfd(daemon: Daemon) -> None:
+    deadline_s = time.monotonic() + WAIT_S_MAX
+    while memfds(daemon):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+class RawLane:
+    """A client of the lane by hand, with one handle in slots."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(WAIT_S_MAX)
+        self.socket.connect(daemon.address.removeprefix("lane://"))
+        self.conversation = Conversation()
+        self.ask(self.conversation.hello()[1][0])
+        packet, descriptors, _, _ = self._say_and_take(self.conversation.begin([1], slots=True)[1][0])
+        self.episode = self._read(packet).episode  # type: ignore[attr-defined]
+        self.descriptor = descriptors[0]
+        self.layout = SlotLayout(self.conversation.spec, 1)
+
+    def ask(self, head: bytes | memoryview, *tensors: bytes) -> Message:
+        self.socket.send(pack(head, tensors))
+        message = self._read(self.socket.recv(PACKET_BYTES_MAX))
+        if self.conversation.session == 0:
+            reply = self.conversation.read(unpack(memoryview(self._last), [8]))
+            assert reply is not None
+            self.conversation.opened(reply)
+        return message
+
+    def act(self, slot: int, generation: int, sequence: int) -> Message:
+        conversation = self.conversation
+        head = encode(
+            Act(
+                conversation.session,
+                conversation.epoch,
+                sequence,
+                self.episode,
+                1,
+                0,
+                True,
+                b"",
+                [],
+                "",
+                slot,
+                generation,
+            )
+        )
+        return self.ask(head)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        self.socket.close()
+
+    def _say_and_take(self, head: bytes | memoryview) -> tuple[bytes, list[int], int, str | None]:
+        self.socket.send(pack(head, ()))
+        return socket.recv_fds(self.socket, PACKET_BYTES_MAX, 4)
+
+    def _read(self, packet: bytes) -> Message:
+        self._last = packet
+        return decode(unpack(memoryview(packet), [8])[0])
+
+
+def test_an_image_travels_in_a_slot_over_the_lane_and_inline_over_zeromq_and_gets_the_same_action(
+    pixel_daemon: Daemon,
+) -> None:
+    outcomes = []
+    for address in (pixel_daemon.address, zmq_address(pixel_daemon)):
+        with pillion.connect(address) as session, session.begin(1) as episode:
+            for shift in range(5):
+                episode.act(np.roll(PIXELS, shift))
+            outcomes.append(episode.last)
+    by_slot, inline = outcomes
+    assert (by_slot.observation_in_slot, inline.observation_in_slot) == (True, False)
+    for name, array in by_slot.outputs.items():
+        np.testing.assert_array_equal(array, inline.outputs[name])
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+def test_rows_in_a_slot_are_read_in_place_or_copied_and_the_actions_are_the_same(
+    pixel_daemon: Daemon, rows: int
+) -> None:
+    observations = np.stack([np.roll(PIXELS, row) for row in range(rows)])
+    actions = []
+    for address in (pixel_daemon.address, zmq_address(pixel_daemon)):
+        with pillion.connect(address) as session:
+            group = session.begin_many(rows)
+            actions.append(group.act(observations).tolist())
+            assert group.last.observation_in_slot == (address == pixel_daemon.address)
+    assert actions[0] == actions[1]
+
+
+async def test_the_asyncio_client_takes_slots_too(pixel_daemon: Daemon) -> None:
+    async with pillion.aio.connect(pixel_daemon.address) as session:
+        first, second = await session.begin(1), await session.begin(2)
+        assert int(await first.act(PIXELS)) == int(await second.act(PIXELS))
+        assert first.last.observation_in_slot
+        assert second.last.observation_in_slot
+
+
+def test_small_observations_travel_inline(lane_daemon: Daemon) -> None:
+    with pillion.connect(lane_daemon.address) as session, session.begin(1) as episode:
+        episode.act(np.zeros(8, np.float32))
+        assert not episode.last.observation_in_slot
+        assert not episode.last.outputs_in_slot
+
+
+def test_an_unknown_slot_and_another_generation_are_refused_and_the_session_goes_on(pixel_daemon: Daemon) -> None:
+    raw = RawLane(pixel_daemon)
+    try:
+        area = mmap.mmap(raw.descriptor, raw.layout.area_bytes)
+        write_generation(area, 0, 7)
+        for sequence, (slot, generation, code) in enumerate(
+            [(3, 7, "slot_unknown"), (2**40, 7, "slot_unknown"), (1, 6, "slot_stale"), (2, 0, "slot_stale")],
+            raw.conversation.sequence + 1,
+        ):
+            refused = raw.act(slot, generation, sequence)
+            assert isinstance(refused, Error)
+            assert refused.code == code
+        assert type(raw.act(1, 7, raw.conversation.sequence + 9)).__name__ == "Action"
+    finally:
+        raw.close()
+
+
+def test_the_memory_of_slots_can_neither_shrink_nor_grow(pixel_daemon: Daemon) -> None:
+    raw = RawLane(pixel_daemon)
+    try:
+        for size in (0, raw.layout.area_bytes * 2):
+            with pytest.raises(PermissionError):
+                os.ftruncate(raw.descriptor, size)
+    finally:
+        raw.close()
+
+
+def test_slots_end_with_their_handle_their_connection_and_a_killed_client(pixel_daemon: Daemon) -> None:
+    wait_for_no_memfd(pixel_daemon)
+    with pillion.connect(pixel_daemon.address) as session:
+        episode = session.begin()
+        episode.act(PIXELS)
+        assert memfds(pixel_daemon) > 0
+        episode.end()
+        assert memfds(pixel_daemon) == 0
+        session.begin().act(PIXELS)
+    wait_for_no_memfd(pixel_daemon)
+    script = (
+        "import os, sys, pillion, numpy\n"
+        "episode = pillion.connect(sys.argv[1]).begin()\n"
+        "episode.act(numpy.zeros((4, 84, 84), 'uint8'))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", script, pixel_daemon.address], check=False, timeout=30)
+    wait_for_no_memfd(pixel_daemon)
+
+
+def test_descriptors_that_a_client_sends_are_not_kept(lane_daemon: Daemon) -> None:
+    before = len(os.listdir(f"/proc/{lane_daemon.serving_pid}/fd"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(WAIT_S_MAX)
+        connection.connect(lane_daemon.address.removeprefix("lane://"))
+        for _ in range(5):
+            socket.send_fds(connection, [pack(b"\xff", ())], [0] * 200)
+            connection.recv(PACKET_BYTES_MAX)
+        assert len(os.listdir(f"/proc/{lane_daemon.serving_pid}/fd")) == before + 1
+
+
+def test_without_memory_for_slots_observations_travel_inline(short_path: Path) -> None:
+    arguments = ["--store", str(STORE), "--policy", "cart-pole-pixels", "--listen", f"lane://{short_path}/none.lane"]
+    environment = {"PILLION_LIMITS__SLOTS_MB_MAX": "0", "PILLION_ADMIN__LISTEN": "http://127.0.0.1:0"}
+    with running(arguments, short_path / "none.log", environment) as daemon:
+        daemon.wait_ready()
+        with pillion.connect(daemon.address) as session, session.begin() as episode:
+            episode.act(PIXELS)
+            assert not episode.last.observation_in_slot

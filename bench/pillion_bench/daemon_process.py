@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -27,15 +28,24 @@ _LOOK_S: Final = 0.005
 class DaemonProcess:
     """Owns a `pilliond` that serves `policy` of `store` on sockets in a folder of its own; a context manager.
 
-    `cpus` holds both of its processes and all their threads. Settings of the user's environment do not reach it.
+    `cpus` holds both of its processes and all their threads. Settings of the user's environment do not reach it, those
+    in `settings` do (`{"PILLION_LOG__LEVEL": "debug"}`).
     """
 
-    def __init__(self, store: Path, policy: str, cpus: CpuSet | None = None, carrier: str = "zmq") -> None:
+    def __init__(
+        self,
+        store: Path,
+        policy: str,
+        cpus: CpuSet | None = None,
+        carrier: str = "zmq",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.ready_s = 0.0
         self._store = store
         self._policy = policy
         self._cpus = cpus
         self._carrier = carrier
+        self._settings = dict(settings or {})
         self._folder = ""
         self._errors: IO[bytes]
         self._process: subprocess.Popen[bytes]
@@ -93,7 +103,7 @@ class DaemonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                env=environment,
+                env=environment | self._settings,
             )
 
     def _wait_until_ready(self) -> None:

@@ -12,7 +12,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -79,13 +80,18 @@ class Pipe:
 
 
 class Worker:
-    """Owns a child process; a context manager. It ends when its input does."""
+    """Owns a child process; a context manager. It ends when its input does.
 
-    def __init__(self, role: str, plan: msgspec.Struct, cpus: CpuSet | None) -> None:
+    Without a `command` it has one of our own `ROLES`; with one it is a program that speaks in the same packets.
+    """
+
+    def __init__(
+        self, role: str, plan: msgspec.Struct, cpus: CpuSet | None, command: Sequence[str | Path] = ()
+    ) -> None:
         self._role = role
         with inherited(cpus):
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pillion_bench.worker", role],
+                command or [sys.executable, "-P", "-m", "pillion_bench.worker", role],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,

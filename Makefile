@@ -2,15 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench peers clean
 
 help:
 	@echo "make demo    replay recorded episodes through a daemon on this machine"
 	@echo "make test    the whole test suite (installs torch, for Stable-Baselines3)"
 	@echo "make check   format, lint and types"
 	@echo "make bench   the figures of the README, measured here"
+	@echo "make peers   the published peers, for pillion bench compare, in .venv-peers"
 	@echo "make setup   the virtual environment with everything"
-	@echo "make clean   forget the virtual environment and the caches"
+	@echo "make clean   forget the virtual environments and the caches"
 
 setup: .venv/dev.stamp
 
@@ -32,8 +33,10 @@ bench: .venv/bench.stamp
 	$(BIN)/pillion bench load --sessions 16
 	$(BIN)/pillion bench load --sessions 4 --rows 64
 
+peers: .venv-peers/peers.stamp
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -47,4 +50,10 @@ clean:
 .venv/dev.stamp: pyproject.toml | .venv/bench.stamp
 	$(BIN)/python -m pip install --quiet --progress-bar on torch==2.13.0
 	$(BIN)/python -m pip install --quiet --progress-bar on --editable '.[dev]'
+	@touch $@
+
+# An environment of their own: openpi-client pins numpy below 2.
+.venv-peers/peers.stamp: bench/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --progress-bar on --requirement bench/peers/requirements.txt
 	@touch $@

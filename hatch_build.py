@@ -1,4 +1,4 @@
-"""Puts the policies and episodes that ship into a wheel; an editable install reads them where they are."""
+"""Puts the policies, episodes and peers that ship into a wheel; an editable install reads them where they are."""
 
 from __future__ import annotations
 
@@ -14,3 +14,4 @@ class ShippedData(BuildHookInterface):  # type: ignore[type-arg]
         if version != "editable":
             build_data["force_include"]["artifacts/examples"] = "pillion_artifacts/examples"
             build_data["force_include"]["bench/episodes"] = "pillion_bench/episodes"
+            build_data["force_include"]["bench/peers"] = "pillion_bench/peers"

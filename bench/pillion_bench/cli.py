@@ -77,6 +77,19 @@ def speed_factor(_context: click.Context, _parameter: click.Parameter, given: st
     return factor
 
 
+def names(_context: click.Context, _parameter: click.Parameter, given: str) -> list[str]:
+    """What stands between commas."""
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def counts(_context: click.Context, _parameter: click.Parameter, given: str) -> list[int]:
+    """Numbers from 1 on, between commas; each once."""
+    found = given.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in found):
+        raise click.BadParameter(f"expected numbers from 1 on such as 1,8,64; came {given!r}")
+    return list(dict.fromkeys(int(part) for part in found))
+
+
 address_option = click.option("--address", metavar="URL", default="", help="A running daemon; else one is started.")
 store_option = click.option(
     "--store",
@@ -102,7 +115,7 @@ positive = click.IntRange(min=1)
 
 @click.group(cls=BenchGroup)
 def bench() -> None:
-    """Measures a daemon: load, replay, floors; and records episodes."""
+    """Measures a daemon: load, replay, floors, peers; and records episodes."""
 
 
 @bench.command(short_help="Closed loop: as fast as sessions are answered.")
@@ -263,6 +276,86 @@ def record(
 
     options = RecordOptions(episodes, seed, steps_max)
     show(record_to_file(environment, out, address, store, policy, options), as_json, print_record)
+
+
+@bench.command(short_help="Pillion beside its floors and its peers.")
+@click.option(
+    "--contestants",
+    metavar="NAME,…",
+    default="",
+    callback=names,
+    help="Of floor, lane, lane-spin, zmq, zmq-spin, openpi, req-rep, mosec, litserve; else all that are there.",
+)
+@click.option(
+    "--clients", metavar="N,…", default="1,8,64", show_default=True, callback=counts, help="Processes of one row each."
+)
+@click.option(
+    "--policies", metavar="NAME,…", default="lunar-lander,cart-pole-pixels", show_default=True, callback=names
+)
+@click.option("--seconds", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Each, that count.")
+@click.option("--warmup", type=click.FloatRange(min=0.0), default=0.5, show_default=True, help="Seconds before them.")
+@click.option("--repeat", type=positive, default=1, show_default=True, help="Rounds of everybody in turn.")
+@click.option("--plot", "plots", metavar="FILE.png|svg", multiple=True, type=click.Path(path_type=Path))
+@pin_option
+@store_option
+@json_option
+def compare(
+    contestants: list[str],
+    clients: list[int],
+    policies: list[str],
+    seconds: float,
+    warmup: float,
+    repeat: int,
+    plots: tuple[Path, ...],
+    pin: str,
+    store: Path,
+    as_json: bool,
+) -> None:
+    """Pillion beside its floors and the peers that `make peers` sets up: the same policies, observations, placement."""
+    from pillion_bench.compare import CompareOptions, measure_compare
+    from pillion_bench.compare_plot import check_plot, draw
+    from pillion_bench.compare_report import first_error
+    from pillion_bench.compare_tables import print_compare
+    from pillion_bench.contestants import choose
+    from pillion_bench.errors import ContestError
+    from pillion_bench.placement import parse_placement
+    from pillion_bench.progress import progress_bar
+
+    for plot in plots:
+        check_plot(plot)
+    field = choose(contestants)
+    for line in field.omissions():
+        click.echo(f"pillion: {line}", err=True)
+    options = CompareOptions(policies, clients, seconds, warmup, repeat)
+    with progress_bar(options.measurements(field)) as advance:
+        report = measure_compare(store, field, parse_placement(pin), options, advance)
+    show(report, as_json, print_compare)
+    for plot in plots:
+        draw(report, plot)
+    if error := first_error(report):
+        raise ContestError(error)
+
+
+@bench.command(short_help="A kept comparison as Markdown, or as a plot.")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--write", metavar="README", type=click.Path(path_type=Path), help="Put it between this file's markers instead."
+)
+@click.option("--plot", "plots", metavar="FILE.png|svg", multiple=True, type=click.Path(path_type=Path))
+def table(file: Path, write: Path | None, plots: tuple[Path, ...]) -> None:
+    """The report of `compare --json` in FILE as the README's Markdown table."""
+    from pillion_bench.compare_plot import check_plot, draw
+    from pillion_bench.compare_tables import load_report, markdown, write_between_markers
+
+    for plot in plots:
+        check_plot(plot)
+    report = load_report(file)
+    if write is None:
+        click.echo(markdown(report), nl=False)
+    else:
+        write_between_markers(write, markdown(report))
+    for plot in plots:
+        draw(report, plot)
 
 
 @bench.command(short_help="Replay every recording that ships.")

@@ -6,7 +6,11 @@ BenchError
 ├── RecordingError         (65) a file is no recording, or not one of what is served
 ├── PlayError              (69) the environment cannot be made or played
 ├── DaemonStartError       (its own) the daemon did not come up
+├── PeersMissingError      (69) a contestant that was named cannot be measured here
+├── PeerError              (69) a peer's server did not come up
+├── ReportError            (65) a file is no report of `pillion bench compare`
 ├── WorkerError            (70, or its own) a process of the bench ended before its work did
+├── ContestError            (1) a contestant could not be measured, or answered wrongly
 └── ActionMismatchError     (1) the daemon gave another action than the recorded one
 """
 
@@ -51,6 +55,30 @@ class DaemonStartError(BenchError):
     def __init__(self, message: str, exit_code: int = os.EX_UNAVAILABLE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class PeersMissingError(BenchError):
+    """A contestant that was named cannot be measured here."""
+
+    exit_code = os.EX_UNAVAILABLE
+
+
+class PeerError(BenchError):
+    """A peer's server did not come up; the message is its own last word."""
+
+    exit_code = os.EX_UNAVAILABLE
+
+
+class ReportError(BenchError):
+    """A file is no report of `pillion bench compare`."""
+
+    exit_code = os.EX_DATAERR
+
+
+class ContestError(BenchError):
+    """A contestant could not be measured, or answered wrongly: its figures are withheld, and the comparison says so."""
+
+    exit_code = 1
 
 
 class WorkerError(BenchError):

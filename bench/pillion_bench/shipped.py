@@ -18,6 +18,16 @@ def episodes_folder() -> Path:
     return _beside(Path(pillion_bench.__file__).parent, "episodes")
 
 
+def peers_folder() -> Path:
+    """The programs of the peers, and the driver that `pillion bench compare` drives everybody with."""
+    return _beside(Path(pillion_bench.__file__).parent, "peers")
+
+
+def peers_environment() -> Path:
+    """The virtual environment that `make peers` makes, in the folder of the repository."""
+    return Path(pillion_bench.__file__).parents[2] / ".venv-peers"
+
+
 def recordings(policy: str) -> list[Path]:
     """The recordings of a policy that ship, sorted by name."""
     return sorted((episodes_folder() / policy).glob("*.safetensors"))

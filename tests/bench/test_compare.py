@@ -1,0 +1,274 @@
+"""`pillion bench compare` measures everybody alike, and has no figures for whom answers wrongly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+from pillion import cli
+from pillion_artifacts import Store
+from pillion_bench import contestants
+from pillion_bench.compare import CompareOptions
+from pillion_bench.compare_report import Series, first_error, ratios
+from pillion_bench.contestants import CONTESTANTS, PEERS_STAMP, Contestant, Field, choose, versions
+from pillion_bench.crowd import Counted, Crowd, Task
+from pillion_bench.daemon_process import DaemonProcess
+from pillion_bench.errors import BenchError, PeerError, PeersMissingError
+from pillion_bench.peer_server import PeerServer
+from tests.bench.conftest import report_of, run_pillion
+from tests.harness import STORE, WAIT_S_MAX
+
+SHORT = ("--seconds", "0.3", "--warmup", "0.05")
+FIGURES = {"name", "clients", "error", "n", "rows_per_s", "latency_us", "engine_us", "added_us"}
+PERCENTILES = {"p50", "p90", "p99", "p99.9"}
+PEERS = [contestant for contestant in CONTESTANTS if contestant.is_peer]
+
+
+@pytest.fixture(scope="module")
+def compared() -> dict[str, Any]:
+    """The floors and both carriers with one policy, by one client and by three."""
+    return report_of(
+        "compare", *SHORT, "--contestants", "floor,lane,zmq", "--policies", "lunar-lander", "--clients", "1,3",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def peers_environment() -> None:
+    """Skips where `make peers` was not run."""
+    if choose([]).left_out.get("openpi"):
+        message = "the peers are not there: make peers"
+        if os.environ.get("PILLION_REQUIRE_SYSTEM_PACKAGES"):
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+@pytest.fixture
+def lander() -> Task:
+    """What everybody is asked with lunar-lander."""
+    return Task.of(Store(STORE).load("lunar-lander"))
+
+
+@pytest.fixture
+def lane_address() -> Iterator[str]:
+    """A daemon that serves lunar-lander over the lane."""
+    with DaemonProcess(STORE, "lunar-lander", carrier="lane") as daemon:
+        yield daemon.address
+
+
+def contestant(name: str) -> Contestant:
+    (found,) = [contestant for contestant in CONTESTANTS if contestant.name == name]
+    return found
+
+
+def test_everybody_is_measured_by_each_number_of_clients(compared: dict[str, Any]) -> None:
+    (trial,) = compared["trials"]
+    measured = [(row["name"], row["clients"]) for row in trial["rows"]]
+    assert measured == [
+        ("floor-lane", 1), ("floor-zmq", 1), ("lane", 1), ("lane", 3), ("zmq", 1), ("zmq", 3), ("lane, again", 1), ("lane, again", 3),
+    ]  # fmt: skip
+    for row in trial["rows"]:
+        assert row.keys() - {"added_us_p50_of_rounds"} == FIGURES
+        assert row["error"] == ""
+        assert row["n"] > 0
+        assert row["added_us"].keys() == row["latency_us"].keys() == row["engine_us"].keys() == PERCENTILES
+    assert compared["n"] == sum(row["n"] for row in trial["rows"])
+    assert trial["kind"] == "vector"
+    assert compared["left_out"] == {}
+
+
+def test_rows_a_second_are_the_acts_that_counted(compared: dict[str, Any]) -> None:
+    for row in compared["trials"][0]["rows"]:
+        if not row["name"].startswith("floor"):
+            assert row["rows_per_s"] == pytest.approx(row["n"] / 0.3, abs=0.1)
+
+
+def test_what_is_measured_twice_shows_the_noise(compared: dict[str, Any]) -> None:
+    noise = compared["trials"][0]["noise"]
+    assert noise["floor_lane"] >= 0
+    assert noise["floor_zmq"] >= 0
+    assert [(again["name"], again["clients"]) for again in noise["again"]] == [("lane", 1), ("lane", 3)]
+    assert noise["again"][0].keys() == {"name", "clients", "rows_per_s"} | PERCENTILES
+
+
+def test_the_ratios_are_those_of_the_rows(compared: dict[str, Any]) -> None:
+    trial = compared["trials"][0]
+    p50 = {row["name"]: row["added_us"]["p50"] for row in trial["rows"] if row["clients"] == 1}
+    assert trial["ratios"]["zmq_over_lane"] == pytest.approx(p50["zmq"] / p50["lane"], abs=0.001)
+    assert trial["ratios"]["lane_over_floor"] == pytest.approx(p50["lane"] / p50["floor-lane"], abs=0.001)
+    assert trial["ratios"]["openpi_over_lane"] is None
+
+
+def test_throughput_is_compared_at_eight_clients() -> None:
+    def row(name: str, clients: int, rows_per_s: float) -> dict[str, Any]:
+        return {"name": name, "clients": clients, "rows_per_s": rows_per_s, "added_us": None}
+
+    rows = [row("lane", 1, 5.0), row("lane", 8, 60.0), row("openpi", 8, 10.0), row("openpi", 1, 3.0)]
+    assert ratios(rows)["lane_over_openpi_rows_per_s"] == 6.0
+
+
+def test_pictures_are_compared_too_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "compare.svg"
+    done = run_pillion(
+        "bench", "compare", *SHORT, "--contestants", "lane", "--policies", "cart-pole-pixels", "--clients", "1",
+        "--plot", str(picture),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "image: cart-pole-pixels@1.0.0, uint8 [4, 84, 84]" in done.stdout
+    assert "A/A noise, lane against itself, 1 client" in done.stdout
+    assert "cart-pole-pixels" in picture.read_text()
+
+
+def test_every_answer_is_looked_at(lander: Task, lane_address: str) -> None:
+    wrong = msgspec.structs.replace(lander, actions=3 - lander.actions)
+    with Crowd(contestant("lane"), lane_address, 2, wrong, None) as crowd:
+        counted = crowd.drive(0.1, 0.0)
+    assert len(counted.latency_ns) > 0
+    assert counted.mismatches >= len(counted.latency_ns)
+
+
+def test_wrong_answers_withhold_the_figures() -> None:
+    series = Series("lane", 1)
+    right = np.arange(1, 100, dtype=np.int64)
+    series.add(Counted(right, right, 0, 1.0))
+    assert series.row()["n"] == 99
+    series.add(Counted(right, right, 2, 1.0))
+    row = series.row()
+    assert (row["n"], row["added_us"], row["rows_per_s"]) == (0, None, None)
+    assert row["error"] == "2 answers were not the policy's"
+    assert first_error({"trials": [{"policy": "p", "rows": [row]}]}) == f"p: lane, 1 clients: {row['error']}"
+
+
+def test_rounds_are_pooled_and_each_is_told() -> None:
+    series = Series("lane", 1)
+    for latency_ns in (1_000, 3_000):
+        series.add(Counted(np.full(50, latency_ns, np.int64), np.zeros(50, np.int64), 0, 0.5))
+    row = series.row()
+    assert (row["n"], row["rows_per_s"], row["added_us_p50_of_rounds"]) == (100, 100.0, [1.0, 3.0])
+
+
+def test_nobody_at_the_address_is_told_in_words(lander: Task, short_path: Path) -> None:
+    with (
+        Crowd(contestant("lane"), f"lane://{short_path}/nobody.sock", 1, lander, None, attempt_s_max=0.1) as crowd,
+        pytest.raises(BenchError, match="nobody answers at"),
+    ):
+        crowd.drive(0.1, 0.0)
+
+
+def test_a_crowd_that_is_killed_leaves_no_client_behind(lander: Task, lane_address: str) -> None:
+    with Crowd(contestant("lane"), lane_address, 3, lander, None) as crowd:
+        crowd.drive(0.05, 0.0)
+    with Crowd(contestant("lane"), lane_address, 3, lander, None) as crowd:
+        driver = psutil.Process(crowd.pid)
+        while len(clients := driver.children()) < 3:
+            assert driver.is_running()
+        driver.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(clients, WAIT_S_MAX)
+    assert not alive
+
+
+def test_without_the_peers_the_others_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contestants, "peers_environment", lambda: tmp_path / ".venv-peers")
+    field = choose([])
+    assert {"lane", "zmq"} <= {contestant.name for contestant in field.contestants}
+    assert {peer.name for peer in PEERS} <= field.left_out.keys()
+    (line,) = [line for line in field.omissions() if "openpi" in line]
+    assert line == "left out: openpi, req-rep, mosec, litserve: no .venv-peers, which `make peers` makes"
+
+
+def test_a_peer_that_was_named_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contestants, "peers_environment", lambda: tmp_path / ".venv-peers")
+    with pytest.raises(PeersMissingError, match=r"openpi: no .venv-peers, which `make peers` makes") as missing:
+        choose(["lane", "openpi"])
+    assert missing.value.exit_code == 69
+
+
+@pytest.mark.usefixtures("peers_environment")
+def test_the_peers_answer_as_the_policy_does() -> None:
+    report = report_of("compare", *SHORT, "--contestants", ",".join(peer.name for peer in PEERS), "--clients", "2")
+    for trial, policy in zip(report["trials"], ("lunar-lander", "cart-pole-pixels"), strict=True):
+        assert trial["policy"] == policy
+        assert {row["name"] for row in trial["rows"]} == {peer.name for peer in PEERS} | {"openpi, again"}
+        for row in trial["rows"]:
+            assert row["error"] == ""
+            assert row["n"] > 0
+            assert 0 < row["engine_us"]["p50"] < row["latency_us"]["p50"]
+    for peer in PEERS:
+        assert report["contestants"][peer.name]["versions"].keys() == set(peer.packages)
+
+
+@pytest.mark.usefixtures("peers_environment")
+@pytest.mark.parametrize("peer", PEERS, ids=[peer.name for peer in PEERS])
+def test_a_peer_takes_all_of_its_processes_along(peer: Contestant, lander: Task) -> None:
+    model = Store(STORE).load("lunar-lander").model
+    with PeerServer(peer, model, lander.action.name, None) as server:
+        process = psutil.Process(server.pid)
+        processes = [process, *process.children(recursive=True)]
+    _, alive = psutil.wait_procs(processes, WAIT_S_MAX)
+    assert not alive
+
+
+@pytest.mark.usefixtures("peers_environment")
+def test_a_peer_that_does_not_start_says_why() -> None:
+    with pytest.raises(PeerError, match="the server ended with"), PeerServer(PEERS[0], b"no model", "action", None):
+        pass
+
+
+@pytest.mark.usefixtures("peers_environment")
+def test_versions_are_read_from_the_peers_environment() -> None:
+    assert versions(contestant("openpi"))["openpi-client"].startswith("0.1")
+
+
+def test_the_steps_of_the_bar_are_those_of_the_measurement() -> None:
+    field = Field([contestant("lane"), contestant("zmq")], True, {})
+    options = CompareOptions(["a", "b"], [1, 8, 64], repeat=2)
+    floors_and_turns = 2 + 3 * 3
+    assert options.measurements(field) == 2 * 2 * floors_and_turns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--contestants", "lane,nobody"], 64, "--contestants: expected some of floor,lane,"),
+        (["--clients", "1,0"], 64, "expected numbers from 1 on such as 1,8,64; came '1,0'"),
+        (["--plot", "picture.jpeg"], 64, "--plot: expected a name that ends with .png or .svg"),
+        (["--policies", "nobody", "--contestants", "lane"], 65, "'nobody' is not in the store"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(arguments: list[str], code: int, complaint: str) -> None:
+    done = run_pillion("bench", "compare", *arguments)
+    assert done.returncode == code
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_contestant_without_figures_fails_the_command_and_hinders_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = tmp_path / ".venv-peers"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (environment / "bin" / "python").chmod(0o755)
+    (environment / PEERS_STAMP).touch()
+    monkeypatch.setattr(contestants, "peers_environment", lambda: environment)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code = cli.run([
+            "bench", "compare", *SHORT, "--contestants", "lane,mosec", "--policies", "lunar-lander", "--clients", "1",
+        ])  # fmt: skip
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("pillion: lunar-lander: mosec, 1 clients: the server ended with 1: ")
+    assert printed.err.endswith("No module named 'mosec'\n")
+    assert "no figures" in printed.out
+    assert "A/A noise, lane against itself" in printed.out

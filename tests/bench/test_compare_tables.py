@@ -1,0 +1,105 @@
+"""A comparison that was kept becomes the README's table and a picture by the commands that the README names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pillion_bench.compare_plot import check_plot, draw
+from pillion_bench.compare_tables import BEGIN, END, load_report, markdown
+from tests.bench.conftest import run_pillion
+from tests.harness import ROOT
+
+KEPT = ROOT / "bench" / "results" / "compare.json"
+
+
+@pytest.fixture
+def kept() -> dict[str, Any]:
+    """The comparison that is kept in the repository."""
+    return load_report(KEPT)
+
+
+def test_the_readme_has_the_table_of_the_kept_comparison(kept: dict[str, Any]) -> None:
+    _, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
+    assert rest.partition(END)[0].strip() == markdown(kept).strip()
+
+
+def test_the_command_writes_the_table_between_the_markers(tmp_path: Path, kept: dict[str, Any]) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    done = run_pillion("bench", "table", str(KEPT), "--write", str(readme))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert readme.read_text() == f"before\n{BEGIN}\n{markdown(kept)}{END}\nafter\n"
+
+
+def test_the_command_prints_the_table(kept: dict[str, Any]) -> None:
+    done = run_pillion("bench", "table", str(KEPT))
+    assert (done.returncode, done.stdout) == (0, markdown(kept))
+
+
+def test_a_cell_has_what_was_measured_and_no_percentile_that_few_samples_stand_behind(kept: dict[str, Any]) -> None:
+    row = {
+        "name": "lane", "clients": 1, "error": "", "n": 1_000, "rows_per_s": 500.0,
+        "added_us": {"p50": 34.04, "p90": 40.0, "p99": 61.26, "p99.9": 80.0},
+    }  # fmt: skip
+    failed = {"name": "zmq", "clients": 1, "error": "gone", "n": 0, "rows_per_s": None, "added_us": None}
+    again = {**row, "name": "lane, again"}
+    kept["trials"] = [{**kept["trials"][0], "rows": [row, failed, again]}]
+    kept["clients"] = [1, 8]
+    lines = markdown(kept).splitlines()
+    assert lines[3] == "| Pillion over the lane | 34.0 / 61.3 / – µs; 500 rows/s; n 1,000 |  |"
+    assert lines[4] == "| Pillion over ZeroMQ | no figures |  |"
+    assert lines[5] == ""
+
+
+def test_a_file_without_markers_is_left_alone(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{END} {BEGIN}")
+    done = run_pillion("bench", "table", str(KEPT), "--write", str(readme))
+    assert done.returncode == 65
+    assert "expected the lines" in done.stderr
+    assert readme.read_text() == f"{END} {BEGIN}"
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"n": 1}'])
+def test_what_is_no_comparison_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    done = run_pillion("bench", "table", str(path))
+    assert done.returncode == 65
+    assert "expected a report of `pillion bench compare --json`" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_picture_names_everybody_and_where_it_was_measured(tmp_path: Path, kept: dict[str, Any]) -> None:
+    picture = tmp_path / "compare.svg"
+    done = run_pillion("bench", "table", str(KEPT), "--plot", str(picture))
+    assert done.returncode == 0, done.stderr
+    text = picture.read_text()
+    assert kept["host"]["cpu"] in text
+    assert kept["pin"] in text
+    for trial in kept["trials"]:
+        for row in trial["rows"]:
+            assert row["name"].removesuffix(", again") in text
+
+
+def test_the_same_comparison_gives_the_same_picture(tmp_path: Path, kept: dict[str, Any]) -> None:
+    pictures = [tmp_path / "a.svg", tmp_path / "b.svg"]
+    for picture in pictures:
+        check_plot(picture)
+        draw(kept, picture)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_a_picture_may_be_a_png(tmp_path: Path, kept: dict[str, Any]) -> None:
+    picture = tmp_path / "compare.png"
+    check_plot(picture)
+    draw(kept, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_kept_comparison_is_plain_json() -> None:
+    assert json.loads(KEPT.read_text())["report"] == "pillion.compare"

@@ -358,6 +358,29 @@ def table(file: Path, write: Path | None, plots: tuple[Path, ...]) -> None:
         draw(report, plot)
 
 
+@bench.command(short_help="Whether operators disturb the data path.")
+@click.option("--sessions", type=positive, default=4, show_default=True, help="That replay at once.")
+@click.option("--speed", type=click.FloatRange(min=0.01), default=0.25, show_default=True, help="Of the recorded pace.")
+@click.option("--rounds", type=positive, default=6, show_default=True, help="Of quiet, disturbed, disturbed, quiet.")
+@click.option("--per-second", type=positive, default=10, show_default=True, help="Scrapes, and as many health checks.")
+@click.option(
+    "--carrier", type=click.Choice(["zmq", "lane"]), default="lane", show_default=True, help="Of the daemons."
+)
+@pin_option
+@json_option
+def disturb(sessions: int, speed: float, rounds: int, per_second: int, carrier: str, pin: str, as_json: bool) -> None:
+    """Scrapes, health checks and a log at debug level, against a quiet daemon under the same open load."""
+    from pillion_bench.disturb import DisturbOptions, measure_disturb
+    from pillion_bench.disturb_tables import print_disturb
+    from pillion_bench.placement import parse_placement
+    from pillion_bench.progress import progress_bar
+
+    options = DisturbOptions(sessions, speed, rounds, per_second, carrier)
+    with progress_bar(options.segments) as advance:
+        report = measure_disturb(parse_placement(pin), options, advance)
+    show(report, as_json, print_disturb)
+
+
 @bench.command(short_help="Replay every recording that ships.")
 @pin_option
 def demo(pin: str) -> None:

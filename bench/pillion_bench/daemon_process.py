@@ -29,7 +29,7 @@ class DaemonProcess:
     """Owns a `pilliond` that serves `policy` of `store` on sockets in a folder of its own; a context manager.
 
     `cpus` holds both of its processes and all their threads. Settings of the user's environment do not reach it, those
-    in `settings` do (`{"PILLION_LOG__LEVEL": "debug"}`).
+    in `settings` do (`{"PILLION_LOG__LEVEL": "debug"}`). With `has_admin` operators come in at `admin_path`.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class DaemonProcess:
         cpus: CpuSet | None = None,
         carrier: str = "zmq",
         settings: Mapping[str, str] | None = None,
+        has_admin: bool = False,
     ) -> None:
         self.ready_s = 0.0
         self._store = store
@@ -46,6 +47,7 @@ class DaemonProcess:
         self._cpus = cpus
         self._carrier = carrier
         self._settings = dict(settings or {})
+        self._has_admin = has_admin
         self._folder = ""
         self._errors: IO[bytes]
         self._process: subprocess.Popen[bytes]
@@ -60,6 +62,11 @@ class DaemonProcess:
         return f"ipc://{self._folder}/zmq.sock"
 
     @property
+    def admin_path(self) -> str:
+        """The Unix socket of the admin port."""
+        return f"{self._folder}/admin.sock"
+
+    @property
     def pid(self) -> int:
         """The control process."""
         return self._process.pid
@@ -70,6 +77,10 @@ class DaemonProcess:
 
         control = psutil.Process(self.pid)
         return sum(process.memory_info().rss for process in [control, *control.children(recursive=True)])
+
+    def log_lines(self) -> int:
+        """How many lines it has logged so far."""
+        return len(Path(self._errors.name).read_bytes().splitlines())
 
     def __enter__(self) -> Self:
         self._folder = tempfile.mkdtemp(prefix="pillion-bench-")
@@ -92,7 +103,8 @@ class DaemonProcess:
 
     def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PILLION_")}
-        options = ["--store", str(self._store), "--policy", self._policy, "--listen", self._zmq_address, "--admin", ""]
+        options = ["--store", str(self._store), "--policy", self._policy, "--listen", self._zmq_address]
+        options += ["--admin", f"unix://{self.admin_path}" if self._has_admin else ""]
         if self._carrier == "lane":
             options += ["--listen", self.address]
         self._errors = Path(self._folder, "errors.log").open("w+b")  # noqa: SIM115  # closed in _end

@@ -51,6 +51,14 @@ def parse_placement(text: str, allowed: CpuSet | None = None) -> Placement:
             return _explicit(explicit, cpus)
 
 
+def bystander(placement: Placement, allowed: CpuSet | None = None) -> CpuSet | None:
+    """Where a process of the bench runs that is neither server nor client: apart from both, else with the client."""
+    if placement.server is None or placement.client is None:
+        return None
+    cpus = allowed or frozenset(os.sched_getaffinity(0))
+    return (cpus - placement.server - placement.client) or placement.client
+
+
 @contextmanager
 def inherited(cpus: CpuSet | None) -> Iterator[None]:
     """What is started inside runs on `cpus`, with all its threads; this thread returns to its own afterwards."""

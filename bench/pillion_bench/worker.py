@@ -30,6 +30,7 @@ ROLES: Final = {
     "lane-echo": "pillion_bench.echo:serve_lane",
     "lane-ping": "pillion_bench.echo:ping_lane",
     "engine": "pillion_bench.bare_engine:run",
+    "scrape": "pillion_bench.scraper:run",
 }
 
 _LENGTH: Final = struct.Struct("<QB")
@@ -66,11 +67,15 @@ class Pipe:
             raise WorkerError(*msgspec.msgpack.decode(body, type=tuple[str, int]))
         return msgspec.msgpack.decode(body, type=kind)
 
+    def is_readable(self, timeout_s: float | None) -> bool:
+        """Whether there is something to hear, also the end of the talk, within `timeout_s`; None waits for ever."""
+        return bool(select.select([self._read_descriptor], [], [], timeout_s)[0])
+
     def _read(self, count: int, give_up_s: float | None) -> bytes:
         parts = bytearray()
         while len(parts) < count:
             left_s = None if give_up_s is None else max(0.0, give_up_s - time.monotonic())
-            if not select.select([self._read_descriptor], [], [], left_s)[0]:
+            if not self.is_readable(left_s):
                 raise WorkerError("a process of the bench did not answer in time")
             part = os.read(self._read_descriptor, count - len(parts))
             if not part:

@@ -48,7 +48,8 @@ def known_failure(error: Exception) -> Failure | None:
     from pillion_bench.errors import BenchError
 
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("pillion"):
-        return Failure(f"{_NEEDS} ({error.name}): pip install 'pillion[bench]'", os.EX_UNAVAILABLE)
+        extra = "plot" if (error.name or "").startswith("matplotlib") else "bench"
+        return Failure(f"{_NEEDS} ({error.name}): pip install 'pillion[{extra}]'", os.EX_UNAVAILABLE)
     if isinstance(error, BenchError):
         return Failure(str(error), error.exit_code)
     if isinstance(error, PillionError):

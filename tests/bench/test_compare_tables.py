@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,15 @@ def test_a_picture_may_be_a_png(tmp_path: Path, kept: dict[str, Any]) -> None:
 
 def test_the_kept_comparison_is_plain_json() -> None:
     assert json.loads(KEPT.read_text())["report"] == "pillion.compare"
+
+
+def test_without_matplotlib_the_command_says_what_to_install(tmp_path: Path) -> None:
+    script = (
+        "import sys\nsys.modules['matplotlib'] = None\nfrom pillion import cli\n"
+        f"sys.exit(cli.run(['bench', 'table', {str(KEPT)!r}, '--plot', {str(tmp_path / 'a.svg')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 69
+    assert "pip install 'pillion[plot]'" in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1

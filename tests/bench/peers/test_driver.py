@@ -68,7 +68,7 @@ def test_an_integer_action_may_not_differ_at_all() -> None:
 def test_only_what_is_answered_in_the_counted_time_counts_but_every_answer_is_looked_at() -> None:
     client = CountingClient([RIGHT[0], RIGHT[0]])
     now_ns = time.monotonic_ns()
-    result = drive(client, PLAN.observation_arrays(), Answers(PLAN), Order(now_ns + 5_000_000, now_ns + 10_000_000))
+    result = drive(client, PLAN.observation_arrays(), Answers(PLAN), Order(now_ns + 20_000_000, now_ns + 80_000_000))
     latency_ns = np.frombuffer(result.latency_ns, np.int64)
     assert 0 < len(latency_ns) < client.acts
     assert np.frombuffer(result.engine_ns, np.int64).tolist() == [7] * len(latency_ns)

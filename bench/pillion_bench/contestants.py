@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-import pillion
 from pillion_bench.errors import BadOptionError, PeersMissingError
 from pillion_bench.shipped import peers_environment
 
@@ -118,6 +116,4 @@ def _hindrance(contestant: Contestant) -> str:
     """Why it cannot be measured here; empty where it can."""
     if contestant.is_peer and not (peers_environment() / PEERS_STAMP).exists():
         return f"no {peers_environment().name}, which `make peers` makes"
-    if contestant.busy_poll_us and "busy_poll_us" not in inspect.signature(pillion.connect).parameters:
-        return "this client does not spin"
     return ""

@@ -13,7 +13,9 @@ import msgspec
 import sdnotify
 import structlog
 
-from pillion_artifacts import Artifact, ArtifactError, Store
+from pillion_artifacts import Artifact, ArtifactError, Resolved, Store
+from pillion_artifacts.errors import StoreError
+from pillion_artifacts.leases import Lease
 from pilliond.admin import Admin
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
@@ -24,7 +26,7 @@ from pilliond.supervisor import Supervisor
 async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
-    artifact = load_policy(settings)
+    artifact, lease = load_policy(settings)
     supervisor = Supervisor(settings, artifact, log)
     admin = Admin(supervisor)
     systemd = sdnotify.SystemdNotifier()
@@ -34,7 +36,14 @@ async def serve(settings: Settings) -> None:
         def on_ready(ready: Ready) -> None:
             systemd.notify("READY=1")
             served = f"{artifact.policy}@{artifact.version}"
-            log.info("ready", policy=served, digest=artifact.digest, listen=ready.listen, admin=admin_address)
+            log.info(
+                "ready",
+                policy=served,
+                digest=artifact.digest,
+                listen=ready.listen,
+                admin=admin_address,
+                leased=lease is not None,
+            )
 
         def on_signal(name: str) -> None:
             log.info("draining", signal=name)
@@ -49,16 +58,30 @@ async def serve(settings: Settings) -> None:
     finally:
         await admin.stop()
         supervisor.close()
+        if lease is not None:
+            lease.close()
 
 
-def load_policy(settings: Settings) -> Artifact:
-    """The verified artifact that the settings name; raises `BadPolicyError`."""
+def load_policy(settings: Settings) -> tuple[Artifact, Lease | None]:
+    """The verified artifact that the settings name, and the lease on it; raises `BadPolicyError`.
+
+    There is no lease where this process may not write to the store: then nobody keeps `gc` from the version, which
+    is in memory all the same. The caller closes it.
+    """
     store = Store(Path(settings.store.path))
     try:
         reference = settings.store.policy or _only_policy(store)
-        return store.load(reference)
+        resolved, lease = _leased(store, reference)
+        return store.read(resolved), lease
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
+
+
+def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:
+    try:
+        return store.lease(reference)
+    except StoreError:
+        return store.resolve(reference), None
 
 
 def _only_policy(store: Store) -> str:

@@ -37,6 +37,11 @@ def alias_target(policy: str, alias: str) -> str:
     return f"{ALIASES_NAME}/{policy}/{alias}.json"
 
 
+def encode_alias(alias: Alias) -> bytes:
+    """The bytes of an alias's file."""
+    return msgspec.json.encode(alias) + b"\n"
+
+
 def read_alias(root: Path, policy: str, alias: str) -> Alias:
     """Where the alias points; raises `PolicyNotFoundError` where there is none of that name."""
     path = root / alias_target(policy, alias)

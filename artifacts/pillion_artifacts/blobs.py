@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -96,6 +97,14 @@ def check_blob(root: Path, descriptor: Descriptor, whose: str, progress: Progres
         _check_length(os.fstat(file.fileno()).st_size, descriptor, whose)
         digest, size = hash_file(file, progress)
     _check(digest, size, descriptor, whose)
+
+
+def map_file(path: Path) -> memoryview:
+    """The bytes of a file without a copy in memory."""
+    if path.stat().st_size == 0:
+        return memoryview(b"")
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def hash_file(file: BinaryIO, progress: Progress = no_progress) -> tuple[str, int]:

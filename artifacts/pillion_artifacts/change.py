@@ -108,11 +108,11 @@ class Change:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def deciding(self) -> Iterator[Index]:
-        """Holds the lock, and gives the index as it stands: nobody else changes the store until the block ends."""
+    def deciding(self) -> Iterator[None]:
+        """Holds the lock: nobody else changes the store until the block ends."""
         with refusals(self._whose), locked(self._root):
             settle(self._root)
-            yield self.read_index()
+            yield
 
     def read_index(self) -> Index:
         """The index as it stands, an empty one where there is none yet."""
@@ -261,6 +261,15 @@ def locked(root: Path) -> Iterator[None]:
             yield
     except filelock.Timeout:
         raise StoreError(f"{root}: another command has been changing the store for {LOCK_S_MAX:.0f} s") from None
+
+
+@contextlib.contextmanager
+def locked_where_possible(root: Path) -> Iterator[None]:
+    """Holds the lock, where this process may: else another command may change the store meanwhile."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(locked(root))
+        yield
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ TITLE: Final = "org.opencontainers.image.title"
 VERSION: Final = "org.opencontainers.image.version"
 CREATED: Final = "org.opencontainers.image.created"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
+SUBJECT: Final = "vnd.pillion.subject"
+"""In the index, what an attestation is about: one need not open every manifest to find those of a version."""
 PUBLISHED_BY: Final = "vnd.pillion.published-by"
 
 EMPTY_JSON: Final = b"{}"
@@ -47,6 +49,11 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     @property
     def version(self) -> str:
         return self.annotations.get(VERSION, "")
+
+    @property
+    def subject(self) -> str:
+        """The digest of what an attestation is about; empty for a version."""
+        return self.annotations.get(SUBJECT, "")
 
 
 class Manifest(msgspec.Struct, frozen=True, rename="camel"):
@@ -97,6 +104,10 @@ class Index(msgspec.Struct, frozen=True, rename="camel"):
     def versions(self) -> list[Descriptor]:
         """The entries that are policy versions."""
         return [entry for entry in self.manifests if entry.artifact_type == ARTIFACT_TYPE]
+
+    def about(self, digest: str) -> list[Descriptor]:
+        """The entries of the attestations about a version."""
+        return [entry for entry in self.manifests if entry.subject == digest]
 
     def find(self, policy: str, version: str) -> Descriptor | None:
         """The entry of a version, or None."""

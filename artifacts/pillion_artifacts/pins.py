@@ -25,6 +25,11 @@ class Pin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
+def encode_pins(pins: list[Pin]) -> bytes:
+    """The bytes of the file of all pins."""
+    return msgspec.json.encode(pins) + b"\n"
+
+
 def read_pins(root: Path) -> list[Pin]:
     """All pins; raises `InvalidArtifactError` where the file is none."""
     path = root / PINS_NAME

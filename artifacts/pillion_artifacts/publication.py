@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from pathlib import Path
 
 from pillion_artifacts.audit import AuditLog
-from pillion_artifacts.blobs import Progress
+from pillion_artifacts.blobs import Progress, map_file
 from pillion_artifacts.change import Change
 from pillion_artifacts.contents import check_card, check_graph, check_model
 from pillion_artifacts.errors import InvalidArtifactError, VersionExistsError
@@ -41,9 +40,9 @@ def stage_layers(change: Change, folder: Path, policy: str, version: str, progre
     card = check_card(staged[CARD_NAME].path.read_bytes(), policy, version)
     for title, copy in staged.items():
         if title == MODEL_NAME:
-            check_model(_mapped(copy.path), card, f"{whose}: {title}")
+            check_model(map_file(copy.path), card, f"{whose}: {title}")
         else:
-            check_graph(_mapped(copy.path), title, f"{whose}: {title}")
+            check_graph(map_file(copy.path), title, f"{whose}: {title}")
     return [
         Descriptor(kind.media_type, staged[kind.title].digest, staged[kind.title].size, {TITLE: kind.title})
         for kind in present
@@ -89,11 +88,3 @@ def _check_names(folder: Path, whose: str) -> None:
             kind_of(entry.name)
         except InvalidArtifactError as error:
             raise InvalidArtifactError(f"{whose}: {error}") from None
-
-
-def _mapped(path: Path) -> memoryview:
-    """The bytes of a file without a copy in memory."""
-    if path.stat().st_size == 0:
-        return memoryview(b"")
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

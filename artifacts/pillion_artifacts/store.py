@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import semver
 
-from pillion_artifacts.aliases import Alias, alias_target, read_alias, read_aliases
+from pillion_artifacts.aliases import Alias, alias_target, encode_alias, read_alias, read_aliases
 from pillion_artifacts.audit import REASON_CHARACTERS_MAX, Action, AuditLog, Record
 from pillion_artifacts.blobs import Progress, blob_path, no_progress, read_blob, read_small
 from pillion_artifacts.card import ModelCard
@@ -31,9 +31,9 @@ from pillion_artifacts.errors import (
     InvalidArtifactError,
     PolicyNotFoundError,
 )
-from pillion_artifacts.layers import CARD_NAME, KINDS, MODEL_NAME, LayerKind, kind_of
+from pillion_artifacts.layers import CARD_MEDIA_TYPE, CARD_NAME, KINDS, MODEL_NAME, LayerKind, kind_of
 from pillion_artifacts.leases import Lease
-from pillion_artifacts.limits import INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
+from pillion_artifacts.limits import CARD_BYTES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.manifest import (
     EMPTY_JSON,
     Descriptor,
@@ -52,7 +52,7 @@ from pillion_artifacts.names import (
     parse_reference,
     spoken,
 )
-from pillion_artifacts.pins import PINS_NAME, Pin, read_pins
+from pillion_artifacts.pins import PINS_NAME, Pin, encode_pins, read_pins
 from pillion_artifacts.publication import check_is_new, index_entry, stage_layers
 from pillion_artifacts.version_range import VersionRange
 
@@ -105,7 +105,7 @@ class Store:
     def index(self) -> Index:
         """All entries. Raises `PolicyNotFoundError` where there is no store."""
         settle_for_reading(self.root)
-        self._check_is_there()
+        self.check_is_there()
         try:
             return decode_index(read_small(self.root / INDEX_NAME, INDEX_BYTES_MAX, INDEX_NAME))
         except InvalidArtifactError as error:
@@ -167,6 +167,12 @@ class Store:
         check_layers(manifest, str(resolved))
         return manifest
 
+    def card(self, resolved: Resolved, manifest: Manifest) -> ModelCard:
+        """The card of a version, checked; the rest of it is not read."""
+        layer = manifest.layer(CARD_MEDIA_TYPE)
+        data = read_blob(self.root, layer, CARD_BYTES_MAX, f"{resolved}: {CARD_NAME}")
+        return check_card(data, resolved.policy, resolved.version)
+
     def read_manifest(self, digest: str, whose: str) -> bytes:
         """The bytes of a manifest, checked against its digest; raises `InvalidArtifactError`."""
         data = read_small(blob_path(self.root, digest), MANIFEST_BYTES_MAX, f"{whose}: manifest")
@@ -196,7 +202,7 @@ class Store:
 
         Raises `StoreError` where this process may not write to the store.
         """
-        self._check_is_there()
+        self.check_is_there()
         with refusals(f"{self.root}: lease"), locked(self.root):
             settle(self.root)
             resolved = self.resolve(reference)
@@ -226,7 +232,8 @@ class Store:
             change.stage_blob(EMPTY_JSON)
             manifest = encode_manifest(policy, version, layers)
             digest = change.stage_blob(manifest)
-            with change.deciding() as index:
+            with change.deciding():
+                index = change.read_index()
                 check_is_new(self.root, index, policy, version, digest)
                 record = self.record("publish", created_by, reason, policy=policy, version=version, digest=digest)
                 entry = index_entry(policy, version, digest, len(manifest), record.at, record.by)
@@ -264,7 +271,7 @@ class Store:
             moved = Alias(**fields, moved_at=record.at, moved_by=record.by, reason=record.reason)
             if now:
                 moved = msgspec.structs.replace(moved, was_version=now.version, was_digest=now.digest)
-            change.write(alias_target(policy, alias), msgspec.json.encode(moved) + b"\n")
+            change.write(alias_target(policy, alias), encode_alias(moved))
             change.commit([record])
         return moved
 
@@ -299,7 +306,7 @@ class Store:
             record = self.record("pin", by, reason, **fields)
             pin = Pin(**fields, at=record.at, by=record.by, reason=record.reason)
             kept = [each for each in read_pins(self.root) if each.digest != pin.digest]
-            change.write(PINS_NAME, msgspec.json.encode([*kept, pin]) + b"\n")
+            change.write(PINS_NAME, encode_pins([*kept, pin]))
             change.commit([record])
         return pin
 
@@ -311,12 +318,16 @@ class Store:
             kept = [pin for pin in pins if pin.digest != target.digest]
             if len(kept) == len(pins):
                 raise PolicyNotFoundError(f"{target} is not pinned")
-            change.write(PINS_NAME, msgspec.json.encode(kept) + b"\n")
+            change.write(PINS_NAME, encode_pins(kept))
             record = self.record(
                 "unpin", by, reason, policy=target.policy, version=target.version, digest=target.digest
             )
             change.commit([record])
         return target
+
+    def now(self) -> datetime:
+        """The time by this store's clock."""
+        return self._clock()
 
     def record(
         self,
@@ -324,17 +335,18 @@ class Store:
         by: str,
         reason: str,
         *,
-        policy: str,
+        policy: str = "",
         version: str = "",
         digest: str = "",
         alias: str = "",
         was: str = "",
     ) -> Record:
         """A record of the audit log, still without its place in the chain."""
-        at = self._clock().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = self.now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return Record(0, at, by or who(), action, policy, version, digest, alias, was, reason[:REASON_CHARACTERS_MAX])
 
-    def _check_is_there(self) -> None:
+    def check_is_there(self) -> None:
+        """Raises `PolicyNotFoundError` where there is no store."""
         if not (self.root / INDEX_NAME).exists():
             raise PolicyNotFoundError(f"there is no store at {self.root}")
 

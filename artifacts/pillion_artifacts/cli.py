@@ -338,6 +338,69 @@ def fsck(repair: bool, quarantine: bool, html: Path | None, by: str, reason: str
     finish_report(report, html, as_json)
 
 
+@artifact.command("export", short_help="Write versions into one file.")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@reference_argument("references", nargs=-1, required=True)
+@store_option
+@json_option
+def export_file(file: Path, references: tuple[str, ...], store: Path, as_json: bool) -> None:
+    """Writes versions, and what was signed about them, into FILE: a tar that holds an OCI layout, for a machine without
+    a network. Aliases and pins stay behind.
+    """
+    from pillion_artifacts.archive import ArchiveTarget
+
+    with ArchiveTarget(file) as target:
+        give_and_show(store, target, references, str(file), as_json)
+
+
+@artifact.command("import", short_help="Take versions out of one file.")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@reference_argument("references", nargs=-1)
+@change_options
+@store_option
+@json_option
+def import_file(file: Path, references: tuple[str, ...], by: str, reason: str, store: Path, as_json: bool) -> None:
+    """Takes the versions that FILE holds (an OCI layout in a tar or in a folder), or those that REF... mean there.
+
+    Each is looked at as if it were published here. All of them are taken, or none.
+    """
+    from pillion_artifacts.archive import ArchiveFiles
+    from pillion_artifacts.layouts import FolderFiles, LayoutSource
+
+    if file.is_dir():
+        take_and_show(store, LayoutSource(FolderFiles(file)), references, str(file), by, reason, as_json)
+        return
+    with ArchiveFiles(file) as files:
+        take_and_show(store, LayoutSource(files), references, str(file), by, reason, as_json)
+
+
+def give_and_show(store: Path, target: Any, references: tuple[str, ...], where: str, as_json: bool) -> None:
+    """Gives versions to a target, with a bar, and says what was given."""
+    from pillion_artifacts.listing import print_transfer
+    from pillion_artifacts.progress import bytes_bar
+    from pillion_artifacts.transfer import give, give_size
+
+    opened = open_store(store)
+    with bytes_bar(f"to {where}", give_size(opened, list(references))) as progress:
+        transfer = give(opened, target, list(references), progress)
+    show_json(transfer) if as_json else print_transfer(transfer, f"to {where}")
+
+
+def take_and_show(
+    store: Path, source: Any, references: tuple[str, ...], where: str, by: str, reason: str, as_json: bool
+) -> None:
+    """Takes versions from a source, with a bar, and says what was taken."""
+    from pillion_artifacts.listing import print_transfer
+    from pillion_artifacts.progress import bytes_bar
+    from pillion_artifacts.transfer import take
+
+    with bytes_bar(f"from {where}", None) as progress:
+        transfer = take(
+            open_store(store), source, list(references), where=where, by=by, reason=reason, progress=progress
+        )
+    show_json(transfer) if as_json else print_transfer(transfer, f"from {where}")
+
+
 def finish_report(report: Any, html: Path | None, as_json: bool) -> None:
     """Prints a report, and ends with 65 where something is wrong."""
     from pillion_artifacts.report import print_report, report_as_json, write_html

@@ -15,6 +15,7 @@ from pillion_artifacts.manifest import CREATED, PUBLISHED_BY, Descriptor
 from pillion_artifacts.names import checked_alias, checked_policy, checked_version, spoken
 from pillion_artifacts.store import Store
 from pillion_artifacts.tables import columns, short_digest, size
+from pillion_artifacts.transfer import Transfer
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -143,6 +144,14 @@ def print_history(records: list[Record]) -> None:
         for record in records
     ]
     print(columns(("NUMBER", "WHEN", "WHO", "DID", "TO", "FROM", "WHY"), rows))
+
+
+def print_transfer(transfer: Transfer, way: str) -> None:
+    """What was carried."""
+    rows = [(str(each), each.digest, "carried") for each in transfer.carried]
+    rows += [(str(each), each.digest, "there already") for each in transfer.present]
+    print(columns(("VERSION", "DIGEST", ""), rows))
+    print(f"{len(transfer.carried)} versions, {size(transfer.size_bytes)}, {transfer.attestations} attestations {way}")
 
 
 def print_collection(found: Collection, dry_run: bool) -> None:

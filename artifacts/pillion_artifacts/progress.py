@@ -13,9 +13,9 @@ LONG_BYTES: Final = 50_000_000
 
 
 @contextmanager
-def bytes_bar(what: str, total_bytes: int) -> Iterator[Progress]:
-    """A bar of bytes; gives what is to be told how many more are done."""
-    if total_bytes < LONG_BYTES:
+def bytes_bar(what: str, total_bytes: int | None) -> Iterator[Progress]:
+    """A bar of bytes, of unknown length where `total_bytes` is None; gives what is to be told how many more are done."""
+    if total_bytes is not None and total_bytes < LONG_BYTES:
         yield no_progress
         return
     from rich.console import Console

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pillion_artifacts.audit import AuditLog
 from pillion_artifacts.blobs import Progress, map_file
-from pillion_artifacts.change import Change
+from pillion_artifacts.change import Change, Staged
 from pillion_artifacts.contents import check_card, check_graph, check_model
 from pillion_artifacts.errors import InvalidArtifactError, VersionExistsError
 from pillion_artifacts.layers import CARD_NAME, KINDS, MODEL_NAME, kind_of
@@ -37,16 +37,22 @@ def stage_layers(change: Change, folder: Path, policy: str, version: str, progre
         kind.title: change.stage_file(folder / kind.title, kind.bytes_max, f"{whose}: {kind.title}", progress)
         for kind in present
     }
+    check_staged(staged, policy, version)
+    return [
+        Descriptor(kind.media_type, staged[kind.title].digest, staged[kind.title].size, {TITLE: kind.title})
+        for kind in present
+    ]
+
+
+def check_staged(staged: dict[str, Staged], policy: str, version: str) -> None:
+    """Raises `InvalidArtifactError` for files, by their names, that no loader should see."""
+    whose = spoken(policy, version)
     card = check_card(staged[CARD_NAME].path.read_bytes(), policy, version)
     for title, copy in staged.items():
         if title == MODEL_NAME:
             check_model(map_file(copy.path), card, f"{whose}: {title}")
         else:
             check_graph(map_file(copy.path), title, f"{whose}: {title}")
-    return [
-        Descriptor(kind.media_type, staged[kind.title].digest, staged[kind.title].size, {TITLE: kind.title})
-        for kind in present
-    ]
 
 
 def check_is_new(root: Path, index: Index, policy: str, version: str, digest: str) -> None:

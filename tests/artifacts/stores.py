@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pillion_artifacts.change import LAYOUT
+from pillion_artifacts.layers import kind_of
+from pillion_artifacts.manifest import (
+    EMPTY_INDEX,
+    EMPTY_JSON,
+    MANIFEST_MEDIA_TYPE,
+    Descriptor,
+    describe,
+    digest_of,
+    encode_json,
+    encode_manifest,
+)
 from tests.harness import STORE, blob_of
 
 POLICY = "lunar-lander"
@@ -34,3 +46,17 @@ def flip(file: Path, position: float, bit: int = 0) -> None:
     data[min(len(data) - 1, int(position * len(data)))] ^= 1 << bit
     file.chmod(0o644)
     file.write_bytes(data)
+
+
+def foreign_layout(folder: Path, files: dict[str, bytes], version: str = "1.0.0", policy: str = POLICY) -> Path:
+    """An OCI layout with one version of these files, made by nobody who looked at them."""
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    layers = [describe(data, kind_of(title).media_type, title) for title, data in files.items()]
+    manifest = encode_manifest(policy, version, layers)
+    for data in (*files.values(), manifest, EMPTY_JSON):
+        (blobs / digest_of(data).removeprefix("sha256:")).write_bytes(data)
+    entry = Descriptor(MANIFEST_MEDIA_TYPE, digest_of(manifest), len(manifest))
+    (folder / "index.json").write_bytes(encode_json(EMPTY_INDEX.replaced([entry])))
+    (folder / "oci-layout").write_bytes(LAYOUT)
+    return folder

@@ -13,8 +13,11 @@ import filelock  # noqa: F401 - so that the act itself imports nothing: every ca
 import pytest
 
 from pillion_artifacts import PolicyNotFoundError, Store
+from pillion_artifacts.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.collection import collect
 from pillion_artifacts.inspection import inspect_store
+from pillion_artifacts.layouts import LayoutSource
+from pillion_artifacts.transfer import give, take
 from pillion_artifacts.verification import Verifier, all_versions
 from tests.artifacts.killing import TracingRefusedError, killed_at
 from tests.artifacts.stores import POLICY, example_folder
@@ -69,6 +72,11 @@ def move_alias(store: Store, _folder: Path) -> None:
     store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0", by="a test")
 
 
+def take_archive(store: Store, folder: Path) -> None:
+    with ArchiveFiles(folder / "policy.tar") as files:
+        take(store, LayoutSource(files), [], where="policy.tar", by="a test")
+
+
 def collect_all(store: Store, _folder: Path) -> None:
     collect(store, grace=timedelta(0), keep_newest=0, by="a test")
 
@@ -93,6 +101,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("folders")
     for version in ("1.0.0", "1.1.0"):
         example_folder(folder / version, version)
+    origin = Store(folder / "origin")
+    two_versions(origin, folder)
+    with ArchiveTarget(folder / "policy.tar") as target:
+        give(origin, target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
     return folder
 
 
@@ -112,6 +124,7 @@ def one_core() -> Iterator[None]:
         (publish_first, publish_second, 100),
         (two_versions_and_an_alias, move_alias, 50),
         (two_versions_and_an_alias, collect_all, 50),
+        (publish_first, take_archive, 100),
     ],
 )
 def test_a_kill_at_any_system_call_leaves_the_store_as_before_or_as_after(

@@ -305,17 +305,97 @@ def gc(grace: float | None, keep_newest: int, dry_run: bool, by: str, reason: st
 @artifact.command(short_help="Check every byte of versions.")
 @reference_argument("references", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every version, and the store as a whole.")
+@click.option(
+    "--key",
+    "keys",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A public key that must have signed.",
+)
+@click.option("--threshold", metavar="N", type=click.IntRange(min=1), help="So many of the keys; all where not given.")
+@click.option(
+    "--trust",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The daemon's settings, for the rules in their [trust].",
+)
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write the report as a web page too.")
 @store_option
 @json_option
-def verify(references: tuple[str, ...], everything: bool, html: Path | None, store: Path, as_json: bool) -> None:
-    """Checks every byte of the versions that are named, or of all. Exit code 65 where one is not what was published."""
+def verify(
+    references: tuple[str, ...],
+    everything: bool,
+    keys: tuple[Path, ...],
+    threshold: int | None,
+    trust: Path | None,
+    html: Path | None,
+    store: Path,
+    as_json: bool,
+) -> None:
+    """Checks every byte of the versions that are named, or of all, and with --key or --trust who signed them. Exit code
+    65 where one is not what was published, or not signed as asked.
+    """
     from pillion_artifacts.report import verify_and_report
+    from pillion_artifacts.trust import trust_of_keys, trust_of_settings
 
     if not references and not everything:
         raise click.UsageError("expected a REF, or --all")
-    report = verify_and_report(open_store(store), references, everything)
+    if keys and trust:
+        raise click.UsageError("expected --key or --trust, came both")
+    asked = trust_of_settings(trust) if trust else trust_of_keys(list(keys), threshold) if keys else None
+    report = verify_and_report(open_store(store), references, everything, asked)
     finish_report(report, html, as_json)
+
+
+@artifact.command(short_help="Make a pair of keys.")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@json_option
+def keygen(file: Path, as_json: bool) -> None:
+    """Makes an Ed25519 pair: the private key in FILE, for you alone, the public one in FILE.pub.
+
+    With PILLION_KEY_PASSPHRASE in the environment the private key is encrypted with it.
+    """
+    from pillion_artifacts.keys import PASSPHRASE_VARIABLE, generate_keys, public_path
+
+    identity = generate_keys(file, os.environ.get(PASSPHRASE_VARIABLE, ""))
+    made = {"private": str(file), "public": str(public_path(file)), "key": identity}
+    show_json(made) if as_json else print(f"{made['public']} {identity}")
+
+
+@artifact.command(short_help="Sign a version.")
+@reference_argument()
+@click.option(
+    "--key", metavar="FILE", required=True, help="The private key: a file, or a URI that securesystemslib knows."
+)
+@click.option("--public", metavar="FILE", type=click.Path(path_type=Path), help="The public key, where --key is a URI.")
+@click.option(
+    "--expires", metavar="DAYS", type=click.FloatRange(min=0, min_open=True), help="The signature counts so long."
+)
+@change_options
+@store_option
+@json_option
+def sign(
+    reference: str,
+    key: str,
+    public: Path | None,
+    expires: float | None,
+    by: str,
+    reason: str,
+    store: Path,
+    as_json: bool,
+) -> None:
+    """Signs a version, after looking at every byte of it. The passphrase of the key is taken from PILLION_KEY_PASSPHRASE."""
+    from datetime import timedelta
+
+    from pillion_artifacts import signing
+    from pillion_artifacts.keys import PASSPHRASE_VARIABLE, open_signer
+
+    opened = open_store(store)
+    signer = open_signer(key, public, os.environ.get(PASSPHRASE_VARIABLE, ""))
+    expires_at = None if expires is None else opened.now() + timedelta(days=expires)
+    signed = signing.sign(opened, reference, signer, expires_at=expires_at, by=by, reason=reason)
+    show_json(signed) if as_json else print(f"{signed.policy}@v{signed.version} is signed by {signed.key}")
 
 
 @artifact.command(short_help="Find, and mend, what is wrong with the store.")

@@ -17,10 +17,13 @@ from pillion_artifacts.manifest import (
     MANIFEST_MEDIA_TYPE,
     PUBLISHED_BY,
     REF_NAME,
+    SUBJECT,
     TITLE,
     VERSION,
+    AttestationManifest,
     Descriptor,
     Index,
+    digest_of,
 )
 from pillion_artifacts.names import ref_name, spoken
 
@@ -82,6 +85,12 @@ def index_entry(policy: str, version: str, digest: str, size: int, at: str, by: 
         PUBLISHED_BY: by,
     }
     return Descriptor(MANIFEST_MEDIA_TYPE, digest, size, annotations, ARTIFACT_TYPE)
+
+
+def attestation_entry(manifest: AttestationManifest, data: bytes) -> Descriptor:
+    """The entry of an attestation in the index."""
+    annotations = {**manifest.annotations, SUBJECT: manifest.subject.digest}
+    return Descriptor(MANIFEST_MEDIA_TYPE, digest_of(data), len(data), annotations, manifest.artifact_type)
 
 
 def _check_names(folder: Path, whose: str) -> None:

@@ -19,8 +19,6 @@ from pillion_artifacts.leases import LEASES_NAME
 from pillion_artifacts.limits import INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.manifest import (
     EMPTY_INDEX,
-    MANIFEST_MEDIA_TYPE,
-    SUBJECT,
     Descriptor,
     Index,
     decode_attestation,
@@ -30,7 +28,7 @@ from pillion_artifacts.manifest import (
 )
 from pillion_artifacts.names import spoken
 from pillion_artifacts.pins import PINS_NAME, Pin, encode_pins
-from pillion_artifacts.publication import index_entry
+from pillion_artifacts.publication import attestation_entry, index_entry
 from pillion_artifacts.store import Store
 from pillion_artifacts.verification import Verdict
 
@@ -142,10 +140,7 @@ def _take(
         manifest = decode_manifest(data)
     except InvalidArtifactError:
         attestation = decode_attestation(data)
-        subject = attestation.subject.digest
-        annotations = {**attestation.annotations, SUBJECT: subject}
-        entry = Descriptor(MANIFEST_MEDIA_TYPE, digest, len(data), annotations, attestation.artifact_type)
-        attestations.append((entry, subject))
+        attestations.append((attestation_entry(attestation, data), attestation.subject.digest))
         return
     record = published.get(digest)
     # where there is a log, a manifest that it does not know was never published here

@@ -17,6 +17,7 @@ from pillion_artifacts.progress import bytes_bar
 from pillion_artifacts.repair import Repair
 from pillion_artifacts.store import Resolved, Store
 from pillion_artifacts.tables import columns, short_digest, size
+from pillion_artifacts.trust import TrustPolicy
 from pillion_artifacts.verification import Verdict, Verifier, all_versions
 
 
@@ -34,18 +35,20 @@ class Report(msgspec.Struct, frozen=True):
         return all(verdict.intact for verdict in self.verdicts) and not any(fault.harmful for fault in self.faults)
 
 
-def verify_and_report(store: Store, references: Sequence[str], everything: bool) -> Report:
+def verify_and_report(
+    store: Store, references: Sequence[str], everything: bool, trust: TrustPolicy | None = None
+) -> Report:
     """Verifies what the references mean, or all versions and the store itself. Raises `PolicyNotFoundError`."""
     at = store.now().isoformat(timespec="seconds")
     if not everything:
         versions = [store.resolve(reference) for reference in references]
-        return Report(str(store.root), at, _verify(store, versions), [])
+        return Report(str(store.root), at, _verify(store, versions, trust), [])
     store.check_is_there()
     settle_for_reading(store.root)
     with locked_where_possible(store.root):
         faults = inspect_store(store)
         versions = _versions(store)
-    return Report(str(store.root), at, _verify(store, versions), faults)
+    return Report(str(store.root), at, _verify(store, versions, trust), faults)
 
 
 def repair_and_report(store: Store, quarantine: bool, by: str, reason: str) -> Report:
@@ -74,11 +77,12 @@ def print_report(report: Report) -> None:
             short_digest(verdict.digest),
             str(verdict.files),
             size(verdict.size_bytes),
-            "intact" if verdict.intact else "DAMAGED",
+            ", ".join(verdict.signed_by) or str(verdict.attestations or ""),
+            "intact" if verdict.intact else "REFUSED",
         )
         for verdict in report.verdicts
     ]
-    print(columns(("VERSION", "DIGEST", "FILES", "SIZE", "IS"), rows))
+    print(columns(("VERSION", "DIGEST", "FILES", "SIZE", "SIGNED", "IS"), rows))
     for line in _lines(report):
         print(line)
 
@@ -100,6 +104,7 @@ def as_html(report: Report) -> str:
                 verdict.digest,
                 str(verdict.files),
                 size(verdict.size_bytes),
+                ", ".join(verdict.signed_by) or str(verdict.attestations or ""),
                 "intact" if verdict.intact else "; ".join(verdict.faults),
             ],
         )
@@ -111,7 +116,7 @@ def as_html(report: Report) -> str:
         state=state,
         store=html.escape(report.store),
         at=html.escape(report.at),
-        versions=_html_table(["version", "digest", "files", "size", "is"], rows),
+        versions=_html_table(["version", "digest", "files", "size", "signed", "is"], rows),
         faults=_html_table(["kind", "what"], faults) if faults else "<p>Nothing is wrong with the store itself.</p>",
         repairs=_html_table(["repaired"], repairs) if repairs else "",
     )
@@ -125,20 +130,22 @@ def _versions(store: Store) -> list[Resolved]:
         return []
 
 
-def _verify(store: Store, versions: list[Resolved]) -> list[Verdict]:
+def _verify(store: Store, versions: list[Resolved], trust: TrustPolicy | None) -> list[Verdict]:
     total = sum(path.stat().st_size for path in (store.root / "blobs" / "sha256").glob("*") if path.is_file())
+    if not versions:
+        return []
     with bytes_bar(f"verifying {len(versions)} versions", total) as progress:
-        verifier = Verifier(store, progress)
+        verifier = Verifier(store, progress, trust)
         return [verifier.verify(resolved) for resolved in versions]
 
 
 def _lines(report: Report) -> list[str]:
     lines = [f"repaired: {line}" for line in report.repairs]
-    lines += [f"DAMAGED: {fault}" for verdict in report.verdicts for fault in verdict.faults]
+    lines += [f"REFUSED: {fault}" for verdict in report.verdicts for fault in verdict.faults]
     lines += [f"{'DAMAGED' if fault.harmful else 'left over'}: {fault.text}" for fault in report.faults]
     damaged = sum(not verdict.intact for verdict in report.verdicts)
     count = len(report.verdicts)
-    return [*lines, f"{count} versions, {damaged} of them damaged" if damaged else f"{count} versions, all intact"]
+    return [*lines, f"{count} versions, {damaged} of them refused" if damaged else f"{count} versions, all intact"]
 
 
 def _html_table(head: list[str], rows: str) -> str:

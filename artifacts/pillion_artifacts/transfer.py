@@ -15,15 +15,12 @@ from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError
 from pillion_artifacts.layers import kind_of
 from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
 from pillion_artifacts.manifest import (
-    MANIFEST_MEDIA_TYPE,
-    SUBJECT,
-    AttestationManifest,
     Descriptor,
     decode_attestation,
     digest_of,
 )
 from pillion_artifacts.names import checked_policy, checked_version, spoken
-from pillion_artifacts.publication import check_is_new, check_staged, index_entry
+from pillion_artifacts.publication import attestation_entry, check_is_new, check_staged, index_entry
 from pillion_artifacts.store import Resolved, Store, check_layers, decode_named
 
 
@@ -212,9 +209,3 @@ def _stage_attestations(change: Change, source: Source, offer: Offer, held: set[
         change.stage_blob(data)
         entries.append(attestation_entry(manifest, data))
     return entries
-
-
-def attestation_entry(manifest: AttestationManifest, data: bytes) -> Descriptor:
-    """The entry of an attestation in the index."""
-    annotations = {**manifest.annotations, SUBJECT: manifest.subject.digest}
-    return Descriptor(MANIFEST_MEDIA_TYPE, digest_of(data), len(data), annotations, manifest.artifact_type)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import structlog
 from pillion_artifacts import Artifact, ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.leases import Lease
+from pillion_artifacts.trust import check_trust
 from pilliond.admin import Admin
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
@@ -26,7 +28,7 @@ from pilliond.supervisor import Supervisor
 async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
-    artifact, lease = load_policy(settings)
+    artifact, lease, signed_by = load_policy(settings)
     supervisor = Supervisor(settings, artifact, log)
     admin = Admin(supervisor)
     systemd = sdnotify.SystemdNotifier()
@@ -43,6 +45,7 @@ async def serve(settings: Settings) -> None:
                 listen=ready.listen,
                 admin=admin_address,
                 leased=lease is not None,
+                signed_by=signed_by,
             )
 
         def on_signal(name: str) -> None:
@@ -62,8 +65,10 @@ async def serve(settings: Settings) -> None:
             lease.close()
 
 
-def load_policy(settings: Settings) -> tuple[Artifact, Lease | None]:
-    """The verified artifact that the settings name, and the lease on it; raises `BadPolicyError`.
+def load_policy(settings: Settings) -> tuple[Artifact, Lease | None, list[str]]:
+    """The verified artifact that the settings name, the lease on it, and who signed it; raises `BadPolicyError`.
+
+    Whether it may be loaded is decided by its digest, before any of its files is read.
 
     There is no lease where this process may not write to the store: then nobody keeps `gc` from the version, which
     is in memory all the same. The caller closes it.
@@ -72,7 +77,8 @@ def load_policy(settings: Settings) -> tuple[Artifact, Lease | None]:
     try:
         reference = settings.store.policy or _only_policy(store)
         resolved, lease = _leased(store, reference)
-        return store.read(resolved), lease
+        trust = check_trust(store, resolved, settings.trust, datetime.now(UTC))
+        return store.read(resolved), lease, trust.signed_by
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
 

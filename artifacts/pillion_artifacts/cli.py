@@ -454,6 +454,57 @@ def import_file(file: Path, references: tuple[str, ...], by: str, reason: str, s
         take_and_show(store, LayoutSource(files), references, str(file), by, reason, as_json)
 
 
+plain_http_option = click.option("--plain-http", is_flag=True, help="Speak to a registry without TLS.")
+
+
+@artifact.command(short_help="Give versions to a registry or a bucket.")
+@click.argument("url", metavar="URL")
+@reference_argument("references", nargs=-1, required=True)
+@plain_http_option
+@store_option
+@json_option
+def push(url: str, references: tuple[str, ...], plain_http: bool, store: Path, as_json: bool) -> None:
+    """Gives versions, and what was signed about them, to oci://HOST/PREFIX or s3://BUCKET/PREFIX.
+
+    A policy is the repository PREFIX/NAME of a registry, a version its tag vX.Y.Z.
+    """
+    from pillion_artifacts.bucket import BucketTarget, is_bucket
+
+    if is_bucket(url):
+        give_and_show(store, BucketTarget(url), references, url, as_json)
+        return
+    from pillion_artifacts.registry import Registry
+
+    with Registry(url, plain_http=plain_http) as registry:
+        give_and_show(store, registry, references, url, as_json)
+
+
+@artifact.command(short_help="Take versions from a registry or a bucket.")
+@click.argument("url", metavar="URL")
+@reference_argument("references", nargs=-1)
+@plain_http_option
+@change_options
+@store_option
+@json_option
+def pull(
+    url: str, references: tuple[str, ...], plain_http: bool, by: str, reason: str, store: Path, as_json: bool
+) -> None:
+    """Takes the versions that REF... mean at oci://HOST/PREFIX or s3://BUCKET/PREFIX; of a bucket, all where none is given.
+
+    Each is looked at as if it were published here. All of them are taken, or none.
+    """
+    from pillion_artifacts.bucket import BucketFiles, is_bucket
+    from pillion_artifacts.layouts import LayoutSource
+
+    if is_bucket(url):
+        take_and_show(store, LayoutSource(BucketFiles(url)), references, url, by, reason, as_json)
+        return
+    from pillion_artifacts.registry import Registry
+
+    with Registry(url, plain_http=plain_http) as registry:
+        take_and_show(store, registry, references, url, by, reason, as_json)
+
+
 def give_and_show(store: Path, target: Any, references: tuple[str, ...], where: str, as_json: bool) -> None:
     """Gives versions to a target, with a bar, and says what was given."""
     from pillion_artifacts.listing import print_transfer

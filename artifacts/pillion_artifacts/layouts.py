@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import semver
+
 from pillion_artifacts.blobs import chunks_of, open_regular
 from pillion_artifacts.carriers import Chunks, Offer
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError, PolicyNotFoundError, RemoteError
@@ -19,7 +21,7 @@ from pillion_artifacts.manifest import (
     decode_manifest,
     digest_of,
 )
-from pillion_artifacts.names import parse_reference, spoken
+from pillion_artifacts.names import checked_version, parse_reference, spoken
 from pillion_artifacts.version_range import VersionRange
 
 
@@ -116,11 +118,12 @@ def select(offers: list[Offer], references: list[str], where: str) -> list[Offer
         raise RemoteError(f"{where}: it holds no policy")
     if not references:
         return offers
-    chosen = {offer.digest: offer for reference in references for offer in _meant(offers, reference, where)}
+    chosen = {offer.digest: offer for offer in (_meant(offers, reference, where) for reference in references)}
     return list(chosen.values())
 
 
-def _meant(offers: list[Offer], reference: str, where: str) -> list[Offer]:
+def _meant(offers: list[Offer], reference: str, where: str) -> Offer:
+    """The offer with that digest, or the newest that fits."""
     asked = parse_reference(reference)
     if asked.alias:
         raise PolicyNotFoundError(f"{where}: aliases are not carried: expected a version, came {reference!r}")
@@ -130,13 +133,13 @@ def _meant(offers: list[Offer], reference: str, where: str) -> list[Offer]:
     else:
         try:
             wanted = VersionRange(asked.range_text)
-            found = [offer for offer in of_policy if offer.version in wanted]
+            found = [offer for offer in of_policy if checked_version(offer.version) in wanted]
         except ValueError as error:
             raise PolicyNotFoundError(str(error)) from None
     if not found:
         held = ", ".join(spoken(offer.policy, offer.version) for offer in offers[:8])
         raise PolicyNotFoundError(f"{where}: nothing there fits {reference!r}, it has {held}")
-    return found
+    return max(found, key=lambda offer: semver.Version.parse(offer.version))
 
 
 def _subject(data: bytes) -> str:

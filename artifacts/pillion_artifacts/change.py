@@ -28,6 +28,7 @@ from pillion_artifacts.blobs import Progress, chunks_of, no_progress, open_regul
 from pillion_artifacts.errors import InvalidArtifactError, StoreError
 from pillion_artifacts.limits import INDEX_BYTES_MAX, LOCK_S_MAX, STATE_BYTES_MAX
 from pillion_artifacts.manifest import EMPTY_INDEX, Index, decode_index, digest_of, encode_json
+from pillion_artifacts.names import precedence
 
 INDEX_NAME: Final = "index.json"
 LAYOUT_NAME: Final = "oci-layout"
@@ -173,7 +174,10 @@ class Change:
 
     def write_index(self, index: Index) -> None:
         """Stages the index, sorted: the same entries give the same bytes."""
-        ordered = sorted(index.manifests, key=lambda entry: (entry.title, entry.artifact_type, entry.digest))
+        ordered = sorted(
+            index.manifests,
+            key=lambda entry: (entry.title, entry.artifact_type, precedence(entry.version), entry.digest),
+        )
         self.write(INDEX_NAME, encode_json(index.replaced(ordered)))
 
     def remove(self, target: str) -> None:

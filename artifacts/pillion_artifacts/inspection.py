@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -29,6 +29,8 @@ from pillion_artifacts.pins import PINS_NAME, read_pins
 from pillion_artifacts.store import Store
 
 Kind = Literal["layout", "index", "alias", "pins", "audit", "blob", "orphan", "leftover"]
+
+_KIND_OF: Final[dict[str, Kind]] = {INDEX_NAME: "index", LAYOUT_NAME: "layout", PINS_NAME: "pins"}
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 
@@ -103,7 +105,7 @@ def _index(root: Path) -> Index | list[Fault]:
 def _layout_faults(root: Path) -> list[Fault]:
     try:
         version = msgspec.json.decode(read_small(root / LAYOUT_NAME, 1 << 12, LAYOUT_NAME))
-    except (ArtifactError, msgspec.MsgspecError) as error:
+    except (ArtifactError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: {error}")]
     if version != msgspec.json.decode(LAYOUT):
         return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: expected {LAYOUT.decode()}, came {version}")]
@@ -166,7 +168,7 @@ def _state_faults(root: Path) -> list[Fault]:
         path = root / name
         came = digest_of(path.read_bytes()) if path.is_file() else ""
         if came != digest:
-            kind: Kind = "alias" if name.startswith(ALIASES_NAME) else "pins" if name == PINS_NAME else "index"
+            kind = _KIND_OF.get(name, "alias")
             what = "it is missing" if not came else "it was changed by hand, or is damaged"
             faults.append(Fault(kind, name, f"{name}: {what}: the audit log does not know these bytes"))
     try:

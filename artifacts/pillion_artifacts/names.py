@@ -102,6 +102,11 @@ def is_alias_name(text: str) -> bool:
     return _ALIAS.fullmatch(text) is not None and len(text) <= NAME_CHARACTERS_MAX and not VersionRange.is_valid(text)
 
 
+def precedence(version: str) -> semver.Version:
+    """What versions are sorted by; what is none comes before all that are."""
+    return semver.Version.parse(version) if semver.Version.is_valid(version) else semver.Version(0, 0, 0, "0")
+
+
 def spoken(policy: str, version: str) -> str:
     """The name of a version as people write it."""
     return f"{policy}@v{version}"

@@ -88,9 +88,9 @@ class Repair:
             if fault.kind == "alias" and fault.subject.endswith(".json"):
                 policy, alias = Path(fault.subject).parent.name, Path(fault.subject).stem
                 self._mend_alias(change, policy, alias, records)
-            elif fault.kind == "pins":
-                change.write(PINS_NAME, encode_pins(_pins_of(records)))
-                self.done.append(f"wrote {PINS_NAME} anew from the audit log")
+        if any(fault.kind == "pins" for fault in faults):
+            change.write(PINS_NAME, encode_pins(_pins_of(records)))
+            self.done.append(f"wrote {PINS_NAME} anew from the audit log")
 
     def _mend_alias(self, change: Change, policy: str, alias: str, records: list[Record]) -> None:
         known = _alias_of(records, policy, alias)
@@ -102,8 +102,10 @@ class Repair:
         self.done.append(f"wrote {policy}@{alias} anew from the audit log: it points at {known.version}")
 
     def _clear(self, change: Change, faults: list[Fault]) -> None:
+        # what seems to be an orphan by an index that is not to be believed is none
+        is_certain = not any(fault.kind == "index" for fault in faults)
         for fault in faults:
-            if fault.kind == "orphan":
+            if fault.kind == "orphan" and is_certain:
                 change.remove(f"blobs/sha256/{fault.subject.removeprefix('sha256:')}")
                 self.done.append(f"removed {fault.text}")
             elif fault.kind == "blob" and fault.subject.startswith("sha256:"):

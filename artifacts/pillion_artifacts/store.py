@@ -18,6 +18,7 @@ from pillion_artifacts.blobs import Progress, blob_path, no_progress, read_blob,
 from pillion_artifacts.card import ModelCard
 from pillion_artifacts.change import (
     INDEX_NAME,
+    LAYOUT_NAME,
     Change,
     locked,
     refusals,
@@ -347,7 +348,8 @@ class Store:
 
     def check_is_there(self) -> None:
         """Raises `PolicyNotFoundError` where there is no store."""
-        if not (self.root / INDEX_NAME).exists():
+        # a store that lost its index is one that can be mended
+        if not any((self.root / name).exists() for name in (INDEX_NAME, LAYOUT_NAME)):
             raise PolicyNotFoundError(f"there is no store at {self.root}")
 
     def _read_pinned(self, asked: Reference) -> Manifest:

@@ -64,8 +64,6 @@ def test_a_flipped_bit_anywhere_in_the_store_is_found(store: Store) -> None:
 @pytest.mark.parametrize("name", ["index.json", f"aliases/{POLICY}/stable.json", "pins.json", "oci-layout"])
 @pytest.mark.parametrize("damage", ["removed", "emptied", "flipped"])
 def test_a_small_file_that_was_damaged_is_written_anew_as_it_was(store: Store, name: str, damage: str) -> None:
-    if (name, damage) == ("index.json", "removed"):
-        pytest.skip("without its index a folder is no store")
     path = store.root / name
     before = view(store)
     if damage == "removed":
@@ -124,10 +122,10 @@ def test_a_damaged_version_is_put_into_quarantine_and_the_others_stay(store: Sto
     report = repair_and_report(store, True, "ann", "a disk that forgets")
     assert "took lunar-lander@v1.0.0 out of the index" in report.repairs
     assert store.versions(POLICY) == ["1.1.0"]
-    assert len(list((store.root / "quarantine").iterdir())) == 1
+    assert report.intact
+    # the manifest, and the card that was damaged; the model is that of the other version too
+    assert len(list((store.root / "quarantine").iterdir())) == 2
     assert store.load(POLICY).version == "1.1.0"
-    # the rest of it is cleared away when nothing is in doubt any more
-    assert repair_and_report(store, True, "", "").intact
     assert inspect_store(store) == []
 
 

@@ -38,16 +38,22 @@ def find_program(name: str, package: str) -> str:
     return path
 
 
+HASHED_SECRET = "$2b$05$abcdefghijklmnopqrstuuVgkYgd8Ezx3gJFXrPu9Hvf02NyrmVuW"
+"""`SECRET_KEY` as htpasswd(1) writes it with -B."""
+
+
 @contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """An OCI registry with its files in `folder`; gives HOST:PORT."""
+def registry(folder: Path, *, locked: bool = False) -> Iterator[str]:
+    """An OCI registry with its files in `folder`; gives HOST:PORT. `locked`: it asks for the name and the password above."""
     program = find_program("docker-registry", "Debian's docker-registry")
     (port,) = free_ports(1)
     settings = folder / "registry.yml"
     settings.write_text(
         f"version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n"
+        + (f"auth: {{htpasswd: {{realm: tests, path: {folder / 'htpasswd'}}}}}\n" if locked else "")
     )
+    (folder / "htpasswd").write_text(f"{ACCESS_KEY}:{HASHED_SECRET}\n")
     with running([program, "serve", str(settings)], port, folder / "registry.log"):
         yield f"127.0.0.1:{port}"
 

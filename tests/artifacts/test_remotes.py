@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import shutil
@@ -24,7 +25,7 @@ from pillion_artifacts.registry import Registry
 from pillion_artifacts.signing import sign
 from pillion_artifacts.transfer import Transfer, give, take
 from pillion_artifacts.trust import examine_trust, trust_of_keys
-from tests.artifacts.servers import free_ports, registry, s3_server
+from tests.artifacts.servers import ACCESS_KEY, SECRET_KEY, free_ports, registry, s3_server
 from tests.artifacts.stores import POLICY, example_card, example_model, flip
 from tests.harness import START_S_MAX, blob_of, publish
 
@@ -237,6 +238,21 @@ def test_what_is_damaged_here_is_not_pushed(registry_url: str, bucket_url: str, 
         push_to_bucket(store, bucket_url, POLICY)
     with pytest.raises(RemoteError):
         pull_from_bucket(other, bucket_url)
+
+
+def test_a_registry_that_asks_for_a_password_gets_the_one_of_dockers_settings(
+    tmp_path: Path, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with registry(tmp_path, locked=True) as address:
+        url = f"oci://{address}"
+        with pytest.raises(RemoteError, match="the registry answered 401"):
+            push_to_registry(store, url, POLICY)
+        auth = base64.b64encode(f"{ACCESS_KEY}:{SECRET_KEY}".encode()).decode()
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {address: {"auth": auth}}}))
+        push_to_registry(store, url, POLICY)
+        pull_from_registry(other, url, POLICY)
+    assert other.load(POLICY) == store.load(POLICY)
 
 
 def test_a_registry_that_is_not_there_is_one_line(store: Store) -> None:

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 import zmq
 
+from pillion_artifacts import Resolved, Store
 from pillion_protocol import (
     Act,
     Action,
@@ -58,6 +60,21 @@ START_S_MAX = 30 * TIME_UNIT_S
 WAIT_S_MAX = 10 * TIME_UNIT_S
 
 Frame = bytes | memoryview
+
+
+def publish(root: Path, policy: str, version: str, model: bytes, card: str) -> Resolved:
+    """Publishes a policy of these files into the store at `root`."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "model.onnx").write_bytes(model)
+        (Path(name) / "model_card.yaml").write_text(card)
+        return Store(root).publish(policy, version, Path(name), created_by="a test")
+
+
+def blob_of(root: Path, reference: str, title: str) -> Path:
+    """The file in the store at `root` that holds a version's file of that name."""
+    store = Store(root)
+    (layer,) = [each for each in store.manifest(store.resolve(reference)).layers if each.title == title]
+    return root / "blobs" / "sha256" / layer.digest.removeprefix("sha256:")
 
 
 class UnixConnection(http.client.HTTPConnection):

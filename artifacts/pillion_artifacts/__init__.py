@@ -2,7 +2,7 @@
 
 from pillion_artifacts.card import ModelCard, parse_card
 from pillion_artifacts.errors import ArtifactError, DigestMismatchError, InvalidArtifactError, PolicyNotFoundError
-from pillion_artifacts.store import Artifact, Store, seal
+from pillion_artifacts.store import Artifact, Resolved, Store
 from pillion_artifacts.version_range import VersionRange
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "InvalidArtifactError",
     "ModelCard",
     "PolicyNotFoundError",
+    "Resolved",
     "Store",
     "VersionRange",
     "parse_card",
-    "seal",
 ]

@@ -1,16 +1,28 @@
-"""What can be wrong with a policy.
+"""What can go wrong with a policy or with the store, by culprit; each carries its sysexits code.
 
-ArtifactError
-├── PolicyNotFoundError      the store has no such policy, or no version that fits
-└── InvalidArtifactError     it is there, and it is not what it says it is
-    └── DigestMismatchError  its bytes are not those that were published
+ArtifactError (65)
+├── PolicyNotFoundError (65)      the store has no such policy, or no version that fits
+├── InvalidArtifactError (65)     it is there, and it is not what it says it is
+│   └── DigestMismatchError       its bytes are not those that were published
+├── UntrustedArtifactError (65)   the signatures that the trust policy asks for are missing or wrong
+├── InvalidNameError (64)         what was typed is no policy, version, alias or reference
+├── ConflictError (73)            somebody else was first
+│   ├── VersionExistsError        the version was published before
+│   └── AliasMovedError           the alias points elsewhere than the caller thought
+├── StoreError (74, or 77)        the file system refuses, or the store is damaged beyond one artifact
+└── RemoteError (69)              a registry, a bucket or an archive cannot be read or written
 """
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class ArtifactError(Exception):
     """A policy cannot be used."""
+
+    exit_code = os.EX_DATAERR
 
 
 class PolicyNotFoundError(ArtifactError):
@@ -23,3 +35,47 @@ class InvalidArtifactError(ArtifactError):
 
 class DigestMismatchError(InvalidArtifactError):
     """The bytes that were read are not those that were published."""
+
+
+class UntrustedArtifactError(ArtifactError):
+    """The signatures that the trust policy asks for are missing or wrong."""
+
+
+class InvalidNameError(ArtifactError):
+    """What was given is no policy, version, alias or reference."""
+
+    exit_code = os.EX_USAGE
+
+
+class ConflictError(ArtifactError):
+    """Somebody else was first."""
+
+    exit_code = os.EX_CANTCREAT
+
+
+class VersionExistsError(ConflictError):
+    """The version was published before; a version never changes."""
+
+
+class AliasMovedError(ConflictError):
+    """The alias does not point where the caller thought that it did."""
+
+
+class StoreError(ArtifactError):
+    """The store itself cannot be read or written."""
+
+    def __init__(self, message: str, exit_code: int = os.EX_IOERR) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    @classmethod
+    def from_os(cls, what: str, error: OSError) -> StoreError:
+        """The refusal of the file system, as a line about `what`."""
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        return cls(f"{what}: {error.strerror or error}", os.EX_NOPERM if denied else os.EX_IOERR)
+
+
+class RemoteError(ArtifactError):
+    """A registry, a bucket or an archive cannot be read or written."""
+
+    exit_code = os.EX_UNAVAILABLE

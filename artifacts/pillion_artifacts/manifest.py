@@ -1,7 +1,7 @@
-"""The manifest of one policy version: which files it has and what each of them hashes to.
+"""What the store says of its blobs, in the words of OCI (Image Format Specification 1.1).
 
-It is an OCI image manifest (OCI Image Format Specification 1.1), a layer for each file, named by the
-`org.opencontainers.image.title` annotation. The SHA-256 of the manifest's own bytes is the artifact digest.
+A *manifest* names the files of one policy version, a layer for each, by the `org.opencontainers.image.title`
+annotation; the SHA-256 of its own bytes is the artifact digest. The *index* names the manifests of a store.
 """
 
 from __future__ import annotations
@@ -12,27 +12,48 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.limits import LAYERS_MAX
 
 ARTIFACT_TYPE: Final = "application/vnd.pillion.policy.v1"
-MODEL_MEDIA_TYPE: Final = "application/vnd.pillion.policy.model.v1+onnx"
-CARD_MEDIA_TYPE: Final = "application/vnd.pillion.policy.card.v1+yaml"
+MANIFEST_MEDIA_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
+INDEX_MEDIA_TYPE: Final = "application/vnd.oci.image.index.v1+json"
+EMPTY_MEDIA_TYPE: Final = "application/vnd.oci.empty.v1+json"
 
-_TITLE = "org.opencontainers.image.title"
-_VERSION = "org.opencontainers.image.version"
-_EMPTY_JSON = b"{}"
+TITLE: Final = "org.opencontainers.image.title"
+VERSION: Final = "org.opencontainers.image.version"
+CREATED: Final = "org.opencontainers.image.created"
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+SUBJECT: Final = "vnd.pillion.subject"
+"""In the index, what an attestation is about: one need not open every manifest to find those of a version."""
+PUBLISHED_BY: Final = "vnd.pillion.published-by"
+
+EMPTY_JSON: Final = b"{}"
+"""The config of an artifact that needs none, as OCI asks for."""
+
+Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """A file by its content: media type, digest and size in bytes."""
 
     media_type: str
-    digest: Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+    digest: Digest
     size: Annotated[int, msgspec.Meta(ge=0)]
     annotations: dict[str, str] = {}
+    artifact_type: str = ""
 
     @property
     def title(self) -> str:
-        return self.annotations.get(_TITLE, "")
+        return self.annotations.get(TITLE, "")
+
+    @property
+    def version(self) -> str:
+        return self.annotations.get(VERSION, "")
+
+    @property
+    def subject(self) -> str:
+        """The digest of what an attestation is about; empty for a version."""
+        return self.annotations.get(SUBJECT, "")
 
 
 class Manifest(msgspec.Struct, frozen=True, rename="camel"):
@@ -42,16 +63,16 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
     media_type: Literal["application/vnd.oci.image.manifest.v1+json"]
     artifact_type: Literal["application/vnd.pillion.policy.v1"]
     config: Descriptor
-    layers: list[Descriptor]
+    layers: Annotated[list[Descriptor], msgspec.Meta(max_length=LAYERS_MAX)]
     annotations: dict[str, str]
 
     @property
     def policy(self) -> str:
-        return self.annotations.get(_TITLE, "")
+        return self.annotations.get(TITLE, "")
 
     @property
     def version(self) -> str:
-        return self.annotations.get(_VERSION, "")
+        return self.annotations.get(VERSION, "")
 
     def layer(self, media_type: str) -> Descriptor:
         """The one layer of that media type; raises `InvalidArtifactError` where there is not exactly one."""
@@ -61,23 +82,88 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
         return found[0]
 
 
+class AttestationManifest(msgspec.Struct, frozen=True, rename="camel"):
+    """What somebody says about a version: an artifact of its own that refers to the version as its subject."""
+
+    schema_version: Literal[2]
+    media_type: Literal["application/vnd.oci.image.manifest.v1+json"]
+    artifact_type: str
+    config: Descriptor
+    layers: Annotated[list[Descriptor], msgspec.Meta(min_length=1, max_length=LAYERS_MAX)]
+    subject: Descriptor
+    annotations: dict[str, str] = {}
+
+
+class Index(msgspec.Struct, frozen=True, rename="camel"):
+    """The manifests of a store: a version's has a name, an attestation's has none."""
+
+    schema_version: Literal[2]
+    media_type: Literal["application/vnd.oci.image.index.v1+json"]
+    manifests: list[Descriptor]
+
+    def versions(self) -> list[Descriptor]:
+        """The entries that are policy versions."""
+        return [entry for entry in self.manifests if entry.artifact_type == ARTIFACT_TYPE]
+
+    def about(self, digest: str) -> list[Descriptor]:
+        """The entries of the attestations about a version."""
+        return [entry for entry in self.manifests if entry.subject == digest]
+
+    def find(self, policy: str, version: str) -> Descriptor | None:
+        """The entry of a version, or None."""
+        return next((entry for entry in self.versions() if (entry.title, entry.version) == (policy, version)), None)
+
+    def replaced(self, manifests: list[Descriptor]) -> Index:
+        """The same index with these entries."""
+        return msgspec.structs.replace(self, manifests=manifests)
+
+
+EMPTY_INDEX: Final = Index(2, INDEX_MEDIA_TYPE, [])
+
+_index_decoder = msgspec.json.Decoder(Index)
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:` and the 64 hexadecimal digits of the hash of `data`."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
 def describe(data: bytes, media_type: str, title: str = "") -> Descriptor:
     """The descriptor of `data`."""
-    annotations = {_TITLE: title} if title else {}
-    return Descriptor(media_type, f"sha256:{hashlib.sha256(data).hexdigest()}", len(data), annotations)
+    annotations = {TITLE: title} if title else {}
+    return Descriptor(media_type, digest_of(data), len(data), annotations)
+
+
+EMPTY_CONFIG: Final = describe(EMPTY_JSON, EMPTY_MEDIA_TYPE)
 
 
 def encode_manifest(policy: str, version: str, layers: list[Descriptor]) -> bytes:
     """The bytes of a manifest; the same files always give the same bytes."""
-    manifest = Manifest(
-        schema_version=2,
-        media_type="application/vnd.oci.image.manifest.v1+json",
-        artifact_type=ARTIFACT_TYPE,
-        config=describe(_EMPTY_JSON, "application/vnd.oci.empty.v1+json"),
-        layers=layers,
-        annotations={_TITLE: policy, _VERSION: version},
+    return encode_json(
+        Manifest(
+            schema_version=2,
+            media_type=MANIFEST_MEDIA_TYPE,
+            artifact_type=ARTIFACT_TYPE,
+            config=EMPTY_CONFIG,
+            layers=layers,
+            annotations={TITLE: policy, VERSION: version},
+        )
     )
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def encode_attestation(
+    artifact_type: str, layer: Descriptor, subject: Descriptor, annotations: dict[str, str]
+) -> bytes:
+    """The bytes of the manifest of an attestation about `subject`."""
+    bare = Descriptor(subject.media_type, subject.digest, subject.size)
+    return encode_json(
+        AttestationManifest(2, MANIFEST_MEDIA_TYPE, artifact_type, EMPTY_CONFIG, [layer], bare, annotations)
+    )
+
+
+def encode_json(value: object) -> bytes:
+    """JSON for files: for people to read, and the same bytes for the same value."""
+    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -86,3 +172,19 @@ def decode_manifest(data: bytes) -> Manifest:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidArtifactError(f"manifest: {error}") from None
+
+
+def decode_attestation(data: bytes) -> AttestationManifest:
+    """The attestation's manifest that `data` holds; raises `InvalidArtifactError`."""
+    try:
+        return msgspec.json.decode(data, type=AttestationManifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidArtifactError(f"attestation: {error}") from None
+
+
+def decode_index(data: bytes) -> Index:
+    """The index that `data` holds; raises `InvalidArtifactError`."""
+    try:
+        return _index_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidArtifactError(f"index.json: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from evaluate import onnx_session
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from pillion_artifacts import ModelCard, parse_card, seal
+from pillion_artifacts import ModelCard, Store, parse_card
 from pillion_artifacts.card import TensorCard
-from pillion_artifacts.store import CARD_NAME, MODEL_NAME
+from pillion_artifacts.layers import CARD_NAME, MODEL_NAME
 
 OPSET = 18
 IR_VERSION_MAX = 10
@@ -115,16 +116,19 @@ def export_onnx(module: CategoricalActor | CategoricalActorCritic, space: spaces
 
 
 def write_artifact(root: Path, card: ModelCard, model: bytes) -> str:
-    """Writes `root/NAME/VERSION/` with model, card and manifest, and gives the artifact digest."""
-    folder = root / card.name / card.version
-    folder.mkdir(parents=True, exist_ok=True)
+    """Publishes model and card into the store at `root`, and gives the artifact digest.
+
+    Raises `VersionExistsError` where the store has that version: train into another store, or give it a new number.
+    """
     text = yaml.dump(
         _without_empty(msgspec.to_builtins(card)), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True
     ).encode()
     assert parse_card(text) == card
-    (folder / MODEL_NAME).write_bytes(model)
-    (folder / CARD_NAME).write_bytes(text)
-    return seal(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / MODEL_NAME).write_bytes(model)
+        (folder / CARD_NAME).write_bytes(text)
+        return Store(root).publish(card.name, card.version, folder, created_by="pillion", reason="trained").digest
 
 
 def _observations(space: spaces.Box, rows: int) -> Tensor:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import msgspec
 import sdnotify
 import structlog
 
-from pillion_artifacts import Artifact, ArtifactError, Store
+from pillion_artifacts import Artifact, ArtifactError, Resolved, Store
+from pillion_artifacts.errors import StoreError
+from pillion_artifacts.leases import Lease
+from pillion_artifacts.trust import check_trust
 from pilliond.admin import Admin
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
@@ -24,7 +28,7 @@ from pilliond.supervisor import Supervisor
 async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
-    artifact = load_policy(settings)
+    artifact, lease, signed_by = load_policy(settings)
     supervisor = Supervisor(settings, artifact, log)
     admin = Admin(supervisor)
     systemd = sdnotify.SystemdNotifier()
@@ -34,7 +38,15 @@ async def serve(settings: Settings) -> None:
         def on_ready(ready: Ready) -> None:
             systemd.notify("READY=1")
             served = f"{artifact.policy}@{artifact.version}"
-            log.info("ready", policy=served, digest=artifact.digest, listen=ready.listen, admin=admin_address)
+            log.info(
+                "ready",
+                policy=served,
+                digest=artifact.digest,
+                listen=ready.listen,
+                admin=admin_address,
+                leased=lease is not None,
+                signed_by=signed_by,
+            )
 
         def on_signal(name: str) -> None:
             log.info("draining", signal=name)
@@ -49,16 +61,33 @@ async def serve(settings: Settings) -> None:
     finally:
         await admin.stop()
         supervisor.close()
+        if lease is not None:
+            lease.close()
 
 
-def load_policy(settings: Settings) -> Artifact:
-    """The verified artifact that the settings name; raises `BadPolicyError`."""
+def load_policy(settings: Settings) -> tuple[Artifact, Lease | None, list[str]]:
+    """The verified artifact that the settings name, the lease on it, and who signed it; raises `BadPolicyError`.
+
+    Whether it may be loaded is decided by its digest, before any of its files is read.
+
+    There is no lease where this process may not write to the store: then nobody keeps `gc` from the version, which
+    is in memory all the same. The caller closes it.
+    """
     store = Store(Path(settings.store.path))
     try:
         reference = settings.store.policy or _only_policy(store)
-        return store.load(reference)
+        resolved, lease = _leased(store, reference)
+        trust = check_trust(store, resolved, settings.trust, datetime.now(UTC))
+        return store.read(resolved), lease, trust.signed_by
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
+
+
+def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:
+    try:
+        return store.lease(reference)
+    except StoreError:
+        return store.resolve(reference), None
 
 
 def _only_policy(store: Store) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from pillion_artifacts.trust import TrustPolicy
 from pilliond.errors import SettingsError
 from pilliond.limits import ServingLimits
 from pilliond.listen import check_data_address, check_socket_path
@@ -102,6 +103,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that can be set."""
 
     store: StoreSettings = StoreSettings()
+    trust: TrustPolicy = TrustPolicy()
     data: DataSettings = DataSettings()
     admin: AdminSettings = AdminSettings()
     engine: EngineSettings = EngineSettings()

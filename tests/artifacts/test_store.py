@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pillion_artifacts import (
@@ -14,68 +16,119 @@ from pillion_artifacts import (
     Store,
     VersionRange,
     parse_card,
-    seal,
 )
-
-EXAMPLES = Path(__file__).parents[2] / "artifacts" / "examples"
-POLICIES = sorted(entry.name for entry in EXAMPLES.iterdir() if entry.is_dir())
+from pillion_artifacts.manifest import decode_index, decode_manifest, digest_of, encode_json
+from tests.artifacts.stores import example_card, example_folder, example_model, flip
+from tests.harness import ROOT, STORE, blob_of, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    shutil.copytree(EXAMPLES, tmp_path / "store")
+    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("lock", "leases", "staging"))
     return Store(tmp_path / "store")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", Store(STORE).policies())
 def test_every_policy_that_ships_is_intact_and_was_measured(policy: str) -> None:
-    artifact = Store(EXAMPLES).load(policy)
+    artifact = Store(STORE).load(policy)
     assert artifact.policy == policy
     assert artifact.card.metrics["mean_return"].episodes >= 20
     assert artifact.card.lineage.timesteps > 0
-    assert (EXAMPLES.parents[1] / artifact.card.lineage.script).is_file()
+    assert (ROOT / artifact.card.lineage.script).is_file()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model_card.yaml"])
 @pytest.mark.parametrize("position", [0, 0.5, 1])
 def test_a_flipped_bit_anywhere_is_found(store: Store, name: str, position: float) -> None:
-    file = store.root / "lunar-lander" / "1.0.0" / name
-    data = bytearray(file.read_bytes())
-    data[min(len(data) - 1, int(position * len(data)))] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(DigestMismatchError, match=f"lunar-lander@1.0.0: {name} is not what was published"):
+    flip(blob_of(store.root, "lunar-lander", name), position)
+    with pytest.raises(DigestMismatchError, match=f"lunar-lander@v1.0.0: {name} is not what was published"):
+        store.load("lunar-lander")
+
+
+@pytest.mark.parametrize("position", [0, 0.5, 1])
+def test_a_flipped_bit_in_a_manifest_is_found(store: Store, position: float) -> None:
+    flip(manifest_of(store), position)
+    with pytest.raises(DigestMismatchError, match=r"lunar-lander@v1\.0\.0: manifest is not what was published"):
         store.load("lunar-lander")
 
 
 def test_a_truncated_or_missing_file_is_found(store: Store) -> None:
-    file = store.root / "lunar-lander" / "1.0.0" / "model.onnx"
+    file = blob_of(store.root, "lunar-lander", "model.onnx")
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DigestMismatchError):
+    with pytest.raises(DigestMismatchError, match="expected 21123 bytes, came 21122"):
         store.load("lunar-lander")
     file.unlink()
-    with pytest.raises(InvalidArtifactError, match="No such file"):
+    with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: model\.onnx: No such file"):
         store.load("lunar-lander")
 
 
-def test_a_manifest_that_reaches_outside_its_folder_is_refused(store: Store) -> None:
-    folder = store.root / "lunar-lander" / "1.0.0"
-    manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"model.onnx"', '"../../../secret"'))
-    with pytest.raises(InvalidArtifactError, match="plain file name"):
-        store.load("lunar-lander")
-    manifest.write_text(manifest.read_text().replace('"../../../secret"', '"link.onnx"'))
-    (folder / "link.onnx").symlink_to("/etc/hostname")
-    with pytest.raises(InvalidArtifactError, match=r"link\.onnx"):
+def test_files_that_changed_places_are_found(store: Store) -> None:
+    model, card = (blob_of(store.root, "lunar-lander", name) for name in ("model.onnx", "model_card.yaml"))
+    both = model.read_bytes(), card.read_bytes()
+    model.write_bytes(both[1])
+    card.write_bytes(both[0])
+    with pytest.raises(DigestMismatchError, match=r"lunar-lander@v1\.0\.0: model\.onnx is not what was published"):
         store.load("lunar-lander")
 
 
-def test_an_artifact_under_another_name_is_refused(store: Store) -> None:
-    shutil.copytree(store.root / "lunar-lander", store.root / "other")
-    with pytest.raises(InvalidArtifactError, match="the manifest is that of lunar-lander@1"):
-        store.load("other")
+def test_a_manifest_whose_layers_changed_places_is_refused(store: Store) -> None:
+    manifest = manifest_of(store)
+    text = manifest.read_text()
+    for swapped in (
+        text.replace('"model.onnx"', '"-"')
+        .replace('"model_card.yaml"', '"model.onnx"')
+        .replace('"-"', '"model_card.yaml"'),
+        text.replace('"model_card.yaml"', '"model.onnx"'),
+        text.replace('"model.onnx"', '"../../../secret"'),
+        text.replace('"model.onnx"', '"/etc/passwd"'),
+    ):
+        digest = forge(store, swapped.encode())
+        with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: manifest: expected one"):
+            store.load("lunar-lander")
+        assert store.resolve("lunar-lander").digest == digest
 
 
-@pytest.mark.parametrize("reference", ["nothing-here", "lunar-lander@9", "lunar-lander@>=1.0,<1.0", "../store", ""])
+def test_a_forged_manifest_is_not_the_one_that_was_pinned(store: Store) -> None:
+    pinned = f"lunar-lander@{store.resolve('lunar-lander').digest}"
+    manifest_of(store).write_bytes(manifest_of(store).read_bytes().replace(b"model.onnx", b"model.0nnx"))
+    with pytest.raises(DigestMismatchError, match="manifest is not what was published"):
+        store.load(pinned)
+
+
+def test_a_manifest_of_another_policy_is_refused(store: Store) -> None:
+    forge(store, manifest_of(store, "highway-fast").read_bytes())
+    with pytest.raises(
+        InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: the manifest is that of highway-fast@v1\.0\.0"
+    ):
+        store.load("lunar-lander")
+    digest = store.resolve("highway-fast").digest
+    with pytest.raises(InvalidArtifactError, match="the manifest is that of highway-fast"):
+        store.load(f"lunar-lander@{digest}")
+
+
+def test_a_link_a_folder_or_a_pipe_in_place_of_a_blob_is_refused(store: Store, tmp_path: Path) -> None:
+    model = blob_of(store.root, "lunar-lander", "model.onnx")
+    shutil.move(model, tmp_path / "elsewhere")
+    model.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, came a symbolic link"):
+        store.load("lunar-lander")
+    model.unlink()
+    model.mkdir()
+    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, came something else"):
+        store.load("lunar-lander")
+    model.rmdir()
+    os.mkfifo(model)
+    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, came something else"):
+        store.load("lunar-lander")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "nothing-here", "lunar-lander@9", "lunar-lander@>=1.0,<1.0", "../store", "", "lunar-lander@stable",
+        f"lunar-lander@sha256:{'0' * 64}", "lunar-lander@../stable", "lunar-lander@sha256:12",
+    ],
+)  # fmt: skip
 def test_a_policy_that_is_not_there_is_named(store: Store, reference: str) -> None:
     with pytest.raises(PolicyNotFoundError):
         store.load(reference)
@@ -83,26 +136,54 @@ def test_a_policy_that_is_not_there_is_named(store: Store, reference: str) -> No
 
 def test_the_newest_version_that_fits_is_taken(store: Store) -> None:
     for version in ("1.2.0", "1.10.0", "2.0.0-rc.1"):
-        _publish_copy(store, version)
+        publish(store.root, "lunar-lander", version, example_model(), example_card(version))
     assert store.load("lunar-lander").version == "1.10.0"
     assert store.load("lunar-lander@>=1.0,<1.10").version == "1.2.0"
     assert store.load("lunar-lander@v1.2.0").version == "1.2.0"
+    assert store.load("lunar-lander@1.2.x").version == "1.2.0"
     assert store.load("lunar-lander@>=2.0.0-rc.0").version == "2.0.0-rc.1"
+    assert store.versions("lunar-lander") == ["1.0.0", "1.2.0", "1.10.0", "2.0.0-rc.1"]
 
 
-def test_sealing_the_same_files_gives_the_same_digest(store: Store) -> None:
-    folder = store.root / "lunar-lander" / "1.0.0"
-    before = (folder / "manifest.json").read_bytes()
-    assert seal(folder) == store.load("lunar-lander").digest
-    assert (folder / "manifest.json").read_bytes() == before
+def test_the_same_files_give_the_same_digest(store: Store, tmp_path: Path) -> None:
+    again = Store(tmp_path / "again").publish("lunar-lander", "1.0.0", example_folder(tmp_path / "folder"))
+    assert again.digest == store.load("lunar-lander").digest
+    assert (tmp_path / "again" / "index.json").read_bytes() != (store.root / "index.json").read_bytes()
 
 
-def _publish_copy(store: Store, version: str) -> None:
-    folder = store.root / "lunar-lander" / version
-    shutil.copytree(store.root / "lunar-lander" / "1.0.0", folder)
-    card = folder / "model_card.yaml"
-    card.write_text(card.read_text().replace("version: 1.0.0", f"version: {version}"))
-    seal(folder)
+def test_the_store_is_an_oci_image_layout(store: Store) -> None:
+    assert msgspec.json.decode((store.root / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
+    index = decode_index((store.root / "index.json").read_bytes())
+    for entry in index.manifests:
+        data = (store.root / "blobs" / "sha256" / entry.digest.removeprefix("sha256:")).read_bytes()
+        assert len(data) == entry.size
+        manifest = decode_manifest(data)
+        assert entry.annotations["org.opencontainers.image.ref.name"] == f"{manifest.policy}_v{manifest.version}"
+        for descriptor in [manifest.config, *manifest.layers]:
+            assert (store.root / "blobs" / "sha256" / descriptor.digest.removeprefix("sha256:")).is_file()
+
+
+def test_what_is_no_index_is_one_line(store: Store) -> None:
+    (store.root / "index.json").write_text("[]")
+    with pytest.raises(InvalidArtifactError, match=r"store: index\.json: Expected `object`"):
+        store.load("lunar-lander")
+
+
+def manifest_of(store: Store, policy: str = "lunar-lander") -> Path:
+    return store.root / "blobs" / "sha256" / store.resolve(policy).digest.removeprefix("sha256:")
+
+
+def forge(store: Store, manifest: bytes) -> str:
+    """Makes the index say that lunar-lander@v1.0.0 is that manifest, and gives its digest."""
+    digest = digest_of(manifest)
+    (store.root / "blobs" / "sha256" / digest.removeprefix("sha256:")).write_bytes(manifest)
+    index = store.index()
+    forged = [
+        msgspec.structs.replace(entry, digest=digest, size=len(manifest)) if entry.title == "lunar-lander" else entry
+        for entry in index.manifests
+    ]
+    (store.root / "index.json").write_bytes(encode_json(index.replaced(forged)))
+    return digest
 
 
 @pytest.mark.parametrize(
@@ -127,7 +208,7 @@ def _publish_copy(store: Store, version: str) -> None:
     ],
 )
 def test_a_card_with_a_mistake_names_its_path(change: tuple[str, str], message: str) -> None:
-    text = (EXAMPLES / "lunar-lander" / "1.0.0" / "model_card.yaml").read_text()
+    text = blob_of(STORE, "lunar-lander", "model_card.yaml").read_text()
     assert change[0] in text
     with pytest.raises(InvalidArtifactError, match=message):
         parse_card(text.replace(*change, 1).encode())
@@ -142,6 +223,12 @@ def test_a_card_with_a_mistake_names_its_path(change: tuple[str, str], message: 
         ("v1.2.3", ["1.2.3"], ["1.2.4"]),
         ("!=1.2.3", ["1.2.4"], ["1.2.3"]),
         (">=1.0.0-rc.1", ["1.0.0-rc.2", "1.0.0"], ["1.0.0-beta"]),
+        (">=1.2.0-rc.1,<2", ["1.2.0-rc.2", "1.9.0"], ["1.3.0-rc.1", "2.0.0-rc.1", "2.0.0"]),
+        ("1.2.x", ["1.2.0", "1.2.99"], ["1.1.9", "1.3.0", "1.2.5-rc.1"]),
+        ("1.x", ["1.0.0", "1.99.0"], ["0.9.0", "2.0.0"]),
+        ("v1.2.*", ["1.2.7"], ["1.3.0"]),
+        ("x", ["0.0.1", "7.0.0"], ["7.0.1-rc.1"]),
+        ("1.x,!=1.4.0", ["1.3.0"], ["1.4.0"]),
         ("<=1.2.3+a-b", ["1.2.3"], ["1.2.3-rc.1"]),
     ],
 )
@@ -150,7 +237,7 @@ def test_a_range_holds_the_versions_that_it_says(text: str, inside: list[str], o
     assert [version for version in inside + outside if version in wanted] == inside
 
 
-@pytest.mark.parametrize("text", [">=", "one", "1.2.3.4", "^1.2", ">=1,,<2"])
+@pytest.mark.parametrize("text", [">=", "one", "1.2.3.4", "^1.2", ">=1,,<2", "1.x.x", "x.1", ">=1.x"])
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a version range"):
         VersionRange(text)

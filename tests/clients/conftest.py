@@ -12,8 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pillion_artifacts import seal
-from tests.harness import Daemon, running
+from tests.harness import Daemon, publish, running
 
 WEIGHTS = np.array(
     [[0.01, 0.0], [0.0, 0.01], [0.02, 0.0], [0.0, 0.02], [0.5, -0.25], [0.25, 0.5], [0.1, 0.1]], dtype=np.float32
@@ -86,11 +85,7 @@ def driver_model() -> bytes:
 def driver_daemon(short_path: Path) -> Iterator[Daemon]:
     """A shared daemon that serves the driver."""
     folder = short_path / "driver"
-    version = folder / "store" / "driver" / "1.2.0"
-    version.mkdir(parents=True)
-    (version / "model.onnx").write_bytes(driver_model())
-    (version / "model_card.yaml").write_text(CARD)
-    seal(version)
+    publish(folder / "store", "driver", "1.2.0", driver_model(), CARD)
     arguments = [
         "--store", str(folder / "store"), "--policy", "driver",
         "--admin", f"unix://{folder / 'admin.sock'}", "--listen", f"ipc://{folder / 'zmq.sock'}",

@@ -17,7 +17,7 @@ from pilliond.versions import Identity, Version
 from tests.daemon.fakes import SPEC, CountingEngine
 
 EXAMPLES = Path(__file__).parents[2] / "artifacts" / "examples"
-POLICIES = sorted(entry.name for entry in EXAMPLES.iterdir() if entry.is_dir())
+POLICIES = Store(EXAMPLES).policies()
 
 
 @pytest.fixture(scope="module")

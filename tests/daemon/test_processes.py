@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import pillion
+from pillion_artifacts import Store
+from pillion_artifacts.leases import leased_digests
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon
+from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, publish
 
 OBSERVATION = np.zeros(8, np.float32)
 RESIDENT_BYTES_MAX = 250 * 1024 * 1024
@@ -192,7 +194,7 @@ def test_a_mistake_is_one_clear_line_and_a_sysexits_code(arguments: list[str], c
 
 def test_no_artifact_reaches_a_loader_before_its_hash_has_been_checked(tmp_path: Path) -> None:
     shutil.copytree(STORE, tmp_path / "store")
-    model = tmp_path / "store" / "lunar-lander" / "1.0.0" / "model.onnx"
+    model = blob_of(tmp_path / "store", "lunar-lander", "model.onnx")
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 0x10
     model.write_bytes(data)
@@ -202,17 +204,36 @@ def test_no_artifact_reaches_a_loader_before_its_hash_has_been_checked(tmp_path:
     assert came.stderr.count("\n") == 1
 
 
-def test_a_sealed_model_that_is_no_model_is_one_line_and_no_traceback(tmp_path: Path) -> None:
-    from pillion_artifacts import seal
-
-    shutil.copytree(STORE / "lunar-lander", tmp_path / "lunar-lander")
-    folder = tmp_path / "lunar-lander" / "1.0.0"
-    (folder / "model.onnx").write_bytes(b"certainly not ONNX")
-    seal(folder)
-    came = pilliond("--store", str(tmp_path), "--listen", f"ipc://{tmp_path}/x.sock", "--admin", "")
+def test_a_published_model_that_does_not_run_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    card = blob_of(STORE, "lunar-lander", "model_card.yaml").read_text()
+    model = blob_of(STORE, "lunar-lander", "model.onnx").read_bytes()
+    assert b"Gemm" in model
+    publish(tmp_path / "store", "lunar-lander", "1.0.0", model.replace(b"Gemm", b"Gomm"), card)
+    came = pilliond("--store", str(tmp_path / "store"), "--listen", f"ipc://{tmp_path}/x.sock", "--admin", "")
     assert came.returncode == os.EX_DATAERR
     assert "lunar-lander@1.0.0: onnxruntime cannot load the model" in came.stderr
     assert "Traceback" not in came.stderr
+
+
+def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("leases"))
+    digest = Store(tmp_path / "store").resolve("lunar-lander").digest
+    daemon = start_daemon(store=tmp_path / "store")
+    assert leased_digests(tmp_path / "store") == {digest}
+    daemon.kill()
+    assert leased_digests(tmp_path / "store") == set()
+
+
+def test_an_alias_and_a_digest_name_what_is_served(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    shutil.copytree(STORE, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    digest = store.move_alias("lunar-lander", "stable", "1.0.0", expected="").digest
+    for policy in ("lunar-lander@stable", f"lunar-lander@{digest}"):
+        daemon = start_daemon(store=store.root, policy=policy)
+        assert daemon.health()["digest"] == digest
+        daemon.stop()
 
 
 # Life and death

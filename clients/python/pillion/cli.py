@@ -13,6 +13,7 @@ import click
 import pillion
 
 GROUPS: Final = {
+    "artifact": ("pillion_artifacts.cli:artifact", "Publishes, verifies, signs and moves policies in a store."),
     "bench": ("pillion_bench.cli:bench", "Measures a daemon: load, replay, floors; and records episodes."),
 }
 """Where each group of commands is, and what the help says of it."""

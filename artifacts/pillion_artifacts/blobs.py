@@ -1,0 +1,139 @@
+"""Blobs: files named by the SHA-256 of their content. Whoever reads one gets the very bytes that were hashed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError, StoreError
+from pillion_artifacts.limits import CHUNK_BYTES
+from pillion_artifacts.manifest import Descriptor
+
+Progress = Callable[[int], None]
+"""Is told how many bytes more are done."""
+
+
+def blob_path(root: Path, digest: str) -> Path:
+    """Where the blob of that digest lies."""
+    return root / "blobs" / "sha256" / digest.removeprefix("sha256:")
+
+
+def no_progress(_count: int) -> None:
+    """Tells nobody."""
+
+
+@contextmanager
+def open_regular(path: Path, whose: str) -> Iterator[BinaryIO]:
+    """The file at `path`, which is a file: no link, device, pipe or folder. Raises `InvalidArtifactError`.
+
+    `whose` is what the error is about. What is wrong with the reading itself comes as `StoreError`.
+    """
+    try:
+        # without O_NONBLOCK the opening of a pipe would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InvalidArtifactError(f"{whose}: expected a file, came a symbolic link") from None
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO):
+            raise InvalidArtifactError(f"{whose}: {error.strerror}") from None
+        raise StoreError.from_os(whose, error) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidArtifactError(f"{whose}: expected a file, came something else")
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        try:
+            yield file
+        except OSError as error:
+            raise StoreError.from_os(whose, error) from None
+
+
+def read_small(path: Path, bytes_max: int, whose: str) -> bytes:
+    """The whole of a file that has at most `bytes_max` bytes. Raises as `open_regular`, and for what is larger."""
+    with open_regular(path, whose) as file:
+        check_size(os.fstat(file.fileno()).st_size, bytes_max, whose)
+        data = read_all(file)
+    check_size(len(data), bytes_max, whose)
+    return data
+
+
+def check_size(size: int, bytes_max: int, whose: str) -> None:
+    """Raises `InvalidArtifactError` for more bytes than there may be."""
+    if size > bytes_max:
+        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came {size}")
+
+
+def read_all(file: BinaryIO) -> bytes:
+    """What is left of an unbuffered file."""
+    parts = []
+    while part := file.read(1 << 30):
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_blob(root: Path, descriptor: Descriptor, bytes_max: int, whose: str) -> bytes:
+    """The bytes of a blob, hashed after they were read: these very bytes are checked.
+
+    Raises `DigestMismatchError` where they are not what `descriptor` says, `InvalidArtifactError` where there is
+    no such file or more than `bytes_max`, `StoreError` where it cannot be read.
+    """
+    check_size(descriptor.size, bytes_max, whose)
+    with open_regular(blob_path(root, descriptor.digest), whose) as file:
+        _check_length(os.fstat(file.fileno()).st_size, descriptor, whose)
+        data = read_all(file)
+    _check(hashlib.sha256(data).hexdigest(), len(data), descriptor, whose)
+    return data
+
+
+def check_blob(root: Path, descriptor: Descriptor, whose: str, progress: Progress = no_progress) -> None:
+    """Hashes a blob a chunk at a time; raises as `read_blob`."""
+    with open_regular(blob_path(root, descriptor.digest), whose) as file:
+        _check_length(os.fstat(file.fileno()).st_size, descriptor, whose)
+        digest, size = hash_file(file, progress)
+    _check(digest, size, descriptor, whose)
+
+
+def map_file(path: Path) -> memoryview:
+    """The bytes of a file without a copy in memory."""
+    if path.stat().st_size == 0:
+        return memoryview(b"")
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def hash_file(file: BinaryIO, progress: Progress = no_progress) -> tuple[str, int]:
+    """The hexadecimal SHA-256 and the size of what is left of `file`."""
+    size = 0
+    hashed = hashlib.sha256()
+    for chunk in chunks_of(file):
+        hashed.update(chunk)
+        size += len(chunk)
+        progress(len(chunk))
+    return hashed.hexdigest(), size
+
+
+def chunks_of(file: BinaryIO) -> Iterator[memoryview]:
+    """The rest of `file`, in one buffer that is used again and again."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]  # typeshed gives it to the classes alone
+        yield buffer[:count]
+
+
+def _check_length(size: int, descriptor: Descriptor, whose: str) -> None:
+    # before a byte is read: a file that is far too long is not worth its time
+    if size != descriptor.size:
+        raise DigestMismatchError(f"{whose} is not what was published: expected {descriptor.size} bytes, came {size}")
+
+
+def _check(digest: str, size: int, descriptor: Descriptor, whose: str) -> None:
+    if (f"sha256:{digest}", size) != (descriptor.digest, descriptor.size):
+        raise DigestMismatchError(
+            f"{whose} is not what was published: "
+            f"expected {descriptor.digest} ({descriptor.size} bytes), came sha256:{digest} ({size} bytes)"
+        )

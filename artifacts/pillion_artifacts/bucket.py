@@ -1,0 +1,135 @@
+"""A bucket of S3 (or of anything else that obstore speaks), with an OCI layout in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from pillion_artifacts.carriers import Chunks
+from pillion_artifacts.change import LAYOUT, LAYOUT_NAME
+from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError
+from pillion_artifacts.layouts import blob_name
+from pillion_artifacts.limits import CHUNK_BYTES
+from pillion_artifacts.manifest import EMPTY_INDEX, Descriptor, Index, decode_index, encode_json
+from pillion_artifacts.names import spoken
+
+_INDEX_NAME: Final = "index.json"
+_TRIES_MAX: Final = 16
+"""How often the index is read again because somebody else wrote it meanwhile."""
+
+_SCHEMES: Final = ("s3://", "gs://", "az://", "memory://")
+
+
+class BucketFiles:
+    """The files of a bucket. `url` is `s3://BUCKET/PREFIX`; keys, region and endpoint come from AWS's own variables."""
+
+    def __init__(self, url: str) -> None:
+        self.where = url
+        self.bucket = open_bucket(url)
+
+    def chunks(self, path: str) -> Iterator[memoryview]:
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            for part in obstore.get(self.bucket, path).stream(min_chunk_size=CHUNK_BYTES):
+                yield memoryview(part)
+        except (BaseError, FileNotFoundError) as error:
+            raise RemoteError(f"{self.where}: {path}: {_line(error)}") from None
+
+
+class BucketTarget:
+    """Puts versions into a bucket. Blobs first; the index last, by compare-and-swap, so that two who push lose nothing."""
+
+    def __init__(self, url: str) -> None:
+        self._where = url
+        self._bucket = open_bucket(url)
+        self._entries: list[Descriptor] = []
+
+    def put_blob(self, policy: str, descriptor: Descriptor, chunks: Chunks) -> None:
+        import obstore
+        from obstore.exceptions import BaseError
+
+        path = blob_name(descriptor.digest)
+        try:
+            if self._size_of(path) != descriptor.size:
+                # a buffer is filled again before it has left
+                obstore.put(self._bucket, path, (bytes(chunk) for chunk in chunks))
+        except BaseError as error:
+            raise RemoteError(f"{self._where}: {path}: {_line(error)}") from None
+
+    def put_version(self, entry: Descriptor, manifest: bytes) -> None:
+        self.put_blob(entry.title, entry, iter([manifest]))
+        self._entries.append(entry)
+
+    def put_attestation(self, policy: str, entry: Descriptor, manifest: bytes) -> None:
+        self.put_blob(policy, entry, iter([manifest]))
+        self._entries.append(entry)
+
+    def finish(self) -> None:
+        """Writes the index; raises `VersionExistsError` where the bucket has such a version with other content."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        for _ in range(_TRIES_MAX):
+            try:
+                index, mode = self._read_index()
+                obstore.put(self._bucket, LAYOUT_NAME, LAYOUT)
+                obstore.put(self._bucket, _INDEX_NAME, encode_json(self._merged(index)), mode=mode, use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                continue
+            except BaseError as error:
+                raise RemoteError(f"{self._where}: {_INDEX_NAME}: {_line(error)}") from None
+            return
+        raise RemoteError(f"{self._where}: {_INDEX_NAME}: others wrote it {_TRIES_MAX} times meanwhile")
+
+    def _merged(self, index: Index) -> Index:
+        for entry in self._entries:
+            there = index.find(entry.title, entry.version) if entry.title else None
+            if there is not None and there.digest != entry.digest:
+                name = spoken(entry.title, entry.version)
+                raise VersionExistsError(f"{self._where}: {name} is there already, as {there.digest}")
+        known = {entry.digest for entry in index.manifests}
+        return index.replaced([*index.manifests, *(entry for entry in self._entries if entry.digest not in known)])
+
+    def _read_index(self) -> tuple[Index, Any]:
+        """The index as it stands, and the condition under which it may be written."""
+        import obstore
+
+        try:
+            result = obstore.get(self._bucket, _INDEX_NAME)
+        except FileNotFoundError:
+            return EMPTY_INDEX, "create"
+        known = {key: result.meta[key] for key in ("e_tag", "version")}
+        return decode_index(bytes(result.bytes())), {key: value for key, value in known.items() if value is not None}
+
+    def _size_of(self, path: str) -> int | None:
+        import obstore
+
+        try:
+            return obstore.head(self._bucket, path)["size"]
+        except FileNotFoundError:
+            return None
+
+
+def is_bucket(url: str) -> bool:
+    """Whether a URL names a bucket."""
+    return url.startswith(_SCHEMES)
+
+
+def open_bucket(url: str) -> Any:
+    """The store behind a URL; raises `InvalidNameError` for what is none, `RemoteError` where it cannot be opened."""
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    if not is_bucket(url):
+        raise InvalidNameError(f"expected s3://BUCKET/PREFIX, came {url!r}")
+    try:
+        return from_url(url)
+    except (BaseError, ValueError) as error:
+        raise RemoteError(f"{url}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """The first sentence of what object_store says, which can be a page."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,356 @@
+"""One change of the store: prepared beside it, decided by one rename, then carried out, and carried out again if need be.
+
+Rule: a change is *staged* (files in a folder of its own, which nobody reads), *decided* (its intent is renamed to
+`intent.json`, under the lock), *carried out* (files are renamed into place, the audit log is appended to, files are
+removed) and *done* (the intent is removed). Who dies before the decision leaves a staging folder, which the next change
+sweeps away. Who dies after it leaves an intent, which the next command carries out. So the store reads as before or as
+after, and a change of several files is one change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from pillion_artifacts.audit import AuditLog, Record, chained
+from pillion_artifacts.blobs import Progress, chunks_of, no_progress, open_regular, read_small
+from pillion_artifacts.errors import InvalidArtifactError, StoreError
+from pillion_artifacts.limits import INDEX_BYTES_MAX, LOCK_S_MAX, STATE_BYTES_MAX
+from pillion_artifacts.manifest import EMPTY_INDEX, Index, decode_index, digest_of, encode_json
+from pillion_artifacts.names import precedence
+
+INDEX_NAME: Final = "index.json"
+LAYOUT_NAME: Final = "oci-layout"
+LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+INTENT_NAME: Final = "intent.json"
+LOCK_NAME: Final = "lock"
+STAGING_NAME: Final = "staging"
+
+_OWNER_NAME: Final = "owner"
+_BLOB_MODE: Final = 0o444
+_STATE_MODE: Final = 0o644
+
+_TARGET = re.compile(
+    r"index\.json|oci-layout|pins\.json|blobs/sha256/[0-9a-f]{64}|aliases/[a-z0-9-]+/[a-z0-9-]+\.json"
+    r"|quarantine/[0-9a-f]{64}|leases/[0-9a-f]{64}\.[0-9a-z_]+"
+)
+"""What a change may write or remove: an intent that somebody planted reaches nothing else."""
+
+
+class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the staging folder, or of the store, and where it comes to lie."""
+
+    source: str
+    target: str
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """A blob that waits for the decision."""
+
+    path: Path
+    digest: str
+    size: int
+
+
+class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a change that is decided does."""
+
+    folder: str
+    moves: list[Move]
+    removals: list[str]
+    records: list[Record]
+
+
+class Change:
+    """A change in the making. Owns its staging folder; leaving it undecided leaves the store as it was.
+
+    `whose` is what errors are about. Raises `StoreError` where the file system refuses.
+    """
+
+    def __init__(self, root: Path, whose: str) -> None:
+        self._root = root
+        self._whose = whose
+        self._folder = Path()
+        self._owner = -1
+        self._moves: dict[str, Move] = {}
+        self._removals: list[str] = []
+        self._state: dict[str, str] = {}
+        self._owes = False
+
+    def __enter__(self) -> Self:
+        with refusals(self._whose):
+            _check_is_store(self._root)
+            (self._root / STAGING_NAME).mkdir(parents=True, exist_ok=True)
+            with locked(self._root):
+                settle(self._root)
+                sweep(self._root)
+                self._folder = Path(tempfile.mkdtemp(dir=self._root / STAGING_NAME))
+                self._owner = os.open(self._folder / _OWNER_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._owner, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._owner)
+        # what was decided and not carried out needs its files; what cannot be removed now, the next change sweeps away
+        if not self._owes:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Holds the lock: nobody else changes the store until the block ends."""
+        with refusals(self._whose), locked(self._root):
+            settle(self._root)
+            yield
+
+    def read_index(self) -> Index:
+        """The index as it stands, an empty one where there is none yet."""
+        path = self._root / INDEX_NAME
+        if not path.exists():
+            return EMPTY_INDEX
+        return decode_index(read_small(path, INDEX_BYTES_MAX, INDEX_NAME))
+
+    def stage_file(self, source: Path, bytes_max: int, whose: str, progress: Progress = no_progress) -> Staged:
+        """Copies a file into the staging folder and hashes what it copies."""
+        with open_regular(source, whose) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > bytes_max:
+                raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came {size}")
+            return self.stage_chunks(chunks_of(file), bytes_max, whose, progress)
+
+    def stage_chunks(
+        self,
+        chunks: Iterator[memoryview] | Iterator[bytes],
+        bytes_max: int,
+        whose: str,
+        progress: Progress = no_progress,
+    ) -> Staged:
+        """Writes a blob of these chunks; nothing more is written than `bytes_max`."""
+        hashed = hashlib.sha256()
+        size = 0
+        with refusals(self._whose):
+            descriptor, name = tempfile.mkstemp(dir=self._folder)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                for chunk in chunks:
+                    size += len(chunk)
+                    if size > bytes_max:
+                        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came more")
+                    hashed.update(chunk)
+                    _write_all(descriptor, chunk)
+                    progress(len(chunk))
+                os.fchmod(descriptor, _BLOB_MODE)
+                os.fsync(file.fileno())
+        digest = f"sha256:{hashed.hexdigest()}"
+        self._move(Path(name).name, f"blobs/sha256/{hashed.hexdigest()}")
+        return Staged(Path(name), digest, size)
+
+    def stage_blob(self, data: bytes) -> str:
+        """Stages a blob that is at hand, and gives its digest."""
+        return self.stage_chunks(iter([data]), len(data), self._whose).digest
+
+    def write(self, target: str, data: bytes) -> None:
+        """Stages a small file of the store."""
+        with refusals(self._whose):
+            descriptor, name = tempfile.mkstemp(dir=self._folder)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                os.fchmod(descriptor, _STATE_MODE)
+                file.flush()
+                os.fsync(descriptor)
+        self._move(Path(name).name, target)
+        self._state[target] = digest_of(data)
+
+    def write_index(self, index: Index) -> None:
+        """Stages the index, sorted: the same entries give the same bytes."""
+        ordered = sorted(
+            index.manifests,
+            key=lambda entry: (entry.title, entry.artifact_type, precedence(entry.version), entry.digest),
+        )
+        self.write(INDEX_NAME, encode_json(index.replaced(ordered)))
+
+    def remove(self, target: str) -> None:
+        """Removes a file of the store, once the change is decided."""
+        self._removals.append(_checked(target))
+        if not target.startswith(("blobs/", "leases/")):
+            self._state[target] = ""
+
+    def quarantine(self, digest: str) -> None:
+        """Moves a blob to where nothing reads it."""
+        digits = digest.removeprefix("sha256:")
+        source, target = f"blobs/sha256/{digits}", f"quarantine/{digits}"
+        self._moves[target] = Move(_checked(source), _checked(target))
+
+    def commit(self, records: list[Record]) -> None:
+        """Decides the change and carries it out. Only inside `deciding`.
+
+        Where the file system refuses after the decision, the change holds all the same: the next command completes it.
+        """
+        if not (self._root / LAYOUT_NAME).exists():
+            self.write(LAYOUT_NAME, LAYOUT)
+        if records:
+            records = [*records[:-1], msgspec.structs.replace(records[-1], files=self._state)]
+        records = chained(records, AuditLog(self._root).last())
+        intent = Intent(self._folder.name, list(self._moves.values()), self._removals, records)
+        staged = self._folder / INTENT_NAME
+        with staged.open("wb") as file:
+            file.write(msgspec.json.encode(intent))
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(self._folder)
+        self._owes = True
+        staged.replace(self._root / INTENT_NAME)
+        _sync_folder(self._root)
+        _carry_out(self._root, intent)
+        self._owes = False
+
+    def _move(self, name: str, target: str) -> None:
+        self._moves[target] = Move(f"{STAGING_NAME}/{self._folder.name}/{name}", _checked(target))
+
+
+def settle(root: Path) -> None:
+    """Carries out what was decided and not done. For who holds the lock."""
+    path = root / INTENT_NAME
+    if not path.exists():
+        return
+    try:
+        intent = msgspec.json.decode(read_small(path, STATE_BYTES_MAX, INTENT_NAME), type=Intent)
+    except msgspec.MsgspecError as error:
+        raise InvalidArtifactError(f"{INTENT_NAME}: {error}") from None
+    _carry_out(root, intent)
+
+
+def settle_for_reading(root: Path) -> None:
+    """Completes what a killed command left, where this process may write; else the store is read as it stands."""
+    if not (root / INTENT_NAME).exists():
+        return
+    # a reader that may not write sees each file as before or as after
+    with contextlib.suppress(OSError), locked(root):
+        settle(root)
+
+
+def sweep(root: Path) -> list[str]:
+    """Removes the staging folders whose owners are gone, and names them. For who holds the lock."""
+    swept = stale_stagings(root)
+    for name in swept:
+        shutil.rmtree(root / STAGING_NAME / name)
+    return swept
+
+
+def stale_stagings(root: Path) -> list[str]:
+    """The staging folders whose owners are gone. For who holds the lock."""
+    folder = root / STAGING_NAME
+    names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+    return [name for name in names if not _is_owned(folder / name)]
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Holds the lock of the store; raises `StoreError` where another command holds it for too long."""
+    import filelock
+
+    try:
+        with filelock.FileLock(root / LOCK_NAME, timeout=LOCK_S_MAX):
+            yield
+    except filelock.Timeout:
+        raise StoreError(f"{root}: another command has been changing the store for {LOCK_S_MAX:.0f} s") from None
+
+
+@contextlib.contextmanager
+def locked_where_possible(root: Path) -> Iterator[None]:
+    """Holds the lock, where this process may: else another command may change the store meanwhile."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(locked(root))
+        yield
+
+
+@contextlib.contextmanager
+def refusals(whose: str) -> Iterator[None]:
+    """Turns a refusal of the file system into one line about `whose`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError.from_os(whose, error) from None
+
+
+def _carry_out(root: Path, intent: Intent) -> None:
+    folders: set[Path] = set()
+    for move in intent.moves:
+        source, target = root / _checked_source(move.source, intent.folder), root / _checked(move.target)
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True)
+            folders |= {target.parent.parent, root}
+        # it is not there where this was done before
+        if source.exists():
+            source.replace(target)
+            folders.add(target.parent)
+    for folder in folders:
+        _sync_folder(folder)
+    AuditLog(root).append(intent.records)
+    for target_name in intent.removals:
+        (root / _checked(target_name)).unlink(missing_ok=True)
+    (root / INTENT_NAME).unlink()
+    _sync_folder(root)
+
+
+def _checked(target: str) -> str:
+    if _TARGET.fullmatch(target) is None:
+        raise InvalidArtifactError(f"{INTENT_NAME}: a change of the store does not write {target!r}")
+    return target
+
+
+def _checked_source(source: str, folder: str) -> str:
+    plain = re.fullmatch(r"[a-z0-9_]+", folder) is not None
+    if plain and re.fullmatch(rf"{STAGING_NAME}/{folder}/[a-z0-9_]+", source):
+        return source
+    return _checked(source)
+
+
+def _is_owned(folder: Path) -> bool:
+    """Whether the process that made a staging folder still holds it."""
+    try:
+        descriptor = os.open(folder / _OWNER_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _check_is_store(root: Path) -> None:
+    """Raises `StoreError` for a folder that holds something else: a mistyped path should not become a store."""
+    if not root.is_dir() or (root / INDEX_NAME).exists() or (root / LAYOUT_NAME).exists():
+        return
+    foreign = {entry.name for entry in root.iterdir()} - {LOCK_NAME, STAGING_NAME, INTENT_NAME, "blobs"}
+    if foreign:
+        raise StoreError(f"{root}: expected a store or an empty folder, came one that holds {min(foreign)!r}")
+
+
+def _write_all(descriptor: int, data: memoryview | bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,218 @@
+"""Looks at the store as a whole: what no single version is to blame for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from pillion_artifacts.aliases import ALIASES_NAME, read_alias
+from pillion_artifacts.audit import AuditLog, Record
+from pillion_artifacts.blobs import hash_file, open_regular, read_small
+from pillion_artifacts.change import INDEX_NAME, INTENT_NAME, LAYOUT, LAYOUT_NAME, stale_stagings
+from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
+from pillion_artifacts.leases import stale_leases
+from pillion_artifacts.limits import INDEX_BYTES_MAX
+from pillion_artifacts.manifest import (
+    ARTIFACT_TYPE,
+    Index,
+    decode_attestation,
+    decode_index,
+    decode_manifest,
+    digest_of,
+)
+from pillion_artifacts.names import is_alias_name, is_policy_name, spoken
+from pillion_artifacts.pins import PINS_NAME, read_pins
+from pillion_artifacts.store import Store
+
+Kind = Literal["layout", "index", "alias", "pins", "audit", "blob", "orphan", "leftover"]
+
+_KIND_OF: Final[dict[str, Kind]] = {INDEX_NAME: "index", LAYOUT_NAME: "layout", PINS_NAME: "pins"}
+
+_DIGITS = re.compile(r"[0-9a-f]{64}")
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Something that is not as it should be; an orphan or a leftover does no harm."""
+
+    kind: Kind
+    subject: str
+    text: str
+
+    @property
+    def harmful(self) -> bool:
+        return self.kind not in ("orphan", "leftover")
+
+
+def inspect_store(store: Store) -> list[Fault]:
+    """The faults of the index, the aliases, the pins, the audit log, and of what lies about.
+
+    Blobs that versions name are looked at by `verification`; here only those that nothing names. For who may read
+    the whole store; somebody who publishes meanwhile can look like a leftover, hence hold the lock.
+    """
+    root = store.root
+    index = _index(root)
+    faults = _layout_faults(root) + (index if isinstance(index, list) else _index_faults(root, index))
+    faults += _alias_faults(store, root)
+    faults += [Fault("audit", AUDIT, text) for text in AuditLog(root).faults()]
+    faults += _state_faults(root)
+    if isinstance(index, Index):
+        faults += _blob_faults(root, index)
+    return faults + _leftovers(root)
+
+
+AUDIT = "audit.jsonl"
+
+
+def named_digests(root: Path, index: Index) -> tuple[set[str], list[str]]:
+    """Every blob that something in the index names, and why manifests could not be read: then there may be more."""
+    named = set[str]()
+    unreadable = []
+    for entry in index.manifests:
+        named.add(entry.digest)
+        path = root / "blobs" / "sha256" / entry.digest.removeprefix("sha256:")
+        try:
+            data = read_small(path, 1 << 20, entry.digest)
+            decode = decode_manifest if entry.artifact_type == ARTIFACT_TYPE else decode_attestation
+            manifest = decode(data)
+            if digest_of(data) != entry.digest:
+                raise InvalidArtifactError(f"{entry.digest}: its bytes are those of {digest_of(data)}")
+        except ArtifactError as error:
+            unreadable.append(str(error))
+            continue
+        named |= {descriptor.digest for descriptor in [manifest.config, *manifest.layers]}
+    return named, unreadable
+
+
+def expected_files(records: list[Record]) -> dict[str, str]:
+    """The hashes that the small files have by the audit log; an empty one: it is gone."""
+    expected: dict[str, str] = {}
+    for record in records:
+        expected |= record.files
+    return expected
+
+
+def _index(root: Path) -> Index | list[Fault]:
+    try:
+        return decode_index(read_small(root / INDEX_NAME, INDEX_BYTES_MAX, INDEX_NAME))
+    except ArtifactError as error:
+        return [Fault("index", INDEX_NAME, str(error))]
+
+
+def _layout_faults(root: Path) -> list[Fault]:
+    try:
+        version = msgspec.json.decode(read_small(root / LAYOUT_NAME, 1 << 12, LAYOUT_NAME))
+    except (ArtifactError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: {error}")]
+    if version != msgspec.json.decode(LAYOUT):
+        return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: expected {LAYOUT.decode()}, came {version}")]
+    return []
+
+
+def _index_faults(root: Path, index: Index) -> list[Fault]:
+    """Names given twice, and versions that the audit log knows with another digest."""
+    faults = []
+    entries = index.versions()
+    for name, count in Counter(spoken(entry.title, entry.version) for entry in entries).items():
+        if count > 1:
+            faults.append(Fault("index", name, f"{name}: it stands {count} times in the index"))
+    published = published_digests(root)
+    for entry in entries:
+        known = published.get((entry.title, entry.version), entry.digest)
+        if known != entry.digest:
+            name = spoken(entry.title, entry.version)
+            faults.append(
+                Fault("index", name, f"{name}: the index says {entry.digest}, the audit log that {known} was published")
+            )
+    return faults
+
+
+def published_digests(root: Path) -> dict[tuple[str, str], str]:
+    """What was published under each name, as far as the audit log can be read."""
+    try:
+        records = list(AuditLog(root).records())
+    except ArtifactError:
+        return {}
+    return {
+        (record.policy, record.version): record.digest for record in records if record.action in ("publish", "import")
+    }
+
+
+def _alias_faults(store: Store, root: Path) -> list[Fault]:
+    faults = []
+    for path in sorted((root / ALIASES_NAME).glob("*/*")):
+        policy, alias = path.parent.name, path.stem
+        name = f"{policy}@{alias}"
+        if not (is_policy_name(policy) and is_alias_name(alias) and path.suffix == ".json"):
+            faults.append(Fault("alias", name, f"{ALIASES_NAME}/{policy}/{path.name}: it is no alias"))
+            continue
+        try:
+            read_alias(root, policy, alias)
+            store.manifest(store.resolve(name))
+        except ArtifactError as error:
+            faults.append(Fault("alias", name, f"the alias {name} does not hold: {error}"))
+    return faults
+
+
+def _state_faults(root: Path) -> list[Fault]:
+    """Small files that are not as the last change wrote them."""
+    try:
+        expected = expected_files(list(AuditLog(root).records()))
+    except ArtifactError:
+        return []
+    faults = []
+    for name, digest in sorted(expected.items()):
+        path = root / name
+        came = digest_of(path.read_bytes()) if path.is_file() else ""
+        if came != digest:
+            kind = _KIND_OF.get(name, "alias")
+            what = "it is missing" if not came else "it was changed by hand, or is damaged"
+            faults.append(Fault(kind, name, f"{name}: {what}: the audit log does not know these bytes"))
+    try:
+        read_pins(root)
+    except ArtifactError as error:
+        faults.append(Fault("pins", PINS_NAME, str(error)))
+    return faults
+
+
+def _blob_faults(root: Path, index: Index) -> list[Fault]:
+    """What lies among the blobs and is none, and blobs that nothing names."""
+    faults = []
+    named, unreadable = named_digests(root, index)
+    if unreadable:
+        # what a manifest names that cannot be read is no orphan; its version's verdict says what is wrong
+        return []
+    for path in sorted((root / "blobs" / "sha256").glob("*")):
+        digest = f"sha256:{path.name}"
+        if digest in named:
+            continue
+        if _DIGITS.fullmatch(path.name) is None:
+            faults.append(Fault("blob", path.name, f"blobs/sha256/{path.name}: it is no blob"))
+            continue
+        faults.append(_orphan_fault(path, digest))
+    return faults
+
+
+def _orphan_fault(path: Path, digest: str) -> Fault:
+    whose = f"blobs/sha256/{path.name}"
+    try:
+        with open_regular(path, whose) as file:
+            came = f"sha256:{hash_file(file)[0]}"
+    except ArtifactError as error:
+        return Fault("blob", digest, str(error))
+    if came != digest:
+        return Fault("blob", digest, f"{whose}: its bytes are those of {came}")
+    return Fault("orphan", digest, f"{whose}: nothing names it")
+
+
+def _leftovers(root: Path) -> list[Fault]:
+    faults = [Fault("leftover", name, f"staging/{name}: its owner is gone") for name in stale_stagings(root)]
+    faults += [Fault("leftover", path.name, f"leases/{path.name}: its owner is gone") for path in stale_leases(root)]
+    if (root / INTENT_NAME).exists():
+        faults.append(
+            Fault("leftover", INTENT_NAME, f"{INTENT_NAME}: a change that was decided is not yet carried out")
+        )
+    return faults

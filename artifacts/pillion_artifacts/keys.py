@@ -1,0 +1,112 @@
+"""Keys that sign policies: Ed25519 in PEM files, the private one encrypted where a passphrase is given.
+
+A private key may also lie in a hardware module or a cloud's key service: whatever URI securesystemslib takes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from pillion_artifacts.blobs import read_small
+from pillion_artifacts.change import refusals
+from pillion_artifacts.errors import ArtifactError, InvalidNameError
+
+KEY_BYTES_MAX: Final = 1 << 16
+PASSPHRASE_VARIABLE: Final = "PILLION_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
+
+
+def generate_keys(path: Path, passphrase: str = "") -> str:
+    """Makes a key pair: the private key at `path`, for this user alone, the public one at `path.pub`; gives the key's id.
+
+    Raises `StoreError` where a file of that name is there.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = Ed25519PrivateKey.generate()
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase:
+        encryption = serialization.BestAvailableEncryption(passphrase.encode())
+    pem = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    _write_new(path, pem, 0o600)
+    _write_new(public_path(path), public, 0o644)
+    return key_id(public_path(path))
+
+
+def public_path(path: Path) -> Path:
+    """Where the public key of the private key at `path` lies."""
+    return path.with_name(f"{path.name}.pub")
+
+
+def key_id(path: Path) -> str:
+    """The id of the public key at `path`; raises `ArtifactError`."""
+    identity: str = read_public_key(path).keyid
+    return identity
+
+
+def read_public_key(path: Path) -> Any:
+    """The securesystemslib key in a PEM file; raises `ArtifactError` where it is none, or not Ed25519."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from securesystemslib.signer import SSlibKey
+
+    data = read_small(path, KEY_BYTES_MAX, str(path))
+    try:
+        key = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ArtifactError(f"{path}: expected a public key in PEM, came something else") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ArtifactError(f"{path}: expected an Ed25519 key, came {type(key).__name__}")
+    return SSlibKey.from_crypto(key)
+
+
+def open_signer(private: str, public: Path | None, passphrase: str = "") -> Any:
+    """The securesystemslib signer of a private key: a PEM file, or a URI with its public key beside it.
+
+    Raises `ArtifactError` where it cannot be had.
+    """
+    from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Signer
+
+    scheme = private.partition(":")[0]
+    if scheme not in SIGNER_FOR_URI_SCHEME:
+        return _signer_of_file(Path(private), passphrase)
+    if public is None:
+        raise InvalidNameError(f"{private}: expected the public key of it with --public, came none")
+    try:
+        return Signer.from_priv_key_uri(private, read_public_key(public), lambda _: passphrase)
+    except Exception as error:  # noqa: BLE001 - whatever the driver of a module or the client of a cloud raises
+        raise ArtifactError(f"{private}: {type(error).__name__}: {error}") from None
+
+
+def _signer_of_file(path: Path, passphrase: str) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from securesystemslib.signer import CryptoSigner
+
+    data = read_small(path, KEY_BYTES_MAX, str(path))
+    try:
+        key = load_pem_private_key(data, passphrase.encode() or None)
+    except TypeError:
+        asked = "a passphrase" if not passphrase else "no passphrase"
+        raise ArtifactError(f"{path}: expected {asked} in {PASSPHRASE_VARIABLE}") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ArtifactError(f"{path}: expected a private key in PEM, or another passphrase") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ArtifactError(f"{path}: expected an Ed25519 key, came {type(key).__name__}")
+    return CryptoSigner(key)
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    with refusals(str(path)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)

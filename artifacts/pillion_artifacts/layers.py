@@ -1,0 +1,54 @@
+"""Which files a policy version may have, what each of them is in the manifest, and how large it may be."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.limits import (
+    CARD_BYTES_MAX,
+    GOLDEN_BYTES_MAX,
+    MODEL_BYTES_MAX,
+    PREPROCESSOR_BYTES_MAX,
+    TUNED_BYTES_MAX,
+)
+
+MODEL_NAME: Final = "model.onnx"
+CARD_NAME: Final = "model_card.yaml"
+GOLDEN_NAME: Final = "golden.safetensors"
+TUNED_NAME: Final = "tuned.json"
+
+MODEL_MEDIA_TYPE: Final = "application/vnd.pillion.policy.model.v1+onnx"
+CARD_MEDIA_TYPE: Final = "application/vnd.pillion.policy.card.v1+yaml"
+
+
+class LayerKind(msgspec.Struct, frozen=True):
+    """A file that a version may have."""
+
+    title: str
+    media_type: str
+    bytes_max: int
+    required: bool = False
+
+
+KINDS: Final = (
+    LayerKind(MODEL_NAME, MODEL_MEDIA_TYPE, MODEL_BYTES_MAX, required=True),
+    LayerKind(CARD_NAME, CARD_MEDIA_TYPE, CARD_BYTES_MAX, required=True),
+    LayerKind(GOLDEN_NAME, "application/vnd.pillion.policy.golden.v1+safetensors", GOLDEN_BYTES_MAX),
+    LayerKind("preprocessor.onnx", "application/vnd.pillion.policy.preprocessor.v1+onnx", PREPROCESSOR_BYTES_MAX),
+    LayerKind("preprocessor.json", "application/vnd.pillion.policy.preprocessor.v1+json", TUNED_BYTES_MAX),
+    LayerKind(TUNED_NAME, "application/vnd.pillion.policy.tuned.v1+json", TUNED_BYTES_MAX),
+)
+"""In the order in which a manifest names them. There is none that a pickle could hide in."""
+
+_BY_TITLE: Final = {kind.title: kind for kind in KINDS}
+
+
+def kind_of(title: str) -> LayerKind:
+    """The kind of the file of that name; raises `InvalidArtifactError` where a version has no such file."""
+    try:
+        return _BY_TITLE[title]
+    except KeyError:
+        raise InvalidArtifactError(f"expected one of {', '.join(_BY_TITLE)}, came {title!r}") from None

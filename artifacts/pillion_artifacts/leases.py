@@ -1,0 +1,66 @@
+"""Leases: a running daemon says which version it serves by a locked file, which its death unlocks however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+LEASES_NAME: Final = "leases"
+
+
+class Lease:
+    """Keeps `gc` from a version for as long as it is open. Owns its file: `close` gives it back."""
+
+    def __init__(self, root: Path, digest: str) -> None:
+        folder = root / LEASES_NAME
+        folder.mkdir(exist_ok=True)
+        self._descriptor, name = tempfile.mkstemp(dir=folder, prefix=f"{digest.removeprefix('sha256:')}.")
+        self._path = Path(name)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Gives the version up."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def leased_digests(root: Path) -> set[str]:
+    """The digests that living processes hold. For who holds the lock of the store: a lease is made under it."""
+    return {f"sha256:{path.name.partition('.')[0]}" for path in _lease_files(root) if is_held(path)}
+
+
+def stale_leases(root: Path) -> list[Path]:
+    """The files of processes that are gone. For who holds the lock of the store."""
+    return [path for path in _lease_files(root) if not is_held(path)]
+
+
+def is_held(path: Path) -> bool:
+    """Whether the process that made a lease still lives."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lease_files(root: Path) -> list[Path]:
+    folder = root / LEASES_NAME
+    return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,105 @@
+"""Takes the files of a folder into the store as a new version: copied, hashed and looked at before anybody can read them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pillion_artifacts.audit import AuditLog
+from pillion_artifacts.blobs import Progress, map_file
+from pillion_artifacts.change import Change, Staged
+from pillion_artifacts.contents import check_card, check_graph, check_model
+from pillion_artifacts.errors import InvalidArtifactError, VersionExistsError
+from pillion_artifacts.layers import CARD_NAME, KINDS, MODEL_NAME, kind_of
+from pillion_artifacts.manifest import (
+    ARTIFACT_TYPE,
+    CREATED,
+    MANIFEST_MEDIA_TYPE,
+    PUBLISHED_BY,
+    REF_NAME,
+    SUBJECT,
+    TITLE,
+    VERSION,
+    AttestationManifest,
+    Descriptor,
+    Index,
+    digest_of,
+)
+from pillion_artifacts.names import ref_name, spoken
+
+
+def stage_layers(change: Change, folder: Path, policy: str, version: str, progress: Progress) -> list[Descriptor]:
+    """Copies the files of a version into the change and looks at the copies; gives their descriptors.
+
+    Raises `InvalidArtifactError` for what is missing, not known, or not what it should be.
+    """
+    whose = spoken(policy, version)
+    _check_names(folder, whose)
+    present = [kind for kind in KINDS if kind.required or os.path.lexists(folder / kind.title)]
+    staged = {
+        kind.title: change.stage_file(folder / kind.title, kind.bytes_max, f"{whose}: {kind.title}", progress)
+        for kind in present
+    }
+    check_staged(staged, policy, version)
+    return [
+        Descriptor(kind.media_type, staged[kind.title].digest, staged[kind.title].size, {TITLE: kind.title})
+        for kind in present
+    ]
+
+
+def check_staged(staged: dict[str, Staged], policy: str, version: str) -> None:
+    """Raises `InvalidArtifactError` for files, by their names, that no loader should see."""
+    whose = spoken(policy, version)
+    card = check_card(staged[CARD_NAME].path.read_bytes(), policy, version)
+    for title, copy in staged.items():
+        if title == MODEL_NAME:
+            check_model(map_file(copy.path), card, f"{whose}: {title}")
+        else:
+            check_graph(map_file(copy.path), title, f"{whose}: {title}")
+
+
+def check_is_new(root: Path, index: Index, policy: str, version: str, digest: str) -> None:
+    """Raises `VersionExistsError` where that version is there, or was there with other content.
+
+    A version that was collected may come back as what it was, and as nothing else.
+    """
+    entry = index.find(policy, version)
+    if entry is not None:
+        same = "the same content" if entry.digest == digest else f"this is {digest}"
+        raise VersionExistsError(f"{spoken(policy, version)} is published already, as {entry.digest}; {same}")
+    for record in AuditLog(root).records():
+        published = record.action in ("publish", "import") and (record.policy, record.version) == (policy, version)
+        if published and record.digest != digest:
+            raise VersionExistsError(
+                f"{spoken(policy, version)} was published before, as {record.digest}; a version never changes"
+            )
+
+
+def index_entry(policy: str, version: str, digest: str, size: int, at: str, by: str) -> Descriptor:
+    """The entry of a version in the index."""
+    annotations = {
+        TITLE: policy,
+        VERSION: version,
+        REF_NAME: ref_name(policy, version),
+        CREATED: at,
+        PUBLISHED_BY: by,
+    }
+    return Descriptor(MANIFEST_MEDIA_TYPE, digest, size, annotations, ARTIFACT_TYPE)
+
+
+def attestation_entry(manifest: AttestationManifest, data: bytes) -> Descriptor:
+    """The entry of an attestation in the index."""
+    annotations = {**manifest.annotations, SUBJECT: manifest.subject.digest}
+    return Descriptor(MANIFEST_MEDIA_TYPE, digest_of(data), len(data), annotations, manifest.artifact_type)
+
+
+def _check_names(folder: Path, whose: str) -> None:
+    if not folder.is_dir():
+        raise InvalidArtifactError(
+            f"{whose}: expected a folder with {MODEL_NAME} and {CARD_NAME}, came {str(folder)!r}"
+        )
+    for entry in sorted(folder.iterdir()):
+        try:
+            kind_of(entry.name)
+        except InvalidArtifactError as error:
+            raise InvalidArtifactError(f"{whose}: {error}") from None

@@ -1,0 +1,107 @@
+"""Signs versions, and reads the signatures of one. The signatures themselves are securesystemslib's."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from pillion_artifacts.attestations import read_attestation
+from pillion_artifacts.change import Change
+from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
+from pillion_artifacts.limits import ATTESTATIONS_MAX
+from pillion_artifacts.manifest import (
+    EMPTY_JSON,
+    AttestationManifest,
+    Descriptor,
+    Index,
+    decode_attestation,
+    describe,
+    digest_of,
+    encode_attestation,
+    encode_json,
+)
+from pillion_artifacts.publication import attestation_entry
+from pillion_artifacts.statement import ENVELOPE_MEDIA_TYPE, PAYLOAD_TYPE, Signed, make_statement
+from pillion_artifacts.store import Resolved, Store, who
+from pillion_artifacts.verification import Verifier
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """A signature that was put on a version."""
+
+    policy: str
+    version: str
+    digest: str
+    key: str
+    """The id of the key."""
+    expires_at: datetime | None = None
+
+
+def sign(
+    store: Store, reference: str, signer: Any, *, expires_at: datetime | None = None, by: str = "", reason: str = ""
+) -> Signature:
+    """Signs what `reference` means, after looking at every byte of it; `signer` is securesystemslib's.
+
+    Raises `InvalidArtifactError` for a version that is not intact, which nobody should vouch for.
+    """
+    from securesystemslib.dsse import Envelope
+
+    resolved = store.resolve(reference)
+    verdict = Verifier(store).verify(resolved)
+    if not verdict.intact:
+        raise InvalidArtifactError(f"what is damaged is not signed: {verdict.faults[0]}")
+    said = Signed(store.now(), by or who(), expires_at, reason)
+    envelope = Envelope(make_statement(str(resolved), resolved.digest, said), PAYLOAD_TYPE, {})
+    try:
+        key: str = envelope.sign(signer).keyid
+    except Exception as error:  # noqa: BLE001 - whatever the driver of a module or the client of a cloud raises
+        raise ArtifactError(f"{resolved}: the key does not sign: {type(error).__name__}: {error}") from None
+    _attach(store, resolved, encode_json(envelope.to_dict()), by, reason or f"key {key}")
+    return Signature(resolved.policy, resolved.version, resolved.digest, key, expires_at)
+
+
+def read_envelopes(store: Store, resolved: Resolved) -> tuple[list[Any], list[str]]:
+    """The envelopes of a version, read and hashed, and a line for each one that cannot be read."""
+    from securesystemslib.dsse import Envelope
+
+    envelopes = []
+    faults = []
+    for entry in store.index().about(resolved.digest)[:ATTESTATIONS_MAX]:
+        try:
+            envelopes += [
+                Envelope.from_dict(msgspec.json.decode(data, type=dict))
+                for data in read_attestation(store, resolved, entry)
+            ]
+        except ArtifactError as error:
+            faults.append(str(error))
+        except Exception as error:  # noqa: BLE001 - the library does not say what it raises for what is no envelope
+            faults.append(f"{resolved}: attestation: no DSSE envelope: {type(error).__name__}: {error}")
+    return envelopes, faults
+
+
+def _attach(store: Store, resolved: Resolved, envelope: bytes, by: str, reason: str) -> None:
+    """Stores an envelope as an artifact that refers to the version."""
+    with Change(store.root, str(resolved)) as change:
+        layer = describe(envelope, ENVELOPE_MEDIA_TYPE, "envelope.dsse.json")
+        size = len(store.read_manifest(resolved.digest, str(resolved)))
+        subject = Descriptor("application/vnd.oci.image.manifest.v1+json", resolved.digest, size)
+        data = encode_attestation(ENVELOPE_MEDIA_TYPE, layer, subject, {})
+        for blob in (EMPTY_JSON, envelope, data):
+            change.stage_blob(blob)
+        with change.deciding():
+            index: Index = change.read_index()
+            if index.find(resolved.policy, resolved.version) is None:
+                raise InvalidArtifactError(f"{resolved}: it is gone")
+            manifest: AttestationManifest = decode_attestation(data)
+            change.write_index(index.replaced([*index.manifests, attestation_entry(manifest, data)]))
+            record = store.record(
+                "sign",
+                by,
+                reason,
+                policy=resolved.policy,
+                version=resolved.version,
+                digest=digest_of(data),
+            )
+            change.commit([record])

@@ -1,0 +1,65 @@
+"""What a signature says: an in-toto Statement v1 about the manifest of one version, inside a DSSE envelope.
+
+Formats: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md and
+https://github.com/secure-systems-lab/dsse/blob/master/envelope.md.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from pillion_artifacts.errors import InvalidArtifactError
+
+ENVELOPE_MEDIA_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+PREDICATE_TYPE: Final = "urn:pillion:signed-policy:v1"
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """What a statement is about."""
+
+    name: str
+    digest: dict[str, str]
+
+
+class Signed(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The predicate: who vouches for the version, since when and until when."""
+
+    signed_at: Moment
+    signed_by: str = ""
+    expires_at: Moment | None = None
+    reason: str = ""
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """An in-toto statement with our predicate."""
+
+    type: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
+    subject: Annotated[list[Subject], msgspec.Meta(min_length=1, max_length=1)]
+    predicate_type: Literal["urn:pillion:signed-policy:v1"] = msgspec.field(name="predicateType")
+    predicate: Signed
+
+
+def make_statement(name: str, digest: str, predicate: Signed) -> bytes:
+    """The bytes to be signed about the version with that manifest digest."""
+    subject = Subject(name, {"sha256": digest.removeprefix("sha256:")})
+    return msgspec.json.encode(Statement("https://in-toto.io/Statement/v1", [subject], PREDICATE_TYPE, predicate))
+
+
+def read_statement(payload: bytes, payload_type: str, name: str, digest: str) -> Signed:
+    """What a payload says about that very version; raises `InvalidArtifactError` where it is about something else."""
+    if payload_type != PAYLOAD_TYPE:
+        raise InvalidArtifactError(f"expected a payload of type {PAYLOAD_TYPE}, came {payload_type!r}")
+    try:
+        statement = msgspec.json.decode(payload, type=Statement)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidArtifactError(f"expected an in-toto statement: {error}") from None
+    subject = statement.subject[0]
+    if subject.name != name or subject.digest.get("sha256") != digest.removeprefix("sha256:"):
+        raise InvalidArtifactError(f"expected a statement about {name} {digest}, came one about {subject.name}")
+    return statement.predicate

@@ -1,0 +1,211 @@
+"""Takes versions into a store from a source, and gives them from it to a target. Every byte is hashed on its way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from pillion_artifacts.blobs import Progress, blob_path, chunks_of, no_progress, open_regular
+from pillion_artifacts.carriers import Offer, Source, Target
+from pillion_artifacts.change import Change, Staged
+from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError
+from pillion_artifacts.layers import kind_of
+from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
+from pillion_artifacts.manifest import (
+    Descriptor,
+    decode_attestation,
+    digest_of,
+)
+from pillion_artifacts.names import checked_policy, checked_version, spoken
+from pillion_artifacts.publication import attestation_entry, check_is_new, check_staged, index_entry
+from pillion_artifacts.store import Resolved, Store, check_layers, decode_named
+
+
+class Transfer(msgspec.Struct, frozen=True):
+    """What was carried, and what was there already."""
+
+    carried: list[Resolved]
+    present: list[Resolved]
+    attestations: int
+    size_bytes: int
+
+
+def take(
+    store: Store,
+    source: Source,
+    references: list[str],
+    *,
+    where: str,
+    by: str = "",
+    reason: str = "",
+    progress: Progress = no_progress,
+) -> Transfer:
+    """Takes what the references mean at the source (all, where there are none) into the store, as one change.
+
+    A version is looked at as if it were published here. Raises `VersionExistsError` where the store has such a version
+    with other content, `InvalidArtifactError` for what is not what it says, `RemoteError`, `StoreError`.
+    """
+    offers = source.offers(references)
+    taken: list[Resolved] = []
+    size = 0
+    with Change(store.root, where) as change:
+        held = {entry.digest for entry in change.read_index().manifests}
+        for offer in offers:
+            if offer.digest not in held:
+                size += _stage_version(change, source, offer, progress)
+        attestations = {
+            entry.digest: entry for offer in offers for entry in _stage_attestations(change, source, offer, held)
+        }
+        with change.deciding():
+            index = change.read_index()
+            new = [offer for offer in offers if all(entry.digest != offer.digest for entry in index.versions())]
+            for offer in new:
+                check_is_new(store.root, index, offer.policy, offer.version, offer.digest)
+            records = [
+                store.record(
+                    "import", by, reason or where, policy=offer.policy, version=offer.version, digest=offer.digest
+                )
+                for offer in new
+            ]
+            known = {entry.digest for entry in index.manifests}
+            said = [entry for digest, entry in attestations.items() if digest not in known]
+            if said and not new:
+                records = [store.record("import", by, reason or f"{len(said)} attestations from {where}")]
+            entries = [
+                index_entry(offer.policy, offer.version, offer.digest, len(offer.manifest), record.at, record.by)
+                for offer, record in zip(new, records, strict=False)
+            ]
+            if entries or said:
+                change.write_index(index.replaced([*index.manifests, *entries, *said]))
+                change.commit(records)
+            taken = [Resolved(offer.policy, offer.version, offer.digest) for offer in new]
+    present = [_resolved(offer) for offer in offers if _resolved(offer) not in taken]
+    return Transfer(taken, present, len(said), size)
+
+
+def give(store: Store, target: Target, references: list[str], progress: Progress = no_progress) -> Transfer:
+    """Gives what the references mean, with what was said about it, to the target. Raises as `Store.read`, `RemoteError`."""
+    given: list[Resolved] = []
+    count = size = 0
+    index = store.index()
+    for resolved in dict.fromkeys(store.resolve(reference) for reference in references):
+        manifest = store.manifest(resolved)
+        data = store.read_manifest(resolved.digest, str(resolved))
+        for descriptor in [manifest.config, *manifest.layers]:
+            whose = f"{resolved}: {descriptor.title or 'config'}"
+            target.put_blob(resolved.policy, descriptor, checked_chunks(store.root, descriptor, whose, progress))
+            size += descriptor.size
+        entry = index.find(resolved.policy, resolved.version)
+        if entry is None:
+            raise InvalidArtifactError(f"{resolved}: it is not in the index")
+        target.put_version(entry, data)
+        for said in index.about(resolved.digest):
+            _give_attestation(store, target, resolved, said)
+            count += 1
+        given.append(resolved)
+    target.finish()
+    return Transfer(given, [], count, size)
+
+
+def give_size(store: Store, references: list[str]) -> int:
+    """How many bytes `give` will carry."""
+    resolved = {store.resolve(reference) for reference in references}
+    return sum(layer.size for each in resolved for layer in store.manifest(each).layers)
+
+
+def checked_chunks(
+    root: Path, descriptor: Descriptor, whose: str, progress: Progress = no_progress
+) -> Iterator[memoryview]:
+    """The bytes of a blob of the store; raises `DigestMismatchError` before they end, where they are not what they were."""
+    with open_regular(blob_path(root, descriptor.digest), whose) as file:
+        hashed = hashlib.sha256()
+        size = 0
+        for chunk in chunks_of(file):
+            hashed.update(chunk)
+            size += len(chunk)
+            # before the last chunk is given away: who has all the bytes that he waits for asks for no more
+            if size >= descriptor.size:
+                _check_sent(hashed.hexdigest(), size, descriptor, whose)
+            yield chunk
+            progress(len(chunk))
+        _check_sent(hashed.hexdigest(), size, descriptor, whose)
+
+
+def _check_sent(digest: str, size: int, descriptor: Descriptor, whose: str) -> None:
+    if (f"sha256:{digest}", size) != (descriptor.digest, descriptor.size):
+        raise DigestMismatchError(
+            f"{whose} is not what was published: expected {descriptor.digest}, came sha256:{digest} ({size} bytes)"
+        )
+
+
+def _resolved(offer: Offer) -> Resolved:
+    return Resolved(offer.policy, offer.version, offer.digest)
+
+
+def _give_attestation(store: Store, target: Target, about: Resolved, entry: Descriptor) -> None:
+    whose = f"{about}: attestation"
+    data = store.read_manifest(entry.digest, whose)
+    manifest = decode_attestation(data)
+    for descriptor in [manifest.config, *manifest.layers]:
+        target.put_blob(about.policy, descriptor, checked_chunks(store.root, descriptor, whose))
+    target.put_attestation(about.policy, entry, data)
+
+
+def _stage_version(change: Change, source: Source, offer: Offer, progress: Progress) -> int:
+    """Stages the blobs of a version, looked at as at its publication; gives their size in bytes."""
+    whose = spoken(checked_policy(offer.policy), checked_version(offer.version))
+    if digest_of(offer.manifest) != offer.digest:
+        raise DigestMismatchError(f"{whose}: manifest: expected {offer.digest}, came {digest_of(offer.manifest)}")
+    manifest = decode_named(offer.manifest, whose)
+    if manifest.policy != offer.policy or manifest.version != offer.version:
+        raise InvalidArtifactError(f"{whose}: the manifest is that of {spoken(manifest.policy, manifest.version)}")
+    check_layers(manifest, whose)
+    change.stage_blob(offer.manifest)
+    _stage(change, source, offer.policy, manifest.config, 2, f"{whose}: config")
+    staged = {
+        layer.title: _stage(
+            change, source, offer.policy, layer, kind_of(layer.title).bytes_max, f"{whose}: {layer.title}", progress
+        )
+        for layer in manifest.layers
+    }
+    check_staged(staged, manifest.policy, manifest.version)
+    return sum(each.size for each in staged.values())
+
+
+def _stage(
+    change: Change,
+    source: Source,
+    policy: str,
+    descriptor: Descriptor,
+    bytes_max: int,
+    whose: str,
+    progress: Progress = no_progress,
+) -> Staged:
+    if descriptor.size > bytes_max:
+        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came {descriptor.size}")
+    staged = change.stage_chunks(source.chunks(policy, descriptor, whose), descriptor.size, whose, progress)
+    if (staged.digest, staged.size) != (descriptor.digest, descriptor.size):
+        raise DigestMismatchError(
+            f"{whose} is not what was published: expected {descriptor.digest} ({descriptor.size} bytes), "
+            f"came {staged.digest} ({staged.size} bytes)"
+        )
+    return staged
+
+
+def _stage_attestations(change: Change, source: Source, offer: Offer, held: set[str]) -> list[Descriptor]:
+    """Stages what was said about a version and is not here yet; gives the entries for the index."""
+    entries = []
+    for data in offer.attestations:
+        manifest = decode_attestation(data)
+        if digest_of(data) in held or manifest.subject.digest != offer.digest:
+            continue
+        whose = f"{spoken(offer.policy, offer.version)}: attestation"
+        _stage(change, source, offer.policy, manifest.config, 2, whose)
+        for layer in manifest.layers:
+            _stage(change, source, offer.policy, layer, ATTESTATION_BYTES_MAX, whose)
+        change.stage_blob(data)
+        entries.append(attestation_entry(manifest, data))
+    return entries

@@ -1,0 +1,178 @@
+"""Whom we trust: which keys, how many of them, for which policies, until when. Part of the daemon's settings.
+
+This module imports no cryptography: where no rule speaks of a policy, none is needed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from pillion_artifacts.errors import ArtifactError, InvalidNameError, UntrustedArtifactError
+from pillion_artifacts.statement import read_statement
+
+if TYPE_CHECKING:
+    from pillion_artifacts.store import Resolved, Store
+
+
+class TrustedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A public key, by a name of its own."""
+
+    name: str
+    path: str
+    """A PEM file."""
+    expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    """From then on nothing that it signed counts."""
+
+
+class TrustRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is asked of the policies whose names fit."""
+
+    policies: Annotated[list[str], msgspec.Meta(min_length=1)]
+    """Names, in which `*` stands for anything."""
+    keys: Annotated[list[str], msgspec.Meta(min_length=1)]
+    """Names of keys."""
+    threshold: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """So many different keys must have signed."""
+    required: bool = True
+    """Whether a policy that they did not sign is refused; else it is said."""
+
+
+class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All rules; the first one that fits a policy is asked."""
+
+    required: bool = False
+    """Whether a policy that no rule fits is refused."""
+    keys: list[TrustedKey] = []
+    rules: list[TrustRule] = []
+
+    def __post_init__(self) -> None:
+        names = [key.name for key in self.keys]
+        if len(set(names)) != len(names):
+            raise ValueError(f"keys: expected names that differ, came {', '.join(names)}")
+        for rule in self.rules:
+            for name in rule.keys:
+                if name not in names:
+                    raise ValueError(f"rules: expected a key of {', '.join(names) or 'none'}, came {name!r}")
+            if rule.threshold > len(set(rule.keys)):
+                raise ValueError(f"rules: threshold: expected at most {len(set(rule.keys))}, came {rule.threshold}")
+
+    def rule_for(self, policy: str) -> TrustRule | None:
+        """The rule that speaks of a policy, or None."""
+        return next((rule for rule in self.rules if any(fnmatchcase(policy, name) for name in rule.policies)), None)
+
+
+def trust_of_keys(paths: list[Path], threshold: int | None) -> TrustPolicy:
+    """The policy that every version be signed with these keys, or so many of them. Raises `InvalidNameError`."""
+    keys = [TrustedKey(str(path), str(path)) for path in paths]
+    try:
+        return TrustPolicy(
+            required=True, keys=keys, rules=[TrustRule(["*"], [key.name for key in keys], threshold or len(keys))]
+        )
+    except ValueError as error:
+        raise InvalidNameError(str(error)) from None
+
+
+def trust_of_settings(file: Path) -> TrustPolicy:
+    """The `[trust]` of the daemon's settings in `file`; raises `InvalidNameError`."""
+    try:
+        section = tomllib.loads(file.read_text()).get("trust", {})
+        return msgspec.convert(section, TrustPolicy)
+    except OSError as error:
+        raise InvalidNameError(f"{file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise InvalidNameError(f"{file}: {error}") from None
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """What was found of one version."""
+
+    signed_by: list[str] = []
+    """The names of the keys whose signatures count."""
+    faults: list[str] = []
+    """Why others do not, a line each."""
+    refusal: str = ""
+    """Why the version must not be loaded; empty: it may."""
+
+
+def check_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: datetime) -> Trust:
+    """Who vouches for a version; raises `UntrustedArtifactError` where it must not be loaded."""
+    trust = examine_trust(store, resolved, policy, now)
+    if trust.refusal:
+        raise UntrustedArtifactError(trust.refusal)
+    return trust
+
+
+def examine_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: datetime) -> Trust:
+    """Who vouches for a version, and whether that is enough."""
+    rule = policy.rule_for(resolved.policy)
+    if rule is None:
+        refusal = f"{resolved}: no rule of trust.rules speaks of it" if policy.required else ""
+        return Trust(refusal=refusal)
+    keys = [key for key in policy.keys if key.name in rule.keys]
+    signed_by: list[str] = []
+    faults: list[str] = []
+    if store.index().about(resolved.digest):
+        signed_by, faults = _signers(store, resolved, keys, now)
+    if len(signed_by) >= rule.threshold or not rule.required:
+        return Trust(signed_by, faults)
+    whom = ", ".join(key.name for key in keys)
+    why = f" ({'; '.join(faults)})" if faults else ""
+    refusal = (
+        f"{resolved}: expected signatures of {rule.threshold} of {whom}, "
+        f"came {', '.join(signed_by) or 'none'} that count{why}"
+    )
+    return Trust(signed_by, faults, refusal)
+
+
+def _signers(store: Store, resolved: Resolved, keys: list[TrustedKey], now: datetime) -> tuple[list[str], list[str]]:
+    """The names of the keys that signed, and why others do not count."""
+    from pillion_artifacts.keys import read_public_key
+    from pillion_artifacts.signing import read_envelopes
+
+    try:
+        envelopes, faults = read_envelopes(store, resolved)
+    except ModuleNotFoundError as error:
+        return [], [f"{error.name} is not installed: pip install 'pillion[sign]'"]
+    by_id = {}
+    for key in keys:
+        try:
+            by_id[read_public_key(Path(key.path)).keyid] = (key, read_public_key(Path(key.path)))
+        except ArtifactError as error:
+            faults.append(f"key {key.name}: {error}")
+    signed_by = list[str]()
+    for envelope in envelopes:
+        for identity in envelope.signatures:
+            if identity not in by_id:
+                faults.append(f"key {identity[:12]} is not trusted")
+                continue
+            key, public = by_id[identity]
+            fault = _fault(envelope, key, public, resolved, now)
+            if fault:
+                faults.append(f"key {key.name}: {fault}")
+            elif key.name not in signed_by:
+                signed_by.append(key.name)
+    return signed_by, faults
+
+
+def _fault(envelope: Any, key: TrustedKey, public: Any, resolved: Resolved, now: datetime) -> str:
+    """Why a signature does not count, or nothing."""
+    from securesystemslib.exceptions import VerificationError
+
+    try:
+        envelope.verify([public], 1)
+        said = read_statement(envelope.payload, envelope.payload_type, str(resolved), resolved.digest)
+    except VerificationError:
+        return "the signature is wrong"
+    except ArtifactError as error:
+        return str(error)
+    if key.expires is not None and key.expires <= now:
+        return f"the key expired at {key.expires.isoformat()}"
+    if said.expires_at is not None and said.expires_at <= now:
+        return f"the signature expired at {said.expires_at.isoformat()}"
+    return ""

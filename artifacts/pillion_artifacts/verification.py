@@ -1,0 +1,117 @@
+"""Looks at versions without loading them: every byte hashed, in the memory of one chunk; each blob once, however often named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from pillion_artifacts.attestations import read_attestation
+from pillion_artifacts.blobs import Progress, blob_path, check_blob, map_file, no_progress
+from pillion_artifacts.contents import check_graph, check_model
+from pillion_artifacts.errors import ArtifactError
+from pillion_artifacts.layers import MODEL_NAME
+from pillion_artifacts.manifest import Descriptor, Manifest
+from pillion_artifacts.store import Resolved, Store
+from pillion_artifacts.trust import Trust, TrustPolicy, examine_trust
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What was found of one version."""
+
+    policy: str
+    version: str
+    digest: str
+    size_bytes: int = 0
+    files: int = 0
+    faults: list[str] = []
+    """A line each; empty: it is what was published, and signed where that is asked for."""
+    attestations: int = 0
+    signed_by: list[str] = []
+    """The trusted keys that signed it, where it was looked at with a trust policy."""
+    seconds: float = 0.0
+
+    @property
+    def intact(self) -> bool:
+        return not self.faults
+
+
+class Verifier:
+    """Verifies versions of one store, and remembers which blobs it has hashed. Owns nothing."""
+
+    def __init__(self, store: Store, progress: Progress = no_progress, trust: TrustPolicy | None = None) -> None:
+        self._store = store
+        self._index = store.index()
+        self._trust = trust
+        self._progress = progress
+        self._hashed: dict[tuple[str, int], str] = {}
+
+    def verify(self, resolved: Resolved) -> Verdict:
+        """What is wrong with a version, or nothing; raises nothing for what is wrong with it."""
+        started_s = time.monotonic()
+        verdict = Verdict(resolved.policy, resolved.version, resolved.digest)
+        try:
+            manifest = self._store.manifest(resolved)
+        except ArtifactError as error:
+            return msgspec.structs.replace(verdict, faults=[str(error)])
+        described = [manifest.config, *manifest.layers]
+        faults = [fault for descriptor in described if (fault := self.blob_fault(descriptor, str(resolved)))]
+        if not faults:
+            faults = self._content_faults(resolved, manifest)
+        said = self._index.about(resolved.digest)
+        faults += [fault for entry in said if (fault := self._attestation_fault(resolved, entry))]
+        trust = self._examine_trust(resolved)
+        return msgspec.structs.replace(
+            verdict,
+            attestations=len(said),
+            signed_by=trust.signed_by,
+            size_bytes=sum(descriptor.size for descriptor in described),
+            files=len(manifest.layers),
+            faults=[*faults, *([trust.refusal] if trust.refusal else [])],
+            seconds=time.monotonic() - started_s,
+        )
+
+    def blob_fault(self, descriptor: Descriptor, whose: str) -> str:
+        """What is wrong with a blob, or nothing; it is hashed the first time that it is asked about."""
+        about = f"{whose}: {descriptor.title or 'config'}"
+        key = (descriptor.digest, descriptor.size)
+        if key not in self._hashed:
+            self._hashed[key] = _fault(lambda: check_blob(self._store.root, descriptor, "", self._progress))
+        known = self._hashed[key]
+        return f"{about}{known}" if known else ""
+
+    def _attestation_fault(self, resolved: Resolved, entry: Descriptor) -> str:
+        return _fault(lambda: read_attestation(self._store, resolved, entry))
+
+    def _examine_trust(self, resolved: Resolved) -> Trust:
+        if self._trust is None:
+            return Trust()
+        return examine_trust(self._store, resolved, self._trust, self._store.now())
+
+    def _content_faults(self, resolved: Resolved, manifest: Manifest) -> list[str]:
+        return [fault for fault in [_fault(lambda: self._check_contents(resolved, manifest))] if fault]
+
+    def _check_contents(self, resolved: Resolved, manifest: Manifest) -> None:
+        root, whose = self._store.root, str(resolved)
+        card = self._store.card(resolved, manifest)
+        for layer in manifest.layers:
+            content = map_file(blob_path(root, layer.digest))
+            if layer.title == MODEL_NAME:
+                check_model(content, card, f"{whose}: {layer.title}")
+            else:
+                check_graph(content, layer.title, f"{whose}: {layer.title}")
+
+
+def all_versions(store: Store) -> list[Resolved]:
+    """Every version of the store."""
+    return [Resolved(entry.title, entry.version, entry.digest) for entry in store.index().versions()]
+
+
+def _fault(check: Callable[[], object]) -> str:
+    """The line that `check` raises, or nothing."""
+    try:
+        check()
+    except ArtifactError as error:
+        return str(error)
+    return ""

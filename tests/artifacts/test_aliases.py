@@ -1,0 +1,127 @@
+"""An alias moves only from where its mover thought that it was, and the audit log knows every move."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pillion_artifacts import PolicyNotFoundError, Store
+from pillion_artifacts.errors import AliasMovedError, InvalidNameError
+from pillion_artifacts.inspection import inspect_store
+from tests.artifacts.stores import POLICY, example_card, example_model
+from tests.harness import publish
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    for version in ("1.0.0", "1.1.0", "2.0.0", "3.0.0-rc.1"):
+        publish(tmp_path / "store", POLICY, version, example_model(), example_card(version))
+    return Store(tmp_path / "store")
+
+
+def test_an_alias_names_the_version_that_it_points_at(store: Store) -> None:
+    store.move_alias(POLICY, "stable", "1.x", expected="")
+    assert store.load(f"{POLICY}@stable").version == "1.1.0"
+    store.move_alias(POLICY, "candidate", "3.0.0-rc.1", expected="")
+    store.move_alias(POLICY, "stable", "candidate", expected="1.1.0")
+    assert store.load(f"{POLICY}@stable").version == "3.0.0-rc.1"
+    assert store.load(POLICY).version == "2.0.0"
+
+
+def test_the_audit_log_says_who_moved_it_when_why_and_from_what(store: Store) -> None:
+    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="ann", reason="first")
+    store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0", by="ben", reason="faster")
+    moves = [record for record in store.history(POLICY) if record.alias == "stable"]
+    assert [(move.by, move.reason, move.was, move.version) for move in moves] == [
+        ("ann", "first", "", "1.0.0"),
+        ("ben", "faster", "1.0.0", "1.1.0"),
+    ]
+    assert moves[0].at <= moves[1].at
+    (alias,) = store.aliases(POLICY)
+    assert (alias.moved_by, alias.moved_at, alias.was_version) == ("ben", moves[1].at, "1.0.0")
+
+
+def test_who_thought_that_it_pointed_elsewhere_is_told_and_moves_nothing(store: Store) -> None:
+    store.move_alias(POLICY, "stable", "1.0.0", expected="")
+    before = store.history()
+    for expected in ("", "1.1.0"):
+        with pytest.raises(
+            AliasMovedError, match=r"lunar-lander@stable: expected it to point at .*, it points at 1\.0\.0"
+        ):
+            store.move_alias(POLICY, "stable", "2.0.0", expected=expected)
+    with pytest.raises(AliasMovedError, match="it points at nothing"):
+        store.move_alias(POLICY, "other", "2.0.0", expected="1.0.0")
+    assert store.resolve(f"{POLICY}@stable").version == "1.0.0"
+    assert store.history() == before
+
+
+def test_of_many_who_move_it_at_once_one_moves_it(store: Store) -> None:
+    store.move_alias(POLICY, "stable", "1.0.0", expected="")
+    moved: list[str] = []
+    told: list[str] = []
+    start = threading.Barrier(6)
+
+    def move(version: str) -> None:
+        start.wait()
+        try:
+            moved.append(store.move_alias(POLICY, "stable", version, expected="1.0.0").version)
+        except AliasMovedError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=move, args=(version,)) for version in ("1.1.0", "2.0.0") * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(moved), len(told)) == (1, 5)
+    assert store.resolve(f"{POLICY}@stable").version == moved[0]
+    assert inspect_store(store) == []
+
+
+def test_a_rollback_goes_back_a_step_each_time(store: Store) -> None:
+    for before, version in (("", "1.0.0"), ("1.0.0", "1.1.0"), ("1.1.0", "2.0.0")):
+        store.move_alias(POLICY, "stable", version, expected=before)
+    assert store.roll_back(POLICY, "stable", by="ann", reason="it fell").version == "1.1.0"
+    assert store.history()[-1].action == "rollback"
+    assert store.roll_back(POLICY, "stable").version == "1.0.0"
+    with pytest.raises(PolicyNotFoundError, match="knows no version that it pointed at before"):
+        store.roll_back(POLICY, "stable")
+    store.move_alias(POLICY, "stable", "2.0.0", expected="1.0.0")
+    assert store.roll_back(POLICY, "stable").version == "1.0.0"
+
+
+def test_an_alias_that_is_taken_away_is_gone_and_may_come_back(store: Store) -> None:
+    store.move_alias(POLICY, "stable", "1.0.0", expected="")
+    with pytest.raises(AliasMovedError):
+        store.remove_alias(POLICY, "stable", expected="2.0.0")
+    store.remove_alias(POLICY, "stable", expected="1.0.0", by="ann")
+    with pytest.raises(PolicyNotFoundError, match="has no alias 'stable', it has none"):
+        store.resolve(f"{POLICY}@stable")
+    assert store.history()[-1].action == "unalias"
+    store.move_alias(POLICY, "stable", "2.0.0", expected="")
+    assert inspect_store(store) == []
+
+
+@pytest.mark.parametrize("alias", ["", "x", "X", "v1", "1", "1.2.x", "../x", "a b", "stable ", "-a", "a" * 129])
+def test_what_could_be_taken_for_a_version_is_no_alias(store: Store, alias: str) -> None:
+    with pytest.raises(InvalidNameError, match="expected the name of an alias"):
+        store.move_alias(POLICY, alias, "1.0.0", expected="")
+
+
+def test_an_alias_of_nothing_is_refused(store: Store) -> None:
+    for target in ("9.0.0", "other"):
+        with pytest.raises(PolicyNotFoundError):
+            store.move_alias(POLICY, "stable", target, expected="")
+    with pytest.raises(PolicyNotFoundError):
+        store.move_alias("nothing", "stable", "1.0.0", expected="")
+
+
+def test_an_alias_or_a_digest_is_resolved_without_the_index(store: Store) -> None:
+    digest = store.move_alias(POLICY, "stable", "1.0.0", expected="").digest
+    os.truncate(store.root / "index.json", 0)
+    assert store.resolve(f"{POLICY}@stable").digest == digest
+    assert store.load(f"{POLICY}@stable").version == "1.0.0"
+    assert store.load(f"{POLICY}@{digest}").version == "1.0.0"

@@ -1,0 +1,163 @@
+"""Garbage is what nobody has a claim on, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pillion_artifacts import InvalidArtifactError, PolicyNotFoundError, Store
+from pillion_artifacts.collection import Collection, collect
+from pillion_artifacts.errors import VersionExistsError
+from pillion_artifacts.inspection import inspect_store
+from pillion_artifacts.keys import generate_keys, open_signer
+from pillion_artifacts.leases import leased_digests
+from pillion_artifacts.signing import sign
+from pillion_artifacts.verification import Verifier, all_versions
+from tests.artifacts.stores import POLICY, example_card, example_folder, example_model, flip
+
+DAY = timedelta(days=1)
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+VERSIONS = ["1.0.0", "1.1.0", "1.2.0", "2.0.0-rc.1", "2.0.0"]
+
+
+class Clock:
+    """The time, as the test sets it."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Store:
+    """Five versions, published a day after the other; it is the day after the last."""
+    store = Store(tmp_path / "store", clock)
+    for version in VERSIONS:
+        store.publish(POLICY, version, example_folder(tmp_path / version, version))
+        clock.now += DAY
+    return store
+
+
+def collect_all(store: Store, grace: timedelta = timedelta(0), keep_newest: int = 0) -> Collection:
+    return collect(store, grace=grace, keep_newest=keep_newest, by="a test")
+
+
+def claims(found: Collection) -> dict[str, str]:
+    return {version.version: version.claim for version in found.versions}
+
+
+def test_what_nobody_has_a_claim_on_is_gone_with_its_blobs(store: Store) -> None:
+    store.move_alias(POLICY, "stable", "2.0.0", expected="")
+    found = collect_all(store)
+    assert [version.version for version in found.taken] == ["1.0.0", "1.1.0", "1.2.0", "2.0.0-rc.1"]
+    assert store.versions(POLICY) == ["2.0.0"]
+    # the model is that of all of them: of four versions a manifest and a card go
+    assert found.blobs == 8
+    assert inspect_store(store) == []
+    assert Verifier(store).verify(store.resolve(POLICY)).intact
+    assert [record.version for record in store.history() if record.action == "collect"] == [
+        "1.0.0", "1.1.0", "1.2.0", "2.0.0-rc.1"
+    ]  # fmt: skip
+
+
+def test_what_is_aliased_pinned_leased_young_or_newest_stays(store: Store) -> None:
+    store.move_alias(POLICY, "stable", "1.0.0", expected="")
+    store.pin(f"{POLICY}@1.1.0", by="ann", reason="the paper")
+    _, lease = store.lease(f"{POLICY}@1.2.0")
+    with lease:
+        found = collect_all(store, grace=timedelta(days=1, hours=1), keep_newest=0)
+    assert claims(found) == {
+        "1.0.0": "alias", "1.1.0": "pin", "1.2.0": "lease", "2.0.0-rc.1": "", "2.0.0": "young"
+    }  # fmt: skip
+    assert claims(collect_all(store, keep_newest=1)) == {
+        "1.0.0": "alias", "1.1.0": "pin", "1.2.0": "", "2.0.0": "newest"
+    }  # fmt: skip
+    store.unpin(f"{POLICY}@1.1.0")
+    assert claims(collect_all(store)) == {"1.0.0": "alias", "1.1.0": "", "2.0.0": ""}
+
+
+def test_what_a_rollback_would_go_back_to_stays(store: Store) -> None:
+    store.move_alias(POLICY, "stable", "1.0.0", expected="")
+    store.move_alias(POLICY, "stable", "2.0.0", expected="1.0.0")
+    assert claims(collect_all(store))["1.0.0"] == "before an alias"
+    assert store.roll_back(POLICY, "stable").version == "1.0.0"
+
+
+def test_the_lease_of_a_process_that_was_killed_is_none(store: Store) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from pillion_artifacts import Store\n"
+        "held = Store(Path(sys.argv[1])).lease(sys.argv[2]); print('held', flush=True); time.sleep(100)\n"
+    )
+    line = [sys.executable, "-c", script, str(store.root), f"{POLICY}@1.0.0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert claims(collect_all(store))["1.0.0"] == "lease"
+        process.kill()
+    assert leased_digests(store.root) == set()
+    assert [fault.kind for fault in inspect_store(store)] == ["leftover"]
+    assert claims(collect_all(store)) == {"1.0.0": ""}
+    assert inspect_store(store) == []
+
+
+def test_a_dry_run_says_what_would_go_and_removes_nothing(store: Store) -> None:
+    before = sorted(path.name for path in store.root.rglob("*"))
+    found = collect(store, grace=timedelta(0), keep_newest=0, dry_run=True)
+    assert len(found.taken) == 5
+    assert found.freed_bytes > 20_000
+    assert sorted(path.name for path in store.root.rglob("*")) == before
+
+
+def test_what_was_signed_goes_with_its_signatures(store: Store, tmp_path: Path) -> None:
+    generate_keys(tmp_path / "ann")
+    sign(store, f"{POLICY}@1.0.0", open_signer(str(tmp_path / "ann"), None))
+    collect_all(store)
+    assert store.index().manifests == []
+    assert list((store.root / "blobs" / "sha256").iterdir()) == []
+
+
+def test_a_number_that_was_used_is_never_used_for_something_else(store: Store, tmp_path: Path) -> None:
+    digest = store.resolve(f"{POLICY}@1.0.0").digest
+    collect_all(store)
+    with pytest.raises(PolicyNotFoundError):
+        store.load(f"{POLICY}@1.0.0")
+    other = example_folder(tmp_path / "other")
+    (other / "tuned.json").write_text("{}")
+    with pytest.raises(VersionExistsError, match=rf"lunar-lander@v1\.0\.0 was published before, as {digest}"):
+        store.publish(POLICY, "1.0.0", other)
+    assert store.publish(POLICY, "1.0.0", tmp_path / "1.0.0").digest == digest
+
+
+def test_nothing_is_collected_while_a_manifest_is_damaged(store: Store) -> None:
+    digest = store.resolve(f"{POLICY}@1.0.0").digest.removeprefix("sha256:")
+    flip(store.root / "blobs" / "sha256" / digest, 0.5)
+    store.pin(f"{POLICY}@1.0.0")
+    with pytest.raises(InvalidArtifactError, match="nothing is collected while a manifest is damaged"):
+        collect_all(store)
+    assert len(all_versions(store)) == 5
+
+
+def test_a_version_of_unknown_age_counts_as_young(store: Store) -> None:
+    index = store.root / "index.json"
+    index.write_text(index.read_text().replace("image.created", "image.kreated"))
+    assert set(claims(collect_all(store, grace=DAY)).values()) == {"young"}
+
+
+def test_publishing_what_is_being_collected_is_never_half_there(store: Store, tmp_path: Path) -> None:
+    folder = example_folder(tmp_path / "3.0.0", "3.0.0")
+    assert (folder / "model.onnx").read_bytes() == example_model()
+    assert (folder / "model_card.yaml").read_text() == example_card("3.0.0")
+    collect_all(store)
+    store.publish(POLICY, "3.0.0", folder)
+    assert Verifier(store).verify(store.resolve(POLICY)).intact

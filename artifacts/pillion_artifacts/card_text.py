@@ -53,13 +53,17 @@ def _fields(value: Any) -> Any:
         return {
             field.encode_name: _fields(item)
             for field, item in named
-            if field.required or item not in ("", [], {}, None)
+            if field.required or not _says_nothing(item, field.default)
         }
     if isinstance(value, list):
         return [_fields(item) for item in value]
     if isinstance(value, dict):
         return {key: _fields(item) for key, item in value.items()}
     return value
+
+
+def _says_nothing(item: Any, default: Any) -> bool:
+    return item in ("", [], {}, None) or (item == 0 and default == 0 and not isinstance(item, bool))
 
 
 class _Dumper(yaml.SafeDumper):

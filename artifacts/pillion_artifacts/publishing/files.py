@@ -17,18 +17,25 @@ from pillion_artifacts.publishing.limits import ARCHIVE_BYTES_MAX, ARCHIVE_MEMBE
 
 def read_file(path: Path, bytes_max: int = SOURCE_BYTES_MAX) -> bytes:
     """The bytes of a plain file; raises `InvalidSourceError` for links, devices, and what is too large."""
+    descriptor = _open(path)
     try:
-        # O_NONBLOCK: opening a pipe that nobody writes to must not wait
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise InvalidSourceError(f"{path.name}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InvalidSourceError(f"{path.name}: expected a plain file")
         if status.st_size > bytes_max:
             raise InvalidSourceError(f"{path.name}: expected at most {bytes_max} bytes, came {status.st_size}")
-        return file.read()
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to must not wait
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidSourceError(f"{path.name}: {error.strerror}") from None
 
 
 def digest_of(data: bytes) -> str:

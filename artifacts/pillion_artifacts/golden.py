@@ -13,9 +13,7 @@ from safetensors.numpy import load, save
 
 from pillion_artifacts.card import Bound, Tolerance
 from pillion_artifacts.errors import InvalidArtifactError, ParityError
-
-GOLDEN_NAME: Final = "golden.safetensors"
-"""The file beside the model."""
+from pillion_artifacts.layers import GOLDEN_NAME
 
 _INPUT: Final = "input."
 _OUTPUT: Final = "output."

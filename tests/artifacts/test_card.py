@@ -11,10 +11,10 @@ import yaml
 from pillion_artifacts import InvalidArtifactError, ModelCard, Store, parse_card
 from pillion_artifacts.card import Bound, StateCard, schema_of
 from pillion_artifacts.card_text import card_schema, dump_card, migrate_card, shipped_card_schema
+from tests.harness import STORE as EXAMPLES
+from tests.harness import blob_of
 
 CARDS = Path(__file__).parent / "cards"
-EXAMPLES = Path(__file__).parents[2] / "artifacts" / "examples"
-POLICIES = sorted(entry.name for entry in EXAMPLES.iterdir() if entry.is_dir())
 
 FULL = """
 schema: 2
@@ -97,9 +97,9 @@ def test_a_stored_card_of_schema_1_is_migrated_and_says_the_same() -> None:
     assert migrate_card(new) == new
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_cards_that_ship_are_of_schema_1_and_load_byte_for_byte(policy: str) -> None:
-    text = (EXAMPLES / policy / "1.0.0" / "model_card.yaml").read_bytes()
+@pytest.mark.parametrize("policy", Store(EXAMPLES).policies())
+def test_the_cards_that_ship_are_of_schema_1_and_load_as_they_are(policy: str) -> None:
+    text = blob_of(EXAMPLES, policy, "model_card.yaml").read_bytes()
     assert schema_of(text) == 1
     assert Store(EXAMPLES).load(policy).card == parse_card(migrate_card(text))
 

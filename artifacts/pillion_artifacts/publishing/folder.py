@@ -10,13 +10,13 @@ import numpy as np
 from pillion_artifacts.card import ModelCard
 from pillion_artifacts.card_text import dump_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.golden import GOLDEN_NAME, Arrays, encode_golden
+from pillion_artifacts.golden import Arrays, encode_golden
+from pillion_artifacts.layers import CARD_NAME, GOLDEN_NAME, MODEL_NAME
 from pillion_artifacts.publishing.draft import Draft
 from pillion_artifacts.publishing.limits import PARITY_ROWS
 from pillion_artifacts.publishing.observations import draw_observations, play_environment
 from pillion_artifacts.publishing.onnx_model import OnnxModel
 from pillion_artifacts.publishing.parity import Parity, compare_models
-from pillion_artifacts.store import CARD_NAME, MODEL_NAME
 
 
 class Report(msgspec.Struct, frozen=True):

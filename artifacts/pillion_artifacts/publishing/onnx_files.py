@@ -14,8 +14,8 @@ from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.publishing.files import read_file
 from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
 
-OWN_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml")
-"""Of operators that ONNX itself defines; any other needs a library that nobody has vouched for."""
+OWN_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Of operators that ONNX Runtime itself brings; any other needs a library that nobody has vouched for."""
 
 _PICKLE: Final = b"\x80"
 _ZIP: Final = b"PK\x03\x04"
@@ -55,11 +55,11 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
 
 
 def check_operators(model: onnx.ModelProto, what: str) -> None:
-    """Raises `InvalidSourceError` where a node needs an operator that is not ONNX's own."""
+    """Raises `InvalidSourceError` where a node needs an operator that is not one that ONNX Runtime brings."""
     for node in _nodes(model.graph):
         if node.domain not in OWN_DOMAINS:
             raise InvalidSourceError(
-                f"{what}: node {node.name or node.output[0]!r}: operator {node.domain}.{node.op_type} is not ONNX's own"
+                f"{what}: node {node.name or node.output[0]!r}: operator {node.domain}.{node.op_type} is not one that ONNX Runtime brings"
             )
 
 

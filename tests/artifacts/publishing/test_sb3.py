@@ -138,7 +138,10 @@ def test_a_policy_of_every_family_acts_as_predict_does(kind: str, tmp_path: Path
 @pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")  # what old pickles name
 @pytest.mark.filterwarnings("ignore:You are probably loading a DQN model:UserWarning")
 @pytest.mark.parametrize("name", REAL)
-def test_a_real_policy_acts_as_predict_does_on_what_it_meets(name: str, tmp_path: Path) -> None:
+def test_a_real_policy_acts_as_predict_does_on_what_it_meets(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log where it is
     algorithm, environment, schedules = REAL[name]
     folder = real_policies() / "sb3"
     statistics = folder / f"{name}.vecnormalize.pkl"

@@ -9,6 +9,7 @@ from pillion_artifacts.errors import (
     ParityError,
     PolicyNotFoundError,
 )
+from pillion_artifacts.publishing.sources import export
 from pillion_artifacts.store import Artifact, Resolved, Store
 from pillion_artifacts.version_range import VersionRange
 
@@ -24,5 +25,6 @@ __all__ = [
     "Resolved",
     "Store",
     "VersionRange",
+    "export",
     "parse_card",
 ]

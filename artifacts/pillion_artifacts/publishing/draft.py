@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
-from pillion_artifacts.card import Contributor, Environment, Lineage, ModelCard, Tolerance
+from pillion_artifacts.card import Contributor, Environment, Lineage, Metric, ModelCard, Tolerance
 from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.source import Source
 
@@ -18,7 +18,7 @@ TOLERANCE = Tolerance(absolute=1e-4, relative=1e-4)
 """Of what is imported: two frameworks' sums of a few hundred float32 products differ by up to some 1e-5."""
 
 
-class Details(msgspec.Struct, frozen=True, kw_only=True):
+class Details(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the publisher says of a policy: no source knows its own name."""
 
     name: str
@@ -28,6 +28,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     environment: Environment | None = None
     safe_action: list[float] | None = None
     tolerance: Tolerance = TOLERANCE
+    metrics: dict[str, Metric] = {}
     lineage: Lineage = Lineage()
     contributors: list[Contributor] = []
 

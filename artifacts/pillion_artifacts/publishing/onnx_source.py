@@ -12,7 +12,7 @@ from onnx import helper
 from pillion_artifacts.card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.golden import Arrays
-from pillion_artifacts.publishing.draft import Details, Draft, tool_versions
+from pillion_artifacts.publishing.draft import NO_LICENCE, Details, Draft, tool_versions
 from pillion_artifacts.publishing.files import digest_of
 from pillion_artifacts.publishing.free_batch import (
     Port,
@@ -24,7 +24,7 @@ from pillion_artifacts.publishing.free_batch import (
 )
 from pillion_artifacts.publishing.limits import PROVEN_ROWS
 from pillion_artifacts.publishing.observations import draw_observations
-from pillion_artifacts.publishing.onnx_files import read_model
+from pillion_artifacts.publishing.onnx_files import parse_model, read_model
 from pillion_artifacts.publishing.onnx_model import OnnxModel, serialize
 from pillion_artifacts.publishing.source import SourceRun, margin_of
 
@@ -60,32 +60,30 @@ def import_onnx(path: Path, details: Details, card: ModelCard | None = None, act
     not that of the graph, and `ParityError` where a free batch changes what is computed.
     """
     model, data = read_model(path)
-    source_bytes = serialize(model)
-    return draft_of_model(model, source_bytes, path.name, details, card, action, verbatim=data)
+    is_whole = serialize(model) == serialize(parse_model(data, path.name))
+    return draft_of_model(model, path.name, details, card, action, digest_of(data), data if is_whole else None)
 
 
 def draft_of_model(
     model: onnx.ModelProto,
-    source_bytes: bytes,
     what: str,
     details: Details,
     card: ModelCard | None,
     action: str,
-    *,
-    verbatim: bytes,
+    digest: str,
+    verbatim: bytes | None = None,
 ) -> Draft:
-    """As `import_onnx`, of a model that was read; `verbatim` is the file, whose digest goes into the lineage."""
-    source = OnnxModel(source_bytes)
+    """As `import_onnx`, of a model that was read; `digest` is that of the source, `verbatim` the model's own bytes."""
+    source = OnnxModel(serialize(model) if verbatim is None else verbatim)
     batch = fixed_batch(model)
     freed = model if batch is None else free_batch(model, batch)
     chosen = _action_output(freed, card, action, what)
     published = _name_action(freed, chosen)
-    made = _finish_card(published, details, card, digest_of(verbatim), what)
+    made = _finish_card(published, details, card, digest, what)
     if batch is not None:
         _prove(source, OnnxModel(serialize(freed)), batch, made)
-    is_unchanged = published is model and source_bytes == serialize(onnx.load_from_string(verbatim))
     return Draft(
-        model=verbatim if is_unchanged else serialize(published),
+        model=verbatim if verbatim is not None and published is model else serialize(published),
         card=made,
         source=OnnxSource(source, batch, {chosen: ACTION}, made.distribution.logits),
     )
@@ -146,7 +144,7 @@ def _name_action(model: onnx.ModelProto, chosen: str) -> onnx.ModelProto:
 
 
 def _finish_card(model: onnx.ModelProto, details: Details, card: ModelCard | None, digest: str, what: str) -> ModelCard:
-    made = _derived_card(model, details, what) if card is None else _given_card(card, details)
+    made = _derived_card(model, details, what) if card is None else card_for(card, details)
     lineage = msgspec.structs.replace(made.lineage, source=digest)
     if not lineage.tool_versions:
         lineage = msgspec.structs.replace(lineage, tool_versions=tool_versions())
@@ -156,12 +154,14 @@ def _finish_card(model: onnx.ModelProto, details: Details, card: ModelCard | Non
     return made
 
 
-def _given_card(card: ModelCard, details: Details) -> ModelCard:
+def card_for(card: ModelCard, details: Details) -> ModelCard:
+    """A card that was given, under the name and version that it is published as."""
     return msgspec.structs.replace(
         card,
         name=details.name,
         version=details.version,
         description=details.description or card.description,
+        licence=card.licence if details.licence == NO_LICENCE else details.licence,
         environment=details.environment or card.environment,
     )
 
@@ -184,6 +184,7 @@ def _derived_card(model: onnx.ModelProto, details: Details, what: str) -> ModelC
         safe_action=details.safe_action,
         tolerance=details.tolerance,
         environment=details.environment,
+        metrics=details.metrics,
         lineage=details.lineage,
         contributors=details.contributors,
     )

@@ -49,6 +49,7 @@ def _card(graph: Sb3Graph, details: Details) -> ModelCard:
         safe_action=details.safe_action,
         tolerance=details.tolerance,
         environment=details.environment,
+        metrics=details.metrics,
         lineage=details.lineage,
         contributors=details.contributors,
     )

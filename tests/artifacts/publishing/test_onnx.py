@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, parse_card
 from pillion_artifacts.publishing.draft import Details
 from pillion_artifacts.publishing.folder import Report, write_folder
+from pillion_artifacts.publishing.free_batch import prove_free_batch
+from pillion_artifacts.publishing.onnx_model import OnnxModel
 from pillion_artifacts.publishing.onnx_source import import_onnx
 from tests.artifacts.publishing.sources import act, real_policies, session
 
@@ -142,6 +144,18 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
     model = model_of(nodes, {"action": (TensorProto.FLOAT, [1, 2])}, weights, batch=1)
     with pytest.raises((InvalidSourceError, ParityError), match=r"does not run|cannot be made free|expected 3 rows"):
         publish(model, tmp_path)
+
+
+def test_a_single_bit_of_difference_is_found() -> None:
+    before, after = linear(1), linear()
+    nudged = WEIGHT.copy()
+    nudged[2, 1] = np.nextafter(nudged[2, 1], np.float32(9))
+    after.graph.initializer[0].CopyFrom(numpy_helper.from_array(nudged, "weight"))
+    inputs = {"observation": RANDOM.standard_normal((8, 6)).astype(np.float32)}
+    same = OnnxModel(linear().SerializeToString())
+    prove_free_batch(OnnxModel(before.SerializeToString()), same, 1, inputs)
+    with pytest.raises(ParityError, match=r"output 'action', row \d+: not bit-equal with a free batch"):
+        prove_free_batch(OnnxModel(before.SerializeToString()), OnnxModel(after.SerializeToString()), 1, inputs)
 
 
 def test_a_row_that_sees_another_row_is_found(tmp_path: Path) -> None:

@@ -89,3 +89,9 @@ class ParityError(InvalidArtifactError):
 
 class InvalidSourceError(ArtifactError):
     """What was to be published is unreadable, unsafe or of a kind that no importer knows."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.tools import update_model_dims
 
-from pillion_artifacts.errors import InvalidSourceError, ParityError
+from pillion_artifacts.errors import InvalidSourceError, ParityError, first_line
 from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.graph import ROWS
 from pillion_artifacts.publishing.onnx_model import OnnxModel
@@ -60,7 +60,7 @@ def free_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     try:
         return update_model_dims.update_inputs_outputs_dims(freed, inputs, outputs)
     except (ValueError, onnx.checker.ValidationError) as error:
-        raise InvalidSourceError(f"the graph: its batch of {batch} cannot be made free: {error}") from None
+        raise InvalidSourceError(f"the graph: its batch of {batch} cannot be made free: {first_line(error)}") from None
 
 
 def prove_free_batch(before: OnnxModel, after: OnnxModel, batch: int, inputs: Arrays) -> None:

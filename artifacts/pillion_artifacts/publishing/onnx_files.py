@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, inliner
 
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.publishing.files import read_file
 from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
 
@@ -35,7 +35,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        raise InvalidSourceError(f"{path.name}: not a valid model: {_first_line(error)}") from None
+        raise InvalidSourceError(f"{path.name}: not a valid model: {first_line(error)}") from None
     return model, data
 
 
@@ -48,7 +48,7 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise InvalidSourceError(f"{what}: expected ONNX: {_first_line(error)}") from None
+        raise InvalidSourceError(f"{what}: expected ONNX: {first_line(error)}") from None
     if not model.graph.output:
         raise InvalidSourceError(f"{what}: expected ONNX, came something without a graph")
     return model
@@ -124,8 +124,3 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[TensorProto]:
             yield from (part.values, part.indices)
         for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
             yield from _graph_tensors(inner)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnxruntime
 
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
 
@@ -22,7 +22,7 @@ class OnnxModel:
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - its errors have no common parent but this
-            raise InvalidSourceError(f"onnxruntime cannot load the model: {error}") from None
+            raise InvalidSourceError(f"onnxruntime cannot load the model: {first_line(error)}") from None
         self.inputs = [entry.name for entry in self._session.get_inputs()]
         self.outputs = [entry.name for entry in self._session.get_outputs()]
 
@@ -31,7 +31,7 @@ class OnnxModel:
         try:
             came = self._session.run(self.outputs, {name: inputs[name] for name in self.inputs})
         except Exception as error:  # noqa: BLE001 - as above
-            raise InvalidSourceError(f"the model does not run: {error}") from None
+            raise InvalidSourceError(f"the model does not run: {first_line(error)}") from None
         return dict(zip(self.outputs, came, strict=True))
 
 

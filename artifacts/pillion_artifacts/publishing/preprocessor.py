@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import compose, version_converter
 
 from pillion_artifacts.card import Preprocessing, TensorCard, check_card
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.draft import Draft
 from pillion_artifacts.publishing.files import digest_of
@@ -65,7 +65,7 @@ def fuse_pipeline(draft: Draft, pipeline: Any, observation: TensorCard) -> Draft
     try:
         front = to_onnx(pipeline, initial_types=given, target_opset={"": _opset(model), "ai.onnx.ml": 3})
     except Exception as error:  # noqa: BLE001 - its errors are of many kinds, of each converter its own
-        raise InvalidSourceError(f"the pipeline: skl2onnx cannot convert it: {str(error).splitlines()[0]}") from None
+        raise InvalidSourceError(f"the pipeline: skl2onnx cannot convert it: {first_line(error)}") from None
     steps = ", ".join(type(step).__name__ for _, step in getattr(pipeline, "steps", [("", pipeline)]))
     return _fuse(
         draft, model, front, pipeline.transform, observation, Preprocessing("pipeline", observation.name, steps)
@@ -136,7 +136,7 @@ def _merge(front: onnx.ModelProto, model: onnx.ModelProto, made: str, taken: str
             before.ir_version = model.ir_version
         fused = compose.merge_models(before, model, io_map=[(f"{_PREFIX}{made}", taken)])
     except (ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-        raise InvalidSourceError(f"the preprocessor: cannot be put in front: {str(error).splitlines()[0]}") from None
+        raise InvalidSourceError(f"the preprocessor: cannot be put in front: {first_line(error)}") from None
     inputs = [taken if value.name.startswith(_PREFIX) else value.name for value in fused.graph.input]
     rename_ports(fused, inputs, [value.name for value in fused.graph.output], "the preprocessor")
     onnx.checker.check_model(fused, full_check=True)

@@ -12,9 +12,10 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import onnx
+from onnx.shape_inference import InferenceError
 
 from pillion_artifacts.card import ACTION, Distribution, Preprocessing, StateCard, TensorCard
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.publishing.graph import GraphBuilder
 from pillion_artifacts.publishing.inert_pickle import Record
 from pillion_artifacts.publishing.sb3_archive import Sb3Archive
@@ -111,6 +112,14 @@ class Parts:
 def build_graph(archive: Sb3Archive, normaliser: Normaliser | None) -> Sb3Graph:
     """The graph of the policy that a zip holds; raises `InvalidSourceError`."""
     family = family_of(archive)
+    try:
+        return _build(archive, family, normaliser)
+    except (IndexError, TypeError, ValueError, onnx.checker.ValidationError, InferenceError) as error:
+        # options of another type than the library's, weights of other shapes than each other's
+        raise InvalidSourceError(f"its parts do not make a {family.algorithms} policy: {first_line(error)}") from None
+
+
+def _build(archive: Sb3Archive, family: Family, normaliser: Normaliser | None) -> Sb3Graph:
     parts = Parts(archive, family)
     parts.features, steps = _features(parts, normaliser)
     family.head(parts)

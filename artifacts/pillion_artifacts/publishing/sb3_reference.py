@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pillion_artifacts.card import ACTION
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.inert_pickle import Record
 from pillion_artifacts.publishing.sb3_archive import Sb3Archive, Weights
@@ -46,7 +46,10 @@ class Sb3Reference:
             observation = self._normaliser.apply(observation)
         given: Any = observation if self._archive.is_dict else next(iter(observation.values()))
         states = tuple(inputs[state.name].swapaxes(0, 1) for state in self._graph.state)
-        action, after = self._policy.predict(given, states or None, deterministic=True)
+        try:
+            action, after = self._policy.predict(given, states or None, deterministic=True)
+        except Exception as error:  # noqa: BLE001 - the library does not say what it raises
+            raise InvalidSourceError(f"Stable-Baselines3 itself cannot run it: {first_line(error)}") from None
         outputs = {ACTION: action.astype(self._graph.action.dtype), **self._parameters()}
         for card, state in zip(self._graph.state, after or (), strict=False):
             outputs[card.output] = np.ascontiguousarray(state.swapaxes(0, 1))
@@ -102,7 +105,10 @@ def _make_policy(archive: Sb3Archive) -> Any:
     made = {key: space.make() for key, space in archive.observation.items()}
     observation = spaces.Dict(made) if archive.is_dict else next(iter(made.values()))
     schedule = [] if module.startswith("sb3_contrib.ars") else [_no_schedule]
-    policy = policy_class(observation, archive.action.make(), *schedule, **_arguments(archive))
+    try:
+        policy = policy_class(observation, archive.action.make(), *schedule, **_arguments(archive))
+    except Exception as error:  # noqa: BLE001 - as in `run`
+        raise InvalidSourceError(f"Stable-Baselines3 itself cannot make it: {first_line(error)}") from None
     _load(policy, archive, family.prefixes)
     policy.set_training_mode(False)
     return policy

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pillion_artifacts.card import ModelCard, TensorCard, check_card
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.draft import Details, Draft, tool_versions
 from pillion_artifacts.publishing.files import digest_of, read_file
@@ -184,7 +184,7 @@ def _to_onnx(export: Callable[[], Any], what: str) -> onnx.ModelProto:
             warnings.simplefilter("ignore")
             made = export()
     except Exception as error:  # noqa: BLE001 - torch has many ways to say that a module cannot be exported
-        raise InvalidSourceError(f"{what}: torch cannot export it: {_first_line(error)}") from None
+        raise InvalidSourceError(f"{what}: torch cannot export it: {first_line(error.__cause__ or error)}") from None
     model = made if isinstance(made, onnx.ModelProto) else made.model_proto
     _anonymise(model)
     model.ir_version = min(model.ir_version, _IR_VERSION_MAX)
@@ -218,7 +218,7 @@ def _load_program(data: bytes, what: str) -> torch.export.ExportedProgram:
     try:
         return torch.export.load(io.BytesIO(data))
     except Exception as error:  # noqa: BLE001 - a file that is not what it says fails in many ways
-        raise InvalidSourceError(f"{what}: torch.export does not load it: {_first_line(error)}") from None
+        raise InvalidSourceError(f"{what}: torch.export does not load it: {first_line(error)}") from None
 
 
 def _load_script(data: bytes, what: str) -> Any:
@@ -228,7 +228,7 @@ def _load_script(data: bytes, what: str) -> Any:
         try:
             return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
-            raise InvalidSourceError(f"{what}: not TorchScript: {_first_line(error)}") from None
+            raise InvalidSourceError(f"{what}: not TorchScript: {first_line(error)}") from None
 
 
 def _program_outputs(count: int, card: ModelCard | None, action: str, what: str) -> list[str]:
@@ -248,8 +248,3 @@ def _anonymise(model: onnx.ModelProto) -> None:
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

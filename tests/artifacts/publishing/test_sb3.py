@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -376,6 +377,16 @@ def test_weights_that_do_not_fit_are_refused(zip_bytes: bytes) -> None:
     assert "action_net.bias: expected float32, came torch.int64" in _refusal(
         changed(**{"action_net.bias": torch.zeros(4, dtype=torch.int64)})
     )
+
+    assert "its parts do not make a PPO" in _refusal(changed(**{"action_net.weight": torch.zeros(4, 63)}))
+    assert "does not fit its class" in _refusal(changed(**{"action_net.bias": torch.zeros(1)}))
+
+
+def test_options_that_the_library_does_not_take_are_refused_in_one_line(zip_bytes: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(zip_bytes)) as archive:
+        fields = json.loads(archive.read("data"))
+    data = _rewritten(zip_bytes, "data", json.dumps({**fields, "policy_kwargs": {"clip_mean": {}}}).encode())
+    assert "Stable-Baselines3 itself cannot make it" in _refusal(data)
 
 
 def test_a_bomb_is_refused_before_it_goes_off(zip_bytes: bytes) -> None:

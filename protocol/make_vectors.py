@@ -368,6 +368,12 @@ def gaussian(mean: Sequence[float], log_std: Sequence[float], seed: int, step: i
     return drawn, density
 
 
+def squashed(mean: Sequence[float], log_std: Sequence[float], seed: int, step: int) -> tuple[list[float], float]:
+    drawn, density = gaussian(mean, log_std, seed, step)
+    tangents = [math.tanh(value) for value in drawn]
+    return tangents, density - sum(math.log(1.0 - value**2) for value in tangents)
+
+
 def sampling() -> dict[str, Any]:
     """What the daemon draws for a seed and a step."""
     counters = [(0, 0, 0), (7, 0, 0), (7, 0, 1), (7, 1, 0), (8, 0, 0), (2**63 - 1, 1_000, 5)]
@@ -392,6 +398,12 @@ def sampling() -> dict[str, Any]:
              "drawn": drawn, "action": [min(1.0, max(-1.0, value)) for value in drawn], "log_probability": log_p}
             for seed, step in steps[:4]
             for drawn, log_p in [gaussian(mean, log_std, seed, step)]
+        ],
+        "squashed_gaussian": [
+            {"mean": mean, "log_std": log_std, "low": [-2.0], "high": [4.0], "seed": str(seed), "step": step,
+             "drawn": drawn, "action": [-2.0 + 0.5 * (value + 1.0) * 6.0 for value in drawn], "log_probability": log_p}
+            for seed, step in steps[:4]
+            for drawn, log_p in [squashed(mean, log_std, seed, step)]
         ],
     }  # fmt: skip
 

@@ -1,7 +1,15 @@
 """The artifact store: what serves is what was published."""
 
 from pillion_artifacts.card import ModelCard, parse_card
-from pillion_artifacts.errors import ArtifactError, DigestMismatchError, InvalidArtifactError, PolicyNotFoundError
+from pillion_artifacts.errors import (
+    ArtifactError,
+    DigestMismatchError,
+    InvalidArtifactError,
+    InvalidSourceError,
+    ParityError,
+    PolicyNotFoundError,
+)
+from pillion_artifacts.publishing.sources import export
 from pillion_artifacts.store import Artifact, Resolved, Store
 from pillion_artifacts.version_range import VersionRange
 
@@ -10,10 +18,13 @@ __all__ = [
     "ArtifactError",
     "DigestMismatchError",
     "InvalidArtifactError",
+    "InvalidSourceError",
     "ModelCard",
+    "ParityError",
     "PolicyNotFoundError",
     "Resolved",
     "Store",
     "VersionRange",
+    "export",
     "parse_card",
 ]

@@ -20,6 +20,9 @@ _NEEDS: Final = {
     "cryptography": "sign",
     "obstore": "s3",
     "aiohttp": "daemon",
+    **dict.fromkeys(
+        ["gymnasium", "onnx", "onnxscript", "sb3_contrib", "skl2onnx", "stable_baselines3", "torch"], "publish"
+    ),
 }
 """Which extra brings a package that not every command needs."""
 
@@ -105,6 +108,7 @@ def reference_argument(name: str = "reference", **attributes: Any) -> Callable[[
     return click.argument(name, metavar="REF", shell_complete=complete_reference, **attributes)
 
 
+_path = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -130,29 +134,67 @@ def artifact() -> None:
     """
 
 
-@artifact.command(short_help="Publish a folder as a new version.")
-@click.argument("source", metavar="FOLDER", type=click.Path(path_type=Path))
+@artifact.command(short_help="Publish a policy as a new version.")
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
 @click.argument("name", metavar="NAME@vX.Y.Z")
+@click.option("--card", metavar="FILE", type=_path, help="What the inputs and outputs of an ONNX or torch file mean.")
+@click.option(
+    "--details", metavar="FILE", type=_path, help="More for the card of a zip: metrics, lineage, contributors."
+)
+@click.option("--vecnormalize", metavar="FILE", type=_path, help="The VecNormalize of a Stable-Baselines3 zip.")
+@click.option("--preprocessor", metavar="FILE", type=_path, help="An ONNX graph to put in front.")
+@click.option("--action", metavar="OUTPUT", default="", help="Which output is the action.")
+@click.option("--env", "environment", metavar="ENV", default="", help="Compare on what is met in ID or MODULE:ID.")
+@click.option("--observations", metavar="FILE", type=_path, help="Compare on the observations of a safetensors file.")
+@click.option("--description", metavar="TEXT", default="", help="For the card.")
+@click.option("--licence", metavar="SPDX", default="", help="For the card.")
+@click.option("--tolerance", type=click.FloatRange(min=0), help="For the card: absolute and relative.")
+@click.option("--allow-torchscript", "allows_torchscript", is_flag=True, help="TorchScript runs when it is read.")
 @change_options
 @store_option
 @json_option
-def publish(source: Path, name: str, by: str, reason: str, store: Path, as_json: bool) -> None:
-    """Publishes the files of FOLDER as NAME@vX.Y.Z, which then never changes.
+def publish(
+    source: Path,
+    name: str,
+    by: str,
+    reason: str,
+    store: Path,
+    as_json: bool,
+    vecnormalize: Path | None,
+    **options: Any,
+) -> None:
+    """Publishes SOURCE as NAME@vX.Y.Z, which then never changes.
 
-    The folder holds model.onnx and model_card.yaml, and may hold golden.safetensors, preprocessor.onnx,
-    preprocessor.json and tuned.json.
+    SOURCE is a folder that holds model.onnx and model_card.yaml, and may hold golden.safetensors, preprocessor.onnx,
+    preprocessor.json and tuned.json. Or it is a file to make such a folder of: ONNX, a zip of Stable-Baselines3 or
+    sb3-contrib, torch.export (.pt2) or TorchScript. Nothing in a file is executed; the model that is made of it has to
+    act as it does.
     """
-    from pillion_artifacts.names import parse_name
-    from pillion_artifacts.progress import bytes_bar
+    from pillion_artifacts.importing import publish_source
 
-    policy, version = parse_name(name)
-    total = sum(entry.stat().st_size for entry in source.iterdir()) if source.is_dir() else 0
-    with bytes_bar(f"publishing {name}", total) as progress:
-        published = open_store(store).publish(policy, version, source, created_by=by, reason=reason, progress=progress)
+    given = {**options, "statistics": vecnormalize}
+    published = publish_source(open_store(store), source, name, given, by, reason)
     if as_json:
         show_json(published)
     else:
-        print(f"{published} {published.digest}")
+        print(published)
+
+
+@artifact.command(short_help="Write a card in the schema of today.")
+@click.argument("card", metavar="CARD", type=_path)
+@click.option("--out", metavar="FILE", type=_path, help="Else standard output.")
+@json_option
+def migrate(card: Path, out: Path | None, as_json: bool) -> None:
+    """Writes CARD, a model card of any schema, in the schema of today. A version that is published keeps its own."""
+    from pillion_artifacts.importing import migrate_file
+
+    migrated = migrate_file(card, out)
+    if as_json:
+        show_json(migrated)
+    elif out is None:
+        print(migrated.text, end="")
+    else:
+        print(f"{out}: schema {migrated.schema}")
 
 
 @artifact.command("list", short_help="The versions of a store.")

@@ -3,7 +3,9 @@
 ArtifactError (65)
 ├── PolicyNotFoundError (65)      the store has no such policy, or no version that fits
 ├── InvalidArtifactError (65)     it is there, and it is not what it says it is
-│   └── DigestMismatchError       its bytes are not those that were published
+│   ├── DigestMismatchError       its bytes are not those that were published
+│   └── ParityError               it does not act as its source did
+├── InvalidSourceError (65)       what was to be published cannot become a policy
 ├── UntrustedArtifactError (65)   the signatures that the trust policy asks for are missing or wrong
 ├── InvalidNameError (64)         what was typed is no policy, version, alias or reference
 ├── ConflictError (73)            somebody else was first
@@ -79,3 +81,17 @@ class RemoteError(ArtifactError):
     """A registry, a bucket or an archive cannot be read or written."""
 
     exit_code = os.EX_UNAVAILABLE
+
+
+class ParityError(InvalidArtifactError):
+    """The model does not give what its source gave."""
+
+
+class InvalidSourceError(ArtifactError):
+    """What was to be published is unreadable, unsafe or of a kind that no importer knows."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

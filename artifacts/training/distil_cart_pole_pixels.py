@@ -228,7 +228,7 @@ def main() -> None:
     onnx_model, timesteps = distil(teacher.model, observation, arguments)
 
     card = ModelCard(
-        schema=1,
+        schema=2,
         name="cart-pole-pixels",
         version="1.0.0",
         description="Balances a pole on a cart from the last four frames of the screen, in shades of grey.",

@@ -8,17 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import torch
-import yaml
 from evaluate import onnx_session
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from pillion_artifacts import ModelCard, Store, parse_card
+from pillion_artifacts import ModelCard, Store
 from pillion_artifacts.card import TensorCard
+from pillion_artifacts.card_text import dump_card
 from pillion_artifacts.layers import CARD_NAME, MODEL_NAME
 
 OPSET = 18
@@ -120,14 +119,10 @@ def write_artifact(root: Path, card: ModelCard, model: bytes) -> str:
 
     Raises `VersionExistsError` where the store has that version: train into another store, or give it a new number.
     """
-    text = yaml.dump(
-        _without_empty(msgspec.to_builtins(card)), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True
-    ).encode()
-    assert parse_card(text) == card
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / MODEL_NAME).write_bytes(model)
-        (folder / CARD_NAME).write_bytes(text)
+        (folder / CARD_NAME).write_bytes(dump_card(card))
         return Store(root).publish(card.name, card.version, folder, created_by="pillion", reason="trained").digest
 
 
@@ -163,21 +158,3 @@ def _anonymise(model: onnx.ModelProto) -> None:
     data = model.SerializeToString()
     for trace in (b"/tmp", b"/home", b"site-packages", str(Path.home()).encode(), str(Path.cwd()).encode()):
         assert trace not in data, f"the model still holds {trace!r}"
-
-
-def _without_empty(value: Any) -> Any:
-    # in a card, whatever is empty is also the default
-    if isinstance(value, dict):
-        pairs = ((key, _without_empty(item)) for key, item in value.items())
-        return {key: item for key, item in pairs if item not in ("", [], {}, None)}
-    if isinstance(value, list):
-        return [_without_empty(item) for item in value]
-    return value
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes a list of numbers on one line."""
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        scalars = all(isinstance(item, int | float | str) for item in sequence)
-        return super().represent_sequence(tag, sequence, flow_style=scalars or flow_style)

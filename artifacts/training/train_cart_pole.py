@@ -67,7 +67,7 @@ def main() -> None:
     module = CategoricalActor(nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net))
     onnx_model = export_onnx(module, observation)
     card = ModelCard(
-        schema=1,
+        schema=2,
         name="cart-pole",
         version="1.0.0",
         description="Balances a pole on a cart from the positions and speeds of both.",

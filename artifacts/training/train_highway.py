@@ -83,7 +83,7 @@ def main() -> None:
     )
     onnx_model = export_onnx(module, observation)
     card = ModelCard(
-        schema=1,
+        schema=2,
         name="highway-fast",
         version="1.0.0",
         description=(

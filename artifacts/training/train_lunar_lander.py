@@ -67,7 +67,7 @@ def main() -> None:
     module = CategoricalActor(nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net))
     onnx_model = export_onnx(module, observation)
     card = ModelCard(
-        schema=1,
+        schema=2,
         name="lunar-lander",
         version="1.0.0",
         description="Lands a craft between two flags from its position, speed, angle and leg contacts.",

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pillion_artifacts.card import Distribution
+from pillion_artifacts.card import Distribution, Tolerance
 from pillion_protocol import Spec
 from pilliond.limits import ServingLimits
 from pilliond.settings import ServingSettings
@@ -20,7 +20,11 @@ _MESSAGE_BYTES_MAX: Final = 1 << 20
 
 
 class Assignment(msgspec.Struct, frozen=True, tag=True):
-    """All that the serving process needs to know. The model itself is the sealed memfd `model_descriptor`."""
+    """All that the serving process needs to know.
+
+    The model itself is the sealed memfd `model_descriptor`, the golden pairs are `golden_descriptor`, -1 where the
+    artifact has none.
+    """
 
     epoch: int
     listen: list[str]
@@ -30,7 +34,9 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     spec: Spec
     distribution: Distribution
     safe_action: list[float] | None
+    tolerance: Tolerance
     model_descriptor: int
+    golden_descriptor: int
     page_descriptor: int
     threads: int
     limits: ServingLimits

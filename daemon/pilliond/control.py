@@ -78,9 +78,21 @@ def load_policy(settings: Settings) -> tuple[Artifact, Lease | None, list[str]]:
         reference = settings.store.policy or _only_policy(store)
         resolved, lease = _leased(store, reference)
         trust = check_trust(store, resolved, settings.trust, datetime.now(UTC))
-        return store.read(resolved), lease, trust.signed_by
+        artifact = store.read(resolved)
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
+    refuse_state(artifact)
+    return artifact, lease, trust.signed_by
+
+
+def refuse_state(artifact: Artifact) -> None:
+    """Raises `BadPolicyError` for a recurrent policy: without its state it would act as if each step were the first."""
+    if artifact.card.state:
+        names = ", ".join(state.name for state in artifact.card.state)
+        raise BadPolicyError(
+            f"{artifact.policy}@{artifact.version}: it carries state from step to step ({names}), "
+            "which this daemon cannot do yet"
+        )
 
 
 def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:

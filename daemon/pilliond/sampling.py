@@ -71,3 +71,24 @@ def sample_diagonal_gaussian(
     drawn = flat_mean + np.exp(flat_log_std) * normal
     density = (-0.5 * normal**2 - flat_log_std - 0.5 * math.log(2.0 * math.pi)).sum(axis=1)
     return drawn.reshape(mean.shape), density
+
+
+def sample_squashed_gaussian(
+    mean: Floats,
+    log_std: Floats,
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    seeds: NDArray[np.uint64],
+    steps: NDArray[np.uint64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The hyperbolic tangent of what `sample_diagonal_gaussian` draws, stretched from [-1, 1] to `low` and `high`.
+
+    `mean` and `log_std` [rows, …], `low` and `high` as wide as a row or one number; gives float64 [rows, …], and
+    float64 [rows]: the log-density in [-1, 1], before it was stretched.
+    """
+    drawn, density = sample_diagonal_gaussian(mean, log_std, seeds, steps)
+    size = np.abs(drawn)
+    # ln(1 - tanh²), which is not the logarithm of a difference of nearly equal numbers
+    slope = 2.0 * (math.log(2.0) - size - np.log1p(np.exp(-2.0 * size)))
+    density = density - slope.reshape(len(slope), -1).sum(axis=1)
+    return low + 0.5 * (np.tanh(drawn) + 1.0) * (high - low), density

@@ -25,6 +25,7 @@ from pilliond.lane_transport import LaneTransport
 from pilliond.listen import carrier_of
 from pilliond.metrics_page import MetricsPage, Phase
 from pilliond.onnx_engine import OnnxEngine
+from pilliond.parity import check_parity
 from pilliond.poller import Poller
 from pilliond.routing import Router
 from pilliond.scheduler import Scheduler
@@ -82,19 +83,26 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
 
 
 def load_version(assignment: Assignment) -> Version:
-    """Builds the engine from the verified bytes and warms it; raises `BadPolicyError`."""
-    with open(assignment.model_descriptor, "rb", closefd=False) as file:
-        file.seek(0)
-        model = file.read()
-    distribution = assignment.distribution
-    parameters = [name for name in (distribution.logits, distribution.log_std) if name]
+    """Builds the engine from the verified bytes, warms it and runs the golden pairs; raises `BadPolicyError`."""
+    distribution, limits = assignment.distribution, assignment.limits
+    model = read_descriptor(assignment.model_descriptor)
     try:
-        engine = OnnxEngine(model, assignment.spec, parameters, assignment.limits.rows_max, assignment.threads)
+        engine = OnnxEngine(model, assignment.spec, distribution.parameters(), limits.rows_max, assignment.threads)
         engine.warm_up()
+        if assignment.golden_descriptor >= 0:
+            golden = read_descriptor(assignment.golden_descriptor)
+            check_parity(engine, assignment.spec, golden, assignment.tolerance, limits.rows_max)
         identity = Identity(assignment.policy, assignment.version, assignment.digest)
         return Version(identity, assignment.spec, distribution, engine, assignment.safe_action)
     except EngineError as error:
         raise BadPolicyError(f"{assignment.policy}@{assignment.version}: {error}") from None
+
+
+def read_descriptor(descriptor: int) -> bytes:
+    """All bytes of a sealed memfd, which stays open."""
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read()
 
 
 def make_loop(

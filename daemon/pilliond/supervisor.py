@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from pillion_artifacts import Artifact
+from pillion_artifacts.layers import GOLDEN_NAME
 from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Drain, Event, Failed, Ready
 from pilliond.errors import DaemonError, ServingDiedError
@@ -32,7 +33,7 @@ class StartRefusedError(DaemonError):
 
 
 class Supervisor:
-    """Owns the serving process, the metrics page and the sealed copy of the model.
+    """Owns the serving process, the metrics page and the sealed copies of the model and its golden pairs.
 
     Rule: there is one serving process at a time, and each start has an epoch greater than the last.
     """
@@ -45,7 +46,9 @@ class Supervisor:
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
-        self._model_descriptor = _seal_in_memory(artifact.model)
+        self._model_descriptor = seal_in_memory(artifact.model)
+        golden = artifact.files.get(GOLDEN_NAME)
+        self._golden_descriptor = -1 if golden is None else seal_in_memory(golden)
         self._epoch = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
@@ -101,12 +104,13 @@ class Supervisor:
             asyncio.get_running_loop().call_later(DRAIN_S_MAX, self._kill, "it did not drain in time")
 
     def close(self) -> None:
-        """Gives back the page, the model and the socket files."""
+        """Gives back the page, the model, the golden pairs and the socket files."""
         for file in self._socket_files:
             file.remove()
         self.page.close()
         os.close(self._page_descriptor)
-        os.close(self._model_descriptor)
+        for descriptor in self._artifact_descriptors():
+            os.close(descriptor)
 
     def _start(self) -> None:
         for path in self._socket_paths():
@@ -116,7 +120,7 @@ class Supervisor:
         self.starts += 1
         self._end, serving_end = channel.make_channel()
         with serving_end:
-            descriptors = (serving_end.fileno(), self._model_descriptor, self._page_descriptor)
+            descriptors = (serving_end.fileno(), self._page_descriptor, *self._artifact_descriptors())
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
                 pass_fds=descriptors,
@@ -125,6 +129,9 @@ class Supervisor:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
         channel.send(self._end, self._assignment())
+
+    def _artifact_descriptors(self) -> list[int]:
+        return [descriptor for descriptor in (self._model_descriptor, self._golden_descriptor) if descriptor >= 0]
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())
@@ -141,7 +148,9 @@ class Supervisor:
             spec=card.spec(),
             distribution=card.distribution,
             safe_action=card.safe_action,
+            tolerance=card.tolerance,
             model_descriptor=self._model_descriptor,
+            golden_descriptor=self._golden_descriptor,
             page_descriptor=self._page_descriptor,
             threads=self._settings.engine.threads,
             limits=self._settings.limits,
@@ -197,11 +206,11 @@ class Supervisor:
             self._process.kill()
 
 
-def _seal_in_memory(model: bytes) -> int:
+def seal_in_memory(data: bytes) -> int:
     """A memfd with the verified bytes that nobody can change any more; the caller owns it."""
-    descriptor = os.memfd_create("pillion-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = os.memfd_create("pillion-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(descriptor, "wb", closefd=False) as file:
-        file.write(model)
+        file.write(data)
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     return descriptor

@@ -15,7 +15,7 @@ from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, 
 from pillion_protocol.slots import SlotLayout
 from pilliond.engine import Array, EngineError, InlineEngine
 from pilliond.episodes import Frame
-from pilliond.sampling import sample_categorical, sample_diagonal_gaussian
+from pilliond.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 
 ACTION: Final = "action"
 LOG_PROBABILITY: Final = "log_probability"
@@ -63,6 +63,7 @@ class Version:
         """For each output of the spec: the bytes of its buffer, and how many of them make a row."""
         self.finite_inputs = self.finite_among(engine.inputs)
         self._distribution = distribution
+        self._bounds = self._action_bounds()
         self._check_parameters()
         self.safe_outputs = None if safe_action is None else self._safe_outputs(safe_action)
 
@@ -87,9 +88,14 @@ class Version:
             drawn, density = sample_categorical(came[self._distribution.logits][chosen], seeds, steps)
             drawn += int(self._action_start())
         else:
+            mean = came[self._distribution.mean or ACTION][chosen]
             log_std = came[self._distribution.log_std][chosen]
-            drawn, density = sample_diagonal_gaussian(action[chosen], log_std, seeds, steps)
-            drawn = self._clip(drawn)
+            low, high = self._bounds
+            if self._distribution.kind == "squashed_gaussian":
+                drawn, density = sample_squashed_gaussian(mean, log_std, low, high, seeds, steps)
+            else:
+                drawn, density = sample_diagonal_gaussian(mean, log_std, seeds, steps)
+                drawn = np.clip(drawn, low, high)
         action[chosen] = drawn
         if LOG_PROBABILITY in came:
             came[LOG_PROBABILITY][chosen] = density
@@ -109,14 +115,15 @@ class Version:
         """Raises `EngineError` where the graph's parameters are not those of a distribution over its action."""
         outputs = self.engine.outputs
         action = outputs[ACTION]
-        logits, log_std = self._distribution.logits, self._distribution.log_std
+        logits = self._distribution.logits
         if logits and outputs[logits].ndim != 2:
             raise EngineError(f"output {logits!r}: expected [rows, n], came {list(outputs[logits].shape)}")
-        if log_std and outputs[log_std].shape != action.shape:
-            raise EngineError(
-                f"output {log_std!r}: expected the shape of the action, {list(action.shape)}, "
-                f"came {list(outputs[log_std].shape)}"
-            )
+        for name in (self._distribution.mean, self._distribution.log_std):
+            if name and outputs[name].shape != action.shape:
+                raise EngineError(
+                    f"output {name!r}: expected the shape of the action, {list(action.shape)}, "
+                    f"came {list(outputs[name].shape)}"
+                )
 
     def _safe_outputs(self, safe_action: list[float]) -> list[bytes]:
         """One row of every output: the safe action, and zeros."""
@@ -133,8 +140,9 @@ class Version:
         low = self._action_spec().low
         return float(low[0]) if low else 0.0
 
-    def _clip(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _action_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The bounds of the action, infinite where it has none, as wide as a row or one number."""
         tensor = self._action_spec()
         low = np.array(tensor.low or [-np.inf]).reshape(tensor.shape if len(tensor.low) > 1 else ())
         high = np.array(tensor.high or [np.inf]).reshape(tensor.shape if len(tensor.high) > 1 else ())
-        return np.clip(drawn, low, high)
+        return low, high

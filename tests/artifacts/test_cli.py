@@ -19,6 +19,7 @@ from pillion.cli import run
 from pillion_artifacts import Store
 from pillion_artifacts.cli import artifact
 from tests.artifacts.stores import POLICY, example_folder, flip
+from tests.artifacts.test_card import CARDS
 from tests.harness import ROOT, START_S_MAX, STORE, blob_of
 
 Type = Callable[..., tuple[int, str, str]]
@@ -65,7 +66,7 @@ def test_every_command_has_its_json_beside_its_table(type_it: Type, published: P
         "list", f"show {POLICY}", f"diff {POLICY}@1.0.0 {POLICY}", "history", f"alias {POLICY}@stable 1.0.0",
         f"alias {POLICY}@stable", f"alias {POLICY}@stable 1.1.0 --expect 1.0.0", f"rollback {POLICY}",
         f"pin {POLICY}", f"unpin {POLICY}", "gc", f"verify {POLICY}", "verify --all", "fsck", "fsck --repair",
-        f"keygen {tmp_path / 'KEY'}", f"sign {POLICY} --key {tmp_path / 'KEY'} --expires 30",
+        f"migrate {CARDS / 'schema-1.yaml'}", f"keygen {tmp_path / 'KEY'}", f"sign {POLICY} --key {tmp_path / 'KEY'} --expires 30",
         f"export {file} {POLICY}", f"import {file}", f"alias {POLICY}@stable --remove",
         f"publish {example_folder(tmp_path / '2', '2.0.0')} {POLICY}@v2.0.0",
     ]  # fmt: skip

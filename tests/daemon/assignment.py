@@ -6,7 +6,7 @@ from pillion_artifacts import Store
 from pilliond.channel import Assignment
 from pilliond.metrics_page import make_page
 from pilliond.settings import Settings
-from pilliond.supervisor import _seal_in_memory
+from pilliond.supervisor import seal_in_memory
 from tests.harness import STORE
 
 
@@ -23,7 +23,9 @@ def assigned(address: str) -> Assignment:
         spec=artifact.card.spec(),
         distribution=artifact.card.distribution,
         safe_action=artifact.card.safe_action,
-        model_descriptor=_seal_in_memory(artifact.model),
+        tolerance=artifact.card.tolerance,
+        model_descriptor=seal_in_memory(artifact.model),
+        golden_descriptor=-1,
         page_descriptor=make_page(),
         threads=settings.engine.threads,
         limits=settings.limits,

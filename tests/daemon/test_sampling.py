@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pilliond.sampling import mix, next_seeds, sample_categorical, sample_diagonal_gaussian, uniforms
+from pilliond.sampling import (
+    mix,
+    next_seeds,
+    sample_categorical,
+    sample_diagonal_gaussian,
+    sample_squashed_gaussian,
+    uniforms,
+)
 
 ROWS = 20_000
 
@@ -65,3 +72,23 @@ def test_gaussians_have_their_mean_their_spread_and_their_density() -> None:
     assert abs(np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1]) < 5 / np.sqrt(ROWS)
     expected = (-((drawn - 3.0) ** 2) / (2 * 0.25) - np.log(0.5 * np.sqrt(2 * np.pi))).sum(axis=1)
     assert density == pytest.approx(expected, rel=1e-4)
+
+
+def test_squashed_gaussians_stay_inside_their_bounds_and_their_density_sums_to_one() -> None:
+    mean, log_std = np.zeros((ROWS, 1), np.float32), np.full((ROWS, 1), -0.5, np.float32)
+    low, high = np.array([-3.0]), np.array([5.0])
+    action, density = sample_squashed_gaussian(mean, log_std, low, high, seeds(ROWS), np.zeros(ROWS, np.uint64))
+    assert ((action > -3.0) & (action < 5.0)).all()
+    squashed = 2 * (action[:, 0] + 3.0) / 8.0 - 1.0
+    # The mean of 1/density over draws that lie where there is density is the length of that interval.
+    inside = np.abs(squashed) < 0.9
+    length = np.where(inside, np.exp(-density), 0.0)
+    assert length.mean() == pytest.approx(1.8, abs=5 * length.std() / np.sqrt(ROWS))
+
+
+def test_a_squashed_gaussian_far_out_has_a_finite_density() -> None:
+    far, narrow = np.full((4, 1), 60.0, np.float32), np.full((4, 1), -5.0, np.float32)
+    bound = np.array([1.0])
+    action, density = sample_squashed_gaussian(far, narrow, -bound, bound, seeds(4), np.zeros(4, np.uint64))
+    assert action.tolist() == [[1.0]] * 4
+    assert np.isfinite(density).all()

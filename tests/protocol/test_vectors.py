@@ -29,7 +29,14 @@ from pillion_protocol import (
     spec_hash,
 )
 from pillion_protocol.codec import STRUCTS
-from pilliond.sampling import mix, next_seeds, sample_categorical, sample_diagonal_gaussian, uniforms
+from pilliond.sampling import (
+    mix,
+    next_seeds,
+    sample_categorical,
+    sample_diagonal_gaussian,
+    sample_squashed_gaussian,
+    uniforms,
+)
 from tests.harness import ROOT, STORE
 
 FOLDER = ROOT / "protocol" / "vectors"
@@ -191,6 +198,17 @@ def test_the_daemon_draws_gaussian_actions_as_the_vectors_say() -> None:
     drawn, log_probability = sample_diagonal_gaussian(mean, log_std, seeds, steps)
     np.testing.assert_allclose(drawn, [entry["drawn"] for entry in entries], rtol=1e-12)
     np.testing.assert_allclose(log_probability, [entry["log_probability"] for entry in entries], rtol=1e-12)
+
+
+def test_the_daemon_draws_squashed_gaussian_actions_as_the_vectors_say() -> None:
+    entries = vectors("sampling")["squashed_gaussian"]
+    mean, log_std, low, high = (np.array([e[key] for e in entries]) for key in ("mean", "log_std", "low", "high"))
+    seeds = unsigned(*(entry["seed"] for entry in entries))
+    steps = unsigned(*(entry["step"] for entry in entries))
+    action, log_probability = sample_squashed_gaussian(mean, log_std, low[0], high[0], seeds, steps)
+    np.testing.assert_allclose(action, [entry["action"] for entry in entries], rtol=1e-12)
+    # the vectors take the logarithm of a difference, which costs them digits
+    np.testing.assert_allclose(log_probability, [entry["log_probability"] for entry in entries], rtol=1e-9)
 
 
 def test_the_python_client_says_what_the_conversation_vector_says(monkeypatch: pytest.MonkeyPatch) -> None:

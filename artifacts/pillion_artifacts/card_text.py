@@ -1,0 +1,74 @@
+"""A card as text: the YAML that an importer writes, the JSON Schema that ships, and old cards made new."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from pillion_artifacts.card import ModelCard, parse_card
+
+SCHEMA_NAME: Final = "model_card.schema.json"
+"""The file beside this one that holds the JSON Schema."""
+
+_LINE_CHARACTERS: Final = 110
+
+
+def dump_card(card: ModelCard) -> bytes:
+    """The YAML of a card, without the fields that nobody filled; `parse_card` gives the same card back."""
+    text = yaml.dump(
+        _fields(card),
+        Dumper=_Dumper,
+        sort_keys=False,
+        width=_LINE_CHARACTERS,
+        allow_unicode=True,
+    ).encode()
+    assert parse_card(text) == card
+    return text
+
+
+def migrate_card(text: bytes) -> bytes:
+    """The YAML of the same card in the schema of today; raises `InvalidArtifactError`."""
+    return dump_card(parse_card(text))
+
+
+def card_schema() -> bytes:
+    """The JSON Schema of a card, made from the types."""
+    schema = msgspec.json.schema(ModelCard)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Pillion model card"}
+    return msgspec.json.format(msgspec.json.encode({**head, **schema}), indent=2) + b"\n"
+
+
+def shipped_card_schema() -> bytes:
+    """The JSON Schema that ships with this package: the same, where the package is intact."""
+    return files("pillion_artifacts").joinpath(SCHEMA_NAME).read_bytes()
+
+
+def _fields(value: Any) -> Any:
+    """What a card says, without the fields that are empty because nobody filled them."""
+    if isinstance(value, msgspec.Struct):
+        named = ((field, getattr(value, field.name)) for field in msgspec.structs.fields(value))
+        return {
+            field.encode_name: _fields(item)
+            for field, item in named
+            if field.required or not _says_nothing(item, field.default)
+        }
+    if isinstance(value, list):
+        return [_fields(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _fields(item) for key, item in value.items()}
+    return value
+
+
+def _says_nothing(item: Any, default: Any) -> bool:
+    return item in ("", [], {}, None) or (item == 0 and default == 0 and not isinstance(item, bool))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a list of numbers on one line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        scalars = all(isinstance(item, int | float | str) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=scalars or flow_style)

@@ -1,0 +1,118 @@
+"""Golden pairs: what a policy's source gave for some observations, kept beside the model and run again where it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pillion_artifacts.card import Bound, Tolerance
+from pillion_artifacts.errors import InvalidArtifactError, ParityError
+from pillion_artifacts.layers import GOLDEN_NAME
+
+_INPUT: Final = "input."
+_OUTPUT: Final = "output."
+_FORMAT: Final = {"format": "pillion.golden", "format_version": "1"}
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+Run = Callable[[Arrays], Arrays]
+"""Runs a policy: inputs by name, [rows, …] each, to outputs by name."""
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """Inputs, states included, and the outputs that the source gave for them; every array has the same rows."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def part(self, first: int, rows: int) -> Golden:
+        """`rows` rows from `first` on, or as many as there are."""
+        chosen = slice(first, first + rows)
+        return Golden(
+            {name: array[chosen] for name, array in self.inputs.items()},
+            {name: array[chosen] for name, array in self.outputs.items()},
+        )
+
+
+def encode_golden(golden: Golden) -> bytes:
+    """The pairs as the bytes of a safetensors file; the same pairs give the same bytes."""
+    tensors = {f"{_INPUT}{name}": np.ascontiguousarray(array) for name, array in golden.inputs.items()}
+    tensors |= {f"{_OUTPUT}{name}": np.ascontiguousarray(array) for name, array in golden.outputs.items()}
+    return save(tensors, _FORMAT)
+
+
+def decode_golden(data: bytes) -> Golden:
+    """The pairs that `data` holds; raises `InvalidArtifactError`."""
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InvalidArtifactError(f"{GOLDEN_NAME}: not safetensors: {error}") from None
+    parts: dict[str, Arrays] = {_INPUT: {}, _OUTPUT: {}}
+    for name, array in tensors.items():
+        prefix = next((prefix for prefix in parts if name.startswith(prefix)), None)
+        if prefix is None or array.ndim == 0:
+            raise InvalidArtifactError(f"{GOLDEN_NAME}: {name}: expected rows of an input or an output")
+        parts[prefix][name.removeprefix(prefix)] = array
+    golden = Golden(parts[_INPUT], parts[_OUTPUT])
+    rows = {len(array) for array in tensors.values()}
+    if len(rows) != 1 or not golden.inputs or not golden.outputs:
+        raise InvalidArtifactError(f"{GOLDEN_NAME}: expected inputs and outputs of as many rows each, came {rows}")
+    return golden
+
+
+def check_golden(run: Run, golden: Golden, tolerance: Tolerance, rows_max: int) -> None:
+    """Runs the golden inputs, at most `rows_max` rows at once, and compares what `run` gives of the golden outputs.
+
+    Outputs that `run` does not give are not compared. Raises `ParityError` for the first that differs by more than
+    the tolerance, with output, row and by how much.
+    """
+    for first in range(0, golden.rows, rows_max):
+        part = golden.part(first, rows_max)
+        came = run(part.inputs)
+        for name, expected in part.outputs.items():
+            if name in came:
+                compare(name, expected, came[name], tolerance.of(name), first)
+
+
+def compare(name: str, expected: Array, came: Array, bound: Bound, first_row: int = 0) -> float:
+    """The greatest absolute difference; raises `ParityError` where a row of `came` differs by more than `bound`."""
+    if expected.shape != came.shape or expected.dtype != came.dtype:
+        raise ParityError(
+            f"output {name!r}: expected {expected.dtype} {list(expected.shape)}, came {came.dtype} {list(came.shape)}"
+        )
+    if expected.size == 0:
+        return 0.0
+    wanted, got = expected.reshape(len(expected), -1), came.reshape(len(came), -1)
+    difference = np.abs(wanted.astype(np.float64) - got.astype(np.float64))
+    allowed = bound.absolute + bound.relative * np.abs(wanted.astype(np.float64))
+    if expected.dtype.kind != "f":
+        allowed = np.zeros_like(difference)
+    difference = np.where(_is_equal(wanted, got), 0.0, difference)
+    # a NaN on one side only is no number less than anything
+    is_wrong = ~(difference <= allowed)
+    if is_wrong.any():
+        row, element = (int(index) for index in np.argwhere(is_wrong)[0])
+        raise ParityError(
+            f"output {name!r}, row {first_row + row}, element {element}: expected {wanted[row, element]!s}, "
+            f"came {got[row, element]!s}, which differs by {difference[row, element]:.3g}, "
+            f"at most {allowed[row, element]:.3g} is tolerated"
+        )
+    return float(difference.max())
+
+
+def _is_equal(wanted: Array, got: Array) -> NDArray[np.bool_]:
+    """Where both are the same, infinities and NaNs included."""
+    same: NDArray[np.bool_] = wanted == got
+    if wanted.dtype.kind == "f":
+        same = same | (np.isnan(wanted) & np.isnan(got))
+    return same

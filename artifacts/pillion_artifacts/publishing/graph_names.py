@@ -1,0 +1,33 @@
+"""Names in a graph: those of its inputs and outputs are the card's."""
+
+from __future__ import annotations
+
+import onnx
+
+from pillion_artifacts.errors import InvalidSourceError
+
+
+def rename_ports(model: onnx.ModelProto, inputs: list[str], outputs: list[str], what: str) -> None:
+    """Gives the graph's inputs and outputs, by position, the names that the card has for them.
+
+    Raises `InvalidSourceError` where there are others than as many.
+    """
+    graph = model.graph
+    if (len(graph.input), len(graph.output)) != (len(inputs), len(outputs)):
+        raise InvalidSourceError(
+            f"{what}: expected {', '.join(inputs)} to {', '.join(outputs)}, "
+            f"came {len(graph.input)} inputs and {len(graph.output)} outputs"
+        )
+    names = {value.name: name for value, name in zip(graph.input, inputs, strict=True)}
+    for value, name in zip(graph.output, outputs, strict=True):
+        if value.name in names and names[value.name] != name:
+            raise InvalidSourceError(f"{what}: one tensor is both {names[value.name]!r} and {name!r}")
+        names[value.name] = name
+    # a value inside that has one of these names by chance
+    taken = {name: f"{name}_inner" for name in names.values() if name not in names}
+    new = {**taken, **names}
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = new.get(value.name, value.name)

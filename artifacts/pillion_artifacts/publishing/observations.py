@@ -1,0 +1,93 @@
+"""Observations to compare source and model on: drawn from the card's bounds, or met in the environment itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_artifacts.card import Environment, TensorCard
+from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.golden import Arrays
+
+_SEED: Final = 7
+_BOUND_MAX: Final = 1e6
+"""A bound beyond this is none: numbers drawn evenly below the greatest float are all enormous."""
+
+_BYTE_MAX: Final = 255
+
+Act = Callable[[Arrays], NDArray[Any]]
+"""Observations of one row by name, to the action of that row."""
+
+
+def draw_observations(cards: list[TensorCard], rows: int, seed: int = _SEED) -> Arrays:
+    """`rows` rows of each observation: even between bounds, normal where there are none. The same for a seed."""
+    generator = np.random.default_rng(seed)
+    return {card.name: _draw(card, rows, generator) for card in cards}
+
+
+def _draw(card: TensorCard, rows: int, generator: np.random.Generator) -> NDArray[Any]:
+    shape = (rows, *card.shape)
+    dtype = np.dtype(card.dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    low, high = _bounds(card, dtype)
+    if dtype.kind in "iu":
+        return generator.integers(low.astype(np.int64), high.astype(np.int64), shape, endpoint=True).astype(dtype)
+    is_bounded = (np.abs(low) <= _BOUND_MAX) & (np.abs(high) <= _BOUND_MAX)
+    even = generator.uniform(np.where(is_bounded, low, 0.0), np.where(is_bounded, high, 1.0), shape)
+    return np.where(is_bounded, even, generator.standard_normal(shape)).astype(dtype)
+
+
+def _bounds(card: TensorCard, dtype: np.dtype[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    size = math.prod(card.shape)
+    is_integer = dtype.kind in "iu"
+    least, most = (0.0, float(min(_BYTE_MAX, np.iinfo(dtype).max))) if is_integer else (-math.inf, math.inf)
+
+    def shaped(bound: list[float], otherwise: float) -> NDArray[np.float64]:
+        return np.broadcast_to(np.asarray(bound or [otherwise], np.float64), (size,)).reshape(card.shape)
+
+    return shaped(card.low, least), shaped(card.high, most)
+
+
+def play_environment(
+    environment: Environment, cards: list[TensorCard], act: Act, rows: int, seed: int = _SEED
+) -> Arrays:
+    """The first `rows` observations of episodes in which `act` acts; raises `InvalidSourceError` where they do not fit."""
+    from pillion_artifacts.environments import make_environment
+
+    met: dict[str, list[NDArray[Any]]] = {card.name: [] for card in cards}
+    played = make_environment(environment)
+    try:
+        observation, _ = played.reset(seed=seed)
+        for _ in range(rows):
+            row = _row(observation, cards, environment.id)
+            for name, values in row.items():
+                met[name].append(values[0])
+            observation, _, terminated, truncated, _ = played.step(_to_space(played.action_space, act(row)))
+            if terminated or truncated:
+                observation, _ = played.reset()
+    finally:
+        played.close()
+    return {name: np.stack(values) for name, values in met.items()}
+
+
+def _row(observation: Any, cards: list[TensorCard], environment: str) -> Arrays:
+    by_name = observation if isinstance(observation, dict) else {cards[0].name: observation}
+    row: Arrays = {}
+    for card in cards:
+        values = np.asarray(by_name.get(card.name))
+        if list(values.shape) != list(card.shape):
+            raise InvalidSourceError(
+                f"{environment}: observation {card.name!r}: expected shape {list(card.shape)}, came {list(values.shape)}"
+            )
+        row[card.name] = values.astype(card.dtype)[None]
+    return row
+
+
+def _to_space(space: Any, action: NDArray[Any]) -> Any:
+    # Gymnasium's Discrete takes a number, not an array of none
+    return action.item() if action.ndim == 0 else action.astype(space.dtype)

@@ -1,0 +1,126 @@
+"""Reads an ONNX file and the data beside it into one model, and refuses what reaches elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, inliner
+
+from pillion_artifacts.errors import InvalidSourceError, first_line
+from pillion_artifacts.publishing.files import read_file
+from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
+
+OWN_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Of operators that ONNX Runtime itself brings; any other needs a library that nobody has vouched for."""
+
+_PICKLE: Final = b"\x80"
+_ZIP: Final = b"PK\x03\x04"
+
+
+def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
+    """The model of a file, whole, checked, and without functions of its own; and the bytes of the file.
+
+    Raises `InvalidSourceError` where it is no ONNX, its data lies outside its folder, or it has custom operators.
+    """
+    data = read_file(path)
+    model = parse_model(data, path.name)
+    _take_in_data(model, path)
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    check_operators(model, path.name)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise InvalidSourceError(f"{path.name}: not a valid model: {first_line(error)}") from None
+    return model, data
+
+
+def parse_model(data: bytes, what: str) -> onnx.ModelProto:
+    """The model that the bytes hold; raises `InvalidSourceError`."""
+    for magic, name in ((_PICKLE, "a pickle"), (_ZIP, "a zip")):
+        if data.startswith(magic):
+            raise InvalidSourceError(f"{what}: expected ONNX, came {name}")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise InvalidSourceError(f"{what}: expected ONNX: {first_line(error)}") from None
+    if not model.graph.output:
+        raise InvalidSourceError(f"{what}: expected ONNX, came something without a graph")
+    return model
+
+
+def check_operators(model: onnx.ModelProto, what: str) -> None:
+    """Raises `InvalidSourceError` where a node needs an operator that is not one that ONNX Runtime brings."""
+    for node in _nodes(model.graph):
+        if node.domain not in OWN_DOMAINS:
+            raise InvalidSourceError(
+                f"{what}: node {node.name or node.output[0]!r}: operator {node.domain}.{node.op_type} is not one that ONNX Runtime brings"
+            )
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _take_in_data(model: onnx.ModelProto, path: Path) -> None:
+    """Puts the data that lies beside the model into it."""
+    files: dict[str, bytes] = {}
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _take_in_tensor(tensor, path, files)
+
+
+def _take_in_tensor(tensor: TensorProto, path: Path, files: dict[str, bytes]) -> None:
+    what = f"{path.name}: tensor {tensor.name!r}"
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = entries.get("location", "")
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise InvalidSourceError(f"{what}: expected its data in a file beside the model, came {name!r}")
+    if name not in files:
+        if sum(map(len, files.values())) > SOURCE_BYTES_MAX:
+            raise InvalidSourceError(f"{path.name}: expected at most {SOURCE_BYTES_MAX} bytes of data")
+        files[name] = read_file(path.parent / name)
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", len(files[name]) - offset))
+    except ValueError:
+        raise InvalidSourceError(f"{what}: expected numbers for offset and length") from None
+    if min(offset, length) < 0 or offset + length > len(files[name]):
+        raise InvalidSourceError(f"{what}: bytes {offset} to {offset + length} are not in {name!r}")
+    tensor.raw_data = files[name][offset : offset + length]
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[TensorProto]:
+    for attribute in node.attribute:
+        yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+        sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for part in (*sparse, *attribute.sparse_tensors):
+            yield from (part.values, part.indices)
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from _graph_tensors(inner)

@@ -1,0 +1,43 @@
+"""Runs a model as it will be served: ONNX Runtime on the CPU, one thread, the bytes that are published."""
+
+from __future__ import annotations
+
+import onnx
+import onnxruntime
+
+from pillion_artifacts.errors import InvalidSourceError, first_line
+from pillion_artifacts.golden import Arrays
+from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
+
+_ERROR_ONLY = 3
+
+
+class OnnxModel:
+    """A session over the bytes of a model; raises `InvalidSourceError` where ONNX Runtime does not take them."""
+
+    def __init__(self, data: bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = _ERROR_ONLY
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - its errors have no common parent but this
+            raise InvalidSourceError(f"onnxruntime cannot load the model: {first_line(error)}") from None
+        self.inputs = [entry.name for entry in self._session.get_inputs()]
+        self.outputs = [entry.name for entry in self._session.get_outputs()]
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """All outputs by name; raises `InvalidSourceError` where the model does not run on these inputs."""
+        try:
+            came = self._session.run(self.outputs, {name: inputs[name] for name in self.inputs})
+        except Exception as error:  # noqa: BLE001 - as above
+            raise InvalidSourceError(f"the model does not run: {first_line(error)}") from None
+        return dict(zip(self.outputs, came, strict=True))
+
+
+def serialize(model: onnx.ModelProto) -> bytes:
+    """The bytes of a model, the same for the same model; raises `InvalidSourceError` where it is too large."""
+    if model.ByteSize() > SOURCE_BYTES_MAX - 1:
+        raise InvalidSourceError(f"the model: expected less than {SOURCE_BYTES_MAX} bytes, came {model.ByteSize()}")
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data

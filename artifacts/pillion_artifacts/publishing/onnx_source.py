@@ -1,0 +1,195 @@
+"""Imports an ONNX file: made whole, given a free batch where it has none, and an output called `action`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import helper
+
+from pillion_artifacts.card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
+from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.golden import Arrays
+from pillion_artifacts.publishing.draft import NO_LICENCE, Details, Draft, tool_versions
+from pillion_artifacts.publishing.files import digest_of
+from pillion_artifacts.publishing.free_batch import (
+    Port,
+    fixed_batch,
+    free_batch,
+    graph_inputs,
+    ports,
+    prove_free_batch,
+)
+from pillion_artifacts.publishing.limits import PROVEN_ROWS
+from pillion_artifacts.publishing.observations import draw_observations
+from pillion_artifacts.publishing.onnx_files import parse_model, read_model
+from pillion_artifacts.publishing.onnx_model import OnnxModel, serialize
+from pillion_artifacts.publishing.source import SourceRun, margin_of
+
+
+class OnnxSource:
+    """The model as it came, in batches of the size that it was fixed to."""
+
+    def __init__(self, model: OnnxModel, batch: int | None, names: dict[str, str], logits: str) -> None:
+        self._model = model
+        self._batch = batch
+        self._names = names
+        self._logits = logits
+
+    def run(self, inputs: Arrays) -> SourceRun:
+        rows = len(next(iter(inputs.values())))
+        came = self._model.run(inputs) if self._batch is None else self._run_batches(inputs, rows, self._batch)
+        outputs = {self._names.get(name, name): values[:rows] for name, values in came.items()}
+        return SourceRun(outputs, margin_of(outputs[self._logits]) if self._logits else None)
+
+    def _run_batches(self, inputs: Arrays, rows: int, batch: int) -> Arrays:
+        parts = []
+        for first in range(0, rows, batch):
+            taken = np.minimum(np.arange(first, first + batch), rows - 1)
+            parts.append(self._model.run({name: values[taken] for name, values in inputs.items()}))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def import_onnx(path: Path, details: Details, card: ModelCard | None = None, action: str = "") -> Draft:
+    """The policy of an ONNX file. A model that needs no change is published byte for byte.
+
+    `card` says what its inputs and outputs mean, else that is taken from the graph; `action` names the output that is
+    the action, where no output has that name. Raises `InvalidSourceError`, `InvalidArtifactError` for a card that is
+    not that of the graph, and `ParityError` where a free batch changes what is computed.
+    """
+    model, data = read_model(path)
+    is_whole = serialize(model) == serialize(parse_model(data, path.name))
+    return draft_of_model(model, path.name, details, card, action, digest_of(data), data if is_whole else None)
+
+
+def draft_of_model(
+    model: onnx.ModelProto,
+    what: str,
+    details: Details,
+    card: ModelCard | None,
+    action: str,
+    digest: str,
+    verbatim: bytes | None = None,
+) -> Draft:
+    """As `import_onnx`, of a model that was read; `digest` is that of the source, `verbatim` the model's own bytes."""
+    source = OnnxModel(serialize(model) if verbatim is None else verbatim)
+    batch = fixed_batch(model)
+    freed = model if batch is None else free_batch(model, batch)
+    chosen = _action_output(freed, card, action, what)
+    published = _name_action(freed, chosen)
+    made = _finish_card(published, details, card, digest, what)
+    if batch is not None:
+        _prove(source, OnnxModel(serialize(freed)), batch, made)
+    return Draft(
+        model=verbatim if verbatim is not None and published is model else serialize(published),
+        card=made,
+        source=OnnxSource(source, batch, {chosen: ACTION}, made.distribution.logits),
+    )
+
+
+def check_ports(model: onnx.ModelProto, card: ModelCard, what: str) -> None:
+    """Raises `InvalidSourceError` where the card says of the graph's inputs and outputs what is not so."""
+    offered = {port.name: port for port in ports(graph_inputs(model), what)}
+    wanted = [Port(c.name, c.dtype, list(c.shape)) for c in card.observation]
+    wanted += [Port(c.name, c.dtype, list(c.shape)) for c in card.state]
+    if sorted(offered) != sorted(port.name for port in wanted):
+        names = sorted(port.name for port in wanted)
+        raise InvalidSourceError(f"{what}: the graph's inputs are {sorted(offered)}, the card's {names}")
+    given = {port.name: port for port in ports(list(model.graph.output), what)}
+    outputs = [Port(c.name, c.dtype, list(c.shape)) for c in card.outputs]
+    outputs += [Port(c.output, c.dtype, list(c.shape)) for c in card.state]
+    for port, among in [*((port, offered) for port in wanted), *((port, given) for port in outputs)]:
+        if port.name not in among:
+            raise InvalidSourceError(f"{what}: the graph has no output {port.name!r}, it has {', '.join(given)}")
+        if among[port.name] != port:
+            came = among[port.name]
+            raise InvalidSourceError(
+                f"{what}: {port.name!r}: the card says {port.dtype} {port.shape}, the graph {came.dtype} {came.shape}"
+            )
+    for name in card.distribution.parameters():
+        if name not in given:
+            raise InvalidSourceError(f"{what}: the graph has no output {name!r}, which the card's distribution reads")
+
+
+def _action_output(model: onnx.ModelProto, card: ModelCard | None, action: str, what: str) -> str:
+    """The name of the output that is the action."""
+    names = [str(value.name) for value in model.graph.output]
+    if action:
+        if action not in names:
+            raise InvalidSourceError(f"{what}: the graph has no output {action!r}, it has {', '.join(names)}")
+        return action
+    if ACTION in names:
+        return ACTION
+    others = set() if card is None else {tensor.name for tensor in card.outputs} | set(card.distribution.parameters())
+    free = [name for name in names if name not in others]
+    if len(free) != 1:
+        raise InvalidSourceError(f"{what}: which output is the action? expected one of {', '.join(names)} to be named")
+    return free[0]
+
+
+def _name_action(model: onnx.ModelProto, chosen: str) -> onnx.ModelProto:
+    """The same model with its output `chosen` under the name `action`."""
+    if chosen == ACTION:
+        return model
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    for value in named.graph.output:
+        if value.name == chosen:
+            value.name = ACTION
+    named.graph.node.append(helper.make_node("Identity", [chosen], [ACTION]))
+    onnx.checker.check_model(named, full_check=True)
+    return named
+
+
+def _finish_card(model: onnx.ModelProto, details: Details, card: ModelCard | None, digest: str, what: str) -> ModelCard:
+    made = _derived_card(model, details, what) if card is None else card_for(card, details)
+    lineage = msgspec.structs.replace(made.lineage, source=digest)
+    if not lineage.tool_versions:
+        lineage = msgspec.structs.replace(lineage, tool_versions=tool_versions())
+    made = msgspec.structs.replace(made, lineage=lineage)
+    check_card(made)
+    check_ports(model, made, what)
+    return made
+
+
+def card_for(card: ModelCard, details: Details) -> ModelCard:
+    """A card that was given, under the name and version that it is published as."""
+    return msgspec.structs.replace(
+        card,
+        name=details.name,
+        version=details.version,
+        description=details.description or card.description,
+        licence=card.licence if details.licence == NO_LICENCE else details.licence,
+        environment=details.environment or card.environment,
+    )
+
+
+def _derived_card(model: onnx.ModelProto, details: Details, what: str) -> ModelCard:
+    """What a graph tells of itself: names, dtypes, shapes; nothing of bounds."""
+
+    def cards(values: list[onnx.ValueInfoProto]) -> list[TensorCard]:
+        return [TensorCard(port.name, port.dtype, port.shape) for port in ports(values, what)]  # type: ignore[arg-type]  # parse_card refuses what is not a DType
+
+    outputs = [card for card in cards(list(model.graph.output)) if card.name == ACTION]
+    return ModelCard(
+        schema=SCHEMA,
+        name=details.name,
+        version=details.version,
+        description=details.description or f"Published from {what}.",
+        licence=details.licence,
+        observation=cards(graph_inputs(model)),
+        outputs=outputs,
+        safe_action=details.safe_action,
+        tolerance=details.tolerance,
+        environment=details.environment,
+        metrics=details.metrics,
+        lineage=details.lineage,
+        contributors=details.contributors,
+    )
+
+
+def _prove(before: OnnxModel, after: OnnxModel, batch: int, card: ModelCard) -> None:
+    tensors = [*card.observation, *(TensorCard(part.name, part.dtype, part.shape) for part in card.state)]
+    prove_free_batch(before, after, batch, draw_observations(tensors, batch * PROVEN_ROWS))

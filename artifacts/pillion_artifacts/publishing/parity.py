@@ -1,0 +1,88 @@
+"""Train–serve parity: source and model act on the same observations, and some of these pairs are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_artifacts.card import ModelCard
+from pillion_artifacts.errors import ParityError
+from pillion_artifacts.golden import Arrays, Golden, compare
+from pillion_artifacts.publishing.limits import GOLDEN_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
+from pillion_artifacts.publishing.onnx_model import OnnxModel
+from pillion_artifacts.publishing.source import Source
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """What came of a comparison."""
+
+    rows: int
+    """Compared."""
+    ties: int
+    """Left out: two actions were as good as each other, and rounding would choose."""
+    differences: dict[str, float]
+    """The greatest of each output, absolute."""
+    golden: Golden
+    """The rows that are kept."""
+
+
+def compare_models(source: Source, model: OnnxModel, card: ModelCard, observation: Arrays) -> Parity:
+    """Runs both on all rows; raises `ParityError` where an output differs by more than the card's tolerance."""
+    pairs, margin = _run_source(source, card, observation)
+    is_tie = _ties(margin, card, len(margin) if margin is not None else 0)
+    if margin is not None and is_tie.all():
+        raise ParityError("every observation is a tie between actions: nothing can be compared")
+    kept = pairs if margin is None else _rows(pairs, np.flatnonzero(~is_tie))
+    came = model.run(kept.inputs)
+    differences = {
+        name: compare(name, expected, came[name], card.tolerance.of(name)) for name, expected in kept.outputs.items()
+    }
+    return Parity(kept.rows, int(is_tie.sum()), differences, _golden_part(kept))
+
+
+def _run_source(source: Source, card: ModelCard, observation: Arrays) -> tuple[Golden, NDArray[np.float64] | None]:
+    """All pairs; where there is state, the rows are episodes of some steps that are run one after the other."""
+    rows = len(next(iter(observation.values())))
+    steps = PARITY_STEPS if card.state else 1
+    episodes = rows // steps
+    state = {part.name: np.zeros((episodes, *part.shape), part.dtype) for part in card.state}
+    inputs, outputs, margins = [], [], []
+    for step in range(steps):
+        chosen = {name: values[step * episodes : (step + 1) * episodes] for name, values in observation.items()}
+        given = {**chosen, **state}
+        came = source.run(given)
+        state = {part.name: came.outputs[part.output] for part in card.state}
+        inputs.append(given)
+        outputs.append(came.outputs)
+        margins.append(came.margin)
+    joined = [margin for margin in margins if margin is not None]
+    return Golden(_join(inputs), _join(outputs)), np.concatenate(joined) if joined else None
+
+
+def _join(parts: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _ties(margin: NDArray[np.float64] | None, card: ModelCard, rows: int) -> NDArray[np.bool_]:
+    """The rows whose choice the tolerance does not decide."""
+    if margin is None:
+        return np.zeros(rows, np.bool_)
+    return margin <= 2 * (card.tolerance.absolute + card.tolerance.relative)
+
+
+def _rows(golden: Golden, chosen: NDArray[Any]) -> Golden:
+    return Golden(
+        {name: values[chosen] for name, values in golden.inputs.items()},
+        {name: values[chosen] for name, values in golden.outputs.items()},
+    )
+
+
+def _golden_part(pairs: Golden) -> Golden:
+    """The rows that are kept, spread over all, no more bytes than are allowed."""
+    row_bytes = sum(values[0].nbytes for values in [*pairs.inputs.values(), *pairs.outputs.values()])
+    count = max(1, min(GOLDEN_ROWS_MAX, pairs.rows, GOLDEN_BYTES_MAX // max(1, row_bytes)))
+    spread = np.unique(np.linspace(0, pairs.rows - 1, count).astype(np.int64))
+    return _rows(pairs, spread)

@@ -1,0 +1,138 @@
+"""A Stable-Baselines3 zip, read without running anything in it.
+
+`data` is JSON with pickles in base64: those are read inertly. `policy.pth` is read by torch's own reader of weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.publishing.files import Archive
+from pillion_artifacts.publishing.inert_pickle import Record, read_pickle
+from pillion_artifacts.publishing.limits import PICKLE_BYTES_MAX
+from pillion_artifacts.publishing.spaces import TensorSpace, read_space
+
+_SERIALIZED: Final = ":serialized:"
+_OBSERVATION: Final = "observation"
+
+
+class Weights:
+    """The parameters of a policy by name. Remembers which were taken: what is left over was not understood."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._taken: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def take(self, name: str) -> NDArray[np.float32]:
+        """The parameter of that name; raises `InvalidSourceError` where there is none, or one of another dtype."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise InvalidSourceError(f"policy.pth: there is no {name!r}")
+        if tensor.dtype != torch.float32:
+            raise InvalidSourceError(f"policy.pth: {name}: expected float32, came {tensor.dtype}")
+        self._taken.add(name)
+        return tensor.detach().numpy()
+
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin so, in their order."""
+        return [name for name in self._tensors if name.startswith(prefix)]
+
+    def left(self, prefixes: tuple[str, ...]) -> list[str]:
+        """The names that begin with one of `prefixes` and were not taken."""
+        return [name for name in self._tensors if name.startswith(prefixes) and name not in self._taken]
+
+    def of(self, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The parameters that begin with one of `prefixes`, as they were saved."""
+        return {name: tensor for name, tensor in self._tensors.items() if name.startswith(prefixes)}
+
+
+class Sb3Archive(msgspec.Struct, frozen=True):
+    """What a zip says of its policy."""
+
+    policy_class: str
+    """Module and qualified name."""
+    observation: dict[str, TensorSpace]
+    """By name; a policy that does not take a dictionary calls its own `observation`."""
+    is_dict: bool
+    action: TensorSpace
+    policy_kwargs: dict[str, Any]
+    data: dict[str, Any]
+    """The plain fields."""
+    weights: Weights
+    version: str
+    """Of Stable-Baselines3, as it was saved."""
+
+    def option(self, name: str, default: Any) -> Any:
+        """A keyword argument of the policy, or what is meant without it."""
+        value = self.policy_kwargs.get(name, default)
+        return default if value is None else value
+
+
+def read_archive(data: bytes, what: str) -> Sb3Archive:
+    """What the zip `data` holds; `what` names it in errors. Raises `InvalidSourceError`."""
+    archive = Archive(data, what)
+    fields = _read_fields(archive)
+    policy_class = _unfold(fields, "policy_class", what)
+    if not isinstance(policy_class, Record) or policy_class.arguments is not None:
+        raise InvalidSourceError(f"{what}: policy_class: expected a class that has a name, came {policy_class!r}")
+    observation = read_space(_unfold(fields, "observation_space", what), "observation_space")
+    action = read_space(_unfold(fields, "action_space", what), "action_space")
+    if isinstance(action, dict):
+        raise InvalidSourceError(f"{what}: action_space: expected one space, came a Dict")
+    kwargs = _unfold(fields, "policy_kwargs", what) if "policy_kwargs" in fields else {}
+    version = archive.read("_stable_baselines3_version", 100) if "_stable_baselines3_version" in archive.names else b""
+    return Sb3Archive(
+        policy_class=policy_class.name,
+        observation=observation if isinstance(observation, dict) else {_OBSERVATION: observation},
+        is_dict=isinstance(observation, dict),
+        action=action,
+        policy_kwargs=kwargs if isinstance(kwargs, dict) else {},
+        data={name: value for name, value in fields.items() if not isinstance(value, dict | list)},
+        weights=Weights(_read_weights(archive.read("policy.pth"), f"{what}: policy.pth")),
+        version=version.decode(errors="replace").strip(),
+    )
+
+
+def _read_fields(archive: Archive) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(archive.read("data", PICKLE_BYTES_MAX), type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise InvalidSourceError(f"{archive.what}: data: {error}") from None
+
+
+def _unfold(fields: dict[str, Any], name: str, what: str) -> Any:
+    """A field as it is, or read inertly from the pickle that stands in its place."""
+    value = fields.get(name)
+    if not isinstance(value, dict) or _SERIALIZED not in value:
+        return value
+    try:
+        data = base64.b64decode(value[_SERIALIZED], validate=False)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise InvalidSourceError(f"{what}: data: {name}: {error}") from None
+    return read_pickle(data, f"{what}: data: {name}")
+
+
+def _read_weights(data: bytes, what: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file of weights; raises `InvalidSourceError`."""
+    if data[:2] == b"PK" and not Archive(data, what).is_stored:
+        raise InvalidSourceError(f"{what}: expected tensors that are not compressed")
+    try:
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch says with many types that it will not read a file
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InvalidSourceError(f"{what}: torch does not read it as weights: {reason[0]}") from None
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise InvalidSourceError(f"{what}: expected a dictionary of tensors, came a {type(loaded).__name__}")
+    return {str(name): value for name, value in loaded.items()}

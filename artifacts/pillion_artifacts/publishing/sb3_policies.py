@@ -1,0 +1,392 @@
+"""Stable-Baselines3's policies as graphs: from what a zip says to a model and the words of its card.
+
+Each family names the weights that act, and makes the nodes from features to action. What `predict` does around the
+network is in the graph too: an action is unscaled or clipped as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import onnx
+from onnx.shape_inference import InferenceError
+
+from pillion_artifacts.card import ACTION, Distribution, Preprocessing, StateCard, TensorCard
+from pillion_artifacts.errors import InvalidSourceError, first_line
+from pillion_artifacts.publishing.graph import GraphBuilder
+from pillion_artifacts.publishing.inert_pickle import Record
+from pillion_artifacts.publishing.sb3_archive import Sb3Archive
+from pillion_artifacts.publishing.sb3_networks import (
+    ACTIVATIONS,
+    linear,
+    lstm,
+    mlp,
+    nature_cnn,
+    preprocess,
+)
+from pillion_artifacts.publishing.vec_normalize import Normaliser
+
+LOGITS: Final = "logits"
+MEAN: Final = "mean"
+LOG_STD: Final = "log_std"
+VALUES: Final = "action_values"
+
+_SDE_EPSILON: Final = 1e-6
+_SAC_LOG_STD: Final = (-20.0, 2.0)
+_CLIP_MEAN: Final = 2.0
+_STATES: Final = (("lstm_hidden", "lstm_hidden_next"), ("lstm_cell", "lstm_cell_next"))
+
+_EXTRACTORS: Final = {
+    f"stable_baselines3.common.torch_layers.{name}" for name in ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
+}
+
+
+class Family(msgspec.Struct, frozen=True):
+    """Policies that are built alike."""
+
+    algorithms: str
+    """For people."""
+    classes: tuple[str, ...]
+    """Of the module."""
+    prefixes: tuple[str, ...]
+    """Of the weights that act; the others are the critics' and the targets'."""
+    features: str
+    """Where the features extractor's weights are."""
+    activation: str
+    """The class of `torch.nn` where the policy names none."""
+    head: Callable[[Parts], None]
+    """Adds the nodes from features to outputs."""
+
+
+class Sb3Graph(msgspec.Struct, frozen=True):
+    """A policy as a graph, and what its card says of it."""
+
+    model: onnx.ModelProto
+    observation: list[TensorCard]
+    action: TensorCard
+    distribution: Distribution
+    state: list[StateCard]
+    preprocessing: list[Preprocessing]
+    further: list[str]
+    """Graph outputs beside the action and the next states."""
+
+
+class Parts:
+    """A policy that is being built: the graph, what the zip says, and the outputs so far."""
+
+    def __init__(self, archive: Sb3Archive, family: Family) -> None:
+        self.graph = GraphBuilder()
+        self.archive = archive
+        self.family = family
+        self.weights = archive.weights
+        self.activation = _activation_name(archive, family)
+        self.features = ""
+        self.action = archive.action.card(ACTION)
+        self.distribution = Distribution()
+        self.states: list[StateCard] = []
+        self.further: list[str] = []
+
+    @property
+    def uses_sde(self) -> bool:
+        """Whether its noise depends on the state (gSDE)."""
+        return bool(self.archive.data.get("use_sde") or self.archive.option("use_sde", False))
+
+    def give(self, name: str, value: str, shape: list[int]) -> None:
+        """Makes `value` a graph output of floats beside the action."""
+        self.graph.output(name, value, "float32", shape)
+        self.further.append(name)
+
+    def give_action(self, value: str) -> None:
+        """Makes `value` the action, which already has its dtype and shape."""
+        self.graph.output(ACTION, value, self.action.dtype, list(self.action.shape))
+
+    def shaped(self, value: str) -> str:
+        """[rows, n] as [rows, *shape of the action]."""
+        shape = list(self.action.shape)
+        return value if len(shape) == 1 else self.graph.reshape(value, shape)
+
+
+def build_graph(archive: Sb3Archive, normaliser: Normaliser | None) -> Sb3Graph:
+    """The graph of the policy that a zip holds; raises `InvalidSourceError`."""
+    family = family_of(archive)
+    try:
+        return _build(archive, family, normaliser)
+    except (IndexError, TypeError, ValueError, onnx.checker.ValidationError, InferenceError) as error:
+        # options of another type than the library's, weights of other shapes than each other's
+        raise InvalidSourceError(f"its parts do not make a {family.algorithms} policy: {first_line(error)}") from None
+
+
+def _build(archive: Sb3Archive, family: Family, normaliser: Normaliser | None) -> Sb3Graph:
+    parts = Parts(archive, family)
+    parts.features, steps = _features(parts, normaliser)
+    family.head(parts)
+    left = archive.weights.left(tuple(prefix for prefix in family.prefixes if not prefix.startswith("features")))
+    if left:
+        raise InvalidSourceError(f"policy.pth: {left[0]!r} has no place in a {family.algorithms} policy")
+    return Sb3Graph(
+        model=parts.graph.build(),
+        observation=[space.card(name) for name, space in archive.observation.items()],
+        action=parts.action,
+        distribution=parts.distribution,
+        state=parts.states,
+        preprocessing=steps,
+        further=parts.further,
+    )
+
+
+def family_of(archive: Sb3Archive) -> Family:
+    """The family of the policy's class; raises `InvalidSourceError`."""
+    module, _, name = archive.policy_class.rpartition(".")
+    if module not in FAMILIES or name not in FAMILIES[module].classes:
+        raise InvalidSourceError(
+            f"policy_class: expected one of {', '.join(family.algorithms for family in FAMILIES.values())}, "
+            f"came {archive.policy_class}"
+        )
+    return FAMILIES[module]
+
+
+def features_prefix(archive: Sb3Archive, family: Family) -> str:
+    """Where the weights of the actor's features extractor are, without the last dot."""
+    own = "pi_features_extractor"
+    return own if archive.weights.names(f"{own}.") else family.features
+
+
+def _activation_name(archive: Sb3Archive, family: Family) -> str:
+    given = archive.policy_kwargs.get("activation_fn")
+    name = given.name if isinstance(given, Record) else f"torch.nn.{family.activation}"
+    short = str(name).rpartition(".")[2]
+    if not str(name).startswith("torch.nn.") or short not in ACTIVATIONS:
+        raise InvalidSourceError(f"policy_kwargs: activation_fn: expected one of {', '.join(ACTIVATIONS)}, came {name}")
+    return short
+
+
+def _features(parts: Parts, normaliser: Normaliser | None) -> tuple[str, list[Preprocessing]]:
+    """All observations as one row of features, and the steps that were taken before the networks."""
+    archive = parts.archive
+    _check_extractor(archive)
+    prefix = features_prefix(archive, parts.family)
+    scales = bool(archive.option("normalize_images", True))
+    values: list[str] = []
+    steps: list[Preprocessing] = []
+    for name, space in archive.observation.items():
+        value, taken = preprocess(parts.graph, name, space, normaliser, scales_images=scales)
+        own = f"{prefix}.extractors.{name}" if archive.is_dict else prefix
+        values.append(_extract(parts, value, own))
+        steps += taken
+    joined = values[0] if len(values) == 1 else parts.graph.node("Concat", *values, axis=1)
+    return joined, steps
+
+
+def _check_extractor(archive: Sb3Archive) -> None:
+    given = archive.policy_kwargs.get("features_extractor_class")
+    if given is not None and (not isinstance(given, Record) or given.name not in _EXTRACTORS):
+        raise InvalidSourceError(
+            f"policy_kwargs: features_extractor_class: expected one of Stable-Baselines3's own, came {given!r}; "
+            "publish its network with pillion_artifacts.export"
+        )
+
+
+def _extract(parts: Parts, value: str, prefix: str) -> str:
+    if f"{prefix}.cnn.0.weight" in parts.weights:
+        return nature_cnn(parts.graph, value, parts.weights, prefix)
+    return parts.graph.node("Flatten", value, axis=1)
+
+
+def _actor_critic(parts: Parts) -> None:
+    """PPO, A2C and TRPO: a latent vector, and a head for each kind of action."""
+    _actor_critic_head(parts, parts.features)
+
+
+def _recurrent(parts: Parts) -> None:
+    """RecurrentPPO: an LSTM between the features and the rest."""
+    width = parts.weights.take("lstm_actor.weight_hh_l0").shape[1]
+    layers = len([name for name in parts.weights.names("lstm_actor.") if "weight_hh_l" in name])
+    states = [parts.graph.input(name, "float32", [layers, width]) for name, _ in _STATES]
+    value, after = lstm(parts.graph, parts.features, parts.weights, "lstm_actor", states)
+    _actor_critic_head(parts, value)
+    for (name, output), state in zip(_STATES, after, strict=True):
+        parts.graph.output(output, state, "float32", [layers, width])
+        parts.states.append(StateCard(name, output, "float32", [layers, width]))
+
+
+def _actor_critic_head(parts: Parts, value: str) -> None:
+    graph, space = parts.graph, parts.archive.action
+    if parts.weights.names("mlp_extractor.shared_net.") or parts.weights.names("sde_features_extractor."):
+        raise InvalidSourceError("policy.pth: shared_net and sde_features_extractor left Stable-Baselines3 before 1.8")
+    latent = mlp(graph, value, parts.weights, "mlp_extractor.policy_net", parts.activation, ends_activated=True)
+    head = linear(graph, latent, parts.weights, "action_net")
+    match space.kind:
+        case "Discrete":
+            _give_choice(parts, head, LOGITS)
+            parts.distribution = Distribution("categorical", logits=LOGITS)
+        case "MultiDiscrete":
+            parts.give_action(_each_choice(parts, head))
+        case "MultiBinary":
+            rounded = graph.node("Round", graph.node("Sigmoid", head))
+            parts.give_action(parts.shaped(graph.cast(rounded, parts.action.dtype)))
+        case _:
+            _give_gaussian(parts, head, latent)
+
+
+def _give_choice(parts: Parts, values: str, name: str) -> None:
+    """The greatest of `values` is the action."""
+    parts.give_action(parts.graph.node("ArgMax", values, axis=1, keepdims=0))
+    parts.give(name, values, [parts.archive.action.choices[0]])
+
+
+def _each_choice(parts: Parts, logits: str) -> str:
+    """The greatest of each element's logits."""
+    graph, sizes = parts.graph, parts.archive.action.choices
+    groups = graph.nodes("Split", logits, graph.int64(sizes), outputs=len(sizes), axis=1)
+    best = [graph.node("ArgMax", group, axis=1, keepdims=1) for group in groups]
+    return parts.shaped(best[0] if len(best) == 1 else graph.node("Concat", *best, axis=1))
+
+
+def _give_gaussian(parts: Parts, mean: str, latent: str) -> None:
+    """A2C, PPO and TRPO with Box actions: clipped, or squashed where gSDE says so."""
+    graph, shape = parts.graph, list(parts.action.shape)
+    log_std = parts.weights.take("log_std")
+    if parts.uses_sde:
+        deviation = _sde_log_std(parts, latent, log_std)
+    else:
+        deviation = graph.node("Expand", graph.float32(log_std), graph.node("Shape", mean))
+    if parts.archive.option("squash_output", False):
+        _give_squashed(parts, mean, deviation)
+        return
+    parts.give_action(_clipped(parts, mean))
+    parts.give(MEAN, parts.shaped(mean), shape)
+    parts.give(LOG_STD, parts.shaped(deviation), shape)
+    parts.distribution = Distribution("diagonal_gaussian", mean=MEAN, log_std=LOG_STD)
+
+
+def _sde_log_std(parts: Parts, latent: str, log_std: np.ndarray[Any, np.dtype[np.float32]]) -> str:
+    """The deviation that noise drawn for the weights of the last layer has in this state."""
+    graph = parts.graph
+    deviation = np.exp(log_std)
+    if parts.archive.option("use_expln", False):
+        above = np.log1p(np.maximum(log_std, 0) + np.float32(_SDE_EPSILON)) + 1
+        deviation = np.where(log_std <= 0, deviation, above)
+    columns = int(np.prod(parts.action.shape))
+    squared = np.broadcast_to(deviation**2, (log_std.shape[0], columns))
+    variance = graph.node("MatMul", graph.node("Mul", latent, latent), graph.float32(squared))
+    return graph.node(
+        "Mul", graph.node("Log", graph.node("Add", variance, graph.float32(_SDE_EPSILON))), graph.float32(0.5)
+    )
+
+
+def _clipped(parts: Parts, value: str) -> str:
+    """As `predict` clips: to the bounds of the space, infinite ones too."""
+    graph, space = parts.graph, parts.archive.action
+    low = graph.node("Max", parts.shaped(value), graph.float32(space.low))
+    return graph.cast(graph.node("Min", low, graph.float32(space.high)), parts.action.dtype)
+
+
+def _unscaled(parts: Parts, value: str) -> str:
+    """As `unscale_action` does: from [-1, 1] to the bounds of the space."""
+    graph, space = parts.graph, parts.archive.action
+    if not (parts.action.low and parts.action.high):
+        raise InvalidSourceError("action_space: a squashed action needs finite bounds")
+    half = graph.node("Mul", graph.float32(0.5), graph.node("Add", parts.shaped(value), graph.float32(1.0)))
+    wide = graph.node("Mul", half, graph.float32(space.high - space.low))
+    return graph.cast(graph.node("Add", graph.float32(space.low), wide), parts.action.dtype)
+
+
+def _give_squashed(parts: Parts, mean: str, log_std: str) -> None:
+    shape = list(parts.action.shape)
+    parts.give_action(_unscaled(parts, parts.graph.node("Tanh", mean)))
+    parts.give(MEAN, parts.shaped(mean), shape)
+    parts.give(LOG_STD, parts.shaped(log_std), shape)
+    parts.distribution = Distribution("squashed_gaussian", mean=MEAN, log_std=LOG_STD)
+
+
+def _squashed_actor(parts: Parts) -> None:
+    """SAC and TQC."""
+    graph = parts.graph
+    latent = mlp(graph, parts.features, parts.weights, "actor.latent_pi", parts.activation, ends_activated=True)
+    if not parts.uses_sde:
+        mean = linear(graph, latent, parts.weights, "actor.mu")
+        least, most = map(graph.float32, _SAC_LOG_STD)
+        log_std = graph.node("Clip", linear(graph, latent, parts.weights, "actor.log_std"), least, most)
+    else:
+        bound = float(parts.archive.option("clip_mean", _CLIP_MEAN))
+        mean = linear(graph, latent, parts.weights, "actor.mu.0" if bound > 0 else "actor.mu")
+        if bound > 0:
+            mean = graph.node("Clip", mean, graph.float32(-bound), graph.float32(bound))
+        log_std = _sde_log_std(parts, latent, parts.weights.take("actor.log_std"))
+    _give_squashed(parts, mean, log_std)
+
+
+def _deterministic_actor(parts: Parts) -> None:
+    """TD3 and DDPG."""
+    value = mlp(parts.graph, parts.features, parts.weights, "actor.mu", parts.activation, ends_activated=False)
+    parts.give_action(_unscaled(parts, parts.graph.node("Tanh", value)))
+
+
+def _action_values(parts: Parts) -> None:
+    """DQN."""
+    values = mlp(parts.graph, parts.features, parts.weights, "q_net.q_net", parts.activation, ends_activated=False)
+    _give_choice(parts, values, VALUES)
+
+
+def _quantiles(parts: Parts) -> None:
+    """QR-DQN: the mean of each action's quantiles."""
+    graph, prefix = parts.graph, "quantile_net.quantile_net"
+    flat = mlp(graph, parts.features, parts.weights, prefix, parts.activation, ends_activated=False)
+    by_action = graph.node("Reshape", flat, graph.int64([0, -1, parts.archive.action.choices[0]]))
+    _give_choice(parts, graph.node("ReduceMean", by_action, axes=[1], keepdims=0), VALUES)
+
+
+def _random_search(parts: Parts) -> None:
+    """ARS: one network, without a distribution."""
+    graph, space = parts.graph, parts.archive.action
+    is_linear = parts.archive.policy_class.endswith("LinearPolicy")
+    value = mlp(graph, parts.features, parts.weights, "action_net", parts.activation, ends_activated=False)
+    if space.kind == "Discrete":
+        _give_choice(parts, value, VALUES)
+    elif parts.archive.option("squash_output", not is_linear):
+        parts.give_action(_unscaled(parts, graph.node("Tanh", value)))
+    else:
+        parts.give_action(_clipped(parts, value))
+
+
+_ACTING: Final = ("mlp_extractor.policy_net.", "mlp_extractor.shared_net.", "action_net.", "log_std", "lstm_actor.")
+_PI_FEATURES: Final = ("features_extractor.", "pi_features_extractor.")
+
+_NAMES: Final = ("CnnPolicy", "MultiInputPolicy")
+_ON_POLICY_NAMES: Final = ("ActorCriticPolicy", "ActorCriticCnnPolicy", "MultiInputActorCriticPolicy")
+_RECURRENT_NAMES: Final = (
+    "RecurrentActorCriticPolicy",
+    "RecurrentActorCriticCnnPolicy",
+    "RecurrentMultiInputActorCriticPolicy",
+)
+
+FAMILIES: Final[dict[str, Family]] = {
+    "stable_baselines3.common.policies": Family(
+        "PPO, A2C, TRPO", _ON_POLICY_NAMES, _ACTING + _PI_FEATURES, "features_extractor", "Tanh", _actor_critic
+    ),
+    "stable_baselines3.dqn.policies": Family(
+        "DQN", ("DQNPolicy", *_NAMES), ("q_net.",), "q_net.features_extractor", "ReLU", _action_values
+    ),
+    "stable_baselines3.sac.policies": Family(
+        "SAC", ("SACPolicy", *_NAMES), ("actor.",), "actor.features_extractor", "ReLU", _squashed_actor
+    ),
+    "stable_baselines3.td3.policies": Family(
+        "TD3, DDPG", ("TD3Policy", *_NAMES), ("actor.",), "actor.features_extractor", "ReLU", _deterministic_actor
+    ),
+    "sb3_contrib.tqc.policies": Family(
+        "TQC", ("TQCPolicy", *_NAMES), ("actor.",), "actor.features_extractor", "ReLU", _squashed_actor
+    ),
+    "sb3_contrib.qrdqn.policies": Family(
+        "QR-DQN", ("QRDQNPolicy", *_NAMES), ("quantile_net.",), "quantile_net.features_extractor", "ReLU", _quantiles
+    ),
+    "sb3_contrib.ars.policies": Family(
+        "ARS", ("ARSPolicy", "ARSLinearPolicy"), ("action_net.",), "features_extractor", "ReLU", _random_search
+    ),
+    "sb3_contrib.common.recurrent.policies": Family(
+        "RecurrentPPO", _RECURRENT_NAMES, _ACTING + _PI_FEATURES, "features_extractor", "Tanh", _recurrent
+    ),
+}
+"""By the module of the policy's class."""

@@ -1,0 +1,213 @@
+"""Which importer a source needs. Each is imported when it is called for: only some need torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import yaml
+
+from pillion_artifacts.card import Environment, ModelCard, parse_card
+from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.publishing.files import Archive, read_file
+from pillion_artifacts.publishing.limits import PICKLE_BYTES_MAX
+
+if TYPE_CHECKING:
+    from pillion_artifacts.golden import Arrays
+    from pillion_artifacts.publishing.draft import Details, Draft
+    from pillion_artifacts.publishing.folder import Report
+
+_ZIP: Final = b"PK\x03\x04"
+_PICKLE: Final = b"\x80"
+_TEXT_BYTES_MAX: Final = 1 << 20
+_PREFIXES: Final = ("", "observation.", "input.")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How a source is to be read, and what it is compared on."""
+
+    card: Path | None = None
+    """A model card for a source that does not describe itself; name and version are those of the publication."""
+    details: Path | None = None
+    """YAML of `draft.Details` without name and version, for a source that does."""
+    statistics: Path | None = None
+    """The pickle of a VecNormalize, for a Stable-Baselines3 zip."""
+    preprocessor: Path | None = None
+    """An ONNX graph in front of the policy."""
+    action: str = ""
+    """The output that is the action, where no output has that name."""
+    environment: str = ""
+    """`ID` or `MODULE:ID` of a Gymnasium environment, which is played for real observations and named in the card."""
+    observations: Path | None = None
+    """Real observations: safetensors, an entry by the name of each; a recording of `pillion bench record` is one."""
+    description: str = ""
+    licence: str = ""
+    tolerance: float | None = None
+    """Absolute and relative; without it that of the card, or of `draft.TOLERANCE`."""
+    allows_torchscript: bool = False
+    """TorchScript is a program: read one only where one would run it anyway."""
+
+
+def import_source(source: Path, folder: Path, name: str, version: str, options: Options) -> Report:
+    """Makes `folder`, ready to be published as `name` and `version`, of the file `source`.
+
+    Raises `InvalidSourceError` where it cannot be read safely or at all, `InvalidArtifactError` where the card is not
+    right, `ParityError` where the model that was made does not act as its source.
+    """
+    from pillion_artifacts.publishing.folder import write_folder
+
+    details = _details(name, version, options)
+    card = None if options.card is None else parse_card(read_file(options.card, _TEXT_BYTES_MAX))
+    draft = _import(source, details, card, options)
+    if options.preprocessor is not None:
+        from pillion_artifacts.publishing.preprocessor import fuse_onnx
+
+        draft = fuse_onnx(draft, options.preprocessor)
+    if options.tolerance is not None:
+        draft = _with_tolerance(draft, options.tolerance)
+    real = None if options.observations is None else _read_observations(options.observations)
+    return write_folder(folder, draft, real, plays=bool(options.environment))
+
+
+def export(
+    module: Any,
+    example: Any,
+    card: ModelCard,
+    folder: str | os.PathLike[str] = "",
+    *,
+    preprocessor: Any = None,
+    observations: Arrays | None = None,
+) -> Report:
+    """Makes a folder, ready to be published, of a torch module; `folder` is by default `NAME-VERSION`.
+
+    `example` is one observation tensor or array, rows first, or a tuple or dictionary of them. The module takes the
+    card's observations and then its states, by position, and gives the card's outputs, then the next states, then the
+    distribution's parameters that are not outputs too. `preprocessor` is a fitted scikit-learn pipeline that makes the
+    module's only observation; the card then says what the *pipeline* takes, and its step is added to the card.
+    `observations` are real ones by name, which module and model are compared on; else they are drawn.
+
+    Raises `InvalidSourceError` where the module or the pipeline cannot be exported, `InvalidArtifactError` where the
+    card is not right, and `ParityError` where the graph does not give what the module gives.
+    """
+    from pillion_artifacts.publishing.folder import write_folder
+    from pillion_artifacts.publishing.torch_source import draft_of_module
+
+    if preprocessor is None:
+        draft = draft_of_module(module, example, card)
+    else:
+        draft = _preprocessed(module, example, card, preprocessor)
+    return write_folder(Path(folder or f"{card.name}-{card.version}"), draft, observations)
+
+
+def _preprocessed(module: Any, example: Any, card: ModelCard, pipeline: Any) -> Draft:
+    """The module behind the pipeline: its own observation is as wide as the example, the pipeline's is the card's."""
+    from pillion_artifacts.card import TensorCard
+    from pillion_artifacts.publishing.preprocessor import fuse_pipeline
+    from pillion_artifacts.publishing.torch_source import draft_of_module
+
+    if len(card.observation) != 1:
+        raise InvalidSourceError(f"a preprocessor makes one observation, the card has {len(card.observation)}")
+    taken = card.observation[0]
+    inner = TensorCard(taken.name, "float32", list(example.shape[1:]))
+    draft = draft_of_module(module, example, msgspec.structs.replace(card, observation=[inner]))
+    return fuse_pipeline(draft, pipeline, taken)
+
+
+def _import(source: Path, details: Details, card: ModelCard | None, options: Options) -> Draft:
+    match _kind(source):
+        case "sb3":
+            return _import_sb3(source, details, card, options)
+        case "torch.export":
+            from pillion_artifacts.publishing.torch_source import import_exported
+
+            return import_exported(source, details, card, options.action)
+        case "TorchScript":
+            return _import_torchscript(source, details, card, options)
+    from pillion_artifacts.publishing.onnx_source import import_onnx
+
+    return import_onnx(source, details, card, options.action)
+
+
+def _import_sb3(source: Path, details: Details, card: ModelCard | None, options: Options) -> Draft:
+    from pillion_artifacts.publishing.sb3_source import import_sb3
+
+    if card is not None:
+        raise InvalidSourceError(f"{source.name}: it describes itself: expected details, came a whole card")
+    statistics = None if options.statistics is None else read_file(options.statistics, PICKLE_BYTES_MAX)
+    return import_sb3(read_file(source), source.name, details, statistics)
+
+
+def _import_torchscript(source: Path, details: Details, card: ModelCard | None, options: Options) -> Draft:
+    from pillion_artifacts.publishing.torch_source import import_torchscript
+
+    if not options.allows_torchscript:
+        raise InvalidSourceError(
+            f"{source.name}: TorchScript is a program that would be run: --allow-torchscript where you trust it"
+        )
+    if card is None:
+        raise InvalidSourceError(f"{source.name}: TorchScript does not say what it takes: expected a card")
+    return import_torchscript(source, details, card)
+
+
+def _kind(source: Path) -> str:
+    """What the file is, by its content; raises `InvalidSourceError` for what is never read."""
+    data = read_file(source)
+    if data.startswith(_PICKLE):
+        raise InvalidSourceError(
+            f"{source.name}: a pickle, which is never executed: publish the module itself with pillion_artifacts.export"
+        )
+    if not data.startswith(_ZIP):
+        return "onnx"
+    names = Archive(data, source.name).names
+    inner = {name.partition("/")[2] for name in names}
+    if {"data", "policy.pth"} <= set(names):
+        return "sb3"
+    if "models/model.json" in inner:
+        return "torch.export"
+    if "constants.pkl" in inner:
+        return "TorchScript"
+    if "data.pkl" in inner:
+        raise InvalidSourceError(
+            f"{source.name}: weights without a network: publish the module itself with pillion_artifacts.export"
+        )
+    raise InvalidSourceError(f"{source.name}: a zip that no importer knows: it has {', '.join(sorted(names)[:4])}")
+
+
+def _details(name: str, version: str, options: Options) -> Details:
+    from pillion_artifacts.publishing.draft import Details
+
+    given: dict[str, Any] = {}
+    if options.details is not None:
+        given = yaml.safe_load(read_file(options.details, _TEXT_BYTES_MAX)) or {}
+    try:
+        details = msgspec.convert({**given, "name": name, "version": version}, Details)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidSourceError(f"details: {error}") from None
+    said: dict[str, Any] = {"description": options.description, "licence": options.licence}
+    if options.environment:
+        module, _, identifier = options.environment.rpartition(":")
+        said["environment"] = Environment(identifier, module)
+    return msgspec.structs.replace(details, **{key: value for key, value in said.items() if value})
+
+
+def _with_tolerance(draft: Draft, bound: float) -> Draft:
+    tolerance = msgspec.structs.replace(draft.card.tolerance, absolute=bound, relative=bound)
+    return msgspec.structs.replace(draft, card=msgspec.structs.replace(draft.card, tolerance=tolerance))
+
+
+def _read_observations(file: Path) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(read_file(file))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InvalidSourceError(f"{file.name}: not safetensors: {error}") from None
+    return {
+        name.removeprefix(prefix): tensor
+        for prefix in _PREFIXES
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

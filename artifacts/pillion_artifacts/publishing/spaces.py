@@ -1,0 +1,141 @@
+"""Gymnasium's spaces as a source describes them: read from inert records, told to a card, made again for a reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_artifacts.card import TensorCard
+from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.publishing.inert_pickle import Record
+from pillion_protocol.specs import Space
+
+if TYPE_CHECKING:
+    import gymnasium
+
+_MODULES: Final = ("gymnasium.spaces.", "gym.spaces.")
+_INTEGER: Final = "int64"
+
+
+class TensorSpace(msgspec.Struct, frozen=True):
+    """One space that is not made of others. `low` and `high` have its shape, and are inclusive."""
+
+    kind: Space
+    dtype: str
+    shape: list[int]
+    low: NDArray[Any]
+    high: NDArray[Any]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether Stable-Baselines3 takes it for an image: three axes of bytes from 0 to 255."""
+        return (
+            self.kind == "Box"
+            and len(self.shape) == 3
+            and self.dtype == "uint8"
+            and not self.low.any()
+            and bool((self.high == 255).all())
+        )
+
+    @property
+    def choices(self) -> list[int]:
+        """How many values each element of a Discrete or MultiDiscrete space may have, in C order."""
+        return [int(most) + 1 for most in self.high.ravel()]
+
+    def card(self, name: str) -> TensorCard:
+        """This space under that name: one bound where all elements share it, none where one has none."""
+        return TensorCard(
+            name=name,
+            dtype=self.dtype,  # type: ignore[arg-type]  # parse_card refuses what is not a DType
+            shape=self.shape,
+            space=self.kind,
+            low=_bound(self.low),
+            high=_bound(self.high),
+        )
+
+    def make(self) -> gymnasium.Space[Any]:
+        """The same space of Gymnasium's."""
+        from gymnasium import spaces
+
+        match self.kind:
+            case "Discrete":
+                return spaces.Discrete(int(self.high) + 1)
+            case "MultiDiscrete":
+                return spaces.MultiDiscrete(np.array(self.choices).reshape(self.shape))
+            case "MultiBinary":
+                return spaces.MultiBinary(self.shape if len(self.shape) > 1 else self.shape[0])
+        return spaces.Box(self.low, self.high, tuple(self.shape), np.dtype(self.dtype).type)
+
+
+def read_space(record: Any, what: str) -> TensorSpace | dict[str, TensorSpace]:
+    """The space that an inert record describes, a dictionary for a Dict; raises `InvalidSourceError`."""
+    kind = _kind(record, what)
+    if kind != "Dict":
+        return _read_tensor_space(record, kind, what)
+    inner = record.state.get("spaces")
+    if not isinstance(inner, dict) or not inner:
+        raise InvalidSourceError(f"{what}: a Dict space without spaces")
+    return {
+        str(name): _read_tensor_space(part, _kind(part, f"{what}[{name}]"), f"{what}[{name}]")
+        for name, part in inner.items()
+    }
+
+
+def _kind(record: Any, what: str) -> str:
+    name = record.name if isinstance(record, Record) else type(record).__name__
+    if not name.startswith(_MODULES):
+        raise InvalidSourceError(f"{what}: expected a space of Gymnasium's, came {name}")
+    return str(name.rpartition(".")[2])
+
+
+def _read_tensor_space(record: Record, kind: str, what: str) -> TensorSpace:
+    readers = {
+        "Box": _read_box,
+        "Discrete": _read_discrete,
+        "MultiDiscrete": _read_multi_discrete,
+        "MultiBinary": _read_multi_binary,
+    }
+    if kind not in readers:
+        raise InvalidSourceError(f"{what}: expected one of {', '.join(readers)} or Dict, came {kind}")
+    try:
+        return readers[kind](record.state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidSourceError(f"{what}: a {kind} space that cannot be read: {error!r}") from None
+
+
+def _read_box(state: dict[str, Any]) -> TensorSpace:
+    low, high = state["low"], state["high"]
+    if low.shape != high.shape:
+        raise ValueError(f"bounds of shape {low.shape} and {high.shape}")
+    # older versions of gym keep no dtype of their own
+    dtype = np.dtype(state["dtype"].arguments[0]) if isinstance(state.get("dtype"), Record) else low.dtype
+    return TensorSpace("Box", str(dtype), list(low.shape), low, high)
+
+
+def _read_discrete(state: dict[str, Any]) -> TensorSpace:
+    if int(state.get("start", 0)) != 0:
+        raise ValueError(f"start {int(state['start'])}: Stable-Baselines3 counts from 0")
+    return TensorSpace("Discrete", _INTEGER, [], np.array(0), np.array(int(state["n"]) - 1))
+
+
+def _read_multi_discrete(state: dict[str, Any]) -> TensorSpace:
+    sizes = np.asarray(state["nvec"], np.int64)
+    if np.asarray(state.get("start", 0)).any():
+        raise ValueError("start: Stable-Baselines3 counts from 0")
+    return TensorSpace("MultiDiscrete", _INTEGER, list(sizes.shape), np.zeros_like(sizes), sizes - 1)
+
+
+def _read_multi_binary(state: dict[str, Any]) -> TensorSpace:
+    shape = [int(size) for size in np.atleast_1d(np.asarray(state["n"]))]
+    return TensorSpace("MultiBinary", "int8", shape, np.zeros(shape, np.int8), np.ones(shape, np.int8))
+
+
+def _bound(values: NDArray[Any]) -> list[float]:
+    if not np.isfinite(values).all():
+        return []
+    # by its shortest decimal, which is the same float32; + 0.0 makes a negative zero positive
+    numbers = [float(str(value + 0)) + 0.0 for value in values.ravel()]
+    return numbers[:1] if len(set(numbers)) == 1 else numbers

@@ -1,0 +1,250 @@
+"""Imports torch modules, files of `torch.export`, and TorchScript: the network itself is the source to compare with."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from pillion_artifacts.card import ModelCard, TensorCard, check_card
+from pillion_artifacts.errors import InvalidSourceError, first_line
+from pillion_artifacts.golden import Arrays
+from pillion_artifacts.publishing.draft import Details, Draft, tool_versions
+from pillion_artifacts.publishing.files import digest_of, read_file
+from pillion_artifacts.publishing.graph import OPSET, ROWS
+from pillion_artifacts.publishing.graph_names import rename_ports
+from pillion_artifacts.publishing.limits import ROWS_MAX
+from pillion_artifacts.publishing.observations import draw_observations
+from pillion_artifacts.publishing.onnx_files import parse_model
+from pillion_artifacts.publishing.onnx_model import serialize
+from pillion_artifacts.publishing.onnx_source import check_ports, draft_of_model
+from pillion_artifacts.publishing.pt2_archive import disarm
+from pillion_artifacts.publishing.source import SourceRun, margin_of
+
+_EXAMPLE_ROWS: Final = 2
+_EXPORT_OPSET: Final = 18
+_IR_VERSION_MAX: Final = 10
+
+# it says of every package of operators that it is not installed
+logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
+
+Call = Callable[..., Any]
+
+
+class TorchSource:
+    """A network that takes its inputs by position and gives its outputs so, in batches of a size where it has one."""
+
+    def __init__(
+        self, call: Call, inputs: list[str], outputs: list[str], logits: str, batch: int | None = None
+    ) -> None:
+        self._call = call
+        self._inputs = inputs
+        self._outputs = outputs
+        self._logits = logits
+        self._batch = batch
+
+    def run(self, inputs: Arrays) -> SourceRun:
+        rows = len(inputs[self._inputs[0]])
+        batch = self._batch or rows
+        parts = [
+            self._run_batch(inputs, np.minimum(np.arange(at, at + batch), rows - 1)) for at in range(0, rows, batch)
+        ]
+        outputs = {name: np.concatenate([part[name] for part in parts])[:rows] for name in self._outputs}
+        return SourceRun(outputs, margin_of(outputs[self._logits]) if self._logits else None)
+
+    def _run_batch(self, inputs: Arrays, taken: Any) -> Arrays:
+        with torch.no_grad():
+            came = self._call(*(torch.from_numpy(inputs[name][taken]) for name in self._inputs))
+        tensors = [came] if isinstance(came, Tensor) else list(came)
+        return {name: tensor.detach().numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+
+
+def draft_of_module(module: nn.Module, example: Any, card: ModelCard) -> Draft:
+    """The policy of a torch module. `example` is one observation tensor or array, a tuple or a dictionary of them.
+
+    The module takes the card's observations and then its states, by position, rows first, and gives the card's
+    outputs, then the next states, then the distribution's parameters. Raises `InvalidSourceError` where torch cannot
+    export it with any number of rows, or where it is not what the card says.
+    """
+    check_card(card)
+    inputs, outputs = input_names(card), output_names(card)
+    was_training = module.training
+    module.eval()
+    try:
+        model = _export(module, _example(example, inputs), inputs, outputs)
+    finally:
+        module.train(was_training)
+    check_ports(model, card, type(module).__name__)
+    lineage = msgspec.structs.replace(card.lineage, tool_versions=card.lineage.tool_versions or tool_versions("torch"))
+    source = TorchSource(_evaluating(module), inputs, outputs, card.distribution.logits)
+    return Draft(serialize(model), msgspec.structs.replace(card, lineage=lineage), source)
+
+
+def import_exported(path: Path, details: Details, card: ModelCard | None = None, action: str = "") -> Draft:
+    """The policy of a `torch.export` file (`.pt2`); nothing in it that could run is loaded.
+
+    `card` as for `import_onnx`; its observations and outputs name the program's by position, where it is given.
+    Raises as `import_onnx` does.
+    """
+    data = read_file(path)
+    program = _load_program(disarm(data, path.name), path.name)
+    inputs = list(program.graph_signature.user_inputs) if card is None else input_names(card)
+    count = len(program.graph_signature.user_outputs)
+    outputs = _program_outputs(count, card, action, path.name)
+    model = _to_onnx(lambda: torch.onnx.export(program, dynamo=True, verbose=False), path.name)
+    rename_ports(model, [str(name) for name in inputs], outputs, path.name)
+    draft = draft_of_model(model, path.name, details, card, action, digest_of(data))
+    return _with_source(draft, program.module(), model, [str(name) for name in inputs], outputs)
+
+
+def import_torchscript(path: Path, details: Details, card: ModelCard) -> Draft:
+    """The policy of a TorchScript file, which is a program: only for files that one would run anyway.
+
+    Inputs and outputs are the card's by position. Raises as `import_onnx` does.
+    """
+    data = read_file(path)
+    inputs, outputs = input_names(card), output_names(card)
+    module = _load_script(data, path.name)
+    model = _to_onnx(lambda: _export_script(module, _drawn(card), inputs, outputs), path.name)
+    draft = draft_of_model(model, path.name, details, card, "", digest_of(data))
+    return _with_source(draft, module, model, inputs, outputs)
+
+
+def input_names(card: ModelCard) -> list[str]:
+    """Observations and states, in the order in which a module takes them."""
+    return [tensor.name for tensor in card.observation] + [state.name for state in card.state]
+
+
+def output_names(card: ModelCard) -> list[str]:
+    """Outputs, next states and parameters that are not outputs too, in the order in which a module gives them."""
+    names = [tensor.name for tensor in card.outputs] + [state.output for state in card.state]
+    return names + [name for name in card.distribution.parameters() if name not in names]
+
+
+def _with_source(draft: Draft, module: Call, model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> Draft:
+    """The draft with the network as its source: it is what was trained, the graph only what was made of it."""
+    first = model.graph.input[0].type.tensor_type.shape.dim[0]
+    batch = first.dim_value if first.HasField("dim_value") else None
+    lineage = msgspec.structs.replace(draft.card.lineage, tool_versions=tool_versions("torch"))
+    return msgspec.structs.replace(
+        draft,
+        source=TorchSource(module, inputs, outputs, draft.card.distribution.logits, batch),
+        card=msgspec.structs.replace(draft.card, lineage=lineage),
+    )
+
+
+def _evaluating(module: nn.Module) -> Call:
+    def call(*inputs: Tensor) -> Any:
+        was_training = module.training
+        module.eval()
+        try:
+            return module(*inputs)
+        finally:
+            module.train(was_training)
+
+    return call
+
+
+def _example(example: Any, names: list[str]) -> tuple[Tensor, ...]:
+    """The example by position, two rows at least: a single row would be taken for the only number of them."""
+    parts = [example[name] for name in names if name in example] if isinstance(example, dict) else example
+    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
+    if len(parts) != len(names):
+        raise InvalidSourceError(f"the example: expected {', '.join(names)}, came {len(parts)} tensors")
+    tensors = [part if isinstance(part, Tensor) else torch.from_numpy(np.asarray(part)) for part in parts]
+    return tuple(tensor if len(tensor) > 1 else tensor.repeat_interleave(_EXAMPLE_ROWS, dim=0) for tensor in tensors)
+
+
+def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+    rows = torch.export.Dim(ROWS, min=1, max=ROWS_MAX)
+
+    def export() -> Any:
+        program = torch.export.export(module, example, dynamic_shapes=tuple({0: rows} for _ in example))
+        return torch.onnx.export(program, dynamo=True, opset_version=_EXPORT_OPSET, verbose=False)
+
+    model = _to_onnx(export, type(module).__name__)
+    rename_ports(model, inputs, outputs, type(module).__name__)
+    return model
+
+
+def _to_onnx(export: Callable[[], Any], what: str) -> onnx.ModelProto:
+    """What torch's exporter makes, without what it notes about this machine; raises `InvalidSourceError`."""
+    try:
+        with warnings.catch_warnings():
+            # what torch deprecates of itself is not for those who publish
+            warnings.simplefilter("ignore")
+            made = export()
+    except Exception as error:  # noqa: BLE001 - torch has many ways to say that a module cannot be exported
+        raise InvalidSourceError(f"{what}: torch cannot export it: {first_line(error.__cause__ or error)}") from None
+    model = made if isinstance(made, onnx.ModelProto) else made.model_proto
+    _anonymise(model)
+    model.ir_version = min(model.ir_version, _IR_VERSION_MAX)
+    return model
+
+
+def _export_script(module: Any, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+    """Torch's old exporter is the only one that takes TorchScript."""
+    buffer = io.BytesIO()
+    axes = {name: {0: ROWS} for name in (*inputs, *outputs)}
+    torch.onnx.export(
+        module,
+        example,
+        buffer,  # type: ignore[arg-type]  # the old exporter takes a file too
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_axes=axes,
+    )
+    return parse_model(buffer.getvalue(), "TorchScript")
+
+
+def _drawn(card: ModelCard) -> tuple[Tensor, ...]:
+    states = [TensorCard(state.name, state.dtype, state.shape) for state in card.state]
+    drawn = draw_observations([*card.observation, *states], _EXAMPLE_ROWS)
+    return tuple(torch.from_numpy(drawn[name]) for name in input_names(card))
+
+
+def _load_program(data: bytes, what: str) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.load(io.BytesIO(data))
+    except Exception as error:  # noqa: BLE001 - a file that is not what it says fails in many ways
+        raise InvalidSourceError(f"{what}: torch.export does not load it: {first_line(error)}") from None
+
+
+def _load_script(data: bytes, what: str) -> Any:
+    with warnings.catch_warnings():
+        # TorchScript is deprecated, which whoever asks for it knows
+        warnings.simplefilter("ignore")
+        try:
+            return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            raise InvalidSourceError(f"{what}: not TorchScript: {first_line(error)}") from None
+
+
+def _program_outputs(count: int, card: ModelCard | None, action: str, what: str) -> list[str]:
+    if card is not None:
+        names = output_names(card)
+        if len(names) != count:
+            raise InvalidSourceError(f"{what}: the card has the outputs {', '.join(names)}, the program gives {count}")
+        return names
+    if count != 1 and not action:
+        raise InvalidSourceError(f"{what}: {count} outputs without names: expected a card that says what they are")
+    return ["action"] if count == 1 else [f"output_{index}" for index in range(count)]
+
+
+def _anonymise(model: onnx.ModelProto) -> None:
+    """Drops what the exporter notes about the machine it ran on: stack traces, paths, module names."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")

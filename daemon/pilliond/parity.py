@@ -1,0 +1,40 @@
+"""Train–serve parity at load: the golden pairs of an artifact, run on the very engine that will serve."""
+
+from __future__ import annotations
+
+from pillion_artifacts import InvalidArtifactError
+from pillion_artifacts.card import Tolerance
+from pillion_artifacts.golden import Arrays, check_golden, decode_golden
+from pillion_protocol import Spec
+from pilliond.engine import EngineError, InlineEngine
+
+
+def check_parity(engine: InlineEngine, spec: Spec, golden: bytes, tolerance: Tolerance, rows_max: int) -> None:
+    """Raises `EngineError` where the engine does not give what the policy's source gave: output, row and by how much.
+
+    `golden` is the artifact's safetensors file. The engine's buffers hold its rows afterwards.
+    """
+
+    def run(inputs: Arrays) -> Arrays:
+        rows = len(next(iter(inputs.values())))
+        for tensor, buffer in zip(spec.observation, engine.inputs, strict=True):
+            buffer[:rows] = inputs[tensor.name]
+        engine.runs[rows]()
+        return {name: buffer[:rows].copy() for name, buffer in engine.outputs.items()}
+
+    try:
+        pairs = decode_golden(golden)
+        _check_inputs(spec, pairs.inputs)
+        check_golden(run, pairs, tolerance, rows_max)
+    except InvalidArtifactError as error:
+        raise EngineError(str(error)) from None
+
+
+def _check_inputs(spec: Spec, inputs: Arrays) -> None:
+    for tensor in spec.observation:
+        came = inputs.get(tensor.name)
+        if came is None or came.dtype != tensor.dtype or list(came.shape[1:]) != list(tensor.shape):
+            described = "none" if came is None else f"{came.dtype} {list(came.shape[1:])}"
+            raise InvalidArtifactError(
+                f"golden pairs: input {tensor.name!r}: expected rows of {tensor.dtype} {list(tensor.shape)}, came {described}"
+            )

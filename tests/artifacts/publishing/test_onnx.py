@@ -1,0 +1,339 @@
+"""An ONNX file becomes a policy with a free batch and the same bits; one that reaches elsewhere is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, parse_card
+from pillion_artifacts.publishing.draft import Details
+from pillion_artifacts.publishing.folder import Report, write_folder
+from pillion_artifacts.publishing.free_batch import prove_free_batch
+from pillion_artifacts.publishing.onnx_model import OnnxModel
+from pillion_artifacts.publishing.onnx_source import import_onnx
+from tests.artifacts.publishing.sources import act, real_policies, session
+
+DETAILS = Details(name="made-here", version="1.0.0")
+RANDOM = np.random.default_rng(2)
+WEIGHT = RANDOM.standard_normal((6, 4)).astype(np.float32)
+
+CARD = """
+schema: 2
+name: from-a-card
+version: 0.0.1
+description: Chooses.
+licence: MIT
+observation: [{name: observation, dtype: float32, shape: [6], low: [-1], high: [1]}]
+outputs: [{name: action, dtype: int64, space: Discrete, low: [0], high: [3]}]
+distribution: {kind: categorical, logits: logits}
+"""
+
+
+def model_of(
+    nodes: list[onnx.NodeProto],
+    outputs: dict[str, tuple[int, list[int | str]]],
+    weights: dict[str, NDArray[Any]] | None = None,
+    batch: int | str = "rows",
+    domains: dict[str, int] | None = None,
+    functions: list[onnx.FunctionProto] | None = None,
+) -> onnx.ModelProto:
+    """A model of one observation, [batch, 6]."""
+    graph = helper.make_graph(
+        nodes,
+        "made",
+        [helper.make_tensor_value_info("observation", TensorProto.FLOAT, [batch, 6])],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {"weight": WEIGHT}).items()],
+    )
+    opsets = [helper.make_opsetid(domain, number) for domain, number in {"": 17, **(domains or {})}.items()]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=functions or [])
+
+
+def linear(batch: int | str = "rows") -> onnx.ModelProto:
+    """action = observation · weight."""
+    node = helper.make_node("MatMul", ["observation", "weight"], ["action"])
+    return model_of([node], {"action": (TensorProto.FLOAT, [batch, 4])}, batch=batch)
+
+
+def chooser() -> onnx.ModelProto:
+    """The greatest of the logits."""
+    nodes = [
+        helper.make_node("MatMul", ["observation", "weight"], ["logits"]),
+        helper.make_node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
+    ]
+    return model_of(nodes, {"best": (TensorProto.INT64, ["rows"]), "logits": (TensorProto.FLOAT, ["rows", 4])})
+
+
+def reshaped(*shape: int) -> onnx.ModelProto:
+    """A graph of one row whose shapes say so."""
+    nodes = [
+        helper.make_node("Reshape", ["observation", "shape"], ["folded"]),
+        helper.make_node("ReduceSum", ["folded", "axes"], ["action"], keepdims=0),
+    ]
+    weights = {"shape": np.array(shape, np.int64), "axes": np.array([2], np.int64)}
+    return model_of(nodes, {"action": (TensorProto.FLOAT, [1, 2])}, weights, batch=1)
+
+
+def publish(model: onnx.ModelProto, folder: Path, card: ModelCard | None = None, action: str = "") -> Report:
+    file = folder / "source.onnx"
+    onnx.save(model, file)
+    return write_folder(folder / "published", import_onnx(file, DETAILS, card, action))
+
+
+def refusal(file: Path, card: ModelCard | None = None, action: str = "") -> str:
+    with pytest.raises((InvalidSourceError, InvalidArtifactError)) as caught:
+        import_onnx(file, DETAILS, card, action)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def refusal_of(model: onnx.ModelProto, folder: Path, card: ModelCard | None = None, action: str = "") -> str:
+    file = folder / "source.onnx"
+    onnx.save(model, file)
+    return refusal(file, card, action)
+
+
+def test_a_real_policy_of_a_fixed_batch_takes_any_and_gives_the_same_bits(tmp_path: Path) -> None:
+    file = real_policies() / "onnx" / "go1-joystick.onnx"
+    report = write_folder(tmp_path, import_onnx(file, DETAILS))
+    source = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    published = session(tmp_path)
+    observation = np.random.default_rng(1).standard_normal((300, 48)).astype(np.float32)
+    expected = np.concatenate([source.run(None, {"obs": row[None]})[0] for row in observation])
+    one_by_one = np.concatenate([published.run(["action"], {"obs": row[None]})[0] for row in observation])
+    assert one_by_one.tobytes() == expected.tobytes()
+    np.testing.assert_allclose(act(tmp_path, {"obs": observation}), expected, rtol=1e-5, atol=1e-6)
+    assert report.differences == {"action": 0.0}
+
+
+def test_a_model_that_needs_no_change_is_published_byte_for_byte(tmp_path: Path) -> None:
+    publish(linear(), tmp_path)
+    assert (tmp_path / "published" / "model.onnx").read_bytes() == (tmp_path / "source.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_fixed_batch_becomes_free(batch: int, tmp_path: Path) -> None:
+    report = publish(linear(batch), tmp_path)
+    observation = RANDOM.standard_normal((7, 6)).astype(np.float32)
+    np.testing.assert_allclose(act(report.folder, {"observation": observation}), observation @ WEIGHT, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (1, -1, 3)])
+def test_a_shape_that_says_one_row_is_freed_too(shape: tuple[int, ...], tmp_path: Path) -> None:
+    report = publish(reshaped(*shape), tmp_path)
+    observation = RANDOM.standard_normal((5, 6)).astype(np.float32)
+    expected = observation.reshape(5, 2, 3).sum(axis=2)
+    np.testing.assert_allclose(act(report.folder, {"observation": observation}), expected, rtol=1e-5)
+
+
+def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["observation", "shape"], ["long"]),
+        helper.make_node("Gather", ["long", "index"], ["action"], axis=0),
+    ]
+    weights = {"shape": np.array([6], np.int64), "index": np.array([[0, 3]], np.int64)}
+    model = model_of(nodes, {"action": (TensorProto.FLOAT, [1, 2])}, weights, batch=1)
+    with pytest.raises((InvalidSourceError, ParityError), match=r"does not run|cannot be made free|expected 3 rows"):
+        publish(model, tmp_path)
+
+
+def test_a_single_bit_of_difference_is_found() -> None:
+    before, after = linear(1), linear()
+    nudged = WEIGHT.copy()
+    nudged[2, 1] = np.nextafter(nudged[2, 1], np.float32(9))
+    after.graph.initializer[0].CopyFrom(numpy_helper.from_array(nudged, "weight"))
+    inputs = {"observation": RANDOM.standard_normal((8, 6)).astype(np.float32)}
+    same = OnnxModel(linear().SerializeToString())
+    prove_free_batch(OnnxModel(before.SerializeToString()), same, 1, inputs)
+    with pytest.raises(ParityError, match=r"output 'action', row \d+: not bit-equal with a free batch"):
+        prove_free_batch(OnnxModel(before.SerializeToString()), OnnxModel(after.SerializeToString()), 1, inputs)
+
+
+def test_a_row_that_sees_another_row_is_found(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["observation"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Add", ["observation", "mean"], ["action"]),
+    ]
+    model = model_of(nodes, {"action": (TensorProto.FLOAT, [1, 6])}, {}, batch=1)
+    with pytest.raises(ParityError, match=r"output 'action', row \d+, element \d+: expected .*, which differs by"):
+        publish(model, tmp_path)
+
+
+def test_the_card_that_is_given_says_what_the_graph_means(tmp_path: Path) -> None:
+    report = publish(chooser(), tmp_path, parse_card(CARD.encode()))
+    assert (report.card.name, report.card.version, report.card.licence) == ("made-here", "1.0.0", "MIT")
+    assert report.card.action().space == "Discrete"
+    observation = RANDOM.uniform(-1, 1, (50, 6)).astype(np.float32)
+    assert (act(report.folder, {"observation": observation}) == (observation @ WEIGHT).argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("shape: [6]", "shape: [7]"), "'observation': the card says float32 [7], the graph float32 [6]"),
+        (("dtype: float32", "dtype: float64"), "'observation': the card says float64 [6], the graph float32 [6]"),
+        (("name: observation", "name: obs"), "the graph's inputs are ['observation'], the card's ['obs']"),
+        (("dtype: int64", "dtype: int32"), "'action': the card says int32 [], the graph int64 []"),
+        (("logits: logits", "logits: scores"), "which output is the action?"),
+        (("distribution", "state: [{name: h, output: h2, dtype: float32, shape: [1]}]\ndistribution"), "inputs are"),
+    ],
+)
+def test_a_card_that_lies_about_the_graph_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    assert change[0] in CARD
+    assert message in refusal_of(chooser(), tmp_path, parse_card(CARD.replace(*change).encode()))
+
+
+def test_an_action_that_has_to_be_named_is_asked_for(tmp_path: Path) -> None:
+    assert "which output is the action? expected one of best, logits" in refusal_of(chooser(), tmp_path)
+    assert "no output 'worst'" in refusal_of(chooser(), tmp_path, action="worst")
+    report = publish(chooser(), tmp_path, action="best")
+    assert [tensor.name for tensor in report.card.outputs] == ["action"]
+
+
+def _with_outside_data(folder: Path, location: str) -> Path:
+    model = linear()
+    tensor = model.graph.initializer[0]
+    raw = tensor.raw_data
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    file = folder / "source.onnx"
+    file.write_bytes(model.SerializeToString())
+    (folder.parent / "secret").write_bytes(raw)
+    return file
+
+
+def test_data_beside_the_model_is_taken_in(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file = _with_outside_data(folder, "weights.bin")
+    (folder / "weights.bin").write_bytes(WEIGHT.tobytes())
+    report = write_folder(tmp_path / "published", import_onnx(file, DETAILS))
+    observation = RANDOM.standard_normal((3, 6)).astype(np.float32)
+    np.testing.assert_allclose(act(report.folder, {"observation": observation}), observation @ WEIGHT, rtol=1e-5)
+    assert sorted(os.listdir(report.folder)) == ["golden.safetensors", "model.onnx", "model_card.yaml"]
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "", "..", "a/b", "link", "nothing-here"])
+def test_data_that_is_not_beside_the_model_is_refused(location: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "link").symlink_to("../secret")
+    message = refusal(_with_outside_data(folder, location))
+    assert "expected its data in a file beside the model" in message or location in message
+
+
+def test_data_that_is_too_short_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file = _with_outside_data(folder, "weights.bin")
+    (folder / "weights.bin").write_bytes(WEIGHT.tobytes()[:-4])
+    assert "not a valid model" in refusal(file) or "does not" in refusal(file)
+
+
+def _function(domain: str) -> onnx.FunctionProto:
+    node = helper.make_node("MatMul", ["a", "b"], ["c"])
+    return helper.make_function(domain, "Multiply", ["a", "b"], ["c"], [node], [helper.make_opsetid("", 17)])
+
+
+def test_a_function_that_the_file_defines_is_unfolded(tmp_path: Path) -> None:
+    node = helper.make_node("Multiply", ["observation", "weight"], ["action"], domain="own")
+    outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, ["rows", 4])}
+    report = publish(model_of([node], outputs, domains={"own": 1}, functions=[_function("own")]), tmp_path)
+    published = onnx.load(Path(report.folder) / "model.onnx")
+    assert not published.functions
+    assert [node.op_type for node in published.graph.node] == ["MatMul"]
+
+
+def test_a_custom_operator_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("RunThis", ["observation", "weight"], ["action"], domain="evil.ops")
+    outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, ["rows", 4])}
+    message = refusal_of(model_of([node], outputs, domains={"evil.ops": 1}), tmp_path)
+    assert "operator evil.ops.RunThis is not one that ONNX Runtime brings" in message
+
+
+def test_a_custom_operator_inside_a_branch_is_refused(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    evil = helper.make_node("RunThis", ["observation"], ["inner"], domain="evil.ops")
+    branch = helper.make_graph([evil], "branch", [], [info])
+    node = helper.make_node("If", ["yes"], ["action"], then_branch=branch, else_branch=branch)
+    outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, ["rows", 6])}
+    model = model_of([node], outputs, {"yes": np.array(True)}, domains={"evil.ops": 1})
+    assert "operator evil.ops.RunThis is not one that ONNX Runtime brings" in refusal_of(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "expected ONNX"),
+        (b"\x80\x04\x95 a pickle", "expected ONNX, came a pickle"),
+        (b"PK\x03\x04 a zip", "expected ONNX, came a zip"),
+        (b"not a model at all", "expected ONNX"),
+    ],
+)
+def test_what_is_no_model_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "source.onnx").write_bytes(data)
+    assert message in refusal(tmp_path / "source.onnx")
+
+
+def test_a_model_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    data = linear().SerializeToString()
+    for size in range(1, len(data), 29):
+        (tmp_path / "source.onnx").write_bytes(data[:size])
+        refusal(tmp_path / "source.onnx")
+
+
+def _sparse(file: Path) -> None:
+    file.touch()
+    os.truncate(file, 10 << 30)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_sparse, "expected at most"),
+        (os.mkfifo, "expected a plain file"),
+        (os.mkdir, "expected a plain file"),
+        (lambda file: file.symlink_to("/etc/hostname"), "Too many levels of symbolic links"),
+        (lambda file: file.unlink(missing_ok=True), "No such file"),
+    ],
+    ids=["ten sparse gigabytes", "a pipe", "a folder", "a link", "nothing"],
+)
+def test_a_source_that_is_no_plain_file_of_a_fair_size_is_refused(
+    make: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "source.onnx")
+    assert message in refusal(tmp_path / "source.onnx")
+
+
+@pytest.mark.parametrize(
+    ("batch", "shape", "message"),
+    [
+        (1, [2, 4], "expected one batch for all inputs and outputs, came 1, 2"),
+        ("rows", [1, 4], "came free, 1"),
+        ("rows", ["rows", "more"], "expected sizes for all axes but the first"),
+        ("rows", [], "expected a row axis"),
+    ],
+)
+def test_a_graph_without_one_row_axis_is_refused(
+    batch: int | str, shape: list[int | str], message: str, tmp_path: Path
+) -> None:
+    model = linear(batch)
+    value = helper.make_tensor_value_info("action", TensorProto.FLOAT, shape)
+    model.graph.output[0].CopyFrom(value)
+    model.graph.node[0].op_type = "RandomNormalLike" if shape == [] else "MatMul"
+    if shape == []:
+        model.graph.node[0].CopyFrom(helper.make_node("ReduceSum", ["observation"], ["action"], keepdims=0))
+    file = tmp_path / "source.onnx"
+    file.write_bytes(model.SerializeToString())
+    came = refusal(file)
+    assert message in came or "not a valid model" in came

@@ -1,0 +1,169 @@
+"""What was published is served as its source acted: a real daemon, the real client, the source's own predict."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO, SAC
+
+import pillion
+from pillion_artifacts import Store
+from pillion_artifacts.golden import Golden, decode_golden, encode_golden
+from pillion_artifacts.publishing.draft import Details
+from pillion_artifacts.publishing.folder import write_folder
+from pillion_artifacts.publishing.onnx_source import import_onnx
+from pillion_artifacts.publishing.sb3_source import import_sb3
+from tests.artifacts.publishing.sources import Room, draw, publish_sb3, real_policies, session, shake
+from tests.artifacts.publishing.test_sb3 import DRIVE, FOUR, MIXED, SMALL, STEPS, VECTOR
+from tests.conftest import StartDaemon
+
+REAL = ["ppo-LunarLander-v2", "dqn-CartPole-v1", "a2c-Pendulum-v1", "sac-HalfCheetah-v3"]
+
+
+def stored(root: Path, folder: str | Path, name: str = "made-here") -> Path:
+    """A store that holds the folder as a version."""
+    Store(root).publish(name, "1.0.0", Path(folder), created_by="a test")
+    return root
+
+
+def served(start_daemon: StartDaemon, root: Path, observation: Any, name: str = "made-here") -> Any:
+    """The deterministic actions of a daemon for rows of observations."""
+    daemon = start_daemon(policy=name, store=root)
+    rows = len(next(iter(observation.values())) if isinstance(observation, dict) else observation)
+    with pillion.connect(daemon.address) as connection:
+        group = connection.begin_many(rows)
+        return group.act(observation, deterministic=True)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_policy_is_served_as_its_golden_source_acted(
+    name: str, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    folder = real_policies() / "sb3"
+    statistics = folder / f"{name}.vecnormalize.pkl"
+    draft = import_sb3(
+        (folder / f"{name}.zip").read_bytes(),
+        name,
+        Details(name="made-here", version="1.0.0"),
+        statistics.read_bytes() if statistics.exists() else None,
+    )
+    write_folder(tmp_path / "folder", draft)
+    golden = decode_golden((tmp_path / "folder" / "golden.safetensors").read_bytes())
+    came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), golden.inputs["observation"])
+    np.testing.assert_allclose(came, golden.outputs["action"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_robot_policy_of_a_fixed_batch_is_served_in_groups(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    file = real_policies() / "onnx" / "go1-joystick.onnx"
+    write_folder(tmp_path / "folder", import_onnx(file, Details(name="made-here", version="1.0.0")))
+    observation = np.random.default_rng(4).standard_normal((20, 48)).astype(np.float32)
+    came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
+    expected = session(tmp_path / "folder").run(["action"], {"obs": observation})[0]
+    np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dictionary_of_observations_is_served_as_predict_acts(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = PPO("MultiInputPolicy", Room(MIXED, DRIVE), **STEPS)
+    shake(model)
+    report = publish_sb3(model, tmp_path)
+    observation = draw(MIXED, 40)
+    expected, _ = model.predict(observation, deterministic=True)
+    came = served(start_daemon, stored(tmp_path / "store", report.folder), observation)
+    np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_squashed_gaussian_is_drawn_inside_its_bounds_around_its_mean(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    model = SAC("MlpPolicy", Room(VECTOR, DRIVE), policy_kwargs={"net_arch": [8]}, **SMALL)
+    shake(model)
+    daemon = start_daemon(policy="made-here", store=stored(tmp_path / "store", publish_sb3(model, tmp_path).folder))
+    rows = 200
+    observation = np.repeat(draw(VECTOR, 1), rows, axis=0)
+    with torch.no_grad():
+        mean, log_std, _ = model.actor.get_action_dist_params(torch.from_numpy(observation))
+    with pillion.connect(daemon.address) as connection:
+        drawn: Any = connection.begin_many(rows).act(observation, deterministic=False)
+    assert (drawn >= DRIVE.low).all()
+    assert (drawn <= DRIVE.high).all()
+    squashed = 2 * (drawn - DRIVE.low) / (DRIVE.high - DRIVE.low) - 1
+    normal = np.arctanh(np.clip(squashed.astype(np.float64), -1 + 1e-7, 1 - 1e-7))
+    score = (normal - mean.numpy()) / np.exp(log_std.numpy())
+    # five standard errors of a mean and of a deviation
+    np.testing.assert_allclose(score.mean(axis=0), 0, atol=5 / np.sqrt(rows))
+    np.testing.assert_allclose(score.std(axis=0), 1, atol=5 / np.sqrt(2 * rows))
+
+
+def _pilliond(root: Path) -> subprocess.CompletedProcess[str]:
+    """A daemon that is expected to end by itself."""
+    command = [sys.executable, "-m", "pilliond", "--store", str(root), "--policy", "made-here", "--admin", ""]
+    listen = f"ipc://{root}/zmq.sock"
+    return subprocess.run([*command, "--listen", listen], capture_output=True, text=True, timeout=60, check=False)
+
+
+def _lander(folder: Path) -> Path:
+    torch.manual_seed(1)
+    model = PPO("MlpPolicy", Room(VECTOR, FOUR), **STEPS)
+    shake(model)
+    return Path(publish_sb3(model, folder).folder)
+
+
+def _with_golden(folder: Path, golden: Golden) -> Path:
+    (folder / "golden.safetensors").write_bytes(encode_golden(golden))
+    return folder
+
+
+def test_a_model_that_does_not_act_as_its_source_did_is_not_served(short_path: Path, tmp_path: Path) -> None:
+    folder = _lander(tmp_path)
+    golden = decode_golden((folder / "golden.safetensors").read_bytes())
+    logits = golden.outputs["logits"].copy()
+    logits[7, 2] += 0.5
+    other = msgspec.structs.replace(golden, outputs={**golden.outputs, "logits": logits})
+    came = _pilliond(stored(short_path / "other", _with_golden(folder, other)))
+    assert came.returncode == 65
+    assert "made-here@1.0.0: output 'logits', row 7, element 2: expected" in came.stderr
+    assert "which differs by 0.5, at most" in came.stderr
+    assert "Traceback" not in came.stderr
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            {"observation": np.zeros((3, 6), np.float32)},
+            "input 'observation': expected rows of float32 [5], came float32",
+        ),
+        ({"other": np.zeros((3, 5), np.float32)}, "input 'observation': expected rows of float32 [5], came none"),
+    ],
+)
+def test_golden_pairs_of_another_policy_are_refused(
+    inputs: dict[str, Any], message: str, short_path: Path, tmp_path: Path
+) -> None:
+    golden = Golden(inputs, {"action": np.zeros(3, np.int64)})
+    root = short_path / f"pairs-{next(iter(inputs))}"
+    came = _pilliond(stored(root, _with_golden(_lander(tmp_path), golden)))
+    assert came.returncode == 65
+    assert message in came.stderr
+
+
+def test_a_policy_without_golden_pairs_is_served(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    folder = _lander(tmp_path)
+    (folder / "golden.safetensors").unlink()
+    assert len(served(start_daemon, stored(tmp_path / "store", folder), draw(VECTOR, 3))) == 3
+
+
+def test_a_recurrent_policy_is_refused_until_its_state_can_be_carried(short_path: Path, tmp_path: Path) -> None:
+    model = RecurrentPPO("MlpLstmPolicy", Room(VECTOR, DRIVE), policy_kwargs={"lstm_hidden_size": 4}, **STEPS)
+    came = _pilliond(stored(short_path / "recurrent", publish_sb3(model, tmp_path).folder))
+    assert came.returncode == 65
+    assert "it carries state from step to step (lstm_hidden, lstm_cell), which this daemon cannot do yet" in came.stderr

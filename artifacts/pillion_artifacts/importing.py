@@ -12,6 +12,8 @@ import msgspec
 
 from pillion_artifacts.card import SCHEMA, schema_of
 from pillion_artifacts.card_text import migrate_card
+from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.layers import MODEL_NAME
 from pillion_artifacts.names import parse_name
 from pillion_artifacts.progress import bytes_bar
 from pillion_artifacts.publishing.files import read_file
@@ -57,6 +59,10 @@ def publish_source(store: Store, source: Path, name: str, options: dict[str, Any
     policy, version = parse_name(name)
     if source.is_dir():
         return _publish_folder(store, source, policy, version, by, reason)
+    if not source.exists():
+        raise InvalidSourceError(
+            f"{source}: expected a folder with {MODEL_NAME}, or a file that can be imported, came nothing"
+        )
     with tempfile.TemporaryDirectory(prefix="pillion-") as folder, _waiting(f"importing {source.name}"):
         report = import_source(source, Path(folder), policy, version, Options(**options))
         published = _publish_folder(store, Path(folder), policy, version, by, reason)

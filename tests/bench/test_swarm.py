@@ -91,7 +91,7 @@ def test_a_refused_act_is_counted_and_the_load_goes_on(fake_daemon: MakeFake) ->
 
     fake = fake_daemon(every_third)
     with begun_swarm(fake.address) as swarm:
-        result = drive_swarm(swarm, 1, [OBSERVATION] * 64, LoadOrder(0, time.monotonic_ns() + 200_000_000))
+        result = drive_swarm(swarm, 1, [OBSERVATION] * 64, LoadOrder(0, time.monotonic_ns() + 1_000_000_000))
     acts = [message for message in fake.heard if isinstance(message, Act)]
     refused = [act for act in acts if act.sequence % 3 == 0]
     late = 1  # the answer that ends the run comes when the counted time is over

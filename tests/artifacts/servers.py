@@ -74,6 +74,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
              "s3.port", "s3.port.grpc"]  # fmt: skip
     line = [program, "-logtostderr", "server", f"-dir={folder / 's3'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
             f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=4",
+            "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
             *(f"-{name}={port}" for name, port in zip(names, ports, strict=True))]  # fmt: skip
     with running(line, ports[6], folder / "s3.log"):
         yield {

@@ -119,7 +119,8 @@ def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path)
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     came = pillion("artifact", "publish", "nothing.onnx", "nothing@v1.0.0", "--store", "store", cwd=tmp_path)
-    assert (came.returncode, came.stderr) == (65, "pillion: nothing.onnx: No such file or directory\n")
+    assert came.returncode == 65
+    assert came.stderr.startswith("pillion: nothing.onnx: expected a folder with model.onnx, or a file")
 
 
 def test_a_card_is_migrated_to_standard_output(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _run_swarm(plan: LoadPlan, pipe: Pipe) -> None:
         pipe.tell(LoadOpened(welcome.policy, welcome.version, digest, welcome.spec, observations.source))
         order = pipe.hear(LoadOrder)
         if order is not None:
-            pipe.tell(drive_swarm(swarm, plan.rows, acts, order))
+            pipe.tell(drive_swarm(swarm, acts, order))
 
 
 def drive_client(session: pillion.Session, plan: LoadPlan, observations: Observations, order: LoadOrder) -> LoadResult:
@@ -155,7 +155,7 @@ def drive_client(session: pillion.Session, plan: LoadPlan, observations: Observa
     return tally.result()
 
 
-def drive_swarm(swarm: SessionSwarm, rows: int, acts: list[Frames], order: LoadOrder) -> LoadResult:
+def drive_swarm(swarm: SessionSwarm, acts: list[Frames], order: LoadOrder) -> LoadResult:
     """Every session has one act under way until the time is up; what is still owed then is waited for."""
     tally = Tally(order)
     receive = swarm.receive
@@ -166,7 +166,7 @@ def drive_swarm(swarm: SessionSwarm, rows: int, acts: list[Frames], order: LoadO
     gc.collect()
     gc.disable()
     for rider in swarm.riders:
-        rider.act(acts[number % made], rows)
+        rider.act(acts[number % made])
         number += 1
         owed += 1
     while owed:
@@ -177,7 +177,7 @@ def drive_swarm(swarm: SessionSwarm, rows: int, acts: list[Frames], order: LoadO
         else:
             _count_refusal(tally, rider, message, now_ns)
         if now_ns < order.count_until_ns:
-            rider.act(acts[number % made], rows)
+            rider.act(acts[number % made])
             number += 1
         else:
             owed -= 1

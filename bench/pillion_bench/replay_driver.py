@@ -144,7 +144,7 @@ class OpenLoop:
             _, index = heapq.heappop(due)
             track = self.tracks[index]
             track.sent(now_ns)
-            self._swarm.riders[index].act(self._acts[track.step], 1)
+            self._swarm.riders[index].act(self._acts[track.step])
 
     def _next_answer(self) -> tuple[Rider, Message, Frames] | None:
         """The next answer, or None when an act is due before it."""
@@ -172,7 +172,7 @@ class OpenLoop:
                 self._begin_next(rider)
                 return False
         elif isinstance(message, Begun):
-            rider.episode = begun(rider, message).episode
+            rider.begun(begun(rider, message).episode, 1)
         else:
             refuse(rider, message)
         heapq.heappush(self._due, (track.due_ns, rider.index))

@@ -16,6 +16,7 @@ from pillion.carriers import Carrier, open_carrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
 from pillion.zmq_carrier import ZmqCarrier
 from pillion_protocol import Begun, Error, Goodbye, Message, Ping, Welcome, decode
+from pillion_protocol.steps import ActStep
 
 _SILENCE_S_MAX: Final = TIMEOUT_S
 
@@ -23,7 +24,7 @@ _SILENCE_S_MAX: Final = TIMEOUT_S
 class Rider:
     """One session of a swarm: it awaits one answer at a time."""
 
-    __slots__ = ("awaited", "carrier", "conversation", "episode", "index", "sent_ns")
+    __slots__ = ("_step", "awaited", "carrier", "conversation", "episode", "index", "sent_ns")
 
     def __init__(self, index: int, carrier: Carrier, conversation: Conversation) -> None:
         self.index = index
@@ -33,21 +34,32 @@ class Rider:
         self.awaited = 0
         """The sequence number of the request whose answer is due; 0: none."""
         self.sent_ns = 0
+        self._step: ActStep
 
     def begin(self, seeds: list[int]) -> None:
         """Asks for a handle; its `Begun` comes from the swarm's `receive`."""
         self._send(*self.conversation.begin(seeds))
 
+    def begun(self, episode: int, rows: int) -> None:
+        """Takes the handle that was asked for."""
+        self.episode = episode
+        conversation = self.conversation
+        frame_bytes = [tensor.row_bytes * rows for tensor in conversation.spec.observation]
+        self._step = ActStep(conversation.session, conversation.epoch, episode, rows, frame_bytes)
+
     def end(self) -> None:
         """Gives the handle back; nobody waits for the answer."""
         self.carrier.send_now(self.conversation.end(self.episode)[1])
 
-    def act(self, tensors: Frames, rows: int) -> None:
+    def act(self, tensors: Frames) -> None:
         """Asks for the actions of the handle."""
         self.sent_ns = time.monotonic_ns()
-        self.awaited, frames = self.conversation.act(self.episode, rows, tensors, 0, True)
-        if not self.carrier.send(frames, RESEND_S):
-            raise pillion.UnavailableError(f"nobody takes messages at {self.carrier.address}")
+        step = self._step
+        for place, tensor in zip(step.tensors, tensors, strict=True):
+            place[:] = tensor
+        self.conversation.sequence = sequence = self.conversation.sequence + 1
+        step.fill(sequence, 0, True)
+        self._send(sequence, step)
 
     def hello(self) -> None:
         """Asks for a session."""
@@ -105,7 +117,7 @@ class SessionSwarm:
                 came, message, _ = self.receive()
                 if came is rider:
                     break
-            rider.episode = begun(rider, message).episode
+            rider.begun(begun(rider, message).episode, len(seeds))
 
     def receive(self) -> tuple[Rider, Message, Frames]:
         """The next answer that somebody awaits. Raises `RequestTimeoutError` where the daemon is silent for long."""
@@ -190,7 +202,7 @@ class SessionSwarm:
 
 def begun(rider: Rider, message: Message) -> Begun:
     """The answer to a begin; raises `RefusedError` or `EpisodeLostError`."""
-    return rider.conversation.begun(Reply(message, [])).begun
+    return rider.conversation.begun(Reply(message, b"", [])).begun
 
 
 def refuse(rider: Rider, message: Message) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,9 @@ from pillion_protocol.steps import ActionStep, Packed
 from pilliond.engine import Array, EngineError
 from pilliond.episodes import EpisodeGroup
 from pilliond.metrics_page import MetricsPage
+from pilliond.places import Places, is_finite
 from pilliond.sessions import Sessions
 from pilliond.transport import Reply
-
-_FEW = 64
 
 _TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget was spent before the engine was free")
 _WRITTEN_MEANWHILE = RemoteProtocolError(
@@ -52,18 +50,18 @@ class BatchRunner:
         slot = groups[0].slot if len(groups) == 1 else None
         if slot is not None and slot.run is not None:
             # A batch that is one handle's rows: the engine reads them where its client wrote them.
-            if slot.finite_inputs and not _is_finite(slot.finite_inputs, rows):
+            if slot.finite_values and not is_finite(slot.finite_values):
                 self._without_poisoned(groups, slot.inputs, replies)
                 return
+            groups[0].place = version.places.get((0, rows)) or version.places.make(0, rows)
             run = slot.run
         else:
-            engine = version.engine
-            _gather(groups, engine.input_views)
-            if version.finite_inputs and not _is_finite(version.finite_inputs, rows):
-                groups = self._without_poisoned(groups, engine.inputs, replies)
+            _gather(groups, version.places)
+            if not is_finite(version.finite_values[rows]):
+                groups = self._without_poisoned(groups, version.engine.inputs, replies)
                 self._rows = sum(group.rows for group in groups)
-                _gather(groups, engine.input_views)
-            run = engine.runs[self._rows]
+                _gather(groups, version.places)
+            run = version.engine.runs[self._rows]
         if not groups:
             return
         self._dispatched_ns = self._clock()
@@ -85,13 +83,10 @@ class BatchRunner:
         self._report("engine_failed", {"error": str(error), "rows": self._rows})
 
     def _answer(self, groups: list[EpisodeGroup], replies: list[Reply]) -> None:
-        outputs = groups[0].version.output_views
         acts = self._page.acts
         dispatched_ns = self._dispatched_ns
         ran_ns = self._ran_ns
-        first = 0
         for group in groups:
-            begin, first = first, first + group.rows
             received_ns = group.received_ns
             acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
             group.acts += 1
@@ -103,8 +98,8 @@ class BatchRunner:
                     self._sessions.answer_error(group, _WRITTEN_MEANWHILE, replies)
                     continue
                 places, reply = _direct(group, step)
-            for place, (view, size) in zip(places, outputs, strict=True):
-                place[:] = view[begin * size : first * size]
+            for place, output in zip(places, group.place.outputs, strict=True):
+                place[:] = output
             step.fill(
                 group.sequence,
                 received_ns,
@@ -176,15 +171,15 @@ class BatchRunner:
         return sound
 
 
-def _gather(groups: list[EpisodeGroup], views: list[memoryview]) -> None:
-    """Writes every act's tensors into the batch buffer, once."""
-    for index, view in enumerate(views):
-        offset = 0
-        for group in groups:
-            tensor = group.tensors[index]
-            end = offset + len(tensor)
-            view[offset:end] = tensor
-            offset = end
+def _gather(groups: list[EpisodeGroup], places: Places) -> None:
+    """Gives every act its place in the batch, and writes its tensors there, once."""
+    first = 0
+    for group in groups:
+        rows = group.rows
+        group.place = places.get((first, rows)) or places.make(first, rows)
+        for place, tensor in zip(group.place.inputs, group.tensors, strict=True):
+            place[:] = tensor
+        first += rows
 
 
 def _direct(group: EpisodeGroup, step: ActionStep) -> tuple[list[memoryview], Packed]:
@@ -195,17 +190,6 @@ def _direct(group: EpisodeGroup, step: ActionStep) -> tuple[list[memoryview], Pa
         return slot.outputs, step.in_slot
     step.point(0, 0)
     return step.tensors, step
-
-
-def _is_finite(finite_inputs: list[tuple[Array, int]], rows: int) -> bool:
-    for flat, row_elements in finite_inputs:
-        values = flat[: rows * row_elements]
-        # One pass and no array made: a sum of finite numbers is finite, or it overflows, which is looked into. Python
-        # adds a few of them sooner than numpy finds the loop for it.
-        total = sum(values.data) if len(values) <= _FEW else np.dot(values, values)
-        if not math.isfinite(total) and not np.isfinite(values).all():
-            return False
-    return True
 
 
 def _first_bad_row(rows: Array) -> int | None:

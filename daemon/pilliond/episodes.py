@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol.steps import ActionStep
+from pilliond.places import Place
 from pilliond.sampling import next_seeds
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pilliond.versions import Version
 
 Frame = bytes | memoryview
+
+_NOWHERE: Final = Place([], [])
 
 NEVER_NS: Final = 2**63 - 1
 """The deadline of an act without a budget."""
@@ -46,6 +49,7 @@ class EpisodeGroup:
         "last_outputs",
         "last_reply",
         "last_sequence",
+        "place",
         "queued_ns",
         "received_ns",
         "rows",
@@ -86,6 +90,8 @@ class EpisodeGroup:
         self.slots: SlotArea | None = None
         self.fits_packet = True
         """Whether its outputs can travel without a slot."""
+        self.place: Place = _NOWHERE
+        """Where the rows of the act that runs lie in the batch."""
         self.slot: Slot | None = None
         """Where the observations of the act that waits lie, if it came by a slot."""
         self.slot_number = 0

@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
+import numpy as np
+
 from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Drain, Event, Failed, Ready
 from pilliond.engine import EngineError
@@ -136,6 +138,8 @@ def settle(settings: ServingSettings) -> None:
     """Makes the process ready to be quick: its core, its memory, its garbage collector."""
     if settings.cpus:
         os.sched_setaffinity(0, cpu_numbers(settings.cpus))
+    # The check for finite numbers lets a sum overflow, and looks closer then.
+    np.seterr(over="ignore", invalid="ignore")
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
     gc.collect()
     if settings.gc_freeze:

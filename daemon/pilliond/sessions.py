@@ -33,7 +33,7 @@ from pillion_protocol import (
     encode,
 )
 from pillion_protocol.lane import TENSOR_BYTES_MAX
-from pillion_protocol.steps import SEQUENCE_AT, SEQUENCE_END, is_act_step
+from pillion_protocol.steps import ACT_STEP_BYTES, is_act_step, split_act
 from pilliond import metrics_page as page_cells
 from pilliond.episodes import NEVER_NS, EpisodeGroup, Frame
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
@@ -134,13 +134,15 @@ class Sessions:
         if type(head) is RemoteProtocolError:
             self._refuse(peer, Message(0, 0, 0), head, replies)
             return None
+        if len(head) == ACT_STEP_BYTES:
+            key, sequence, end = split_act(head)
+            group = self._steps.get(key)
+            if group is not None and end == group.head_end and self._is_next(group, sequence, message):
+                group.received_ns = group.session.last_heard_ns = now_ns
+                if group.budget_ns:
+                    group.deadline_ns = now_ns + group.budget_ns
+                return group
         head = bytes(head)
-        group = self._steps.get(head[:SEQUENCE_AT])
-        if group is not None and head[SEQUENCE_END:] == group.head_end and self._is_next(group, head, message):
-            group.received_ns = group.session.last_heard_ns = now_ns
-            if group.budget_ns:
-                group.deadline_ns = now_ns + group.budget_ns
-            return group
         try:
             decoded = decode(head)
         except RemoteProtocolError as error:
@@ -197,12 +199,11 @@ class Sessions:
 
     # Acts
 
-    def _is_next(self, group: EpisodeGroup, head: bytes, message: Incoming) -> bool:
+    def _is_next(self, group: EpisodeGroup, sequence: int, message: Incoming) -> bool:
         """Admits an act that differs in nothing but its number and its rows from one that was admitted before.
 
         False where anything else is unusual: then `_act` looks at it closely.
         """
-        sequence = int.from_bytes(head[SEQUENCE_AT:SEQUENCE_END])
         if (
             sequence <= group.last_sequence
             or group.waiting
@@ -221,9 +222,8 @@ class Sessions:
     def _remember(self, group: EpisodeGroup, head: bytes) -> None:
         """Notes what the next act of this handle looks like."""
         session = group.session
-        session.step_key = head[:SEQUENCE_AT]
+        session.step_key, _, group.head_end = split_act(head)
         self._steps[session.step_key] = group
-        group.head_end = head[SEQUENCE_END:]
 
     def _act(self, peer: Peer, act: Act, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
         group = self._group(peer, act, now_ns)

@@ -26,7 +26,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 class Slot:
     """One slot: views of its parts, and the engine bound to it where it can read it in place."""
 
-    __slots__ = ("finite_inputs", "inputs", "observations", "outputs", "run", "view")
+    __slots__ = ("finite_values", "inputs", "observations", "outputs", "run", "view")
 
     def __init__(self, view: memoryview, layout: SlotLayout, version: Version, rows: int) -> None:
         self.view = view
@@ -36,7 +36,7 @@ class Slot:
             np.frombuffer(data, tensor.dtype).reshape(rows, *tensor.shape)
             for data, tensor in zip(self.observations, version.spec.observation, strict=True)
         ]
-        self.finite_inputs = version.finite_among(self.inputs)
+        self.finite_values = version.finite_among(self.inputs)
         self.run: Callable[[], None] | None = version.engine.bind(self.inputs, rows)
         """Runs the engine on this slot's rows where they lie; None where they must be copied."""
 

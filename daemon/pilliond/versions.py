@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, 
 from pillion_protocol.slots import SlotLayout
 from pilliond.engine import Array, EngineError, InlineEngine
 from pilliond.episodes import Frame
+from pilliond.places import Places, Values, finite_values
 from pilliond.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 
 ACTION: Final = "action"
@@ -59,21 +59,22 @@ class Version:
         self.samplable = distribution.kind != "deterministic"
         self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]
         self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
-        self.output_views = [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs]
-        """For each output of the spec: the bytes of its buffer, and how many of them make a row."""
-        self.finite_inputs = self.finite_among(engine.inputs)
+        self.places = Places(
+            list(zip(engine.input_views, self.observation_bytes, strict=True)),
+            [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs],
+        )
+        self.finite_values: list[list[Values]] = [
+            self.finite_among([array[:rows] for array in engine.inputs]) for rows in range(len(engine.runs))
+        ]
+        """By their number, what of the first so many rows of the engine's inputs must be finite."""
         self._distribution = distribution
         self._bounds = self._action_bounds()
         self._check_parameters()
         self.safe_outputs = None if safe_action is None else self._safe_outputs(safe_action)
 
-    def finite_among(self, inputs: list[Array]) -> list[tuple[Array, int]]:
-        """For each of `inputs` that must be finite: itself without axes, and the elements of a row."""
-        return [
-            (array.reshape(-1), math.prod(tensor.shape))
-            for tensor, array in zip(self.spec.observation, inputs, strict=True)
-            if tensor.finite and array.dtype.kind == "f"
-        ]
+    def finite_among(self, inputs: list[Array]) -> list[Values]:
+        """What of `inputs` ([rows, …] each) must be finite; see `places.is_finite`."""
+        return finite_values(self.spec.observation, inputs)
 
     def slot_layout(self, rows: int) -> SlotLayout:
         """Where a slot holds what for `rows` rows."""

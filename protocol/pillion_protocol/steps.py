@@ -38,10 +38,27 @@ _ACTION_SEQUENCE_AT: Final = _LENGTH_BYTES + struct.calcsize(">BB BQ BQ B")
 _ACTION_RUN_AT: Final = _ACTION_SEQUENCE_AT + struct.calcsize(">Q BQ BH BB32s B")
 _ACTION_SLOT_AT: Final = _ACTION_RUN_AT + struct.calcsize(">Q BQ BQ BQ BH BB")
 
-SEQUENCE_AT: Final = _ACT_SEQUENCE_AT - _LENGTH_BYTES
-"""Where the sequence begins in the head of an `ActStep`. Two acts of a handle differ in nothing else, but for a slot."""
+ACT_STEP_BYTES: Final = _ACT.size
+"""The bytes of the head of an `ActStep`."""
 
-SEQUENCE_END: Final = SEQUENCE_AT + struct.calcsize(">Q")
+_SEQUENCE_AT: Final = _ACT_SEQUENCE_AT - _LENGTH_BYTES
+
+split_act: Final = struct.Struct(f">{_SEQUENCE_AT}sQ{ACT_STEP_BYTES - _SEQUENCE_AT - 8}s").unpack
+"""Splits the head of an `ActStep`: what is before the sequence, the sequence, what is behind it. Two acts of a handle
+differ in nothing but the sequence, unless they have a slot."""
+
+ACTION_STEP_BYTES: Final = _ACTION.size
+"""The bytes of the head of an `ActionStep`."""
+
+_ACTION_BEGIN: Final = struct.Struct(">BB BQ BQ B")
+_RUN_BYTES: Final = struct.calcsize(">Q BQ BQ BQ BH B")
+_split_action: Final = struct.Struct(
+    f">{_ACTION_BEGIN.size}sQ{_ACTION_RUN_AT - _ACTION_SEQUENCE_AT - 8}s{_RUN_BYTES}x"
+    f"{ACTION_STEP_BYTES + _LENGTH_BYTES - _ACTION_RUN_AT - _RUN_BYTES}s"
+).unpack
+"""What is before the sequence, the sequence, what is between it and the numbers of the run, what is behind those."""
+
+_PLAIN_END: Final = struct.pack(">B BBQ", _NO_TEXT, 0, _UINT64, 0)
 
 _put_number: Final = struct.Struct(">Q").pack_into
 _put_budget: Final = struct.Struct(">QB").pack_into
@@ -60,7 +77,7 @@ class Packed(list[Any]):
 class ActStep(Packed):
     """The acts of one handle: frames (head, tensors), written again for each act. For acts without starts or trace."""
 
-    __slots__ = ("_is_plain", "sequence", "tensors")
+    __slots__ = ("_action_begin", "_action_middle", "_is_plain", "sequence", "tensors")
 
     def __init__(self, session: int, epoch: int, episode: int, rows: int, tensor_bytes: Sequence[int]) -> None:
         self.packet = bytearray(HEAD_SPACE_BYTES + sum(tensor_bytes))
@@ -73,6 +90,10 @@ class ActStep(Packed):
         self.sequence = 0
         self.tensors = _cut(view, tensor_bytes)
         self._is_plain = (0, False)
+        self._action_begin = _ACTION_BEGIN.pack(
+            MessageType.ACTION, _ARRAY | 15, _UINT64, session, _UINT64, epoch, _UINT64
+        )
+        self._action_middle = b""
         super().__init__([view[_LENGTH_BYTES : _LENGTH_BYTES + _ACT.size], *self.tensors])
 
     def fill(self, sequence: int, budget_us: int, deterministic: bool) -> None:
@@ -82,6 +103,26 @@ class ActStep(Packed):
         if self._is_plain != (budget_us, deterministic):
             self._is_plain = (budget_us, deterministic)
             _put_budget(self.packet, _ACT_BUDGET_AT, budget_us, _FALSE | deterministic)
+
+    def is_answered_by(self, head: bytes | memoryview) -> bool:
+        """Whether this is the action for the act, unlike the last one that was `expect`ed in its numbers alone.
+
+        It need not be decoded then. False may also mean that it has to be looked at closely.
+        """
+        if len(head) != ACTION_STEP_BYTES:
+            return False
+        begin, sequence, middle, end = _split_action(head)
+        return bool(
+            sequence == self.sequence
+            and middle == self._action_middle
+            and begin == self._action_begin
+            and end == _PLAIN_END
+        )
+
+    def expect(self, head: bytes | memoryview) -> None:
+        """Takes the head of an action of this handle, which was decoded, for what others of it will look like."""
+        if len(head) == ACTION_STEP_BYTES:
+            self._action_middle = _split_action(head)[2]
 
     def point(self, slot: int, generation: int) -> None:
         """Says in which slot the observations lie."""

@@ -33,7 +33,7 @@ def begun_swarm(address: str, sessions: int = 1, connections: int = 1) -> Sessio
 def test_each_answer_finds_its_session(daemon: Daemon, connections: int) -> None:
     with begun_swarm(daemon.address, 6, connections) as swarm:
         for rider in swarm.riders:
-            rider.act([bytes(32)], 1)
+            rider.act([bytes(32)])
         came = [swarm.receive() for _ in swarm.riders]
         assert {rider.index for rider, _, _ in came} == set(range(6))
         for rider, message, tensors in came:
@@ -49,7 +49,7 @@ def test_a_late_answer_is_dropped(fake_daemon: MakeFake) -> None:
         honest(fake, peer, message, tensors)
 
     with begun_swarm(fake_daemon(late_first).address) as swarm:
-        swarm.riders[0].act(OBSERVATION, 1)
+        swarm.riders[0].act(OBSERVATION)
         _, message, _ = swarm.receive()
         assert message.sequence == swarm.riders[0].conversation.sequence
         assert swarm.receive_now() is None
@@ -64,7 +64,7 @@ def test_a_ping_is_answered(fake_daemon: MakeFake) -> None:
     fake = fake_daemon(pinging)
     with begun_swarm(fake.address) as swarm:
         for _ in range(2):
-            swarm.riders[0].act(OBSERVATION, 1)
+            swarm.riders[0].act(OBSERVATION)
             swarm.receive()
     assert any(isinstance(message, Pong) for message in fake.heard)
 
@@ -77,7 +77,7 @@ def test_a_goodbye_ends_the_run(fake_daemon: MakeFake) -> None:
             honest(fake, peer, message, tensors)
 
     with begun_swarm(fake_daemon(leaving).address) as swarm:
-        swarm.riders[0].act(OBSERVATION, 1)
+        swarm.riders[0].act(OBSERVATION)
         with pytest.raises(pillion.EpisodeLostError, match="tired"):
             swarm.receive()
 
@@ -91,7 +91,7 @@ def test_a_refused_act_is_counted_and_the_load_goes_on(fake_daemon: MakeFake) ->
 
     fake = fake_daemon(every_third)
     with begun_swarm(fake.address) as swarm:
-        result = drive_swarm(swarm, 1, [OBSERVATION] * 64, LoadOrder(0, time.monotonic_ns() + 1_000_000_000))
+        result = drive_swarm(swarm, [OBSERVATION] * 64, LoadOrder(0, time.monotonic_ns() + 1_000_000_000))
     acts = [message for message in fake.heard if isinstance(message, Act)]
     refused = [act for act in acts if act.sequence % 3 == 0]
     late = 1  # the answer that ends the run comes when the counted time is over
@@ -109,7 +109,7 @@ def test_a_refusal_is_raised_with_its_code(fake_daemon: MakeFake) -> None:
 
     with begun_swarm(fake_daemon(refusing).address) as swarm:
         rider = swarm.riders[0]
-        rider.act(OBSERVATION, 1)
+        rider.act(OBSERVATION)
         _, message, _ = swarm.receive()
         with pytest.raises(pillion.RefusedError) as refusal:
             refuse(rider, message)

@@ -50,12 +50,13 @@ _LOST: Final = frozenset({ErrorCode.EPOCH_STALE, ErrorCode.SESSION_UNKNOWN})
 
 
 class Reply:
-    """A message that answers a request, and its tensor frames."""
+    """A message that answers a request, the head that it was read from, and its tensor frames."""
 
-    __slots__ = ("message", "tensors")
+    __slots__ = ("head", "message", "tensors")
 
-    def __init__(self, message: Message, tensors: Frames) -> None:
+    def __init__(self, message: Message, head: Frame, tensors: Frames) -> None:
         self.message = message
+        self.head = head
         self.tensors = tensors
 
 
@@ -194,7 +195,7 @@ class Conversation:
             opens = not self.session and isinstance(message, Welcome) and message.sequence == self.sequence
             if not opens:
                 return None
-        return Reply(message, frames[1:])
+        return Reply(message, frames[0], frames[1:])
 
     def opened(self, reply: Reply) -> None:
         """Takes the answer to a hello; raises `RefusedError`."""

@@ -14,7 +14,7 @@ from pillion.outcome import Outcome, timings_of
 from pillion.seeds import checked_seeds
 from pillion.slots import Slots
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Action, ErrorCode
+from pillion_protocol import Action, ErrorCode, decode
 from pillion_protocol.steps import ActStep
 
 
@@ -38,7 +38,8 @@ class Handle:
         self._leases = begun.leases
         self._row_leases = begun.row_leases
         self._versions = {lease.digest: lease.version for lease in begun.leases}
-        self._answer: tuple[Action, Frames, int] | None = None
+        self._answer: tuple[Action | bytes, Frames, int] | None = None
+        """The last action (its head, as long as nobody asks for it), its tensors, and how long it took in ns."""
         self._is_ended = False
         self._output_bytes = codec.output_bytes(rows)
 
@@ -52,7 +53,9 @@ class Handle:
         """What the last act came to; raises `PillionError` before the first."""
         if self._answer is None:
             raise PillionError("nothing has been answered yet: call act first")
-        action, tensors, round_trip_ns = self._answer
+        answered, tensors, round_trip_ns = self._answer
+        action = decode(answered) if isinstance(answered, bytes) else answered
+        assert isinstance(action, Action)
         return Outcome(
             sequence=action.sequence,
             version=self._versions.get(action.digest, ""),
@@ -126,12 +129,13 @@ class Handle:
             raise InvalidObservationError(f"episode_start: expected shape [{self._rows or 1}], came {list(mask.shape)}")
         return mask.tobytes() if mask.any() else b""
 
-    def _take(self, reply: Reply, sent_ns: int) -> Array:
+    def _take(self, reply: Reply | Frames, sent_ns: int) -> Array:
         round_trip_ns = time.monotonic_ns() - sent_ns
-        action = reply.message
-        if type(action) is not Action:
-            raise self._conversation.failure("action", action)
-        tensors = self._outputs_in_slot(action) if action.slot else reply.tensors
+        action: Action | bytes
+        if isinstance(reply, Reply):
+            action, tensors = self._read(reply)
+        else:
+            action, tensors = bytes(reply[0]), reply[1:]
         if list(map(len, tensors)) != self._output_bytes:
             raise RefusedError(
                 ErrorCode.SHAPE_MISMATCH,
@@ -141,6 +145,15 @@ class Handle:
             )
         self._answer = (action, tensors, round_trip_ns)
         return self._codec.decode_first(tensors, self._rows)
+
+    def _read(self, reply: Reply) -> tuple[Action, Frames]:
+        action = reply.message
+        if type(action) is not Action:
+            raise self._conversation.failure("action", action)
+        if action.slot:
+            return action, self._outputs_in_slot(action)
+        self._step.expect(reply.head)
+        return action, reply.tensors
 
     def _outputs_in_slot(self, action: Action) -> Frames:
         try:

@@ -23,6 +23,7 @@ from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Goodbye, Ping
+from pillion_protocol.steps import ActStep
 
 LISTEN_AFTER_S = 0.001
 """After a pause this long a request first looks for what the daemon said meanwhile; in a tight loop it costs 2 %."""
@@ -114,14 +115,30 @@ class Session(Described):
 
         What is of use for `useful_s` only is not sent later than that: its budget would begin anew over there.
         """
-        carrier = self._carrier
-        conversation = self._conversation
         started_s = time.monotonic()
-        if carrier.must_listen and started_s - self._heard_s > LISTEN_AFTER_S:
+        if self._carrier.must_listen and started_s - self._heard_s > LISTEN_AFTER_S:
             last_word = self._listen()
             if last_word is not None:
                 return last_word
+        return self._await(self._carrier.exchange(frames), sequence, frames, started_s, useful_s)
+
+    def _act(self, sequence: int, frames: Frames, budget_us: int, started_ns: int) -> Reply | Frames:
+        """As `_exchange`, for an act; gives the frames that came where they are plainly its action."""
+        carrier = self._carrier
+        useful_s = budget_us / 1e6 if budget_us else math.inf
+        if carrier.must_listen:
+            return self._exchange(sequence, frames, useful_s)
         received = carrier.exchange(frames)
+        if received is not None and type(frames) is ActStep and frames.is_answered_by(received[0]):
+            return received
+        return self._await(received, sequence, frames, started_ns / 1e9, useful_s)
+
+    def _await(
+        self, received: Frames | None, sequence: int, frames: Frames, started_s: float, useful_s: float
+    ) -> Reply:
+        """The answer to a request that was sent; `received` is what came first."""
+        carrier = self._carrier
+        conversation = self._conversation
         while True:
             while received is not None:
                 reply = conversation.read(received)
@@ -177,9 +194,7 @@ class Episode(Handle):
         """
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(
-            self._session._exchange(sequence, frames, budget_us / 1e6 if budget_us else math.inf), sent_ns
-        )
+        return self._take(self._session._act(sequence, frames, budget_us, sent_ns), sent_ns)
 
     def end(self) -> None:
         """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
@@ -218,9 +233,7 @@ class EpisodeGroup(Handle):
         """
         sequence, frames = self._request(observations, deterministic, budget_us, episode_start, seeds, traceparent)
         sent_ns = time.monotonic_ns()
-        return self._take(
-            self._session._exchange(sequence, frames, budget_us / 1e6 if budget_us else math.inf), sent_ns
-        )
+        return self._take(self._session._act(sequence, frames, budget_us, sent_ns), sent_ns)
 
     def end(self) -> None:
         """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""

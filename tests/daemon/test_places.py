@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pillion_protocol import TensorSpec
+from pillion_protocol.specs import DType
+from pilliond.places import Places, finite_values, is_finite
+
+ROWS = 4
+
+
+@pytest.mark.parametrize("elements", [3, 100])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found(dtype: DType, elements: int, bad: float) -> None:
+    array = np.ones((ROWS, elements), dtype)
+    values = finite_values([TensorSpec("observation", dtype, [elements], finite=True)], [array])
+    assert is_finite(values)
+    array[ROWS - 1, elements - 1] = bad
+    assert not is_finite(values)
+
+
+@pytest.mark.parametrize("elements", [3, 100])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_finite_numbers_whose_sum_overflows_are_finite(dtype: DType, elements: int) -> None:
+    array = np.full((ROWS, elements), np.finfo(dtype).max, dtype)
+    with np.errstate(over="ignore"):
+        assert is_finite(finite_values([TensorSpec("observation", dtype, [elements], finite=True)], [array]))
+
+
+def test_whole_numbers_and_what_need_not_be_finite_are_not_looked_at() -> None:
+    spec = [TensorSpec("image", "uint8", [3]), TensorSpec("velocity", "float32", [3], finite=False)]
+    assert finite_values(spec, [np.zeros((ROWS, 3), np.uint8), np.full((ROWS, 3), math.nan, np.float32)]) == []
+
+
+def test_places_side_by_side_cover_the_buffers() -> None:
+    inputs, outputs = bytearray(12), bytearray(24)
+    places = Places([(memoryview(inputs), 3)], [(memoryview(outputs), 2), (memoryview(outputs)[12:], 1)])
+    places.make(0, 1).inputs[0][:] = b"abc"
+    places.make(1, 3).inputs[0][:] = b"defghijkl"
+    assert inputs == b"abcdefghijkl"
+    assert [len(view) for view in places.make(1, 3).outputs] == [6, 3]
+    assert places.get((2, 2)) is None
+    assert places.get((1, 3)) is not None

@@ -382,6 +382,32 @@ def disturb(sessions: int, speed: float, rounds: int, per_second: int, carrier: 
     show(report, as_json, print_disturb)
 
 
+@bench.command(short_help="What carrying an observation costs, by its size.")
+@click.option(
+    "--sizes",
+    metavar="BYTES,…",
+    default="1024,16384,28224,65536,160000,1400000",
+    show_default=True,
+    callback=counts,
+    help="Of an observation.",
+)
+@click.option("--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Of each, a round.")
+@click.option("--repeat", type=positive, default=3, show_default=True, help="Rounds.")
+@pin_option
+@json_option
+def frames(sizes: list[int], seconds: float, repeat: int, pin: str, as_json: bool) -> None:
+    """Observations of every size over the lane, in a packet and in a slot, beside one copy and the ping-pong."""
+    from pillion_bench.frame_tables import print_frames
+    from pillion_bench.frames import FrameOptions, measure_frames
+    from pillion_bench.placement import parse_placement
+    from pillion_bench.progress import progress_bar
+
+    options = FrameOptions(sizes, seconds, repeat)
+    with progress_bar(options.measurements) as advance:
+        report = measure_frames(parse_placement(pin), options, advance)
+    show(report, as_json, print_frames)
+
+
 @bench.command(short_help="Replay every recording that ships.")
 @pin_option
 def demo(pin: str) -> None:

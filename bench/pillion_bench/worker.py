@@ -30,6 +30,7 @@ ROLES: Final = {
     "lane-echo": "pillion_bench.echo:serve_lane",
     "lane-ping": "pillion_bench.echo:ping_lane",
     "engine": "pillion_bench.bare_engine:run",
+    "frame": "pillion_bench.frame_driver:run",
     "scrape": "pillion_bench.scraper:run",
 }
 

@@ -43,7 +43,7 @@ class EpisodeGroup:
         "frame_bytes",
         "frames_bytes",
         "generation",
-        "head_end",
+        "head_middle",
         "id",
         "is_queued",
         "last_outputs",
@@ -84,8 +84,8 @@ class EpisodeGroup:
         self.frames_bytes = [size * self.rows for size in version.observation_bytes]
         self.frame_bytes = self.frames_bytes[0] if len(self.frames_bytes) == 1 else -1
         """The bytes of the only frame; -1 where there are several."""
-        self.head_end = b""
-        """What the head of the next act ends with, if it is like the one before."""
+        self.head_middle = b""
+        """What the head of the next act has between its numbers, if it is like the one before."""
         self.budget_ns = 0
         self.slots: SlotArea | None = None
         self.fits_packet = True

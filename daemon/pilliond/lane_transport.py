@@ -75,9 +75,12 @@ class LaneConnection:
             return None
         buffer = lane.buffer
         length = buffer[0] | buffer[1] << 8
-        if length <= SHORT_HEAD_BYTES_MAX and HEAD_SPACE_BYTES < size <= PACKET_BYTES_MAX and lane.is_single:
+        if length <= SHORT_HEAD_BYTES_MAX and HEAD_SPACE_BYTES <= size <= PACKET_BYTES_MAX:
             # What `unpack` does, for the act that nearly every packet is.
-            return [self, buffer[2 : 2 + length], bytes(buffer[HEAD_SPACE_BYTES:size])]
+            if size == HEAD_SPACE_BYTES:
+                return [self, buffer[2 : 2 + length]]
+            if lane.is_single:
+                return [self, buffer[2 : 2 + length], bytes(buffer[HEAD_SPACE_BYTES:size])]
         if size > PACKET_BYTES_MAX:
             return [self, _TOO_LARGE]
         try:

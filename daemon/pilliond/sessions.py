@@ -33,7 +33,7 @@ from pillion_protocol import (
     encode,
 )
 from pillion_protocol.lane import TENSOR_BYTES_MAX
-from pillion_protocol.steps import ACT_STEP_BYTES, is_act_step, split_act
+from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
 from pilliond import metrics_page as page_cells
 from pilliond.episodes import NEVER_NS, EpisodeGroup, Frame
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
@@ -45,6 +45,8 @@ from pilliond.transport import Incoming, Peer, Reply
 from pilliond.versions import Version
 
 _NANOSECONDS_PER_MS = 1_000_000
+_NO_TENSORS = 2
+_ONE_TENSOR = 3
 
 _opening_decoder = msgspec.msgpack.Decoder(Message)
 
@@ -135,9 +137,13 @@ class Sessions:
             self._refuse(peer, Message(0, 0, 0), head, replies)
             return None
         if len(head) == ACT_STEP_BYTES:
-            key, sequence, end = split_act(head)
+            key, sequence, middle, slot, generation = split_act(head)
             group = self._steps.get(key)
-            if group is not None and end == group.head_end and self._is_next(group, sequence, message):
+            if (
+                group is not None
+                and middle == group.head_middle
+                and self._is_next(group, message, sequence, slot, generation)
+            ):
                 group.received_ns = group.session.last_heard_ns = now_ns
                 if group.budget_ns:
                     group.deadline_ns = now_ns + group.budget_ns
@@ -199,8 +205,8 @@ class Sessions:
 
     # Acts
 
-    def _is_next(self, group: EpisodeGroup, sequence: int, message: Incoming) -> bool:
-        """Admits an act that differs in nothing but its number and its rows from one that was admitted before.
+    def _is_next(self, group: EpisodeGroup, message: Incoming, sequence: int, slot_form: int, generation: int) -> bool:
+        """Admits an act that differs in nothing but its numbers and its rows from one that was admitted before.
 
         False where anything else is unusual: then `_act` looks at it closely.
         """
@@ -208,21 +214,31 @@ class Sessions:
             sequence <= group.last_sequence
             or group.waiting
             or group.session.peer != message[0]
-            or len(message) != 3
-            or len(message[2]) != group.frame_bytes
             or self._queue.rows_waiting + group.rows > self._limits.queue_rows_max
             or self.draining
         ):
             return False
+        if slot_form != NO_SLOT:
+            number = slot_number(slot_form)
+            slot = group.slots.slot(number) if group.slots is not None and len(message) == _NO_TENSORS else None
+            if slot is None or not generation or slot.generation() != generation:
+                return False
+            group.tensors = slot.observations
+            group.slot = slot
+            group.slot_number = number
+            group.generation = generation
+        elif len(message) == _ONE_TENSOR and len(message[2]) == group.frame_bytes and group.fits_packet:
+            group.tensors = message[2:]
+        else:
+            return False
         group.waiting = True
         group.sequence = sequence
-        group.tensors = message[2:]
         return True
 
     def _remember(self, group: EpisodeGroup, head: bytes) -> None:
         """Notes what the next act of this handle looks like."""
         session = group.session
-        session.step_key, _, group.head_end = split_act(head)
+        session.step_key, _, group.head_middle, _, _ = split_act(head)
         self._steps[session.step_key] = group
 
     def _act(self, peer: Peer, act: Act, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
@@ -454,7 +470,7 @@ class Sessions:
     def _forget(self, group: EpisodeGroup) -> None:
         del group.session.episodes[group.id]
         del self._groups[group.id]
-        group.head_end = b""
+        group.head_middle = b""
         self._revoke_slots(group)
         self.lock_step_live -= group.session.lock_step
         # An act that still waits is in the scheduler: it is run and answered all the same.

@@ -22,7 +22,7 @@ SLOTS: Final = 2
 """One that the daemon may still read, though its client has given up on it, and one to go on with."""
 
 SLOT_BYTES_MIN: Final = 16 * 1024
-"""From here on observations, or outputs, travel through a slot; smaller ones are quicker inline (see `bench/README.md`)."""
+"""From here on observations, or outputs, travel through a slot; smaller ones are quicker inline (`pillion bench frames`, figures in `bench/README.md`)."""
 
 _ALIGNMENT_BYTES: Final = 64
 _PAGE_BYTES: Final = 4_096

@@ -29,7 +29,8 @@ _ACT_BUDGET_AT: Final = _ACT_SEQUENCE_AT + struct.calcsize(">Q BQ BH B")
 _ACT_SLOT_AT: Final = _ACT_BUDGET_AT + struct.calcsize(">QB BB B B")
 
 _SLOT_IN_HEAD_AT: Final = _ACT_SLOT_AT - _LENGTH_BYTES
-_ACT_FORM: Final = (_ARRAY | 12, _UINT64, _UINT64, _UINT64, 0)
+_ACT_FORM: Final = (_ARRAY | 12, _UINT64, _UINT64, _UINT64, _UINT64)
+_SMALL_INTEGER_MAX: Final = 127
 
 # In the order of `Action`: session, epoch, sequence, episode, rows, digest, received_ns, queued_ns, dispatched_ns, ran_ns,
 # batch_rows, batch_close; then no fallback; slot, generation.
@@ -43,9 +44,12 @@ ACT_STEP_BYTES: Final = _ACT.size
 
 _SEQUENCE_AT: Final = _ACT_SEQUENCE_AT - _LENGTH_BYTES
 
-split_act: Final = struct.Struct(f">{_SEQUENCE_AT}sQ{ACT_STEP_BYTES - _SEQUENCE_AT - 8}s").unpack
-"""Splits the head of an `ActStep`: what is before the sequence, the sequence, what is behind it. Two acts of a handle
-differ in nothing but the sequence, unless they have a slot."""
+split_act: Final = struct.Struct(f">{_SEQUENCE_AT}sQ{_SLOT_IN_HEAD_AT - _SEQUENCE_AT - 8}sHQ").unpack
+"""Splits the head of an `ActStep`: what is before the sequence, the sequence, what is between it and the slot, the slot (see
+`slot_number`), its generation. Two acts of a handle differ in nothing but these three numbers."""
+
+NO_SLOT: Final = _UINT64
+"""The slot of an act whose observations follow, as `split_act` gives it."""
 
 ACTION_STEP_BYTES: Final = _ACTION.size
 """The bytes of the head of an `ActionStep`."""
@@ -175,9 +179,19 @@ class ActionStep(Packed):
         _put_slot(self.packet, _ACTION_SLOT_AT, slot, _UINT64, generation)
 
 
+def slot_number(slot: int) -> int:
+    """The number of a slot as `split_act` gives it; a number that no slot has where it is written in another form."""
+    number, form = divmod(slot, 256)
+    return number if form == _UINT64 else _SMALL_INTEGER_MAX + 1
+
+
 def is_act_step(head: bytes) -> bool:
-    """Whether this head of an act is written as `ActStep` writes it, with its observations behind it."""
-    return len(head) == _ACT.size and (head[1], head[2], head[11], head[20], head[_SLOT_IN_HEAD_AT]) == _ACT_FORM
+    """Whether this head of an act is written as `ActStep` writes it."""
+    return (
+        len(head) == _ACT.size
+        and (head[1], head[2], head[11], head[20], head[_SLOT_IN_HEAD_AT + 1]) == _ACT_FORM
+        and head[_SLOT_IN_HEAD_AT] <= _SMALL_INTEGER_MAX
+    )
 
 
 def _cut(packet: memoryview, tensor_bytes: Sequence[int]) -> list[memoryview]:

@@ -40,6 +40,9 @@ RECEIVE_QUEUE_MESSAGES_MAX: Final = 1_000
 ROUNDS_PER_BATCH_MAX: Final = 64
 """Looks for more messages before what has come is run, though more would fit into the batch."""
 
+MESSAGES_PER_LOOK_MAX: Final = 16
+"""Messages that are taken of a peer at once where no other has any; else one of each."""
+
 START_S_MAX: Final = 60.0
 """From the start of the serving process to its READY; slower is a failed start."""
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pillion_protocol import BatchClose
 from pilliond import metrics_page as page_cells
 from pilliond.batch_runner import BatchRunner
-from pilliond.limits import HEARTBEAT_MS, ROUNDS_PER_BATCH_MAX, TICK_MS
+from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_LOOK_MAX, ROUNDS_PER_BATCH_MAX, TICK_MS
 from pilliond.metrics_page import SAMPLES_MAX, MetricsPage
 from pilliond.poller import EVENTS_MAX, Events, Poller
 from pilliond.scheduler import Batch, Scheduler
@@ -142,15 +142,17 @@ class ServingLoop:
     # Reading
 
     def _receive(self, ready: Events) -> bool:
-        """Takes a message of each, until the batch has no reason to wait for more: then True."""
+        """Takes a message of each, or several where only one has any, until the batch need not wait for more: then True."""
         sources = self._sources
         sessions = self._sessions
         scheduler = self._scheduler
         clock = self._clock
         replies = self._replies
         is_closed = False
+        most = MESSAGES_PER_LOOK_MAX if len(ready) == 1 else 1
         for descriptor, _ in ready:
             source = sources.get(descriptor)
+            left = most
             while source is not None:
                 message = source.receive()
                 if message is None:
@@ -166,7 +168,8 @@ class ServingLoop:
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
                     else:
                         is_closed = scheduler.add(group, now_ns, live)
-                if is_closed or not source.bursts:
+                left -= 1
+                if is_closed or (left <= 0 and not source.bursts):
                     break
             if is_closed:
                 break

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pillion.conversation import Beginning, Conversation, Frames, Reply
 from pillion.errors import InvalidObservationError, PillionError, RefusedError
-from pillion.outcome import Outcome, timings_of
+from pillion.outcome import Outcome
 from pillion.seeds import checked_seeds
 from pillion.slots import Slots
 from pillion.tensors import Array, Observation, TensorCodec
@@ -57,14 +58,11 @@ class Handle:
         action = decode(answered) if isinstance(answered, bytes) else answered
         assert isinstance(action, Action)
         return Outcome(
-            sequence=action.sequence,
-            version=self._versions.get(action.digest, ""),
-            digest=f"sha256:{action.digest.hex()}",
-            fallback=action.fallback,
-            observation_in_slot=self._slots is not None,
-            outputs_in_slot=action.slot > 0,
-            outputs=self._codec.decode(tensors, self._rows),
-            timings=timings_of(action, round_trip_ns),
+            action,
+            partial(self._codec.decode, tensors, self._rows),
+            round_trip_ns,
+            self._versions.get(action.digest, ""),
+            self._slots is not None,
         )
 
     def _check_live(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pillion.tensors import Array
@@ -38,33 +39,73 @@ class Timings:
         return self.round_trip_ns - self.engine_ns
 
 
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """The whole answer to an act."""
+    """The whole answer to an act. What is read of it is made then."""
 
-    sequence: int
-    version: str
-    digest: str
-    """`sha256:…` of the artifact whose weights ran."""
-    fallback: str
-    """What stands in for an action that could not be computed in time; empty: the policy computed it."""
-    observation_in_slot: bool
-    """Whether the observation travelled in shared memory instead of in the message."""
-    outputs_in_slot: bool
-    """Whether the outputs did."""
-    outputs: dict[str, Array]
-    """Every output of the spec by name; `action` is what the act returned."""
-    timings: Timings
+    __slots__ = ("_action", "_decode_outputs", "_round_trip_ns", "observation_in_slot", "version")
 
+    def __init__(
+        self,
+        action: Action,
+        decode_outputs: Callable[[], dict[str, Array]],
+        round_trip_ns: int,
+        version: str,
+        observation_in_slot: bool,
+    ) -> None:
+        self._action = action
+        self._decode_outputs = decode_outputs
+        self._round_trip_ns = round_trip_ns
+        self.version = version
+        self.observation_in_slot = observation_in_slot
+        """Whether the observation travelled in shared memory instead of in the message."""
 
-def timings_of(action: Action, round_trip_ns: int) -> Timings:
-    """The timings that an action message carries."""
-    return Timings(
-        received_ns=action.received_ns,
-        queued_ns=action.queued_ns,
-        dispatched_ns=action.dispatched_ns,
-        ran_ns=action.ran_ns,
-        round_trip_ns=round_trip_ns,
-        batch_rows=action.batch_rows,
-        batch_close=_CLOSES.get(action.batch_close, str(action.batch_close)),
-    )
+    def __repr__(self) -> str:
+        shown = (
+            "sequence",
+            "version",
+            "digest",
+            "fallback",
+            "observation_in_slot",
+            "outputs_in_slot",
+            "outputs",
+            "timings",
+        )
+        return f"Outcome({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    @property
+    def sequence(self) -> int:
+        return self._action.sequence
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of the artifact whose weights ran."""
+        return f"sha256:{self._action.digest.hex()}"
+
+    @property
+    def fallback(self) -> str:
+        """What stands in for an action that could not be computed in time; empty: the policy computed it."""
+        return self._action.fallback
+
+    @property
+    def outputs_in_slot(self) -> bool:
+        """Whether the outputs travelled in shared memory."""
+        return self._action.slot > 0
+
+    @property
+    def outputs(self) -> dict[str, Array]:
+        """Every output of the spec by name; `action` is what the act returned."""
+        return self._decode_outputs()
+
+    @property
+    def timings(self) -> Timings:
+        """When the daemon did what."""
+        action = self._action
+        return Timings(
+            received_ns=action.received_ns,
+            queued_ns=action.queued_ns,
+            dispatched_ns=action.dispatched_ns,
+            ran_ns=action.ran_ns,
+            round_trip_ns=self._round_trip_ns,
+            batch_rows=action.batch_rows,
+            batch_close=_CLOSES.get(action.batch_close, str(action.batch_close)),
+        )

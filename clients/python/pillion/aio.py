@@ -19,7 +19,7 @@ from pillion.errors import (
     EpisodeLostError,
     PillionError,
     RequestTimeoutError,
-    UnavailableError,
+    nobody_answers,
 )
 from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
@@ -84,9 +84,7 @@ class Session(Described):
         try:
             reply = await self._exchange(*self._conversation.hello())
         except RequestTimeoutError:
-            raise UnavailableError(
-                f"nobody answers at {self._carrier.address} within {self._timeout_s:g} s: is pilliond running?"
-            ) from None
+            raise nobody_answers(self._carrier.address, self._timeout_s) from None
         self._conversation.opened(reply)
         self._codec = TensorCodec(self._conversation.spec)
         self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
@@ -314,7 +312,7 @@ async def _end(handle: Handle, session: Session) -> None:
 
 
 def connect(
-    address: str,
+    address: str = "",
     *,
     policy: str = "",
     version: str = "",
@@ -324,5 +322,5 @@ def connect(
     spec_hash: bytes = b"",
     fallback: str = "error",
 ) -> Connecting:
-    """Opens a session with the daemon at `address`; the arguments and errors are those of `pillion.connect`."""
+    """Opens a session with the daemon at `address`, or with this user's; the arguments and errors are those of `pillion.connect`."""
     return Connecting(address, Conversation(client_name, policy, version, spec_hash, lock_step, fallback), timeout_s)

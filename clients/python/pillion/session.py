@@ -17,7 +17,7 @@ from pillion.errors import (
     EpisodeLostError,
     PillionError,
     RequestTimeoutError,
-    UnavailableError,
+    nobody_answers,
 )
 from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
@@ -91,9 +91,7 @@ class Session(Described):
         try:
             reply = self._exchange(*self._conversation.hello())
         except RequestTimeoutError:
-            raise UnavailableError(
-                f"nobody answers at {self._carrier.address} within {self._timeout_s:g} s: is pilliond running?"
-            ) from None
+            raise nobody_answers(self._carrier.address, self._timeout_s) from None
         self._conversation.opened(reply)
         self._codec = TensorCodec(self._conversation.spec)
         self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
@@ -246,7 +244,7 @@ def _end(handle: Handle, session: Session) -> None:
 
 
 def connect(
-    address: str,
+    address: str = "",
     *,
     policy: str = "",
     version: str = "",
@@ -258,6 +256,9 @@ def connect(
     busy_poll_us: int = 0,
 ) -> Session:
     """Opens a session with the daemon at `address` (`lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`).
+
+    Without an address it takes the lane of this user's daemon: `lane.sock` in `$XDG_RUNTIME_DIR/pillion`, or where
+    that variable is not set in `/run/user/UID/pillion`; that is where `pilliond` listens unless it is told otherwise.
 
     `policy` and `version` (a range such as `>=1.2,<2`) say what must be served there; empty takes what is.
     `timeout_s` bounds every wait of the session. `lock_step` promises one act at a time for each episode, so that a

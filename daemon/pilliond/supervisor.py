@@ -114,7 +114,7 @@ class Supervisor:
 
     def _start(self) -> None:
         for path in self._socket_paths():
-            clear_socket_path(path)
+            clear_socket_path(path, self._settings.data.group_id())
         self.page.cells[metrics_page.PHASE] = Phase.STARTING
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1

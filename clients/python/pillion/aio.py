@@ -13,18 +13,19 @@ from typing import Any, Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply
+from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_turned_away
 from pillion.described import Described
 from pillion.errors import (
     EpisodeLostError,
     PillionError,
+    RefusedError,
     RequestTimeoutError,
     nobody_answers,
 )
 from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Goodbye, Ping
+from pillion_protocol import Error, Goodbye, Ping
 from pillion_protocol.steps import ActStep
 
 
@@ -195,6 +196,8 @@ class Session(Described):
         elif isinstance(message, Goodbye):
             self._conversation.closed(f"the daemon said goodbye ({message.reason})")
             self._fail_all(self._conversation.lost())
+        elif isinstance(message, Error) and is_turned_away(message):
+            self._fail_all(RefusedError.from_wire(message))
 
     def _fail_all(self, error: PillionError) -> None:
         for answer in self._waiting.values():

@@ -192,7 +192,7 @@ class Conversation:
             return None
         if message.session != self.session or message.epoch != self.epoch:
             opens = not self.session and isinstance(message, Welcome) and message.sequence == self.sequence
-            if not opens:
+            if not opens and not is_turned_away(message):
                 return None
         return Reply(message, frames[1:])
 
@@ -256,6 +256,11 @@ class Conversation:
             self.closed(message.message)
             return self.lost()
         return RefusedError.from_wire(message)
+
+
+def is_turned_away(message: Message) -> bool:
+    """Whether the daemon says, unasked and as its last word, that this user may not connect."""
+    return isinstance(message, Error) and message.code == ErrorCode.NOT_ALLOWED
 
 
 def _unexpected(expected: str, message: Message) -> PillionError:

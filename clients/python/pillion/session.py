@@ -11,7 +11,7 @@ from typing import Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply
+from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_turned_away
 from pillion.described import Described
 from pillion.errors import (
     EpisodeLostError,
@@ -153,7 +153,7 @@ class Session(Described):
         message = reply.message
         if isinstance(message, Ping):
             self._carrier.send_now(self._conversation.pong(message))
-        return isinstance(message, Goodbye)
+        return isinstance(message, Goodbye) or is_turned_away(message)
 
 
 class Episode(Handle):

@@ -93,8 +93,6 @@ class BatchRunner:
         for group in groups:
             begin, first = first, first + group.rows
             received_ns = group.received_ns
-            acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
-            group.acts += 1
             step = group.step
             reply: Packed = step
             places = step.tensors
@@ -103,6 +101,8 @@ class BatchRunner:
                     self._sessions.answer_error(group, _WRITTEN_MEANWHILE, replies)
                     continue
                 places, reply = _direct(group, step)
+            acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
+            group.acts += 1
             for place, (view, size) in zip(places, outputs, strict=True):
                 place[:] = view[begin * size : first * size]
             step.fill(

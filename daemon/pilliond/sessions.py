@@ -249,6 +249,8 @@ class Sessions:
         group.slot = slot
         group.slot_number = act.slot
         group.generation = act.generation
+        if slot is not None:
+            self._page.cells[page_cells.SLOT_ACTS] += 1
         group.received_ns = now_ns
         group.budget_ns = act.budget_us * 1_000
         group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS

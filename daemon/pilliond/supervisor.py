@@ -196,7 +196,7 @@ class Supervisor:
         self.ready = None
         cells = self.page.cells
         cells[metrics_page.PHASE] = Phase.STOPPED if self._stopping is not None else Phase.FAILED
-        for gauge in (metrics_page.SESSIONS, metrics_page.EPISODES, metrics_page.QUEUE_ROWS):
+        for gauge in metrics_page.GAUGES:
             cells[gauge] = 0
         return code
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion.conversation import Conversation
+from pillion.conversation import Conversation, Reply
 from pillion_protocol import Act, Begun, Message, decode, encode
 from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from pillion_protocol.slots import SlotLayout, read_generation, write_generation
@@ -107,6 +107,12 @@ class RawLane:
         head, *tensors = unpack(memoryview(self.socket.recv(PACKET_BYTES_MAX)), [row_bytes])
         return decode(head), [bytes(tensor) for tensor in tensors]
 
+    def hear_frames(self) -> Reply:
+        """The next message as the client's conversation reads it."""
+        reply = self.conversation.read([*unpack(memoryview(self.socket.recv(PACKET_BYTES_MAX)), [1])])
+        assert reply is not None
+        return reply
+
     def ask(self, head: bytes | memoryview, *tensors: bytes) -> Message:
         """Sends a message and gives the next that comes."""
         self.say(head, *tensors)
@@ -115,9 +121,7 @@ class RawLane:
     def hello(self) -> Self:
         """Opens the session."""
         self.say(self.conversation.hello()[1][0])
-        reply = self.conversation.read([*unpack(memoryview(self.socket.recv(PACKET_BYTES_MAX)), [1])])
-        assert reply is not None
-        self.conversation.opened(reply)
+        self.conversation.opened(self.hear_frames())
         return self
 
     def begin(self, rows: int = 1, slots: bool = True) -> RawHandle:

@@ -56,6 +56,7 @@ class Orders:
 
 def serve(end: socket.socket, assignment: Assignment) -> None:
     """Starts, warms up, says READY, runs until told to drain, drains, stops."""
+    pin(assignment.serving)
     page = MetricsPage(assignment.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     version = load_version(assignment)
@@ -71,7 +72,7 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
         poller.add(end.fileno(), Orders(end, loop.stop))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
-        channel.send(end, Ready(listen, version.engine.describe()))
+        channel.send(end, Ready(listen, version.engine.describe(), describe_process()))
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
@@ -132,15 +133,28 @@ def make_loop(
     )
 
 
-def settle(settings: ServingSettings) -> None:
-    """Makes the process ready to be quick: its core, its memory, its garbage collector."""
+def pin(settings: ServingSettings) -> None:
+    """Keeps the process on its CPUs; to be called before it has threads, which would stay where they are."""
     if settings.cpus:
         os.sched_setaffinity(0, cpu_numbers(settings.cpus))
+
+
+def settle(settings: ServingSettings) -> None:
+    """Makes the process ready to be quick: its interpreter, its garbage collector."""
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
     gc.collect()
     if settings.gc_freeze:
         # What start-up made goes out of the collector's sight: a full collection finds next to nothing.
         gc.freeze()
+
+
+def describe_process() -> dict[str, Any]:
+    """What `pin` and `settle` came to."""
+    return {
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "switch_interval_us": round(sys.getswitchinterval() * 1e6),
+        "gc_frozen_objects": gc.get_freeze_count(),
+    }
 
 
 def die_with_parent() -> None:

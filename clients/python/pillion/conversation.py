@@ -47,6 +47,7 @@ TIMEOUT_S: Final = 10.0
 """How long a request waits for its answer unless the caller says otherwise."""
 
 _LOST: Final = frozenset({ErrorCode.EPOCH_STALE, ErrorCode.SESSION_UNKNOWN})
+_TURNED_AWAY: Final = frozenset({ErrorCode.NOT_ALLOWED, ErrorCode.OVERLOADED})
 
 
 class Reply:
@@ -259,8 +260,8 @@ class Conversation:
 
 
 def is_turned_away(message: Message) -> bool:
-    """Whether the daemon says, unasked and as its last word, that this user may not connect."""
-    return isinstance(message, Error) and message.code == ErrorCode.NOT_ALLOWED
+    """Whether the daemon says, unasked and as its last word, that this client may not connect."""
+    return isinstance(message, Error) and not message.sequence and message.code in _TURNED_AWAY
 
 
 def _unexpected(expected: str, message: Message) -> PillionError:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pillion.conversation import Frames
 from pillion.lane_carrier import LaneCarrier
 from pillion_protocol import Goodbye, Ping, decode, encode
 from pillion_protocol.lane import pack
 from pillion_protocol.steps import ActStep
 from tests.harness import WAIT_S_MAX
 
-PING = [encode(Ping(1, 2, 3))]
+PING: Frames = [encode(Ping(1, 2, 3))]
 LAST_WORDS = encode(Goodbye(1, 2, 0, "bye"))
 
 
@@ -71,7 +72,7 @@ def test_an_act_that_finds_the_connection_closed_hears_every_word(meeting: Meeti
 
 @pytest.mark.parametrize("frames", [PING, ActStep(1, 2, 3, 1, [4])], ids=["ping", "act"])
 def test_a_message_that_the_daemon_closed_upon_without_reading_it_hides_no_word(
-    meeting: Meeting, frames: list[bytes | memoryview]
+    meeting: Meeting, frames: Frames
 ) -> None:
     # Unread messages make the kernel say ECONNRESET, once, before it gives what lies there.
     assert meeting.carrier.send_now(PING)

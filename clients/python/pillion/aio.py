@@ -275,7 +275,7 @@ class EpisodeGroup(Handle):
 class Connecting:
     """What `connect` gives: to be awaited, or entered with `async with`."""
 
-    def __init__(self, address: str, conversation: Conversation, timeout_s: float) -> None:
+    def __init__(self, address: str | None, conversation: Conversation, timeout_s: float) -> None:
         self._address = address
         self._conversation = conversation
         self._timeout_s = timeout_s
@@ -315,7 +315,7 @@ async def _end(handle: Handle, session: Session) -> None:
 
 
 def connect(
-    address: str = "",
+    address: str | None = None,
     *,
     policy: str = "",
     version: str = "",

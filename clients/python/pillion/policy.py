@@ -25,7 +25,13 @@ class Policy:
     """
 
     def __init__(
-        self, address: str = "", *, policy: str = "", version: str = "", seed: int = 0, timeout_s: float = TIMEOUT_S
+        self,
+        address: str | None = None,
+        *,
+        policy: str = "",
+        version: str = "",
+        seed: int = 0,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.session = connect(address, policy=policy, version=version, timeout_s=timeout_s)
         self._seed = seed

@@ -244,7 +244,7 @@ def _end(handle: Handle, session: Session) -> None:
 
 
 def connect(
-    address: str = "",
+    address: str | None = None,
     *,
     policy: str = "",
     version: str = "",

@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check bench peers clean
+.PHONY: help setup demo test check bench hunt peers clean
 
 help:
 	@echo "make demo    replay recorded episodes through a daemon on this machine"
 	@echo "make test    the whole test suite (installs torch, for Stable-Baselines3)"
 	@echo "make check   format, lint and types"
 	@echo "make bench   the figures of the README, measured here"
+	@echo "make hunt    kill ten thousand clients with -9 and count what is left of them"
 	@echo "make peers   the published peers, for pillion bench compare, in .venv-peers"
 	@echo "make setup   the virtual environment with everything"
 	@echo "make clean   forget the virtual environments and the caches"
@@ -32,6 +33,9 @@ bench: .venv/bench.stamp
 	$(BIN)/pillion bench load --sessions 1
 	$(BIN)/pillion bench load --sessions 16
 	$(BIN)/pillion bench load --sessions 4 --rows 64
+
+hunt: .venv/dev.stamp
+	$(BIN)/python -m tests.daemon.hunt --kills 10000
 
 peers: .venv-peers/peers.stamp
 

@@ -131,6 +131,7 @@ class Admin:
                 "pid": supervisor.serving_pid,
                 "starts": supervisor.starts,
                 "resident_bytes": _resident_bytes(supervisor.serving_pid),
+                **(supervisor.ready.process if supervisor.ready else {}),
             },
             "control": {"pid": os.getpid(), "resident_bytes": _resident_bytes(os.getpid())},
         }

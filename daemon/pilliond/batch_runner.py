@@ -88,8 +88,6 @@ class BatchRunner:
         ran_ns = self._ran_ns
         for group in groups:
             received_ns = group.received_ns
-            acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
-            group.acts += 1
             step = group.step
             reply: Packed = step
             places = step.tensors
@@ -98,6 +96,8 @@ class BatchRunner:
                     self._sessions.answer_error(group, _WRITTEN_MEANWHILE, replies)
                     continue
                 places, reply = _direct(group, step)
+            acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
+            group.acts += 1
             for place, output in zip(places, group.place.outputs, strict=True):
                 place[:] = output
             step.fill(

@@ -56,6 +56,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     listen: list[str]
     engine: dict[str, Any]
+    process: dict[str, Any]
+    """How it uses its core, as the kernel and the interpreter say it, not the settings."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -81,6 +81,10 @@ class PageCollector(Collector):
         yield GaugeMetricFamily("pillion_queue_rows", "Rows that wait for the engine.", value=cells[page.QUEUE_ROWS])
         yield _counter("pillion_sessions_opened", "Sessions ever opened.", cells[page.SESSIONS_OPENED])
         yield _counter("pillion_sessions_dropped", "Sessions dropped: gone, silent or not reading.", cells[page.SESSIONS_DROPPED])  # fmt: skip
+        yield _counter("pillion_slot_acts", "Acts whose observations lay in shared memory.", cells[page.SLOT_ACTS])
+        yield GaugeMetricFamily("pillion_slot_bytes", "Shared memory leased for slots.", value=cells[page.SLOT_BYTES])
+        spun_s = cells[page.SPUN_NS] / _NANOSECONDS
+        yield _counter("pillion_busy_poll_seconds", "Time that the serving loop looked without sleeping.", spun_s)
         lag_s = cells[page.LOOP_LAG_NS] / _NANOSECONDS
         yield GaugeMetricFamily("pillion_loop_lag_seconds", "Lateness of the serving loop's last tick.", value=lag_s)
         yield _counter("pillion_gc_pauses", "Garbage collections of the serving process.", cells[page.GC_PAUSES])

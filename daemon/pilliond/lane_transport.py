@@ -31,7 +31,8 @@ _OWNER_ONLY_UMASK: Final = 0o177
 _GROUP_TOO_MODE: Final = 0o660
 _CREDENTIALS: Final = struct.Struct("iII")
 _SO_PEERGROUPS: Final = 59
-_GROUPS_BYTES_MAX: Final = 65_536 * 4
+_GROUPS_BYTES_MAX: Final = 1_024
+"""What Python's `getsockopt` takes at most: 256 groups."""
 _DESCRIPTOR: Final = struct.Struct("i")
 _DO_NOT_WAIT: Final = socket.MSG_DONTWAIT
 _SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
@@ -43,6 +44,12 @@ _NOT_ALLOWED: Final = pack(
     encode(Error(0, 0, 0, ErrorCode.NOT_ALLOWED, "this daemon serves its own user, root, and the group it was told")),
     (),
 )
+
+
+_NO_ROOM: Final = pack(
+    encode(Error(0, 0, 0, ErrorCode.OVERLOADED, "this daemon has no descriptor left for another connection")), ()
+)
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class LaneConnection:
@@ -101,8 +108,10 @@ class LaneListener:
     def receive(self) -> None:
         try:
             accepted, _ = self.socket.accept()
-        except OSError:
-            # The peer went before it was let in, or there is no descriptor left for it: its own connect fails.
+        except OSError as error:
+            # Or the peer went before it was let in.
+            if error.errno in _NO_DESCRIPTOR:
+                self._lane.turn_away(self.socket)
             return
         self._lane.welcome(accepted)
 
@@ -128,6 +137,7 @@ class LaneTransport:
         self._listeners: list[LaneListener] = []
         self._connections: set[LaneConnection] = set()
         self._gone: list[LaneConnection] = []
+        self._spare = _take_spare()
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -199,20 +209,38 @@ class LaneTransport:
             listener.socket.close()
         for connection in list(self._connections):
             self.drop(connection)
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
 
     def welcome(self, accepted: socket.socket) -> None:
         """Lets a peer in, or tells it why not."""
         if not self._is_allowed(accepted):
-            self._page.refusal(ErrorCode.NOT_ALLOWED)
-            # It may not have waited for the reason.
-            with contextlib.suppress(OSError):
-                accepted.send(_NOT_ALLOWED, _SEND_FLAGS)
-            accepted.close()
+            self._refuse(accepted, ErrorCode.NOT_ALLOWED, _NOT_ALLOWED)
             return
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LANE_SEND_BUFFER_BYTES)
         connection = LaneConnection(accepted, self)
         self._connections.add(connection)
         self._poller.add(connection.descriptor, connection)
+
+    def turn_away(self, listener: socket.socket) -> None:
+        """Tells the next peer that there is no descriptor for it, over the one that is kept for this.
+
+        Left alone it would stay in the backlog, and the poller would tell of it without end.
+        """
+        if self._spare >= 0:
+            os.close(self._spare)
+        # Somebody else may have been quicker to take either descriptor: the next peer tries again.
+        with contextlib.suppress(OSError):
+            self._refuse(listener.accept()[0], ErrorCode.OVERLOADED, _NO_ROOM)
+        self._spare = _take_spare()
+
+    def _refuse(self, accepted: socket.socket, code: ErrorCode, packet: bytes) -> None:
+        self._page.refusal(code)
+        # It may not have waited for the reason.
+        with contextlib.suppress(OSError):
+            accepted.send(packet, _SEND_FLAGS)
+        accepted.close()
 
     def drop(self, connection: LaneConnection) -> None:
         """Closes a connection; harmless to repeat."""
@@ -229,5 +257,17 @@ class LaneTransport:
             return True
         if self._group is None:
             return False
-        groups = accepted.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES_MAX)
+        try:
+            groups = accepted.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES_MAX)
+        except OSError:
+            # It is in more groups than can be asked for: only its first one counts.
+            groups = b""
         return self._group in (gid, *memoryview(groups).cast("I"))
+
+
+def _take_spare() -> int:
+    """A descriptor to be given up when there is no other; -1 where there is none even now."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1

@@ -14,6 +14,8 @@ from pilliond.errors import AddressInUseError, ListenError, SettingsError
 SOCKET_PATH_BYTES_MAX: Final = 107
 """sizeof(sockaddr_un.sun_path) - 1, see unix(7)."""
 
+_GROUP_ENTERS_MODE: Final = 0o710
+
 
 def check_data_address(address: str) -> None:
     """Raises `SettingsError` unless `address` is `lane:///PATH`, `ipc:///PATH` or `tcp://LOOPBACK:PORT`."""
@@ -62,13 +64,13 @@ def _check_loopback(address: str) -> None:
         raise SettingsError(f"listen: expected a loopback address ({address} would be open to others without keys)")
 
 
-def clear_socket_path(path: str) -> None:
+def clear_socket_path(path: str, group: int | None = None) -> None:
     """Makes way for a socket at `path`: makes its folder, removes a stale socket.
 
-    Raises `AddressInUseError` where somebody answers there, `ListenError` where something else lies there.
+    A folder that it makes can be entered by this user and by the members of the group with the id `group`. Raises `AddressInUseError` where somebody answers there, `ListenError` where something else lies there.
     """
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        _make_folder(os.path.dirname(path), group)
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return
@@ -79,6 +81,15 @@ def clear_socket_path(path: str) -> None:
     if _answers(path):
         raise AddressInUseError(f"{path} is in use")
     os.unlink(path)
+
+
+def _make_folder(folder: str, group: int | None) -> None:
+    if os.path.isdir(folder):
+        return
+    os.makedirs(folder, mode=0o700)
+    if group is not None:
+        os.chown(folder, -1, group)
+        os.chmod(folder, _GROUP_ENTERS_MODE)
 
 
 class SocketFile:

@@ -96,6 +96,9 @@ QUEUE_WAIT: Final = Histogram(LATENCY_BUCKETS_NS)
 INFERENCE_DURATION: Final = Histogram(LATENCY_BUCKETS_NS)
 BATCH_ROWS: Final = Histogram(ROW_BUCKETS)
 
+GAUGES: Final = (SESSIONS, EPISODES, QUEUE_ROWS, SPINNING, SLOT_BYTES)
+"""What is nothing where no serving process lives."""
+
 CELLS: Final = next(_next_cell)
 PAGE_BYTES: Final = CELLS * 8
 

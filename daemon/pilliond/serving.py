@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -58,6 +59,7 @@ class Orders:
 
 def serve(end: socket.socket, assignment: Assignment) -> None:
     """Starts, warms up, says READY, runs until told to drain, drains, stops."""
+    pin(assignment.serving)
     page = MetricsPage(assignment.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     version = load_version(assignment)
@@ -73,7 +75,7 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
         poller.add(end.fileno(), Orders(end, loop.stop))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
-        channel.send(end, Ready(listen, version.engine.describe()))
+        channel.send(end, Ready(listen, version.engine.describe(), describe_process()))
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
@@ -134,10 +136,14 @@ def make_loop(
     )
 
 
-def settle(settings: ServingSettings) -> None:
-    """Makes the process ready to be quick: its core, its memory, its garbage collector."""
+def pin(settings: ServingSettings) -> None:
+    """Keeps the process on its CPUs; to be called before it has threads, which would stay where they are."""
     if settings.cpus:
         os.sched_setaffinity(0, cpu_numbers(settings.cpus))
+
+
+def settle(settings: ServingSettings) -> None:
+    """Makes the process ready to be quick: its interpreter, its garbage collector."""
     # The check for finite numbers lets a sum overflow, and looks closer then.
     np.seterr(over="ignore", invalid="ignore")
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
@@ -145,6 +151,21 @@ def settle(settings: ServingSettings) -> None:
     if settings.gc_freeze:
         # What start-up made goes out of the collector's sight: a full collection finds next to nothing.
         gc.freeze()
+
+
+def describe_process() -> dict[str, Any]:
+    """What `pin` and `settle` came to."""
+    return {
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "switch_interval_us": round(sys.getswitchinterval() * 1e6),
+        "gc_frozen_objects": gc.get_freeze_count(),
+    }
+
+
+def take_all_descriptors() -> None:
+    """Raises the number of descriptors to what the kernel allows: a connection of the lane takes one, its slots two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def die_with_parent() -> None:
@@ -155,6 +176,7 @@ def die_with_parent() -> None:
 def main() -> int:
     """Runs one assignment; gives the exit code."""
     die_with_parent()
+    take_all_descriptors()
     # The control process decides when to stop: a signal to the whole group must not cut a drain short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -227,6 +227,7 @@ class Sessions:
             group.slot = slot
             group.slot_number = number
             group.generation = generation
+            self._page.cells[page_cells.SLOT_ACTS] += 1
         elif len(message) == _ONE_TENSOR and len(message[2]) == group.frame_bytes and group.fits_packet:
             group.tensors = message[2:]
         else:
@@ -265,6 +266,8 @@ class Sessions:
         group.slot = slot
         group.slot_number = act.slot
         group.generation = act.generation
+        if slot is not None:
+            self._page.cells[page_cells.SLOT_ACTS] += 1
         group.received_ns = now_ns
         group.budget_ns = act.budget_us * 1_000
         group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS

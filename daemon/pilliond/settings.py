@@ -16,17 +16,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pillion_artifacts.trust import TrustPolicy
+from pillion_protocol.places import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import ServingLimits
 from pilliond.listen import check_data_address, check_socket_path
 
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
-
-
-def runtime_folder() -> Path:
-    """Where this user's sockets lie: `$XDG_RUNTIME_DIR/pillion`, else `/run/user/UID/pillion`."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    return Path(base) / "pillion"
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,8 +108,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def data_addresses(self) -> list[str]:
         """Where to listen, checked; raises `SettingsError`."""
-        folder = runtime_folder()
-        addresses = self.data.listen or [f"lane://{folder / 'lane.sock'}", f"ipc://{folder / 'zmq.sock'}"]
+        addresses = self.data.listen or [own_lane_address(), f"ipc://{runtime_folder() / 'zmq.sock'}"]
         for address in addresses:
             check_data_address(address)
         return addresses

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -22,6 +22,13 @@ from pilliond.limits import DRAIN_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_R
 from pilliond.listen import SocketFile, clear_socket_path, socket_path
 from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.settings import Settings
+
+_SERVING_ENVIRONMENT: Final = {
+    # numpy there touches a row at a time: a pool of threads for it would only take cores away.
+    "OPENBLAS_NUM_THREADS": "1",
+    # ONNX Runtime would report to its maker every ten seconds, from threads of its own.
+    "ORT_DISABLE_TELEMETRY": "1",
+}
 
 
 class StartRefusedError(DaemonError):
@@ -114,7 +121,7 @@ class Supervisor:
 
     def _start(self) -> None:
         for path in self._socket_paths():
-            clear_socket_path(path)
+            clear_socket_path(path, self._settings.data.group_id())
         self.page.cells[metrics_page.PHASE] = Phase.STARTING
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
@@ -125,8 +132,7 @@ class Supervisor:
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
-                # numpy there touches a row at a time: a pool of threads for it would only take cores away.
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **_SERVING_ENVIRONMENT},
             )
         channel.send(self._end, self._assignment())
 
@@ -196,7 +202,7 @@ class Supervisor:
         self.ready = None
         cells = self.page.cells
         cells[metrics_page.PHASE] = Phase.STOPPED if self._stopping is not None else Phase.FAILED
-        for gauge in (metrics_page.SESSIONS, metrics_page.EPISODES, metrics_page.QUEUE_ROWS):
+        for gauge in metrics_page.GAUGES:
             cells[gauge] = 0
         return code
 

@@ -1,18 +1,90 @@
-"""What the documents of the daemon say is so."""
+"""What the documents of the daemon say is so, and what they tell one to type works."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 
+import pillion
 from pilliond.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
+
+
+def commands(document: Path) -> list[str]:
+    """Every command line in the shell blocks of a document."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+@contextmanager
+def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
+    """Types a `pilliond` command of a document, with `runtime` as the user's runtime folder; gives its `ready` record."""
+    words = shlex.split(command)
+    words[0] = words[0].replace(".venv/bin", str(Path(sys.executable).parent))
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "PILLION_ADMIN__LISTEN": "http://127.0.0.1:0"}
+    with subprocess.Popen(
+        [*words, "--log-format", "json"], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        try:
+            line = process.stderr.readline()
+            assert line.startswith("{"), line
+            yield json.loads(line)
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
+
+
+def act_everywhere(ready: dict[str, Any]) -> None:
+    """One act at each address that a daemon says it listens at."""
+    for address in ready["listen"]:
+        with pillion.connect(address) as session, session.begin(seed=1) as episode:
+            assert episode.act(np.zeros(8, np.float32)).shape == ()
 
 
 def test_the_example_settings_name_every_setting_at_its_default() -> None:
     file = ROOT / "conf" / "pillion.toml"
     assert load_settings(file, {}, {}) == Settings()
     assert tomllib.loads(file.read_text()) == msgspec.to_builtins(Settings())
+
+
+def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_ask_how_it_is(short_path: Path) -> None:
+    start, ask = commands(ROOT / "daemon" / "README.md")
+    folder = short_path / "daemon-page"
+    for printed, ours in (
+        ("/tmp/pillion/", f"{folder}/"),
+        ("tcp://127.0.0.1:5755", "tcp://127.0.0.1:0"),
+        ("http://127.0.0.1:9475", "http://127.0.0.1:0"),
+    ):
+        assert printed in start
+        start = start.replace(printed, ours)
+    with typed(start, short_path) as ready:
+        assert [address.partition(":")[0] for address in ready["listen"]] == ["lane", "ipc", "tcp"]
+        act_everywhere(ready)
+        curl = shlex.split(ask.replace("http://127.0.0.1:9475", ready["admin"]))
+        came = subprocess.run(curl, capture_output=True, text=True, timeout=30, check=True)
+        assert json.loads(came.stdout)["phase"] == "ready"
+
+
+def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_where_the_users_clients_look(
+    short_path: Path,
+) -> None:
+    (start,) = commands(ROOT / "conf" / "README.md")
+    runtime = short_path / "settings-page"
+    with typed(start, runtime) as ready:
+        assert ready["listen"] == [f"lane://{runtime}/pillion/lane.sock", f"ipc://{runtime}/pillion/zmq.sock"]
+        act_everywhere(ready)

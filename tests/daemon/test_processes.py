@@ -311,6 +311,17 @@ def test_both_processes_together_stay_below_250_mb(daemon: Daemon) -> None:
     assert health["serving"]["resident_bytes"] + health["control"]["resident_bytes"] < RESIDENT_BYTES_MAX
 
 
+def test_beside_the_serving_loop_run_no_threads_but_those_of_zeromq(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    with pillion.connect(daemon.address) as session:
+        session.begin().act(OBSERVATION)
+        tasks = Path(f"/proc/{daemon.serving_pid}/task")
+        names = sorted(
+            (task / "comm").read_text().strip() for task in tasks.iterdir() if task.name != tasks.parent.name
+        )
+    assert names == ["ZMQbg/IO/0", "ZMQbg/Reaper"]
+
+
 def test_the_serving_process_has_no_http_no_yaml_and_no_torch_in_it() -> None:
     script = "import sys, pilliond.serving; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import socket
 import subprocess
@@ -16,11 +15,10 @@ import pytest
 
 import pillion
 import pillion.aio
-from pillion.conversation import Conversation
-from pillion_protocol import Act, Error, Message, decode, encode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
-from pillion_protocol.slots import SlotLayout, write_generation
+from pillion_protocol import Action, Error
+from pillion_protocol.lane import PACKET_BYTES_MAX, pack
 from tests.conftest import StartDaemon
+from tests.daemon.raw_lane import RawLane
 from tests.harness import STORE, WAIT_S_MAX, Daemon, running
 
 PIXELS = np.random.default_rng(3).integers(0, 255, (4, 84, 84), np.uint8)
@@ -56,62 +54,6 @@ def wait_for_no_memfd(daemon: Daemon) -> None:
     while memfds(daemon):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
-
-
-class RawLane:
-    """A client of the lane by hand, with one handle in slots."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(WAIT_S_MAX)
-        self.socket.connect(daemon.address.removeprefix("lane://"))
-        self.conversation = Conversation()
-        self.ask(self.conversation.hello()[1][0])
-        packet, descriptors, _, _ = self._say_and_take(self.conversation.begin([1], slots=True)[1][0])
-        self.episode = self._read(packet).episode  # type: ignore[attr-defined]
-        self.descriptor = descriptors[0]
-        self.layout = SlotLayout(self.conversation.spec, 1)
-
-    def ask(self, head: bytes | memoryview, *tensors: bytes) -> Message:
-        self.socket.send(pack(head, tensors))
-        message = self._read(self.socket.recv(PACKET_BYTES_MAX))
-        if self.conversation.session == 0:
-            reply = self.conversation.read(unpack(memoryview(self._last), [8]))
-            assert reply is not None
-            self.conversation.opened(reply)
-        return message
-
-    def act(self, slot: int, generation: int, sequence: int) -> Message:
-        conversation = self.conversation
-        head = encode(
-            Act(
-                conversation.session,
-                conversation.epoch,
-                sequence,
-                self.episode,
-                1,
-                0,
-                True,
-                b"",
-                [],
-                "",
-                slot,
-                generation,
-            )
-        )
-        return self.ask(head)
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-        self.socket.close()
-
-    def _say_and_take(self, head: bytes | memoryview) -> tuple[bytes, list[int], int, str | None]:
-        self.socket.send(pack(head, ()))
-        return socket.recv_fds(self.socket, PACKET_BYTES_MAX, 4)
-
-    def _read(self, packet: bytes) -> Message:
-        self._last = packet
-        return decode(unpack(memoryview(packet), [8])[0])
 
 
 def test_an_image_travels_in_a_slot_over_the_lane_and_inline_over_zeromq_and_gets_the_same_action(
@@ -158,31 +100,34 @@ def test_small_observations_travel_inline(lane_daemon: Daemon) -> None:
         assert not episode.last.outputs_in_slot
 
 
-def test_an_unknown_slot_and_another_generation_are_refused_and_the_session_goes_on(pixel_daemon: Daemon) -> None:
-    raw = RawLane(pixel_daemon)
-    try:
-        area = mmap.mmap(raw.descriptor, raw.layout.area_bytes)
-        write_generation(area, 0, 7)
-        for sequence, (slot, generation, code) in enumerate(
-            [(3, 7, "slot_unknown"), (2**40, 7, "slot_unknown"), (1, 6, "slot_stale"), (2, 0, "slot_stale")],
-            raw.conversation.sequence + 1,
-        ):
-            refused = raw.act(slot, generation, sequence)
-            assert isinstance(refused, Error)
-            assert refused.code == code
-        assert type(raw.act(1, 7, raw.conversation.sequence + 9)).__name__ == "Action"
-    finally:
-        raw.close()
+@pytest.mark.parametrize(
+    ("slot", "generation", "code"),
+    [
+        (3, 7, "slot_unknown"),
+        (2**40, 7, "slot_unknown"),
+        (1, 6, "slot_stale"),
+        (2, 7, "slot_stale"),
+        (2, 0, "slot_stale"),
+    ],
+)
+def test_an_unknown_slot_and_another_generation_are_refused_and_the_session_goes_on(
+    pixel_daemon: Daemon, slot: int, generation: int, code: str
+) -> None:
+    with RawLane(pixel_daemon.address) as lane:
+        handle = lane.hello().begin()
+        handle.set_generation(1, 7)
+        refused = lane.ask(handle.act_head(slot, generation))
+        assert isinstance(refused, Error)
+        assert refused.code == code
+        assert isinstance(lane.ask(handle.act_head(1, 7)), Action)
 
 
 def test_the_memory_of_slots_can_neither_shrink_nor_grow(pixel_daemon: Daemon) -> None:
-    raw = RawLane(pixel_daemon)
-    try:
-        for size in (0, raw.layout.area_bytes * 2):
+    with RawLane(pixel_daemon.address) as lane:
+        handle = lane.hello().begin()
+        for size in (0, handle.layout.area_bytes * 2):
             with pytest.raises(PermissionError):
-                os.ftruncate(raw.descriptor, size)
-    finally:
-        raw.close()
+                os.ftruncate(handle.descriptor, size)
 
 
 def test_slots_end_with_their_handle_their_connection_and_a_killed_client(pixel_daemon: Daemon) -> None:

@@ -40,7 +40,7 @@ from pilliond.sampling import (
 from tests.harness import ROOT, STORE
 
 FOLDER = ROOT / "protocol" / "vectors"
-NAMES = ("messages", "malformed", "spec", "tensors", "sampling", "conversation")
+NAMES = ("messages", "malformed", "spec", "tensors", "sampling", "conversation", "lane")
 
 
 @cache

@@ -13,18 +13,19 @@ from typing import Any, Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply
+from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_turned_away
 from pillion.described import Described
 from pillion.errors import (
     EpisodeLostError,
     PillionError,
+    RefusedError,
     RequestTimeoutError,
-    UnavailableError,
+    nobody_answers,
 )
 from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
-from pillion_protocol import Goodbye, Ping
+from pillion_protocol import Error, Goodbye, Ping
 from pillion_protocol.steps import ActStep
 
 
@@ -84,9 +85,7 @@ class Session(Described):
         try:
             reply = await self._exchange(*self._conversation.hello())
         except RequestTimeoutError:
-            raise UnavailableError(
-                f"nobody answers at {self._carrier.address} within {self._timeout_s:g} s: is pilliond running?"
-            ) from None
+            raise nobody_answers(self._carrier.address, self._timeout_s) from None
         self._conversation.opened(reply)
         self._codec = TensorCodec(self._conversation.spec)
         self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
@@ -197,6 +196,8 @@ class Session(Described):
         elif isinstance(message, Goodbye):
             self._conversation.closed(f"the daemon said goodbye ({message.reason})")
             self._fail_all(self._conversation.lost())
+        elif isinstance(message, Error) and is_turned_away(message):
+            self._fail_all(RefusedError.from_wire(message))
 
     def _fail_all(self, error: PillionError) -> None:
         for answer in self._waiting.values():
@@ -274,7 +275,7 @@ class EpisodeGroup(Handle):
 class Connecting:
     """What `connect` gives: to be awaited, or entered with `async with`."""
 
-    def __init__(self, address: str, conversation: Conversation, timeout_s: float) -> None:
+    def __init__(self, address: str | None, conversation: Conversation, timeout_s: float) -> None:
         self._address = address
         self._conversation = conversation
         self._timeout_s = timeout_s
@@ -314,7 +315,7 @@ async def _end(handle: Handle, session: Session) -> None:
 
 
 def connect(
-    address: str,
+    address: str | None = None,
     *,
     policy: str = "",
     version: str = "",
@@ -324,5 +325,5 @@ def connect(
     spec_hash: bytes = b"",
     fallback: str = "error",
 ) -> Connecting:
-    """Opens a session with the daemon at `address`; the arguments and errors are those of `pillion.connect`."""
+    """Opens a session with the daemon at `address`, or with this user's; the arguments and errors are those of `pillion.connect`."""
     return Connecting(address, Conversation(client_name, policy, version, spec_hash, lock_step, fallback), timeout_s)

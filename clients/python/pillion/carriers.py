@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Protocol
 
 from pillion.conversation import Frames
+from pillion_protocol.places import own_lane_address
 
 
 class Carrier(Protocol):
@@ -62,11 +63,13 @@ class Carrier(Protocol):
         ...
 
 
-def open_carrier(address: str, busy_poll_us: int = 0) -> Carrier:
+def open_carrier(address: str | None, busy_poll_us: int = 0) -> Carrier:
     """The carrier for `lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`; raises `UnavailableError`.
 
-    `receive` looks for `busy_poll_us` before it sleeps. Who takes the lane does not import pyzmq.
+    Without an address it is the lane of this user's daemon. `receive` looks for `busy_poll_us` before it sleeps. Who takes the lane does not import pyzmq.
     """
+    if address is None:
+        address = own_lane_address()
     if address.startswith("lane://"):
         from pillion.lane_carrier import LaneCarrier
 

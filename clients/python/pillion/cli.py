@@ -51,6 +51,8 @@ def command(context: click.Context) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (the process's own where `arguments` is None) and gives its exit code."""
+    # ONNX Runtime, which some commands import, reports to its maker unless it is told not to before.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return guarded(lambda: command.main(arguments, "pillion", standalone_mode=False))
 
 

@@ -11,6 +11,7 @@ PillionError
 from __future__ import annotations
 
 from pillion_protocol import Error
+from pillion_protocol.places import own_lane_address
 
 
 class PillionError(Exception):
@@ -54,3 +55,9 @@ class UnavailableError(PillionError, ConnectionError):
 
 class RequestTimeoutError(UnavailableError, TimeoutError):
     """No answer within `timeout_s`. It is not known whether the request was run; a late answer is dropped."""
+
+
+def nobody_answers(address: str, timeout_s: float) -> UnavailableError:
+    """The error for a daemon that did not answer a hello; it says how that address was found, if nobody named it."""
+    found = " (where this user's daemon listens by default)" if address == own_lane_address() else ""
+    return UnavailableError(f"nobody answers at {address}{found} within {timeout_s:g} s: is pilliond running?")

@@ -12,11 +12,12 @@ from typing import ClassVar, Final
 
 from pillion.busy_poll import spin
 from pillion.conversation import RESEND_S, Frames
-from pillion.errors import InvalidObservationError
-from pillion_protocol import MessageType, RemoteProtocolError
+from pillion.errors import InvalidObservationError, RefusedError
+from pillion_protocol import ErrorCode, MessageType, RemoteProtocolError
 from pillion_protocol.lane import HEAD_SPACE_BYTES, PACKET_BYTES_MAX, SHORT_HEAD_BYTES_MAX, pack, unpack
 from pillion_protocol.steps import ActStep
 
+_DO_NOT_WAIT: Final = socket.MSG_DONTWAIT
 _SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _RECONNECT_S: Final = 0.02
 _SEND_BUFFER_BYTES: Final = 212_992
@@ -47,6 +48,7 @@ class LaneCarrier:
         self._epoll: select.epoll | None = None
         self._is_closed = False
         self._connect_after_s = 0.0
+        self._last_words: Frames | None = None
         self._buffer = memoryview(bytearray(PACKET_BYTES_MAX + 1))
         self._wait_s = RESEND_S
 
@@ -92,7 +94,7 @@ class LaneCarrier:
         except BlockingIOError:
             return False
         except OSError:
-            self._lose()
+            self._keep_last_words()
             return False
         return True
 
@@ -100,18 +102,20 @@ class LaneCarrier:
         """Sends a message and gives the next one that comes, or None: for an act, in as few steps as can be."""
         connection = self._socket
         if type(frames) is not ActStep or connection is None or len(frames.packet) > PACKET_BYTES_MAX:
-            return self.receive() if self.send_now(frames) else None
+            return self.receive() if self.send_now(frames) else self.receive_now()
         try:
             connection.send(frames.packet, _SEND_FLAGS)
         except OSError:
             # What the daemon said last may still lie there.
-            return self._receive(socket.MSG_DONTWAIT)
+            return self._receive(_DO_NOT_WAIT)
         try:
             if self._busy_poll_ns:
                 spin(self._is_readable, self._busy_poll_ns)
             size = connection.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return None
+        except ConnectionResetError:
+            return self._receive(_DO_NOT_WAIT)
         except OSError:
             size = 0
         return self._frames(size)
@@ -124,7 +128,7 @@ class LaneCarrier:
 
     def receive_now(self) -> Frames | None:
         """The next message, or None where none is there."""
-        return self._receive(socket.MSG_DONTWAIT)
+        return self._receive(_DO_NOT_WAIT)
 
     def fileno(self) -> int:
         """What is readable while a message waits; the same one for every connection that this carrier makes."""
@@ -153,7 +157,8 @@ class LaneCarrier:
     def _receive(self, flags: int) -> Frames | None:
         connection = self._socket
         if connection is None:
-            return None
+            last_words, self._last_words = self._last_words, None
+            return last_words
         descriptors: list[int] = []
         try:
             if self._awaits_memory:
@@ -162,12 +167,23 @@ class LaneCarrier:
                 size = connection.recv_into(self._buffer, 0, flags)
         except (BlockingIOError, InterruptedError):
             return None
+        except ConnectionResetError:
+            # Said once, where the daemon closed before it had read everything: its last words still lie there.
+            return self._receive(_DO_NOT_WAIT)
         except OSError:
             size = 0
         frames = self._frames(size)
         if self._awaits_memory and frames is not None:
             self._take_memory(frames, descriptors)
         return frames
+
+    def _keep_last_words(self) -> None:
+        """Reads what the daemon said before it closed the connection, which is lost then; keeps the last message."""
+        last_words: Frames | None = None
+        while (frames := self._receive(_DO_NOT_WAIT)) is not None:
+            last_words = [bytes(frame) for frame in frames]
+        self._lose()
+        self._last_words = last_words
 
     def _frames(self, size: int) -> Frames | None:
         """The frames of the packet of `size` bytes that was read, or None where the connection is lost."""
@@ -209,6 +225,11 @@ class LaneCarrier:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             connection.connect(self._path)
+        except PermissionError:
+            connection.close()
+            raise RefusedError(
+                ErrorCode.NOT_ALLOWED, f"this user may not open {self._path}", "its owner, or a member of its group"
+            ) from None
         except OSError:
             connection.close()
             self._connect_after_s = now_s + _RECONNECT_S
@@ -216,6 +237,7 @@ class LaneCarrier:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._apply_wait(connection)
         self._socket = connection
+        self._last_words = None
         self._poll.register(connection, select.POLLIN)
         self._awaits_memory = False
         if self._epoll is not None:

@@ -21,11 +21,17 @@ class Policy:
     """`predict` exactly as Stable-Baselines3 has it, so that its `evaluate_policy` takes this object unchanged.
 
     Row i of a call is episode i of a group that is begun at the first call with that many rows, with seed
-    `seed` + i. For one thread at a time.
+    `seed` + i. Without an address it asks this user's daemon, as `connect` does. For one thread at a time.
     """
 
     def __init__(
-        self, address: str, *, policy: str = "", version: str = "", seed: int = 0, timeout_s: float = TIMEOUT_S
+        self,
+        address: str | None = None,
+        *,
+        policy: str = "",
+        version: str = "",
+        seed: int = 0,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.session = connect(address, policy=policy, version=version, timeout_s=timeout_s)
         self._seed = seed

@@ -11,13 +11,13 @@ from typing import Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply
+from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_turned_away
 from pillion.described import Described
 from pillion.errors import (
     EpisodeLostError,
     PillionError,
     RequestTimeoutError,
-    UnavailableError,
+    nobody_answers,
 )
 from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
@@ -92,9 +92,7 @@ class Session(Described):
         try:
             reply = self._exchange(*self._conversation.hello())
         except RequestTimeoutError:
-            raise UnavailableError(
-                f"nobody answers at {self._carrier.address} within {self._timeout_s:g} s: is pilliond running?"
-            ) from None
+            raise nobody_answers(self._carrier.address, self._timeout_s) from None
         self._conversation.opened(reply)
         self._codec = TensorCodec(self._conversation.spec)
         self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
@@ -172,7 +170,7 @@ class Session(Described):
         message = reply.message
         if isinstance(message, Ping):
             self._carrier.send_now(self._conversation.pong(message))
-        return isinstance(message, Goodbye)
+        return isinstance(message, Goodbye) or is_turned_away(message)
 
 
 class Episode(Handle):
@@ -259,7 +257,7 @@ def _end(handle: Handle, session: Session) -> None:
 
 
 def connect(
-    address: str,
+    address: str | None = None,
     *,
     policy: str = "",
     version: str = "",
@@ -271,6 +269,9 @@ def connect(
     busy_poll_us: int = 0,
 ) -> Session:
     """Opens a session with the daemon at `address` (`lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`).
+
+    Without an address it takes the lane of this user's daemon: `lane.sock` in `$XDG_RUNTIME_DIR/pillion`, or where
+    that variable is not set in `/run/user/UID/pillion`; that is where `pilliond` listens unless it is told otherwise.
 
     `policy` and `version` (a range such as `>=1.2,<2`) say what must be served there; empty takes what is.
     `timeout_s` bounds every wait of the session. `lock_step` promises one act at a time for each episode, so that a

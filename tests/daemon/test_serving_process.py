@@ -1,0 +1,202 @@
+"""The settings of the serving process take effect in it; what it spins, it spins for somebody."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pillion
+from tests.conftest import StartDaemon
+from tests.harness import WAIT_S_MAX, Daemon
+
+OBSERVATION = np.zeros(8, np.float32)
+CPUS = sorted(os.sched_getaffinity(0))
+CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+SPIN_US = 1_000_000
+"""The longest that may be set: a loop that looked for this long at one carrier alone would let the others wait."""
+
+
+def cpu_s(pid: int) -> float:
+    """The CPU time that a process has used, see proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_S
+
+
+def allowed_cpus(pid: int) -> set[str]:
+    """The `Cpus_allowed_list` of every thread of a process."""
+    texts = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return {found[1] for text in texts if (found := re.search(r"^Cpus_allowed_list:\s*(\S+)$", text, re.MULTILINE))}
+
+
+def wait_until_spinning_is(daemon: Daemon, spinning: bool) -> None:
+    deadline_s = time.monotonic() + WAIT_S_MAX
+    while daemon.health()["busy_poll"]["spinning"] is not spinning:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+# Its core, its interpreter, its garbage collector
+
+
+@pytest.mark.parametrize("cpu", {CPUS[0], CPUS[-1]})
+def test_every_thread_of_the_serving_process_stays_on_its_cpus(start_daemon: StartDaemon, cpu: int) -> None:
+    daemon = start_daemon(settings={"serving__cpus": cpu})
+    with pillion.connect(daemon.address) as session:
+        session.begin().act(OBSERVATION)
+    assert allowed_cpus(daemon.serving_pid) == {str(cpu)}
+    assert daemon.health()["serving"]["cpus"] == [cpu]
+    assert sorted(os.sched_getaffinity(daemon.pid)) == CPUS
+
+
+def test_without_the_setting_it_runs_wherever_the_daemon_may(daemon: Daemon) -> None:
+    assert daemon.health()["serving"]["cpus"] == CPUS
+
+
+def test_a_cpu_that_is_not_there_is_a_mistake_in_the_settings(start_daemon: StartDaemon) -> None:
+    with pytest.raises(AssertionError, match="cpus: expected some of"):
+        start_daemon(settings={"serving__cpus": max(CPUS) + 1})
+
+
+def test_the_switch_interval_and_the_freeze_are_those_of_the_settings(
+    daemon: Daemon, start_daemon: StartDaemon
+) -> None:
+    by_default = daemon.health()["serving"]
+    assert by_default["switch_interval_us"] == 50
+    assert by_default["gc_frozen_objects"] > 10_000
+    other = start_daemon(settings={"serving__switch_interval_us": 700, "serving__gc_freeze": "false"})
+    assert other.health()["serving"]["switch_interval_us"] == 700
+    assert other.health()["serving"]["gc_frozen_objects"] == 0
+
+
+# Busy polling
+
+
+@pytest.fixture
+def spinning_daemon(start_daemon: StartDaemon, short_path: Path) -> Daemon:
+    """A daemon on every carrier that spins as long as may be."""
+    listen = [f"lane://{short_path}/spin.lane", f"ipc://{short_path}/spin.zmq", "tcp://127.0.0.1:0"]
+    return start_daemon(listen=listen, settings={"serving__busy_poll_us": SPIN_US})
+
+
+def test_it_spins_while_somebody_has_a_session_and_health_says_so_and_stops_with_the_last(
+    spinning_daemon: Daemon,
+) -> None:
+    pid = spinning_daemon.serving_pid
+    assert spinning_daemon.health()["busy_poll"] == {"us": SPIN_US, "spinning": False, "spun_s": 0}
+    with pillion.connect(spinning_daemon.address) as session:
+        session.begin().act(OBSERVATION)
+        wait_until_spinning_is(spinning_daemon, True)
+        busy_s = cpu_s_in_a_second(pid)
+    wait_until_spinning_is(spinning_daemon, False)
+    spun_s = spinning_daemon.metric("pillion_busy_poll_seconds_total")
+    idle_s = cpu_s_in_a_second(pid)
+    # Not how fast, but whether at all: a spin takes most of a core, a sleep next to nothing of it.
+    assert idle_s < busy_s / 4, (idle_s, busy_s)
+    assert spun_s > 0
+    assert spinning_daemon.metric("pillion_busy_poll_seconds_total") == spun_s
+
+
+def cpu_s_in_a_second(pid: int) -> float:
+    """The CPU time that a process uses within the next second."""
+    before_s = cpu_s(pid)
+    time.sleep(1)
+    return cpu_s(pid) - before_s
+
+
+def test_while_it_spins_it_looks_at_every_carrier(spinning_daemon: Daemon) -> None:
+    # A carrier that only a sleeping loop looked at would be answered once in a spin, that is once a second.
+    began_s = time.monotonic()
+    sessions = [pillion.connect(address, timeout_s=WAIT_S_MAX) for address in spinning_daemon.addresses]
+    try:
+        episodes = [session.begin(seed=1) for session in sessions]
+        for _ in range(100):
+            assert len({int(episode.act(OBSERVATION)) for episode in episodes}) == 1
+    finally:
+        for session in sessions:
+            session.close()
+    assert spinning_daemon.metric("pillion_resends_total") == 0
+    assert time.monotonic() - began_s < 3 * WAIT_S_MAX
+
+
+def test_while_it_spins_it_hears_a_new_client_and_an_order_to_drain(spinning_daemon: Daemon) -> None:
+    with pillion.connect(spinning_daemon.address) as first:
+        first.begin().act(OBSERVATION)
+        for address in spinning_daemon.addresses:
+            with pillion.connect(address) as second:
+                second.begin().act(OBSERVATION)
+        assert spinning_daemon.stop() == 0
+
+
+def test_a_client_that_waits_for_more_acts_than_come_is_answered_when_the_batch_is_due(
+    start_daemon: StartDaemon,
+) -> None:
+    # The spin must end when the batch is due, not when its own time is over.
+    settings = {"serving__busy_poll_us": SPIN_US, "limits__batch_wait_us_max": 1_000}
+    daemon = start_daemon(settings=settings)
+    with pillion.connect(daemon.address) as session:
+        session.begin()
+        episode = session.begin()
+        for _ in range(50):
+            episode.act(OBSERVATION)
+        assert episode.last.timings.batch_close == "wait_elapsed"
+    assert daemon.metric("pillion_resends_total") == 0
+
+
+ONE_CORE_ACTS = 8_000
+"""Where one side kept the core for a time slice in each of them, the test would run into its time-out."""
+
+PINNED_CLIENT = f"""
+import os, sys, numpy, pillion
+os.sched_setaffinity(0, {{int(sys.argv[2])}})
+with pillion.connect(sys.argv[1], busy_poll_us=int(sys.argv[3]), timeout_s=30) as session, session.begin(seed=1) as episode:
+    for _ in range({ONE_CORE_ACTS}):
+        episode.act(numpy.zeros(8, "float32"))
+print(episode.last.sequence)
+"""
+
+
+@pytest.mark.parametrize("carrier", ["lane", "ipc"])
+@pytest.mark.parametrize("client_busy_poll_us", [0, SPIN_US])
+def test_on_one_shared_core_a_spinning_daemon_and_its_client_give_way_to_each_other(
+    start_daemon: StartDaemon, short_path: Path, carrier: str, client_busy_poll_us: int
+) -> None:
+    cpu = CPUS[-1]
+    daemon = start_daemon(
+        listen=[f"{carrier}://{short_path}/{carrier}-one-core.sock"],
+        settings={"serving__busy_poll_us": SPIN_US, "serving__cpus": cpu},
+    )
+    command = [sys.executable, "-c", PINNED_CLIENT, daemon.address, str(cpu), str(client_busy_poll_us)]
+    came = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S_MAX, check=False)
+    assert (came.returncode, came.stderr) == (0, "")
+    assert daemon.metric("pillion_requests_total", outcome="ok") == ONE_CORE_ACTS
+    assert daemon.metric("pillion_resends_total") == 0
+    assert daemon.health()["busy_poll"]["spun_s"] > 0
+
+
+def test_two_clients_that_spin_on_the_core_of_the_daemon_both_make_progress(
+    start_daemon: StartDaemon, short_path: Path
+) -> None:
+    cpu = CPUS[-1]
+    listen = [f"lane://{short_path}/two-on-one.sock"]
+    daemon = start_daemon(listen=listen, settings={"serving__busy_poll_us": SPIN_US, "serving__cpus": cpu})
+    command = [sys.executable, "-c", PINNED_CLIENT, daemon.address, str(cpu), str(SPIN_US)]
+    codes: list[int] = []
+
+    def run() -> None:
+        codes.append(subprocess.run(command, capture_output=True, timeout=4 * WAIT_S_MAX, check=False).returncode)
+
+    clients = [threading.Thread(target=run) for _ in range(2)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert codes == [0, 0]
+    assert daemon.metric("pillion_requests_total", outcome="ok") == 2 * ONE_CORE_ACTS

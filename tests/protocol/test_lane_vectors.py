@@ -1,0 +1,138 @@
+"""`protocol/vectors/lane.json`: whole packets, encoded and decoded by the codec, by the client and by the daemon."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pillion.conversation import Frames
+from pillion.lane_carrier import LaneCarrier
+from pillion_protocol import MessageType, RemoteProtocolError, decode
+from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.slots import SlotLayout
+from pilliond.lane_transport import LaneConnection, LaneTransport
+from pilliond.metrics_page import MetricsPage, make_page
+from pilliond.poller import Poller
+from pilliond.transport import Sent
+from tests.harness import ROOT, WAIT_S_MAX
+from tests.protocol.test_vectors import generator
+
+VECTORS: dict[str, Any] = json.loads((ROOT / "protocol" / "vectors" / "lane.json").read_bytes())
+PACKETS = [pytest.param(entry, id=entry["name"]) for entry in VECTORS["packets"]]
+BROKEN = [pytest.param(entry, id=entry["name"]) for entry in VECTORS["broken"]]
+
+
+def frames_of(entry: dict[str, Any]) -> Frames:
+    return [bytes.fromhex(frame) for frame in entry["frames"]]
+
+
+def broken_packet(entry: dict[str, Any]) -> bytes:
+    return bytes.fromhex(entry["bytes"]) + bytes(entry["zeros"])
+
+
+class Pair:
+    """A packet socket of the test, connected to a daemon's transport, or to be connected to by a client's carrier."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "vectors.sock")
+        self.poller = Poller()
+        self.page = MetricsPage(make_page())
+
+    def transport(self, row_bytes: list[int]) -> tuple[LaneTransport, LaneConnection, socket.socket]:
+        """The daemon's side, its connection, and the peer."""
+        transport = LaneTransport(row_bytes, self.poller, self.page)
+        transport.bind(f"lane://{self.path}")
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        peer.connect(self.path)
+        (listener,) = list(self.poller.sources.values())
+        assert listener.receive() is None
+        (connection,) = [source for source in self.poller.sources.values() if isinstance(source, LaneConnection)]
+        return transport, connection, peer
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path)
+    yield made
+    made.poller.close()
+    made.page.close()
+
+
+@pytest.mark.parametrize("entry", PACKETS)
+def test_a_packet_holds_the_frames_beside_it(entry: dict[str, Any]) -> None:
+    packet = bytes.fromhex(entry["bytes"])
+    head, *tensors = frames_of(entry)
+    assert pack(head, tensors) == packet
+    assert unpack(memoryview(packet), entry["row_bytes"]) == [head, *tensors]
+
+
+@pytest.mark.parametrize("entry", PACKETS)
+def test_the_daemon_sends_and_receives_the_packet(entry: dict[str, Any], pair: Pair) -> None:
+    packet, frames = bytes.fromhex(entry["bytes"]), frames_of(entry)
+    transport, connection, peer = pair.transport(entry["row_bytes"])
+    with peer:
+        peer.send(packet)
+        assert connection.receive() == [connection, *frames]
+        assert transport.send([connection, *frames]) is Sent.OK
+        assert peer.recv(PACKET_BYTES_MAX) == packet
+        transport.close()
+
+
+@pytest.mark.parametrize("entry", PACKETS)
+def test_the_client_sends_and_receives_the_packet(entry: dict[str, Any], tmp_path: Path) -> None:
+    packet, frames = bytes.fromhex(entry["bytes"]), frames_of(entry)
+    path = str(tmp_path / "vectors.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        carrier = LaneCarrier(f"lane://{path}")
+        carrier.set_wait(WAIT_S_MAX)
+        carrier.row_bytes = entry["row_bytes"]
+        assert carrier.send_now(frames)
+        daemon, _ = listener.accept()
+        with daemon:
+            assert daemon.recv(PACKET_BYTES_MAX) == packet
+            daemon.send(packet)
+            assert carrier.receive() == frames
+        carrier.close()
+
+
+@pytest.mark.parametrize("entry", BROKEN)
+def test_a_packet_that_holds_no_message_has_the_code_beside_it(entry: dict[str, Any], pair: Pair) -> None:
+    transport, connection, peer = pair.transport([8])
+    with peer:
+        peer.send(broken_packet(entry))
+        received = connection.receive()
+        assert received is not None
+        _, error = received
+        assert isinstance(error, RemoteProtocolError)
+        assert error.code == entry["code"]
+        transport.close()
+
+
+@pytest.mark.parametrize("entry", VECTORS["slots"], ids=lambda entry: f"{entry['spec']}, {entry['rows']} rows")
+def test_tensors_lie_in_a_slot_where_the_vectors_say(entry: dict[str, Any]) -> None:
+    spec = getattr(generator(), entry["spec"].upper())
+    layout = SlotLayout(spec, entry["rows"])
+    assert layout.slot_bytes == entry["slot_bytes"]
+    slot = memoryview(bytearray(layout.slot_bytes))
+    for described, cut, listed in (
+        (spec.observation, layout.observations(slot), entry["observation"]),
+        (spec.outputs, layout.outputs(slot), entry["outputs"]),
+    ):
+        assert [tensor.name for tensor in described] == [place["name"] for place in listed]
+        for number, (part, place) in enumerate(zip(cut, listed, strict=True), 1):
+            part[:] = bytes([number]) * len(part)
+            assert bytes(slot[place["offset"] : place["offset"] + place["bytes"]]) == bytes([number]) * len(part)
+
+
+def test_the_steps_written_by_hand_mean_what_is_beside_them() -> None:
+    by_hand = generator().STEPS_BY_HAND
+    assert {bytes.fromhex(data)[0] for data, _ in by_hand.values()} == {MessageType.ACT, MessageType.ACTION}
+    for data, message in by_hand.values():
+        assert decode(bytes.fromhex(data)) == message

@@ -1,0 +1,101 @@
+"""The heads of a step that are laid out once mean what the general encoder would have written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pillion_protocol import Act, Action, decode, encode
+from pillion_protocol.lane import HEAD_SPACE_BYTES, pack, unpack
+from pillion_protocol.steps import NO_SLOT, ActionStep, ActStep, is_act_step, slot_number, split_act
+
+numbers = st.integers(0, 2**63 - 1)
+rows = st.integers(1, 2**16 - 1)
+slots = st.integers(0, 127)
+budgets_us = numbers | st.sampled_from([0, 1_000])
+"""The same one twice in a row is written only once."""
+
+
+BEGIN_AND_MIDDLE: dict[Any, bytes] = {}
+"""What is left of an act without its numbers, by all that it then depends on."""
+
+
+@given(
+    identity=st.tuples(numbers, numbers, numbers),
+    rows=rows,
+    acts=st.lists(st.tuples(numbers, budgets_us, st.booleans(), slots, numbers), min_size=1, max_size=4),
+)
+def test_an_act_written_in_place_is_the_act_that_was_meant(
+    identity: tuple[int, int, int], rows: int, acts: list[tuple[int, int, bool, int, int]]
+) -> None:
+    session, epoch, episode = identity
+    step = ActStep(session, epoch, episode, rows, [4])
+    for sequence, budget_us, deterministic, slot, generation in acts:
+        step.fill(sequence, budget_us, deterministic)
+        step.point(slot, generation)
+        meant = Act(session, epoch, sequence, episode, rows, budget_us, deterministic, slot=slot, generation=generation)
+        assert decode(bytes(step[0])) == decode(encode(meant)) == meant
+        assert step.sequence == sequence
+        assert is_act_step(bytes(step[0]))
+        begin, came, middle, came_slot, came_generation = split_act(step[0])
+        assert (came, slot_number(came_slot), came_generation) == (sequence, slot, generation)
+        assert (came_slot == NO_SLOT) == (slot == 0)
+        assert begin + middle == BEGIN_AND_MIDDLE.setdefault((identity, rows, budget_us, deterministic), begin + middle)
+
+
+@given(
+    identity=st.tuples(numbers, numbers, numbers),
+    rows=rows,
+    digest=st.binary(min_size=32, max_size=32),
+    actions=st.lists(
+        st.tuples(numbers, st.tuples(numbers, numbers, numbers, numbers), rows, slots, slots, numbers),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_an_action_written_in_place_is_the_action_that_was_meant(
+    identity: tuple[int, int, int], rows: int, digest: bytes, actions: list[Any]
+) -> None:
+    session, epoch, episode = identity
+    step = ActionStep(session, epoch, episode, rows, digest, [8, 2])
+    for sequence, times_ns, batch_rows, batch_close, slot, generation in actions:
+        received_ns, queued_ns, dispatched_ns, ran_ns = times_ns
+        step.fill(sequence, received_ns, queued_ns, dispatched_ns, ran_ns, batch_rows, batch_close)
+        step.point(slot, generation)
+        meant = Action(
+            session, epoch, sequence, episode, rows, digest, received_ns, queued_ns, dispatched_ns, ran_ns, batch_rows,
+            batch_close, slot=slot, generation=generation,
+        )  # fmt: skip
+        assert decode(bytes(step[1])) == decode(encode(meant)) == meant
+        assert decode(unpack(memoryview(step.in_slot.packet), [1])[0]) == meant
+
+
+@given(tensors=st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=4), sequence=numbers)
+def test_a_packet_written_in_place_is_the_packet_of_its_frames(tensors: list[bytes], sequence: int) -> None:
+    sizes = list(map(len, tensors))
+    act = ActStep(1, 2, 3, 1, sizes)
+    act.fill(sequence, 0, True)
+    action = ActionStep(1, 2, 3, 1, bytes(32), sizes)
+    action.fill(sequence, 1, 2, 3, 4, 1, 1)
+    for step, head, places in ((act, act[0], act.tensors), (action, action[1], action.tensors)):
+        for place, tensor in zip(places, tensors, strict=True):
+            place[:] = tensor
+        packet = bytes(step.packet)
+        assert packet == pack(head, tensors)
+        assert unpack(memoryview(packet), sizes) == [bytes(head), *tensors]
+        assert packet[HEAD_SPACE_BYTES:] == b"".join(tensors)
+
+
+def test_no_other_head_is_taken_for_one_that_was_written_in_place() -> None:
+    step = ActStep(1, 2, 3, 1, [4])
+    step.fill(9, 0, True)
+    assert is_act_step(bytes(step[0]))
+    assert not is_act_step(encode(Act(1, 2, 9, 3, 1, 0, True)))
+    wide = encode(Act(2**62, 2**62, 2**62, 2**62, 2**15, 2**62, True, slot=1, generation=2**62))
+    assert is_act_step(wide)
+    slot_at = len(wide) - len(b"\x01\xcf") - 8
+    assert not is_act_step(wide[:slot_at] + b"\xcc" + wide[slot_at + 1 :])
+    assert not is_act_step(wide[: slot_at + 1] + b"\xce" + wide[slot_at + 2 :])
+    assert not is_act_step(b"")

@@ -201,8 +201,8 @@ def _is_finite(finite_inputs: list[tuple[Array, int]], rows: int) -> bool:
     for flat, row_elements in finite_inputs:
         values = flat[: rows * row_elements]
         # One pass and no array made: a sum of finite numbers is finite, or it overflows, which is looked into. Python
-        # adds a few of them sooner than numpy finds the loop for it.
-        total = sum(values.data) if len(values) <= _FEW else np.dot(values, values)
+        # adds a few of them sooner than numpy finds the loop for it; of a list, since a memoryview knows no float16.
+        total = sum(values.tolist()) if len(values) <= _FEW else np.dot(values, values)
         if not math.isfinite(total) and not np.isfinite(values).all():
             return False
     return True

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO, SAC
 
@@ -22,6 +24,7 @@ from pillion_artifacts.publishing.folder import write_folder
 from pillion_artifacts.publishing.onnx_source import import_onnx
 from pillion_artifacts.publishing.sb3_source import import_sb3
 from tests.artifacts.publishing.sources import Room, draw, publish_sb3, real_policies, session, shake
+from tests.artifacts.publishing.test_onnx import WEIGHT, model_of
 from tests.artifacts.publishing.test_sb3 import DRIVE, FOUR, MIXED, SMALL, STEPS, VECTOR
 from tests.conftest import StartDaemon
 
@@ -68,6 +71,21 @@ def test_a_robot_policy_of_a_fixed_batch_is_served_in_groups(start_daemon: Start
     came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
     expected = session(tmp_path / "folder").run(["action"], {"obs": observation})[0]
     np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int64", "bool"])
+def test_observations_of_every_dtype_are_served(dtype: str, start_daemon: StartDaemon, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["observation"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["floats", "weight"], ["action"]),
+    ]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    file = tmp_path / "source.onnx"
+    onnx.save(model_of(nodes, {"action": (TensorProto.FLOAT, ["rows", 4])}, dtype=kind), file)
+    write_folder(tmp_path / "folder", import_onnx(file, Details(name="made-here", version="1.0.0")))
+    observation = np.random.default_rng(4).integers(0, 2, (7, 6)).astype(dtype)
+    came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
+    np.testing.assert_allclose(came, observation.astype(np.float32) @ WEIGHT, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dictionary_of_observations_is_served_as_predict_acts(start_daemon: StartDaemon, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import msgspec
 
 from pillion_artifacts.card import SCHEMA, schema_of
 from pillion_artifacts.card_text import migrate_card
-from pillion_artifacts.names import parse_name
+from pillion_artifacts.errors import ArtifactError
+from pillion_artifacts.names import parse_name, spoken
 from pillion_artifacts.progress import bytes_bar
 from pillion_artifacts.publishing.files import read_file
 from pillion_artifacts.publishing.sources import Options, import_source
@@ -58,9 +59,16 @@ def publish_source(store: Store, source: Path, name: str, options: dict[str, Any
     if source.is_dir():
         return _publish_folder(store, source, policy, version, by, reason)
     with tempfile.TemporaryDirectory(prefix="pillion-") as folder, _waiting(f"importing {source.name}"):
-        report = import_source(source, Path(folder), policy, version, Options(**options))
+        report = _import(source, Path(folder), policy, version, options)
         published = _publish_folder(store, Path(folder), policy, version, by, reason)
     return msgspec.structs.replace(published, parity=_parity(report))
+
+
+def _import(source: Path, folder: Path, policy: str, version: str, options: dict[str, Any]) -> Report:
+    try:
+        return import_source(source, folder, policy, version, Options(**options))
+    except ArtifactError as error:
+        raise type(error)(f"{spoken(policy, version)}: {error}") from None
 
 
 def migrate_file(card: Path, out: Path | None) -> Migrated:

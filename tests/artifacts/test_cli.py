@@ -146,7 +146,7 @@ def test_verify_asks_for_the_signatures_that_it_is_told_to(type_it: Type, publis
         ("publish FOLDER lunar-lander@v1.0.0", os.EX_CANTCREAT, "lunar-lander@v1.0.0 is published already"),
         ("publish FOLDER lunar-lander@v3.0.0", os.EX_DATAERR, "the card is that of lunar-lander@1.0.0"),
         ("publish FOLDER lunar-lander", os.EX_USAGE, "expected NAME@vMAJOR.MINOR.PATCH, came 'lunar-lander'"),
-        ("publish /nowhere lunar-lander@v3.0.0", os.EX_DATAERR, "expected a folder with model.onnx"),
+        ("publish /nowhere lunar-lander@v3.0.0", os.EX_DATAERR, "lunar-lander@v3.0.0: nowhere: No such file"),
         ("show walker", os.EX_DATAERR, "policy 'walker' is not in the store, which holds lunar-lander"),
         ("alias lunar-lander stable", os.EX_USAGE, "expected NAME@ALIAS, came 'lunar-lander'"),
         ("alias lunar-lander@stable 1.0.0 --expect 1.1.0", os.EX_CANTCREAT, "it points at nothing"),

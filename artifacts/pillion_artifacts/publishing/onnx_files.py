@@ -17,6 +17,11 @@ from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
 OWN_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Of operators that ONNX Runtime itself brings; any other needs a library that nobody has vouched for."""
 
+_RANDOM: Final = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+"""What they draw cannot be drawn again from an episode's seed."""
+
 _PICKLE: Final = b"\x80"
 _ZIP: Final = b"PK\x03\x04"
 
@@ -32,6 +37,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
     if model.functions:
         model = inliner.inline_local_functions(model)
     check_operators(model, path.name)
+    _infer_output_shapes(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
@@ -55,12 +61,27 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
 
 
 def check_operators(model: onnx.ModelProto, what: str) -> None:
-    """Raises `InvalidSourceError` where a node needs an operator that is not one that ONNX Runtime brings."""
+    """Raises `InvalidSourceError` for an operator that ONNX Runtime does not bring, or that draws at random."""
     for node in _nodes(model.graph):
         if node.domain not in OWN_DOMAINS:
             raise InvalidSourceError(
                 f"{what}: node {node.name or node.output[0]!r}: operator {node.domain}.{node.op_type} is not one that ONNX Runtime brings"
             )
+        if node.op_type in _RANDOM:
+            raise InvalidSourceError(
+                f"{what}: node {node.name or node.output[0]!r}: {node.op_type} draws at random: expected a graph that gives the "
+                "deterministic action and the parameters of its distribution"
+            )
+
+
+def _infer_output_shapes(model: onnx.ModelProto) -> None:
+    """Gives outputs without a shape, which some exporters leave out, the one that follows from the graph."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return
+    inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+    for value in model.graph.output:
+        if not value.type.tensor_type.HasField("shape"):
+            value.CopyFrom(inferred[value.name])
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -23,6 +23,8 @@ from pillion_artifacts.publishing.spaces import TensorSpace, read_space
 
 _SERIALIZED: Final = ":serialized:"
 _OBSERVATION: Final = "observation"
+_NEEDED: Final = ("policy_class", "observation_space", "action_space", "policy_kwargs")
+"""Without the last the activation cannot be told: the weights are the same for all."""
 
 
 class Weights:
@@ -84,6 +86,9 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
     """What the zip `data` holds; `what` names it in errors. Raises `InvalidSourceError`."""
     archive = Archive(data, what)
     fields = _read_fields(archive)
+    for name in _NEEDED:
+        if name not in fields:
+            raise InvalidSourceError(f"{what}: data: expected {name}, with which the library saves it, came none")
     policy_class = _unfold(fields, "policy_class", what)
     if not isinstance(policy_class, Record) or policy_class.arguments is not None:
         raise InvalidSourceError(f"{what}: policy_class: expected a class that has a name, came {policy_class!r}")
@@ -91,7 +96,7 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
     action = read_space(_unfold(fields, "action_space", what), "action_space")
     if isinstance(action, dict):
         raise InvalidSourceError(f"{what}: action_space: expected one space, came a Dict")
-    kwargs = _unfold(fields, "policy_kwargs", what) if "policy_kwargs" in fields else {}
+    kwargs = _unfold(fields, "policy_kwargs", what)
     version = archive.read("_stable_baselines3_version", 100) if "_stable_baselines3_version" in archive.names else b""
     return Sb3Archive(
         policy_class=policy_class.name,

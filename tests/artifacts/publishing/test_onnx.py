@@ -45,14 +45,18 @@ def model_of(
     batch: int | str = "rows",
     domains: dict[str, int] | None = None,
     functions: list[onnx.FunctionProto] | None = None,
+    dtype: int = TensorProto.FLOAT,
 ) -> onnx.ModelProto:
     """A model of one observation, [batch, 6]."""
     graph = helper.make_graph(
         nodes,
         "made",
-        [helper.make_tensor_value_info("observation", TensorProto.FLOAT, [batch, 6])],
+        [helper.make_tensor_value_info("observation", dtype, [batch, 6])],
         [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in (weights or {"weight": WEIGHT}).items()],
+        [
+            numpy_helper.from_array(array, name)
+            for name, array in ({"weight": WEIGHT} if weights is None else weights).items()
+        ],
     )
     opsets = [helper.make_opsetid(domain, number) for domain, number in {"": 17, **(domains or {})}.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=functions or [])
@@ -142,7 +146,7 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
     ]
     weights = {"shape": np.array([6], np.int64), "index": np.array([[0, 3]], np.int64)}
     model = model_of(nodes, {"action": (TensorProto.FLOAT, [1, 2])}, weights, batch=1)
-    with pytest.raises((InvalidSourceError, ParityError), match=r"does not run|cannot be made free|expected 3 rows"):
+    with pytest.raises((InvalidSourceError, ParityError), match=r"its batch of 1 cannot be made free: with 3 rows"):
         publish(model, tmp_path)
 
 
@@ -259,6 +263,24 @@ def test_a_custom_operator_is_refused(tmp_path: Path) -> None:
     outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, ["rows", 4])}
     message = refusal_of(model_of([node], outputs, domains={"evil.ops": 1}), tmp_path)
     assert "operator evil.ops.RunThis is not one that ONNX Runtime brings" in message
+
+
+def test_an_operator_that_draws_at_random_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("RandomNormalLike", ["observation"], ["action"])
+    said = refusal_of(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
+    assert "node 'action': RandomNormalLike draws at random: expected a graph that gives the deterministic" in said
+
+
+def test_a_source_that_gives_no_number_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Log", ["observation"], ["action"])
+    with pytest.raises(ParityError, match=r"output 'action', row 0: the source itself gives NaN: expected observ"):
+        publish(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
+
+
+def test_an_output_without_a_shape_is_given_that_of_the_graph(tmp_path: Path) -> None:
+    model = linear()
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    assert publish(model, tmp_path).card.action().shape == [4]
 
 
 def test_a_custom_operator_inside_a_branch_is_refused(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ class BatchRunner:
             run = engine.runs[self._rows]
         if not groups:
             return
+        if version.states:
+            _put_states(groups)
         self._dispatched_ns = self._clock()
         try:
             run()
@@ -116,6 +118,8 @@ class BatchRunner:
             )
             reply[0] = group.session.peer
             group.answered(reply, places)
+            if group.states:
+                group.take_states(begin)
             replies.append(reply)
         self._page.batches += (self._rows, self._close, ran_ns - dispatched_ns)
 
@@ -185,6 +189,14 @@ def _gather(groups: list[EpisodeGroup], views: list[memoryview]) -> None:
             end = offset + len(tensor)
             view[offset:end] = tensor
             offset = end
+
+
+def _put_states(groups: list[EpisodeGroup]) -> None:
+    """Gives every act of a recurrent policy what the one before it left."""
+    first = 0
+    for group in groups:
+        group.put_states(first)
+        first += group.rows
 
 
 def _direct(group: EpisodeGroup, step: ActionStep) -> tuple[list[memoryview], Packed]:

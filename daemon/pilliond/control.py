@@ -82,18 +82,7 @@ def load_policy(settings: Settings) -> tuple[SealedArtifact, Lease | None, list[
         artifact = seal_artifact(store, resolved)
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
-    refuse_state(artifact)
     return artifact, lease, trust.signed_by
-
-
-def refuse_state(artifact: SealedArtifact) -> None:
-    """Raises `BadPolicyError` for a recurrent policy: without its state it would act as if each step were the first."""
-    if artifact.card.state:
-        names = ", ".join(state.name for state in artifact.card.state)
-        raise BadPolicyError(
-            f"{artifact.policy}@{artifact.version}: it carries state from step to step ({names}), "
-            "which this daemon cannot do yet"
-        )
 
 
 def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:

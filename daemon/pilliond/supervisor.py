@@ -140,6 +140,7 @@ class Supervisor:
             distribution=card.distribution,
             safe_action=card.safe_action,
             tolerance=card.tolerance,
+            states=card.state,
             model_descriptor=self.artifact.model,
             golden_descriptor=self.artifact.golden,
             page_descriptor=self._page_descriptor,

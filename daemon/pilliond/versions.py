@@ -58,6 +58,8 @@ class Version:
         self.engine = engine
         self.samplable = distribution.kind != "deterministic"
         self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]
+        self.states = engine.states
+        self.state_row_bytes = sum(before[0].nbytes for before, _ in engine.states)
         self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
         self.output_views = [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs]
         """For each output of the spec: the bytes of its buffer, and how many of them make a row."""
@@ -74,6 +76,10 @@ class Version:
             for tensor, array in zip(self.spec.observation, inputs, strict=True)
             if tensor.finite and array.dtype.kind == "f"
         ]
+
+    def first_states(self, rows: int) -> list[Array]:
+        """What `rows` rows carry when their episodes begin: zeros, an array for each state."""
+        return [np.zeros((rows, *before.shape[1:]), before.dtype) for before, _ in self.states]
 
     def slot_layout(self, rows: int) -> SlotLayout:
         """Where a slot holds what for `rows` rows."""

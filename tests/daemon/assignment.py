@@ -24,6 +24,7 @@ def assigned(address: str) -> Assignment:
         distribution=artifact.card.distribution,
         safe_action=artifact.card.safe_action,
         tolerance=artifact.card.tolerance,
+        states=artifact.card.state,
         model_descriptor=seal_bytes(artifact.model),
         golden_descriptor=-1,
         page_descriptor=make_page(),

@@ -23,6 +23,8 @@ from pillion_artifacts.publishing.spaces import TensorSpace, read_space
 
 _SERIALIZED: Final = ":serialized:"
 _OBSERVATION: Final = "observation"
+_SHARED: Final = "mlp_extractor.shared_net."
+_POLICY: Final = "mlp_extractor.policy_net."
 _NEEDED: Final = ("policy_class", "observation_space", "action_space", "policy_kwargs")
 """Without the last the activation cannot be told: the weights are the same for all."""
 
@@ -105,7 +107,7 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
         action=action,
         policy_kwargs=kwargs if isinstance(kwargs, dict) else {},
         data={name: value for name, value in fields.items() if not isinstance(value, dict | list)},
-        weights=Weights(_read_weights(archive.read("policy.pth"), f"{what}: policy.pth")),
+        weights=Weights(_unshared(_read_weights(archive.read("policy.pth"), f"{what}: policy.pth"))),
         version=version.decode(errors="replace").strip(),
     )
 
@@ -141,3 +143,20 @@ def _read_weights(data: bytes, what: str) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise InvalidSourceError(f"{what}: expected a dictionary of tensors, came a {type(loaded).__name__}")
     return {str(name): value for name, value in loaded.items()}
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same network as it is built since Stable-Baselines3 1.8: layers that actor and critic shared come first in it."""
+    shared = {name: tensor for name, tensor in tensors.items() if name.startswith(_SHARED)}
+    # a layer and its activation have a number each
+    depth = 2 * sum(name.endswith(".weight") for name in shared)
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_POLICY):
+            number, _, part = name.removeprefix(_POLICY).partition(".")
+            renamed[f"{_POLICY}{int(number) + depth if number.isdigit() else number}.{part}"] = tensor
+        elif name.startswith(_SHARED):
+            renamed[_POLICY + name.removeprefix(_SHARED)] = tensor
+        else:
+            renamed[name] = tensor
+    return renamed

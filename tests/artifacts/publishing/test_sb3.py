@@ -378,6 +378,27 @@ def test_a_zip_that_is_not_whole_is_refused(zip_bytes: bytes) -> None:
     assert "torch does not read it as weights" in _refusal(_rewritten(zip_bytes, "policy.pth", b"no tensors"))
 
 
+def test_layers_that_actor_and_critic_shared_before_1_8_are_those_of_the_actor(tmp_path: Path) -> None:
+    kwargs = {"net_arch": {"pi": [9, 7], "vf": [5]}}
+    model = PPO("MlpPolicy", Room(VECTOR, DRIVE), **STEPS, policy_kwargs=kwargs)
+    shake(model)
+    saved = _saved(model)
+    with zipfile.ZipFile(io.BytesIO(saved)) as archive:
+        weights = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)
+    old_names = {"policy_net.0.": "shared_net.0.", "policy_net.2.": "policy_net.0."}
+    renamed = {}
+    for name, tensor in weights.items():
+        new = next((new for new in old_names if new in name), None)
+        renamed[name if new is None else name.replace(new, old_names[new])] = tensor
+    file = io.BytesIO()
+    torch.save(renamed, file)
+    old = _rewritten(saved, "policy.pth", file.getvalue())
+    write_folder(tmp_path, import_sb3(old, "old.zip", Details(name="made-here", version="1.0.0")))
+    observation = draw(VECTOR)
+    expected, _ = model.predict(observation, deterministic=True)
+    np.testing.assert_allclose(act(tmp_path, by_name(observation)), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["policy_class", "observation_space", "policy_kwargs"])
 def test_a_zip_that_was_saved_without_what_makes_the_policy_is_refused(name: str, zip_bytes: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(zip_bytes)) as archive:

@@ -187,14 +187,16 @@ def test_a_policy_without_golden_pairs_is_served(start_daemon: StartDaemon, tmp_
     ids=["vector", "dictionary"],
 )
 def test_a_recurrent_policy_is_served_as_predict_acts(
-    kind: str, space: spaces.Space[Any], start_daemon: StartDaemon, tmp_path: Path
+    kind: str, space: spaces.Space[Any], start_daemon: StartDaemon, short_path: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
     kwargs = {"lstm_hidden_size": 12, "n_lstm_layers": 2}
     model = RecurrentPPO(kind, Room(space, DRIVE), policy_kwargs=kwargs, **STEPS)
     shake(model)
-    daemon = start_daemon(policy="made-here", store=stored(tmp_path / "store", publish_sb3(model, tmp_path).folder))
-    rows = 5
+    root = stored(tmp_path / "store", publish_sb3(model, tmp_path).folder)
+    # over the lane, pictures lie in slots, and the engine reads them there
+    daemon = start_daemon(policy="made-here", store=root, listen=[f"lane://{short_path}/{kind}.sock"])
+    rows = 8
     generator = np.random.default_rng(3)
     state: Any = None
     with pillion.connect(daemon.address) as connection:
@@ -206,6 +208,7 @@ def test_a_recurrent_policy_is_served_as_predict_acts(
             expected, state = model.predict(observation, state, starts | (step == 0), deterministic=True)
             came = group.act(observation, deterministic=True, episode_start=starts)
             np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+        assert group.last.observation_in_slot == isinstance(space, spaces.Dict)
 
 
 def test_a_recurrent_policy_that_does_not_carry_as_its_source_did_is_not_served(

@@ -25,7 +25,7 @@ import msgspec
 
 from pillion_artifacts.audit import AuditLog, Record, chained
 from pillion_artifacts.blobs import Progress, chunks_of, no_progress, open_regular, read_small, write_all
-from pillion_artifacts.errors import InvalidArtifactError, StoreError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, StoreError
 from pillion_artifacts.limits import INDEX_BYTES_MAX, LOCK_S_MAX, STATE_BYTES_MAX
 from pillion_artifacts.manifest import EMPTY_INDEX, Index, decode_index, digest_of, encode_json
 from pillion_artifacts.names import precedence
@@ -226,7 +226,7 @@ def settle(root: Path) -> None:
         return
     try:
         intent = msgspec.json.decode(read_small(path, STATE_BYTES_MAX, INTENT_NAME), type=Intent)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidArtifactError(f"{INTENT_NAME}: {error}") from None
     _carry_out(root, intent)
 

@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pillion_artifacts.card import SCHEMA, schema_of
 from pillion_artifacts.card_text import migrate_card
 from pillion_artifacts.errors import ArtifactError
+from pillion_artifacts.limits import CARD_BYTES_MAX
 from pillion_artifacts.names import parse_name, spoken
 from pillion_artifacts.progress import bytes_bar
 from pillion_artifacts.publishing.files import read_file
@@ -21,8 +22,6 @@ from pillion_artifacts.publishing.sources import Options, import_source
 if TYPE_CHECKING:
     from pillion_artifacts.publishing.folder import Report
     from pillion_artifacts.store import Store
-
-_CARD_BYTES_MAX: Final = 1 << 20
 
 
 class Published(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -68,12 +67,13 @@ def _import(source: Path, folder: Path, policy: str, version: str, options: dict
     try:
         return import_source(source, folder, policy, version, Options(**options))
     except ArtifactError as error:
-        raise type(error)(f"{spoken(policy, version)}: {error}") from None
+        error.args = (f"{spoken(policy, version)}: {error}",)
+        raise
 
 
 def migrate_file(card: Path, out: Path | None) -> Migrated:
     """Reads a card of any schema and writes it in that of today, to `out` where it is given; raises `ArtifactError`."""
-    data = read_file(card, _CARD_BYTES_MAX)
+    data = read_file(card, CARD_BYTES_MAX)
     text = migrate_card(data)
     if out is not None:
         out.write_bytes(text)

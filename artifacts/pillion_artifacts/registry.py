@@ -23,6 +23,7 @@ import semver
 
 from pillion_artifacts.carriers import Chunks, Offer
 from pillion_artifacts.errors import (
+    UNREADABLE,
     ArtifactError,
     InvalidArtifactError,
     InvalidNameError,
@@ -345,7 +346,7 @@ def _basic(host: str) -> str:
 def _decoded(data: bytes, where: str) -> dict[str, Any]:
     try:
         fields = msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RemoteError(f"{where}: expected JSON: {error}") from None
     return fields
 

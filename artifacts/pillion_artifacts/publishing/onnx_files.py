@@ -11,19 +11,14 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, inliner
 
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.publishing.files import read_file
+from pillion_artifacts.onnx_file import STANDARD_DOMAINS
+from pillion_artifacts.publishing.files import PICKLE_MAGIC, ZIP_MAGIC, read_file
 from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
-
-OWN_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-"""Of operators that ONNX Runtime itself brings; any other needs a library that nobody has vouched for."""
 
 _RANDOM: Final = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )
 """What they draw cannot be drawn again from an episode's seed."""
-
-_PICKLE: Final = b"\x80"
-_ZIP: Final = b"PK\x03\x04"
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
@@ -47,7 +42,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
 
 def parse_model(data: bytes, what: str) -> onnx.ModelProto:
     """The model that the bytes hold; raises `InvalidSourceError`."""
-    for magic, name in ((_PICKLE, "a pickle"), (_ZIP, "a zip")):
+    for magic, name in ((PICKLE_MAGIC, "a pickle"), (ZIP_MAGIC, "a zip")):
         if data.startswith(magic):
             raise InvalidSourceError(f"{what}: expected ONNX, came {name}")
     model = onnx.ModelProto()
@@ -63,7 +58,7 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
 def check_operators(model: onnx.ModelProto, what: str) -> None:
     """Raises `InvalidSourceError` for an operator that ONNX Runtime does not bring, or that draws at random."""
     for node in _nodes(model.graph):
-        if node.domain not in OWN_DOMAINS:
+        if node.domain not in STANDARD_DOMAINS:
             raise InvalidSourceError(
                 f"{what}: node {node.name or node.output[0]!r}: operator {node.domain}.{node.op_type} is not one that ONNX Runtime brings"
             )

@@ -12,8 +12,8 @@ from onnx import helper
 from pillion_artifacts.card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.golden import Arrays
+from pillion_artifacts.manifest import digest_of
 from pillion_artifacts.publishing.draft import NO_LICENCE, Details, Draft, tool_versions
-from pillion_artifacts.publishing.files import digest_of
 from pillion_artifacts.publishing.free_batch import (
     Port,
     fixed_batch,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import UNREADABLE, InvalidSourceError
 from pillion_artifacts.publishing.files import Archive
 from pillion_artifacts.publishing.inert_pickle import Record, read_pickle
 from pillion_artifacts.publishing.limits import PICKLE_BYTES_MAX
@@ -115,7 +115,7 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
 def _read_fields(archive: Archive) -> dict[str, Any]:
     try:
         return msgspec.json.decode(archive.read("data", PICKLE_BYTES_MAX), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidSourceError(f"{archive.what}: data: {error}") from None
 
 

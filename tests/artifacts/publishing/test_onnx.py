@@ -323,9 +323,9 @@ def _sparse(file: Path) -> None:
     ("make", "message"),
     [
         (_sparse, "expected at most"),
-        (os.mkfifo, "expected a plain file"),
-        (os.mkdir, "expected a plain file"),
-        (lambda file: file.symlink_to("/etc/hostname"), "Too many levels of symbolic links"),
+        (os.mkfifo, "expected a file, came something else"),
+        (os.mkdir, "expected a file, came something else"),
+        (lambda file: file.symlink_to("/etc/hostname"), "expected a file, came a symbolic link"),
         (lambda file: file.unlink(missing_ok=True), "No such file"),
     ],
     ids=["ten sparse gigabytes", "a pipe", "a folder", "a link", "nothing"],

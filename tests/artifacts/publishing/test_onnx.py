@@ -265,6 +265,73 @@ def test_a_custom_operator_is_refused(tmp_path: Path) -> None:
     assert "operator evil.ops.RunThis is not one that ONNX Runtime brings" in message
 
 
+STATEFUL = """
+schema: 2
+name: from-a-card
+version: 0.0.1
+description: Remembers.
+licence: MIT
+observation: [{name: observation, dtype: float32, shape: [6]}]
+outputs: [{name: action, dtype: float32, shape: [5]}]
+state:
+- {name: hidden, output: hidden_next, dtype: float32, shape: [1, 5]}
+- {name: cell, output: cell_next, dtype: float32, shape: [1, 5]}
+"""
+
+
+def memory(rows: int | str, *, layers_first: bool) -> onnx.ModelProto:
+    """ONNX's own LSTM of one layer, which has [layers, rows, width]; else with transposes around it."""
+    random = np.random.default_rng(8)
+    weights: dict[str, NDArray[Any]] = {
+        "first": np.array([0], np.int64),
+        "W": random.standard_normal((1, 20, 6)).astype(np.float32),
+        "R": random.standard_normal((1, 20, 5)).astype(np.float32),
+    }
+    names = ["hidden", "cell", "hidden_next", "cell_next"]
+    inner = names if layers_first else [f"inner_{name}" for name in names]
+    hidden, cell, hidden_next, cell_next = inner
+    nodes = [
+        helper.make_node("Unsqueeze", ["observation", "first"], ["sequence"]),
+        helper.make_node(
+            "LSTM", ["sequence", "W", "R", "", "", hidden, cell], ["", hidden_next, cell_next], hidden_size=5
+        ),
+        helper.make_node("Squeeze", [hidden_next, "first"], ["action"]),
+    ]
+    if not layers_first:
+        turn = [
+            helper.make_node("Transpose", [a], [b], perm=[1, 0, 2])
+            for a, b in [*zip(names[:2], inner[:2], strict=True), *zip(inner[2:], names[2:], strict=True)]
+        ]
+        nodes = [*turn[:2], *nodes, *turn[2:]]
+    shape: list[int | str] = [1, rows, 5] if layers_first else [rows, 1, 5]
+    outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, [rows, 5])}
+    outputs |= dict.fromkeys(names[2:], (TensorProto.FLOAT, shape))
+    model = model_of(nodes, outputs, weights, rows)
+    model.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names[:2])
+    return model
+
+
+@pytest.mark.parametrize("rows", ["rows", 1, 4])
+@pytest.mark.parametrize("layers_first", [True, False])
+def test_the_rows_of_a_state_come_first_wherever_the_graph_has_them(
+    layers_first: bool, rows: int | str, tmp_path: Path
+) -> None:
+    report = publish(memory(rows, layers_first=layers_first), tmp_path, parse_card(STATEFUL.encode()))
+    published = session(report.folder)
+    assert {entry.name: entry.shape[1:] for entry in published.get_inputs()} == {
+        "observation": [6], "hidden": [1, 5], "cell": [1, 5],
+    }  # fmt: skip
+    source = onnxruntime.InferenceSession(memory("rows", layers_first=False).SerializeToString())
+    inputs = {
+        "observation": RANDOM.standard_normal((3, 6)).astype(np.float32),
+        "hidden": RANDOM.standard_normal((3, 1, 5)).astype(np.float32),
+        "cell": RANDOM.standard_normal((3, 1, 5)).astype(np.float32),
+    }
+    names = ["action", "hidden_next", "cell_next"]
+    for came, expected in zip(published.run(names, inputs), source.run(names, inputs), strict=True):
+        np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_operator_that_draws_at_random_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("RandomNormalLike", ["observation"], ["action"])
     said = refusal_of(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)

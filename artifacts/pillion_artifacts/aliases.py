@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from pillion_artifacts.blobs import read_small
-from pillion_artifacts.errors import InvalidArtifactError, PolicyNotFoundError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, PolicyNotFoundError
 from pillion_artifacts.limits import STATE_BYTES_MAX
 from pillion_artifacts.names import is_alias_name, is_policy_name
 
@@ -67,7 +67,7 @@ def _decode(path: Path, policy: str, name: str) -> Alias:
     whose = f"{policy}@{name}"
     try:
         alias = _decoder.decode(read_small(path, STATE_BYTES_MAX, whose))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidArtifactError(f"{whose}: the alias cannot be read: {error}") from None
     if (alias.policy, alias.alias) != (policy, name):
         raise InvalidArtifactError(f"{whose}: the alias is that of {alias.policy}@{alias.alias}")

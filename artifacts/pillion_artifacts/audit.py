@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
 
 AUDIT_NAME: Final = "audit.jsonl"
 
@@ -138,6 +138,6 @@ class AuditLog:
     def _decode(line: bytes, number: int) -> Record:
         try:
             return _decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             where = f"line {number}" if number else "last line"
             raise InvalidArtifactError(f"{AUDIT_NAME}: {where}: {error}") from None

@@ -54,6 +54,19 @@ def open_regular(path: Path, whose: str) -> Iterator[BinaryIO]:
             raise StoreError.from_os(whose, error) from None
 
 
+@contextmanager
+def open_blob(root: Path, descriptor: Descriptor, whose: str) -> Iterator[BinaryIO]:
+    """The file of a blob, as long as `descriptor` says; raises as `open_regular`, and `DigestMismatchError`."""
+    with open_regular(blob_path(root, descriptor.digest), whose) as file:
+        size = os.fstat(file.fileno()).st_size
+        # before a byte is read: a file that is far too long is not worth its time
+        if size != descriptor.size:
+            raise DigestMismatchError(
+                f"{whose} is not what was published: expected {descriptor.size} bytes, came {size}"
+            )
+        yield file
+
+
 def read_small(path: Path, bytes_max: int, whose: str) -> bytes:
     """The whole of a file that has at most `bytes_max` bytes. Raises as `open_regular`, and for what is larger."""
     with open_regular(path, whose) as file:
@@ -84,27 +97,31 @@ def read_blob(root: Path, descriptor: Descriptor, bytes_max: int, whose: str) ->
     no such file or more than `bytes_max`, `StoreError` where it cannot be read.
     """
     check_size(descriptor.size, bytes_max, whose)
-    with open_regular(blob_path(root, descriptor.digest), whose) as file:
-        _check_length(os.fstat(file.fileno()).st_size, descriptor, whose)
+    with open_blob(root, descriptor, whose) as file:
         data = read_all(file)
-    _check(hashlib.sha256(data).hexdigest(), len(data), descriptor, whose)
+    check_content(hashlib.sha256(data).hexdigest(), len(data), descriptor, whose)
     return data
 
 
 def check_blob(root: Path, descriptor: Descriptor, whose: str, progress: Progress = no_progress) -> None:
     """Hashes a blob a chunk at a time; raises as `read_blob`."""
-    with open_regular(blob_path(root, descriptor.digest), whose) as file:
-        _check_length(os.fstat(file.fileno()).st_size, descriptor, whose)
+    with open_blob(root, descriptor, whose) as file:
         digest, size = hash_file(file, progress)
-    _check(digest, size, descriptor, whose)
+    check_content(digest, size, descriptor, whose)
 
 
 def map_file(path: Path) -> memoryview:
     """The bytes of a file without a copy in memory."""
-    if path.stat().st_size == 0:
-        return memoryview(b"")
     with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return map_descriptor(file.fileno())
+
+
+def map_descriptor(descriptor: int) -> memoryview:
+    """The same of a file that is open; it may be closed afterwards."""
+    if os.fstat(descriptor).st_size == 0:
+        return memoryview(b"")
+    # private, since older kernels share no mapping of sealed memory
+    return memoryview(mmap.mmap(descriptor, 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
 
 
 def hash_file(file: BinaryIO, progress: Progress = no_progress) -> tuple[str, int]:
@@ -125,13 +142,15 @@ def chunks_of(file: BinaryIO) -> Iterator[memoryview]:
         yield buffer[:count]
 
 
-def _check_length(size: int, descriptor: Descriptor, whose: str) -> None:
-    # before a byte is read: a file that is far too long is not worth its time
-    if size != descriptor.size:
-        raise DigestMismatchError(f"{whose} is not what was published: expected {descriptor.size} bytes, came {size}")
+def write_all(descriptor: int, data: memoryview | bytes) -> None:
+    """Writes all of `data`, however the kernel divides it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
-def _check(digest: str, size: int, descriptor: Descriptor, whose: str) -> None:
+def check_content(digest: str, size: int, descriptor: Descriptor, whose: str) -> None:
+    """Raises `DigestMismatchError` for a hexadecimal SHA-256, or a size, that is not what was published."""
     if (f"sha256:{digest}", size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
             f"{whose} is not what was published: "

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import semver
-import yaml
 
 from pillion_artifacts import card_schema_1
 from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.yaml_text import read_yaml
 from pillion_protocol.specs import DType, Space, Spec, TensorSpec
 
 SCHEMA: Final = 2
@@ -206,24 +206,10 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next(tensor for tensor in self.outputs if tensor.name == ACTION)
 
 
-class _UniqueKeyLoader(yaml.CSafeLoader):
-    """A safe loader for which a key given twice is an error, not the last one's silent victory."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InvalidArtifactError(f"model card: line {node.start_mark.line + 1}: key {key!r} is given twice")
-        return super().construct_mapping(node, deep=deep)
-
-
 def parse_card(text: bytes) -> ModelCard:
     """The card that YAML `text` holds, of any schema; raises `InvalidArtifactError` with the path of what is wrong."""
     try:
-        fields = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - it derives from the safe loader
-        card = _convert(fields)
-    except yaml.YAMLError as error:
-        raise InvalidArtifactError(f"model card: not YAML: {error}") from None
+        card = _convert(read_yaml(text, "model card"))
     except msgspec.ValidationError as error:
         raise InvalidArtifactError(f"model card: {error}") from None
     check_card(card)
@@ -242,10 +228,7 @@ def check_card(card: ModelCard) -> None:
 
 def schema_of(text: bytes) -> int | None:
     """The schema number that a card names, None where it names none; raises `InvalidArtifactError`."""
-    try:
-        fields = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - it derives from the safe loader
-    except yaml.YAMLError as error:
-        raise InvalidArtifactError(f"model card: not YAML: {error}") from None
+    fields = read_yaml(text, "model card")
     schema = fields.get("schema") if isinstance(fields, dict) else None
     return schema if isinstance(schema, int) else None
 

@@ -24,8 +24,8 @@ from typing import Final, Self
 import msgspec
 
 from pillion_artifacts.audit import AuditLog, Record, chained
-from pillion_artifacts.blobs import Progress, chunks_of, no_progress, open_regular, read_small
-from pillion_artifacts.errors import InvalidArtifactError, StoreError
+from pillion_artifacts.blobs import Progress, chunks_of, no_progress, open_regular, read_small, write_all
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, StoreError
 from pillion_artifacts.limits import INDEX_BYTES_MAX, LOCK_S_MAX, STATE_BYTES_MAX
 from pillion_artifacts.manifest import EMPTY_INDEX, Index, decode_index, digest_of, encode_json
 from pillion_artifacts.names import precedence
@@ -148,7 +148,7 @@ class Change:
                     if size > bytes_max:
                         raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came more")
                     hashed.update(chunk)
-                    _write_all(descriptor, chunk)
+                    write_all(descriptor, chunk)
                     progress(len(chunk))
                 os.fchmod(descriptor, _BLOB_MODE)
                 os.fsync(file.fileno())
@@ -226,7 +226,7 @@ def settle(root: Path) -> None:
         return
     try:
         intent = msgspec.json.decode(read_small(path, STATE_BYTES_MAX, INTENT_NAME), type=Intent)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidArtifactError(f"{INTENT_NAME}: {error}") from None
     _carry_out(root, intent)
 
@@ -340,12 +340,6 @@ def _check_is_store(root: Path) -> None:
     foreign = {entry.name for entry in root.iterdir()} - {LOCK_NAME, STAGING_NAME, INTENT_NAME, "blobs"}
     if foreign:
         raise StoreError(f"{root}: expected a store or an empty folder, came one that holds {min(foreign)!r}")
-
-
-def _write_all(descriptor: int, data: memoryview | bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,6 +19,12 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Final
+
+import msgspec
+
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding a stranger's JSON may raise; the last, for what is nested without end."""
 
 
 class ArtifactError(Exception):

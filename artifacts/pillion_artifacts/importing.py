@@ -6,15 +6,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pillion_artifacts.card import SCHEMA, schema_of
 from pillion_artifacts.card_text import migrate_card
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import ArtifactError, InvalidSourceError
 from pillion_artifacts.layers import MODEL_NAME
-from pillion_artifacts.names import parse_name
+from pillion_artifacts.limits import CARD_BYTES_MAX
+from pillion_artifacts.names import parse_name, spoken
 from pillion_artifacts.progress import bytes_bar
 from pillion_artifacts.publishing.files import read_file
 from pillion_artifacts.publishing.sources import Options, import_source
@@ -22,8 +23,6 @@ from pillion_artifacts.publishing.sources import Options, import_source
 if TYPE_CHECKING:
     from pillion_artifacts.publishing.folder import Report
     from pillion_artifacts.store import Store
-
-_CARD_BYTES_MAX: Final = 1 << 20
 
 
 class Published(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -59,19 +58,27 @@ def publish_source(store: Store, source: Path, name: str, options: dict[str, Any
     policy, version = parse_name(name)
     if source.is_dir():
         return _publish_folder(store, source, policy, version, by, reason)
-    if not source.exists():
-        raise InvalidSourceError(
-            f"{source}: expected a folder with {MODEL_NAME}, or a file that can be imported, came nothing"
-        )
     with tempfile.TemporaryDirectory(prefix="pillion-") as folder, _waiting(f"importing {source.name}"):
-        report = import_source(source, Path(folder), policy, version, Options(**options))
+        report = _import(source, Path(folder), policy, version, options)
         published = _publish_folder(store, Path(folder), policy, version, by, reason)
     return msgspec.structs.replace(published, parity=_parity(report))
 
 
+def _import(source: Path, folder: Path, policy: str, version: str, options: dict[str, Any]) -> Report:
+    try:
+        if not source.exists():
+            raise InvalidSourceError(
+                f"{source}: expected a folder with {MODEL_NAME}, or a file that can be imported, came nothing"
+            )
+        return import_source(source, folder, policy, version, Options(**options))
+    except ArtifactError as error:
+        error.args = (f"{spoken(policy, version)}: {error}",)
+        raise
+
+
 def migrate_file(card: Path, out: Path | None) -> Migrated:
     """Reads a card of any schema and writes it in that of today, to `out` where it is given; raises `ArtifactError`."""
-    data = read_file(card, _CARD_BYTES_MAX)
+    data = read_file(card, CARD_BYTES_MAX)
     text = migrate_card(data)
     if out is not None:
         out.write_bytes(text)

@@ -13,7 +13,7 @@ from pillion_artifacts.aliases import ALIASES_NAME, read_alias
 from pillion_artifacts.audit import AuditLog, Record
 from pillion_artifacts.blobs import hash_file, open_regular, read_small
 from pillion_artifacts.change import INDEX_NAME, INTENT_NAME, LAYOUT, LAYOUT_NAME, stale_stagings
-from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
+from pillion_artifacts.errors import UNREADABLE, ArtifactError, InvalidArtifactError
 from pillion_artifacts.leases import stale_leases
 from pillion_artifacts.limits import INDEX_BYTES_MAX
 from pillion_artifacts.manifest import (
@@ -105,7 +105,7 @@ def _index(root: Path) -> Index | list[Fault]:
 def _layout_faults(root: Path) -> list[Fault]:
     try:
         version = msgspec.json.decode(read_small(root / LAYOUT_NAME, 1 << 12, LAYOUT_NAME))
-    except (ArtifactError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ArtifactError, *UNREADABLE) as error:
         return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: {error}")]
     if version != msgspec.json.decode(LAYOUT):
         return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: expected {LAYOUT.decode()}, came {version}")]

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
 from pillion_artifacts.limits import LAYERS_MAX
 
 ARTIFACT_TYPE: Final = "application/vnd.pillion.policy.v1"
@@ -170,7 +170,7 @@ def decode_manifest(data: bytes) -> Manifest:
     """The manifest that `data` holds; raises `InvalidArtifactError`."""
     try:
         return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidArtifactError(f"manifest: {error}") from None
 
 
@@ -178,7 +178,7 @@ def decode_attestation(data: bytes) -> AttestationManifest:
     """The attestation's manifest that `data` holds; raises `InvalidArtifactError`."""
     try:
         return msgspec.json.decode(data, type=AttestationManifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidArtifactError(f"attestation: {error}") from None
 
 
@@ -186,5 +186,5 @@ def decode_index(data: bytes) -> Index:
     """The index that `data` holds; raises `InvalidArtifactError`."""
     try:
         return _index_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidArtifactError(f"index.json: {error}") from None

@@ -22,7 +22,7 @@ _DTYPES: Final = {
     9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
 }  # fmt: skip
 
-_STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operators that ONNX Runtime itself brings. Any other needs a library that the artifact does not hold."""
 
 Field = tuple[int, int | memoryview]
@@ -104,7 +104,7 @@ def _check_graph(graph: memoryview, held: set[tuple[str, str]], depth: int) -> N
 def _check_nodes(nodes: Iterator[memoryview], held: set[tuple[str, str]], depth: int) -> None:
     for node in nodes:
         domain, operator = _text(node, 7), _text(node, 4)
-        if domain not in _STANDARD_DOMAINS and (domain, operator) not in held:
+        if domain not in STANDARD_DOMAINS and (domain, operator) not in held:
             raise InvalidArtifactError(f"expected operators that ONNX defines, came {operator!r} of {domain!r}")
         for attribute in _submessages(node, 5):
             _check_attribute(attribute, held, depth)

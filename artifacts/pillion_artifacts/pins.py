@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts.blobs import read_small
-from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
 from pillion_artifacts.limits import STATE_BYTES_MAX
 
 PINS_NAME: Final = "pins.json"
@@ -37,5 +37,5 @@ def read_pins(root: Path) -> list[Pin]:
         return []
     try:
         return msgspec.json.decode(read_small(path, STATE_BYTES_MAX, PINS_NAME), type=list[Pin])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidArtifactError(f"{PINS_NAME}: {error}") from None

@@ -23,6 +23,7 @@ import semver
 
 from pillion_artifacts.carriers import Chunks, Offer
 from pillion_artifacts.errors import (
+    UNREADABLE,
     ArtifactError,
     InvalidArtifactError,
     InvalidNameError,
@@ -71,6 +72,7 @@ class Registry:
         if parts.scheme != "oci" or not parts.netloc:
             raise InvalidNameError(f"expected oci://HOST/PREFIX, came {url!r}")
         self.where = url
+        self._allows_plain_http = plain_http
         self._host = parts.netloc
         self._base = f"{'http' if plain_http else 'https'}://{parts.netloc}/v2/"
         self._prefix = parts.path.strip("/")
@@ -293,7 +295,9 @@ class Registry:
         headers = arguments.pop("headers", {})
         response = await self._session.request(method, url, headers=headers | self._credentials(url), **arguments)
         challenge = response.headers.get("WWW-Authenticate", "")
-        if response.status == _UNAUTHORISED and challenge.lower().startswith("bearer") and "data" not in arguments:
+        # what is streamed can be sent but once; a token that serves for it was asked for when its upload began
+        can_repeat = isinstance(arguments.get("data", b""), bytes)
+        if response.status == _UNAUTHORISED and challenge.lower().startswith("bearer") and can_repeat:
             response.close()
             self._authorization = f"Bearer {await self._token(challenge)}"
             response = await self._session.request(method, url, headers=headers | self._credentials(url), **arguments)
@@ -308,10 +312,15 @@ class Registry:
     async def _token(self, challenge: str) -> str:
         """The token that a challenge asks for (https://distribution.github.io/distribution/spec/auth/token/)."""
         asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+        realm = asked.get("realm", "")
+        if not realm.startswith("https://") and not self._allows_plain_http:
+            raise RemoteError(f"{self.where}: expected a token server with https, came {realm!r}")
         basic = _basic(self._host)
         headers = {"Authorization": basic} if basic else {}
         parameters = {key: asked[key] for key in ("service", "scope") if key in asked}
-        async with self._session.get(asked.get("realm", ""), params=parameters, headers=headers) as response:
+        async with self._session.get(realm, params=parameters, headers=headers) as response:
+            if response.status != _OK:
+                raise RemoteError(f"{realm}: the registry's token server answered {response.status} {response.reason}")
             body = _decoded(await response.content.read(MANIFEST_BYTES_MAX), self.where)
             token: str = body.get("token") or body.get("access_token") or ""
             return token
@@ -337,7 +346,7 @@ def _basic(host: str) -> str:
 def _decoded(data: bytes, where: str) -> dict[str, Any]:
     try:
         fields = msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RemoteError(f"{where}: expected JSON: {error}") from None
     return fields
 

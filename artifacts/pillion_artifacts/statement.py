@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
 
 ENVELOPE_MEDIA_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
@@ -57,7 +57,7 @@ def read_statement(payload: bytes, payload_type: str, name: str, digest: str) ->
         raise InvalidArtifactError(f"expected a payload of type {PAYLOAD_TYPE}, came {payload_type!r}")
     try:
         statement = msgspec.json.decode(payload, type=Statement)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidArtifactError(f"expected an in-toto statement: {error}") from None
     subject = statement.subject[0]
     if subject.name != name or subject.digest.get("sha256") != digest.removeprefix("sha256:"):

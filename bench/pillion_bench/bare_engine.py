@@ -38,7 +38,7 @@ def run(pipe: Pipe) -> None:
     parameters = [name for name in (distribution.logits, distribution.log_std) if name]
     rows_max = max(plan.rows, ServingLimits().rows_max)
     try:
-        engine = OnnxEngine(artifact.model, artifact.card.spec(), parameters, rows_max)
+        engine = OnnxEngine(artifact.model, artifact.card.spec(), parameters, rows_max, states=artifact.card.state)
         engine.warm_up()
     except EngineError as error:
         raise BenchError(f"{plan.reference}: {error}") from None

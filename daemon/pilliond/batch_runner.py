@@ -64,6 +64,9 @@ class BatchRunner:
             run = version.engine.runs[self._rows]
         if not groups:
             return
+        if version.states:
+            for group in groups:
+                group.put_states()
         self._dispatched_ns = self._clock()
         try:
             run()
@@ -111,6 +114,8 @@ class BatchRunner:
             )
             reply[0] = group.session.peer
             group.answered(reply, places)
+            if group.states:
+                group.take_states()
             replies.append(reply)
         self._page.batches += (self._rows, self._close, ran_ns - dispatched_ns)
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pillion_artifacts.card import Distribution, Tolerance
+from pillion_artifacts.card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.limits import ServingLimits
 from pilliond.settings import ServingSettings
@@ -35,6 +35,7 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     distribution: Distribution
     safe_action: list[float] | None
     tolerance: Tolerance
+    states: list[StateCard]
     model_descriptor: int
     golden_descriptor: int
     page_descriptor: int

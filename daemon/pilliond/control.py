@@ -14,9 +14,10 @@ import msgspec
 import sdnotify
 import structlog
 
-from pillion_artifacts import Artifact, ArtifactError, Resolved, Store
+from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.leases import Lease
+from pillion_artifacts.sealed import SealedArtifact, seal_artifact
 from pillion_artifacts.trust import check_trust
 from pilliond.admin import Admin
 from pilliond.channel import Ready
@@ -65,7 +66,7 @@ async def serve(settings: Settings) -> None:
             lease.close()
 
 
-def load_policy(settings: Settings) -> tuple[Artifact, Lease | None, list[str]]:
+def load_policy(settings: Settings) -> tuple[SealedArtifact, Lease | None, list[str]]:
     """The verified artifact that the settings name, the lease on it, and who signed it; raises `BadPolicyError`.
 
     Whether it may be loaded is decided by its digest, before any of its files is read.
@@ -78,21 +79,10 @@ def load_policy(settings: Settings) -> tuple[Artifact, Lease | None, list[str]]:
         reference = settings.store.policy or _only_policy(store)
         resolved, lease = _leased(store, reference)
         trust = check_trust(store, resolved, settings.trust, datetime.now(UTC))
-        artifact = store.read(resolved)
+        artifact = seal_artifact(store, resolved)
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
-    refuse_state(artifact)
     return artifact, lease, trust.signed_by
-
-
-def refuse_state(artifact: Artifact) -> None:
-    """Raises `BadPolicyError` for a recurrent policy: without its state it would act as if each step were the first."""
-    if artifact.card.state:
-        names = ", ".join(state.name for state in artifact.card.state)
-        raise BadPolicyError(
-            f"{artifact.policy}@{artifact.version}: it carries state from step to step ({names}), "
-            "which this daemon cannot do yet"
-        )
 
 
 def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:

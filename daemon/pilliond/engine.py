@@ -29,13 +29,17 @@ class InlineEngine(Protocol):
     outputs: dict[str, Array]
     """Every output of the graph by name, shape [rows_max, …]; made once, overwritten by each run."""
 
+    states: list[tuple[Array, Array]]
+    """For each state of a recurrent policy: the buffer that a run reads it from, and the one that it writes the next to,
+    both of shape [rows_max, …]. Empty for any other policy."""
+
     runs: list[Callable[[], None]]
     """By their number, what runs the first so many rows of the buffers; it may raise `EngineError`."""
 
     def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
         """What runs the engine on `inputs` (shape [rows, …]) where they lie; None where it cannot.
 
-        Its outputs are rows 0 to rows - 1 of `outputs`. It may raise `EngineError`. `inputs` must outlive it.
+        States it reads from their buffers, as `runs` does. Its outputs are rows 0 to rows - 1 of `outputs`. It may raise `EngineError`. `inputs` must outlive it.
         """
 
     def describe(self) -> dict[str, Any]:

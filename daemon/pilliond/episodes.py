@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Frame = bytes | memoryview
 
-_NOWHERE: Final = Place([], [])
+_NOWHERE: Final = Place(0, [], [])
 
 NEVER_NS: Final = 2**63 - 1
 """The deadline of an act without a budget."""
@@ -61,6 +61,7 @@ class EpisodeGroup:
         "slots",
         "started_at",
         "starting",
+        "states",
         "step",
         "tensors",
         "version",
@@ -76,6 +77,8 @@ class EpisodeGroup:
         self.acts = 0
         self.started_at: NDArray[np.uint64] = np.zeros(self.rows, dtype=np.uint64)
         self.starting: dict[int, int | None] = {}
+        self.states = version.first_states(self.rows)
+        """What the policy carries from the last act that was run to the next: an array for each, shape [rows, …]."""
         self.waiting = False
         self.is_queued = False
         """Whether the scheduler holds it; the scheduler's own."""
@@ -137,6 +140,21 @@ class EpisodeGroup:
                 self.seeds[row] = next_seeds(self.seeds[row : row + 1])[0]
             self.started_at[row] = self.acts
         self.starting.clear()
+
+    def put_states(self) -> None:
+        """Writes what it carries into its rows of the engine's buffers; zeros where an episode begins."""
+        begin = self.place.first
+        for row in self.starting:
+            for kept in self.states:
+                kept[row] = 0
+        for kept, (before, _) in zip(self.states, self.version.states, strict=True):
+            before[begin : begin + self.rows] = kept
+
+    def take_states(self) -> None:
+        """Keeps what its act made of them: it was run, and is answered with what came of it."""
+        begin = self.place.first
+        for kept, (_, after) in zip(self.states, self.version.states, strict=True):
+            kept[:] = after[begin : begin + self.rows]
 
     def steps(self) -> NDArray[np.uint64]:
         """For each row, how many acts of its episode were run before the one that waits."""

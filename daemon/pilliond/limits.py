@@ -5,6 +5,7 @@ Memory at these limits, one policy of 28 KB rows (a stack of four 84×84 frames)
   waiting rows       queue_rows_max × row  1024 × 28 KB = 29 MB
   sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB
   last replies       one per handle, the size of its outputs
+  states             states_mb_max, all handles of a recurrent policy together
   slots              slots_mb_max, all handles together; a page of it is memory only once it was written to
 """
 
@@ -78,6 +79,8 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Handles of one session at once; beyond it a begin gets `overloaded`."""
     batch_wait_us_max: int = 0
     """How long a batch may wait for the rest of the lock-step sessions. 0: it goes when the engine is free."""
+    states_mb_max: int = 1_024
+    """What a recurrent policy carries for all handles together; beyond it a begin gets `overloaded`."""
     slots_mb_max: int = 1_024
     """Shared memory for the slots of all handles of the lane; beyond it observations travel inline. 0: always inline."""
 
@@ -90,6 +93,8 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.sessions_max < 1 or self.episodes_max < 1:
             raise ValueError("sessions_max and episodes_max: expected at least 1")
+        if self.states_mb_max < 0:
+            raise ValueError(f"states_mb_max: expected 0 or more, came {self.states_mb_max}")
         if self.slots_mb_max < 0:
             raise ValueError(f"slots_mb_max: expected 0 or more, came {self.slots_mb_max}")
         if not 0 <= self.batch_wait_us_max <= 1_000_000:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import onnxruntime
 
+from pillion_artifacts.card import StateCard
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine import Array, EngineError
 
@@ -27,13 +28,22 @@ class OnnxEngine:
     """One ONNX policy on the CPU.
 
     `model` holds the bytes of the file, which were verified. `spec` says which inputs and outputs it must have,
-    `parameters` which further graph outputs (logits, log_std) the distribution reads. Raises `EngineError` where
+    `parameters` which further graph outputs (logits, log_std) the distribution reads, `states` what it carries from step
+    to step. Raises `EngineError` where
     the graph disagrees: a model that lies about its shapes never serves.
     """
 
     kind = "onnxruntime"
 
-    def __init__(self, model: bytes, spec: Spec, parameters: list[str], rows_max: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        spec: Spec,
+        parameters: list[str],
+        rows_max: int,
+        threads: int = 1,
+        states: Sequence[StateCard] = (),
+    ) -> None:
         self.threads = threads
         self._session = _open_session(model, threads)
         self.inputs: list[Array] = [
@@ -41,8 +51,13 @@ class OnnxEngine:
         ]
         self.input_views = [array.data.cast("B") for array in self.inputs]
         self._names = [tensor.name for tensor in spec.observation]
-        _check_inputs(self._session, spec)
+        self._states = states
+        _check_inputs(self._session, [*self._names, *(state.name for state in states)])
         self.outputs: dict[str, Array] = self._make_outputs(spec, parameters, rows_max)
+        shapes = [((rows_max, *state.shape), state.dtype) for state in states]
+        self.states: list[tuple[Array, Array]] = [
+            (np.zeros(shape, dtype), np.zeros(shape, dtype)) for shape, dtype in shapes
+        ]
         self.buckets = buckets_for(rows_max)
         runs = [self._run_of(self._bind(self.inputs, rows)) for rows in self.buckets]
         self.runs = [runs[self._bucket_index(rows)] for rows in range(rows_max + 1)]
@@ -82,12 +97,14 @@ class OnnxEngine:
 
     def _make_outputs(self, spec: Spec, parameters: list[str], rows_max: int) -> dict[str, Array]:
         """One buffer for each output, made to the shapes that the graph really gives for a row."""
-        names = [tensor.name for tensor in spec.outputs] + parameters
+        made = [tensor.name for tensor in spec.outputs] + parameters
+        names = made + [state.output for state in self._states]
         offered = {output.name for output in self._session.get_outputs()}
         missing = [name for name in names if name not in offered]
         if missing:
             raise EngineError(f"the graph has no output {missing[0]!r}, it has {', '.join(sorted(offered))}")
-        feed = {tensor.name: np.zeros((2, *tensor.shape), tensor.dtype) for tensor in spec.observation}
+        given: list[TensorSpec | StateCard] = [*spec.observation, *self._states]
+        feed = {tensor.name: np.zeros((2, *tensor.shape), tensor.dtype) for tensor in given}
         try:
             came = dict(zip(names, self._session.run(names, feed), strict=True))
         except Exception as error:  # noqa: BLE001 - as in `run`
@@ -99,7 +116,9 @@ class OnnxEngine:
                 raise EngineError(
                     f"output {name!r} of two rows: expected floats, came {came[name].dtype} {came[name].shape}"
                 )
-        return {name: np.zeros((rows_max, *array.shape[1:]), dtype=array.dtype) for name, array in came.items()}
+        for state in self._states:
+            _check_output(TensorSpec(state.output, state.dtype, state.shape), came[state.output])
+        return {name: np.zeros((rows_max, *came[name].shape[1:]), dtype=came[name].dtype) for name in made}
 
     def _bind(self, inputs: list[Array], rows: int) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
@@ -107,6 +126,10 @@ class OnnxEngine:
             binding.bind_input(name, "cpu", 0, array.dtype, [rows, *array.shape[1:]], array.ctypes.data)
         for name, array in self.outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, [rows, *array.shape[1:]], array.ctypes.data)
+        for state, (before, after) in zip(self._states, self.states, strict=True):
+            shape = [rows, *state.shape]
+            binding.bind_input(state.name, "cpu", 0, before.dtype, shape, before.ctypes.data)
+            binding.bind_output(state.output, "cpu", 0, after.dtype, shape, after.ctypes.data)
         return binding
 
 
@@ -124,11 +147,10 @@ def _open_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
         raise EngineError(f"onnxruntime cannot load the model: {error}") from None
 
 
-def _check_inputs(session: onnxruntime.InferenceSession, spec: Spec) -> None:
-    wanted = sorted(tensor.name for tensor in spec.observation)
+def _check_inputs(session: onnxruntime.InferenceSession, names: list[str]) -> None:
     offered = sorted(entry.name for entry in session.get_inputs())
-    if wanted != offered:
-        raise EngineError(f"the graph's inputs are not the card's: expected {wanted}, came {offered}")
+    if sorted(names) != offered:
+        raise EngineError(f"the graph's inputs are not the card's: expected {sorted(names)}, came {offered}")
 
 
 def _check_output(tensor: TensorSpec, came: Array) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pillion_artifacts import InvalidArtifactError
-from pillion_artifacts.card import Tolerance
+from pillion_artifacts.card import StateCard, Tolerance
 from pillion_artifacts.golden import Arrays, check_golden, decode_golden
-from pillion_protocol import Spec
+from pillion_protocol import Spec, TensorSpec
 from pilliond.engine import EngineError, InlineEngine
 
 
-def check_parity(engine: InlineEngine, spec: Spec, golden: bytes, tolerance: Tolerance, rows_max: int) -> None:
+def check_parity(
+    engine: InlineEngine,
+    spec: Spec,
+    states: list[StateCard],
+    golden: bytes,
+    tolerance: Tolerance,
+    rows_max: int,
+) -> None:
     """Raises `EngineError` where the engine does not give what the policy's source gave: output, row and by how much.
 
     `golden` is the artifact's safetensors file. The engine's buffers hold its rows afterwards.
@@ -19,19 +28,24 @@ def check_parity(engine: InlineEngine, spec: Spec, golden: bytes, tolerance: Tol
         rows = len(next(iter(inputs.values())))
         for tensor, buffer in zip(spec.observation, engine.inputs, strict=True):
             buffer[:rows] = inputs[tensor.name]
+        for state, (before, _) in zip(states, engine.states, strict=True):
+            before[:rows] = inputs[state.name]
         engine.runs[rows]()
-        return {name: buffer[:rows].copy() for name, buffer in engine.outputs.items()}
+        came = {name: buffer[:rows].copy() for name, buffer in engine.outputs.items()}
+        for state, (_, after) in zip(states, engine.states, strict=True):
+            came[state.output] = after[:rows].copy()
+        return came
 
     try:
         pairs = decode_golden(golden)
-        _check_inputs(spec, pairs.inputs)
+        _check_inputs([*spec.observation, *states], pairs.inputs)
         check_golden(run, pairs, tolerance, rows_max)
     except InvalidArtifactError as error:
         raise EngineError(str(error)) from None
 
 
-def _check_inputs(spec: Spec, inputs: Arrays) -> None:
-    for tensor in spec.observation:
+def _check_inputs(expected: Sequence[TensorSpec | StateCard], inputs: Arrays) -> None:
+    for tensor in expected:
         came = inputs.get(tensor.name)
         if came is None or came.dtype != tensor.dtype or list(came.shape[1:]) != list(tensor.shape):
             described = "none" if came is None else f"{came.dtype} {list(came.shape[1:])}"

@@ -18,11 +18,12 @@ Values = memoryview | Array
 
 
 class Place:
-    """Views of the bytes of some rows: of each observation's buffer, and of each output's."""
+    """Views of the bytes of some rows from `first` on: of each observation's buffer, and of each output's."""
 
-    __slots__ = ("inputs", "outputs")
+    __slots__ = ("first", "inputs", "outputs")
 
-    def __init__(self, inputs: list[memoryview], outputs: list[memoryview]) -> None:
+    def __init__(self, first: int, inputs: list[memoryview], outputs: list[memoryview]) -> None:
+        self.first = first
         self.inputs = inputs
         self.outputs = outputs
 
@@ -42,7 +43,7 @@ class Places:
 
     def make(self, first: int, rows: int) -> Place:
         """The place of `rows` rows from row `first` on."""
-        place = Place(_cut(self._inputs, first, rows), _cut(self._outputs, first, rows))
+        place = Place(first, _cut(self._inputs, first, rows), _cut(self._outputs, first, rows))
         self._made[first, rows] = place
         return place
 

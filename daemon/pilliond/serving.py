@@ -91,11 +91,18 @@ def load_version(assignment: Assignment) -> Version:
     distribution, limits = assignment.distribution, assignment.limits
     model = read_descriptor(assignment.model_descriptor)
     try:
-        engine = OnnxEngine(model, assignment.spec, distribution.parameters(), limits.rows_max, assignment.threads)
+        engine = OnnxEngine(
+            model,
+            assignment.spec,
+            distribution.parameters(),
+            limits.rows_max,
+            assignment.threads,
+            assignment.states,
+        )
         engine.warm_up()
         if assignment.golden_descriptor >= 0:
             golden = read_descriptor(assignment.golden_descriptor)
-            check_parity(engine, assignment.spec, golden, assignment.tolerance, limits.rows_max)
+            check_parity(engine, assignment.spec, assignment.states, golden, assignment.tolerance, limits.rows_max)
         identity = Identity(assignment.policy, assignment.version, assignment.digest)
         return Version(identity, assignment.spec, distribution, engine, assignment.safe_action)
     except EngineError as error:

@@ -109,6 +109,7 @@ class Sessions:
         self._page = page
         self._queue = queue
         self._slots = SlotLeases(limits.slots_mb_max * 1_000_000)
+        self._state_bytes = 0
         self._groups: dict[int, EpisodeGroup] = {}
         self._steps: dict[bytes, EpisodeGroup] = {}
         """For what the head of an act begins with: the handle that last acted so."""
@@ -450,6 +451,13 @@ class Sessions:
                 ErrorCode.OVERLOADED, "too many handles in this session", f"at most {self._limits.episodes_max}",
                 "one more",
             )  # fmt: skip
+        state_bytes = session.version.state_row_bytes * len(begin.seeds)
+        if self._state_bytes + state_bytes > self._limits.states_mb_max * 1_000_000:
+            raise RemoteProtocolError(
+                ErrorCode.OVERLOADED, "no memory is left for what a recurrent policy carries",
+                f"at most {self._limits.states_mb_max} MB for all handles", f"{state_bytes} bytes more",
+            )  # fmt: skip
+        self._state_bytes += state_bytes
         group = EpisodeGroup(next(self._episode_ids), session, self.epoch, session.version, begin.seeds)
         group.last_sequence = begin.sequence
         tensor_bytes_max = getattr(session.peer, "tensor_bytes_max", None)
@@ -476,6 +484,7 @@ class Sessions:
         group.head_middle = b""
         self._revoke_slots(group)
         self.lock_step_live -= group.session.lock_step
+        self._state_bytes -= group.version.state_row_bytes * group.rows
         # An act that still waits is in the scheduler: it is run and answered all the same.
 
     def _revoke_slots(self, group: EpisodeGroup) -> None:

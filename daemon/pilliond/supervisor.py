@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import subprocess
 import sys
@@ -13,8 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pillion_artifacts import Artifact
-from pillion_artifacts.layers import GOLDEN_NAME
+from pillion_artifacts.sealed import SealedArtifact
 from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Drain, Event, Failed, Ready
 from pilliond.errors import DaemonError, ServingDiedError
@@ -45,7 +43,7 @@ class Supervisor:
     Rule: there is one serving process at a time, and each start has an epoch greater than the last.
     """
 
-    def __init__(self, settings: Settings, artifact: Artifact, log: Any) -> None:
+    def __init__(self, settings: Settings, artifact: SealedArtifact, log: Any) -> None:
         self.artifact = artifact
         self.starts = 0
         self.ready: Ready | None = None
@@ -53,9 +51,6 @@ class Supervisor:
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
-        self._model_descriptor = seal_in_memory(artifact.model)
-        golden = artifact.files.get(GOLDEN_NAME)
-        self._golden_descriptor = -1 if golden is None else seal_in_memory(golden)
         self._epoch = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
@@ -111,13 +106,12 @@ class Supervisor:
             asyncio.get_running_loop().call_later(DRAIN_S_MAX, self._kill, "it did not drain in time")
 
     def close(self) -> None:
-        """Gives back the page, the model, the golden pairs and the socket files."""
+        """Gives back the page, the artifact and the socket files."""
         for file in self._socket_files:
             file.remove()
         self.page.close()
         os.close(self._page_descriptor)
-        for descriptor in self._artifact_descriptors():
-            os.close(descriptor)
+        self.artifact.close()
 
     def _start(self) -> None:
         for path in self._socket_paths():
@@ -127,7 +121,7 @@ class Supervisor:
         self.starts += 1
         self._end, serving_end = channel.make_channel()
         with serving_end:
-            descriptors = (serving_end.fileno(), self._page_descriptor, *self._artifact_descriptors())
+            descriptors = (serving_end.fileno(), self._page_descriptor, *self.artifact.files.values())
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
                 pass_fds=descriptors,
@@ -135,9 +129,6 @@ class Supervisor:
                 env={**os.environ, **_SERVING_ENVIRONMENT},
             )
         channel.send(self._end, self._assignment())
-
-    def _artifact_descriptors(self) -> list[int]:
-        return [descriptor for descriptor in (self._model_descriptor, self._golden_descriptor) if descriptor >= 0]
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())
@@ -155,8 +146,9 @@ class Supervisor:
             distribution=card.distribution,
             safe_action=card.safe_action,
             tolerance=card.tolerance,
-            model_descriptor=self._model_descriptor,
-            golden_descriptor=self._golden_descriptor,
+            states=card.state,
+            model_descriptor=self.artifact.model,
+            golden_descriptor=self.artifact.golden,
             page_descriptor=self._page_descriptor,
             threads=self._settings.engine.threads,
             limits=self._settings.limits,
@@ -210,13 +202,3 @@ class Supervisor:
         if self._process is not None:
             self._log.error("serving_killed", reason=why)
             self._process.kill()
-
-
-def seal_in_memory(data: bytes) -> int:
-    """A memfd with the verified bytes that nobody can change any more; the caller owns it."""
-    descriptor = os.memfd_create("pillion-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(data)
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-    return descriptor

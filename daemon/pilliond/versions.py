@@ -58,6 +58,8 @@ class Version:
         self.engine = engine
         self.samplable = distribution.kind != "deterministic"
         self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]
+        self.states = engine.states
+        self.state_row_bytes = sum(before[0].nbytes for before, _ in engine.states)
         self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
         self.places = Places(
             list(zip(engine.input_views, self.observation_bytes, strict=True)),
@@ -75,6 +77,10 @@ class Version:
     def finite_among(self, inputs: list[Array]) -> list[Values]:
         """What of `inputs` ([rows, …] each) must be finite; see `places.is_finite`."""
         return finite_values(self.spec.observation, inputs)
+
+    def first_states(self, rows: int) -> list[Array]:
+        """What `rows` rows carry when their episodes begin: zeros, an array for each state."""
+        return [np.zeros((rows, *before.shape[1:]), before.dtype) for before, _ in self.states]
 
     def slot_layout(self, rows: int) -> SlotLayout:
         """Where a slot holds what for `rows` rows."""

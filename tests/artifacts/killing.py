@@ -1,4 +1,4 @@
-"""Kills an act on the store at every system call it makes, one after the other: ptrace(2) stops it there, SIGKILL ends it."""
+"""Kills an act on the store at each of its steps, one after the other: ptrace(2) stops it at every system call, SIGKILL ends it."""
 
 from __future__ import annotations
 
@@ -19,42 +19,59 @@ class TracingRefusedError(Exception):
     """This process may not trace its own children."""
 
 
-def killed_at(call: int, act: Callable[[], None]) -> bool:
-    """Runs `act` in a child that dies as it enters its `call`-th system call; False where it ended before.
+def killed_after(changes: int, act: Callable[[], None], look: Callable[[], object]) -> bool:
+    """Runs `act` in a child that dies as it enters a system call: the first one since `look` gave something new for the
+    `changes`-th time. False where it ended before.
 
-    The call itself is not made. Raises `AssertionError` where the act failed by itself.
+    The call itself is not made. What a kill leaves is what lies there as the call is entered, hence one kill stands for
+    those at all calls between two changes. Raises `AssertionError` where the act failed by itself.
     """
-    child = os.fork()
-    if child == 0:
-        _run_traced(act)
-    _, status = os.waitpid(child, 0)
-    if not os.WIFSTOPPED(status):
-        raise TracingRefusedError(f"ptrace: {status}")
-    _ptrace(_SET_OPTIONS, child, _EXIT_KILL | _TRACE_SYSGOOD)
-    return _follow(child, call)
-
-
-def _follow(child: int, call: int) -> bool:
-    entered = 0
-    entering = False
-    deliver = 0
-    while True:
-        _ptrace(_SYSCALL, child, deliver)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0, "the act failed by itself"
-            return False
-        assert os.WIFSTOPPED(status), status
-        is_call = os.WSTOPSIG(status) == _SYSCALL_STOP
-        deliver = 0 if is_call else os.WSTOPSIG(status)
-        if is_call:
-            entering = not entering
-            entered += entering
-        if entered == call:
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            assert os.WTERMSIG(status) == signal.SIGKILL
+    child = _Traced(act)
+    seen = look()
+    while child.enters_a_call():
+        came = look()
+        changes -= came != seen
+        seen = came
+        if changes <= 0:
+            child.kill()
             return True
+    return False
+
+
+class _Traced:
+    """An act in a child that stands still as it enters a call."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._child = os.fork()
+        self._is_inside = False
+        if self._child == 0:
+            _run_traced(act)
+        _, status = os.waitpid(self._child, 0)
+        if not os.WIFSTOPPED(status):
+            raise TracingRefusedError(f"ptrace: {status}")
+        _ptrace(_SET_OPTIONS, self._child, _EXIT_KILL | _TRACE_SYSGOOD)
+
+    def enters_a_call(self) -> bool:
+        """Lets it run until it enters its next call; False where it ends before."""
+        deliver = 0
+        while True:
+            _ptrace(_SYSCALL, self._child, deliver)
+            _, status = os.waitpid(self._child, 0)
+            if os.WIFEXITED(status):
+                assert os.WEXITSTATUS(status) == 0, "the act failed by itself"
+                return False
+            assert os.WIFSTOPPED(status), status
+            is_call = os.WSTOPSIG(status) == _SYSCALL_STOP
+            deliver = 0 if is_call else os.WSTOPSIG(status)
+            if is_call:
+                self._is_inside = not self._is_inside
+                if self._is_inside:
+                    return True
+
+    def kill(self) -> None:
+        os.kill(self._child, signal.SIGKILL)
+        _, status = os.waitpid(self._child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 def _run_traced(act: Callable[[], None]) -> None:

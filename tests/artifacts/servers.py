@@ -43,19 +43,26 @@ HASHED_SECRET = "$2b$05$abcdefghijklmnopqrstuuVgkYgd8Ezx3gJFXrPu9Hvf02NyrmVuW"
 
 
 @contextmanager
-def registry(folder: Path, *, locked: bool = False) -> Iterator[str]:
-    """An OCI registry with its files in `folder`; gives HOST:PORT. `locked`: it asks for the name and the password above."""
+def registry(folder: Path, *, auth: str = "", tls: Path | None = None) -> Iterator[str]:
+    """An OCI registry with its files in `folder`; gives HOST:PORT. `auth` is the section of its settings, `tls` a certificate, whose key has the suffix `.key`."""
     program = find_program("docker-registry", "Debian's docker-registry")
     (port,) = free_ports(1)
     settings = folder / "registry.yml"
     settings.write_text(
         f"version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-        + (f"auth: {{htpasswd: {{realm: tests, path: {folder / 'htpasswd'}}}}}\n" if locked else "")
+        f"http: {{addr: '127.0.0.1:{port}'"
+        + (f", tls: {{certificate: {tls}, key: {tls.with_suffix('.key')}}}" if tls else "")
+        + "}\n"
+        + (f"auth: {auth}\n" if auth else "")
     )
-    (folder / "htpasswd").write_text(f"{ACCESS_KEY}:{HASHED_SECRET}\n")
     with running([program, "serve", str(settings)], port, folder / "registry.log"):
         yield f"127.0.0.1:{port}"
+
+
+def password_settings(folder: Path) -> str:
+    """What a registry's `auth` says where it asks for the name and the password above; they come into `folder`."""
+    (folder / "htpasswd").write_text(f"{ACCESS_KEY}:{HASHED_SECRET}\n")
+    return f"{{htpasswd: {{realm: tests, path: {folder / 'htpasswd'}}}}}"
 
 
 @contextmanager

@@ -113,6 +113,8 @@ def test_a_damaged_store_ends_with_65_and_the_page_says_so(
     page = tmp_path / "report.html"
     assert type_it(f"verify --all --html {page}")[0] == 0
     assert "<h1>intact</h1>" in page.read_text()
+    # self-contained: it names nothing that a browser would fetch
+    assert not re.findall(r"(?:src|href)=|url\(|@import|<(?:script|link|img|iframe)", page.read_text())
     flip(blob_of(store.root, f"{POLICY}@1.0.0", "model_card.yaml"), 0.5)
     code, out, _ = type_it(f"verify --all --html {page}")
     assert code == os.EX_DATAERR
@@ -146,7 +148,11 @@ def test_verify_asks_for_the_signatures_that_it_is_told_to(type_it: Type, publis
         ("publish FOLDER lunar-lander@v1.0.0", os.EX_CANTCREAT, "lunar-lander@v1.0.0 is published already"),
         ("publish FOLDER lunar-lander@v3.0.0", os.EX_DATAERR, "the card is that of lunar-lander@1.0.0"),
         ("publish FOLDER lunar-lander", os.EX_USAGE, "expected NAME@vMAJOR.MINOR.PATCH, came 'lunar-lander'"),
-        ("publish /nowhere lunar-lander@v3.0.0", os.EX_DATAERR, "expected a folder with model.onnx"),
+        (
+            "publish /nowhere lunar-lander@v3.0.0",
+            os.EX_DATAERR,
+            "lunar-lander@v3.0.0: /nowhere: expected a folder with model.onnx",
+        ),
         ("show walker", os.EX_DATAERR, "policy 'walker' is not in the store, which holds lunar-lander"),
         ("alias lunar-lander stable", os.EX_USAGE, "expected NAME@ALIAS, came 'lunar-lander'"),
         ("alias lunar-lander@stable 1.0.0 --expect 1.1.0", os.EX_CANTCREAT, "it points at nothing"),
@@ -194,6 +200,17 @@ def test_the_shell_completes_commands_policies_and_versions(tmp_path: Path, word
     )
     assert came.stderr == ""
     assert sorted(line.partition(",")[2] for line in came.stdout.splitlines()) == expected
+
+
+@pytest.mark.parametrize(("shell", "mark"), [("bash", "complete"), ("zsh", "#compdef pillion"), ("fish", "function")])
+def test_each_shell_gets_its_completion(shell: str, mark: str) -> None:
+    came = subprocess.run(
+        [Path(sys.executable).parent / "pillion"],
+        env={**os.environ, "_PILLION_COMPLETE": f"{shell}_source"}, capture_output=True, text=True, timeout=START_S_MAX,
+    )  # fmt: skip
+    assert (came.returncode, came.stderr) == (0, "")
+    assert mark in came.stdout
+    assert f"_PILLION_COMPLETE={shell}_complete" in came.stdout
 
 
 def test_the_help_of_every_command_says_what_it_does() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from pillion_artifacts.registry import Registry
 from pillion_artifacts.signing import sign
 from pillion_artifacts.transfer import Transfer, give, take
 from pillion_artifacts.trust import examine_trust, trust_of_keys
-from tests.artifacts.servers import ACCESS_KEY, SECRET_KEY, free_ports, registry, s3_server
+from tests.artifacts.servers import ACCESS_KEY, SECRET_KEY, free_ports, password_settings, registry, s3_server
 from tests.artifacts.stores import POLICY, example_card, example_model, flip
+from tests.artifacts.tokens import token_server
 from tests.harness import START_S_MAX, blob_of, publish
 
 
@@ -244,7 +246,7 @@ def test_a_registry_that_asks_for_a_password_gets_the_one_of_dockers_settings(
     tmp_path: Path, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    with registry(tmp_path, locked=True) as address:
+    with registry(tmp_path, auth=password_settings(tmp_path)) as address:
         url = f"oci://{address}"
         with pytest.raises(RemoteError, match="the registry answered 401"):
             push_to_registry(store, url, POLICY)
@@ -253,6 +255,40 @@ def test_a_registry_that_asks_for_a_password_gets_the_one_of_dockers_settings(
         push_to_registry(store, url, POLICY)
         pull_from_registry(other, url, POLICY)
     assert other.load(POLICY) == store.load(POLICY)
+
+
+def test_a_registry_that_asks_for_a_token_is_given_one_for_each_thing_that_is_done(
+    tmp_path: Path, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    auth = base64.b64encode(f"{ACCESS_KEY}:{SECRET_KEY}".encode()).decode()
+    with token_server(f"Basic {auth}") as tokens, registry(tmp_path, auth=tokens.settings(tmp_path)) as address:
+        url = f"oci://{address}/robots"
+        with pytest.raises(RemoteError, match=r"/token: the registry's token server answered 401"):
+            push_to_registry(store, url, POLICY)
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {address: {"auth": auth}}}))
+        push_to_registry(store, url, POLICY)
+        # now it has every blob: the first thing that needs a right to write is the manifest
+        push_to_registry(store, url, POLICY)
+        pull_from_registry(other, url, POLICY)
+    assert other.load(POLICY) == store.load(POLICY)
+    assert {scope.rpartition(":")[0] for scope in tokens.scopes} == {f"repository:robots/{POLICY}"}
+    assert {frozenset(scope.rpartition(":")[2].split(",")) for scope in tokens.scopes} == {
+        frozenset(["pull"]),
+        frozenset(["pull", "push"]),
+    }
+
+
+def test_a_password_is_not_sent_in_clear_to_a_token_server(tmp_path: Path, store: Store) -> None:
+    with token_server("") as tokens:
+        certificate = tokens.write_tls(tmp_path)
+        with registry(tmp_path, auth=tokens.settings(tmp_path), tls=certificate) as address:
+            words = [sys.executable, "-m", "pillion", "artifact", "push", f"oci://{address}", POLICY]
+            environment = {**os.environ, "SSL_CERT_FILE": str(certificate), "PILLION_STORE__PATH": str(store.root)}
+            came = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=START_S_MAX)
+    assert came.returncode == os.EX_UNAVAILABLE
+    assert "expected a token server with https, came 'http://127.0.0.1" in came.stderr
+    assert tokens.scopes == []
 
 
 def test_a_registry_that_is_not_there_is_one_line(store: Store) -> None:

@@ -167,6 +167,15 @@ def test_what_is_no_index_is_one_line(store: Store) -> None:
     (store.root / "index.json").write_text("[]")
     with pytest.raises(InvalidArtifactError, match=r"store: index\.json: Expected `object`"):
         store.load("lunar-lander")
+    (store.root / "index.json").write_text('{"x":' + "[" * 100_000)
+    with pytest.raises(InvalidArtifactError, match=r"store: index\.json: maximum recursion depth"):
+        store.load("lunar-lander")
+
+
+def test_a_manifest_that_is_nested_without_end_is_refused(store: Store) -> None:
+    digest = forge(store, b'{"x":' + b"[" * 100_000)
+    with pytest.raises(InvalidArtifactError, match="maximum recursion depth"):
+        store.load(f"lunar-lander@{digest}")
 
 
 def manifest_of(store: Store, policy: str = "lunar-lander") -> Path:

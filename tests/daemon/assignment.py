@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pillion_artifacts import Store
+from pillion_artifacts.sealed import seal_bytes
 from pilliond.channel import Assignment
 from pilliond.metrics_page import make_page
 from pilliond.settings import Settings
-from pilliond.supervisor import seal_in_memory
 from tests.harness import STORE
 
 
@@ -24,7 +24,8 @@ def assigned(address: str) -> Assignment:
         distribution=artifact.card.distribution,
         safe_action=artifact.card.safe_action,
         tolerance=artifact.card.tolerance,
-        model_descriptor=seal_in_memory(artifact.model),
+        states=artifact.card.state,
+        model_descriptor=seal_bytes(artifact.model),
         golden_descriptor=-1,
         page_descriptor=make_page(),
         threads=settings.engine.threads,

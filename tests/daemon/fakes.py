@@ -44,13 +44,18 @@ DIGEST = bytes(range(32))
 
 
 class CountingEngine:
-    """The action is the sum of the observation; `batch_index` tells which batch it was run in."""
+    """The action is the sum of the observation; `batch_index` tells which batch it was run in.
+
+    `carries`: its state is the sum of all actions of the episode so far, and the action is that sum.
+    """
 
     kind = "counting"
 
-    def __init__(self, rows_max: int = 8) -> None:
+    def __init__(self, rows_max: int = 8, *, carries: bool = False) -> None:
         self.inputs: list[Array] = [np.zeros((rows_max, WIDTH), np.float32)]
         self.input_views = [array.data.cast("B") for array in self.inputs]
+        states = [(np.zeros(rows_max, np.float32), np.zeros(rows_max, np.float32))]
+        self.states: list[tuple[Array, Array]] = states if carries else []
         self.batches: list[int] = []
         self.fails = False
         self.runs: list[Callable[[], None]] = [partial(self.run, rows) for rows in range(rows_max + 1)]
@@ -64,6 +69,9 @@ class CountingEngine:
         if self.fails:
             raise EngineError("told to fail")
         self.outputs["action"][:rows] = self.inputs[0][:rows].sum(axis=1)
+        for before, after in self.states:
+            self.outputs["action"][:rows] += before[:rows]
+            after[:rows] = self.outputs["action"][:rows]
         self.outputs["batch_index"][:rows] = len(self.batches)
         self.batches.append(rows)
 
@@ -147,9 +155,11 @@ class Bench:
         self,
         limits: ServingLimits | None = None,
         safe_action: list[float] | None = None,
+        *,
+        carries: bool = False,
     ) -> None:
         self.limits = limits or ServingLimits(rows_max=8, queue_rows_max=16)
-        self.engine = CountingEngine(self.limits.rows_max)
+        self.engine = CountingEngine(self.limits.rows_max, carries=carries)
         distribution = Distribution("diagonal_gaussian", log_std="log_std")
         self.version = Version(Identity("counter", "1.2.3", DIGEST), SPEC, distribution, self.engine, safe_action)
         self.page = MetricsPage(make_page())

@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import stat
 import zipfile
 import zlib
 from lzma import LZMAError
 from pathlib import Path
+from typing import Final
 
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.blobs import read_small
+from pillion_artifacts.errors import InvalidArtifactError, InvalidSourceError
 from pillion_artifacts.publishing.limits import ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, SOURCE_BYTES_MAX
+
+PICKLE_MAGIC: Final = b"\x80"
+ZIP_MAGIC: Final = b"PK\x03\x04"
 
 
 def read_file(path: Path, bytes_max: int = SOURCE_BYTES_MAX) -> bytes:
-    """The bytes of a plain file; raises `InvalidSourceError` for links, devices, and what is too large."""
-    descriptor = _open(path)
+    """The bytes of a plain file; raises `InvalidSourceError` for links, devices, and what is too large or not there."""
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidSourceError(f"{path.name}: expected a plain file")
-        if status.st_size > bytes_max:
-            raise InvalidSourceError(f"{path.name}: expected at most {bytes_max} bytes, came {status.st_size}")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)
-
-
-def _open(path: Path) -> int:
-    try:
-        # O_NONBLOCK: opening a pipe that nobody writes to must not wait
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise InvalidSourceError(f"{path.name}: {error.strerror}") from None
-
-
-def digest_of(data: bytes) -> str:
-    """`sha256:` and 64 hexadecimal digits."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+        return read_small(path, bytes_max, path.name)
+    except InvalidArtifactError as error:
+        raise InvalidSourceError(str(error)) from None
 
 
 class Archive:

@@ -77,7 +77,11 @@ def prove_free_batch(before: OnnxModel, after: OnnxModel, batch: int, inputs: Ar
                 raise ParityError(f"output {name!r}, row {first}: not bit-equal with a free batch")
     for size in _CHECKED_BATCHES:
         taken = np.arange(size) % rows
-        for name, values in after.run({name: values[taken] for name, values in inputs.items()}).items():
+        try:
+            came = after.run({name: values[taken] for name, values in inputs.items()})
+        except InvalidSourceError as error:
+            raise InvalidSourceError(f"its batch of {batch} cannot be made free: with {size} rows {error}") from None
+        for name, values in came.items():
             if len(values) != size:
                 raise ParityError(f"output {name!r}: expected {size} rows, came {len(values)}")
 

@@ -11,14 +11,14 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, inliner
 
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.publishing.files import read_file
+from pillion_artifacts.onnx_file import STANDARD_DOMAINS
+from pillion_artifacts.publishing.files import PICKLE_MAGIC, ZIP_MAGIC, read_file
 from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
 
-OWN_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-"""Of operators that ONNX Runtime itself brings; any other needs a library that nobody has vouched for."""
-
-_PICKLE: Final = b"\x80"
-_ZIP: Final = b"PK\x03\x04"
+_RANDOM: Final = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+"""What they draw cannot be drawn again from an episode's seed."""
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
@@ -32,6 +32,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
     if model.functions:
         model = inliner.inline_local_functions(model)
     check_operators(model, path.name)
+    _infer_output_shapes(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
@@ -41,7 +42,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
 
 def parse_model(data: bytes, what: str) -> onnx.ModelProto:
     """The model that the bytes hold; raises `InvalidSourceError`."""
-    for magic, name in ((_PICKLE, "a pickle"), (_ZIP, "a zip")):
+    for magic, name in ((PICKLE_MAGIC, "a pickle"), (ZIP_MAGIC, "a zip")):
         if data.startswith(magic):
             raise InvalidSourceError(f"{what}: expected ONNX, came {name}")
     model = onnx.ModelProto()
@@ -55,12 +56,27 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
 
 
 def check_operators(model: onnx.ModelProto, what: str) -> None:
-    """Raises `InvalidSourceError` where a node needs an operator that is not one that ONNX Runtime brings."""
+    """Raises `InvalidSourceError` for an operator that ONNX Runtime does not bring, or that draws at random."""
     for node in _nodes(model.graph):
-        if node.domain not in OWN_DOMAINS:
+        if node.domain not in STANDARD_DOMAINS:
             raise InvalidSourceError(
                 f"{what}: node {node.name or node.output[0]!r}: operator {node.domain}.{node.op_type} is not one that ONNX Runtime brings"
             )
+        if node.op_type in _RANDOM:
+            raise InvalidSourceError(
+                f"{what}: node {node.name or node.output[0]!r}: {node.op_type} draws at random: expected a graph that gives the "
+                "deterministic action and the parameters of its distribution"
+            )
+
+
+def _infer_output_shapes(model: onnx.ModelProto) -> None:
+    """Gives outputs without a shape, which some exporters leave out, the one that follows from the graph."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return
+    inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+    for value in model.graph.output:
+        if not value.type.tensor_type.HasField("shape"):
+            value.CopyFrom(inferred[value.name])
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -9,7 +9,8 @@ from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
 
-_ERROR_ONLY = 3
+_FATAL_ONLY = 4
+"""What goes wrong is raised, and need not be printed too."""
 
 
 class OnnxModel:
@@ -18,7 +19,7 @@ class OnnxModel:
     def __init__(self, data: bytes) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.log_severity_level = _ERROR_ONLY
+        options.log_severity_level = _FATAL_ONLY
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - its errors have no common parent but this

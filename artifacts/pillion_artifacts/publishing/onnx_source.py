@@ -12,8 +12,8 @@ from onnx import helper
 from pillion_artifacts.card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.golden import Arrays
+from pillion_artifacts.manifest import digest_of
 from pillion_artifacts.publishing.draft import NO_LICENCE, Details, Draft, tool_versions
-from pillion_artifacts.publishing.files import digest_of
 from pillion_artifacts.publishing.free_batch import (
     Port,
     fixed_batch,
@@ -27,6 +27,7 @@ from pillion_artifacts.publishing.observations import draw_observations
 from pillion_artifacts.publishing.onnx_files import parse_model, read_model
 from pillion_artifacts.publishing.onnx_model import OnnxModel, serialize
 from pillion_artifacts.publishing.source import SourceRun, margin_of
+from pillion_artifacts.publishing.state_axes import rows_first
 
 
 class OnnxSource:
@@ -61,7 +62,19 @@ def import_onnx(path: Path, details: Details, card: ModelCard | None = None, act
     """
     model, data = read_model(path)
     is_whole = serialize(model) == serialize(parse_model(data, path.name))
-    return draft_of_model(model, path.name, details, card, action, digest_of(data), data if is_whole else None)
+    verbatim = data if is_whole else None
+    if card is None or not card.state:
+        return draft_of_model(model, path.name, details, card, action, digest_of(data), verbatim)
+    turned = rows_first(model, card)
+    if turned is not model:
+        return draft_of_model(turned, path.name, details, card, action, digest_of(data))
+    try:
+        return draft_of_model(model, path.name, details, card, action, digest_of(data), verbatim)
+    except InvalidSourceError:
+        other = rows_first(model, card, in_doubt=True)
+        if other is model:
+            raise
+        return draft_of_model(other, path.name, details, card, action, digest_of(data))
 
 
 def draft_of_model(

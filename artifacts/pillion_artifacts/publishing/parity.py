@@ -36,11 +36,22 @@ def compare_models(source: Source, model: OnnxModel, card: ModelCard, observatio
     if margin is not None and is_tie.all():
         raise ParityError("every observation is a tie between actions: nothing can be compared")
     kept = pairs if margin is None else _rows(pairs, np.flatnonzero(~is_tie))
+    _check_is_number(kept.outputs)
     came = model.run(kept.inputs)
     differences = {
         name: compare(name, expected, came[name], card.tolerance.of(name)) for name, expected in kept.outputs.items()
     }
     return Parity(kept.rows, int(is_tie.sum()), differences, _golden_part(kept))
+
+
+def _check_is_number(outputs: Arrays) -> None:
+    """Infinities may be meant, as the logits of what is forbidden; a NaN never is."""
+    for name, values in outputs.items():
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            row = int(np.argwhere(np.isnan(values))[0][0])
+            raise ParityError(
+                f"output {name!r}, row {row}: the source itself gives NaN: expected observations that it knows (--env, --observations)"
+            )
 
 
 def _run_source(source: Source, card: ModelCard, observation: Arrays) -> tuple[Golden, NDArray[np.float64] | None]:

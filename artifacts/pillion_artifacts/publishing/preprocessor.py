@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import compose, version_converter
+from onnx import compose, helper, version_converter
 
 from pillion_artifacts.card import Preprocessing, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.golden import Arrays
+from pillion_artifacts.manifest import digest_of
 from pillion_artifacts.publishing.draft import Draft
-from pillion_artifacts.publishing.files import digest_of
-from pillion_artifacts.publishing.free_batch import fixed_batch, free_batch, graph_inputs, ports
+from pillion_artifacts.publishing.free_batch import Port, fixed_batch, free_batch, graph_inputs, ports
 from pillion_artifacts.publishing.graph import OPSET
 from pillion_artifacts.publishing.graph_names import rename_ports
 from pillion_artifacts.publishing.onnx_files import read_model
@@ -28,6 +28,7 @@ from pillion_artifacts.publishing.onnx_model import OnnxModel, serialize
 from pillion_artifacts.publishing.source import Source, SourceRun
 
 _PREFIX = "before."
+_FLOATS = {"float16", "float32", "float64"}
 
 Transform = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -108,6 +109,8 @@ def _fuse(
     if replaced is None:
         raise InvalidSourceError(f"the preprocessor: the policy has no observation {observation.name!r}")
     (made,) = _single(ports(list(front.graph.output), "the preprocessor"), "output", "the preprocessor")
+    if made.dtype != replaced.dtype and {made.dtype, replaced.dtype} <= _FLOATS:
+        made = _cast(front, made, replaced.dtype)
     if (made.dtype, made.shape) != (replaced.dtype, list(replaced.shape)):
         raise InvalidSourceError(
             f"the preprocessor makes {made.dtype} {made.shape}, the policy takes {replaced.dtype} {list(replaced.shape)}"
@@ -121,6 +124,16 @@ def _fuse(
     check_card(card)
     source = PreprocessedSource(draft.source, observation.name, transform, replaced.dtype)
     return Draft(serialize(fused), card, source)
+
+
+def _cast(front: onnx.ModelProto, made: Port, dtype: str) -> Port:
+    """Lets the preprocessor end with a cast, as who gives a policy of floats the doubles of a pipeline does by hand."""
+    (output,) = front.graph.output
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    front.graph.node.append(helper.make_node("Cast", [made.name], [f"{made.name}_{dtype}"], to=kind))
+    output.name = f"{made.name}_{dtype}"
+    output.type.tensor_type.elem_type = kind
+    return Port(output.name, dtype, made.shape)
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.errors import UNREADABLE, InvalidSourceError
 from pillion_artifacts.publishing.files import Archive
 from pillion_artifacts.publishing.inert_pickle import Record, read_pickle
 from pillion_artifacts.publishing.limits import PICKLE_BYTES_MAX
@@ -23,6 +23,10 @@ from pillion_artifacts.publishing.spaces import TensorSpace, read_space
 
 _SERIALIZED: Final = ":serialized:"
 _OBSERVATION: Final = "observation"
+_SHARED: Final = "mlp_extractor.shared_net."
+_POLICY: Final = "mlp_extractor.policy_net."
+_NEEDED: Final = ("policy_class", "observation_space", "action_space", "policy_kwargs")
+"""Without the last the activation cannot be told: the weights are the same for all."""
 
 
 class Weights:
@@ -84,6 +88,9 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
     """What the zip `data` holds; `what` names it in errors. Raises `InvalidSourceError`."""
     archive = Archive(data, what)
     fields = _read_fields(archive)
+    for name in _NEEDED:
+        if name not in fields:
+            raise InvalidSourceError(f"{what}: data: expected {name}, with which the library saves it, came none")
     policy_class = _unfold(fields, "policy_class", what)
     if not isinstance(policy_class, Record) or policy_class.arguments is not None:
         raise InvalidSourceError(f"{what}: policy_class: expected a class that has a name, came {policy_class!r}")
@@ -91,7 +98,7 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
     action = read_space(_unfold(fields, "action_space", what), "action_space")
     if isinstance(action, dict):
         raise InvalidSourceError(f"{what}: action_space: expected one space, came a Dict")
-    kwargs = _unfold(fields, "policy_kwargs", what) if "policy_kwargs" in fields else {}
+    kwargs = _unfold(fields, "policy_kwargs", what)
     version = archive.read("_stable_baselines3_version", 100) if "_stable_baselines3_version" in archive.names else b""
     return Sb3Archive(
         policy_class=policy_class.name,
@@ -100,7 +107,7 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
         action=action,
         policy_kwargs=kwargs if isinstance(kwargs, dict) else {},
         data={name: value for name, value in fields.items() if not isinstance(value, dict | list)},
-        weights=Weights(_read_weights(archive.read("policy.pth"), f"{what}: policy.pth")),
+        weights=Weights(_unshared(_read_weights(archive.read("policy.pth"), f"{what}: policy.pth"))),
         version=version.decode(errors="replace").strip(),
     )
 
@@ -108,7 +115,7 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
 def _read_fields(archive: Archive) -> dict[str, Any]:
     try:
         return msgspec.json.decode(archive.read("data", PICKLE_BYTES_MAX), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidSourceError(f"{archive.what}: data: {error}") from None
 
 
@@ -136,3 +143,20 @@ def _read_weights(data: bytes, what: str) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise InvalidSourceError(f"{what}: expected a dictionary of tensors, came a {type(loaded).__name__}")
     return {str(name): value for name, value in loaded.items()}
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same network as it is built since Stable-Baselines3 1.8: layers that actor and critic shared come first in it."""
+    shared = {name: tensor for name, tensor in tensors.items() if name.startswith(_SHARED)}
+    # a layer and its activation have a number each
+    depth = 2 * sum(name.endswith(".weight") for name in shared)
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_POLICY):
+            number, _, part = name.removeprefix(_POLICY).partition(".")
+            renamed[f"{_POLICY}{int(number) + depth if number.isdigit() else number}.{part}"] = tensor
+        elif name.startswith(_SHARED):
+            renamed[_POLICY + name.removeprefix(_SHARED)] = tensor
+        else:
+            renamed[name] = tensor
+    return renamed

@@ -29,7 +29,19 @@ _SIMPLE_ACTIVATIONS: Final = {
     "ELU": "Elu",
     "Hardswish": "HardSwish",
 }
-ACTIVATIONS: Final = (*_SIMPLE_ACTIVATIONS, "LeakyReLU", "ReLU6", "SiLU", "GELU", "Mish", "Identity")
+_CLIPS: Final = {"ReLU6": (0.0, 6.0), "Hardtanh": (-1.0, 1.0)}
+ACTIVATIONS: Final = (
+    *_SIMPLE_ACTIVATIONS,
+    *_CLIPS,
+    "LeakyReLU",
+    "SiLU",
+    "GELU",
+    "Mish",
+    "Hardsigmoid",
+    "LogSigmoid",
+    "Tanhshrink",
+    "Identity",
+)
 """The classes of `torch.nn` that may stand between layers, as they are without arguments."""
 
 
@@ -37,11 +49,17 @@ def activate(graph: GraphBuilder, value: str, name: str) -> str:
     """The activation of that name in `torch.nn`."""
     if name in _SIMPLE_ACTIVATIONS:
         return graph.node(_SIMPLE_ACTIVATIONS[name], value)
+    if name in _CLIPS:
+        return graph.node("Clip", value, *map(graph.float32, _CLIPS[name]))
     match name:
         case "LeakyReLU":
             return graph.node("LeakyRelu", value, alpha=0.01)
-        case "ReLU6":
-            return graph.node("Clip", value, graph.float32(0.0), graph.float32(6.0))
+        case "Hardsigmoid":
+            return graph.node("HardSigmoid", value, alpha=1 / 6, beta=0.5)
+        case "LogSigmoid":
+            return graph.node("Neg", graph.node("Softplus", graph.node("Neg", value)))
+        case "Tanhshrink":
+            return graph.node("Sub", value, graph.node("Tanh", value))
         case "SiLU":
             return graph.node("Mul", value, graph.node("Sigmoid", value))
         case "Mish":
@@ -117,9 +135,11 @@ def _lstm_cell(
     """One layer; torch keeps its gates in the order input, forget, cell, output."""
 
     def gates(source: str, side: str) -> str:
-        weight = graph.float32(weights.take(pattern.format(f"weight_{side}")))
-        bias = graph.float32(weights.take(pattern.format(f"bias_{side}")))
-        return graph.node("Gemm", source, weight, bias, transB=1)
+        inputs = [source, graph.float32(weights.take(pattern.format(f"weight_{side}")))]
+        bias = pattern.format(f"bias_{side}")
+        if bias in weights:
+            inputs.append(graph.float32(weights.take(bias)))
+        return graph.node("Gemm", *inputs, transB=1)
 
     width = weights.take(pattern.format("weight_hh")).shape[1]
     both = graph.node("Add", gates(value, "ih"), gates(hidden, "hh"))

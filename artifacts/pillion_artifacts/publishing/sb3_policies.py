@@ -214,8 +214,8 @@ def _recurrent(parts: Parts) -> None:
 
 def _actor_critic_head(parts: Parts, value: str) -> None:
     graph, space = parts.graph, parts.archive.action
-    if parts.weights.names("mlp_extractor.shared_net.") or parts.weights.names("sde_features_extractor."):
-        raise InvalidSourceError("policy.pth: shared_net and sde_features_extractor left Stable-Baselines3 before 1.8")
+    if parts.weights.names("sde_features_extractor."):
+        raise InvalidSourceError("policy.pth: sde_features_extractor left Stable-Baselines3 before 1.8")
     latent = mlp(graph, value, parts.weights, "mlp_extractor.policy_net", parts.activation, ends_activated=True)
     head = linear(graph, latent, parts.weights, "action_net")
     match space.kind:
@@ -352,7 +352,7 @@ def _random_search(parts: Parts) -> None:
         parts.give_action(_clipped(parts, value))
 
 
-_ACTING: Final = ("mlp_extractor.policy_net.", "mlp_extractor.shared_net.", "action_net.", "log_std", "lstm_actor.")
+_ACTING: Final = ("mlp_extractor.policy_net.", "action_net.", "log_std", "lstm_actor.")
 _PI_FEATURES: Final = ("features_extractor.", "pi_features_extractor.")
 
 _NAMES: Final = ("CnnPolicy", "MultiInputPolicy")

@@ -102,8 +102,9 @@ def _make_policy(archive: Sb3Archive) -> Any:
         policy_class = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         raise InvalidSourceError(f"{family.algorithms}: {error.name} is not installed") from None
-    made = {key: space.make() for key, space in archive.observation.items()}
-    observation = spaces.Dict(made) if archive.is_dict else next(iter(made.values()))
+    made = [(key, space.make()) for key, space in archive.observation.items()]
+    # of a dictionary Gymnasium would sort the keys, and their order is that of the features
+    observation = spaces.Dict(made) if archive.is_dict else made[0][1]
     schedule = [] if module.startswith("sb3_contrib.ars") else [_no_schedule]
     try:
         policy = policy_class(observation, archive.action.make(), *schedule, **_arguments(archive))
@@ -178,7 +179,12 @@ def _architecture(weights: Weights, module: str) -> Any:
 def _lstm_arguments(weights: Weights) -> dict[str, Any]:
     layers = len([name for name in weights.names("lstm_actor.") if "weight_hh_l" in name])
     width = weights.take("lstm_actor.weight_hh_l0").shape[1]
-    return {"lstm_hidden_size": width, "n_lstm_layers": layers, "enable_critic_lstm": False}
+    return {
+        "lstm_hidden_size": width,
+        "n_lstm_layers": layers,
+        "enable_critic_lstm": False,
+        "lstm_kwargs": {"bias": "lstm_actor.bias_hh_l0" in weights},
+    }
 
 
 def _quantiles(archive: Sb3Archive) -> int:

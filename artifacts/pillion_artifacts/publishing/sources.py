@@ -7,21 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import yaml
 
 from pillion_artifacts.card import Environment, ModelCard, parse_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.publishing.files import Archive, read_file
+from pillion_artifacts.limits import CARD_BYTES_MAX
+from pillion_artifacts.publishing.files import PICKLE_MAGIC, ZIP_MAGIC, Archive, read_file
 from pillion_artifacts.publishing.limits import PICKLE_BYTES_MAX
+from pillion_artifacts.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from pillion_artifacts.golden import Arrays
     from pillion_artifacts.publishing.draft import Details, Draft
     from pillion_artifacts.publishing.folder import Report
 
-_ZIP: Final = b"PK\x03\x04"
-_PICKLE: Final = b"\x80"
-_TEXT_BYTES_MAX: Final = 1 << 20
 _PREFIXES: Final = ("", "observation.", "input.")
 
 
@@ -59,7 +57,7 @@ def import_source(source: Path, folder: Path, name: str, version: str, options: 
     from pillion_artifacts.publishing.folder import write_folder
 
     details = _details(name, version, options)
-    card = None if options.card is None else parse_card(read_file(options.card, _TEXT_BYTES_MAX))
+    card = None if options.card is None else parse_card(read_file(options.card, CARD_BYTES_MAX))
     draft = _import(source, details, card, options)
     if options.preprocessor is not None:
         from pillion_artifacts.publishing.preprocessor import fuse_onnx
@@ -154,11 +152,11 @@ def _import_torchscript(source: Path, details: Details, card: ModelCard | None, 
 def _kind(source: Path) -> str:
     """What the file is, by its content; raises `InvalidSourceError` for what is never read."""
     data = read_file(source)
-    if data.startswith(_PICKLE):
+    if data.startswith(PICKLE_MAGIC):
         raise InvalidSourceError(
             f"{source.name}: a pickle, which is never executed: publish the module itself with pillion_artifacts.export"
         )
-    if not data.startswith(_ZIP):
+    if not data.startswith(ZIP_MAGIC):
         return "onnx"
     names = Archive(data, source.name).names
     inner = {name.partition("/")[2] for name in names}
@@ -180,7 +178,7 @@ def _details(name: str, version: str, options: Options) -> Details:
 
     given: dict[str, Any] = {}
     if options.details is not None:
-        given = yaml.safe_load(read_file(options.details, _TEXT_BYTES_MAX)) or {}
+        given = read_yaml(read_file(options.details, CARD_BYTES_MAX), "details") or {}
     try:
         details = msgspec.convert({**given, "name": name, "version": version}, Details)
     except (msgspec.ValidationError, TypeError) as error:

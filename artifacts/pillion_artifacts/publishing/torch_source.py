@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from pillion_artifacts.card import ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.golden import Arrays
+from pillion_artifacts.manifest import digest_of
 from pillion_artifacts.publishing.draft import Details, Draft, tool_versions
-from pillion_artifacts.publishing.files import digest_of, read_file
+from pillion_artifacts.publishing.files import read_file
 from pillion_artifacts.publishing.graph import OPSET, ROWS
 from pillion_artifacts.publishing.graph_names import rename_ports
 from pillion_artifacts.publishing.limits import ROWS_MAX

@@ -88,7 +88,10 @@ def test_observations_of_other_names_are_refused(lander: Path) -> None:
     save_file({"obs": np.zeros((3, 8), np.float32)}, lander / "rows.safetensors")
     words = ["--card", "card.yaml", "--observations", "rows.safetensors", "--store", "store"]
     came = pillion("artifact", "publish", "lander.onnx", "other@v2.0.0", *words, cwd=lander)
-    assert (came.returncode, came.stderr) == (65, "pillion: the observations: there is no 'observation'\n")
+    assert (came.returncode, came.stderr) == (
+        65,
+        "pillion: other@v2.0.0: the observations: there is no 'observation'\n",
+    )
     assert not (lander / "store" / "index.json").exists()
 
 
@@ -120,7 +123,7 @@ def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path)
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     came = pillion("artifact", "publish", "nothing.onnx", "nothing@v1.0.0", "--store", "store", cwd=tmp_path)
     assert came.returncode == 65
-    assert came.stderr.startswith("pillion: nothing.onnx: expected a folder with model.onnx, or a file")
+    assert came.stderr.startswith("pillion: nothing@v1.0.0: nothing.onnx: expected a folder with model.onnx, or a file")
 
 
 def test_a_card_is_migrated_to_standard_output(tmp_path: Path) -> None:

@@ -45,14 +45,18 @@ def model_of(
     batch: int | str = "rows",
     domains: dict[str, int] | None = None,
     functions: list[onnx.FunctionProto] | None = None,
+    dtype: int = TensorProto.FLOAT,
 ) -> onnx.ModelProto:
     """A model of one observation, [batch, 6]."""
     graph = helper.make_graph(
         nodes,
         "made",
-        [helper.make_tensor_value_info("observation", TensorProto.FLOAT, [batch, 6])],
+        [helper.make_tensor_value_info("observation", dtype, [batch, 6])],
         [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in (weights or {"weight": WEIGHT}).items()],
+        [
+            numpy_helper.from_array(array, name)
+            for name, array in ({"weight": WEIGHT} if weights is None else weights).items()
+        ],
     )
     opsets = [helper.make_opsetid(domain, number) for domain, number in {"": 17, **(domains or {})}.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=functions or [])
@@ -142,7 +146,7 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
     ]
     weights = {"shape": np.array([6], np.int64), "index": np.array([[0, 3]], np.int64)}
     model = model_of(nodes, {"action": (TensorProto.FLOAT, [1, 2])}, weights, batch=1)
-    with pytest.raises((InvalidSourceError, ParityError), match=r"does not run|cannot be made free|expected 3 rows"):
+    with pytest.raises((InvalidSourceError, ParityError), match=r"its batch of 1 cannot be made free: with 3 rows"):
         publish(model, tmp_path)
 
 
@@ -261,6 +265,91 @@ def test_a_custom_operator_is_refused(tmp_path: Path) -> None:
     assert "operator evil.ops.RunThis is not one that ONNX Runtime brings" in message
 
 
+STATEFUL = """
+schema: 2
+name: from-a-card
+version: 0.0.1
+description: Remembers.
+licence: MIT
+observation: [{name: observation, dtype: float32, shape: [6]}]
+outputs: [{name: action, dtype: float32, shape: [5]}]
+state:
+- {name: hidden, output: hidden_next, dtype: float32, shape: [1, 5]}
+- {name: cell, output: cell_next, dtype: float32, shape: [1, 5]}
+"""
+
+
+def memory(rows: int | str, *, layers_first: bool) -> onnx.ModelProto:
+    """ONNX's own LSTM of one layer, which has [layers, rows, width]; else with transposes around it."""
+    random = np.random.default_rng(8)
+    weights: dict[str, NDArray[Any]] = {
+        "first": np.array([0], np.int64),
+        "W": random.standard_normal((1, 20, 6)).astype(np.float32),
+        "R": random.standard_normal((1, 20, 5)).astype(np.float32),
+    }
+    names = ["hidden", "cell", "hidden_next", "cell_next"]
+    inner = names if layers_first else [f"inner_{name}" for name in names]
+    hidden, cell, hidden_next, cell_next = inner
+    nodes = [
+        helper.make_node("Unsqueeze", ["observation", "first"], ["sequence"]),
+        helper.make_node(
+            "LSTM", ["sequence", "W", "R", "", "", hidden, cell], ["", hidden_next, cell_next], hidden_size=5
+        ),
+        helper.make_node("Squeeze", [hidden_next, "first"], ["action"]),
+    ]
+    if not layers_first:
+        turn = [
+            helper.make_node("Transpose", [a], [b], perm=[1, 0, 2])
+            for a, b in [*zip(names[:2], inner[:2], strict=True), *zip(inner[2:], names[2:], strict=True)]
+        ]
+        nodes = [*turn[:2], *nodes, *turn[2:]]
+    shape: list[int | str] = [1, rows, 5] if layers_first else [rows, 1, 5]
+    outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, [rows, 5])}
+    outputs |= dict.fromkeys(names[2:], (TensorProto.FLOAT, shape))
+    model = model_of(nodes, outputs, weights, rows)
+    model.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names[:2])
+    return model
+
+
+@pytest.mark.parametrize("rows", ["rows", 1, 4])
+@pytest.mark.parametrize("layers_first", [True, False])
+def test_the_rows_of_a_state_come_first_wherever_the_graph_has_them(
+    layers_first: bool, rows: int | str, tmp_path: Path
+) -> None:
+    report = publish(memory(rows, layers_first=layers_first), tmp_path, parse_card(STATEFUL.encode()))
+    published = session(report.folder)
+    assert {entry.name: entry.shape[1:] for entry in published.get_inputs()} == {
+        "observation": [6], "hidden": [1, 5], "cell": [1, 5],
+    }  # fmt: skip
+    source = onnxruntime.InferenceSession(memory("rows", layers_first=False).SerializeToString())
+    inputs = {
+        "observation": RANDOM.standard_normal((3, 6)).astype(np.float32),
+        "hidden": RANDOM.standard_normal((3, 1, 5)).astype(np.float32),
+        "cell": RANDOM.standard_normal((3, 1, 5)).astype(np.float32),
+    }
+    names = ["action", "hidden_next", "cell_next"]
+    for came, expected in zip(published.run(names, inputs), source.run(names, inputs), strict=True):
+        np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_operator_that_draws_at_random_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("RandomNormalLike", ["observation"], ["action"])
+    said = refusal_of(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
+    assert "node 'action': RandomNormalLike draws at random: expected a graph that gives the deterministic" in said
+
+
+def test_a_source_that_gives_no_number_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Log", ["observation"], ["action"])
+    with pytest.raises(ParityError, match=r"output 'action', row 0: the source itself gives NaN: expected observ"):
+        publish(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
+
+
+def test_an_output_without_a_shape_is_given_that_of_the_graph(tmp_path: Path) -> None:
+    model = linear()
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    assert publish(model, tmp_path).card.action().shape == [4]
+
+
 def test_a_custom_operator_inside_a_branch_is_refused(tmp_path: Path) -> None:
     info = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
     evil = helper.make_node("RunThis", ["observation"], ["inner"], domain="evil.ops")
@@ -301,9 +390,9 @@ def _sparse(file: Path) -> None:
     ("make", "message"),
     [
         (_sparse, "expected at most"),
-        (os.mkfifo, "expected a plain file"),
-        (os.mkdir, "expected a plain file"),
-        (lambda file: file.symlink_to("/etc/hostname"), "Too many levels of symbolic links"),
+        (os.mkfifo, "expected a file, came something else"),
+        (os.mkdir, "expected a file, came something else"),
+        (lambda file: file.symlink_to("/etc/hostname"), "expected a file, came a symbolic link"),
         (lambda file: file.unlink(missing_ok=True), "No such file"),
     ],
     ids=["ten sparse gigabytes", "a pipe", "a folder", "a link", "nothing"],

@@ -25,6 +25,7 @@ from pillion_artifacts import InvalidSourceError, parse_card
 from pillion_artifacts.golden import decode_golden
 from pillion_artifacts.publishing.draft import Details
 from pillion_artifacts.publishing.folder import write_folder
+from pillion_artifacts.publishing.sb3_networks import ACTIVATIONS
 from pillion_artifacts.publishing.sb3_source import import_sb3
 from tests.artifacts.publishing.sources import (
     ROWS,
@@ -68,6 +69,9 @@ MODELS: dict[str, Callable[[], BaseAlgorithm]] = {
         Room(VECTOR, FOUR),
         **STEPS,
         policy_kwargs={"net_arch": {"pi": [16, 8, 4], "vf": [32]}, "activation_fn": nn.ELU},
+    ),
+    "PPO, a dictionary whose names are not sorted": lambda: PPO(
+        "MultiInputPolicy", Room(spaces.Dict([("zeta", VECTOR), ("alpha", WIDE)]), DRIVE), **STEPS
     ),
     "PPO, no layers": lambda: PPO("MlpPolicy", Room(VECTOR, DRIVE), **STEPS, policy_kwargs={"net_arch": []}),
     "PPO, gSDE": lambda: PPO("MlpPolicy", Room(VECTOR, DRIVE), **STEPS, **SDE),
@@ -189,12 +193,23 @@ def constant(_: float) -> float:
     return 0.1
 
 
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "Identity"])
+def test_each_activation_is_that_of_torch(name: str, tmp_path: Path) -> None:
+    kwargs = {"net_arch": [8, 8], "activation_fn": getattr(nn, name)}
+    model = PPO("MlpPolicy", Room(VECTOR, DRIVE), **STEPS, policy_kwargs=kwargs)
+    shake(model)
+    observation = 3 * draw(VECTOR)
+    expected, _ = model.predict(observation, deterministic=True)
+    came = act(publish_sb3(model, tmp_path).folder, by_name(observation))
+    np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_recurrent_policy_carries_its_state_as_predict_does(tmp_path: Path) -> None:
     model = RecurrentPPO(
         "MultiInputLstmPolicy",
         Room(spaces.Dict({"a": VECTOR, "b": WIDE}), DRIVE),
         **STEPS,
-        policy_kwargs={"n_lstm_layers": 2, "lstm_hidden_size": 12},
+        policy_kwargs={"n_lstm_layers": 2, "lstm_hidden_size": 12, "lstm_kwargs": {"bias": False}},
     )
     shake(model)
     report = publish_sb3(model, tmp_path)
@@ -361,6 +376,36 @@ def test_a_zip_that_is_not_whole_is_refused(zip_bytes: bytes) -> None:
     assert "expected one member 'policy.pth', came 0" in _refusal(_rewritten(zip_bytes, "policy.pth", None))
     assert "data: " in _refusal(_rewritten(zip_bytes, "data", b"{"))
     assert "torch does not read it as weights" in _refusal(_rewritten(zip_bytes, "policy.pth", b"no tensors"))
+
+
+def test_layers_that_actor_and_critic_shared_before_1_8_are_those_of_the_actor(tmp_path: Path) -> None:
+    kwargs = {"net_arch": {"pi": [9, 7], "vf": [5]}}
+    model = PPO("MlpPolicy", Room(VECTOR, DRIVE), **STEPS, policy_kwargs=kwargs)
+    shake(model)
+    saved = _saved(model)
+    with zipfile.ZipFile(io.BytesIO(saved)) as archive:
+        weights = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)
+    old_names = {"policy_net.0.": "shared_net.0.", "policy_net.2.": "policy_net.0."}
+    renamed = {}
+    for name, tensor in weights.items():
+        new = next((new for new in old_names if new in name), None)
+        renamed[name if new is None else name.replace(new, old_names[new])] = tensor
+    file = io.BytesIO()
+    torch.save(renamed, file)
+    old = _rewritten(saved, "policy.pth", file.getvalue())
+    write_folder(tmp_path, import_sb3(old, "old.zip", Details(name="made-here", version="1.0.0")))
+    observation = draw(VECTOR)
+    expected, _ = model.predict(observation, deterministic=True)
+    np.testing.assert_allclose(act(tmp_path, by_name(observation)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["policy_class", "observation_space", "policy_kwargs"])
+def test_a_zip_that_was_saved_without_what_makes_the_policy_is_refused(name: str, zip_bytes: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(zip_bytes)) as archive:
+        fields = json.loads(archive.read("data"))
+    del fields[name]
+    data = _rewritten(zip_bytes, "data", json.dumps(fields).encode())
+    assert f"data: expected {name}, with which the library saves it, came none" in _refusal(data)
 
 
 def test_weights_that_do_not_fit_are_refused(zip_bytes: bytes) -> None:

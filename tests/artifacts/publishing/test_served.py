@@ -9,8 +9,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
+from gymnasium import spaces
+from onnx import TensorProto, helper
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO, SAC
 
@@ -22,7 +25,8 @@ from pillion_artifacts.publishing.folder import write_folder
 from pillion_artifacts.publishing.onnx_source import import_onnx
 from pillion_artifacts.publishing.sb3_source import import_sb3
 from tests.artifacts.publishing.sources import Room, draw, publish_sb3, real_policies, session, shake
-from tests.artifacts.publishing.test_sb3 import DRIVE, FOUR, MIXED, SMALL, STEPS, VECTOR
+from tests.artifacts.publishing.test_onnx import WEIGHT, model_of
+from tests.artifacts.publishing.test_sb3 import DRIVE, FOUR, IMAGE, MIXED, SMALL, STEPS, VECTOR
 from tests.conftest import StartDaemon
 
 REAL = ["ppo-LunarLander-v2", "dqn-CartPole-v1", "a2c-Pendulum-v1", "sac-HalfCheetah-v3"]
@@ -68,6 +72,21 @@ def test_a_robot_policy_of_a_fixed_batch_is_served_in_groups(start_daemon: Start
     came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
     expected = session(tmp_path / "folder").run(["action"], {"obs": observation})[0]
     np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int64", "bool"])
+def test_observations_of_every_dtype_are_served(dtype: str, start_daemon: StartDaemon, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["observation"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["floats", "weight"], ["action"]),
+    ]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    file = tmp_path / "source.onnx"
+    onnx.save(model_of(nodes, {"action": (TensorProto.FLOAT, ["rows", 4])}, dtype=kind), file)
+    write_folder(tmp_path / "folder", import_onnx(file, Details(name="made-here", version="1.0.0")))
+    observation = np.random.default_rng(4).integers(0, 2, (7, 6)).astype(dtype)
+    came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
+    np.testing.assert_allclose(came, observation.astype(np.float32) @ WEIGHT, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dictionary_of_observations_is_served_as_predict_acts(start_daemon: StartDaemon, tmp_path: Path) -> None:
@@ -162,8 +181,45 @@ def test_a_policy_without_golden_pairs_is_served(start_daemon: StartDaemon, tmp_
     assert len(served(start_daemon, stored(tmp_path / "store", folder), draw(VECTOR, 3))) == 3
 
 
-def test_a_recurrent_policy_is_refused_until_its_state_can_be_carried(short_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "space"),
+    [("MlpLstmPolicy", VECTOR), ("MultiInputLstmPolicy", spaces.Dict({"vector": VECTOR, "camera": IMAGE}))],
+    ids=["vector", "dictionary"],
+)
+def test_a_recurrent_policy_is_served_as_predict_acts(
+    kind: str, space: spaces.Space[Any], start_daemon: StartDaemon, short_path: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    kwargs = {"lstm_hidden_size": 12, "n_lstm_layers": 2}
+    model = RecurrentPPO(kind, Room(space, DRIVE), policy_kwargs=kwargs, **STEPS)
+    shake(model)
+    root = stored(tmp_path / "store", publish_sb3(model, tmp_path).folder)
+    # over the lane, pictures lie in slots, and the engine reads them there
+    daemon = start_daemon(policy="made-here", store=root, listen=[f"lane://{short_path}/{kind}.sock"])
+    rows = 8
+    generator = np.random.default_rng(3)
+    state: Any = None
+    with pillion.connect(daemon.address) as connection:
+        group = connection.begin_many(rows)
+        for step in range(12):
+            # some episodes end where others go on
+            starts = generator.random(rows) < 0.2
+            observation = draw(space, rows, seed=step)
+            expected, state = model.predict(observation, state, starts | (step == 0), deterministic=True)
+            came = group.act(observation, deterministic=True, episode_start=starts)
+            np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+        assert group.last.observation_in_slot == isinstance(space, spaces.Dict)
+
+
+def test_a_recurrent_policy_that_does_not_carry_as_its_source_did_is_not_served(
+    short_path: Path, tmp_path: Path
+) -> None:
     model = RecurrentPPO("MlpLstmPolicy", Room(VECTOR, DRIVE), policy_kwargs={"lstm_hidden_size": 4}, **STEPS)
-    came = _pilliond(stored(short_path / "recurrent", publish_sb3(model, tmp_path).folder))
+    folder = Path(publish_sb3(model, tmp_path).folder)
+    golden = decode_golden((folder / "golden.safetensors").read_bytes())
+    cell = golden.outputs["lstm_cell_next"].copy()
+    cell[3, 0, 2] += 0.5
+    other = msgspec.structs.replace(golden, outputs={**golden.outputs, "lstm_cell_next": cell})
+    came = _pilliond(stored(short_path / "carries", _with_golden(folder, other)))
     assert came.returncode == 65
-    assert "it carries state from step to step (lstm_hidden, lstm_cell), which this daemon cannot do yet" in came.stderr
+    assert "made-here@1.0.0: output 'lstm_cell_next', row 3, element 2: expected" in came.stderr

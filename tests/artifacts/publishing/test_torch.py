@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import pillion_artifacts
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, parse_card
+from pillion_artifacts.card import TensorCard
 from pillion_artifacts.publishing.draft import Details
 from pillion_artifacts.publishing.folder import write_folder
 from pillion_artifacts.publishing.onnx_source import import_onnx
@@ -336,6 +337,24 @@ def test_a_pipeline_is_fused_in_front_of_the_policy(tmp_path: Path) -> None:
         "model.onnx",
         "model_card.yaml",
     ]
+
+
+def test_a_pipeline_of_doubles_is_fused_in_front_of_a_policy_of_floats(tmp_path: Path) -> None:
+    pipeline, module = _fitted(), nn.Sequential(nn.Linear(6, 2), nn.Tanh())
+    card = ModelCard(
+        schema=2,
+        name="doubles",
+        version="1.0.0",
+        description="Sees what MuJoCo shows.",
+        licence="MIT",
+        observation=[TensorCard("observation", "float64", [9])],
+        outputs=[TensorCard("action", "float32", [2])],
+    )
+    report = pillion_artifacts.export(module, torch.zeros(2, 6), card, tmp_path / "folder", preprocessor=pipeline)
+    observation = RANDOM.standard_normal((40, 9)) * 3 + 1
+    with torch.no_grad():
+        expected = module(torch.from_numpy(pipeline.transform(observation).astype(np.float32))).numpy()
+    np.testing.assert_allclose(act(report.folder, {"observation": observation}), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_pipeline_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""A version as it is handed to a loader: files in memory that nobody can change, hashed while they were copied there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from pillion_artifacts.blobs import check_content, check_size, chunks_of, map_descriptor, open_blob, write_all
+from pillion_artifacts.card import ModelCard
+from pillion_artifacts.contents import check_graph, check_model
+from pillion_artifacts.errors import StoreError
+from pillion_artifacts.layers import CARD_MEDIA_TYPE, GOLDEN_NAME, MODEL_NAME, kind_of
+from pillion_artifacts.manifest import Descriptor
+from pillion_artifacts.store import Resolved, Store
+
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+class SealedArtifact(msgspec.Struct, frozen=True):
+    """A policy version whose every byte has been checked against its digest. Owns its descriptors: `close` ends them."""
+
+    policy: str
+    version: str
+    digest: str
+    """`sha256:` and 64 hexadecimal digits: the hash of the manifest, which hashes the rest."""
+    card: ModelCard
+    files: dict[str, int]
+    """A sealed memfd for each file but the card, by its name; no child inherits them by itself."""
+
+    @property
+    def model(self) -> int:
+        """The memfd of the ONNX file."""
+        return self.files[MODEL_NAME]
+
+    @property
+    def golden(self) -> int:
+        """The memfd of the golden pairs, -1 where there are none."""
+        return self.files.get(GOLDEN_NAME, -1)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        for descriptor in self.files.values():
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def seal_artifact(store: Store, resolved: Resolved) -> SealedArtifact:
+    """The version, checked as `Store.read` checks it, in the memory of one chunk beside the sealed copies.
+
+    Raises `InvalidArtifactError`, and `StoreError` where there is no memory for it. The caller closes it.
+    """
+    manifest = store.manifest(resolved)
+    card = store.card(resolved, manifest)
+    sealed = SealedArtifact(resolved.policy, resolved.version, resolved.digest, card, {})
+    try:
+        for layer in manifest.layers:
+            if layer.media_type != CARD_MEDIA_TYPE:
+                _seal_layer(store, layer, sealed, f"{resolved}: {layer.title}")
+    except BaseException:
+        sealed.close()
+        raise
+    return sealed
+
+
+def seal_bytes(data: bytes) -> int:
+    """A sealed memfd that holds these bytes; the caller owns it."""
+    with _sealing() as descriptor:
+        write_all(descriptor, data)
+    return descriptor
+
+
+def _seal_layer(store: Store, layer: Descriptor, sealed: SealedArtifact, whose: str) -> None:
+    """Copies a file into `sealed`, and looks at the copy as at publication."""
+    check_size(layer.size, kind_of(layer.title).bytes_max, whose)
+    hashed = hashlib.sha256()
+    with open_blob(store.root, layer, whose) as file, _sealing(whose) as descriptor:
+        sealed.files[layer.title] = descriptor
+        for chunk in chunks_of(file):
+            hashed.update(chunk)
+            write_all(descriptor, chunk)
+    check_content(hashed.hexdigest(), os.fstat(descriptor).st_size, layer, whose)
+    content = map_descriptor(descriptor)
+    if layer.title == MODEL_NAME:
+        check_model(content, sealed.card, whose)
+    else:
+        check_graph(content, layer.title, whose)
+
+
+@contextmanager
+def _sealing(whose: str = "artifact") -> Iterator[int]:
+    """A memfd to be written to, which is sealed after the block."""
+    descriptor = os.memfd_create("pillion-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        yield descriptor
+    except OSError as error:
+        raise StoreError.from_os(whose, error) from None
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)

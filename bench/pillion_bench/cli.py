@@ -382,6 +382,26 @@ def disturb(sessions: int, speed: float, rounds: int, per_second: int, carrier: 
     show(report, as_json, print_disturb)
 
 
+@bench.command(short_help="What silent sessions, and an idle daemon, cost.")
+@click.option("--sessions", type=positive, default=1000, show_default=True, help="That are connected and silent.")
+@click.option("--seconds", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Of a segment.")
+@click.option("--rounds", type=positive, default=4, show_default=True, help="Of alone, crowded, crowded, alone.")
+@carrier_option
+@pin_option
+@json_option
+def idle(sessions: int, seconds: float, rounds: int, carrier: str, pin: str, as_json: bool) -> None:
+    """An active session with and without silent ones beside it, and the processor time of a daemon that nobody asks."""
+    from pillion_bench.idle import IdleOptions, measure_idle
+    from pillion_bench.idle_tables import print_idle
+    from pillion_bench.placement import parse_placement
+    from pillion_bench.progress import progress_bar
+
+    options = IdleOptions(sessions, seconds, rounds, carrier)
+    with progress_bar(options.measurements) as advance:
+        report = measure_idle(parse_placement(pin), options, advance)
+    show(report, as_json, print_idle)
+
+
 @bench.command(short_help="What carrying an observation costs, by its size.")
 @click.option(
     "--sizes",

@@ -78,6 +78,14 @@ class DaemonProcess:
         control = psutil.Process(self.pid)
         return sum(process.memory_info().rss for process in [control, *control.children(recursive=True)])
 
+    def cpu_s(self) -> float:
+        """Processor time of both processes so far, in seconds."""
+        import psutil
+
+        control = psutil.Process(self.pid)
+        times = [process.cpu_times() for process in [control, *control.children(recursive=True)]]
+        return sum(of_one.user + of_one.system for of_one in times)
+
     def log_lines(self) -> int:
         """How many lines it has logged so far."""
         return len(Path(self._errors.name).read_bytes().splitlines())

@@ -31,6 +31,7 @@ ROLES: Final = {
     "lane-ping": "pillion_bench.echo:ping_lane",
     "engine": "pillion_bench.bare_engine:run",
     "frame": "pillion_bench.frame_driver:run",
+    "silent": "pillion_bench.silent:run",
     "scrape": "pillion_bench.scraper:run",
 }
 

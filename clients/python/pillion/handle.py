@@ -57,6 +57,7 @@ class Handle:
             sequence=action.sequence,
             version=self._versions.get(action.digest, ""),
             digest=f"sha256:{action.digest.hex()}",
+            row_digests=_row_digests(action),
             fallback=action.fallback,
             observation_in_slot=self._slots is not None,
             outputs_in_slot=action.slot > 0,
@@ -139,6 +140,9 @@ class Handle:
                 f"frames of {self._output_bytes} bytes",
                 f"{[len(frame) for frame in tensors]}",
             )
+        if action.leases:
+            self._leases, self._row_leases = action.leases, action.row_leases
+            self._versions.update((lease.digest, lease.version) for lease in action.leases)
         self._answer = (action, tensors, round_trip_ns)
         return self._codec.decode_first(tensors, self._rows)
 
@@ -147,3 +151,11 @@ class Handle:
             return [*self._slots.outputs(action.slot)] if self._slots is not None else []
         except IndexError:
             return []
+
+
+def _row_digests(action: Action) -> list[str]:
+    """The artifact that ran each row."""
+    ran = [f"sha256:{lease.digest.hex()}" for lease in action.leases]
+    if not action.row_leases:
+        return [f"sha256:{action.digest.hex()}"] * action.rows
+    return [ran[index] for index in action.row_leases]

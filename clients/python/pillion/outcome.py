@@ -45,7 +45,9 @@ class Outcome:
     sequence: int
     version: str
     digest: str
-    """`sha256:…` of the artifact whose weights ran."""
+    """`sha256:…` of the artifact whose weights ran; of several rows, the first one's."""
+    row_digests: list[str]
+    """The same for each row: while the daemon goes over to another version, rows of a group may hold different ones."""
     fallback: str
     """What stands in for an action that could not be computed in time; empty: the policy computed it."""
     observation_in_slot: bool

@@ -97,7 +97,7 @@ class Admin:
     def health(self) -> dict[str, Any]:
         """How the daemon is, right now."""
         supervisor = self._supervisor
-        artifact = supervisor.artifact
+        artifact = supervisor.stable
         cells = supervisor.page.cells
         now_ns = time.monotonic_ns()
         is_ready = supervisor.phase is Phase.READY
@@ -137,7 +137,7 @@ class Admin:
 
     def info(self) -> dict[str, Any]:
         """What the daemon is; it does not change while it runs."""
-        artifact = self._supervisor.artifact
+        artifact = self._supervisor.stable
         return {
             "name": "pilliond",
             "version": pilliond.__version__,

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
-from pillion_protocol.steps import ActionStep, Packed
+from pillion_protocol.steps import ActionStep
 from pilliond.engine import Array, EngineError
 from pilliond.episodes import EpisodeGroup
+from pilliond.joined_version import NamingStep
 from pilliond.metrics_page import MetricsPage
 from pilliond.sessions import Sessions
 from pilliond.transport import Reply
@@ -96,7 +97,7 @@ class BatchRunner:
             acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
             group.acts += 1
             step = group.step
-            reply: Packed = step
+            reply: Reply = step
             places = step.tensors
             if group.slots is not None:
                 if group.slot is not None and group.slot.generation() != group.generation:
@@ -117,7 +118,7 @@ class BatchRunner:
             reply[0] = group.session.peer
             group.answered(reply, places)
             replies.append(reply)
-        self._page.batches += (self._rows, self._close, ran_ns - dispatched_ns)
+        self._page.batches += (self._rows, self._close, ran_ns - dispatched_ns, groups[0].version.place, len(groups))
 
     def answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
         """Answers an act that is not run any more with what its session declared."""
@@ -152,7 +153,7 @@ class BatchRunner:
         late = [session.peer, head, *reply[2:]]
         group.answered(late, places)
         replies.append(late)
-        self._page.outcome("fallback")
+        self._page.outcome("fallback", group.version.place)
 
     def _without_poisoned(
         self, groups: list[EpisodeGroup], inputs: list[Array], replies: list[Reply]
@@ -187,7 +188,7 @@ def _gather(groups: list[EpisodeGroup], views: list[memoryview]) -> None:
             offset = end
 
 
-def _direct(group: EpisodeGroup, step: ActionStep) -> tuple[list[memoryview], Packed]:
+def _direct(group: EpisodeGroup, step: ActionStep | NamingStep) -> tuple[list[memoryview], Reply]:
     """Where the outputs of the act that waits go, and the reply that says so."""
     slot = group.slot
     if slot is not None and slot.outputs:

@@ -12,6 +12,7 @@ from pillion_protocol.steps import ActionStep
 from pilliond.sampling import next_seeds
 
 if TYPE_CHECKING:
+    from pilliond.joined_version import NamingStep
     from pilliond.sessions import Session
     from pilliond.slots import Slot, SlotArea
     from pilliond.transport import Reply
@@ -48,6 +49,7 @@ class EpisodeGroup:
         "last_sequence",
         "queued_ns",
         "received_ns",
+        "row_versions",
         "rows",
         "seeds",
         "sequence",
@@ -67,6 +69,8 @@ class EpisodeGroup:
         self.id = group_id
         self.session = session
         self.version = version
+        self.row_versions: list[Version] = []
+        """The version of each row, where they differ; see `row_leases`."""
         self.rows = len(seeds)
         self.seeds: NDArray[np.uint64] = np.array(seeds, dtype=np.uint64)
         self.acts = 0
@@ -97,7 +101,7 @@ class EpisodeGroup:
         self.last_sequence = 0
         self.last_reply: Reply | None = None
         self.last_outputs: Sequence[Frame] = ()
-        self.step = ActionStep(
+        self.step: ActionStep | NamingStep = ActionStep(
             session.id, epoch, group_id, self.rows, version.digest, [size * self.rows for size in version.output_bytes]
         )
 
@@ -121,6 +125,14 @@ class EpisodeGroup:
         started = [row for row, flag in enumerate(mask) if flag]
         for index, row in enumerate(started):
             self.starting[row] = seeds[index] if seeds else self.starting.get(row)
+
+    def seed_of_start(self, row: int) -> int:
+        """The seed that `apply_starts` will give to a row that starts."""
+        seed = self.starting[row]
+        if seed is not None:
+            return seed
+        present = self.seeds[row : row + 1]
+        return int((next_seeds(present) if self.acts != int(self.started_at[row]) else present)[0])
 
     def apply_starts(self) -> None:
         """Begins the noted episodes. A row that has not acted since its last start keeps its episode."""

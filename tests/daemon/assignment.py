@@ -5,30 +5,26 @@ from __future__ import annotations
 from pillion_artifacts import Store
 from pilliond.channel import Assignment
 from pilliond.metrics_page import make_page
+from pilliond.sealed_version import seal
 from pilliond.settings import Settings
-from pilliond.supervisor import seal_in_memory
 from tests.harness import STORE
 
 
 def assigned(address: str) -> Assignment:
     """To serve `lunar-lander` at `address`, with every setting at its default."""
-    artifact = Store(STORE).load("lunar-lander")
+    sealed = seal(Store(STORE).load("lunar-lander"))
+    sealed.place = 1
     settings = Settings()
     return Assignment(
         epoch=1,
         listen=[address],
-        policy=artifact.policy,
-        version=artifact.version,
-        digest=bytes.fromhex(artifact.digest.removeprefix("sha256:")),
-        spec=artifact.card.spec(),
-        distribution=artifact.card.distribution,
-        safe_action=artifact.card.safe_action,
-        tolerance=artifact.card.tolerance,
-        model_descriptor=seal_in_memory(artifact.model),
+        version=sealed.order(),
+        model_descriptor=sealed.model_descriptor,
         golden_descriptor=-1,
         page_descriptor=make_page(),
         threads=settings.engine.threads,
         limits=settings.limits,
         serving=settings.serving,
+        residence=settings.versions,
         group=None,
     )

@@ -1,0 +1,116 @@
+"""The batch certificate: whether the batch that an observation happens to be in changes its answer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_artifacts.golden import Arrays, is_equal
+from pillion_protocol import Spec, TensorSpec
+from pilliond.engine import Array, InlineEngine
+from pilliond.onnx_engine import buckets_for
+
+OBSERVATIONS_MAX: Final = 64
+"""Observations that are tried; of golden pairs the first so many."""
+
+SHUFFLES: Final = 2
+"""Batches of each bucket that are tried."""
+
+EXACT: Final = "exact"
+CLOSE: Final = "within 1e-6"
+WORSE: Final = "worse"
+_CLOSE_BOUND: Final = 1e-6
+_GRADES: Final = (EXACT, CLOSE, WORSE)
+_SEED: Final = 20_260_101
+_SPREAD: Final = 3.0
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """What was found. `batch` is `exact` (bit for bit), `within 1e-6` (the greatest absolute difference), or `worse`."""
+
+    batch: str
+    difference: float
+    """The greatest absolute difference of an output between an observation alone and the same in a batch."""
+    observations: int
+    source: str
+    """Where the observations are from: `golden pairs`, or `drawn within the spec's bounds`."""
+    buckets: list[int]
+
+    def meets(self, gate: str) -> bool:
+        """Whether it is as good as `gate`: `any`, `within 1e-6` or `exact`."""
+        return gate == "any" or _GRADES.index(self.batch) <= _GRADES.index(gate)
+
+
+def certify(engine: InlineEngine, spec: Spec, golden: Arrays | None, rows_max: int) -> Certificate:
+    """Runs observations alone and inside shuffled batches of every bucket. `golden` holds observations by name.
+
+    Raises `EngineError`. The engine's buffers hold rows of its own afterwards.
+    """
+    observations = _observations(spec, golden)
+    count = len(observations[0])
+    alone = _run_alone(engine, spec, observations, count)
+    random = np.random.default_rng(_SEED)
+    difference = 0.0
+    is_exact = True
+    for rows in buckets_for(rows_max):
+        for _ in range(SHUFFLES):
+            chosen = random.permutation(np.arange(max(rows, count)) % count)[:rows]
+            came = _run(engine, spec, [array[chosen] for array in observations])
+            for name, output in came.items():
+                is_exact = is_exact and output.tobytes() == alone[name][chosen].tobytes()
+                difference = max(difference, _difference(output, alone[name][chosen]))
+    batch = EXACT if is_exact else CLOSE if difference <= _CLOSE_BOUND else WORSE
+    source = "golden pairs" if golden is not None else "drawn within the spec's bounds"
+    return Certificate(batch, difference, count, source, buckets_for(rows_max))
+
+
+def _run(engine: InlineEngine, spec: Spec, inputs: list[Array]) -> Arrays:
+    rows = len(inputs[0])
+    for buffer, array in zip(engine.inputs, inputs, strict=True):
+        buffer[:rows] = array
+    engine.runs[rows]()
+    return {tensor.name: engine.outputs[tensor.name][:rows].copy() for tensor in spec.outputs}
+
+
+def _run_alone(engine: InlineEngine, spec: Spec, observations: list[Array], count: int) -> Arrays:
+    rows = [_run(engine, spec, [array[row : row + 1] for array in observations]) for row in range(count)]
+    return {tensor.name: np.concatenate([row[tensor.name] for row in rows]) for tensor in spec.outputs}
+
+
+def _difference(one: Array, other: Array) -> float:
+    # A NaN on one side only differs by more than any number; the same bits do not differ.
+    apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    apart[is_equal(one, other)] = 0.0
+    return float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
+
+
+def _observations(spec: Spec, golden: Arrays | None) -> list[Array]:
+    if golden is not None:
+        return [golden[tensor.name][:OBSERVATIONS_MAX] for tensor in spec.observation]
+    random = np.random.default_rng(_SEED)
+    return [_draw(tensor, random) for tensor in spec.observation]
+
+
+def _draw(tensor: TensorSpec, random: np.random.Generator) -> NDArray[np.generic]:
+    """Observations within the bounds, as far as there are finite ones."""
+    shape = (OBSERVATIONS_MAX, *tensor.shape)
+    dtype = np.dtype(tensor.dtype)
+    low, high = (_bound(side, tensor.shape) for side in (tensor.low or [-np.inf], tensor.high or [np.inf]))
+    if dtype.kind == "f":
+        drawn = np.where(
+            np.isfinite(low) & np.isfinite(high),
+            np.nan_to_num(low, neginf=0.0) + random.random(shape) * (np.nan_to_num(high - low, posinf=0.0)),
+            np.clip(random.standard_normal(shape) * _SPREAD, low, high),
+        )
+        return drawn.astype(dtype)
+    top = 1 if dtype.kind == "b" else np.iinfo(dtype).max
+    bottom = 0 if dtype.kind == "b" else np.iinfo(dtype).min
+    first, last = np.maximum(low, bottom), np.minimum(high, top)
+    return np.clip(np.floor(first + random.random(shape) * (last - first + 1.0)), first, last).astype(dtype)
+
+
+def _bound(side: list[float], shape: list[int]) -> NDArray[np.float64]:
+    return np.array(side, np.float64).reshape(shape if len(side) > 1 else ())

@@ -20,6 +20,7 @@ from pilliond.admin import Admin
 from pilliond.admission import admit
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
+from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion, seal
 from pilliond.settings import Settings
 from pilliond.supervisor import Supervisor
@@ -29,7 +30,8 @@ async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
     supervisor = Supervisor(settings, load_policy(settings), log)
-    admin = Admin(supervisor)
+    releases = Releases(settings, supervisor, log)
+    admin = Admin(supervisor, releases)
     systemd = sdnotify.SystemdNotifier()
     try:
         admin_address = await admin.start(settings.admin.listen) if settings.admin.listen else ""
@@ -55,7 +57,15 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        await supervisor.run(on_ready)
+        looking = asyncio.create_task(releases.run())
+        looking.add_done_callback(lambda _: supervisor.stop("nobody looks after its versions any more"))
+        try:
+            await supervisor.run(on_ready)
+        finally:
+            looking.cancel()
+            await asyncio.wait([looking])
+        if not looking.cancelled():
+            looking.result()
         log.info("stopped")
     finally:
         await admin.stop()

@@ -12,6 +12,7 @@ import pilliond
 from pillion_protocol import BatchClose
 from pilliond import metrics_page as page
 from pilliond.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, Place
+from pilliond.releases import Releases
 from pilliond.supervisor import Supervisor
 
 _NANOSECONDS: Final = 1e9
@@ -20,13 +21,15 @@ _NANOSECONDS: Final = 1e9
 class PageCollector(Collector):
     """Reads the metrics page of one supervisor."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
         self._supervisor = supervisor
+        self._releases = releases
 
     def collect(self) -> Iterator[Metric]:
         yield from self._identity()
         yield from self._requests()
         yield from self._batches()
+        yield from self._versions()
         yield from self._process()
 
     @property
@@ -77,6 +80,24 @@ class PageCollector(Collector):
             "One run of the engine.",
             [(name, place.inference_duration) for name, place in self._places()],
         )
+
+    def _versions(self) -> Iterator[Metric]:
+        cells = self._page.cells
+        releases = self._releases
+        leases = GaugeMetricFamily("pillion_version_leases", "Handles by the version that they lease.", labels=["policy", "version"])  # fmt: skip
+        for version in self._supervisor.residents:
+            leases.add_metric([version.policy, version.version], cells[page.PLACES[version.place].episodes])
+        yield leases
+        switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks by what became of them.", labels=["outcome"])  # fmt: skip
+        for outcome, count in releases.switches.items():
+            switches.add_metric([outcome.value], count)
+        yield switches
+        if releases.stager.swap_impact is not None:
+            text = "p99 of the live version while the last version was staged, over that before."
+            yield GaugeMetricFamily("pillion_swap_impact_ratio", text, value=releases.stager.swap_impact)
+        stall_s = releases.load_stall_ns / _NANOSECONDS
+        text = "Worst stall of the serving loop while a version was loaded beside it."
+        yield GaugeMetricFamily("pillion_load_stall_seconds", text, value=stall_s)
 
     def _process(self) -> Iterator[Metric]:
         cells = self._page.cells

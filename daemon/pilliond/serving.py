@@ -6,7 +6,6 @@ no files, no log handlers, no other Python threads but one while a version is lo
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
@@ -14,10 +13,11 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any, Final
+from typing import Any
 
 from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Event, Failed, Ready
+from pilliond.confinement import die_with_parent
 from pilliond.engine import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.lane_transport import LaneTransport
@@ -35,8 +35,6 @@ from pilliond.transport import Transport
 from pilliond.version_loader import build_version, read_descriptor
 from pilliond.versions import Version
 from pilliond.zmq_transport import ZmqTransport
-
-_PR_SET_PDEATHSIG: Final = 1
 
 
 def serve(end: socket.socket, assignment: Assignment) -> None:
@@ -119,11 +117,6 @@ def settle(settings: ServingSettings) -> None:
     if settings.gc_freeze:
         # What start-up made goes out of the collector's sight: a full collection finds next to nothing.
         gc.freeze()
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to end this process when its parent ends, however that happens."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> int:

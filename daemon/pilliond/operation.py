@@ -40,6 +40,8 @@ class Operation(msgspec.Struct):
     took_s: float = 0.0
     effect_ms: float | None = None
     """From the request to the moment from which new episodes lease the version."""
+    effect_ns: int | None = None
+    """That moment on CLOCK_MONOTONIC."""
     load_ms: float | None = None
     stall_us: float | None = None
     """How long the serving loop was kept from looking, at worst, while the version was loaded there."""

@@ -222,6 +222,7 @@ class Releases:
         if version is self._waiting:
             self._waiting = None
         switched = await self._supervisor.switch(version)
+        operation.effect_ns = switched.at_ns
         operation.effect_ms = (switched.at_ns - operation.began_ns) / 1e6
         self._seen = version.digest
 

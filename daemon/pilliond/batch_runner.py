@@ -13,9 +13,10 @@ from pillion_protocol.steps import ActionStep
 from pilliond.engine import Array, EngineError
 from pilliond.episodes import EpisodeGroup
 from pilliond.joined_version import NamingStep
-from pilliond.metrics_page import MetricsPage
+from pilliond.metrics_page import PLACES, MetricsPage
 from pilliond.sessions import Sessions
 from pilliond.transport import Reply
+from pilliond.versions import Version
 
 _FEW = 64
 
@@ -78,7 +79,21 @@ class BatchRunner:
                 _start_and_sample(groups)
                 break
         self._ran_ns = self._clock()
+        if version.watched:
+            self._watch(version, groups)
         self._answer(groups, replies)
+
+    def _watch(self, version: Version, groups: list[EpisodeGroup]) -> None:
+        """Counts the acts that a version answers with a NaN or an infinity, while it is new."""
+        outputs = [version.engine.outputs[tensor.name] for tensor in version.spec.outputs]
+        floats = [output[: self._rows] for output in outputs if output.dtype.kind == "f"]
+        if all(np.isfinite(output).all() for output in floats):
+            return
+        first = 0
+        for group in groups:
+            begin, first = first, first + group.rows
+            if not all(np.isfinite(output[begin:first]).all() for output in floats):
+                self._page.cells[PLACES[version.place].non_finite] += 1
 
     def _answer_failed(self, groups: list[EpisodeGroup], error: EngineError, replies: list[Reply]) -> None:
         for group in groups:

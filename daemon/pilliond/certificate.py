@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.golden import Arrays, is_equal
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine import Array, InlineEngine
+from pilliond.engine import Array, EngineError, InlineEngine
 from pilliond.onnx_engine import buckets_for
 
 OBSERVATIONS_MAX: Final = 64
@@ -47,11 +47,14 @@ class Certificate(msgspec.Struct, frozen=True):
 def certify(engine: InlineEngine, spec: Spec, golden: Arrays | None, rows_max: int) -> Certificate:
     """Runs observations alone and inside shuffled batches of every bucket. `golden` holds observations by name.
 
-    Raises `EngineError`. The engine's buffers hold rows of its own afterwards.
+    Raises `EngineError`, also for an output that is not finite. The engine's buffers hold rows of its own afterwards.
     """
     observations = _observations(spec, golden)
     count = len(observations[0])
     alone = _run_alone(engine, spec, observations, count)
+    for name, output in alone.items():
+        if output.dtype.kind == "f" and not np.isfinite(output).all():
+            raise EngineError(f"output {name!r}: expected finite numbers, came a NaN or an infinity")
     random = np.random.default_rng(_SEED)
     difference = 0.0
     is_exact = True

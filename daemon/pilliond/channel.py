@@ -54,6 +54,8 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     limits: ServingLimits
     serving: ServingSettings
     residence: VersionSettings
+    watch_s: float
+    """How long the outputs of a version are looked at after it was switched to."""
     group: int | None
     """The id of the group whose members may connect, beside this user and root."""
 

@@ -92,6 +92,10 @@ class PageCollector(Collector):
         for outcome, count in releases.switches.items():
             switches.add_metric([outcome.value], count)
         yield switches
+        taken = CounterMetricFamily("pillion_take_backs", "Versions taken back by the bound that they crossed.", labels=["reason"])  # fmt: skip
+        for reason, count in releases.take_backs.items():
+            taken.add_metric([reason], count)
+        yield taken
         if releases.stager.swap_impact is not None:
             text = "p99 of the live version while the last version was staged, over that before."
             yield GaugeMetricFamily("pillion_swap_impact_ratio", text, value=releases.stager.swap_impact)

@@ -20,6 +20,7 @@ from pillion_artifacts.names import parse_reference
 from pilliond.errors import SwitchError
 from pilliond.live_window import LiveWindow
 from pilliond.operation import Kind, Operation, Outcome, begin_operation
+from pilliond.probation import Probation
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.stager import Stager
@@ -47,6 +48,8 @@ class Releases:
         self.revision = 0
         """How often anything changed; for `ETag`."""
         self.switches: dict[Outcome, int] = dict.fromkeys((Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED), 0)
+        self.take_backs: dict[str, int] = {}
+        """How often a version was taken back, by the bound that it crossed."""
         self.load_stall_ns = 0
         """The worst stall of the serving loop while a version was loaded there."""
         self.window = LiveWindow(supervisor.page)
@@ -59,6 +62,8 @@ class Releases:
         self._waiting: SealedVersion | None = None
         self._seen = supervisor.stable.digest
         self._failed: set[str] = set()
+        self._bounds = settings.take_back
+        self._probation: Probation | None = None
 
     # What is asked
 
@@ -119,11 +124,30 @@ class Releases:
                 if loop.time() - looked_s >= LOOK_S:
                     looked_s = loop.time()
                     self.window.look(self._supervisor.stable.place)
+                    await self._judge(looked_s)
                 if self.followed and self._task is None:
                     await self._follow()
                 await asyncio.sleep(FOLLOW_S)
         finally:
             await self.close()
+
+    async def _judge(self, now_s: float) -> None:
+        """Takes the stable version back where it crosses a bound while it is on probation."""
+        probation, stable = self._probation, self._supervisor.stable
+        if probation is None or self._supervisor.residents.previous is None:
+            return
+        if probation.is_over(now_s):
+            self._probation = None
+            return
+        fault = probation.fault(self.window.now(stable.place))
+        if fault is None:
+            return
+        kind, why = fault
+        self._probation = None
+        self._failed.add(stable.digest)
+        self.take_backs[kind] = self.take_backs.get(kind, 0) + 1
+        self._log.error("taken_back", policy=str(stable), fault=kind, reason=why)
+        await self.roll_back("pilliond", f"taken back by itself: {why}")
 
     async def close(self) -> None:
         """Ends what is under way."""
@@ -221,7 +245,14 @@ class Releases:
     async def _flip(self, operation: Operation, version: SealedVersion) -> None:
         if version is self._waiting:
             self._waiting = None
+        recent = self.window.recent()
+        began = self.window.now(version.place)
         switched = await self._supervisor.switch(version)
+        # A rollback is to what served before: that is not on probation.
+        self._probation = None
+        if operation.kind == "switch" and self._bounds.watch_s:
+            usual_p99_ns = recent[0].p99_ns() if recent else None
+            self._probation = Probation(self._bounds, began, asyncio.get_running_loop().time(), usual_p99_ns)
         operation.effect_ns = switched.at_ns
         operation.effect_ms = (switched.at_ns - operation.began_ns) / 1e6
         self._seen = version.digest

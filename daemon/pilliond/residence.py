@@ -23,11 +23,13 @@ class Residence:
     leases too, so that a rollback finds it. Beyond `old_max` or `old_mb_max` the oldest are gone first.
     """
 
-    def __init__(self, router: Router, sessions: Sessions, bounds: VersionSettings) -> None:
+    def __init__(self, router: Router, sessions: Sessions, bounds: VersionSettings, watch_s: float = 0.0) -> None:
         self.previous: Version | None = None
         self._router = router
         self._sessions = sessions
         self._bounds = bounds
+        self._watch_ns = int(watch_s * _NANOSECONDS)
+        self._watch_until_ns = 0
         self._versions: dict[bytes, Version] = {router.stable.digest: router.stable}
 
     def __len__(self) -> int:
@@ -53,6 +55,9 @@ class Residence:
             version.retired_ns = NEVER_NS
             was.retired_ns = now_ns
             self.previous = was
+            was.watched = False
+            version.watched = self._watch_ns > 0
+            self._watch_until_ns = now_ns + self._watch_ns
         return was
 
     def forget(self, version: Version) -> None:
@@ -64,6 +69,8 @@ class Residence:
 
     def sweep(self, now_ns: int) -> list[tuple[bytes, int]]:
         """Lets go what need not stay: the digest of each version whose memory was given back, and its leases until then."""
+        if now_ns >= self._watch_until_ns:
+            self._router.stable.watched = False
         went = []
         for version in self._ending(now_ns):
             version.ended_leases += self._sessions.end_leases(version)

@@ -102,7 +102,9 @@ def make_loop(
     loop = ServingLoop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, report, busy_poll_us=busy_poll_us
     )
-    orders = Orders(end, assignment, poller, Residence(router, sessions, assignment.residence), page, loop.stop)
+    orders = Orders(
+        end, assignment, poller, Residence(router, sessions, assignment.residence, assignment.watch_s), page, loop.stop
+    )
     loop.on_tick = orders.sweep
     poller.add(end.fileno(), orders)
     return loop, orders

@@ -120,6 +120,30 @@ class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
+class TakeBackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a version that was switched to is taken back by itself: what it must keep within at first."""
+
+    watch_s: float = 300.0
+    """How long it is watched after the switch; 0: not at all."""
+    acts_min: int = 200
+    """Fewer acts say nothing of shares."""
+    error_share_max: float = 0.01
+    """Acts that the engine failed to run."""
+    late_share_max: float = 0.1
+    """Acts whose budget was spent before they could be run."""
+    non_finite_max: int = 0
+    """Acts that were answered with a NaN or an infinity."""
+    p99_us_max: float = 0.0
+    """From an act's receipt to its answer; 0: no bound."""
+    p99_ratio_max: float = 0.0
+    """The same over that of the version before; 0: no bound."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, came {getattr(self, name)}")
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the engine runs."""
 
@@ -148,6 +172,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     serving: ServingSettings = ServingSettings()
     versions: VersionSettings = VersionSettings()
     staging: StagingSettings = StagingSettings()
+    take_back: TakeBackSettings = TakeBackSettings()
     limits: ServingLimits = ServingLimits()
     log: LogSettings = LogSettings()
 

@@ -211,6 +211,7 @@ class Supervisor:
             limits=self._settings.limits,
             serving=self._settings.serving,
             residence=self._settings.versions,
+            watch_s=self._settings.take_back.watch_s,
             group=self._settings.data.group_id(),
         )
 

@@ -52,6 +52,8 @@ class Version:
         """Which cells of the metrics page are its own."""
         self.leases = 0
         """Handles that hold it."""
+        self.watched = False
+        """Whether its outputs are looked at: it has not been the stable one for long."""
         self.model_bytes = 0
         self.retired_ns = NEVER_NS
         """Since when it is not current any more."""

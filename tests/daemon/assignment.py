@@ -26,5 +26,6 @@ def assigned(address: str) -> Assignment:
         limits=settings.limits,
         serving=settings.serving,
         residence=settings.versions,
+        watch_s=settings.take_back.watch_s,
         group=None,
     )

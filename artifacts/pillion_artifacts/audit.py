@@ -38,9 +38,10 @@ Action = Literal[
     "repair",
     "stage",
     "switch",
+    "route",
     "drain",
 ]
-"""The last three change no file: a daemon says what it was told to do."""
+"""The last four change no file: a daemon says what it was told to do."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -40,6 +40,10 @@ class AdminClient:
         """What came of a verb; raises `AdminError`."""
         return self._ask("POST", path, body)
 
+    def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What came of setting something; raises `AdminError`."""
+        return self._ask("PUT", path, body)
+
     def delete(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What came of taking something back; raises `AdminError`."""
         return self._ask("DELETE", path, body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -11,6 +11,7 @@ from aiohttp import web
 from pillion_artifacts import Resolved
 from pillion_artifacts.store import who
 from pilliond import metrics_page
+from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
 from pilliond.operation import Operation
 from pilliond.problems import ProblemError
@@ -40,6 +41,27 @@ class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: str = ""
 
 
+class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An arm of a route."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    version: str
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who gets which share of new episodes; the stable version gets the rest."""
+
+    arms: Annotated[list[ArmBody], msgspec.Meta(max_length=ARMS_MAX)]
+    reason: str = ""
+    by: str = ""
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names) or sum(arm.share for arm in self.arms) > 1 + 1e-9:
+            raise ValueError("expected arms of different names whose shares make at most 1")
+
+
 class PolicyRoutes:
     """The handlers below `/v1`. Every verb answers with the operation that it began; the reader follows it there."""
 
@@ -59,6 +81,7 @@ class PolicyRoutes:
             web.post(f"{policy}/switch", self._switch),
             web.post(f"{policy}/rollback", self._roll_back),
             web.get("/v1/operations/{number}", self._operation),
+            web.put(f"{policy}/route", self._route),
             web.post("/v1/drain", self._drain),
         ]
 
@@ -107,9 +130,18 @@ class PolicyRoutes:
             "follows": releases.followed or None,
             "sessions": supervisor.page.cells[metrics_page.SESSIONS],
             "resident": [self._resident(version) for version in supervisor.residents],
+            "route": self._arms(),
             "swap_impact": releases.stager.swap_impact,
             "operation": _told(operations[-1]) if operations else None,
         }
+
+    def _arms(self) -> list[dict[str, Any]]:
+        residents = self._supervisor.residents
+        return [
+            {"name": arm.name, "version": version.version, "share": arm.share}
+            for arm in residents.arms
+            if (version := residents.find(arm.digest)) is not None
+        ]
 
     def _resident(self, version: SealedVersion) -> dict[str, Any]:
         certificate = version.certificate
@@ -126,7 +158,8 @@ class PolicyRoutes:
         residents = self._supervisor.residents
         if version is residents.stable:
             return "stable"
-        return "previous" if version is residents.previous else "resident"
+        arm = next((arm.name for arm in residents.arms if arm.digest == version.key), None)
+        return arm or ("previous" if version is residents.previous else "resident")
 
     # Changing
 
@@ -142,6 +175,14 @@ class PolicyRoutes:
         self._check_change(request)
         why = await _body(request, Why)
         return _begun(await self._releases.roll_back(why.by or who(), why.reason))
+
+    async def _route(self, request: web.Request) -> web.Response:
+        self._check_change(request)
+        body = await _body(request, RouteBody)
+        targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
+        if len({target.digest for _, target, _ in targets}) < len(targets):
+            raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
+        return _begun(self._releases.route(targets, body.by or who(), body.reason))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         self._check_change(request)
@@ -208,7 +249,7 @@ async def _body(request: web.Request, kind: type[T]) -> T:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", str(error)) from None
     for name, value in msgspec.structs.asdict(body).items():  # type: ignore[arg-type]
-        if len(value) > TEXT_CHARACTERS_MAX:
+        if isinstance(value, str) and len(value) > TEXT_CHARACTERS_MAX:
             raise ProblemError(
                 HTTPStatus.BAD_REQUEST,
                 "malformed",

@@ -18,6 +18,7 @@ from pillion_artifacts.card import Distribution, Tolerance
 from pillion_protocol import Spec
 from pilliond.limits import ServingLimits
 from pilliond.settings import ServingSettings, VersionSettings
+from pilliond.shares import Arm
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS_MAX: Final = 2
@@ -72,6 +73,13 @@ class Switch(msgspec.Struct, frozen=True, tag=True):
     digest: bytes
 
 
+class Route(msgspec.Struct, frozen=True, tag=True):
+    """Share out new episodes so; every version is loaded. `digest` is that of the stable version."""
+
+    digest: bytes
+    arms: list[Arm]
+
+
 class Unload(msgspec.Struct, frozen=True, tag=True):
     """Forget a version that was loaded and will not be switched to."""
 
@@ -122,6 +130,13 @@ class Switched(msgspec.Struct, frozen=True, tag=True):
     at_ns: int
 
 
+class Routed(msgspec.Struct, frozen=True, tag=True):
+    """New episodes are shared out so."""
+
+    digest: bytes
+    arms: list[Arm]
+
+
 class Unloaded(msgspec.Struct, frozen=True, tag=True):
     """The memory of a version was given back; `leases` handles still held it and are told `version_gone`."""
 
@@ -136,8 +151,8 @@ class Event(msgspec.Struct, frozen=True, tag=True):
     fields: dict[str, Any]
 
 
-Order = Assignment | Load | Switch | Unload | Drain
-Report = Ready | Failed | Loaded | LoadFailed | Switched | Unloaded | Event
+Order = Assignment | Load | Switch | Route | Unload | Drain
+Report = Ready | Failed | Loaded | LoadFailed | Switched | Routed | Unloaded | Event
 
 _encoder = msgspec.msgpack.Encoder()
 _order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

@@ -56,6 +56,9 @@ LANE_SEND_BUFFER_BYTES: Final = 212_992
 LOAD_S_MAX: Final = 60.0
 """From the order to load a version to its being warm in the serving process."""
 
+ARMS_MAX: Final = 3
+"""Versions that share in the new episodes beside the stable one."""
+
 OLD_VERSIONS_MAX: Final = 8
 """Versions that may stay loaded beside the current one; each has cells of its own in the metrics page."""
 

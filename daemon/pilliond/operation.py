@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-Kind = Literal["stage", "switch", "rollback"]
+Kind = Literal["stage", "switch", "rollback", "route"]
 
 
 class Outcome(StrEnum):

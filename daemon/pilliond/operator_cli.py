@@ -1,4 +1,4 @@
-"""The operator's commands: `pillion status`, `versions`, `stage`, `switch`, `rollback`, `drain`. They ask the admin port."""
+"""The operator's commands: `pillion status`, `versions`, `stage`, `canary`, `switch`, `rollback`, `drain`. They ask the admin port."""
 
 from __future__ import annotations
 
@@ -105,6 +105,24 @@ def switch(policy: str, version: str, reason: str, wait: bool, admin: str, as_js
     """Lets new episodes lease VERSION: 1.2.3, a range, an alias or sha256:…. Those under way go on as they began."""
     client = AdminClient(admin)
     begun = client.post(f"/v1/policies/{policy}/switch", {"version": version, "reason": reason, "by": _who()})
+    _show_operation(client, begun, wait, as_json)
+
+
+@command("canary")
+@click.argument("policy")
+@click.argument("version", default="")
+@click.option("--share", type=click.FloatRange(0.0, 1.0), required=True, help="Of new episodes; 0 ends it.")
+@why_option
+@wait_option
+@admin_option
+@json_option
+def canary(policy: str, version: str, share: float, reason: str, wait: bool, admin: str, as_json: bool) -> None:
+    """Lets VERSION answer a share of the new episodes, by a hash of their seeds; other arms of the route end."""
+    if share and not version:
+        raise click.UsageError("expected VERSION, unless --share is 0")
+    arms = [{"name": "canary", "version": version, "share": share}] if share else []
+    client = AdminClient(admin)
+    begun = client.put(f"/v1/policies/{policy}/route", {"arms": arms, "reason": reason, "by": _who()})
     _show_operation(client, begun, wait, as_json)
 
 

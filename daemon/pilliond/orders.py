@@ -10,7 +10,20 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from pilliond import channel, metrics_page
-from pilliond.channel import Assignment, Drain, Load, Loaded, LoadFailed, Report, Switch, Switched, Unload, Unloaded
+from pilliond.channel import (
+    Assignment,
+    Drain,
+    Load,
+    Loaded,
+    LoadFailed,
+    Report,
+    Route,
+    Routed,
+    Switch,
+    Switched,
+    Unload,
+    Unloaded,
+)
 from pilliond.metrics_page import MetricsPage
 from pilliond.poller import Poller
 from pilliond.residence import Residence
@@ -48,6 +61,8 @@ class Orders:
                 self._load(order, descriptors[0])
             case Switch():
                 self._switch(order)
+            case Route():
+                self._route(order)
             case Unload():
                 self._unload(order)
             case Drain():
@@ -91,6 +106,15 @@ class Orders:
         at_ns = time.monotonic_ns()
         was = self._residence.switch(version, at_ns)
         self._say(Switched(version.digest, was.digest, at_ns))
+
+    def _route(self, order: Route) -> None:
+        found = [(self._residence.find(arm.digest), arm.share) for arm in order.arms]
+        arms = [(version, share) for version, share in found if version is not None]
+        if len(arms) < len(order.arms):
+            self._say(LoadFailed(order.digest, "a version of the route is not loaded any more"))
+            return
+        self._residence.set_arms(arms, time.monotonic_ns())
+        self._say(Routed(order.digest, order.arms))
 
     def _unload(self, order: Unload) -> None:
         version = self._residence.find(order.digest)

@@ -23,6 +23,7 @@ from pilliond.operation import Kind, Operation, Outcome, begin_operation
 from pilliond.probation import Probation
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
+from pilliond.shares import Arm
 from pilliond.stager import Stager
 from pilliond.supervisor import Supervisor
 
@@ -87,6 +88,21 @@ class Releases:
     def switch(self, target: Resolved, by: str, reason: str) -> Operation:
         """Begins to switch to a version, which is staged first where it is not loaded; raises `BusyError`."""
         return self._begin("switch", target, by, reason)
+
+    def route(self, targets: list[tuple[str, Resolved, float]], by: str, reason: str) -> Operation:
+        """Begins to share out new episodes: name, version and share of each arm; the stable version gets the rest.
+
+        Versions that are not loaded are staged first. Raises `BusyError` or `SwitchError`.
+        """
+        stable = self._supervisor.stable
+        self._check_free()
+        if any(target.digest == stable.digest for _, target, _ in targets):
+            raise SwitchError(f"{stable.version} is the stable version: it has what the arms leave")
+        shared_out = ", ".join(f"{name} {target.version} {share:g}" for name, target, share in targets) or "no arms"
+        target = Resolved(stable.policy, stable.version, stable.digest)
+        operation = self._note_begun("route", target, by, f"{reason} ({shared_out})".strip())
+        self._task = asyncio.create_task(self._run(operation, self._share_out(operation, targets)))
+        return operation
 
     async def roll_back(self, by: str, reason: str) -> Operation:
         """Goes back to the version that was stable before, at once where it is loaded; raises `SwitchError`.
@@ -156,11 +172,14 @@ class Releases:
             await asyncio.wait([self._task])
 
     def _begin(self, kind: Kind, target: Resolved, by: str, reason: str) -> Operation:
-        if self.current is not None:
-            raise BusyError(f"{self.current.version} is under way ({self.current.step}): wait for it, or cancel it")
+        self._check_free()
         operation = self._note_begun(kind, target, by, reason)
         self._task = asyncio.create_task(self._run(operation, self._do(operation, target)))
         return operation
+
+    def _check_free(self) -> None:
+        if self.current is not None:
+            raise BusyError(f"{self.current.version} is under way ({self.current.step}): wait for it, or cancel it")
 
     def _note_begun(self, kind: Kind, target: Resolved, by: str, reason: str) -> Operation:
         number = self.operations[-1].number + 1 if self.operations else 1
@@ -178,7 +197,8 @@ class Releases:
             self._log.info(f"{operation.kind}_done", **_for_log(operation))
         except (SwitchError, ArtifactError) as error:
             operation.end(Outcome.FAILED, str(error))
-            self._failed.add(operation.digest)
+            if operation.kind in ("stage", "switch"):
+                self._failed.add(operation.digest)
             self._log.error(f"{operation.kind}_failed", **_for_log(operation))
         except asyncio.CancelledError:
             operation.end(Outcome.CANCELLED, "it was cancelled")
@@ -188,7 +208,7 @@ class Releases:
                 operation.end(Outcome.FAILED, "a bug: see the log")
             self._task = None
             self.revision += 1
-            if operation.kind != "stage":
+            if operation.kind in ("switch", "rollback"):
                 self.switches[operation.outcome] += 1
 
     async def _do(self, operation: Operation, target: Resolved) -> None:
@@ -206,6 +226,25 @@ class Releases:
             return
         await self._move_alias(operation)
         await self._flip(operation, version)
+
+    async def _share_out(self, operation: Operation, targets: list[tuple[str, Resolved, float]]) -> None:
+        arms = []
+        fresh = []
+        try:
+            for name, target, share in targets:
+                version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
+                if version is None:
+                    version = await self._load(operation, await self._stage(operation, target))
+                    fresh.append(version)
+                self._waiting = None
+                arms.append(Arm(name, version.key, share))
+            operation.step = "switching"
+            await self._supervisor.route(arms)
+        except BaseException:
+            for version in fresh:
+                self._supervisor.unload(version)
+            raise
+        await self._note(operation)
 
     async def _stage(self, operation: Operation, target: Resolved) -> SealedVersion:
         def on_step(step: str) -> None:
@@ -288,7 +327,7 @@ class Releases:
 
     async def _note(self, operation: Operation) -> None:
         target = Resolved(operation.policy, operation.version, operation.digest)
-        action = "stage" if operation.kind == "stage" else "switch"
+        action = "switch" if operation.kind == "rollback" else operation.kind
         await self.note(action, target, operation.was, operation.by, operation.reason)
 
     async def note(self, action: Any, target: Resolved, was: str, by: str, reason: str) -> None:

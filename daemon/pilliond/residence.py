@@ -51,6 +51,8 @@ class Residence:
         """New episodes lease `version` from now on; gives the one that they leased until now."""
         was = self._router.stable
         if version is not was:
+            # The shares of the other arms stay what they were; the version that was one has the rest too, now.
+            self._router.arms = [(end, arm) for end, arm in self._router.arms if arm is not version]
             self._router.stable = version
             version.retired_ns = NEVER_NS
             was.retired_ns = now_ns
@@ -59,6 +61,17 @@ class Residence:
             version.watched = self._watch_ns > 0
             self._watch_until_ns = now_ns + self._watch_ns
         return was
+
+    def set_arms(self, arms: list[tuple[Version, float]], now_ns: int) -> None:
+        """New episodes are shared out so from now on: to each version its share, to the stable one the rest."""
+        for _, version in self._router.arms:
+            version.retired_ns = now_ns
+        end = 0.0
+        self._router.arms = []
+        for version, share in arms:
+            end += share
+            version.retired_ns = NEVER_NS
+            self._router.arms.append((end, version))
 
     def forget(self, version: Version) -> None:
         """Lets a version go that was loaded and that nobody will lease."""

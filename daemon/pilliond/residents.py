@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pilliond.errors import SwitchError
 from pilliond.metrics_page import PLACES_MAX
 from pilliond.sealed_version import SealedVersion
+from pilliond.shares import Arm
 
 
 class Residents:
@@ -15,6 +16,8 @@ class Residents:
     def __init__(self, stable: SealedVersion) -> None:
         self.stable = stable
         self.previous: SealedVersion | None = None
+        self.arms: list[Arm] = []
+        """Who gets which share of new episodes; the stable version gets the rest."""
         stable.place = 1
         self._versions = {stable.key: stable}
 
@@ -42,6 +45,7 @@ class Residents:
         version = self._versions[digest]
         if version is not self.stable:
             self.previous, self.stable = self.stable, version
+            self.arms = [arm for arm in self.arms if arm.digest != digest]
 
     def remove(self, digest: bytes) -> None:
         """Gives a version back that was unloaded."""
@@ -52,6 +56,7 @@ class Residents:
 
     def restart(self) -> None:
         """A new serving process begins with the stable version alone."""
+        self.arms = []
         for version in self:
             if version is not self.stable:
                 self.remove(version.key)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import ErrorCode, Hello, RemoteProtocolError
+from pilliond.shares import salt_of, unit_of
 from pilliond.versions import Version
 
 if TYPE_CHECKING:
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 class Router:
     """Answers hellos and begins with a version, or says why there is none.
 
-    Rule: an episode that begins leases the stable version, where its session can go over to it; else the one that the
-    session was opened on, for as long as that is loaded.
+    Rule: an episode that begins leases the arm that its seed falls to, else the stable version, where its session can go
+    over to it; else the one that the session was opened on, for as long as that is loaded.
     """
 
     def __init__(self, version: Version) -> None:
         self.stable = version
+        self.arms: list[tuple[float, Version]] = []
+        """Each arm, and the end of its part of the numbers from 0 to 1; the rest is the stable version's."""
+        self._salt = salt_of(version.identity.policy)
 
     def route(self, hello: Hello) -> Version:
         """The version for a session that asks with `hello`; raises `RemoteProtocolError`."""
@@ -58,9 +62,23 @@ class Router:
         """The version for an episode of `session` that begins with `seed`; raises `RemoteProtocolError` (`version_gone`)."""
         if session.version is not self.stable:
             self.follow(session)
-            if session.version.gone:
-                raise version_gone(session.version)
+        arm = self._arm(session, seed) if self.arms else None
+        if arm is not None:
+            return arm
+        if session.version.gone:
+            raise version_gone(session.version)
         return session.version
+
+    def is_settled(self, version: Version) -> bool:
+        """Whether a handle of `version` would lease the same again, whoever asks."""
+        return version is self.stable and not self.arms
+
+    def _arm(self, session: Session, seed: int) -> Version | None:
+        unit = unit_of(self._salt, seed)
+        chosen = next((version for end, version in self.arms if unit < end), None)
+        if chosen is None or not chosen.suits(session.version, session.version_range, session.fallback):
+            return None
+        return chosen
 
     def follow(self, session: Session) -> bool:
         """Lets a session go over to the stable version, where it can; tells whether it is there."""

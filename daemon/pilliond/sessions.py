@@ -469,7 +469,7 @@ class Sessions:
 
     def _lease_anew(self, group: EpisodeGroup) -> None:
         """Rows that start new episodes lease what their session would get now."""
-        if group.version is not self._router.stable:
+        if not self._router.is_settled(group.version):
             lease_anew(group, partial(self._router.lease, group.session), self.epoch)
 
     def is_bound(self, version: Version) -> bool:

@@ -22,6 +22,8 @@ from pilliond.channel import (
     Loaded,
     LoadFailed,
     Ready,
+    Route,
+    Routed,
     Switch,
     Switched,
     Unload,
@@ -34,6 +36,7 @@ from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.residents import Residents
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
+from pilliond.shares import Arm
 
 
 class StartRefusedError(DaemonError):
@@ -136,6 +139,12 @@ class Supervisor:
         assert isinstance(switched, Switched)
         return switched
 
+    async def route(self, arms: list[Arm]) -> None:
+        """Shares out new episodes among versions that are loaded; raises `SwitchError`."""
+        self._check_is_ready()
+        digest = self.stable.key
+        await self._ask(Route(digest, arms), digest)
+
     def unload(self, version: SealedVersion) -> None:
         """Lets a version go that was loaded and is not switched to."""
         if self._end is not None:
@@ -153,10 +162,12 @@ class Supervisor:
         if self.phase is not Phase.READY:
             raise SwitchError(f"the serving process is {self.phase.name.lower()}, not ready")
 
-    async def _ask(self, order: Load | Switch, digest: bytes, descriptors: Sequence[int] = ()) -> Loaded | Switched:
+    async def _ask(
+        self, order: Load | Switch | Route, digest: bytes, descriptors: Sequence[int] = ()
+    ) -> Loaded | Switched | Routed:
         """Gives an order and waits for what came of it; one at a time."""
         assert self._asked is None
-        answer: asyncio.Future[Loaded | Switched] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Loaded | Switched | Routed] = asyncio.get_running_loop().create_future()
         self._asked = (digest, answer)
         try:
             channel.send(self._end, order, descriptors)
@@ -166,7 +177,7 @@ class Supervisor:
         finally:
             self._asked = None
 
-    def _answer(self, digest: bytes, result: Loaded | Switched | SwitchError) -> None:
+    def _answer(self, digest: bytes, result: Loaded | Switched | Routed | SwitchError) -> None:
         if self._asked is None or self._asked[0] != digest or self._asked[1].done():
             return
         if isinstance(result, SwitchError):
@@ -236,6 +247,9 @@ class Supervisor:
                         self._answer(report.digest, SwitchError(report.message))
                     case Switched():
                         self.residents.switch(report.digest)
+                        self._answer(report.digest, report)
+                    case Routed():
+                        self.residents.arms = report.arms
                         self._answer(report.digest, report)
                     case Unloaded():
                         self._log_unloaded(report)

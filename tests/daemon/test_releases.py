@@ -256,6 +256,29 @@ def test_the_rows_of_a_vector_environment_go_over_one_by_one_over_the_lane(
         assert (group.last.version, len(set(group.last.row_digests))) == ("1.1.0", 1)
 
 
+def test_a_canary_gets_its_share_of_the_episodes_of_a_group_and_can_be_made_the_stable_one(
+    followed: Daemon, store: Store
+) -> None:
+    body = {"arms": [{"name": "canary", "version": "1.1.0", "share": 0.25}], "by": "ann", "reason": "a try"}
+    assert followed.operation(followed.ask("PUT", f"{PATH}/route", body))["outcome"] == "done"
+    last = store.history(POLICY)[-1]
+    assert (last.action, last.by, last.reason) == ("route", "ann", "a try (canary 1.1.0 0.25)")
+    told = followed.ask("GET", PATH)[1]
+    assert told["route"] == [{"name": "canary", "version": "1.1.0", "share": 0.25}]
+    with pillion.connect(followed.address) as session:
+        groups = [session.begin_many(200, seeds=range(200)) for _ in range(2)]
+        drawn = []
+        for group in groups:
+            group.act(np.stack([OBSERVATION] * 200))
+            drawn.append(group.last.outputs["value"] > STEP / 2)
+            assert len(set(group.last.row_digests)) == 2
+        assert drawn[0].tolist() == drawn[1].tolist()
+        assert 30 <= drawn[0].sum() <= 70
+        assert switch(followed, "1.1.0")["load_ms"] is None
+        assert followed.ask("GET", PATH)[1]["route"] == []
+        assert session.begin_many(200, seeds=range(200)).version == "1.1.0"
+
+
 # What is refused
 
 
@@ -270,6 +293,15 @@ def test_the_rows_of_a_vector_environment_go_over_one_by_one_over_the_lane(
         ("POST", f"{PATH}/switch", {"version": "1.1.0", "reason": "x" * 1_001}, 400, "malformed"),
         ("POST", f"{PATH}/switch", b"\xff{", 400, "malformed"),
         ("POST", f"{PATH}/switch", b" " * 70_000, 413, "request-entity-too-large"),
+        ("PUT", f"{PATH}/route", {"arms": [{"name": "a", "version": "1.1.0", "share": 0}]}, 400, "malformed"),
+        ("PUT", f"{PATH}/route", {"arms": [{"name": "a", "version": "1.0.0", "share": 0.5}]}, 409, "cannot-switch"),
+        (
+            "PUT",
+            f"{PATH}/route",
+            {"arms": [{"name": name, "version": "1.1.0", "share": 0.6} for name in "ab"]},
+            400,
+            "malformed",
+        ),
         ("POST", f"{PATH}/rollback", {}, 409, "cannot-switch"),
         ("GET", "/v1/policies/mars-lander", None, 404, "policy-not-found"),
         ("POST", "/v1/policies/mars-lander/switch", {"version": "1.0.0"}, 404, "policy-not-found"),

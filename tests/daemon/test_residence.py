@@ -281,3 +281,60 @@ def test_a_loaded_version_serves_nobody_before_the_switch_and_may_be_forgotten(b
     assert board.pass_time(10_000) == []
     board.residence.forget(waiting)
     assert board.pass_time(0) == [b"\3"]
+
+
+def test_each_row_of_a_divided_act_is_answered_for_its_own_observation(board: Switchboard) -> None:
+    group = board.begin(board.open(), 1, rows=3)
+    board.acted(group, 2, 3)
+    board.switch(1)
+    board.acted(group, 3, 3, episode_start=b"\1\0\1")
+    rows = np.repeat(np.array([[1.0], [2.0], [3.0]], np.float32), WIDTH, axis=1)
+    board.put(b"peer", act(group, 4, 3), rows.tobytes())
+    board.wake()
+    assert np.frombuffer(board.transport.sent[0][2], np.float32).tolist() == [103.0, 6.0, 109.0]
+
+
+def test_a_canary_at_ten_percent_gets_ten_percent_of_ten_thousand_episodes_and_keeps_them() -> None:
+    board = Switchboard(limits=ServingLimits(rows_max=250, queue_rows_max=250))
+    canary = board.make(1)
+    board.residence.add(canary)
+    board.residence.set_arms([(canary, 0.1)], 0)
+    welcome = board.open()
+    leased: dict[int, int] = {}
+    for first in range(0, 10_000, 250):
+        begin = Begin(welcome.session, welcome.epoch, first + 1, list(range(first, first + 250)))
+        begun = board.ask(b"peer", begin)
+        assert isinstance(begun, Begun)
+        leased |= {first + row: begun.leases[index].digest[0] for row, index in enumerate(begun.row_leases)}
+        board.ask(b"peer", End(welcome.session, welcome.epoch, first + 2, begun.episode))
+    assert len(leased) == 10_000
+    assert 900 <= sum(leased.values()) <= 1_100
+    # Whoever begins with the same seed again falls to the same arm.
+    for seed in (5, 77, 4_242):
+        begun = board.ask(b"peer", Begin(welcome.session, welcome.epoch, 20_000 + seed, [seed]))
+        assert isinstance(begun, Begun)
+        assert begun.leases[0].digest[0] == leased[seed]
+
+
+def test_an_arm_that_ends_is_leased_by_nobody_new_and_goes_when_its_episodes_end(board: Switchboard) -> None:
+    board.switch(1)
+    board.switch(2)
+    arm = board.make(3)
+    board.residence.add(arm)
+    board.residence.set_arms([(arm, 1.0)], board.clock.now_ns)
+    welcome = board.open()
+    begun = board.begin(welcome, 1)
+    assert begun.leases[0].version == "1.3.0"
+    board.residence.set_arms([], board.clock.now_ns)
+    assert board.begin(welcome, 2).leases[0].version == "1.2.0"
+    assert b"\3" not in board.pass_time(1)
+    assert board.acted(begun, 3)[1] == [303.0]
+    board.ask(b"peer", End(welcome.session, welcome.epoch, 4, begun.episode))
+    assert board.pass_time(1) == [b"\3"]
+
+
+def test_an_arm_that_a_session_cannot_go_over_to_is_not_leased_by_it(board: Switchboard) -> None:
+    arm = board.make(3)
+    board.residence.add(arm)
+    board.residence.set_arms([(arm, 1.0)], 0)
+    assert board.begin(board.open(version_range="<1.2"), 1).leases[0].version == "1.0.0"

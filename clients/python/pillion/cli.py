@@ -15,6 +15,7 @@ import pillion
 GROUPS: Final = {
     "artifact": ("pillion_artifacts.cli:artifact", "Publishes, verifies, signs and moves policies in a store."),
     "bench": ("pillion_bench.cli:bench", "Measures a daemon: load, replay, floors; and records episodes."),
+    "canary": ("pilliond.operator_cli:canary", "Lets another version answer a share of a daemon's new episodes."),
     "drain": ("pilliond.operator_cli:drain", "Ends a daemon when all that has arrived is answered."),
     "rollback": ("pilliond.operator_cli:rollback", "Lets a daemon go back to the version that served before."),
     "stage": ("pilliond.operator_cli:stage", "Lets a daemon try a version and load it beside the live one."),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,7 +85,8 @@ def measure_switch(placement: Placement, options: SwitchOptions, advance: Callab
             plan = SwitchPlan(daemon.address, options.sessions, options.acts_of_episode, expected)
             with Worker("switch", plan, placement.client) as driver:
                 driver.hear(str, ANSWER_S_MAX)
-                course = operate(daemon, options, advance)
+                with _out_of_the_way():
+                    course = operate(daemon, options, advance)
                 result = driver.ask("enough", SwitchResult, ANSWER_S_MAX)
     return report(course, result, options, placement)
 
@@ -126,6 +129,16 @@ def operate(daemon: DaemonProcess, options: SwitchOptions, advance: Callable[[st
         course.rollback_ms.append(rolled["effect_ms"])
         time.sleep(options.pause_s)
     return course
+
+
+@contextmanager
+def _out_of_the_way() -> Iterator[None]:
+    """The operator takes what server and clients leave: a pause that it makes on their CPUs is none of the daemon's."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def report(course: Course, result: SwitchResult, options: SwitchOptions, placement: Placement) -> dict[str, Any]:

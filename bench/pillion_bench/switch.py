@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ SHIFT: Final = 100.0
 """By how much the value of the second version lies above that of the first."""
 
 AROUND_S: Final = 0.02
-"""Before and after a switch: the greatest pause between two answers within is the gap of the flip."""
+"""Before and after a switch, for the greatest pause around it: what the operator's requests cost is in it."""
 
 EARLY: Final = 10
 """Resident memory after so many switches is what the end is compared with."""
@@ -171,8 +171,10 @@ def report(course: Course, result: SwitchResult, options: SwitchOptions, placeme
         "before": {"n": len(before), "latency_us": percentiles_us(before)},
         "during_staging": {"n": len(staging), "latency_us": percentiles_us(staging)},
         "staging_over_before_p99": round(p99_staging / p99_before, 3) if p99_before and len(staging) else None,
-        "gap_at_flip_us": gaps_us(came_ns, flips),
-        "gap_without_flip_us": gaps_us(came_ns, quiet_flips),
+        "gap_at_flip_us": gaps_us(came_ns, flips, 0.0),
+        "gap_at_any_moment_us": gaps_us(came_ns, quiet_flips, 0.0),
+        "gap_around_flip_us": gaps_us(came_ns, flips, AROUND_S),
+        "gap_around_any_moment_us": gaps_us(came_ns, quiet_flips, AROUND_S),
         "switch_effect_ms": _spread([done["effect_ms"] for done in course.switched if done["load_ms"] is None]),
         "staging_s": _spread([done["took_s"] for done in course.switched if done["load_ms"] is not None]),
         "load_ms": _spread([done["load_ms"] for done in course.switched if done["load_ms"] is not None]),
@@ -189,14 +191,17 @@ def report(course: Course, result: SwitchResult, options: SwitchOptions, placeme
     }
 
 
-def gaps_us(came_ns: NDArray[np.int64], moments_ns: Any) -> dict[str, float]:
-    """The greatest pause between two answers, of anybody, around each moment: how many moments, median and the worst."""
-    around_ns = int(AROUND_S * _NS)
+def gaps_us(came_ns: NDArray[np.int64], moments_ns: Iterable[int], around_s: float) -> dict[str, float]:
+    """The greatest pause between two answers, of anybody, of those that touch the time around each moment.
+
+    `around_s` 0: the pause that the moment falls into.
+    """
+    around_ns = int(around_s * _NS)
     gaps = []
     for at_ns in moments_ns:
         first, last = np.searchsorted(came_ns, [at_ns - around_ns, at_ns + around_ns])
-        if last - first > 1:
-            gaps.append(float(np.diff(came_ns[first:last]).max()) / 1e3)
+        if first > 0 and last < len(came_ns):
+            gaps.append(float(np.diff(came_ns[first - 1 : last + 1]).max()) / 1e3)
     return _spread(gaps)
 
 

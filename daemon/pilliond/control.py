@@ -19,9 +19,7 @@ from pillion_artifacts.leases import Lease
 from pilliond.admin import Admin
 from pilliond.admission import admit
 from pilliond.channel import Ready
-from pilliond.confinement import take_short_turns
 from pilliond.errors import BadPolicyError
-from pilliond.limits import TURN_US
 from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion, seal
 from pilliond.settings import Settings
@@ -31,7 +29,6 @@ from pilliond.supervisor import Supervisor
 async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
-    take_short_turns(TURN_US)
     supervisor = Supervisor(settings, load_policy(settings), log)
     releases = Releases(settings, supervisor, log)
     admin = Admin(supervisor, releases)

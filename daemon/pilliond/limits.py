@@ -59,9 +59,6 @@ LOAD_S_MAX: Final = 60.0
 ARMS_MAX: Final = 3
 """Versions that share in the new episodes beside the stable one."""
 
-TURN_US: Final = 200
-"""How long the control process, and the thread that loads a version, run at a time where the serving loop wants to."""
-
 OLD_VERSIONS_MAX: Final = 8
 """Versions that may stay loaded beside the current one; each has cells of its own in the metrics page."""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pilliond import channel, metrics_page
 from pilliond.channel import Assignment, Event, Failed, Ready
-from pilliond.confinement import die_with_parent, take_short_turns
+from pilliond.confinement import die_with_parent
 from pilliond.engine import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.lane_transport import LaneTransport
@@ -124,8 +124,6 @@ def settle(settings: ServingSettings) -> None:
 def main() -> int:
     """Runs one assignment; gives the exit code."""
     die_with_parent()
-    # The control process, whose turns are inherited, is not to be in the way of this one.
-    take_short_turns(0)
     # The control process decides when to stop: a signal to the whole group must not cut a drain short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -11,9 +11,8 @@ from typing import ClassVar
 import msgspec
 
 from pilliond.channel import VersionOrder
-from pilliond.confinement import take_short_turns
 from pilliond.engine import EngineError
-from pilliond.limits import TURN_US, ServingLimits
+from pilliond.limits import ServingLimits
 from pilliond.onnx_engine import OnnxEngine
 from pilliond.parity import check_parity
 from pilliond.poller import Poller
@@ -106,7 +105,6 @@ class VersionLoader:
         os.close(self._descriptor)
 
     def _load(self, order: VersionOrder, model_descriptor: int) -> None:
-        take_short_turns(TURN_US)
         began_ns = time.monotonic_ns()
         version, error = None, ""
         try:

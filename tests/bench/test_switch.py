@@ -58,9 +58,13 @@ def test_a_wrong_answer_fails_the_bench() -> None:
         report(Course(Span(0, 1)), result, SwitchOptions(), parse_placement("none"))
 
 
-def test_the_gap_of_a_flip_is_the_greatest_pause_around_it() -> None:
+def test_the_gap_of_a_flip_is_the_pause_that_it_falls_into_and_the_greatest_around_it() -> None:
     around_us = AROUND_S * 1e6
     came_us = np.arange(0, 10 * around_us, 100)
     came_us[came_us > 5 * around_us] += 700
-    gaps = gaps_us((came_us * 1_000).astype(np.int64), [int(at * around_us * 1_000) for at in (2, 5)])
-    assert (gaps["n"], gaps["worst"], gaps["median"]) == (2, 800.0, 450.0)
+    came_ns = (came_us * 1_000).astype(np.int64)
+    moments_ns = [round((at * around_us + 50) * 1_000) for at in (2, 5, 5.5)]
+    gaps = gaps_us(came_ns, moments_ns, AROUND_S)
+    assert (gaps["n"], gaps["worst"], gaps["median"]) == (3, 800.0, 800.0)
+    gaps = gaps_us(came_ns, moments_ns, 0.0)
+    assert (gaps["n"], gaps["worst"], gaps["median"]) == (3, 800.0, 100.0)

@@ -386,7 +386,7 @@ def disturb(sessions: int, speed: float, rounds: int, per_second: int, carrier: 
 @click.option("--sessions", type=positive, default=16, show_default=True, help="Lane clients, each one row.")
 @click.option("--switches", type=positive, default=100, show_default=True, help="Back and forth between two versions.")
 @click.option("--before", type=click.FloatRange(min=0.5), default=5.0, show_default=True, help="Seconds without any.")
-@click.option("--restage", is_flag=True, help="Keep nothing loaded: each version is staged for each switch.")
+@click.option("--restage", is_flag=True, help="Three versions in turn: each is staged for each switch.")
 @pin_option
 @json_option
 def switch_command(sessions: int, switches: int, before: float, restage: bool, pin: str, as_json: bool) -> None:

@@ -28,9 +28,11 @@ from pillion_bench.worker import Worker
 from pilliond.admin_client import AdminClient
 from pilliond.onnx_engine import OnnxEngine
 
-VERSIONS: Final = ("1.0.0", "1.1.0")
+VERSIONS: Final = ("1.0.0", "1.1.0", "1.2.0")
+"""Two of them go back and forth; of three in turn, none is still loaded when it is switched to."""
+
 SHIFT: Final = 100.0
-"""By how much the value of the second version lies above that of the first."""
+"""By how much the value of a version lies above that of the one before."""
 
 AROUND_S: Final = 0.02
 """Before and after a switch, for the greatest pause around it: what the operator's requests cost is in it."""
@@ -51,7 +53,12 @@ class SwitchOptions(msgspec.Struct, frozen=True):
     before_s: float = 5.0
     pause_s: float = 0.1
     restage: bool = False
-    """Nothing old stays loaded, so each version is staged and loaded for each switch."""
+    """Three versions in turn, so that each is staged and loaded for each switch."""
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Those that are switched to in turn, from the second on."""
+        return VERSIONS if self.restage else VERSIONS[:2]
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -76,12 +83,11 @@ def measure_switch(placement: Placement, options: SwitchOptions, advance: Callab
     with tempfile.TemporaryDirectory(prefix="pillion-bench-") as folder:
         root = Path(folder) / "store"
         expected = {}
-        for number, version in enumerate(VERSIONS):
+        for number, version in enumerate(options.versions):
             publish_variant(root, version, number * SHIFT)
             expected.update(expected_outputs(Store(root), version))
         Store(root).move_alias(POLICY, "stable", VERSIONS[0], expected="", by="the bench")
-        settings = {"PILLION_VERSIONS__OLD_MAX": "0" if options.restage else "2"}
-        with DaemonProcess(root, f"{POLICY}@stable", placement.server, "lane", settings, has_admin=True) as daemon:
+        with DaemonProcess(root, f"{POLICY}@stable", placement.server, "lane", has_admin=True) as daemon:
             plan = SwitchPlan(daemon.address, options.sessions, options.acts_of_episode, expected)
             with Worker("switch", plan, placement.client) as driver:
                 driver.hear(str, ANSWER_S_MAX)
@@ -113,7 +119,7 @@ def operate(daemon: DaemonProcess, options: SwitchOptions, advance: Callable[[st
     time.sleep(options.before_s)
     course = Course(Span(began_ns, time.monotonic_ns()))
     for number in range(1, options.switches + 1):
-        version = VERSIONS[number % 2]
+        version = options.versions[number % len(options.versions)]
         from_ns = time.monotonic_ns()
         body = {"version": version, "reason": "the bench", "by": "the bench"}
         done = admin.ended(admin.post(f"{_PATH}/switch", body))

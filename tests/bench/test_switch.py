@@ -37,6 +37,12 @@ def test_only_the_first_switch_stages_where_old_versions_stay_loaded(switched: d
     assert (switched["switch_effect_ms"]["n"], switched["rollback_effect_ms"]["n"]) == (3, 10)
 
 
+def test_of_three_versions_in_turn_each_is_staged_for_each_switch() -> None:
+    restaged = report_of(*QUICK, "--restage")
+    assert (restaged["switches"], restaged["staged"], restaged["load_ms"]["n"]) == (4, 4, 4)
+    assert (restaged["failed"], restaged["wrong"], restaged["mixed"]) == (0, 0, 0)
+
+
 def test_the_table_says_what_was_counted(switched: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     print_switch(switched)
     assert "0 wrong, 0 mixed, 0 failed, 0 doubled" in capsys.readouterr().out

@@ -57,8 +57,10 @@ class Orders:
     def receive(self) -> None:
         order, descriptors = channel.receive_order(self._end)
         match order:
-            case Load():
+            case Load() if descriptors:
                 self._load(order, descriptors[0])
+            case Load():
+                self._say(LoadFailed(order.version.digest, "the serving process has no descriptor left for its memory"))
             case Switch():
                 self._switch(order)
             case Route():
@@ -88,7 +90,13 @@ class Orders:
             os.close(descriptor)
             self._say(LoadFailed(order.version.digest, "a version is being loaded, or this one is loaded already"))
             return
-        self._loader.start(order.version, descriptor)
+        try:
+            self._loader.start(order.version, descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            self._say(
+                LoadFailed(order.version.digest, f"the serving process cannot begin to load it: {error.strerror}")
+            )
 
     def _take(self, built: Built) -> None:
         if built.version is None:

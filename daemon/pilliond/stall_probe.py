@@ -40,7 +40,8 @@ class StallProbe:
         """Begins to look; raises `OSError` where there is no descriptor left."""
         descriptor = _libc.timerfd_create(_CLOCK_MONOTONIC, _NON_BLOCKING)
         if descriptor < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
         period_ns = PERIOD_US * _NS_PER_US
         _libc.timerfd_settime(descriptor, 0, _SETTING.pack(0, period_ns, 0, period_ns), None)
         self.worst_ns = 0

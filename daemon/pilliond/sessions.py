@@ -282,6 +282,8 @@ class Sessions:
         group.budget_ns = act.budget_us * 1_000
         group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS
         group.deterministic = act.deterministic
+        # What the short way leaves as it is, its budget and whether it draws, is this act's now.
+        group.head_middle = b""
         return group
 
     def _group(self, peer: Peer, act: Act, now_ns: int) -> EpisodeGroup:

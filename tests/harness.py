@@ -167,6 +167,30 @@ class Daemon:
         finally:
             connection.close()
 
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Status, JSON and headers of a request to the admin port."""
+        connection = self._admin_connection()
+        try:
+            data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+            connection.request(method, path, data, headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), dict(response.getheaders())
+        finally:
+            connection.close()
+
+    def operation(self, answer: tuple[int, dict[str, Any], dict[str, str]]) -> dict[str, Any]:
+        """What came of the operation that `ask` began, as soon as it has ended."""
+        deadline_s = time.monotonic() + START_S_MAX
+        status, told, _ = answer
+        assert status in (200, 202), answer
+        while told["outcome"] == "running":
+            assert time.monotonic() < deadline_s, told
+            time.sleep(0.01)
+            told = self.ask("GET", f"/v1/operations/{told['number']}")[1]
+        return told
+
     def health(self) -> dict[str, Any]:
         """What `/health` says."""
         body: dict[str, Any] = json.loads(self.get("/health")[1])

@@ -25,8 +25,23 @@ _TAIL_BYTES: Final = 1 << 16
 REASON_CHARACTERS_MAX: Final = 1_000
 
 Action = Literal[
-    "publish", "import", "alias", "rollback", "unalias", "pin", "unpin", "sign", "collect", "quarantine", "repair"
+    "publish",
+    "import",
+    "alias",
+    "rollback",
+    "unalias",
+    "pin",
+    "unpin",
+    "sign",
+    "collect",
+    "quarantine",
+    "repair",
+    "stage",
+    "switch",
+    "route",
+    "drain",
 ]
+"""The last four change no file: a daemon says what it was told to do."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -97,7 +97,7 @@ def compare(name: str, expected: Array, came: Array, bound: Bound, first_row: in
     allowed = bound.absolute + bound.relative * np.abs(wanted.astype(np.float64))
     if expected.dtype.kind != "f":
         allowed = np.zeros_like(difference)
-    difference = np.where(_is_equal(wanted, got), 0.0, difference)
+    difference = np.where(is_equal(wanted, got), 0.0, difference)
     # a NaN on one side only is no number less than anything
     is_wrong = ~(difference <= allowed)
     if is_wrong.any():
@@ -110,7 +110,7 @@ def compare(name: str, expected: Array, came: Array, bound: Bound, first_row: in
     return float(difference.max())
 
 
-def _is_equal(wanted: Array, got: Array) -> NDArray[np.bool_]:
+def is_equal(wanted: Array, got: Array) -> NDArray[np.bool_]:
     """Where both are the same, infinities and NaNs included."""
     same: NDArray[np.bool_] = wanted == got
     if wanted.dtype.kind == "f":

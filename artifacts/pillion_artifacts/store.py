@@ -326,6 +326,14 @@ class Store:
             change.commit([record])
         return target
 
+    def note(self, action: Action, target: Resolved, *, was: str = "", by: str = "", reason: str = "") -> None:
+        """Writes into the audit log what was done with a version outside the store: `stage`, `switch`, `route`, `drain`."""
+        with Change(self.root, str(target)) as change, change.deciding():
+            record = self.record(
+                action, by, reason, policy=target.policy, version=target.version, digest=target.digest, was=was
+            )
+            change.commit([record])
+
     def now(self) -> datetime:
         """The time by this store's clock."""
         return self._clock()

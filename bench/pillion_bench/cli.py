@@ -428,6 +428,26 @@ def frames(sizes: list[int], seconds: float, repeat: int, pin: str, as_json: boo
     show(report, as_json, print_frames)
 
 
+@bench.command("switch", short_help="Switch versions under full load.")
+@click.option("--sessions", type=positive, default=16, show_default=True, help="Lane clients, each one row.")
+@click.option("--switches", type=positive, default=100, show_default=True, help="Back and forth between two versions.")
+@click.option("--before", type=click.FloatRange(min=0.5), default=5.0, show_default=True, help="Seconds without any.")
+@click.option("--restage", is_flag=True, help="Three versions in turn: each is staged for each switch.")
+@pin_option
+@json_option
+def switch_command(sessions: int, switches: int, before: float, restage: bool, pin: str, as_json: bool) -> None:
+    """Two versions, one hundred switches, every answer compared with the version that it names, bit for bit."""
+    from pillion_bench.placement import parse_placement
+    from pillion_bench.progress import progress_bar
+    from pillion_bench.switch import SwitchOptions, measure_switch
+    from pillion_bench.switch_tables import print_switch
+
+    options = SwitchOptions(sessions, switches, before_s=before, restage=restage)
+    with progress_bar(options.switches) as advance:
+        report = measure_switch(parse_placement(pin), options, advance)
+    show(report, as_json, print_switch)
+
+
 @bench.command(short_help="Replay every recording that ships.")
 @pin_option
 def demo(pin: str) -> None:

@@ -15,7 +15,7 @@ import pillion
 from pillion.carriers import Carrier, open_carrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
 from pillion.zmq_carrier import ZmqCarrier
-from pillion_protocol import Begun, Error, Goodbye, Message, Ping, Welcome, decode
+from pillion_protocol import Action, Begun, Error, Goodbye, Message, Ping, Welcome, decode
 from pillion_protocol.steps import ActStep
 
 _SILENCE_S_MAX: Final = TIMEOUT_S
@@ -88,6 +88,8 @@ class SessionSwarm:
             self._poller.register(watched, zmq.POLLIN)
         self._readable: list[Carrier] = []
         self._by_session: dict[int, Rider] = {}
+        self.doubled = 0
+        """Actions that came though nobody awaited them."""
         self.riders = [
             Rider(index, self._carriers[index % connections], Conversation("pillion-bench", policy, version_range))
             for index in range(sessions)
@@ -163,7 +165,9 @@ class SessionSwarm:
         if message.sequence == rider.awaited:
             rider.awaited = 0
             return rider, message, frames[1:]
-        if isinstance(message, Ping):
+        if isinstance(message, Action):
+            self.doubled += 1
+        elif isinstance(message, Ping):
             rider.carrier.send_now(rider.conversation.pong(message))
         elif isinstance(message, Goodbye):
             rider.conversation.closed(f"the daemon said goodbye ({message.reason})")

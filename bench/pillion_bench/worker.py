@@ -24,6 +24,7 @@ from pillion_bench.placement import CpuSet, inherited
 
 ROLES: Final = {
     "load": "pillion_bench.load_driver:run",
+    "switch": "pillion_bench.switch_driver:run",
     "replay": "pillion_bench.replay_driver:run",
     "zmq-echo": "pillion_bench.echo:serve_zmq",
     "zmq-ping": "pillion_bench.echo:ping_zmq",

@@ -17,28 +17,32 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 import pilliond
 from pillion_protocol import PROTOCOL_VERSION
 from pilliond import metrics_page as page
+from pilliond.admin_policies import PolicyRoutes
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.exposition import PageCollector
 from pilliond.listen import SocketFile, clear_socket_path
 from pilliond.metrics_page import Phase
+from pilliond.problems import problems
+from pilliond.releases import Releases
 from pilliond.supervisor import Supervisor
 
 _MS: Final = 1e6
+REQUEST_BYTES_MAX: Final = 64 * 1024
 _ADDRESS_IN_USE: Final = 98
 _OWNER_ONLY_UMASK: Final = 0o177
 
 
 class Admin:
-    """Serves `/metrics`, `/health`, `/livez`, `/readyz` and `/info`. Owns its listening socket and its file."""
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info` and `/v1`. Owns its listening socket and its file."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
         self._supervisor = supervisor
         self._started_ns = time.monotonic_ns()
         self._socket_file: SocketFile | None = None
         registry = CollectorRegistry()
-        registry.register(PageCollector(supervisor))
+        registry.register(PageCollector(supervisor, releases))
         ProcessCollector(registry=registry)
-        application = web.Application()
+        application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
         application.add_routes(
             [
                 web.get("/metrics", make_aiohttp_handler(registry)),
@@ -46,6 +50,7 @@ class Admin:
                 web.get("/livez", self._live),
                 web.get("/readyz", self._ready),
                 web.get("/info", self._info),
+                *PolicyRoutes(supervisor, releases).routes(),
             ]
         )
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
@@ -97,7 +102,7 @@ class Admin:
     def health(self) -> dict[str, Any]:
         """How the daemon is, right now."""
         supervisor = self._supervisor
-        artifact = supervisor.artifact
+        artifact = supervisor.stable
         cells = supervisor.page.cells
         now_ns = time.monotonic_ns()
         is_ready = supervisor.phase is Phase.READY
@@ -138,7 +143,7 @@ class Admin:
 
     def info(self) -> dict[str, Any]:
         """What the daemon is; it does not change while it runs."""
-        artifact = self._supervisor.artifact
+        artifact = self._supervisor.stable
         return {
             "name": "pilliond",
             "version": pilliond.__version__,

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
-from pillion_protocol.steps import ActionStep, Packed
+from pillion_protocol.steps import ActionStep
 from pilliond.engine import Array, EngineError
 from pilliond.episodes import EpisodeGroup
-from pilliond.metrics_page import MetricsPage
+from pilliond.joined_version import NamingStep
+from pilliond.metrics_page import PLACES, MetricsPage
 from pilliond.places import Places, is_finite
 from pilliond.sessions import Sessions
 from pilliond.transport import Reply
+from pilliond.versions import Version
 
 _TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget was spent before the engine was free")
 _WRITTEN_MEANWHILE = RemoteProtocolError(
@@ -78,7 +80,21 @@ class BatchRunner:
                 _start_and_sample(groups)
                 break
         self._ran_ns = self._clock()
+        if version.watched:
+            self._watch(version, groups)
         self._answer(groups, replies)
+
+    def _watch(self, version: Version, groups: list[EpisodeGroup]) -> None:
+        """Counts the acts that a version answers with a NaN or an infinity, while it is new."""
+        outputs = [version.engine.outputs[tensor.name] for tensor in version.spec.outputs]
+        floats = [output[: self._rows] for output in outputs if output.dtype.kind == "f"]
+        if all(np.isfinite(output).all() for output in floats):
+            return
+        first = 0
+        for group in groups:
+            begin, first = first, first + group.rows
+            if not all(np.isfinite(output[begin:first]).all() for output in floats):
+                self._page.cells[PLACES[version.place].non_finite] += 1
 
     def _answer_failed(self, groups: list[EpisodeGroup], error: EngineError, replies: list[Reply]) -> None:
         for group in groups:
@@ -89,14 +105,16 @@ class BatchRunner:
         acts = self._page.acts
         dispatched_ns = self._dispatched_ns
         ran_ns = self._ran_ns
+        answered = len(groups)
         for group in groups:
             received_ns = group.received_ns
             step = group.step
-            reply: Packed = step
+            reply: Reply = step
             places = step.tensors
             if group.slots is not None:
                 if group.slot is not None and group.slot.generation() != group.generation:
                     self._sessions.answer_error(group, _WRITTEN_MEANWHILE, replies)
+                    answered -= 1
                     continue
                 places, reply = _direct(group, step)
             acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
@@ -117,7 +135,7 @@ class BatchRunner:
             if group.states:
                 group.take_states()
             replies.append(reply)
-        self._page.batches += (self._rows, self._close, ran_ns - dispatched_ns)
+        self._page.batches += (self._rows, self._close, ran_ns - dispatched_ns, groups[0].version.place, answered)
 
     def answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
         """Answers an act that is not run any more with what its session declared."""
@@ -152,7 +170,7 @@ class BatchRunner:
         late = [session.peer, head, *reply[2:]]
         group.answered(late, places)
         replies.append(late)
-        self._page.outcome("fallback")
+        self._page.outcome("fallback", group.version.place)
 
     def _without_poisoned(
         self, groups: list[EpisodeGroup], inputs: list[Array], replies: list[Reply]
@@ -187,7 +205,7 @@ def _gather(groups: list[EpisodeGroup], places: Places) -> None:
         first += rows
 
 
-def _direct(group: EpisodeGroup, step: ActionStep) -> tuple[list[memoryview], Packed]:
+def _direct(group: EpisodeGroup, step: ActionStep | NamingStep) -> tuple[list[memoryview], Reply]:
     """Where the outputs of the act that waits go, and the reply that says so."""
     slot = group.slot
     if slot is not None and slot.outputs:

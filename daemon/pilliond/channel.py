@@ -1,12 +1,15 @@
 """What the control process and the serving process say to each other: msgpack over a socket pair.
 
-The control process sends one `Assignment`, then perhaps `Drain`. The serving process answers with `Event`s.
+The control process sends one `Assignment`, then `Load`s, `Switch`es and at last `Drain`. The serving process answers with
+reports. The memory of a version travels beside its order, as descriptors (`SCM_RIGHTS`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from array import array
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -14,9 +17,26 @@ import msgspec
 from pillion_artifacts.card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.limits import ServingLimits
-from pilliond.settings import ServingSettings
+from pilliond.settings import ServingSettings, VersionSettings
+from pilliond.shares import Arm
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
+_DESCRIPTORS_MAX: Final = 2
+
+
+class VersionOrder(msgspec.Struct, frozen=True):
+    """What the serving process must know of a version, beside its bytes."""
+
+    policy: str
+    version: str
+    digest: bytes
+    spec: Spec
+    distribution: Distribution
+    safe_action: list[float] | None
+    tolerance: Tolerance
+    states: list[StateCard]
+    place: int
+    """Which cells of the metrics page are its own."""
 
 
 class Assignment(msgspec.Struct, frozen=True, tag=True):
@@ -28,22 +48,43 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
 
     epoch: int
     listen: list[str]
-    policy: str
-    version: str
-    digest: bytes
-    spec: Spec
-    distribution: Distribution
-    safe_action: list[float] | None
-    tolerance: Tolerance
-    states: list[StateCard]
+    version: VersionOrder
     model_descriptor: int
     golden_descriptor: int
     page_descriptor: int
     threads: int
     limits: ServingLimits
     serving: ServingSettings
+    residence: VersionSettings
+    watch_s: float
+    """How long the outputs of a version are looked at after it was switched to."""
     group: int | None
     """The id of the group whose members may connect, beside this user and root."""
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Load a version that was staged, beside those that serve. The sealed memfd of its model comes with the message."""
+
+    version: VersionOrder
+
+
+class Switch(msgspec.Struct, frozen=True, tag=True):
+    """New episodes lease this version, which is loaded, from now on."""
+
+    digest: bytes
+
+
+class Route(msgspec.Struct, frozen=True, tag=True):
+    """Share out new episodes so; every version is loaded. `digest` is that of the stable version."""
+
+    digest: bytes
+    arms: list[Arm]
+
+
+class Unload(msgspec.Struct, frozen=True, tag=True):
+    """Forget a version that was loaded and will not be switched to."""
+
+    digest: bytes
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
@@ -68,6 +109,44 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     exit_code: int
 
 
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """A version is warm beside those that serve; `stall_ns` is how long the loop was kept from looking, at worst."""
+
+    digest: bytes
+    engine: dict[str, Any]
+    load_ns: int
+    stall_ns: int
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """A version cannot be loaded, or an order names one that is not; nothing has changed."""
+
+    digest: bytes
+    message: str
+
+
+class Switched(msgspec.Struct, frozen=True, tag=True):
+    """New episodes lease `digest` since `at_ns` (CLOCK_MONOTONIC)."""
+
+    digest: bytes
+    was: bytes
+    at_ns: int
+
+
+class Routed(msgspec.Struct, frozen=True, tag=True):
+    """New episodes are shared out so."""
+
+    digest: bytes
+    arms: list[Arm]
+
+
+class Unloaded(msgspec.Struct, frozen=True, tag=True):
+    """The memory of a version was given back; `leases` handles still held it and are told `version_gone`."""
+
+    digest: bytes
+    leases: int
+
+
 class Event(msgspec.Struct, frozen=True, tag=True):
     """Something for the log."""
 
@@ -75,8 +154,8 @@ class Event(msgspec.Struct, frozen=True, tag=True):
     fields: dict[str, Any]
 
 
-Order = Assignment | Drain
-Report = Ready | Failed | Event
+Order = Assignment | Load | Switch | Route | Unload | Drain
+Report = Ready | Failed | Loaded | LoadFailed | Switched | Routed | Unloaded | Event
 
 _encoder = msgspec.msgpack.Encoder()
 _order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
@@ -90,15 +169,16 @@ def make_channel() -> tuple[socket.socket, socket.socket]:
     return control_end, serving_end
 
 
-def send(end: socket.socket, message: Order | Report) -> None:
-    """Sends a message whole; raises `BlockingIOError` where the other side does not read."""
-    end.send(_encoder.encode(message), socket.MSG_NOSIGNAL)
+def send(end: socket.socket, message: Order | Report, descriptors: Sequence[int] = ()) -> None:
+    """Sends a message whole, and copies of `descriptors`; raises `BlockingIOError` where the other side does not read."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+    end.sendmsg([_encoder.encode(message)], rights, socket.MSG_NOSIGNAL)
 
 
-def receive_order(end: socket.socket) -> Order | None:
-    """The next order, or None where the control process is gone."""
-    data = end.recv(_MESSAGE_BYTES_MAX)
-    return _order_decoder.decode(data) if data else None
+def receive_order(end: socket.socket) -> tuple[Order | None, list[int]]:
+    """The next order (None where the control process is gone) and the descriptors with it, which the caller owns."""
+    data, descriptors, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, _DESCRIPTORS_MAX)
+    return (_order_decoder.decode(data) if data else None), descriptors
 
 
 async def receive_report(end: socket.socket) -> Report | None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import structlog
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.leases import Lease
-from pillion_artifacts.sealed import SealedArtifact, seal_artifact
-from pillion_artifacts.trust import check_trust
 from pilliond.admin import Admin
+from pilliond.admission import admit
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
+from pilliond.releases import Releases
+from pilliond.sealed_version import SealedVersion, seal
 from pilliond.settings import Settings
 from pilliond.supervisor import Supervisor
 
@@ -29,24 +29,24 @@ from pilliond.supervisor import Supervisor
 async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
-    artifact, lease, signed_by = load_policy(settings)
-    supervisor = Supervisor(settings, artifact, log)
-    admin = Admin(supervisor)
+    supervisor = Supervisor(settings, load_policy(settings), log)
+    releases = Releases(settings, supervisor, log)
+    admin = Admin(supervisor, releases)
     systemd = sdnotify.SystemdNotifier()
     try:
         admin_address = await admin.start(settings.admin.listen) if settings.admin.listen else ""
 
         def on_ready(ready: Ready) -> None:
             systemd.notify("READY=1")
-            served = f"{artifact.policy}@{artifact.version}"
+            stable = supervisor.stable
             log.info(
                 "ready",
-                policy=served,
-                digest=artifact.digest,
+                policy=str(stable),
+                digest=stable.digest,
                 listen=ready.listen,
                 admin=admin_address,
-                leased=lease is not None,
-                signed_by=signed_by,
+                leased=stable.lease is not None,
+                signed_by=stable.signed_by,
             )
 
         def on_signal(name: str) -> None:
@@ -57,32 +57,35 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        await supervisor.run(on_ready)
+        looking = asyncio.create_task(releases.run())
+        looking.add_done_callback(lambda _: supervisor.stop("nobody looks after its versions any more"))
+        try:
+            await supervisor.run(on_ready)
+        finally:
+            looking.cancel()
+            await asyncio.wait([looking])
+        if not looking.cancelled():
+            looking.result()
         log.info("stopped")
     finally:
         await admin.stop()
         supervisor.close()
-        if lease is not None:
-            lease.close()
 
 
-def load_policy(settings: Settings) -> tuple[SealedArtifact, Lease | None, list[str]]:
-    """The verified artifact that the settings name, the lease on it, and who signed it; raises `BadPolicyError`.
+def load_policy(settings: Settings) -> SealedVersion:
+    """The verified version that the settings name, sealed; the caller closes it. Raises `BadPolicyError`.
 
-    Whether it may be loaded is decided by its digest, before any of its files is read.
-
-    There is no lease where this process may not write to the store: then nobody keeps `gc` from the version, which
-    is in memory all the same. The caller closes it.
+    There is no lease on it where this process may not write to the store: then nobody keeps `gc` from the version,
+    which is in memory all the same.
     """
     store = Store(Path(settings.store.path))
     try:
         reference = settings.store.policy or _only_policy(store)
         resolved, lease = _leased(store, reference)
-        trust = check_trust(store, resolved, settings.trust, datetime.now(UTC))
-        artifact = seal_artifact(store, resolved)
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
-    return artifact, lease, trust.signed_by
+    artifact, signed_by = admit(store, resolved, settings.trust)
+    return seal(artifact, lease, signed_by)
 
 
 def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:

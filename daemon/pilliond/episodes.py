@@ -13,6 +13,7 @@ from pilliond.places import Place
 from pilliond.sampling import next_seeds
 
 if TYPE_CHECKING:
+    from pilliond.joined_version import NamingStep
     from pilliond.sessions import Session
     from pilliond.slots import Slot, SlotArea
     from pilliond.transport import Reply
@@ -52,6 +53,7 @@ class EpisodeGroup:
         "place",
         "queued_ns",
         "received_ns",
+        "row_versions",
         "rows",
         "seeds",
         "sequence",
@@ -61,6 +63,7 @@ class EpisodeGroup:
         "slots",
         "started_at",
         "starting",
+        "state_owners",
         "states",
         "step",
         "tensors",
@@ -72,6 +75,8 @@ class EpisodeGroup:
         self.id = group_id
         self.session = session
         self.version = version
+        self.row_versions: list[Version] = []
+        """The version of each row, where they differ; see `row_leases`."""
         self.rows = len(seeds)
         self.seeds: NDArray[np.uint64] = np.array(seeds, dtype=np.uint64)
         self.acts = 0
@@ -79,6 +84,8 @@ class EpisodeGroup:
         self.starting: dict[int, int | None] = {}
         self.states = version.first_states(self.rows)
         """What the policy carries from the last act that was run to the next: an array for each, shape [rows, …]."""
+        self.state_owners = version.state_owners
+        """The version that each of them belongs to; of its array only the rows that lease it count."""
         self.waiting = False
         self.is_queued = False
         """Whether the scheduler holds it; the scheduler's own."""
@@ -106,7 +113,7 @@ class EpisodeGroup:
         self.last_sequence = 0
         self.last_reply: Reply | None = None
         self.last_outputs: Sequence[Frame] = ()
-        self.step = ActionStep(
+        self.step: ActionStep | NamingStep = ActionStep(
             session.id, epoch, group_id, self.rows, version.digest, [size * self.rows for size in version.output_bytes]
         )
 
@@ -130,6 +137,14 @@ class EpisodeGroup:
         started = [row for row, flag in enumerate(mask) if flag]
         for index, row in enumerate(started):
             self.starting[row] = seeds[index] if seeds else self.starting.get(row)
+
+    def seed_of_start(self, row: int) -> int:
+        """The seed that `apply_starts` will give to a row that starts."""
+        seed = self.starting[row]
+        if seed is not None:
+            return seed
+        present = self.seeds[row : row + 1]
+        return int((next_seeds(present) if self.acts != int(self.started_at[row]) else present)[0])
 
     def apply_starts(self) -> None:
         """Begins the noted episodes. A row that has not acted since its last start keeps its episode."""
@@ -155,6 +170,17 @@ class EpisodeGroup:
         begin = self.place.first
         for kept, (_, after) in zip(self.states, self.version.states, strict=True):
             kept[:] = after[begin : begin + self.rows]
+
+    @property
+    def state_bytes(self) -> int:
+        """What its states take."""
+        return sum(kept.nbytes for kept in self.states)
+
+    def forget_states(self, version: Version) -> None:
+        """Gives up what rows carried from acts of `version`."""
+        owned = list(zip(self.states, self.state_owners, strict=True))
+        self.states = [kept for kept, owner in owned if owner is not version]
+        self.state_owners = [owner for _, owner in owned if owner is not version]
 
     def steps(self) -> NDArray[np.uint64]:
         """For each row, how many acts of its episode were run before the one that waits."""

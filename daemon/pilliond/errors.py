@@ -5,6 +5,7 @@ DaemonError (70: ours)
 ├── ListenError (69: an address cannot be used)
 │   └── AddressInUseError
 ├── BadPolicyError (65: the artifact, or its model, is not right)
+├── SwitchError (70: a version cannot be loaded or switched to; what serves goes on)
 └── ServingDiedError (70: the serving process does not stay up)
 """
 
@@ -39,6 +40,10 @@ class BadPolicyError(DaemonError):
     """The policy is not there, not intact, or does not run."""
 
     exit_code = os.EX_DATAERR
+
+
+class SwitchError(DaemonError):
+    """A version cannot be loaded beside the one that serves, or not be switched to; nothing has changed."""
 
 
 class ServingDiedError(DaemonError):

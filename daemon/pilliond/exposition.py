@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 import pilliond
 from pillion_protocol import BatchClose
 from pilliond import metrics_page as page
-from pilliond.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase
+from pilliond.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, Place
+from pilliond.releases import Releases
 from pilliond.supervisor import Supervisor
 
 _NANOSECONDS: Final = 1e9
@@ -20,13 +21,15 @@ _NANOSECONDS: Final = 1e9
 class PageCollector(Collector):
     """Reads the metrics page of one supervisor."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
         self._supervisor = supervisor
+        self._releases = releases
 
     def collect(self) -> Iterator[Metric]:
         yield from self._identity()
         yield from self._requests()
         yield from self._batches()
+        yield from self._versions()
         yield from self._process()
 
     @property
@@ -34,7 +37,7 @@ class PageCollector(Collector):
         return self._supervisor.page
 
     def _identity(self) -> Iterator[Metric]:
-        artifact = self._supervisor.artifact
+        artifact = self._supervisor.stable
         yield _info("pillion_build_info", "The daemon that runs.", {"version": pilliond.__version__})
         labels = {"policy": artifact.policy, "version": artifact.version, "digest": artifact.digest}
         engine = self._supervisor.ready.engine["kind"] if self._supervisor.ready else ""
@@ -44,7 +47,7 @@ class PageCollector(Collector):
 
     def _requests(self) -> Iterator[Metric]:
         cells = self._page.cells
-        policy = self._supervisor.artifact.policy
+        policy = self._supervisor.stable.policy
         requests = CounterMetricFamily("pillion_requests", "Acts by what became of them.", labels=["policy", "outcome"])
         refusals = CounterMetricFamily(
             "pillion_refusals", "Messages other than acts that were refused.", labels=["outcome"]
@@ -56,8 +59,10 @@ class PageCollector(Collector):
         yield requests
         yield refusals
         yield _counter("pillion_resends", "Acts sent again and answered alike.", cells[page.RESENDS])
-        yield self._seconds(
-            "pillion_request_duration_seconds", "From an act's last byte to its answer.", page.REQUEST_DURATION
+        yield self._of_versions(
+            "pillion_request_duration_seconds",
+            "From an act's last byte to its answer.",
+            [(name, place.request_duration) for name, place in self._places()],
         )
         yield self._seconds("pillion_queue_wait_seconds", "From admission to the engine.", page.QUEUE_WAIT)
 
@@ -70,7 +75,33 @@ class PageCollector(Collector):
             closes.add_metric([reason.name.lower()], cells[page.BATCH_CLOSES + reason])
         yield closes
         yield self._histogram("pillion_batch_rows", "Rows of a batch.", page.BATCH_ROWS, 1.0)
-        yield self._seconds("pillion_inference_duration_seconds", "One run of the engine.", page.INFERENCE_DURATION)
+        yield self._of_versions(
+            "pillion_inference_duration_seconds",
+            "One run of the engine.",
+            [(name, place.inference_duration) for name, place in self._places()],
+        )
+
+    def _versions(self) -> Iterator[Metric]:
+        cells = self._page.cells
+        releases = self._releases
+        leases = GaugeMetricFamily("pillion_version_leases", "Handles by the version that they lease.", labels=["policy", "version"])  # fmt: skip
+        for version in self._supervisor.residents:
+            leases.add_metric([version.policy, version.version], cells[page.PLACES[version.place].episodes])
+        yield leases
+        switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks by what became of them.", labels=["outcome"])  # fmt: skip
+        for outcome, count in releases.switches.items():
+            switches.add_metric([outcome.value], count)
+        yield switches
+        taken = CounterMetricFamily("pillion_take_backs", "Versions taken back by the bound that they crossed.", labels=["reason"])  # fmt: skip
+        for reason, count in releases.take_backs.items():
+            taken.add_metric([reason], count)
+        yield taken
+        if releases.stager.swap_impact is not None:
+            text = "p99 of the live version while the last version was staged, over that before."
+            yield GaugeMetricFamily("pillion_swap_impact_ratio", text, value=releases.stager.swap_impact)
+        stall_s = releases.load_stall_ns / _NANOSECONDS
+        text = "Worst stall of the serving loop while a version was loaded beside it."
+        yield GaugeMetricFamily("pillion_load_stall_seconds", text, value=stall_s)
 
     def _process(self) -> Iterator[Metric]:
         cells = self._page.cells
@@ -91,22 +122,39 @@ class PageCollector(Collector):
         pause_s = cells[page.GC_PAUSE_NS] / _NANOSECONDS
         yield _counter("pillion_gc_pause_seconds", "Time in garbage collections of the serving process.", pause_s)
 
+    def _places(self) -> list[tuple[str, Place]]:
+        """The version that each place of the page is for, `mixed` for the first."""
+        return [("mixed", page.PLACES[0])] + [
+            (version.version, page.PLACES[version.place]) for version in self._supervisor.residents
+        ]
+
+    def _of_versions(self, name: str, text: str, histograms: list[tuple[str, Histogram]]) -> Metric:
+        """A family in seconds with a histogram for each version."""
+        family = HistogramMetricFamily(name, text, labels=["policy", "version"])
+        for version, histogram in histograms:
+            labels = [self._supervisor.stable.policy, version]
+            family.add_metric(labels, *self._buckets(histogram, _NANOSECONDS))
+        return family
+
     def _seconds(self, name: str, text: str, histogram: Histogram) -> Metric:
         return self._histogram(name, text, histogram, _NANOSECONDS)
 
     def _histogram(self, name: str, text: str, histogram: Histogram, unit: float) -> Metric:
+        family = HistogramMetricFamily(name, text, labels=["policy"])
+        family.add_metric([self._supervisor.stable.policy], *self._buckets(histogram, unit))
+        return family
+
+    def _buckets(self, histogram: Histogram, unit: float) -> tuple[list[tuple[str, float]], float]:
+        """The cumulated buckets, and the sum of what was observed."""
         cells = self._page.cells
-        artifact = self._supervisor.artifact
         total = 0
-        buckets = []
+        buckets: list[tuple[str, float]] = []
         for index, edge in enumerate(histogram.edges):
             total += cells[histogram.first + index]
             buckets.append((f"{edge / unit:g}", total))
         total += cells[histogram.first + len(histogram.edges)]
         buckets.append(("+Inf", total))
-        family = HistogramMetricFamily(name, text, labels=["policy", "version"])
-        family.add_metric([artifact.policy, artifact.version], buckets, cells[histogram.sum_cell] / unit)
-        return family
+        return buckets, cells[histogram.sum_cell] / unit
 
 
 def _info(name: str, text: str, labels: dict[str, str]) -> Metric:

@@ -55,7 +55,7 @@ _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 class LaneConnection:
     """One client's connection; the peer of its messages. Owns its socket."""
 
-    __slots__ = ("_lane", "_receive_into", "descriptor", "send", "socket")
+    __slots__ = ("_lane", "_receive_into", "descriptor", "is_single", "row_bytes", "send", "socket")
 
     bursts: ClassVar[bool] = False
     tensor_bytes_max: ClassVar[int] = TENSOR_BYTES_MAX
@@ -63,10 +63,16 @@ class LaneConnection:
 
     def __init__(self, connection: socket.socket, lane: LaneTransport) -> None:
         self._lane = lane
+        self.expect(lane.row_bytes)
         self._receive_into = connection.recv_into
         self.socket = connection
         self.descriptor = connection.fileno()
         self.send = connection.send
+
+    def expect(self, row_bytes: list[int]) -> None:
+        """Divides the rest of a packet so from now on: the bytes of a row of each observation."""
+        self.row_bytes = row_bytes
+        self.is_single = len(row_bytes) == 1
 
     def receive(self) -> Incoming | None:
         lane = self._lane
@@ -86,12 +92,12 @@ class LaneConnection:
             # What `unpack` does, for the act that nearly every packet is.
             if size == HEAD_SPACE_BYTES:
                 return [self, buffer[2 : 2 + length]]
-            if lane.is_single:
+            if self.is_single:
                 return [self, buffer[2 : 2 + length], bytes(buffer[HEAD_SPACE_BYTES:size])]
         if size > PACKET_BYTES_MAX:
             return [self, _TOO_LARGE]
         try:
-            return [self, *unpack(buffer[:size], lane.row_bytes)]
+            return [self, *unpack(buffer[:size], self.row_bytes)]
         except RemoteProtocolError as error:
             return [self, error]
 
@@ -119,7 +125,8 @@ class LaneListener:
 class LaneTransport:
     """Owns the listening sockets and the connections; adds both to `poller`.
 
-    `row_bytes` holds the bytes of a row of each observation: how the rest of a packet is divided into tensors. Beside
+    `row_bytes` holds the bytes of a row of each observation: how the rest of a packet is divided into tensors, until a
+    connection's last hello was given another spec. Beside
     this user and root, members of the group with the id `group` are let in.
     """
 
@@ -128,7 +135,6 @@ class LaneTransport:
 
     def __init__(self, row_bytes: list[int], poller: Poller, page: MetricsPage, group: int | None = None) -> None:
         self.row_bytes = row_bytes
-        self.is_single = len(row_bytes) == 1
         # A byte more than a packet may have: what fills it is too large.
         self.buffer = memoryview(bytearray(PACKET_BYTES_MAX + 1))
         self._poller = poller

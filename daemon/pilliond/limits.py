@@ -5,8 +5,9 @@ Memory at these limits, one policy of 28 KB rows (a stack of four 84×84 frames)
   waiting rows       queue_rows_max × row  1024 × 28 KB = 29 MB
   sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB
   last replies       one per handle, the size of its outputs
-  states             states_mb_max, all handles of a recurrent policy together
+  states             states_mb_max, all handles of a recurrent policy together; once for each version where rows of a handle differ
   slots              slots_mb_max, all handles together; a page of it is memory only once it was written to
+  old versions       old_mb_max; while one is loaded, the new version and the old ones at once
 """
 
 from __future__ import annotations
@@ -55,6 +56,15 @@ LANE_BACKLOG_MAX: Final = 1_024
 
 LANE_SEND_BUFFER_BYTES: Final = 212_992
 """Answers owed to a peer of the lane that does not read, as the kernel counts them; beyond it the peer is dropped."""
+
+LOAD_S_MAX: Final = 60.0
+"""From the order to load a version to its being warm in the serving process."""
+
+ARMS_MAX: Final = 3
+"""Versions that share in the new episodes beside the stable one."""
+
+OLD_VERSIONS_MAX: Final = 8
+"""Versions that may stay loaded beside the current one; each has cells of its own in the metrics page."""
 
 LINGER_MS: Final = 1_000
 """How long the last replies and goodbyes may take to leave."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol import BatchClose, ErrorCode
+from pilliond.limits import ARMS_MAX, OLD_VERSIONS_MAX
 
 LATENCY_BUCKETS_NS: Final = tuple(
     round(microseconds * 1_000)
@@ -31,6 +32,9 @@ ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096
 
 SAMPLES_MAX: Final = 1_024
 """Numbers of acts that are gathered before they go into the page; putting them there takes some 30 µs."""
+
+PLACES_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + 4
+"""Versions that can be told apart at once: the stable one, arms, old ones, one that is being loaded, one that goes; and 0."""
 
 OUTCOMES: Final = ("ok", "fallback", *(code.value for code in ErrorCode))
 """What became of an act; the index is the offset of its cell."""
@@ -68,6 +72,18 @@ class Histogram:
         self.sum_cell = self.first + len(edges) + 1
 
 
+class Place:
+    """Where the numbers of one loaded version lie. Whoever gives a place to a version clears it first."""
+
+    def __init__(self) -> None:
+        self.first = _cells(4)
+        self.failures, self.late, self.non_finite, self.episodes = range(self.first, self.first + 4)
+        """Acts that the engine failed to run; whose budget was spent; whose outputs were not finite; and handles now."""
+        self.request_duration = Histogram(LATENCY_BUCKETS_NS)
+        self.inference_duration = Histogram(LATENCY_BUCKETS_NS)
+        self.end = self.inference_duration.sum_cell + 1
+
+
 PHASE: Final = _cells()
 READY_AT_NS: Final = _cells()
 SESSIONS: Final = _cells()
@@ -91,16 +107,19 @@ RESENDS: Final = _cells()
 REQUESTS: Final = _cells(len(OUTCOMES))
 REFUSALS: Final = _cells(len(OUTCOMES))
 BATCH_CLOSES: Final = _cells(max(BatchClose) + 1)
-REQUEST_DURATION: Final = Histogram(LATENCY_BUCKETS_NS)
 QUEUE_WAIT: Final = Histogram(LATENCY_BUCKETS_NS)
-INFERENCE_DURATION: Final = Histogram(LATENCY_BUCKETS_NS)
 BATCH_ROWS: Final = Histogram(ROW_BUCKETS)
+VERSIONS: Final = _cells()
+PLACES: Final = tuple(Place() for _ in range(PLACES_MAX))
+"""Place 0 is that of acts whose rows were run by more than one version."""
 
 GAUGES: Final = (SESSIONS, EPISODES, QUEUE_ROWS, SPINNING, SLOT_BYTES)
 """What is nothing where no serving process lives."""
 
 CELLS: Final = next(_next_cell)
 PAGE_BYTES: Final = CELLS * 8
+
+_LATE: Final = ("fallback", ErrorCode.DEADLINE_EXCEEDED)
 
 OUTCOME_OFFSETS: Final = {name: index for index, name in enumerate(OUTCOMES)}
 
@@ -119,7 +138,8 @@ class MetricsPage:
         self.acts: list[int] = []
         """Two numbers for each act that was run: its time in the queue, and from its receipt to the end of its run, in ns."""
         self.batches: list[int] = []
-        """Three numbers for each batch that was run: its rows, why it was closed, and the time of its run in ns."""
+        """Five numbers for each batch that was run: its rows, why it was closed, the time of its run in ns, the place of its
+        version, and how many of its acts are in `acts`."""
 
     def close(self) -> None:
         self.flush()
@@ -132,7 +152,7 @@ class MetricsPage:
         if not self.batches:
             return
         acts = np.array(self.acts, np.int64).reshape(-1, 2)
-        batches = np.array(self.batches, np.int64).reshape(-1, 3)
+        batches = np.array(self.batches, np.int64).reshape(-1, 5)
         self.acts.clear()
         self.batches.clear()
         cells = self.cells
@@ -141,9 +161,13 @@ class MetricsPage:
         cells[INFERENCES] += int(batches[:, 0].sum())
         self._add(BATCH_CLOSES, batches[:, 1], len(BatchClose))
         self._observe(QUEUE_WAIT, acts[:, 0])
-        self._observe(REQUEST_DURATION, acts[:, 1])
         self._observe(BATCH_ROWS, batches[:, 0])
-        self._observe(INFERENCE_DURATION, batches[:, 2])
+        places = np.repeat(batches[:, 3], batches[:, 4])
+        # `np.unique` would import at its first call, which is a pause, and needs a descriptor.
+        for index in set(batches[:, 3].tolist()):
+            place = PLACES[index]
+            self._observe(place.request_duration, acts[places == index, 1])
+            self._observe(place.inference_duration, batches[batches[:, 3] == index, 2])
 
     def _observe(self, histogram: Histogram, values: NDArray[np.int64]) -> None:
         self._add(histogram.first, np.searchsorted(histogram.edges_array, values), len(histogram.edges))
@@ -153,9 +177,17 @@ class MetricsPage:
         counts = np.bincount(offsets, minlength=offset_max + 1)
         self._array[first : first + offset_max + 1] += counts.astype(np.uint64)
 
-    def outcome(self, name: str) -> None:
-        """Counts what became of an act."""
+    def outcome(self, name: str, place: int = 0) -> None:
+        """Counts what became of an act of the version that has that place."""
         self.cells[REQUESTS + OUTCOME_OFFSETS[name]] += 1
+        if name == ErrorCode.INTERNAL:
+            self.cells[PLACES[place].failures] += 1
+        elif name in _LATE:
+            self.cells[PLACES[place].late] += 1
+
+    def clear(self, place: int) -> None:
+        """Makes every number of a place 0, for the next version that gets it."""
+        self._array[PLACES[place].first : PLACES[place].end] = 0
 
     def refusal(self, name: str) -> None:
         """Counts a message other than an act that was refused."""

@@ -36,6 +36,8 @@ class Scheduler:
         self._waiting: deque[EpisodeGroup] = deque()
         self._lock_step_waiting = 0
         self._close_by_ns = NEVER_NS
+        self._rest_is_due = False
+        """Whether what waits was left of a batch that waited for nobody: it holds another version, or did not fit."""
 
     def add(self, group: EpisodeGroup, now_ns: int, lock_step_live: int) -> bool:
         """Takes an act that was admitted at `now_ns`; one whose handle waits already keeps its place.
@@ -66,7 +68,7 @@ class Scheduler:
         close: BatchClose | None
         if self.rows_waiting >= self.rows_max:
             close = BatchClose.FULL
-        elif self._lock_step_waiting >= lock_step_live:
+        elif self._lock_step_waiting >= lock_step_live or self._rest_is_due:
             close = BatchClose.ALL_SUBMITTED
         else:
             close = self._give_up_waiting(now_ns, drain)
@@ -99,6 +101,7 @@ class Scheduler:
             group.is_queued = False
             self.rows_waiting -= group.rows
             self._lock_step_waiting -= group.session.lock_step
+        self._rest_is_due = bool(waiting) and close is BatchClose.ALL_SUBMITTED
         if self._wait_ns_max:
             self._close_by_ns = min((self._latest_start_ns(late, late.queued_ns) for late in waiting), default=NEVER_NS)
         return Batch(groups, expired, rows, close)

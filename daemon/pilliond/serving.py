@@ -1,12 +1,11 @@
 """The serving process: one loop that owns every data socket, every session and the inline engine.
 
 Started by the control process as `python -m pilliond.serving DESCRIPTOR`, the serving end of the channel. No HTTP,
-no files, no log handlers, no other Python threads; it dies with its parent.
+no files, no log handlers, no other Python threads but one while a version is loaded beside those that serve; it dies with its parent.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import resource
@@ -15,46 +14,30 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any
 
 import numpy as np
 
 from pilliond import channel, metrics_page
-from pilliond.channel import Assignment, Drain, Event, Failed, Ready
+from pilliond.channel import Assignment, Event, Failed, Ready
+from pilliond.confinement import die_with_parent
 from pilliond.engine import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.lane_transport import LaneTransport
 from pilliond.listen import carrier_of
 from pilliond.metrics_page import MetricsPage, Phase
-from pilliond.onnx_engine import OnnxEngine
-from pilliond.parity import check_parity
+from pilliond.orders import Orders
 from pilliond.poller import Poller
+from pilliond.residence import Residence
 from pilliond.routing import Router
 from pilliond.scheduler import Scheduler
 from pilliond.serving_loop import ServingLoop
 from pilliond.sessions import Sessions
 from pilliond.settings import ServingSettings, cpu_numbers
 from pilliond.transport import Transport
-from pilliond.versions import Identity, Version
+from pilliond.version_loader import build_version, read_descriptor
+from pilliond.versions import Version
 from pilliond.zmq_transport import ZmqTransport
-
-_PR_SET_PDEATHSIG: Final = 1
-
-
-class Orders:
-    """The channel from the control process, as a source of the loop; `on_end` is told why to end."""
-
-    bursts: ClassVar[bool] = False
-
-    def __init__(self, end: socket.socket, on_end: Callable[[str], None]) -> None:
-        self._end = end
-        self._on_end = on_end
-
-    def receive(self) -> None:
-        order = channel.receive_order(self._end)
-        if not isinstance(order, Assignment):
-            self._on_end(order.reason if isinstance(order, Drain) else "the control process is gone")
 
 
 def serve(end: socket.socket, assignment: Assignment) -> None:
@@ -71,14 +54,14 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
     try:
         listen = [carriers[carrier_of(address)].bind(address) for address in assignment.listen]
         settle(assignment.serving)
-        loop = make_loop(end, assignment, page, version, poller, list(carriers.values()))
-        poller.add(end.fileno(), Orders(end, loop.stop))
+        loop, orders = make_loop(end, assignment, page, version, poller, list(carriers.values()))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
         channel.send(end, Ready(listen, version.engine.describe(), describe_process()))
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
+        orders.close()
     finally:
         for transport in carriers.values():
             transport.close()
@@ -87,33 +70,14 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
 
 
 def load_version(assignment: Assignment) -> Version:
-    """Builds the engine from the verified bytes, warms it and runs the golden pairs; raises `BadPolicyError`."""
-    distribution, limits = assignment.distribution, assignment.limits
+    """Builds the first version from the verified bytes, warm and true to its golden pairs; raises `BadPolicyError`."""
+    order, golden_descriptor = assignment.version, assignment.golden_descriptor
     model = read_descriptor(assignment.model_descriptor)
+    golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
     try:
-        engine = OnnxEngine(
-            model,
-            assignment.spec,
-            distribution.parameters(),
-            limits.rows_max,
-            assignment.threads,
-            assignment.states,
-        )
-        engine.warm_up()
-        if assignment.golden_descriptor >= 0:
-            golden = read_descriptor(assignment.golden_descriptor)
-            check_parity(engine, assignment.spec, assignment.states, golden, assignment.tolerance, limits.rows_max)
-        identity = Identity(assignment.policy, assignment.version, assignment.digest)
-        return Version(identity, assignment.spec, distribution, engine, assignment.safe_action)
+        return build_version(order, model, golden, assignment.limits.rows_max, assignment.threads)
     except EngineError as error:
-        raise BadPolicyError(f"{assignment.policy}@{assignment.version}: {error}") from None
-
-
-def read_descriptor(descriptor: int) -> bytes:
-    """All bytes of a sealed memfd, which stays open."""
-    with open(descriptor, "rb", closefd=False) as file:
-        file.seek(0)
-        return file.read()
+        raise BadPolicyError(f"{order.policy}@{order.version}: {error}") from None
 
 
 def make_loop(
@@ -123,11 +87,12 @@ def make_loop(
     version: Version,
     poller: Poller,
     transports: list[Transport],
-) -> ServingLoop:
+) -> tuple[ServingLoop, Orders]:
     """Puts the parts together."""
     limits = assignment.limits
     scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-    sessions = Sessions(assignment.epoch, Router(version), limits, page, scheduler)
+    router = Router(version)
+    sessions = Sessions(assignment.epoch, router, limits, page, scheduler)
 
     def report(name: str, fields: dict[str, Any]) -> None:
         try:
@@ -138,9 +103,15 @@ def make_loop(
 
     end.setblocking(False)
     busy_poll_us = assignment.serving.busy_poll_us
-    return ServingLoop(
+    loop = ServingLoop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, report, busy_poll_us=busy_poll_us
     )
+    orders = Orders(
+        end, assignment, poller, Residence(router, sessions, assignment.residence, assignment.watch_s), page, loop.stop
+    )
+    loop.on_tick = orders.sweep
+    poller.add(end.fileno(), orders)
+    return loop, orders
 
 
 def pin(settings: ServingSettings) -> None:
@@ -175,11 +146,6 @@ def take_all_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def die_with_parent() -> None:
-    """Asks the kernel to end this process when its parent ends, however that happens."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> int:
     """Runs one assignment; gives the exit code."""
     die_with_parent()
@@ -188,7 +154,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
-    assignment = channel.receive_order(end)
+    assignment, _ = channel.receive_order(end)
     if not isinstance(assignment, Assignment):
         return os.EX_SOFTWARE
     try:

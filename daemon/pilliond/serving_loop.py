@@ -61,6 +61,8 @@ class ServingLoop:
         self._tick_due_ns = 0
         self._ticks = 0
         self._gc_started_ns = 0
+        self.on_tick: Callable[[], None] = _nothing
+        """Called every tick, when nothing else is due."""
 
     def run(self) -> str:
         """Serves until `stop`, whose reason it gives."""
@@ -223,6 +225,7 @@ class ServingLoop:
         cells[page_cells.QUEUE_ROWS] = self._scheduler.rows_waiting
         cells[page_cells.SPINNING] = bool(self._busy_poll_ns and len(self._sessions))
         page.flush()
+        self.on_tick()
         self._ticks += 1
         self._now_ns = cells[page_cells.TICK_AT_NS] = self._clock()
         if self._ticks % _TICKS_PER_SWEEP == 0:
@@ -240,3 +243,7 @@ class ServingLoop:
         cells[page_cells.GC_PAUSES] += 1
         cells[page_cells.GC_PAUSE_NS] += pause_ns
         cells[page_cells.GC_PAUSE_NS_MAX] = max(cells[page_cells.GC_PAUSE_NS_MAX], pause_ns)
+
+
+def _nothing() -> None:
+    pass

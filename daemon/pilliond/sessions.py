@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 
 import msgspec
@@ -36,9 +37,11 @@ from pillion_protocol.lane import TENSOR_BYTES_MAX
 from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
 from pilliond import metrics_page as page_cells
 from pilliond.episodes import NEVER_NS, EpisodeGroup, Frame
+from pilliond.joined_version import JoinedVersion, NamingStep
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
 from pilliond.metrics_page import MetricsPage
-from pilliond.routing import Router
+from pilliond.routing import Router, version_gone
+from pilliond.row_leases import end_lease, give_back_leases, holds_gone, joined, lease_anew, take_leases
 from pilliond.scheduler import Scheduler
 from pilliond.slots import Slot, SlotArea, SlotLeases
 from pilliond.transport import Incoming, Peer, Reply
@@ -69,6 +72,7 @@ class Session:
         "pinged_ns",
         "step_key",
         "version",
+        "version_range",
     )
 
     def __init__(self, session_id: int, peer: Peer, hello: Hello, version: Version, now_ns: int) -> None:
@@ -78,6 +82,8 @@ class Session:
         self.lock_step = hello.lock_step
         self.fallback = hello.fallback
         self.version = version
+        """What its next episode leases, unless it can go over to another one; see `Router.lease`."""
+        self.version_range = hello.version_range
         self.episodes: dict[int, EpisodeGroup] = {}
         self.last_heard_ns = now_ns
         self.pinged_ns = now_ns
@@ -255,12 +261,15 @@ class Sessions:
         slot = _slot_of(group, act) if act.slot else None
         tensors = message[2:] if slot is None else [*slot.observations, *message[2:]]
         self._check_act(group, act, tensors)
+        if group.version.gone and (gone := holds_gone(group, act.episode_start)) is not None:
+            raise version_gone(gone)
         if group.waiting:
             self.answer_error(group, _superseded(act.sequence), replies)
         elif self._queue.rows_waiting + group.rows > self._limits.queue_rows_max:
             raise self._no_room(group)
         if act.episode_start:
             group.mark_starts(act.episode_start, act.seeds)
+            self._lease_anew(group)
         group.waiting = True
         group.sequence = act.sequence
         group.tensors = tensors
@@ -273,6 +282,8 @@ class Sessions:
         group.budget_ns = act.budget_us * 1_000
         group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS
         group.deterministic = act.deterministic
+        # What the short way leaves as it is, its budget and whether it draws, is this act's now.
+        group.head_middle = b""
         return group
 
     def _group(self, peer: Peer, act: Act, now_ns: int) -> EpisodeGroup:
@@ -328,7 +339,7 @@ class Sessions:
     def answer_error(self, group: EpisodeGroup, error: RemoteProtocolError, replies: list[Reply]) -> None:
         """Answers the act that waits under `group` with an error. It is not kept: the same act may be sent again."""
         group.settle()
-        self._page.outcome(error.code)
+        self._page.outcome(error.code, group.version.place)
         session = group.session
         reply = Error(session.id, self.epoch, group.sequence, error.code, error.message, error.expected, error.came)
         replies.append([session.peer, encode(reply)])
@@ -387,6 +398,8 @@ class Sessions:
                 "safe",
             )
         session = Session(secrets.randbits(62) + 1, peer, hello, version, now_ns)
+        if hasattr(peer, "expect"):
+            peer.expect(version.observation_bytes)
         self._sessions[session.id] = session
         self._hellos[session.hello_key] = session
         self._page.cells[page_cells.SESSIONS_OPENED] += 1
@@ -451,14 +464,15 @@ class Sessions:
                 ErrorCode.OVERLOADED, "too many handles in this session", f"at most {self._limits.episodes_max}",
                 "one more",
             )  # fmt: skip
-        state_bytes = session.version.state_row_bytes * len(begin.seeds)
-        if self._state_bytes + state_bytes > self._limits.states_mb_max * 1_000_000:
-            raise RemoteProtocolError(
-                ErrorCode.OVERLOADED, "no memory is left for what a recurrent policy carries",
-                f"at most {self._limits.states_mb_max} MB for all handles", f"{state_bytes} bytes more",
-            )  # fmt: skip
-        self._state_bytes += state_bytes
-        group = EpisodeGroup(next(self._episode_ids), session, self.epoch, session.version, begin.seeds)
+        leased = [self._router.lease(session, seed) for seed in begin.seeds]
+        version = joined(leased)
+        self._check_state_bytes(version.state_row_bytes * len(begin.seeds))
+        group = EpisodeGroup(next(self._episode_ids), session, self.epoch, version, begin.seeds)
+        if isinstance(version, JoinedVersion):
+            group.row_versions = leased
+            group.step = NamingStep(group, self.epoch, version.named, version.row_leases, None)
+        take_leases(group)
+        self._state_bytes += group.state_bytes
         group.last_sequence = begin.sequence
         tensor_bytes_max = getattr(session.peer, "tensor_bytes_max", None)
         if tensor_bytes_max is not None:
@@ -470,7 +484,53 @@ class Sessions:
         self._groups[group.id] = group
         self.lock_step_live += session.lock_step
         slots = len(group.slots.slots) if group.slots else 0
-        return Begun(session.id, self.epoch, begin.sequence, group.id, [session.version.lease], [], slots)
+        leases, row_leases = ([version.lease], [])
+        if isinstance(version, JoinedVersion):
+            leases, row_leases = version.named, version.row_leases
+        return Begun(session.id, self.epoch, begin.sequence, group.id, leases, row_leases, slots)
+
+    def _check_state_bytes(self, state_bytes: int) -> None:
+        if self._state_bytes + state_bytes > self._limits.states_mb_max * 1_000_000:
+            raise RemoteProtocolError(
+                ErrorCode.OVERLOADED,
+                "no memory is left for what a recurrent policy carries",
+                f"at most {self._limits.states_mb_max} MB for all handles",
+                f"{state_bytes} bytes more",
+            )
+
+    # Versions
+
+    def _lease_anew(self, group: EpisodeGroup) -> None:
+        """Rows that start new episodes lease what their session would get now."""
+        if not self._router.is_settled(group.version):
+            state_bytes = group.state_bytes
+            lease_anew(group, partial(self._router.lease, group.session), self.epoch)
+            # Rows of different versions may take it past its bound, until they hold one again: no act is refused for that.
+            self._state_bytes += group.state_bytes - state_bytes
+
+    def is_bound(self, version: Version) -> bool:
+        """Whether a session can lease no other version than this one. Those that can go over do so."""
+        return any(
+            session.version is version and not self._router.follow(session) for session in self._sessions.values()
+        )
+
+    def end_leases(self, version: Version) -> int:
+        """Ends the leases of a version, but for handles with an act in the queue; gives how many ended."""
+        left = version.without_engine()
+        ended = 0
+        for group in self._groups.values():
+            state_bytes = group.state_bytes
+            if not group.is_queued and end_lease(group, version, left):
+                ended += 1
+                self._state_bytes -= state_bytes - group.state_bytes
+        return ended
+
+    def unbind(self, version: Version) -> None:
+        """Leaves a version that goes; sessions that can lease no other keep its name."""
+        left = version.without_engine()
+        for session in self._sessions.values():
+            if session.version is version and not self._router.follow(session):
+                session.version = left
 
     # Who leaves
 
@@ -482,9 +542,10 @@ class Sessions:
         del group.session.episodes[group.id]
         del self._groups[group.id]
         group.head_middle = b""
+        give_back_leases(group)
         self._revoke_slots(group)
         self.lock_step_live -= group.session.lock_step
-        self._state_bytes -= group.version.state_row_bytes * group.rows
+        self._state_bytes -= group.state_bytes
         # An act that still waits is in the scheduler: it is run and answered all the same.
 
     def _revoke_slots(self, group: EpisodeGroup) -> None:

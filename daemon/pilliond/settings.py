@@ -18,7 +18,7 @@ import msgspec
 from pillion_artifacts.trust import TrustPolicy
 from pillion_protocol.places import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
-from pilliond.limits import ServingLimits
+from pilliond.limits import OLD_VERSIONS_MAX, ServingLimits
 from pilliond.listen import check_data_address, check_socket_path
 
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
@@ -77,6 +77,68 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"cpus: expected some of {_as_list(usable)}, came {self.cpus!r}")
 
 
+class VersionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a version that is not current any more stays loaded: while it is leased, within these bounds."""
+
+    old_max: int = 2
+    """Versions beside the current one; beyond it the oldest go, leased or not. The last current one is kept unleased."""
+    old_mb_max: int = 1_024
+    """Memory of all of them together."""
+    lease_s_max: float = 3_600.0
+    """How long an episode may go on with a version that is not current any more; then it is told `version_gone`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.old_max <= OLD_VERSIONS_MAX:
+            raise ValueError(f"old_max: expected 0 to {OLD_VERSIONS_MAX}, came {self.old_max}")
+        if self.old_mb_max < 0:
+            raise ValueError(f"old_mb_max: expected 0 or more, came {self.old_mb_max}")
+        if self.lease_s_max < 0:
+            raise ValueError(f"lease_s_max: expected 0 or more, came {self.lease_s_max}")
+
+
+class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a version is tried before it may serve, in a process apart and at the lowest priority."""
+
+    memory_mb_max: int = 8_192
+    """Address space of that process; a version that needs more is refused."""
+    timeout_s: float = 600.0
+    """How long it may take."""
+    certificate: Literal["any", "within 1e-6", "exact"] = "any"
+    """How little the batch may change an answer for the version to be taken."""
+    deadline_misses_max: int = 20
+    """Deadlines that the live version may miss meanwhile; at one more staging gives up. 0: at the first."""
+
+    def __post_init__(self) -> None:
+        if self.memory_mb_max < 1 or self.timeout_s <= 0 or self.deadline_misses_max < 0:
+            raise ValueError(
+                "memory_mb_max, timeout_s, deadline_misses_max: expected at least 1, more than 0, 0 or more"
+            )
+
+
+class TakeBackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a version that was switched to is taken back by itself: what it must keep within at first."""
+
+    watch_s: float = 300.0
+    """How long it is watched after the switch; 0: not at all."""
+    acts_min: int = 200
+    """Fewer acts say nothing of shares."""
+    error_share_max: float = 0.01
+    """Acts that the engine failed to run."""
+    late_share_max: float = 0.1
+    """Acts whose budget was spent before they could be run."""
+    non_finite_max: int = 0
+    """Acts that were answered with a NaN or an infinity."""
+    p99_us_max: float = 0.0
+    """From an act's receipt to its answer; 0: no bound."""
+    p99_ratio_max: float = 0.0
+    """The same over that of the version before; 0: no bound."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, came {getattr(self, name)}")
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the engine runs."""
 
@@ -103,6 +165,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin: AdminSettings = AdminSettings()
     engine: EngineSettings = EngineSettings()
     serving: ServingSettings = ServingSettings()
+    versions: VersionSettings = VersionSettings()
+    staging: StagingSettings = StagingSettings()
+    take_back: TakeBackSettings = TakeBackSettings()
     limits: ServingLimits = ServingLimits()
     log: LogSettings = LogSettings()
 

@@ -7,26 +7,37 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
-from pillion_artifacts.sealed import SealedArtifact
 from pilliond import channel, metrics_page
-from pilliond.channel import Assignment, Drain, Event, Failed, Ready
-from pilliond.errors import DaemonError, ServingDiedError
-from pilliond.limits import DRAIN_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_READY_MAX, START_S_MAX
+from pilliond.channel import (
+    Assignment,
+    Drain,
+    Event,
+    Failed,
+    Load,
+    Loaded,
+    LoadFailed,
+    Ready,
+    Route,
+    Routed,
+    Switch,
+    Switched,
+    Unload,
+    Unloaded,
+)
+from pilliond.confinement import CHILD_ENVIRONMENT
+from pilliond.errors import DaemonError, ServingDiedError, SwitchError
+from pilliond.limits import DRAIN_S_MAX, LOAD_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_READY_MAX, START_S_MAX
 from pilliond.listen import SocketFile, clear_socket_path, socket_path
 from pilliond.metrics_page import MetricsPage, Phase, make_page
+from pilliond.residents import Residents
+from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
-
-_SERVING_ENVIRONMENT: Final = {
-    # numpy there touches a row at a time: a pool of threads for it would only take cores away.
-    "OPENBLAS_NUM_THREADS": "1",
-    # ONNX Runtime would report to its maker every ten seconds, from threads of its own.
-    "ORT_DISABLE_TELEMETRY": "1",
-}
+from pilliond.shares import Arm
 
 
 class StartRefusedError(DaemonError):
@@ -38,24 +49,31 @@ class StartRefusedError(DaemonError):
 
 
 class Supervisor:
-    """Owns the serving process, the metrics page and the sealed copies of the model and its golden pairs.
+    """Owns the serving process, the metrics page and the sealed versions that the process has.
 
-    Rule: there is one serving process at a time, and each start has an epoch greater than the last.
+    Rule: there is one serving process at a time, and each start has an epoch greater than the last. It starts with the
+    stable version alone.
     """
 
-    def __init__(self, settings: Settings, artifact: SealedArtifact, log: Any) -> None:
-        self.artifact = artifact
+    def __init__(self, settings: Settings, stable: SealedVersion, log: Any) -> None:
+        self.residents = Residents(stable)
         self.starts = 0
         self.ready: Ready | None = None
         self._settings = settings
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
+        self._asked: tuple[bytes, asyncio.Future[Any]] | None = None
         self._epoch = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
         self._stopping: str | None = None
         self._socket_files: list[SocketFile] = []
+
+    @property
+    def stable(self) -> SealedVersion:
+        """The version that new episodes lease."""
+        return self.residents.stable
 
     @property
     def phase(self) -> Phase:
@@ -105,28 +123,85 @@ class Supervisor:
         if self._process is not None:
             asyncio.get_running_loop().call_later(DRAIN_S_MAX, self._kill, "it did not drain in time")
 
+    async def load(self, version: SealedVersion) -> Loaded:
+        """Loads a staged version beside the one that serves, and takes it over; raises `SwitchError`."""
+        self._check_is_ready()
+        version.place = self.residents.free_place()
+        self.page.clear(version.place)
+        loaded = await self._ask(Load(version.order()), version.key, [version.model_descriptor])
+        assert isinstance(loaded, Loaded)
+        self.residents.add(version)
+        return loaded
+
+    async def switch(self, version: SealedVersion) -> Switched:
+        """Lets new episodes lease a version that is loaded; raises `SwitchError`."""
+        self._check_is_ready()
+        switched = await self._ask(Switch(version.key), version.key)
+        assert isinstance(switched, Switched)
+        return switched
+
+    async def route(self, arms: list[Arm]) -> None:
+        """Shares out new episodes among versions that are loaded; raises `SwitchError`."""
+        self._check_is_ready()
+        digest = self.stable.key
+        await self._ask(Route(digest, arms), digest)
+
+    def unload(self, version: SealedVersion) -> None:
+        """Lets a version go that was loaded and is not switched to."""
+        if self._end is not None:
+            channel.send(self._end, Unload(version.key))
+
     def close(self) -> None:
-        """Gives back the page, the artifact and the socket files."""
+        """Gives back the page, the sealed versions and the socket files."""
         for file in self._socket_files:
             file.remove()
         self.page.close()
         os.close(self._page_descriptor)
-        self.artifact.close()
+        self.residents.close()
+
+    def _check_is_ready(self) -> None:
+        if self.phase is not Phase.READY:
+            raise SwitchError(f"the serving process is {self.phase.name.lower()}, not ready")
+
+    async def _ask(
+        self, order: Load | Switch | Route, digest: bytes, descriptors: Sequence[int] = ()
+    ) -> Loaded | Switched | Routed:
+        """Gives an order and waits for what came of it; one at a time."""
+        assert self._asked is None
+        answer: asyncio.Future[Loaded | Switched | Routed] = asyncio.get_running_loop().create_future()
+        self._asked = (digest, answer)
+        try:
+            channel.send(self._end, order, descriptors)
+            return await asyncio.wait_for(answer, LOAD_S_MAX)
+        except TimeoutError:
+            raise SwitchError(f"the serving process did not answer within {LOAD_S_MAX:g} s") from None
+        finally:
+            self._asked = None
+
+    def _answer(self, digest: bytes, result: Loaded | Switched | Routed | SwitchError) -> None:
+        if self._asked is None or self._asked[0] != digest or self._asked[1].done():
+            return
+        if isinstance(result, SwitchError):
+            self._asked[1].set_exception(result)
+        else:
+            self._asked[1].set_result(result)
 
     def _start(self) -> None:
         for path in self._socket_paths():
             clear_socket_path(path, self._settings.data.group_id())
         self.page.cells[metrics_page.PHASE] = Phase.STARTING
+        self.residents.restart()
+        self.page.clear(self.stable.place)
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
         self._end, serving_end = channel.make_channel()
         with serving_end:
-            descriptors = (serving_end.fileno(), self._page_descriptor, *self.artifact.files.values())
+            descriptors = (serving_end.fileno(), self._page_descriptor, *self.stable.descriptors())
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **_SERVING_ENVIRONMENT},
+                env={**os.environ, **CHILD_ENVIRONMENT},
             )
         channel.send(self._end, self._assignment())
 
@@ -135,24 +210,19 @@ class Supervisor:
         return [path for path in paths if path is not None]
 
     def _assignment(self) -> Assignment:
-        card = self.artifact.card
+        stable = self.stable
         return Assignment(
             epoch=self._epoch,
             listen=self._settings.data_addresses(),
-            policy=self.artifact.policy,
-            version=self.artifact.version,
-            digest=bytes.fromhex(self.artifact.digest.removeprefix("sha256:")),
-            spec=card.spec(),
-            distribution=card.distribution,
-            safe_action=card.safe_action,
-            tolerance=card.tolerance,
-            states=card.state,
-            model_descriptor=self.artifact.model,
-            golden_descriptor=self.artifact.golden,
+            version=stable.order(),
+            model_descriptor=stable.model_descriptor,
+            golden_descriptor=stable.golden_descriptor,
             page_descriptor=self._page_descriptor,
             threads=self._settings.engine.threads,
             limits=self._settings.limits,
             serving=self._settings.serving,
+            residence=self._settings.versions,
+            watch_s=self._settings.take_back.watch_s,
             group=self._settings.data.group_id(),
         )
 
@@ -171,11 +241,29 @@ class Supervisor:
                         on_ready(report)
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)
+                    case Loaded():
+                        self._answer(report.digest, report)
+                    case LoadFailed():
+                        self._answer(report.digest, SwitchError(report.message))
+                    case Switched():
+                        self.residents.switch(report.digest)
+                        self._answer(report.digest, report)
+                    case Routed():
+                        self.residents.arms = report.arms
+                        self._answer(report.digest, report)
+                    case Unloaded():
+                        self._log_unloaded(report)
+                        self.residents.remove(report.digest)
                     case Event():
                         self._log.warning(report.name, **report.fields)
         finally:
             timer.cancel()
         return came_up
+
+    def _log_unloaded(self, report: Unloaded) -> None:
+        version = self.residents.find(report.digest)
+        if version is not None:
+            self._log.info("version_unloaded", version=str(version), digest=version.digest, leases=report.leases)
 
     async def _next_report(self) -> channel.Report | None:
         try:
@@ -187,6 +275,8 @@ class Supervisor:
     async def _reap(self) -> int:
         """Waits for the end of the serving process, and gives its exit code."""
         assert self._process is not None
+        if self._asked is not None:
+            self._answer(self._asked[0], SwitchError("the serving process ended meanwhile"))
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)

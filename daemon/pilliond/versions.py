@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -10,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts.card import Distribution
+from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.slots import SlotLayout
 from pilliond.engine import Array, EngineError, InlineEngine
-from pilliond.episodes import Frame
+from pilliond.episodes import NEVER_NS, Frame
 from pilliond.places import Places, Values, finite_values
 from pilliond.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 
@@ -43,7 +46,21 @@ class Version:
         distribution: Distribution,
         engine: InlineEngine,
         safe_action: list[float] | None = None,
+        place: int = 0,
     ) -> None:
+        self.place = place
+        """Which cells of the metrics page are its own."""
+        self.leases = 0
+        """Handles that hold it."""
+        self.watched = False
+        """Whether its outputs are looked at: it has not been the stable one for long."""
+        self.model_bytes = 0
+        self.retired_ns = NEVER_NS
+        """Since when it is not current any more."""
+        self.gone = False
+        """Whether this is what is left of a version that was unloaded: it has a name and a spec, and no engine."""
+        self.ended_leases = 0
+        """Handles whose lease was ended before they gave it back, so that the version can go."""
         self.identity = identity
         self.digest = identity.digest
         self.spec = spec
@@ -65,14 +82,43 @@ class Version:
             list(zip(engine.input_views, self.observation_bytes, strict=True)),
             [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs],
         )
-        self.finite_values: list[list[Values]] = [
-            self.finite_among([array[:rows] for array in engine.inputs]) for rows in range(len(engine.runs))
-        ]
+        self.finite_values = self._finite_by_rows()
         """By their number, what of the first so many rows of the engine's inputs must be finite."""
         self._distribution = distribution
         self._bounds = self._action_bounds()
         self._check_parameters()
         self.safe_outputs = None if safe_action is None else self._safe_outputs(safe_action)
+
+    @property
+    def resident_bytes(self) -> int:
+        """What it takes, as far as can be told: the model once, and its buffers."""
+        states = [buffer for pair in self.states for buffer in pair]
+        return self.model_bytes + sum(
+            buffer.nbytes for buffer in [*self.engine.inputs, *self.engine.outputs.values(), *states]
+        )
+
+    @property
+    def state_owners(self) -> list[Version]:
+        """The version that each of its states belongs to."""
+        return [self] * len(self.states)
+
+    def without_engine(self) -> Version:
+        """What a handle keeps of a version that is unloaded: all but the engine and its buffers."""
+        left = copy(self)
+        left.gone = True
+        left.leases = 0
+        left.states = []
+        del left.engine, left.places, left.finite_values
+        return left
+
+    def suits(self, other: Version, version_range: str, fallback: Fallback) -> bool:
+        """Whether a session that was opened on `other`, with this range and fallback, can go over to this version."""
+        return (
+            self.spec_hash == other.spec_hash
+            and self.samplable >= other.samplable
+            and (fallback is not Fallback.SAFE or self.safe_outputs is not None)
+            and _is_in(version_range, self.identity.version)
+        )
 
     def finite_among(self, inputs: list[Array]) -> list[Values]:
         """What of `inputs` ([rows, …] each) must be finite; see `places.is_finite`."""
@@ -118,6 +164,10 @@ class Version:
                 return last
         return None
 
+    def _finite_by_rows(self) -> list[list[Values]]:
+        inputs, runs = self.engine.inputs, self.engine.runs
+        return [self.finite_among([array[:rows] for array in inputs]) for rows in range(len(runs))]
+
     def _check_parameters(self) -> None:
         """Raises `EngineError` where the graph's parameters are not those of a distribution over its action."""
         outputs = self.engine.outputs
@@ -153,3 +203,8 @@ class Version:
         low = np.array(tensor.low or [-np.inf]).reshape(tensor.shape if len(tensor.low) > 1 else ())
         high = np.array(tensor.high or [np.inf]).reshape(tensor.shape if len(tensor.high) > 1 else ())
         return low, high
+
+
+@lru_cache(1_024)
+def _is_in(version_range: str, version: str) -> bool:
+    return version in VersionRange(version_range)

@@ -65,6 +65,7 @@ class ErrorCode(StrEnum):
     NOT_ALLOWED = "not_allowed"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     SUPERSEDED = "superseded"
+    VERSION_GONE = "version_gone"
     OVERLOADED = "overloaded"
     DRAINING = "draining"
     INTERNAL = "internal"
@@ -201,7 +202,9 @@ class Action(Message, frozen=True):
     from it in ns: queued (admitted to the scheduler), dispatched (the batch went to the engine), ran (the
     engine was done). `fallback` names what stands in for an action that could not be run in time (a
     `Fallback`; then `batch_rows` and `batch_close` are 0); empty: the policy computed it. Where the outputs lie in
-    the slot of the act, `slot` and `generation` repeat the act's, and no tensor frame follows.
+    the slot of the act, `slot` and `generation` repeat the act's, and no tensor frame follows. Where the rows of the handle
+    hold different versions, `leases` names those that ran and `row_leases` gives each row's index into it; `digest` is that
+    of the first row then. `row_leases` empty: `digest` ran every row; `leases` names it where it is new to the handle.
     """
 
     episode: Unsigned
@@ -216,6 +219,8 @@ class Action(Message, frozen=True):
     fallback: str = ""
     slot: Unsigned = 0
     generation: Unsigned = 0
+    leases: list[Lease] = []
+    row_leases: list[Unsigned] = []
 
 
 class End(Message, frozen=True):

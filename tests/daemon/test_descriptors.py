@@ -14,6 +14,7 @@ import pytest
 import pillion
 from tests.conftest import StartDaemon
 from tests.daemon.raw_lane import RawLane
+from tests.daemon.test_states_of_versions import publish_summing
 from tests.daemon.wide_policies import WIDTH, publish_wide
 from tests.harness import STORE, WAIT_S_MAX, Daemon, running
 
@@ -73,6 +74,28 @@ def test_without_descriptors_for_slots_observations_travel_inline(daemon: Daemon
         with session.begin() as episode:
             np.testing.assert_array_equal(episode.act(OBSERVATION), 2 * OBSERVATION)
             assert not episode.last.observation_in_slot
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [
+        (0, "the serving process has no descriptor left for its memory"),
+        (1, "the serving process cannot begin to load it: Too many open files"),
+    ],
+)
+def test_without_descriptors_a_version_is_not_loaded_and_the_one_that_serves_goes_on(
+    left: int, why: str, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    publish_summing(tmp_path / "store", "1.0.0", 0.0)
+    publish_summing(tmp_path / "store", "1.1.0", 100.0)
+    daemon = start_daemon(policy="summing@1.0.0", store=tmp_path / "store")
+    with pillion.connect(daemon.address) as session, session.begin() as episode:
+        episode.act(np.ones(1, np.float32))
+        leave(daemon, left)
+        done = daemon.operation(daemon.ask("POST", "/v1/policies/summing/stage", {"version": "1.1.0"}))
+        assert (done["outcome"], done["error"]) == ("failed", why)
+        assert episode.act(np.ones(1, np.float32)).tolist() == [2.0]
+    assert daemon.health()["serving"]["starts"] == 1
 
 
 def test_the_serving_process_takes_all_descriptors_that_it_may_have(short_path: Path) -> None:

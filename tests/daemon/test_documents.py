@@ -63,7 +63,7 @@ def test_the_example_settings_name_every_setting_at_its_default() -> None:
 
 
 def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_ask_how_it_is(short_path: Path) -> None:
-    start, ask = commands(ROOT / "daemon" / "README.md")
+    start, ask, *_ = commands(ROOT / "daemon" / "README.md")
     folder = short_path / "daemon-page"
     for printed, ours in (
         ("/tmp/pillion/", f"{folder}/"),

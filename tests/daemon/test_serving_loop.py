@@ -29,6 +29,7 @@ from pillion_protocol import (
     decode,
     encode,
 )
+from pillion_protocol.steps import ActStep
 from pilliond import metrics_page
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
 from pilliond.transport import Sent
@@ -340,6 +341,21 @@ def test_any_bytes_get_exactly_one_typed_error_and_hurt_nobody(data: list[bytes]
     (reply,) = bench.pump()
     assert isinstance(reply, Error | Welcome)
     assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
+
+
+@pytest.mark.parametrize("between", [{"deterministic": False}, {"budget_us": 5}], ids=["drawn", "with a budget"])
+def test_an_act_as_before_is_run_as_before_whatever_one_with_starts_asked_for_in_between(
+    bench: Bench, between: dict[str, Any]
+) -> None:
+    begun = bench.begin(bench.open())
+    step = ActStep(begun.session, begun.epoch, begun.episode, 1, [len(observation())])
+    group = bench.sessions._groups[begun.episode]
+    for sequence in (2, 4):
+        step.fill(sequence, 0, True)
+        bench.transport.inbox.append([b"peer", bytes(step[0]), observation()])
+        assert codes(bench.pump()) == ["action"]
+        assert (group.deterministic, group.budget_ns) == (True, 0)
+        bench.ask(b"peer", act(begun, sequence + 1, episode_start=b"\1", **between), observation())
 
 
 class EveryActGetsExactlyOneReply(RuleBasedStateMachine):

@@ -15,8 +15,15 @@ import pillion
 GROUPS: Final = {
     "artifact": ("pillion_artifacts.cli:artifact", "Publishes, verifies, signs and moves policies in a store."),
     "bench": ("pillion_bench.cli:bench", "Measures a daemon: load, replay, floors; and records episodes."),
+    "canary": ("pilliond.operator_cli:canary", "Lets another version answer a share of a daemon's new episodes."),
+    "drain": ("pilliond.operator_cli:drain", "Ends a daemon when all that has arrived is answered."),
+    "rollback": ("pilliond.operator_cli:rollback", "Lets a daemon go back to the version that served before."),
+    "stage": ("pilliond.operator_cli:stage", "Lets a daemon try a version and load it beside the live one."),
+    "status": ("pilliond.operator_cli:status", "Which version a daemon serves, and which are loaded."),
+    "switch": ("pilliond.operator_cli:switch", "Lets a daemon serve another version to new episodes."),
+    "versions": ("pilliond.operator_cli:versions", "The versions in a daemon's store, and what they are to it."),
 }
-"""Where each group of commands is, and what the help says of it."""
+"""Where each command, or group of commands, is, and what the help says of it."""
 
 SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -148,6 +148,9 @@ class Handle:
         action = reply.message
         if type(action) is not Action:
             raise self._conversation.failure("action", action)
+        if action.leases:
+            self._leases, self._row_leases = action.leases, action.row_leases
+            self._versions.update((lease.digest, lease.version) for lease in action.leases)
         if action.slot:
             return action, self._outputs_in_slot(action)
         self._step.expect(reply.head)

@@ -64,6 +64,7 @@ class Outcome:
             "sequence",
             "version",
             "digest",
+            "row_digests",
             "fallback",
             "observation_in_slot",
             "outputs_in_slot",
@@ -78,8 +79,16 @@ class Outcome:
 
     @property
     def digest(self) -> str:
-        """`sha256:…` of the artifact whose weights ran."""
-        return f"sha256:{self._action.digest.hex()}"
+        """`sha256:…` of the artifact whose weights ran; of several rows, the first one's."""
+        return _named(self._action.digest)
+
+    @property
+    def row_digests(self) -> list[str]:
+        """The same for each row: while the daemon goes over to another version, rows of a group may hold different ones."""
+        action = self._action
+        if not action.row_leases:
+            return [self.digest] * action.rows
+        return [_named(action.leases[index].digest) for index in action.row_leases]
 
     @property
     def fallback(self) -> str:
@@ -109,3 +118,7 @@ class Outcome:
             batch_rows=action.batch_rows,
             batch_close=_CLOSES.get(action.batch_close, str(action.batch_close)),
         )
+
+
+def _named(digest: bytes) -> str:
+    return f"sha256:{digest.hex()}"

@@ -1,0 +1,41 @@
+"""Versions of a policy that ships which differ in one number: what tells one version's answers from another's."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from pillion_artifacts import Artifact, Resolved, Store
+from pillion_artifacts.blobs import blob_path
+from pillion_artifacts.layers import CARD_NAME, MODEL_NAME
+from pillion_bench.errors import BadOptionError
+from pillion_bench.shipped import examples_folder
+
+POLICY: Final = "highway-fast"
+"""It has a value beside its action: a float that the number is added to."""
+
+_BIAS: Final = b"value.2.bias\x4a\x04"
+"""In an ONNX file (protobuf) the name of that initializer, then field 9, `raw_data`, of four bytes."""
+
+
+def shifted(artifact: Artifact, added: float) -> bytes:
+    """The model of `POLICY` with `added` in its value; raises `BadOptionError` for another model."""
+    at = artifact.model.find(_BIAS) + len(_BIAS)
+    if at < len(_BIAS):
+        raise BadOptionError(f"{artifact.policy}: expected the model of {POLICY}")
+    (bias,) = struct.unpack_from("<f", artifact.model, at)
+    return artifact.model[:at] + struct.pack("<f", bias + added) + artifact.model[at + 4 :]
+
+
+def publish_variant(root: Path, version: str, added: float) -> Resolved:
+    """Publishes `POLICY` as that version into the store at `root`, its value greater by `added`."""
+    examples = Store(examples_folder())
+    resolved = examples.resolve(POLICY)
+    (card,) = (layer for layer in examples.manifest(resolved).layers if layer.title == CARD_NAME)
+    text = blob_path(examples.root, card.digest).read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / MODEL_NAME).write_bytes(shifted(examples.read(resolved), added))
+        (Path(folder) / CARD_NAME).write_text(text.replace(f"version: {resolved.version}\n", f"version: {version}\n"))
+        return Store(root).publish(POLICY, version, Path(folder), created_by="the bench")

@@ -1,0 +1,263 @@
+"""The admin port's `/v1`: which versions there are, which one serves, and the verbs that change it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from pillion_artifacts import Resolved
+from pillion_artifacts.store import who
+from pilliond import metrics_page
+from pilliond.limits import ARMS_MAX
+from pilliond.metrics_page import PLACES, Phase
+from pilliond.operation import Operation
+from pilliond.problems import ProblemError
+from pilliond.releases import Releases
+from pilliond.sealed_version import SealedVersion
+from pilliond.supervisor import Supervisor
+
+T = TypeVar("T")
+
+TEXT_CHARACTERS_MAX: Final = 1_000
+"""Of a reason, of who asks, and of a version."""
+
+
+class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a verb that names no version."""
+
+    reason: str = ""
+    by: str = ""
+    """Who asks; empty: the user that the daemon runs as."""
+
+
+class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a verb that names one: `1.2.3`, a range, an alias or a digest."""
+
+    version: str
+    reason: str = ""
+    by: str = ""
+
+
+class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An arm of a route."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    version: str
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who gets which share of new episodes; the stable version gets the rest."""
+
+    arms: Annotated[list[ArmBody], msgspec.Meta(max_length=ARMS_MAX)]
+    reason: str = ""
+    by: str = ""
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names) or sum(arm.share for arm in self.arms) > 1 + 1e-9:
+            raise ValueError("expected arms of different names whose shares make at most 1")
+
+
+class PolicyRoutes:
+    """The handlers below `/v1`. Every verb answers with the operation that it began; the reader follows it there."""
+
+    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
+        self._supervisor = supervisor
+        self._releases = releases
+
+    def routes(self) -> list[web.RouteDef]:
+        """What is served."""
+        policy = "/v1/policies/{policy}"
+        return [
+            web.get("/v1/policies", self._list),
+            web.get(policy, self._policy),
+            web.get(f"{policy}/versions", self._versions),
+            web.post(f"{policy}/stage", self._stage),
+            web.delete(f"{policy}/stage", self._cancel),
+            web.post(f"{policy}/switch", self._switch),
+            web.post(f"{policy}/rollback", self._roll_back),
+            web.get("/v1/operations/{number}", self._operation),
+            web.put(f"{policy}/route", self._route),
+            web.post("/v1/drain", self._drain),
+        ]
+
+    # Looking
+
+    async def _list(self, request: web.Request) -> web.Response:
+        return _json({"policies": [self._state()]})
+
+    async def _policy(self, request: web.Request) -> web.Response:
+        self._check_policy(request)
+        return self._tagged(self._state())
+
+    async def _versions(self, request: web.Request) -> web.Response:
+        self._check_policy(request)
+        policy = self._supervisor.stable.policy
+        entries = [entry for entry in self._releases.store.index().versions() if entry.title == policy]
+        aliases = self._releases.store.aliases(policy)
+        roles = {version.digest: self._role(version) for version in self._supervisor.residents}
+        stored = [
+            {
+                "version": entry.version,
+                "digest": entry.digest,
+                "role": roles.get(entry.digest, "stored"),
+                "aliases": [alias.alias for alias in aliases if alias.digest == entry.digest],
+            }
+            for entry in entries
+        ]
+        return _json({"policy": policy, "versions": stored})
+
+    async def _operation(self, request: web.Request) -> web.Response:
+        number = request.match_info["number"]
+        operation = self._releases.find(int(number)) if number.isascii() and number.isdecimal() else None
+        if operation is None:
+            raise ProblemError(HTTPStatus.NOT_FOUND, "operation-not-found", f"no operation {number[:20]} is remembered")
+        return _json(_told(operation))
+
+    def _state(self) -> dict[str, Any]:
+        supervisor, releases = self._supervisor, self._releases
+        operations = releases.operations
+        return {
+            "policy": supervisor.stable.policy,
+            "phase": supervisor.phase.name.lower(),
+            "stable": supervisor.stable.version,
+            "digest": supervisor.stable.digest,
+            "previous": supervisor.residents.previous.version if supervisor.residents.previous else None,
+            "follows": releases.followed or None,
+            "sessions": supervisor.page.cells[metrics_page.SESSIONS],
+            "resident": [self._resident(version) for version in supervisor.residents],
+            "route": self._arms(),
+            "swap_impact": releases.stager.swap_impact,
+            "operation": _told(operations[-1]) if operations else None,
+        }
+
+    def _arms(self) -> list[dict[str, Any]]:
+        residents = self._supervisor.residents
+        return [
+            {"name": arm.name, "version": version.version, "share": arm.share}
+            for arm in residents.arms
+            if (version := residents.find(arm.digest)) is not None
+        ]
+
+    def _resident(self, version: SealedVersion) -> dict[str, Any]:
+        certificate = version.certificate
+        return {
+            "version": version.version,
+            "digest": version.digest,
+            "role": self._role(version),
+            "leases": self._supervisor.page.cells[PLACES[version.place].episodes],
+            "signed_by": version.signed_by,
+            "certificate": None if certificate is None else msgspec.to_builtins(certificate),
+        }
+
+    def _role(self, version: SealedVersion) -> str:
+        residents = self._supervisor.residents
+        if version is residents.stable:
+            return "stable"
+        arm = next((arm.name for arm in residents.arms if arm.digest == version.key), None)
+        return arm or ("previous" if version is residents.previous else "resident")
+
+    # Changing
+
+    async def _stage(self, request: web.Request) -> web.Response:
+        which, target = await self._which(request)
+        return _begun(self._releases.stage(target, which.by or who(), which.reason))
+
+    async def _switch(self, request: web.Request) -> web.Response:
+        which, target = await self._which(request)
+        return _begun(self._releases.switch(target, which.by or who(), which.reason))
+
+    async def _roll_back(self, request: web.Request) -> web.Response:
+        self._check_change(request)
+        why = await _body(request, Why)
+        return _begun(await self._releases.roll_back(why.by or who(), why.reason))
+
+    async def _route(self, request: web.Request) -> web.Response:
+        self._check_change(request)
+        body = await _body(request, RouteBody)
+        targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
+        if len({target.digest for _, target, _ in targets}) < len(targets):
+            raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
+        return _begun(self._releases.route(targets, body.by or who(), body.reason))
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        self._check_change(request)
+        why = await _body(request, Why)
+        cancelled = await self._releases.cancel(f"cancelled by {why.by or who()}: {why.reason}".rstrip(": "))
+        if cancelled is None:
+            raise ProblemError(HTTPStatus.CONFLICT, "nothing-to-cancel", "no version is being staged")
+        return _json(_told(cancelled))
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        why = await _body(request, Why)
+        stable = self._supervisor.stable
+        target = Resolved(stable.policy, stable.version, stable.digest)
+        await self._releases.note("drain", target, "", why.by or who(), why.reason)
+        self._supervisor.stop(f"an operator drains it: {why.reason}" if why.reason else "an operator drains it")
+        return _json({"phase": Phase.DRAINING.name.lower()}, HTTPStatus.ACCEPTED)
+
+    async def _which(self, request: web.Request) -> tuple[Which, Resolved]:
+        self._check_change(request)
+        which = await _body(request, Which)
+        return which, self._releases.resolve(which.version)
+
+    def _check_policy(self, request: web.Request) -> None:
+        served, asked = self._supervisor.stable.policy, request.match_info["policy"]
+        if asked != served:
+            raise ProblemError(HTTPStatus.NOT_FOUND, "policy-not-found", f"expected {served}, came {asked[:128]}")
+
+    def _check_change(self, request: web.Request) -> None:
+        self._check_policy(request)
+        asked = request.headers.get("If-Match", "*")
+        if asked not in ("*", self._tag()):
+            raise ProblemError(
+                HTTPStatus.PRECONDITION_FAILED, "changed-meanwhile", f"expected {asked[:80]}, it is {self._tag()} now"
+            )
+
+    def _tagged(self, value: dict[str, Any]) -> web.Response:
+        response = _json(value)
+        response.headers["ETag"] = self._tag()
+        return response
+
+    def _tag(self) -> str:
+        return f'"{self._supervisor.stable.digest[7:19]}-{self._releases.revision}"'
+
+
+def _told(operation: Operation) -> dict[str, Any]:
+    told: dict[str, Any] = msgspec.to_builtins(operation)
+    del told["began_ns"]
+    return told
+
+
+def _begun(operation: Operation) -> web.Response:
+    status = HTTPStatus.ACCEPTED if operation.outcome == "running" else HTTPStatus.OK
+    if operation.outcome == "failed":
+        raise ProblemError(HTTPStatus.CONFLICT, "cannot-switch", operation.error)
+    response = _json(_told(operation), status)
+    response.headers["Location"] = f"/v1/operations/{operation.number}"
+    return response
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    data = await request.read()
+    try:
+        body = msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", str(error)) from None
+    for name, value in msgspec.structs.asdict(body).items():  # type: ignore[arg-type]
+        if isinstance(value, str) and len(value) > TEXT_CHARACTERS_MAX:
+            raise ProblemError(
+                HTTPStatus.BAD_REQUEST,
+                "malformed",
+                f"{name}: expected at most {TEXT_CHARACTERS_MAX} characters, came {len(value)}",
+            )
+    return body
+
+
+def _json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    body = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    return web.Response(body=body, status=int(status), content_type="application/json")

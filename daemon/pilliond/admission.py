@@ -1,0 +1,23 @@
+"""Admission: what is asked of a stored version before it may be loaded."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from pillion_artifacts import ArtifactError, Resolved, Store
+from pillion_artifacts.sealed import SealedArtifact, seal_artifact
+from pillion_artifacts.trust import TrustPolicy, check_trust
+from pilliond.errors import BadPolicyError
+
+
+def admit(store: Store, resolved: Resolved, trust: TrustPolicy) -> tuple[SealedArtifact, list[str]]:
+    """The verified artifact, sealed, which the caller closes, and who signed it; raises `BadPolicyError`.
+
+    Whether it may be loaded is decided by its digest, before any of its files is read.
+    """
+    try:
+        trusted = check_trust(store, resolved, trust, datetime.now(UTC))
+        artifact = seal_artifact(store, resolved)
+    except ArtifactError as error:
+        raise BadPolicyError(str(error)) from None
+    return artifact, trusted.signed_by

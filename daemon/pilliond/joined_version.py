@@ -1,0 +1,202 @@
+"""Rows of one handle that lease different versions: divided by row, run by each version, joined again.
+
+It is in the place of a `Version` while a switch is under way, so the path of a step knows nothing of it. A handle whose
+rows differ is always a batch of its own; each engine gets its own rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_artifacts.card import Distribution
+from pillion_protocol import Action, Fallback, Lease, encode
+from pillion_protocol.steps import ActionStep
+from pilliond.engine import Array
+from pilliond.episodes import EpisodeGroup, Frame
+from pilliond.places import Values
+from pilliond.versions import Version
+
+MIXED_PLACE: Final = 0
+"""The cells of the metrics page for acts that more than one version ran."""
+
+
+class Part:
+    """A version, and the rows of a handle that lease it."""
+
+    __slots__ = ("rows", "states", "version")
+
+    def __init__(self, version: Version, row_versions: list[Version]) -> None:
+        self.version = version
+        self.rows: NDArray[np.intp] = np.array(
+            [row for row, leased in enumerate(row_versions) if leased is version], np.intp
+        )
+        self.states = list(
+            zip(version.first_states(len(row_versions)), version.first_states(len(row_versions)), strict=True)
+        )
+        """As `InlineEngine.states`, for all rows of the handle; those that lease the version are read and written."""
+
+
+class JoinedEngine:
+    """Runs every version on its own rows of one buffer. `rows` is how many there are, always all of them."""
+
+    kind = "joined"
+
+    def __init__(self, parts: list[Part], rows: int) -> None:
+        first = parts[0].version
+        self._parts = parts
+        self.inputs: list[Array] = [
+            np.zeros((rows, *tensor.shape), dtype=tensor.dtype) for tensor in first.spec.observation
+        ]
+        self.input_views = [array.data.cast("B") for array in self.inputs]
+        made = first.engine.outputs
+        self.outputs: dict[str, Array] = {
+            tensor.name: np.zeros((rows, *made[tensor.name].shape[1:]), made[tensor.name].dtype)
+            for tensor in first.spec.outputs
+        }
+        self.states: list[tuple[Array, Array]] = [pair for part in parts for pair in part.states]
+        self.runs: list[Callable[[], None]] = [self._run] * (rows + 1)
+
+    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
+        """None: the rows have to be divided."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def _run(self) -> None:
+        for part in self._parts:
+            engine = part.version.engine
+            count = len(part.rows)
+            carried = list(zip(engine.states, part.states, strict=True))
+            for mine, theirs in zip(self.inputs, engine.inputs, strict=True):
+                theirs[:count] = mine[part.rows]
+            for (before, _), (mine, _) in carried:
+                before[:count] = mine[part.rows]
+            engine.runs[count]()
+            for (_, after), (_, mine) in carried:
+                mine[part.rows] = after[:count]
+            self.take(part, np.arange(count))
+
+    def take(self, part: Part, places: NDArray[np.intp]) -> None:
+        """Takes what the engine of a part gave for these of its rows."""
+        for name, output in self.outputs.items():
+            output[part.rows[places]] = part.version.engine.outputs[name][places]
+
+
+class JoinedVersion(Version):
+    """The versions of the rows of one handle; all have the same spec."""
+
+    def __init__(self, row_versions: list[Version]) -> None:
+        self._rows = len(row_versions)
+        distinct = list(dict.fromkeys(row_versions))
+        self.parts = [Part(version, row_versions) for version in distinct]
+        engine = JoinedEngine(self.parts, len(row_versions))
+        self._joined = engine
+        first = distinct[0]
+        super().__init__(first.identity, first.spec, Distribution(), engine, place=MIXED_PLACE)
+        self.samplable = all(version.samplable for version in distinct)
+        self.row_leases = [distinct.index(version) for version in row_versions]
+
+    @property
+    def state_owners(self) -> list[Version]:
+        """As `Version.state_owners`: each state of a part belongs to the version of the part."""
+        return [part.version for part in self.parts for _ in part.version.states]
+
+    @property
+    def named(self) -> list[Lease]:
+        """The lease of each part, in the order that `row_leases` counts in."""
+        return [part.version.lease for part in self.parts]
+
+    def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
+        """As `Version.resample`: each version draws for its own rows, which its buffers still hold."""
+        for part in self.parts:
+            is_of_part = np.zeros(self._rows, bool)
+            is_of_part[part.rows] = True
+            mine = is_of_part[chosen]
+            places = np.searchsorted(part.rows, chosen[mine])
+            part.version.resample(places, seeds[mine], steps[mine])
+            self._joined.take(part, places)
+
+    def fallback_tensors(self, fallback: Fallback, rows: int, last: Sequence[Frame]) -> Sequence[Frame] | None:
+        """As `Version.fallback_tensors`, each row from its own version's card."""
+        if fallback is not Fallback.SAFE:
+            return super().fallback_tensors(fallback, rows, last)
+        safe = [self.parts[part].version.safe_outputs for part in self.row_leases]
+        rows_of_outputs = [outputs for outputs in safe if outputs is not None]
+        if len(rows_of_outputs) < rows:
+            return None
+        return [b"".join(row[index] for row in rows_of_outputs) for index in range(len(self.output_bytes))]
+
+    def _finite_by_rows(self) -> list[list[Values]]:
+        # It is always run on all of its rows, and made anew at each start of an episode meanwhile.
+        return [*([] for _ in range(self._rows)), self.finite_among(self.engine.inputs)]
+
+
+class NamingStep(list[Any]):
+    """In the place of an `ActionStep` (see there): an action that names its leases, encoded anew for each.
+
+    It stays where rows differ; else it is for one action, and then gives way to `next_step`.
+    """
+
+    __slots__ = ("_generation", "_group", "_make", "_next_step", "_slot", "in_slot", "tensors")
+
+    def __init__(
+        self, group: EpisodeGroup, epoch: int, leases: list[Lease], row_leases: list[int], next_step: ActionStep | None
+    ) -> None:
+        version = group.version
+        self.tensors = [memoryview(bytearray(size * group.rows)) for size in version.output_bytes]
+        super().__init__([None, b"", *self.tensors])
+        self.in_slot: list[Any] = [None, b""]
+        """The same without tensors, which lie in a slot."""
+        self._group = group
+        self._make = partial(_head, group, epoch, version.digest, leases, row_leases)
+        self._next_step = next_step
+        self._slot = self._generation = 0
+
+    def point(self, slot: int, generation: int) -> None:
+        """Says in which slot the outputs lie; 0, 0: they follow."""
+        self._slot, self._generation = slot, generation
+
+    def fill(self, sequence: int, *run: int) -> None:
+        """Makes it the action with this number; `run` is as for `ActionStep.fill`."""
+        self[1] = self.in_slot[1] = self._make(sequence, run, self._slot, self._generation)
+        if self._next_step is not None:
+            self._group.step = self._next_step
+
+
+def _head(
+    group: EpisodeGroup,
+    epoch: int,
+    digest: bytes,
+    leases: list[Lease],
+    row_leases: list[int],
+    sequence: int,
+    run: tuple[int, ...],
+    slot: int,
+    generation: int,
+) -> bytes:
+    received_ns, queued_ns, dispatched_ns, ran_ns, batch_rows, batch_close = run
+    action = Action(
+        session=group.session.id,
+        epoch=epoch,
+        sequence=sequence,
+        episode=group.id,
+        rows=group.rows,
+        digest=digest,
+        received_ns=received_ns,
+        queued_ns=queued_ns,
+        dispatched_ns=dispatched_ns,
+        ran_ns=ran_ns,
+        batch_rows=batch_rows,
+        batch_close=batch_close,
+        slot=slot,
+        generation=generation,
+        leases=leases,
+        row_leases=row_leases,
+    )
+    return encode(action)

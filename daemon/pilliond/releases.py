@@ -1,0 +1,376 @@
+"""Releases: what the daemon is told about versions, done one at a time: stage, switch, roll back, follow an alias.
+
+The route of a policy is the alias that the daemon follows, where it follows one: it is moved before the switch, so that a
+daemon that is killed in between serves after its restart what the route says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from pillion_artifacts import ArtifactError, Resolved, Store
+from pillion_artifacts.aliases import Alias, read_alias
+from pillion_artifacts.errors import StoreError
+from pillion_artifacts.leases import Lease
+from pillion_artifacts.names import parse_reference
+from pilliond.errors import SwitchError
+from pilliond.live_window import LiveWindow
+from pilliond.operation import Kind, Operation, Outcome, begin_operation
+from pilliond.probation import Probation
+from pilliond.sealed_version import SealedVersion
+from pilliond.settings import Settings
+from pilliond.shares import Arm
+from pilliond.stager import Stager
+from pilliond.supervisor import Supervisor
+
+FOLLOW_S: Final = 0.5
+"""How often the alias is looked at. Its file is read, not watched: a store may lie where no change is told of."""
+
+LOOK_S: Final = 1.0
+OPERATIONS_KEPT: Final = 32
+
+
+class BusyError(SwitchError):
+    """Another version is being staged."""
+
+
+class Releases:
+    """Owns the stager, the task of the operation that is under way, and a version that is loaded and waits for its switch.
+
+    `followed` is the alias that is followed (`stable` of `NAME@stable`); empty: none.
+    """
+
+    def __init__(self, settings: Settings, supervisor: Supervisor, log: Any) -> None:
+        self.operations: list[Operation] = []
+        self.revision = 0
+        """How often anything changed; for `ETag`."""
+        self.switches: dict[Outcome, int] = dict.fromkeys((Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED), 0)
+        self.take_backs: dict[str, int] = {}
+        """How often a version was taken back, by the bound that it crossed."""
+        self.load_stall_ns = 0
+        """The worst stall of the serving loop while a version was loaded there."""
+        self.window = LiveWindow(supervisor.page)
+        self.stager = Stager(settings, self.window)
+        self.store = Store(Path(settings.store.path))
+        self.followed = parse_reference(settings.store.policy).alias if settings.store.policy else ""
+        self._supervisor = supervisor
+        self._log = log
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: SealedVersion | None = None
+        self._seen = supervisor.stable.digest
+        self._failed: set[str] = set()
+        self._bounds = settings.take_back
+        self._probation: Probation | None = None
+
+    # What is asked
+
+    @property
+    def current(self) -> Operation | None:
+        """The operation that is under way."""
+        return self.operations[-1] if self.operations and self._task is not None else None
+
+    def find(self, number: int) -> Operation | None:
+        """An operation by its number; the last `OPERATIONS_KEPT` are kept."""
+        return next((operation for operation in self.operations if operation.number == number), None)
+
+    def resolve(self, version: str) -> Resolved:
+        """The stored version that is meant by a version, a range, an alias or a digest; raises `ArtifactError`."""
+        return self.store.resolve(f"{self._supervisor.stable.policy}@{version}")
+
+    def stage(self, target: Resolved, by: str, reason: str) -> Operation:
+        """Begins to stage a version and to load it beside the live one; raises `BusyError`."""
+        return self._begin("stage", target, by, reason)
+
+    def switch(self, target: Resolved, by: str, reason: str) -> Operation:
+        """Begins to switch to a version, which is staged first where it is not loaded; raises `BusyError`."""
+        return self._begin("switch", target, by, reason)
+
+    def route(self, targets: list[tuple[str, Resolved, float]], by: str, reason: str) -> Operation:
+        """Begins to share out new episodes: name, version and share of each arm; the stable version gets the rest.
+
+        Versions that are not loaded are staged first. Raises `BusyError` or `SwitchError`.
+        """
+        stable = self._supervisor.stable
+        self._check_free()
+        if any(target.digest == stable.digest for _, target, _ in targets):
+            raise SwitchError(f"{stable.version} is the stable version: it has what the arms leave")
+        shared_out = ", ".join(f"{name} {target.version} {share:g}" for name, target, share in targets) or "no arms"
+        target = Resolved(stable.policy, stable.version, stable.digest)
+        operation = self._note_begun("route", target, by, f"{reason} ({shared_out})".strip())
+        self._task = asyncio.create_task(self._run(operation, self._share_out(operation, targets)))
+        return operation
+
+    async def roll_back(self, by: str, reason: str) -> Operation:
+        """Goes back to the version that was stable before, at once where it is loaded; raises `SwitchError`.
+
+        What is being staged is given up for it.
+        """
+        await self.cancel(f"a rollback by {by}")
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        previous = self._supervisor.residents.previous
+        if previous is None:
+            return self._begin("rollback", self._stored_previous(), by, reason)
+        operation = self._note_begun("rollback", _resolved(previous), by, reason)
+        await self._run(operation, self._back(operation, previous))
+        return operation
+
+    async def cancel(self, why: str) -> Operation | None:
+        """Gives up what is being staged; gives the operation that was cancelled, or None."""
+        task, operation = self._task, self.current
+        if task is None or operation is None or operation.step in ("switching", "loading"):
+            return None
+        task.cancel()
+        await asyncio.wait([task])
+        operation.end(Outcome.CANCELLED, why)
+        return operation
+
+    # Running
+
+    async def run(self) -> None:
+        """Looks at the live version and at the followed alias until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        looked_s = 0.0
+        try:
+            while True:
+                if loop.time() - looked_s >= LOOK_S:
+                    looked_s = loop.time()
+                    self.window.look(self._supervisor.stable.place)
+                    await self._judge(looked_s)
+                if self.followed and self._task is None:
+                    await self._follow()
+                await asyncio.sleep(FOLLOW_S)
+        finally:
+            await self.close()
+
+    async def _judge(self, now_s: float) -> None:
+        """Takes the stable version back where it crosses a bound while it is on probation."""
+        probation, stable = self._probation, self._supervisor.stable
+        if probation is None or self._supervisor.residents.previous is None:
+            return
+        if probation.is_over(now_s):
+            self._probation = None
+            return
+        fault = probation.fault(self.window.now(stable.place))
+        if fault is None:
+            return
+        kind, why = fault
+        self._probation = None
+        self._failed.add(stable.digest)
+        self.take_backs[kind] = self.take_backs.get(kind, 0) + 1
+        self._log.error("taken_back", policy=str(stable), fault=kind, reason=why)
+        await self.roll_back("pilliond", f"taken back by itself: {why}")
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _begin(self, kind: Kind, target: Resolved, by: str, reason: str) -> Operation:
+        self._check_free()
+        operation = self._note_begun(kind, target, by, reason)
+        self._task = asyncio.create_task(self._run(operation, self._do(operation, target)))
+        return operation
+
+    def _check_free(self) -> None:
+        if self.current is not None:
+            raise BusyError(f"{self.current.version} is under way ({self.current.step}): wait for it, or cancel it")
+
+    def _note_begun(self, kind: Kind, target: Resolved, by: str, reason: str) -> Operation:
+        number = self.operations[-1].number + 1 if self.operations else 1
+        was = self._supervisor.stable.version
+        operation = begin_operation(number, kind, target.policy, target.version, target.digest, was, by, reason)
+        self.operations = [*self.operations[1 - OPERATIONS_KEPT :], operation]
+        self.revision += 1
+        self._log.info(f"{kind}_begun", **_for_log(operation))
+        return operation
+
+    async def _run(self, operation: Operation, work: Any) -> None:
+        try:
+            await work
+            operation.end(Outcome.DONE)
+            self._log.info(f"{operation.kind}_done", **_for_log(operation))
+        except (SwitchError, ArtifactError) as error:
+            operation.end(Outcome.FAILED, str(error))
+            if operation.kind in ("stage", "switch"):
+                self._failed.add(operation.digest)
+            self._log.error(f"{operation.kind}_failed", **_for_log(operation))
+        except asyncio.CancelledError:
+            operation.end(Outcome.CANCELLED, "it was cancelled")
+            self._log.warning(f"{operation.kind}_cancelled", **_for_log(operation))
+        finally:
+            if operation.outcome is Outcome.RUNNING:
+                operation.end(Outcome.FAILED, "a bug: see the log")
+            self._task = None
+            self.revision += 1
+            if operation.kind in ("switch", "rollback"):
+                self.switches[operation.outcome] += 1
+
+    async def _do(self, operation: Operation, target: Resolved) -> None:
+        version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
+        if version is None:
+            version = await self._load(operation, await self._stage(operation, target))
+        if version.certificate is not None:
+            operation.certificate = msgspec.to_builtins(version.certificate)
+        if operation.kind == "stage":
+            await self._note(operation)
+            return
+        operation.step = "switching"
+        if version is self._supervisor.stable:
+            await self._move_alias(operation)
+            return
+        await self._move_alias(operation)
+        await self._flip(operation, version)
+
+    async def _share_out(self, operation: Operation, targets: list[tuple[str, Resolved, float]]) -> None:
+        arms = []
+        fresh = []
+        try:
+            for name, target, share in targets:
+                version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
+                if version is None:
+                    version = await self._load(operation, await self._stage(operation, target))
+                    fresh.append(version)
+                self._waiting = None
+                arms.append(Arm(name, version.key, share))
+            operation.step = "switching"
+            await self._supervisor.route(arms)
+        except BaseException:
+            for version in fresh:
+                self._supervisor.unload(version)
+            raise
+        await self._note(operation)
+
+    async def _stage(self, operation: Operation, target: Resolved) -> SealedVersion:
+        def on_step(step: str) -> None:
+            operation.step = step
+
+        lease = await asyncio.to_thread(self._leased, target)
+        try:
+            version = await self.stager.stage(target, lease, self._supervisor.stable.place, on_step)
+        except BaseException:
+            if lease is not None:
+                lease.close()
+            raise
+        operation.swap_impact = self.stager.swap_impact
+        return version
+
+    def _leased(self, target: Resolved) -> Lease | None:
+        try:
+            return self.store.lease(f"{target.policy}@{target.digest}")[1]
+        except StoreError:
+            return None
+
+    async def _load(self, operation: Operation, version: SealedVersion) -> SealedVersion:
+        operation.step = "loading"
+        if self._waiting is not None:
+            self._supervisor.unload(self._waiting)
+        try:
+            loaded = await self._supervisor.load(version)
+        except BaseException:
+            version.close()
+            raise
+        self._waiting = version
+        operation.load_ms = loaded.load_ns / 1e6
+        operation.stall_us = loaded.stall_ns / 1e3
+        self.load_stall_ns = max(self.load_stall_ns, loaded.stall_ns)
+        return version
+
+    async def _flip(self, operation: Operation, version: SealedVersion) -> None:
+        if version is self._waiting:
+            self._waiting = None
+        recent = self.window.recent()
+        began = self.window.now(version.place)
+        switched = await self._supervisor.switch(version)
+        # A rollback is to what served before: that is not on probation.
+        self._probation = None
+        if operation.kind == "switch" and self._bounds.watch_s:
+            usual_p99_ns = recent[0].p99_ns() if recent else None
+            self._probation = Probation(self._bounds, began, asyncio.get_running_loop().time(), usual_p99_ns)
+        operation.effect_ns = switched.at_ns
+        operation.effect_ms = (switched.at_ns - operation.began_ns) / 1e6
+        self._seen = version.digest
+
+    async def _back(self, operation: Operation, version: SealedVersion) -> None:
+        """The switch first, the alias then: a bad version is to stop at once, whatever the store says."""
+        operation.step = "switching"
+        await self._flip(operation, version)
+        try:
+            await self._move_alias(operation)
+        except ArtifactError as error:
+            self._log.error("alias_left_behind", alias=self.followed, error=str(error), **_for_log(operation))
+
+    # The store
+
+    async def _move_alias(self, operation: Operation) -> None:
+        """Makes it the route; where no alias is followed, only the audit log is told. Raises `ArtifactError`."""
+        if not self.followed:
+            await self._note(operation)
+            return
+        moved = await asyncio.to_thread(self._moved, operation)
+        self._seen = moved.digest
+
+    def _moved(self, operation: Operation) -> Alias:
+        policy, alias = operation.policy, self.followed
+        by, reason = operation.by, operation.reason
+        now = read_alias(self.store.root, policy, alias)
+        if now.digest == operation.digest:
+            return now
+        if operation.kind == "rollback" and now.was_version == operation.version:
+            return self.store.roll_back(policy, alias, by=by, reason=reason)
+        return self.store.move_alias(policy, alias, operation.version, expected=operation.was, by=by, reason=reason)
+
+    async def _note(self, operation: Operation) -> None:
+        target = Resolved(operation.policy, operation.version, operation.digest)
+        action = "switch" if operation.kind == "rollback" else operation.kind
+        await self.note(action, target, operation.was, operation.by, operation.reason)
+
+    async def note(self, action: Any, target: Resolved, was: str, by: str, reason: str) -> None:
+        """Writes into the store's audit log; where that cannot be written to, the daemon's own log must do."""
+        try:
+            await asyncio.to_thread(self.store.note, action, target, was=was, by=by, reason=reason)
+        except ArtifactError as error:
+            self._log.warning("audit_failed", action=action, policy=str(target), by=by, reason=reason, error=str(error))
+
+    def _stored_previous(self) -> Resolved:
+        stable = self._supervisor.stable
+        if self.followed:
+            alias = read_alias(self.store.root, stable.policy, self.followed)
+            if alias.was_version and alias.digest == stable.digest:
+                return Resolved(stable.policy, alias.was_version, alias.was_digest)
+        raise SwitchError(f"no version was served before {stable.version}")
+
+    async def _follow(self) -> None:
+        """Switches where the alias has moved. A version that failed is not tried again until it moves elsewhere."""
+        try:
+            alias = await asyncio.to_thread(read_alias, self.store.root, self._supervisor.stable.policy, self.followed)
+        except ArtifactError as error:
+            if self._seen:
+                self._seen = ""
+                self._log.error("alias_unreadable", alias=self.followed, error=str(error))
+            return
+        if alias.digest == self._seen or self._task is not None:
+            return
+        self._seen = alias.digest
+        target = Resolved(alias.policy, alias.version, alias.digest)
+        if target.digest == self._supervisor.stable.digest:
+            return
+        if target.digest in self._failed:
+            self._log.error("alias_not_followed", alias=self.followed, policy=str(target), error="it failed before")
+            return
+        self._begin("switch", target, alias.moved_by, alias.reason or f"{self.followed} was moved")
+
+
+def _resolved(version: SealedVersion) -> Resolved:
+    return Resolved(version.policy, version.version, version.digest)
+
+
+def _for_log(operation: Operation) -> dict[str, Any]:
+    wanted = ("number", "policy", "version", "was", "by", "reason", "error", "effect_ms", "stall_us", "swap_impact")
+    said = {name: getattr(operation, name) for name in wanted}
+    return {name: value for name, value in said.items() if value not in ("", None)}

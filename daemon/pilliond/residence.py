@@ -1,0 +1,120 @@
+"""Residence: which versions are loaded in the serving process, and how long those that are not current stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from pilliond.episodes import NEVER_NS
+from pilliond.routing import Router
+from pilliond.sessions import Sessions
+from pilliond.settings import VersionSettings
+from pilliond.versions import Version
+
+_NANOSECONDS: Final = 1_000_000_000
+_BYTES_PER_MB: Final = 1_000_000
+
+
+class Residence:
+    """The versions that are loaded. Plain: it is told the time, and says which versions went.
+
+    Rule: a version is *loaded*, then perhaps *stable*, then *retired*, then *gone*. Retired, it stays while a handle
+    leases it or a session can lease nothing else, for `lease_s_max` at most; the stable one before it stays without
+    leases too, so that a rollback finds it. Beyond `old_max` or `old_mb_max` the oldest are gone first.
+    """
+
+    def __init__(self, router: Router, sessions: Sessions, bounds: VersionSettings, watch_s: float = 0.0) -> None:
+        self.previous: Version | None = None
+        self._router = router
+        self._sessions = sessions
+        self._bounds = bounds
+        self._watch_ns = int(watch_s * _NANOSECONDS)
+        self._watch_until_ns = 0
+        self._versions: dict[bytes, Version] = {router.stable.digest: router.stable}
+
+    def __len__(self) -> int:
+        return len(self._versions)
+
+    def versions(self) -> Iterable[Version]:
+        """Every version that is loaded."""
+        return self._versions.values()
+
+    def find(self, digest: bytes) -> Version | None:
+        """The loaded version with that digest, or None."""
+        return self._versions.get(digest)
+
+    def add(self, version: Version) -> None:
+        """Takes a version that was loaded; nobody leases it before `switch`."""
+        self._versions[version.digest] = version
+
+    def switch(self, version: Version, now_ns: int) -> Version:
+        """New episodes lease `version` from now on; gives the one that they leased until now."""
+        was = self._router.stable
+        if version is not was:
+            # The shares of the other arms stay what they were; the version that was one has the rest too, now.
+            self._router.arms = [(end, arm) for end, arm in self._router.arms if arm is not version]
+            self._router.stable = version
+            version.retired_ns = NEVER_NS
+            was.retired_ns = now_ns
+            self.previous = was
+            was.watched = False
+            version.watched = self._watch_ns > 0
+            self._watch_until_ns = now_ns + self._watch_ns
+        return was
+
+    def set_arms(self, arms: list[tuple[Version, float]], now_ns: int) -> None:
+        """New episodes are shared out so from now on: to each version its share, to the stable one the rest."""
+        for _, version in self._router.arms:
+            version.retired_ns = now_ns
+        end = 0.0
+        self._router.arms = []
+        for version, share in arms:
+            end += share
+            version.retired_ns = NEVER_NS
+            self._router.arms.append((end, version))
+
+    def forget(self, version: Version) -> None:
+        """Lets a version go that was loaded and that nobody will lease."""
+        if version is not self._router.stable and not version.leases:
+            version.retired_ns = 0
+            if version is self.previous:
+                self.previous = None
+
+    def sweep(self, now_ns: int) -> list[tuple[bytes, int]]:
+        """Lets go what need not stay: the digest of each version whose memory was given back, and its leases until then."""
+        if now_ns >= self._watch_until_ns:
+            self._router.stable.watched = False
+        went = []
+        for version in self._ending(now_ns):
+            version.ended_leases += self._sessions.end_leases(version)
+            if version.leases:
+                # An act under one of them was admitted, so it is run; the next sweep finds it answered.
+                continue
+            self._sessions.unbind(version)
+            del self._versions[version.digest]
+            if version is self.previous:
+                self.previous = None
+            went.append((version.digest, version.ended_leases))
+        return went
+
+    def _ending(self, now_ns: int) -> list[Version]:
+        old = [version for version in self._versions.values() if version.retired_ns < NEVER_NS]
+        old.sort(key=lambda version: (version is self.previous, version.retired_ns))
+        ending = [version for version in old if version.ended_leases or self._is_spent(version, now_ns)]
+        staying = [version for version in old if version not in ending]
+        while staying and self._is_too_much(staying):
+            ending.append(staying.pop(0))
+        return ending
+
+    def _is_spent(self, version: Version, now_ns: int) -> bool:
+        is_late = now_ns - version.retired_ns >= self._bounds.lease_s_max * _NANOSECONDS
+        if version is self.previous:
+            if is_late and version.leases:
+                # It stays for a rollback all the same.
+                self._sessions.end_leases(version)
+            return False
+        return is_late or not (version.leases or self._sessions.is_bound(version))
+
+    def _is_too_much(self, staying: Iterable[Version]) -> bool:
+        held = [version.resident_bytes for version in staying]
+        return len(held) > self._bounds.old_max or sum(held) > self._bounds.old_mb_max * _BYTES_PER_MB

@@ -1,0 +1,95 @@
+"""A sealed version: a verified artifact as the control process keeps it, ready to be handed to a serving process."""
+
+from __future__ import annotations
+
+import os
+
+from pillion_artifacts.card import ModelCard
+from pillion_artifacts.leases import Lease
+from pillion_artifacts.sealed import SealedArtifact
+from pilliond.certificate import Certificate
+from pilliond.channel import VersionOrder
+
+
+class SealedVersion:
+    """Owns the sealed memfds of the model and the golden pairs (-1: none), and the lease on the stored version."""
+
+    def __init__(
+        self,
+        policy: str,
+        version: str,
+        digest: str,
+        card: ModelCard,
+        model_descriptor: int,
+        golden_descriptor: int = -1,
+        lease: Lease | None = None,
+        signed_by: list[str] | None = None,
+        certificate: Certificate | None = None,
+    ) -> None:
+        self.policy = policy
+        self.version = version
+        self.digest = digest
+        """`sha256:` and 64 hexadecimal digits."""
+        self.card = card
+        self.model_descriptor = model_descriptor
+        self.golden_descriptor = golden_descriptor
+        self.lease = lease
+        self.signed_by = signed_by or []
+        self.certificate = certificate
+        """How much the batch changes its answers; None where nobody has looked: it was not staged."""
+        self.place = 0
+        """Which cells of the metrics page are its own, while a serving process has it."""
+
+    def __str__(self) -> str:
+        return f"{self.policy}@{self.version}"
+
+    @property
+    def key(self) -> bytes:
+        """The digest as it travels."""
+        return bytes.fromhex(self.digest.removeprefix("sha256:"))
+
+    def descriptors(self) -> list[int]:
+        """Those that it owns."""
+        return [descriptor for descriptor in (self.model_descriptor, self.golden_descriptor) if descriptor >= 0]
+
+    def order(self) -> VersionOrder:
+        """What a serving process must know of it."""
+        card = self.card
+        return VersionOrder(
+            policy=self.policy,
+            version=self.version,
+            digest=self.key,
+            spec=card.spec(),
+            distribution=card.distribution,
+            safe_action=card.safe_action,
+            tolerance=card.tolerance,
+            states=card.state,
+            place=self.place,
+        )
+
+    def close(self) -> None:
+        """Gives the memory and the lease back; harmless to repeat."""
+        for descriptor in self.descriptors():
+            os.close(descriptor)
+        self.model_descriptor = self.golden_descriptor = -1
+        if self.lease is not None:
+            self.lease.close()
+            self.lease = None
+
+
+def seal(artifact: SealedArtifact, lease: Lease | None = None, signed_by: list[str] | None = None) -> SealedVersion:
+    """What a serving process needs of a sealed artifact, which is taken over, as the lease is."""
+    golden = artifact.golden
+    for descriptor in artifact.files.values():
+        if descriptor not in (artifact.model, golden):
+            os.close(descriptor)
+    return SealedVersion(
+        artifact.policy,
+        artifact.version,
+        artifact.digest,
+        artifact.card,
+        artifact.model,
+        golden,
+        lease,
+        signed_by,
+    )

@@ -1,0 +1,146 @@
+"""The stager: starts a staging process for a version, follows it, and gives up where the live version suffers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from pillion_artifacts import Resolved
+from pillion_artifacts.leases import Lease
+from pilliond import staging_channel
+from pilliond.confinement import CHILD_ENVIRONMENT
+from pilliond.errors import SwitchError
+from pilliond.live_window import LiveWindow, Reading
+from pilliond.sealed_version import SealedVersion
+from pilliond.settings import Settings
+from pilliond.staging_channel import Staged, StageFailed, StageOrder, StageStep
+
+_LOOK_S: Final = 0.1
+
+
+class Stager:
+    """Stages one version at a time. Owns the staging process while there is one."""
+
+    def __init__(self, settings: Settings, window: LiveWindow) -> None:
+        self.swap_impact: float | None = None
+        """p99 of the live version while the last version was staged over that before; None of too few acts."""
+        self._settings = settings
+        self._window = window
+        self._process: subprocess.Popen[bytes] | None = None
+        self._why_given_up = ""
+
+    async def stage(
+        self, resolved: Resolved, lease: Lease | None, live_place: int, on_step: Callable[[str], None]
+    ) -> SealedVersion:
+        """The sealed version, which takes `lease` over; raises `SwitchError` with the reason.
+
+        `live_place` is that of the version that serves meanwhile.
+        """
+        self._why_given_up = ""
+        before = self._window.recent()
+        began = self._window.now(live_place)
+        end = self._start(resolved)
+        watch = asyncio.create_task(self._watch(live_place, began, before))
+        try:
+            return await self._follow(end, resolved, lease, on_step)
+        finally:
+            watch.cancel()
+            end.close()
+            await self._reap()
+            during = self._window.now(live_place).since(began)
+            self.swap_impact = _ratio(during, before[0]) if before else None
+
+    def give_up(self, why: str) -> None:
+        """Ends the staging that is under way; `stage` raises `why`."""
+        if self._process is not None and not self._why_given_up:
+            self._why_given_up = why
+            self._process.kill()
+
+    def _start(self, resolved: Resolved) -> socket.socket:
+        end, staging_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        end.setblocking(False)
+        with staging_end:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pilliond.staging", str(staging_end.fileno())],
+                pass_fds=[staging_end.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **CHILD_ENVIRONMENT},
+            )
+        staging_channel.send(end, self._order(resolved))
+        return end
+
+    def _order(self, resolved: Resolved) -> StageOrder:
+        settings = self._settings
+        return StageOrder(
+            store=settings.store.path,
+            policy=resolved.policy,
+            version=resolved.version,
+            digest=resolved.digest,
+            trust=settings.trust,
+            rows_max=settings.limits.rows_max,
+            threads=settings.engine.threads,
+            memory_mb_max=settings.staging.memory_mb_max,
+            certificate=settings.staging.certificate,
+        )
+
+    async def _follow(
+        self, end: socket.socket, resolved: Resolved, lease: Lease | None, on_step: Callable[[str], None]
+    ) -> SealedVersion:
+        while True:
+            try:
+                report, descriptors = await staging_channel.receive_report(end)
+            except msgspec.MsgspecError as error:
+                raise SwitchError(f"the staging process sent what cannot be read: {error}") from None
+            match report:
+                case StageStep():
+                    on_step(report.name)
+                case Staged():
+                    # A model, then perhaps golden pairs.
+                    model, golden = [*descriptors, -1][:2]
+                    return SealedVersion(
+                        resolved.policy, resolved.version, resolved.digest, report.card, model, golden, lease,
+                        report.signed_by, report.certificate,
+                    )  # fmt: skip
+                case StageFailed():
+                    raise SwitchError(report.message)
+                case None:
+                    raise SwitchError(self._why_given_up or await self._why_it_ended())
+
+    async def _why_it_ended(self) -> str:
+        assert self._process is not None
+        code = await asyncio.to_thread(self._process.wait)
+        memory_mb = self._settings.staging.memory_mb_max
+        return f"the staging process ended with {code}; it may need more than staging.memory_mb_max ({memory_mb} MB)"
+
+    async def _watch(self, place: int, began: Reading, before: tuple[Reading, int] | None) -> None:
+        """Gives up where it takes too long, or the live version misses more deadlines than it did before."""
+        staging = self._settings.staging
+        usual_per_s = before[0].late / before[1] if before else 0.0
+        began_s = time.monotonic()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            passed_s = time.monotonic() - began_s
+            missed = self._window.now(place).since(began).late
+            if missed > staging.deadline_misses_max + usual_per_s * passed_s * 2:
+                self.give_up(f"the live version missed {missed} deadlines while this one was staged")
+            if passed_s > staging.timeout_s:
+                self.give_up(f"it was not staged within {staging.timeout_s:g} s")
+
+    async def _reap(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        self._process = None
+
+
+def _ratio(during: Reading, before: Reading) -> float | None:
+    now_ns, then_ns = during.p99_ns(), before.p99_ns()
+    return None if now_ns is None or then_ns is None else now_ns / then_ns

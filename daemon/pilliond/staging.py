@@ -1,0 +1,83 @@
+"""The staging process: tries a version apart from the one that serves, at the lowest priority, and hands over its memory.
+
+Started by the control process as `python -m pilliond.staging DESCRIPTOR`, one for each version. Verify, load, warm every
+bucket, golden pairs, batch certificate; whatever fails, fails here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pilliond.confinement import die_with_parent, limit_memory, step_aside
+
+if TYPE_CHECKING:
+    from pillion_artifacts.golden import Arrays
+    from pilliond.staging_channel import Staged, StageOrder
+
+
+def main() -> int:
+    """Tries one version; gives the exit code."""
+    die_with_parent()
+    step_aside()
+    end = socket.socket(fileno=int(sys.argv[1]))
+    # What is imported from here on is imported at the lowest priority.
+    from pilliond import staging_channel
+    from pilliond.engine import EngineError
+    from pilliond.errors import DaemonError
+    from pilliond.staging_channel import StageFailed
+
+    order = staging_channel.receive_order(end)
+    limit_memory(order.memory_mb_max)
+    try:
+        staged, descriptors = stage(end, order)
+    except (DaemonError, EngineError) as error:
+        staging_channel.send(end, StageFailed(str(error)))
+    except (MemoryError, ImportError) as error:
+        # An import that finds no memory fails as one that finds no file.
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        staging_channel.send(end, StageFailed(f"it does not fit into staging.memory_mb_max ({what})"))
+    else:
+        staging_channel.send(end, staged, descriptors)
+    return os.EX_OK
+
+
+def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
+    """Everything that is asked of a version; raises `BadPolicyError` or `EngineError`."""
+    from pillion_artifacts import Resolved, Store
+    from pillion_artifacts.golden import decode_golden
+    from pilliond import staging_channel
+    from pilliond.admission import admit
+    from pilliond.certificate import certify
+    from pilliond.errors import BadPolicyError
+    from pilliond.sealed_version import seal
+    from pilliond.staging_channel import Staged, StageStep
+    from pilliond.version_loader import build_version, read_descriptor
+
+    def say(step: str) -> None:
+        staging_channel.send(end, StageStep(step))
+
+    say("verifying")
+    resolved = Resolved(order.policy, order.version, order.digest)
+    artifact, signed_by = admit(Store(Path(order.store)), resolved, order.trust)
+    say("loading, warming and running the golden pairs")
+    sealed = seal(artifact)
+    golden = read_descriptor(sealed.golden_descriptor) if sealed.golden_descriptor >= 0 else None
+    model = read_descriptor(sealed.model_descriptor)
+    version = build_version(sealed.order(), model, golden, order.rows_max, order.threads)
+    say("certifying")
+    observations: Arrays | None = None if golden is None else decode_golden(golden).inputs
+    certificate = certify(version.engine, version.spec, artifact.card.state, observations, order.rows_max)
+    if not certificate.meets(order.certificate):
+        raise BadPolicyError(
+            f"batch certificate: expected {order.certificate}, came {certificate.batch}: an output differs by "
+            f"{certificate.difference:.3g} between an observation alone and in a batch"
+        )
+    return Staged(artifact.card, signed_by, certificate), sealed.descriptors()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

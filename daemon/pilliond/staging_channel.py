@@ -1,0 +1,87 @@
+"""What the control process and the staging process say to each other: msgpack over a socket pair, memory beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from pillion_artifacts.card import ModelCard
+from pillion_artifacts.trust import TrustPolicy
+from pilliond.certificate import Certificate
+
+_MESSAGE_BYTES_MAX: Final = 1 << 20
+_DESCRIPTORS_MAX: Final = 2
+
+
+class StageOrder(msgspec.Struct, frozen=True, tag=True):
+    """Which version to try, and what it must come up to."""
+
+    store: str
+    policy: str
+    version: str
+    digest: str
+    trust: TrustPolicy
+    rows_max: int
+    threads: int
+    memory_mb_max: int
+    certificate: str
+    """What the certificate must meet: `any`, `within 1e-6` or `exact`."""
+
+
+class StageStep(msgspec.Struct, frozen=True, tag=True):
+    """What is being done now."""
+
+    name: str
+
+
+class Staged(msgspec.Struct, frozen=True, tag=True):
+    """The version came up to everything. Its sealed memory comes with the message: the model, then its golden pairs."""
+
+    card: ModelCard
+    signed_by: list[str]
+    certificate: Certificate
+
+
+class StageFailed(msgspec.Struct, frozen=True, tag=True):
+    """It did not, and why."""
+
+    message: str
+
+
+StageReport = StageStep | Staged | StageFailed
+
+_encoder = msgspec.msgpack.Encoder()
+_order_decoder = msgspec.msgpack.Decoder(StageOrder)
+_report_decoder: msgspec.msgpack.Decoder[StageReport] = msgspec.msgpack.Decoder(StageReport)
+
+
+def send(end: socket.socket, message: StageOrder | StageReport, descriptors: Sequence[int] = ()) -> None:
+    """Sends a message whole, and copies of `descriptors`."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+    end.sendmsg([_encoder.encode(message)], rights, socket.MSG_NOSIGNAL)
+
+
+def receive_order(end: socket.socket) -> StageOrder:
+    """The one order."""
+    return _order_decoder.decode(end.recv(_MESSAGE_BYTES_MAX))
+
+
+async def receive_report(end: socket.socket) -> tuple[StageReport | None, list[int]]:
+    """The next report (None where the staging process is gone) and the descriptors with it, which the caller owns."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(end, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(end)
+    try:
+        data, descriptors, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, _DESCRIPTORS_MAX)
+    except ConnectionResetError:
+        return None, []
+    return (_report_decoder.decode(data) if data else None), descriptors

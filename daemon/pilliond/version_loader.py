@@ -1,0 +1,121 @@
+"""Builds versions in the serving process: at its start, and beside the loop while it serves."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+import msgspec
+
+from pilliond.channel import VersionOrder
+from pilliond.engine import EngineError
+from pilliond.limits import ServingLimits
+from pilliond.onnx_engine import OnnxEngine
+from pilliond.parity import check_parity
+from pilliond.poller import Poller
+from pilliond.stall_probe import StallProbe
+from pilliond.versions import Identity, Version
+
+
+def build_version(order: VersionOrder, model: bytes, golden: bytes | None, rows_max: int, threads: int) -> Version:
+    """A warm version from verified bytes; runs the golden pairs, where there are some. Raises `EngineError`."""
+    engine = OnnxEngine(model, order.spec, order.distribution.parameters(), rows_max, threads, order.states)
+    engine.warm_up()
+    if golden is not None:
+        check_parity(engine, order.spec, order.states, golden, order.tolerance, rows_max)
+    identity = Identity(order.policy, order.version, order.digest)
+    version = Version(identity, order.spec, order.distribution, engine, order.safe_action, order.place)
+    version.model_bytes = len(model)
+    return version
+
+
+def read_descriptor(descriptor: int) -> bytes:
+    """All bytes of a sealed memfd, which stays open."""
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read()
+
+
+class Built(msgspec.Struct, frozen=True):
+    """What came of a load."""
+
+    order: VersionOrder
+    version: Version | None
+    error: str
+    load_ns: int
+    stall_ns: int
+
+
+class VersionLoader:
+    """Loads one version at a time in a thread of its own, which ends with it; the loop goes on meanwhile.
+
+    ONNX Runtime builds and runs without the interpreter's lock, so what the loop feels is the Python in between: a
+    `StallProbe` measures it. The golden pairs were run where the version was staged. Owns the thread and a descriptor;
+    `on_built` is called in the loop.
+    """
+
+    bursts: ClassVar[bool] = False
+
+    def __init__(self, poller: Poller, limits: ServingLimits, threads: int, on_built: Callable[[Built], None]) -> None:
+        self._poller = poller
+        self._rows_max = limits.rows_max
+        self._threads = threads
+        self._on_built = on_built
+        self._probe = StallProbe(poller)
+        self._thread: threading.Thread | None = None
+        self._built: Built | None = None
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        poller.add(self._descriptor, self)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a version is being loaded."""
+        return self._thread is not None
+
+    def start(self, order: VersionOrder, model_descriptor: int) -> None:
+        """Begins to load, and takes the descriptor over; raises `OSError` where none is left to measure with."""
+        assert self._thread is None
+        self._probe.start()
+        self._thread = threading.Thread(target=self._load, args=(order, model_descriptor), daemon=True)
+        self._thread.start()
+
+    def receive(self) -> None:
+        """In the loop: the thread is done."""
+        try:
+            os.eventfd_read(self._descriptor)
+        except BlockingIOError:
+            return
+        assert self._thread is not None
+        self._thread.join()
+        self._thread = None
+        stall_ns = self._probe.stop()
+        built, self._built = self._built, None
+        assert built is not None
+        self._on_built(msgspec.structs.replace(built, stall_ns=stall_ns))
+
+    def close(self) -> None:
+        """Waits for the thread, whose work is of no use any more."""
+        if self._thread is not None:
+            self._thread.join()
+        self._probe.stop()
+        self._poller.remove(self._descriptor)
+        os.close(self._descriptor)
+
+    def _load(self, order: VersionOrder, model_descriptor: int) -> None:
+        began_ns = time.monotonic_ns()
+        version, error = None, ""
+        try:
+            version = build_version(order, read_descriptor(model_descriptor), None, self._rows_max, self._threads)
+        except EngineError as refused:
+            error = str(refused)
+        except (MemoryError, OSError) as refused:
+            error = f"no memory is left for it: {refused}"
+        finally:
+            os.close(model_descriptor)
+            if version is None and not error:
+                error = "it could not be built"
+            self._built = Built(order, version, error, time.monotonic_ns() - began_ns, 0)
+            os.eventfd_write(self._descriptor, 1)

@@ -1,0 +1,102 @@
+"""The operator's commands, typed: against real daemons, as text and as JSON, and the exit codes of what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pillion
+from pillion_artifacts import Store
+from pillion_bench.variants import POLICY, publish_variant
+from tests.conftest import StartDaemon
+from tests.harness import ROOT, START_S_MAX, Daemon
+
+
+def pillion_command(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command line with the admin port of `daemon`."""
+    command = [sys.executable, "-m", "pillion", *words, "--admin", daemon.admin]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
+
+
+def said(daemon: Daemon, *words: str) -> dict[str, Any]:
+    """The JSON that a command prints."""
+    came = pillion_command(daemon, *words, "--json")
+    assert (came.returncode, came.stderr) == (0, ""), came
+    told: dict[str, Any] = json.loads(came.stdout)
+    return told
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, start_daemon: StartDaemon) -> Daemon:
+    """Serves `stable`, which is the first of two versions."""
+    for number in range(2):
+        publish_variant(tmp_path / "store", f"1.{number}.0", number * 100.0)
+    Store(tmp_path / "store").move_alias(POLICY, "stable", "1.0.0", expected="")
+    return start_daemon(policy=f"{POLICY}@stable", store=tmp_path / "store")
+
+
+def test_an_operator_switches_looks_and_rolls_back(daemon: Daemon, tmp_path: Path) -> None:
+    switched = said(daemon, "switch", POLICY, "1.1.0", "--reason", "it flies better", "--wait")
+    assert (switched["outcome"], switched["reason"]) == ("done", "it flies better")
+    status = said(daemon, "status")
+    assert (status["stable"], status["previous"], status["follows"]) == ("1.1.0", "1.0.0", "stable")
+    roles = {entry["version"]: entry["role"] for entry in said(daemon, "versions")["versions"]}
+    assert roles == {"1.0.0": "previous", "1.1.0": "stable"}
+    rolled = said(daemon, "rollback", "--reason", "it does not", "--wait")
+    assert (rolled["version"], rolled["was"]) == ("1.0.0", "1.1.0")
+    reasons = [record.reason for record in Store(tmp_path / "store").history(POLICY)[-2:]]
+    assert reasons == ["it flies better", "it does not"]
+
+
+def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
+    with pillion.connect(daemon.address) as session, session.begin():
+        came = pillion_command(daemon, "stage", POLICY, "1.1.0", "--wait")
+        assert came.stdout == f"stage 1: {POLICY}@1.1.0 done\n"
+        text = pillion_command(daemon, "status").stdout
+    assert text.startswith(f"{POLICY}: ready, 1 sessions, follows stable\n")
+    assert re.search(r"^1\.0\.0 +stable +\d +not staged +nobody", text, re.MULTILINE)
+    assert re.search(r"^1\.1\.0 +resident +0 +exact", text, re.MULTILINE)
+    assert re.search(r"^1\.1\.0 +resident +[0-9a-f]{12}", pillion_command(daemon, "versions").stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "text"),
+    [
+        (["switch", POLICY, "9.0.0", "--reason", "x"], os.EX_USAGE, "has no version that fits"),
+        (["switch", "mars-lander", "1.0.0", "--reason", "x"], os.EX_USAGE, f"expected {POLICY}, came mars-lander"),
+        (["switch", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
+        (["rollback", "--reason", "x"], os.EX_UNAVAILABLE, "no version was served before 1.0.0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_an_exit_code(
+    daemon: Daemon, words: list[str], exit_code: int, text: str
+) -> None:
+    came = pillion_command(daemon, *words)
+    assert (came.returncode, came.stdout) == (exit_code, "")
+    assert text in came.stderr
+    assert len(came.stderr.splitlines()) == 1
+
+
+def test_drain_with_wait_returns_when_the_daemon_is_gone(daemon: Daemon) -> None:
+    assert said(daemon, "drain", "--reason", "a new kernel", "--wait") == {"phase": "draining", "gone": True}
+    assert daemon.process.wait(START_S_MAX) == 0
+    came = pillion_command(daemon, "status")
+    assert (came.returncode, came.stdout) == (os.EX_UNAVAILABLE, "")
+    assert "is pilliond running?" in came.stderr
+
+
+def test_every_operators_command_of_the_readme_is_one(daemon: Daemon) -> None:
+    text = (ROOT / "daemon" / "README.md").read_text()
+    lines = [line for line in re.findall(r"^\.venv/bin/pillion (.*)$", text, re.MULTILINE) if "artifact" not in line]
+    assert len(lines) >= 6
+    for line in sorted(lines, key=lambda line: line.startswith("drain")):
+        came = pillion_command(daemon, *shlex.split(line.split("  #")[0]))
+        assert (came.returncode, came.stderr) == (0, ""), line

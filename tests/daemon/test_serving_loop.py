@@ -31,7 +31,7 @@ from pillion_protocol import (
 )
 from pillion_protocol.steps import ActStep
 from pilliond import metrics_page
-from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
+from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_LOOK_MAX, ROUNDS_PER_BATCH_MAX, SILENT_MS_MAX, ServingLimits
 from pilliond.transport import Sent
 from tests.daemon.fakes import Bench, act, action_of, codes, observation
 
@@ -193,6 +193,23 @@ def test_start_marks_of_an_act_that_was_not_run_are_kept_for_the_next() -> None:
     (group,) = [g for s in bench.sessions._sessions.values() for g in s.episodes.values() if g.rows == 2]
     assert group.seeds.tolist() == [0, 42]
     assert group.steps().tolist() == [2, 1]
+
+
+def test_a_peer_that_never_stops_sending_does_not_keep_the_loop(bench: Bench) -> None:
+    taken_max = (ROUNDS_PER_BATCH_MAX + 1) * MESSAGES_PER_LOOK_MAX
+    for _ in range(taken_max + 50):
+        bench.transport.inbox.append([b"peer", b"garbage"])
+    bench.loop.turn(bench.poller.poll(0, 1))
+    assert len(bench.transport.inbox) == 50
+    assert len(bench.transport.sent) == taken_max
+
+
+def test_where_another_has_something_too_one_message_of_each_is_taken_at_a_look(bench: Bench) -> None:
+    for _ in range(ROUNDS_PER_BATCH_MAX * 2):
+        bench.transport.inbox.append([b"peer", b"garbage"])
+        bench.other_transport.inbox.append([b"other", b"garbage"])
+    bench.loop.turn(bench.poller.poll(0, 2))
+    assert len(bench.transport.inbox) == len(bench.other_transport.inbox) == ROUNDS_PER_BATCH_MAX - 1
 
 
 def test_a_non_finite_row_is_refused_alone(bench: Bench) -> None:

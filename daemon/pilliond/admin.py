@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ import pilliond
 from pillion_protocol import PROTOCOL_VERSION
 from pilliond import metrics_page as page
 from pilliond.admin_policies import PolicyRoutes
+from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.exposition import PageCollector
 from pilliond.listen import SocketFile, clear_socket_path
@@ -43,16 +45,15 @@ class Admin:
         registry.register(PageCollector(supervisor, releases))
         ProcessCollector(registry=registry)
         application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
-        application.add_routes(
-            [
-                web.get("/metrics", make_aiohttp_handler(registry)),
-                web.get("/health", self._health),
-                web.get("/livez", self._live),
-                web.get("/readyz", self._ready),
-                web.get("/info", self._info),
-                *PolicyRoutes(supervisor, releases).routes(),
-            ]
-        )
+        endpoints = [
+            Endpoint("GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW),
+            Endpoint("GET", "/health", self._health, "How the daemon is; 503 where it is not ready", Scope.VIEW),
+            Endpoint("GET", "/livez", self._live, "Whether the control process lives", Scope.OPEN),
+            Endpoint("GET", "/readyz", self._ready, "Whether acts are answered; else 503", Scope.OPEN),
+            Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW),
+            *PolicyRoutes(supervisor, releases).endpoints(),
+        ]
+        application.add_routes([endpoint.route() for endpoint in endpoints])
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
 
     async def start(self, address: str) -> str:
@@ -93,11 +94,11 @@ class Admin:
         return web.Response(text=f"{phase.name.lower()}\n", status=200 if ready else 503)
 
     async def _health(self, request: web.Request) -> web.Response:
-        status = 200 if self._supervisor.phase is Phase.READY else 503
-        return _json(self.health(), status)
+        status = HTTPStatus.OK if self._supervisor.phase is Phase.READY else HTTPStatus.SERVICE_UNAVAILABLE
+        return json_response(self.health(), status)
 
     async def _info(self, request: web.Request) -> web.Response:
-        return _json(self.info(), 200)
+        return json_response(self.info())
 
     def health(self) -> dict[str, Any]:
         """How the daemon is, right now."""
@@ -158,11 +159,6 @@ class Admin:
             "description": artifact.card.description,
             "licence": artifact.card.licence,
         }
-
-
-def _json(value: dict[str, Any], status: int) -> web.Response:
-    body = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-    return web.Response(body=body, status=status, content_type="application/json")
 
 
 def _resident_bytes(pid: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -11,6 +11,7 @@ from aiohttp import web
 from pillion_artifacts import Resolved
 from pillion_artifacts.store import who
 from pilliond import metrics_page
+from pilliond.endpoints import Endpoint, Scope, Text, body_of, json_response
 from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
 from pilliond.operation import Operation
@@ -19,33 +20,28 @@ from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion
 from pilliond.supervisor import Supervisor
 
-T = TypeVar("T")
-
-TEXT_CHARACTERS_MAX: Final = 1_000
-"""Of a reason, of who asks, and of a version."""
-
 
 class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a verb that names no version."""
 
-    reason: str = ""
-    by: str = ""
+    reason: Text = ""
+    by: Text = ""
     """Who asks; empty: the user that the daemon runs as."""
 
 
 class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a verb that names one: `1.2.3`, a range, an alias or a digest."""
 
-    version: str
-    reason: str = ""
-    by: str = ""
+    version: Text
+    reason: Text = ""
+    by: Text = ""
 
 
 class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An arm of a route."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    version: str
+    version: Text
     share: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
@@ -53,8 +49,8 @@ class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who gets which share of new episodes; the stable version gets the rest."""
 
     arms: Annotated[list[ArmBody], msgspec.Meta(max_length=ARMS_MAX)]
-    reason: str = ""
-    by: str = ""
+    reason: Text = ""
+    by: Text = ""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -69,26 +65,39 @@ class PolicyRoutes:
         self._supervisor = supervisor
         self._releases = releases
 
-    def routes(self) -> list[web.RouteDef]:
+    def endpoints(self) -> list[Endpoint]:
         """What is served."""
         policy = "/v1/policies/{policy}"
+        begun = (HTTPStatus.ACCEPTED, HTTPStatus.OK)
+        view, operate = Scope.VIEW, Scope.OPERATE
         return [
-            web.get("/v1/policies", self._list),
-            web.get(policy, self._policy),
-            web.get(f"{policy}/versions", self._versions),
-            web.post(f"{policy}/stage", self._stage),
-            web.delete(f"{policy}/stage", self._cancel),
-            web.post(f"{policy}/switch", self._switch),
-            web.post(f"{policy}/rollback", self._roll_back),
-            web.get("/v1/operations/{number}", self._operation),
-            web.put(f"{policy}/route", self._route),
-            web.post("/v1/drain", self._drain),
-        ]
+            Endpoint("GET", "/v1/policies", self._list, "The policies that are served", view),
+            Endpoint("GET", policy, self._policy, "What is stable, loaded, leased and under way", view),
+            Endpoint("GET", f"{policy}/versions", self._versions, "The stored versions", view),
+            Endpoint(
+                "POST", f"{policy}/stage", self._stage, "Try and load a version", operate, body=Which, statuses=begun
+            ),
+            Endpoint("DELETE", f"{policy}/stage", self._cancel, "Cancel what is being staged", operate, body=Why),
+            Endpoint(
+                "POST", f"{policy}/switch", self._switch, "Make a version stable", operate, body=Which, statuses=begun
+            ),
+            Endpoint(
+                "POST", f"{policy}/rollback", self._roll_back, "Go back", operate, body=Why, statuses=begun
+            ),
+            Endpoint(
+                "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, body=RouteBody, statuses=begun
+            ),
+            Endpoint("GET", "/v1/operations/{number}", self._operation, "How an operation stands", view),
+            Endpoint(
+                "POST", "/v1/drain", self._drain, "Answer what has arrived, and end", Scope.ADMIN,
+                body=Why, statuses=(HTTPStatus.ACCEPTED,),
+            ),
+        ]  # fmt: skip
 
     # Looking
 
     async def _list(self, request: web.Request) -> web.Response:
-        return _json({"policies": [self._state()]})
+        return json_response({"policies": [self._state()]})
 
     async def _policy(self, request: web.Request) -> web.Response:
         self._check_policy(request)
@@ -109,14 +118,14 @@ class PolicyRoutes:
             }
             for entry in entries
         ]
-        return _json({"policy": policy, "versions": stored})
+        return json_response({"policy": policy, "versions": stored})
 
     async def _operation(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
         operation = self._releases.find(int(number)) if number.isascii() and number.isdecimal() else None
         if operation is None:
             raise ProblemError(HTTPStatus.NOT_FOUND, "operation-not-found", f"no operation {number[:20]} is remembered")
-        return _json(_told(operation))
+        return json_response(_told(operation))
 
     def _state(self) -> dict[str, Any]:
         supervisor, releases = self._supervisor, self._releases
@@ -173,12 +182,12 @@ class PolicyRoutes:
 
     async def _roll_back(self, request: web.Request) -> web.Response:
         self._check_change(request)
-        why = await _body(request, Why)
+        why = await body_of(request, Why)
         return _begun(await self._releases.roll_back(why.by or who(), why.reason))
 
     async def _route(self, request: web.Request) -> web.Response:
         self._check_change(request)
-        body = await _body(request, RouteBody)
+        body = await body_of(request, RouteBody)
         targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
@@ -186,23 +195,23 @@ class PolicyRoutes:
 
     async def _cancel(self, request: web.Request) -> web.Response:
         self._check_change(request)
-        why = await _body(request, Why)
+        why = await body_of(request, Why)
         cancelled = await self._releases.cancel(f"cancelled by {why.by or who()}: {why.reason}".rstrip(": "))
         if cancelled is None:
             raise ProblemError(HTTPStatus.CONFLICT, "nothing-to-cancel", "no version is being staged")
-        return _json(_told(cancelled))
+        return json_response(_told(cancelled))
 
     async def _drain(self, request: web.Request) -> web.Response:
-        why = await _body(request, Why)
+        why = await body_of(request, Why)
         stable = self._supervisor.stable
         target = Resolved(stable.policy, stable.version, stable.digest)
         await self._releases.note("drain", target, "", why.by or who(), why.reason)
         self._supervisor.stop(f"an operator drains it: {why.reason}" if why.reason else "an operator drains it")
-        return _json({"phase": Phase.DRAINING.name.lower()}, HTTPStatus.ACCEPTED)
+        return json_response({"phase": Phase.DRAINING.name.lower()}, HTTPStatus.ACCEPTED)
 
     async def _which(self, request: web.Request) -> tuple[Which, Resolved]:
         self._check_change(request)
-        which = await _body(request, Which)
+        which = await body_of(request, Which)
         return which, self._releases.resolve(which.version)
 
     def _check_policy(self, request: web.Request) -> None:
@@ -219,7 +228,7 @@ class PolicyRoutes:
             )
 
     def _tagged(self, value: dict[str, Any]) -> web.Response:
-        response = _json(value)
+        response = json_response(value)
         response.headers["ETag"] = self._tag()
         return response
 
@@ -237,27 +246,6 @@ def _begun(operation: Operation) -> web.Response:
     status = HTTPStatus.ACCEPTED if operation.outcome == "running" else HTTPStatus.OK
     if operation.outcome == "failed":
         raise ProblemError(HTTPStatus.CONFLICT, "cannot-switch", operation.error)
-    response = _json(_told(operation), status)
+    response = json_response(_told(operation), status)
     response.headers["Location"] = f"/v1/operations/{operation.number}"
     return response
-
-
-async def _body(request: web.Request, kind: type[T]) -> T:
-    data = await request.read()
-    try:
-        body = msgspec.json.decode(data or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", str(error)) from None
-    for name, value in msgspec.structs.asdict(body).items():  # type: ignore[arg-type]
-        if isinstance(value, str) and len(value) > TEXT_CHARACTERS_MAX:
-            raise ProblemError(
-                HTTPStatus.BAD_REQUEST,
-                "malformed",
-                f"{name}: expected at most {TEXT_CHARACTERS_MAX} characters, came {len(value)}",
-            )
-    return body
-
-
-def _json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
-    body = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-    return web.Response(body=body, status=int(status), content_type="application/json")

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
 import time
 from typing import ClassVar, Final
 
 from pilliond.poller import Poller
+from pilliond.timers import expirations, open_timer
 
 PERIOD_US: Final = 250
 """How often the loop is woken to look at the clock; only while a version is being loaded."""
 
-_CLOCK_MONOTONIC: Final = 1
-_NON_BLOCKING: Final = os.O_NONBLOCK | os.O_CLOEXEC
-_SETTING: Final = struct.Struct("@4l")
-_EXPIRATIONS: Final = struct.Struct("@Q")
 _NS_PER_US: Final = 1_000
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class StallProbe:
@@ -38,24 +31,17 @@ class StallProbe:
 
     def start(self) -> None:
         """Begins to look; raises `OSError` where there is no descriptor left."""
-        descriptor = _libc.timerfd_create(_CLOCK_MONOTONIC, _NON_BLOCKING)
-        if descriptor < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
         period_ns = PERIOD_US * _NS_PER_US
-        _libc.timerfd_settime(descriptor, 0, _SETTING.pack(0, period_ns, 0, period_ns), None)
+        self._descriptor = open_timer(period_ns)
         self.worst_ns = 0
         self._due_ns = time.monotonic_ns() + period_ns
-        self._descriptor = descriptor
-        self._poller.add(descriptor, self)
+        self._poller.add(self._descriptor, self)
 
     def receive(self) -> None:
-        try:
-            (expirations,) = _EXPIRATIONS.unpack(os.read(self._descriptor, _EXPIRATIONS.size))
-        except BlockingIOError:
-            return
-        self.worst_ns = max(self.worst_ns, time.monotonic_ns() - self._due_ns)
-        self._due_ns += expirations * PERIOD_US * _NS_PER_US
+        passed = expirations(self._descriptor)
+        if passed:
+            self.worst_ns = max(self.worst_ns, time.monotonic_ns() - self._due_ns)
+            self._due_ns += passed * PERIOD_US * _NS_PER_US
 
     def stop(self) -> int:
         """Looks no longer; gives the longest lateness in ns."""

@@ -18,10 +18,11 @@ from pilliond.metrics_page import SAMPLES_MAX, MetricsPage
 from pilliond.poller import EVENTS_MAX, Events, Poller
 from pilliond.scheduler import Batch, Scheduler
 from pilliond.sessions import Sessions
+from pilliond.timers import Ticker
 from pilliond.transport import Peer, Reply, Sent, Transport
 
 _NANOSECONDS: Final = 1_000_000_000
-_TICK_S: Final = TICK_MS / 1_000
+_OK: Final = Sent.OK
 _TICKS_PER_SWEEP: Final = max(1, HEARTBEAT_MS // 2 // TICK_MS)
 
 
@@ -43,10 +44,12 @@ class ServingLoop:
         report: Callable[[str, dict[str, Any]], None],
         busy_poll_us: int = 0,
     ) -> None:
+        self._poller = poller
         self._poll = poller.poll
         self._sources = poller.sources
         self._transports = transports
-        self._transport_of = {transport.peer_type: transport for transport in transports}
+        self._edge_triggered = [transport for transport in transports if transport.is_edge_triggered]
+        self._send_of = {transport.peer_type: transport.send for transport in transports}
         self._sessions = sessions
         self._scheduler = scheduler
         self._page = page
@@ -69,8 +72,9 @@ class ServingLoop:
         gc.callbacks.append(self._on_gc)
         self._tick()
         try:
-            while self._stop_reason is None:
-                self.turn(self._wait())
+            with Ticker(self._poller, TICK_MS * 1_000_000):
+                while self._stop_reason is None:
+                    self.turn(self._wait())
         finally:
             gc.callbacks.remove(self._on_gc)
         return self._stop_reason
@@ -114,7 +118,7 @@ class ServingLoop:
     # Waiting
 
     def _wait(self) -> Events:
-        for transport in self._transports:
+        for transport in self._edge_triggered:
             if not transport.is_armed and (pending := transport.pending()):
                 return pending
         if self._busy_poll_ns and len(self._sessions):
@@ -122,8 +126,8 @@ class ServingLoop:
             if ready:
                 return ready
         if not self._scheduler.rows_waiting:
-            return self._poll(_TICK_S, EVENTS_MAX)
-        return self._poll(min(_TICK_S, self._batch_due_ns() / _NANOSECONDS), EVENTS_MAX)
+            return self._poll(None, EVENTS_MAX)
+        return self._poll(self._batch_due_ns() / _NANOSECONDS, EVENTS_MAX)
 
     def _batch_due_ns(self) -> int:
         return max(0, self._scheduler.deadline_ns() - self._clock())
@@ -169,6 +173,7 @@ class ServingLoop:
                     if is_closed:
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
                     else:
+                        group.keep()
                         is_closed = scheduler.add(group, now_ns, live)
                 left -= 1
                 if is_closed or (left <= 0 and not source.bursts):
@@ -201,10 +206,11 @@ class ServingLoop:
 
     def _send_replies(self) -> None:
         replies = self._replies
+        send_of = self._send_of
         for reply in replies:
             peer = reply[0]
-            sent = self._transport_of[type(peer)].send(reply)
-            if sent is not Sent.OK:
+            sent = send_of[type(peer)](reply)
+            if sent is not _OK:
                 self._drop(peer, sent)
         replies.clear()
 

@@ -13,7 +13,7 @@ Peer = Any
 Incoming = list[Any]
 """A message that came: the peer, the head (or the `RemoteProtocolError` for what has none), the tensors.
 
-The head may be a view of a buffer that the next `receive` overwrites.
+The head and the tensors may be views of a buffer that the next `receive` overwrites; see `EpisodeGroup.keep`.
 """
 
 Reply = list[Any]
@@ -33,6 +33,9 @@ class Transport(Protocol):
 
     peer_type: ClassVar[type]
     """The type of its peers, by which a reply finds its carrier."""
+
+    is_edge_triggered: ClassVar[bool]
+    """Whether it is ever not armed."""
 
     @property
     def is_armed(self) -> bool:

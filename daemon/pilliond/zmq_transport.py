@@ -38,6 +38,7 @@ class ZmqTransport:
 
     peer_type: ClassVar[type] = bytes
     bursts: ClassVar[bool] = True
+    is_edge_triggered: ClassVar[bool] = True
 
     def __init__(self, poller: Poller) -> None:
         self._context = zmq.Context()

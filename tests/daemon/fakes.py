@@ -111,6 +111,7 @@ class ListTransport:
 
     peer_type: type = bytes
     bursts = False
+    is_edge_triggered = True
 
     def __init__(self, number: int, poller: ListPoller) -> None:
         self.inbox: deque[list[Any]] = deque()

@@ -107,7 +107,7 @@ class SessionSwarm:
             reply = rider.conversation.read(frames)
             assert reply is not None
             rider.conversation.opened(reply)
-            rider.carrier.row_bytes = [tensor.row_bytes for tensor in rider.conversation.spec.outputs]
+            rider.carrier.expect([tensor.row_bytes for tensor in rider.conversation.spec.outputs])
             rider.awaited = 0
             self._by_session[rider.conversation.session] = rider
 

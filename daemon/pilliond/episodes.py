@@ -117,6 +117,11 @@ class EpisodeGroup:
             session.id, epoch, group_id, self.rows, version.digest, [size * self.rows for size in version.output_bytes]
         )
 
+    def keep(self) -> None:
+        """Copies the observations of the act that waits, so that it can wait while others are received."""
+        if self.slot is None:
+            self.tensors = list(map(bytes, self.tensors))
+
     def settle(self) -> None:
         """Notes that the act that waits is answered, with an error: it may be sent again."""
         self.waiting = False

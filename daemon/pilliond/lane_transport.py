@@ -11,15 +11,13 @@ from typing import ClassVar, Final
 
 from pillion_protocol import Error, ErrorCode, RemoteProtocolError, encode
 from pillion_protocol.lane import (
-    HEAD_SPACE_BYTES,
     PACKET_BYTES_MAX,
-    SHORT_HEAD_BYTES_MAX,
     TENSOR_BYTES_MAX,
     Frame,
     pack,
     unpack,
 )
-from pillion_protocol.steps import Packed
+from pillion_protocol.steps import ACT_STEP_BYTES, Packed
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
 from pilliond.metrics_page import MetricsPage
@@ -37,6 +35,7 @@ _DESCRIPTOR: Final = struct.Struct("i")
 _DO_NOT_WAIT: Final = socket.MSG_DONTWAIT
 _SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _NOTHING_PENDING: Final[Events] = []
+_OK: Final = Sent.OK
 _TOO_LARGE: Final = RemoteProtocolError(
     ErrorCode.TOO_LARGE, "the packet is too large for the lane", f"at most {PACKET_BYTES_MAX} bytes", "more"
 )
@@ -55,7 +54,7 @@ _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 class LaneConnection:
     """One client's connection; the peer of its messages. Owns its socket."""
 
-    __slots__ = ("_lane", "_receive_into", "descriptor", "is_single", "row_bytes", "send", "socket")
+    __slots__ = ("_lane", "_receive_into", "_usual", "_usual_bytes", "descriptor", "row_bytes", "send", "socket")
 
     bursts: ClassVar[bool] = False
     tensor_bytes_max: ClassVar[int] = TENSOR_BYTES_MAX
@@ -72,7 +71,9 @@ class LaneConnection:
     def expect(self, row_bytes: list[int]) -> None:
         """Divides the rest of a packet so from now on: the bytes of a row of each observation."""
         self.row_bytes = row_bytes
-        self.is_single = len(row_bytes) == 1
+        self._usual: Incoming = []
+        """What an act in a packet of `_usual_bytes` is, cut once: every act of a handle has the same form."""
+        self._usual_bytes = 0
 
     def receive(self) -> Incoming | None:
         lane = self._lane
@@ -87,19 +88,18 @@ class LaneConnection:
             lane.drop(self)
             return None
         buffer = lane.buffer
-        length = buffer[0] | buffer[1] << 8
-        if length <= SHORT_HEAD_BYTES_MAX and HEAD_SPACE_BYTES <= size <= PACKET_BYTES_MAX:
-            # What `unpack` does, for the act that nearly every packet is.
-            if size == HEAD_SPACE_BYTES:
-                return [self, buffer[2 : 2 + length]]
-            if self.is_single:
-                return [self, buffer[2 : 2 + length], bytes(buffer[HEAD_SPACE_BYTES:size])]
+        is_act_step = buffer[0] == ACT_STEP_BYTES and not buffer[1]
+        if is_act_step and size == self._usual_bytes:
+            return self._usual
         if size > PACKET_BYTES_MAX:
             return [self, _TOO_LARGE]
         try:
-            return [self, *unpack(buffer[:size], self.row_bytes)]
+            message = [self, *unpack(buffer[:size], self.row_bytes)]
         except RemoteProtocolError as error:
             return [self, error]
+        if is_act_step:
+            self._usual, self._usual_bytes = message, size
+        return message
 
 
 class LaneListener:
@@ -131,6 +131,7 @@ class LaneTransport:
     """
 
     peer_type: ClassVar[type] = LaneConnection
+    is_edge_triggered: ClassVar[bool] = False
     is_armed: ClassVar[bool] = True
 
     def __init__(self, row_bytes: list[int], poller: Poller, page: MetricsPage, group: int | None = None) -> None:
@@ -185,7 +186,7 @@ class LaneTransport:
                 message[0].send(message.packet, _SEND_FLAGS)
             except OSError as error:
                 return self._failed(message[0], error)
-            return Sent.OK
+            return _OK
         connection, head, *tensors = message
         if tensors and type(tensors[0]) is SlotArea:
             return self._pass(connection, pack(head, ()), tensors[0])
@@ -193,7 +194,7 @@ class LaneTransport:
             connection.send(pack(head, tensors), _SEND_FLAGS)
         except OSError as error:
             return self._failed(connection, error)
-        return Sent.OK
+        return _OK
 
     def _pass(self, connection: LaneConnection, packet: Frame, area: SlotArea) -> Sent:
         """Sends a packet together with the memory of the slots that it speaks of."""
@@ -202,7 +203,7 @@ class LaneTransport:
             connection.socket.sendmsg([packet], rights, _SEND_FLAGS)
         except OSError as error:
             return self._failed(connection, error)
-        return Sent.OK
+        return _OK
 
     def _failed(self, connection: LaneConnection, error: OSError) -> Sent:
         self.drop(connection)

@@ -38,6 +38,8 @@ class Places:
         self._inputs = inputs
         self._outputs = outputs
         self._made: dict[tuple[int, int], Place] = {}
+        self.other_inputs, self.other_outputs = range(1, len(inputs)), range(1, len(outputs))
+        """The numbers of the tensors behind the first."""
         self.get = self._made.get
         """`get((first, rows))`: that place if it was made already."""
 

@@ -45,8 +45,8 @@ def pack(head: Frame, tensors: Sequence[Frame]) -> bytes:
     return b"".join((prefix, head, bytes(_tensors_begin(length) - _LENGTH_BYTES - length), *tensors))
 
 
-def unpack(packet: memoryview, row_bytes: Sequence[int]) -> list[Frame]:
-    """The frames of a packet: the head, a view of `packet`, and its tensors, copied out of it.
+def unpack(packet: memoryview, row_bytes: Sequence[int]) -> list[memoryview]:
+    """The frames of a packet: the head and its tensors, views of `packet`.
 
     Where the rest is not whole rows of `row_bytes` it is one frame, which nobody takes for a tensor. Raises
     `RemoteProtocolError` (`malformed`) where there is no whole head.
@@ -61,18 +61,18 @@ def unpack(packet: memoryview, row_bytes: Sequence[int]) -> list[Frame]:
             raise _cut_short(begin, size)
         return [packet[_LENGTH_BYTES : _LENGTH_BYTES + length]]
     if len(row_bytes) == 1:
-        return [packet[_LENGTH_BYTES : _LENGTH_BYTES + length], bytes(packet[begin:])]
+        return [packet[_LENGTH_BYTES : _LENGTH_BYTES + length], packet[begin:]]
     return [packet[_LENGTH_BYTES : _LENGTH_BYTES + length], *_divide(packet[begin:], row_bytes)]
 
 
-def _divide(rest: memoryview, row_bytes: Sequence[int]) -> list[bytes]:
+def _divide(rest: memoryview, row_bytes: Sequence[int]) -> list[memoryview]:
     rows, left_over = divmod(len(rest), sum(row_bytes) or len(rest) + 1)
     if left_over:
-        return [bytes(rest)]
+        return [rest]
     tensors = []
     begin = 0
     for size in row_bytes:
-        tensors.append(bytes(rest[begin : begin + rows * size]))
+        tensors.append(rest[begin : begin + rows * size])
         begin += rows * size
     return tensors
 

@@ -67,7 +67,7 @@ _PLAIN_END: Final = struct.pack(">B BBQ", _NO_TEXT, 0, _UINT64, 0)
 _put_number: Final = struct.Struct(">Q").pack_into
 _put_budget: Final = struct.Struct(">QB").pack_into
 _put_slot: Final = struct.Struct(">BBQ").pack_into
-_put_run: Final = struct.Struct(">Q BQ BQ BQ BH B").pack_into
+_put_run: Final = struct.Struct(f">Q {_ACTION_RUN_AT - _ACTION_SEQUENCE_AT - 8}s Q BQ BQ BQ BH B").pack_into
 
 
 class Packed(list[Any]):
@@ -136,7 +136,7 @@ class ActStep(Packed):
 class ActionStep(Packed):
     """The actions of one handle: the peer and the frames (head, tensors), written again for each act."""
 
-    __slots__ = ("in_slot", "tensors")
+    __slots__ = ("_middle", "in_slot", "tensors")
 
     def __init__(
         self, session: int, epoch: int, episode: int, rows: int, digest: bytes, tensor_bytes: list[int]
@@ -148,6 +148,8 @@ class ActionStep(Packed):
             _UINT64, episode, _UINT16, rows, _BYTES, len(digest), digest, _UINT64, 0, _UINT64, 0, _UINT64, 0,
             _UINT64, 0, _UINT16, 0, 0, _NO_TEXT, 0, _UINT64, 0,
         )  # fmt: skip
+        self._middle = bytes(self.packet[_ACTION_SEQUENCE_AT + 8 : _ACTION_RUN_AT])
+        """What is between its number and those of its run."""
         view = memoryview(self.packet)
         head = view[_LENGTH_BYTES : _LENGTH_BYTES + _ACTION.size]
         self.tensors = _cut(view, tensor_bytes)
@@ -167,11 +169,9 @@ class ActionStep(Packed):
         batch_close: int,
     ) -> None:
         """Makes it the action with this number, for outputs in `tensors`."""
-        packet = self.packet
-        _put_number(packet, _ACTION_SEQUENCE_AT, sequence)
         _put_run(
-            packet, _ACTION_RUN_AT, received_ns, _UINT64, queued_ns, _UINT64, dispatched_ns, _UINT64, ran_ns,
-            _UINT16, batch_rows, batch_close,
+            self.packet, _ACTION_SEQUENCE_AT, sequence, self._middle, received_ns, _UINT64, queued_ns, _UINT64,
+            dispatched_ns, _UINT64, ran_ns, _UINT16, batch_rows, batch_close,
         )  # fmt: skip
 
     def point(self, slot: int, generation: int) -> None:

@@ -80,3 +80,21 @@ def test_a_message_that_the_daemon_closed_upon_without_reading_it_hides_no_word(
     meeting.say_and_hang_up()
     assert words(meeting.carrier) == ["Ping", "Goodbye"]
     assert meeting.carrier.send_now(PING) is False
+
+
+def test_packets_of_one_size_are_divided_as_was_said_last(meeting: Meeting) -> None:
+    """A session that is opened anew may have another spec, whose packets are as long."""
+    head = encode(Ping(1, 2, 3))
+    for row_bytes, tensors in ([4, 8], [b"four", b"and 8..."]), ([8, 4], [b"and 8...", b"four"]):
+        meeting.carrier.expect(row_bytes)
+        meeting.daemon.send(pack(head, tensors))
+        assert meeting.carrier.receive() == [head, *tensors]
+
+
+def test_what_was_received_stays_when_the_next_packet_comes(meeting: Meeting) -> None:
+    meeting.carrier.expect([4])
+    packets = [(encode(Ping(1, 2, number)), bytes([number] * 4)) for number in (1, 2)]
+    for head, tensor in packets:
+        meeting.daemon.send(pack(head, [tensor]))
+    received = [meeting.carrier.receive() for _ in packets]
+    assert received == [[head, tensor] for head, tensor in packets]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import pillion
-from pillion_protocol import Act, Begin, Begun, Error, Hello, Message, Ping, Welcome, decode, encode
+from pillion_bench.swarm import SessionSwarm
+from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, Ping, Welcome, decode, encode
 from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from tests.conftest import StartDaemon
 from tests.harness import WAIT_S_MAX, Daemon
@@ -92,6 +93,32 @@ def test_named_tensors_are_told_apart(start_daemon: StartDaemon, short_path: Pat
         episode.act(np.zeros((5, 5), np.float32))
         assert set(episode.last.outputs) == {"action", "value", "log_probability"}
         assert episode.last.outputs["log_probability"] < 0
+
+
+def test_acts_of_sessions_that_share_a_connection_are_each_answered_for_their_own_observation(
+    lane_daemon: Daemon,
+) -> None:
+    """They lie behind one another in the socket, and wait for one batch while the next is received."""
+    observations = np.random.default_rng(6).normal(size=(16, 8)).astype(np.float32)
+    with pillion.connect(lane_daemon.address) as session:
+        episode = session.begin()
+        alone = [int(episode.act(observation)) for observation in observations]
+    assert len(set(alone)) > 2
+    batches = []
+    with SessionSwarm(lane_daemon.address, sessions=16, connections=1) as swarm:
+        swarm.open()
+        swarm.begin([[index] for index in range(16)])
+        for _ in range(5):
+            for rider in swarm.riders:
+                rider.act([observations[rider.index].tobytes()])
+            came = {}
+            for _ in swarm.riders:
+                rider, message, tensors = swarm.receive()
+                assert isinstance(message, Action)
+                batches.append(message.batch_rows)
+                came[rider.index] = int(np.frombuffer(tensors[0], np.int64)[0])
+            assert [came[index] for index in range(16)] == alone
+    assert max(batches) > 1
 
 
 async def test_the_asyncio_client_takes_the_lane(lane_daemon: Daemon) -> None:

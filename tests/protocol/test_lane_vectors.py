@@ -92,7 +92,7 @@ def test_the_client_sends_and_receives_the_packet(entry: dict[str, Any], tmp_pat
         listener.listen()
         carrier = LaneCarrier(f"lane://{path}")
         carrier.set_wait(WAIT_S_MAX)
-        carrier.row_bytes = entry["row_bytes"]
+        carrier.expect(entry["row_bytes"])
         assert carrier.send_now(frames)
         daemon, _ = listener.accept()
         with daemon:

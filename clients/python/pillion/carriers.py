@@ -18,12 +18,13 @@ class Carrier(Protocol):
     must_listen: ClassVar[bool]
     """Whether what came meanwhile must be read before something is sent after a pause."""
 
-    row_bytes: list[int]
-    """The bytes of a row of each output, from the welcome on; a carrier may need it to divide a message."""
-
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
+        ...
+
+    def expect(self, row_bytes: list[int]) -> None:
+        """Takes the bytes of a row of each output, which a carrier may need to divide a message."""
         ...
 
     def set_wait(self, wait_s: float) -> None:

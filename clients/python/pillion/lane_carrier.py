@@ -14,7 +14,7 @@ from pillion.busy_poll import spin
 from pillion.conversation import RESEND_S, Frames
 from pillion.errors import InvalidObservationError, RefusedError
 from pillion_protocol import ErrorCode, MessageType, RemoteProtocolError
-from pillion_protocol.lane import HEAD_SPACE_BYTES, PACKET_BYTES_MAX, SHORT_HEAD_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from pillion_protocol.steps import ActStep
 
 _DO_NOT_WAIT: Final = socket.MSG_DONTWAIT
@@ -30,8 +30,7 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(struct.calcsize("i"))
 class LaneCarrier:
     """Owns one connection to `lane:///PATH`, made anew where it is lost. For one thread at a time.
 
-    `row_bytes` holds the bytes of a row of each output, from the welcome on. `receive` looks for `busy_poll_us` before
-    it sleeps.
+    `receive` looks for `busy_poll_us` before it sleeps.
     """
 
     passes_memory: ClassVar[bool] = True
@@ -42,7 +41,7 @@ class LaneCarrier:
         self._busy_poll_ns = busy_poll_us * 1_000
         self._poll = select.poll()
         self._awaits_memory = False
-        self.row_bytes: list[int] = []
+        self._row_bytes: list[int] = []
         self._path = address.removeprefix("lane://")
         self._socket: socket.socket | None = None
         self._epoll: select.epoll | None = None
@@ -51,6 +50,14 @@ class LaneCarrier:
         self._last_words: Frames | None = None
         self._buffer = memoryview(bytearray(PACKET_BYTES_MAX + 1))
         self._wait_s = RESEND_S
+        self._form = (0, 0, 0)
+        self._cut: list[memoryview] = []
+        """The frames of a packet of `_form` (its bytes, and the two that begin it), as views of the buffer."""
+
+    def expect(self, row_bytes: list[int]) -> None:
+        """Divides what follows a head so from now on: the bytes of a row of each output."""
+        self._row_bytes = row_bytes
+        self._form = (0, 0, 0)
 
     def set_wait(self, wait_s: float) -> None:
         """How long `receive` waits, in seconds."""
@@ -188,17 +195,18 @@ class LaneCarrier:
     def _frames(self, size: int) -> Frames | None:
         """The frames of the packet of `size` bytes that was read, or None where the connection is lost."""
         buffer = self._buffer
-        length = buffer[0] | buffer[1] << 8
-        if length <= SHORT_HEAD_BYTES_MAX and size > HEAD_SPACE_BYTES and len(self.row_bytes) == 1:
-            # What `unpack` does, for the action that nearly every packet is.
-            return [buffer[2 : 2 + length], bytes(buffer[HEAD_SPACE_BYTES:size])]
         if size == 0:
             self._lose()
             return None
-        try:
-            return unpack(buffer[:size], self.row_bytes)
-        except RemoteProtocolError:
-            return [b""]
+        form = (size, buffer[0], buffer[1])
+        if form != self._form:
+            # Cut once: nearly every packet is an action of the form that the last one had.
+            try:
+                self._cut = unpack(buffer[:size], self._row_bytes)
+            except RemoteProtocolError:
+                return [b""]
+            self._form = form
+        return [*map(memoryview.tobytes, self._cut)]
 
     def _receive_with_memory(self, connection: socket.socket, flags: int, descriptors: list[int]) -> int:
         size, ancillary, _, _ = connection.recvmsg_into([self._buffer], _ANCILLARY_BYTES, flags)

@@ -95,7 +95,7 @@ class Session(Described):
             raise nobody_answers(self._carrier.address, self._timeout_s) from None
         self._conversation.opened(reply)
         self._codec = TensorCodec(self._conversation.spec)
-        self._carrier.row_bytes = [tensor.row_bytes for tensor in self._conversation.spec.outputs]
+        self._carrier.expect([tensor.row_bytes for tensor in self._conversation.spec.outputs])
 
     def _begin(self, seeds: list[int]) -> Beginning:
         slots = self._carrier.passes_memory

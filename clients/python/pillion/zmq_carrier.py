@@ -35,7 +35,6 @@ class ZmqCarrier:
     ) -> None:
         self.address = address
         self._busy_poll_ns = busy_poll_us * 1_000
-        self.row_bytes: list[int] = []
         self.socket = (context or zmq.Context.instance()).socket(zmq.DEALER)
         socket = self.socket
         socket.setsockopt(zmq.LINGER, 200)
@@ -54,6 +53,9 @@ class ZmqCarrier:
         except zmq.ZMQError as error:
             socket.close()
             raise UnavailableError(f"cannot connect to {address!r}: {error.strerror}") from None
+
+    def expect(self, row_bytes: list[int]) -> None:
+        """Nothing to do: each tensor is a frame of its own."""
 
     def set_wait(self, wait_s: float) -> None:
         """How long `receive` waits, in seconds."""

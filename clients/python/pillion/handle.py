@@ -33,6 +33,7 @@ class Handle:
         frame_bytes = [] if self._slots else codec.frame_bytes(rows)
         self._step = ActStep(conversation.session, conversation.epoch, begun.episode, rows or 1, frame_bytes)
         self._shape, self._dtype = codec.only_form(rows)
+        self._action_shape, self._action_dtype = codec.action_form(rows)
         self._session_id = conversation.session
         self._id = begun.episode
         self._rows = rows
@@ -142,7 +143,7 @@ class Handle:
                 f"{[len(frame) for frame in tensors]}",
             )
         self._answer = (action, tensors, round_trip_ns)
-        return self._codec.decode_first(tensors, self._rows)
+        return np.ndarray(self._action_shape, self._action_dtype, bytearray(tensors[0]))
 
     def _read(self, reply: Reply) -> tuple[Action, Frames]:
         action = reply.message

@@ -83,11 +83,10 @@ class TensorCodec:
         """The bytes of each output frame of an answer for so many rows."""
         return [tensor.row_bytes * (1 if rows is None else rows) for tensor in self._outputs]
 
-    def decode_first(self, frames: list[bytes | memoryview], rows: int | None) -> Array:
-        """The first output alone (the action), as `decode` gives it."""
+    def action_form(self, rows: int | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and dtype of the first output, the action."""
         tensor = self._outputs[0]
-        shape = tensor.shape if rows is None else (rows, *tensor.shape)
-        return np.ndarray(shape, tensor.wire_dtype, bytearray(frames[0]))
+        return tensor.shape if rows is None else (rows, *tensor.shape), tensor.wire_dtype
 
 
 def _checked(tensor: _Tensor, value: ArrayLike, rows: int | None) -> Array:

@@ -19,6 +19,18 @@ _TYPE: Final = "application/problem+json"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """Why a request was not done."""
+
+    type: str
+    """`urn:pillion:` and a word for programs."""
+    title: str
+    """What the status means."""
+    status: int
+    detail: str
+    """For people."""
+
+
 class ProblemError(Exception):
     """A request that gets no answer but a problem: `type` is a word for programs, the message is for people."""
 
@@ -30,7 +42,7 @@ class ProblemError(Exception):
 
 def problem(status: HTTPStatus, kind: str, detail: str) -> web.Response:
     """The response."""
-    body = {"type": f"urn:pillion:{kind}", "title": status.phrase, "status": int(status), "detail": detail}
+    body = Problem(f"urn:pillion:{kind}", status.phrase, int(status), detail)
     return web.Response(body=msgspec.json.encode(body) + b"\n", status=int(status), content_type=_TYPE)
 
 

@@ -10,8 +10,6 @@ import asyncio
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.aliases import Alias, read_alias
 from pillion_artifacts.errors import StoreError
@@ -215,8 +213,7 @@ class Releases:
         version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
         if version is None:
             version = await self._load(operation, await self._stage(operation, target))
-        if version.certificate is not None:
-            operation.certificate = msgspec.to_builtins(version.certificate)
+        operation.certificate = version.certificate
         if operation.kind == "stage":
             await self._note(operation)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from pilliond.admin_policies import PolicyRoutes
+from pilliond.admin_server import AdminRunner
 from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.exposition import PageCollector
@@ -20,17 +21,19 @@ from pilliond.health import Health, health_of
 from pilliond.info import Info, info_of
 from pilliond.listen import SocketFile, clear_socket_path
 from pilliond.metrics_page import Phase
+from pilliond.openapi import describe
 from pilliond.problems import problems
 from pilliond.releases import Releases
 from pilliond.supervisor import Supervisor
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
 _ADDRESS_IN_USE: Final = 98
+_EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
 _OWNER_ONLY_UMASK: Final = 0o177
 
 
 class Admin:
-    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info` and `/v1`. Owns its listening socket and its file."""
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info`, `/openapi.json` and `/v1`. Owns its listening socket and its file."""
 
     def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
         self._supervisor = supervisor
@@ -42,7 +45,10 @@ class Admin:
         application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
         up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
         endpoints = [
-            Endpoint("GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW),
+            Endpoint(
+                "GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW,
+                media_types=_EXPOSITIONS,
+            ),
             Endpoint(
                 "GET", "/health", self._health, "How the daemon is; 503 where it is not ready", Scope.VIEW,
                 answer=Health, statuses=up,
@@ -50,10 +56,12 @@ class Admin:
             Endpoint("GET", "/livez", self._live, "Whether the control process lives", Scope.OPEN),
             Endpoint("GET", "/readyz", self._ready, "Whether acts are answered; else 503", Scope.OPEN, statuses=up),
             Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW, answer=Info),
+            Endpoint("GET", "/openapi.json", self._openapi, "This description", Scope.VIEW, answer=dict[str, Any]),
             *PolicyRoutes(supervisor, releases).endpoints(),
         ]  # fmt: skip
+        self._description = describe(endpoints)
         application.add_routes([endpoint.route() for endpoint in endpoints])
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        self._runner = AdminRunner(application, shutdown_timeout=1.0)
 
     async def start(self, address: str) -> str:
         """Listens at `address` and gives the address that was taken; raises `ListenError`."""
@@ -98,3 +106,6 @@ class Admin:
 
     async def _info(self, request: web.Request) -> web.Response:
         return json_response(info_of(self._supervisor))
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return json_response(self._description)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
@@ -11,7 +11,7 @@ from aiohttp import web
 from pillion_artifacts import Resolved
 from pillion_artifacts.store import who
 from pilliond import metrics_page
-from pilliond.endpoints import Endpoint, Scope, Text, body_of, json_response
+from pilliond.endpoints import Endpoint, Scope, T, Text, Version, body_of, json_response
 from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
 from pilliond.operation import Operation, OperationTold
@@ -20,6 +20,13 @@ from pilliond.problems import ProblemError
 from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion
 from pilliond.supervisor import Supervisor
+
+_DIGITS_MAX: Final = 18
+
+ArmName = Annotated[
+    str, msgspec.Meta(max_length=64, pattern=r"^(?!(stable|previous|resident|stored)$)[A-Za-z0-9][A-Za-z0-9._-]*$")
+]
+"""It stands in metrics and tables beside the words for versions that are no arm."""
 
 
 class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +40,7 @@ class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a verb that names one: `1.2.3`, a range, an alias or a digest."""
 
-    version: Text
+    version: Version
     reason: Text = ""
     by: Text = ""
 
@@ -41,8 +48,8 @@ class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An arm of a route."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    version: Text
+    name: ArmName
+    version: Version
     share: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
@@ -74,22 +81,32 @@ class PolicyRoutes:
         done = OperationTold
         return [
             Endpoint("GET", "/v1/policies", self._list, "The policies that are served", view, PolicyList),
-            Endpoint("GET", policy, self._policy, "What is stable, loaded, leased and under way", view, PolicyState),
-            Endpoint("GET", f"{policy}/versions", self._versions, "The stored versions", view, VersionList),
             Endpoint(
-                "POST", f"{policy}/stage", self._stage, "Try and load a version", operate, done, Which, begun
+                "GET", policy, self._policy, "What is stable, loaded, leased and under way", view, PolicyState,
+                tagged=True,
             ),
             Endpoint(
-                "DELETE", f"{policy}/stage", self._cancel, "Cancel what is being staged", operate, done, Why
+                "GET", f"{policy}/versions", self._versions, "The stored versions", view, VersionList,
+                problems=(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
             ),
             Endpoint(
-                "POST", f"{policy}/switch", self._switch, "Make a version stable", operate, done, Which, begun
+                "POST", f"{policy}/stage", self._stage, "Try and load a version", operate, done, Which, begun,
+                tagged=True,
             ),
             Endpoint(
-                "POST", f"{policy}/rollback", self._roll_back, "Go back", operate, done, Why, begun
+                "DELETE", f"{policy}/stage", self._cancel, "Cancel what is being staged", operate, done, Why,
+                tagged=True,
             ),
             Endpoint(
-                "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, done, RouteBody, begun
+                "POST", f"{policy}/switch", self._switch, "Make a version stable", operate, done, Which, begun,
+                tagged=True,
+            ),
+            Endpoint(
+                "POST", f"{policy}/rollback", self._roll_back, "Go back", operate, done, Why, begun, tagged=True
+            ),
+            Endpoint(
+                "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, done, RouteBody, begun,
+                tagged=True,
             ),
             Endpoint("GET", "/v1/operations/{number}", self._operation, "How an operation stands", view, done),
             Endpoint(
@@ -126,7 +143,8 @@ class PolicyRoutes:
 
     async def _operation(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
-        operation = self._releases.find(int(number)) if number.isascii() and number.isdecimal() else None
+        is_number = number.isascii() and number.isdecimal() and len(number) <= _DIGITS_MAX
+        operation = self._releases.find(int(number)) if is_number else None
         if operation is None:
             raise ProblemError(HTTPStatus.NOT_FOUND, "operation-not-found", f"no operation {number[:20]} is remembered")
         return json_response(operation.told())
@@ -184,21 +202,18 @@ class PolicyRoutes:
         return _begun(self._releases.switch(target, which.by or who(), which.reason))
 
     async def _roll_back(self, request: web.Request) -> web.Response:
-        self._check_change(request)
-        why = await body_of(request, Why)
+        why = await self._decided(request, Why)
         return _begun(await self._releases.roll_back(why.by or who(), why.reason))
 
     async def _route(self, request: web.Request) -> web.Response:
-        self._check_change(request)
-        body = await body_of(request, RouteBody)
+        body = await self._decided(request, RouteBody)
         targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
         return _begun(self._releases.route(targets, body.by or who(), body.reason))
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        self._check_change(request)
-        why = await body_of(request, Why)
+        why = await self._decided(request, Why)
         cancelled = await self._releases.cancel(f"cancelled by {why.by or who()}: {why.reason}".rstrip(": "))
         if cancelled is None:
             raise ProblemError(HTTPStatus.CONFLICT, "nothing-to-cancel", "no version is being staged")
@@ -213,8 +228,7 @@ class PolicyRoutes:
         return json_response(Draining(Phase.DRAINING.name.lower()), HTTPStatus.ACCEPTED)
 
     async def _which(self, request: web.Request) -> tuple[Which, Resolved]:
-        self._check_change(request)
-        which = await body_of(request, Which)
+        which = await self._decided(request, Which)
         return which, self._releases.resolve(which.version)
 
     def _check_policy(self, request: web.Request) -> None:
@@ -222,10 +236,17 @@ class PolicyRoutes:
         if asked != served:
             raise ProblemError(HTTPStatus.NOT_FOUND, "policy-not-found", f"expected {served}, came {asked[:128]}")
 
+    async def _decided(self, request: web.Request, kind: type[T]) -> T:
+        """The body of a verb. The tag is looked at after it: while it is waited for, another may change something."""
+        self._check_policy(request)
+        body = await body_of(request, kind)
+        self._check_change(request)
+        return body
+
     def _check_change(self, request: web.Request) -> None:
         self._check_policy(request)
-        asked = request.headers.get("If-Match", "*")
-        if asked not in ("*", self._tag()):
+        asked = ",".join(request.headers.getall("If-Match", ["*"]))
+        if not {"*", self._tag()} & {tag.strip() for tag in asked.split(",")}:
             raise ProblemError(
                 HTTPStatus.PRECONDITION_FAILED, "changed-meanwhile", f"expected {asked[:80]}, it is {self._tag()} now"
             )

@@ -10,11 +10,12 @@ import msgspec
 from aiohttp import web
 
 from pillion_artifacts import ArtifactError
-from pillion_artifacts.errors import ConflictError, PolicyNotFoundError
+from pillion_artifacts.errors import ConflictError, PolicyNotFoundError, StoreError
 from pilliond.errors import SwitchError
 from pilliond.releases import BusyError
 
-_TYPE: Final = "application/problem+json"
+TYPE: Final = "application/problem+json"
+_SAID_MAX: Final = 200
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -41,23 +42,34 @@ class ProblemError(Exception):
 
 
 def problem(status: HTTPStatus, kind: str, detail: str) -> web.Response:
-    """The response."""
-    body = Problem(f"urn:pillion:{kind}", status.phrase, int(status), detail)
-    return web.Response(body=msgspec.json.encode(body) + b"\n", status=int(status), content_type=_TYPE)
+    """The response. What of `detail` is no Unicode (a header may be any bytes) becomes question marks."""
+    said = detail.encode(errors="replace").decode()
+    body = msgspec.json.encode(Problem(f"urn:pillion:{kind}", status.phrase, int(status), said))
+    return web.Response(body=body + b"\n", status=int(status), content_type=TYPE)
+
+
+def refusal(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+    """What aiohttp refuses by itself (no such path, no such method, too long a body) as a problem."""
+    status = HTTPStatus(error.status)
+    response = problem(status, status.name.lower().replace("_", "-"), f"{request.method} {request.path}"[:_SAID_MAX])
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
 
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns what is known to go wrong below `/v1` into problems."""
+    """Turns what is known to go wrong into problems."""
     try:
         return await handler(request)
     except ProblemError as error:
         return problem(error.status, error.kind, str(error))
     except web.HTTPException as error:
-        if not request.path.startswith("/v1/") or error.status < HTTPStatus.BAD_REQUEST:
+        if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        status = HTTPStatus(error.status)
-        return problem(status, status.name.lower().replace("_", "-"), f"{request.method} {request.path}")
+        return refusal(request, error)
+    except web.RequestPayloadError as error:
+        return problem(HTTPStatus.BAD_REQUEST, "malformed", f"the body cannot be read: {error}"[:_SAID_MAX])
     except BusyError as error:
         return problem(HTTPStatus.CONFLICT, "busy", str(error))
     except SwitchError as error:
@@ -66,5 +78,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem(HTTPStatus.NOT_FOUND, "version-not-found", str(error))
     except ConflictError as error:
         return problem(HTTPStatus.CONFLICT, "moved-meanwhile", str(error))
+    except StoreError as error:
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, "store", str(error))
     except ArtifactError as error:
         return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "artifact", str(error))

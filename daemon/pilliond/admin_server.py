@@ -1,0 +1,58 @@
+"""The HTTP server of the admin port: aiohttp's, but what it refuses before any handler sees it is a problem, too."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from pilliond.problems import problem, refusal
+
+_NO_ACCESS_LOG: Final[dict[str, Any]] = {"access_log": None}
+
+
+class AdminRunner(web.AppRunner):
+    """Runs an application whose every error is `application/problem+json`."""
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(made.request_handler, request_factory=made.request_factory)
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=asyncio.get_running_loop(), **_NO_ACCESS_LOG)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP, or a bug. A stranger's bytes are not worth a traceback in the log; a bug is."""
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            super().handle_error(request, status, exc, message)
+            response = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a bug: see the log")
+        elif isinstance(exc, LineTooLong):
+            kind = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            response = problem(kind, "head-too-long", "expected shorter lines in the head of the request")
+        else:
+            response = problem(HTTPStatus.BAD_REQUEST, "malformed", "expected a request of HTTP/1.1")
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, *rest: Any
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends an answer."""
+        if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
+            resp = refusal(request, resp)
+        return await super().finish_response(request, resp, *rest)

@@ -43,6 +43,7 @@ def describe(endpoints: Sequence[Endpoint]) -> Tree:
     paths: dict[str, Tree] = {}
     for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
+    _link(endpoints, paths)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -74,18 +75,22 @@ def _bearer() -> Tree:
     return {
         "type": "http",
         "scheme": "bearer",
-        "description": f"A token has one of these scopes; each holds those before it: {scopes}.",
+        "description": f"A token has one of these scopes; each holds those before it: {scopes}. "
+        "A daemon that only its own host can reach may have no tokens, and asks for none then.",
     }
 
 
+def _identity(endpoint: Endpoint) -> str:
+    return "_".join(re.findall(r"\w+", f"{endpoint.method.lower()} {endpoint.path}"))
+
+
 def _operation(endpoint: Endpoint, schemas: dict[Any, Tree]) -> Tree:
-    words = re.findall(r"\w+", f"{endpoint.method.lower()} {endpoint.path}")
-    told: Tree = {"operationId": "_".join(words), "summary": endpoint.summary}
+    told: Tree = {"operationId": _identity(endpoint), "summary": endpoint.summary}
     if endpoint.scope is Scope.OPEN:
         told["security"] = []
     else:
         scope = endpoint.scope.name.lower()
-        told |= {"description": f"Needs the scope `{scope}`.", "security": [{"bearer": [scope]}]}
+        told |= {"description": f"Needs the scope `{scope}`.", "security": [{"bearer": [scope]}, {}]}
     if parameters := _parameters(endpoint):
         told["parameters"] = parameters
     if endpoint.body is not None:
@@ -159,10 +164,25 @@ def _answer(endpoint: Endpoint, status: HTTPStatus, schemas: dict[Any, Tree]) ->
     return told
 
 
+def _link(endpoints: Sequence[Endpoint], paths: dict[str, Tree]) -> None:
+    """Says of each answer that is an operation under way where that can be looked at."""
+    looks = [each for each in endpoints if each.method == "GET" and each.answer is OperationTold]
+    for endpoint in endpoints:
+        if looks and _begins(endpoint):
+            link = {"operationId": _identity(looks[0]), "parameters": {"number": "$response.body#/number"}}
+            for status in endpoint.statuses:
+                told = paths[endpoint.path][endpoint.method.lower()]["responses"][str(int(status))]
+                told["links"] = {"operation": link}
+
+
+def _begins(endpoint: Endpoint) -> bool:
+    return endpoint.answer is OperationTold and HTTPStatus.ACCEPTED in endpoint.statuses
+
+
 def _headers(endpoint: Endpoint) -> Tree:
     if endpoint.method == "GET":
         return {"ETag": _header("What is so now; for `If-Match`.")} if endpoint.tagged else {}
-    if endpoint.answer is OperationTold and len(endpoint.statuses) > 1:
+    if _begins(endpoint):
         return {"Location": _header("Where the operation can be followed.")}
     return {}
 

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from pilliond.problems import problem, refusal
 
-_NO_ACCESS_LOG: Final[dict[str, Any]] = {"access_log": None}
-
 
 class AdminRunner(web.AppRunner):
-    """Runs an application whose every error is `application/problem+json`."""
+    """Runs an application whose every error is a problem. `connection` is what `web.RequestHandler` takes.
+
+    A body that comes compressed is not inflated here: only who reads it knows how much it may become.
+    """
+
+    def __init__(self, application: web.Application, *, shutdown_timeout: float, **connection: Any) -> None:
+        super().__init__(application, shutdown_timeout=shutdown_timeout)
+        self._connection = {"access_log": None, "auto_decompress": False, **connection}
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(made.request_handler, request_factory=made.request_factory)
+        return _Server(made.request_handler, request_factory=made.request_factory, **self._connection)
 
 
 class _Server(web.Server):
+    def __init__(self, handler: Any, *, request_factory: Any, **connection: Any) -> None:
+        super().__init__(handler, request_factory=request_factory)
+        self._connection = connection
+
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop(), **_NO_ACCESS_LOG)
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._connection)
 
 
 class _Connection(web.RequestHandler):

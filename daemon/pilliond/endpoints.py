@@ -49,6 +49,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """What it takes, as JSON."""
     statuses: tuple[HTTPStatus, ...] = (HTTPStatus.OK,)
     """With which it answers where it does what it was asked."""
+    query: type[msgspec.Struct] | None = None
+    """What it takes in the query; a field is a parameter."""
     problems: tuple[HTTPStatus, ...] = ()
     """Why it may not do it, beside what `openapi` can tell from the row itself."""
     tagged: bool = False
@@ -74,6 +76,8 @@ def json_response(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Respons
 async def body_of(request: web.Request, kind: type[T]) -> T:
     """The body of a request, none being an empty one; raises `ProblemError` (400, `malformed`; 415, `not-json`)."""
     data = await request.read()
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", "expected a body that is not compressed")
     if data and "Content-Type" in request.headers and request.content_type != "application/json":
         raise ProblemError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", f"expected application/json, came {request.content_type}"

@@ -29,7 +29,7 @@ _MEANINGS: Final = {
     HTTPStatus.CONFLICT: "It cannot be done as things stand: another operation is under way, or there is nothing to do it to.",
     HTTPStatus.PRECONDITION_FAILED: "Something has changed since the `ETag` in `If-Match`.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long.",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body says that it is not JSON.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body says that it is not JSON, or is compressed.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "The version is damaged, not signed as it must be, or cannot have that name.",
     HTTPStatus.TOO_MANY_REQUESTS: "Too many tokens that nobody has came from there.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The daemon is not ready, or cannot read its store.",
@@ -120,6 +120,8 @@ def _parameters(endpoint: Endpoint) -> list[Tree]:
         }
         for name in re.findall(r"\{(\w+)", endpoint.path)
     ]
+    if endpoint.query is not None:
+        parameters += _query(endpoint.query)
     if takes_tag(endpoint):
         parameters.append(
             {
@@ -130,6 +132,15 @@ def _parameters(endpoint: Endpoint) -> list[Tree]:
             }
         )
     return parameters
+
+
+def _query(kind: type[msgspec.Struct]) -> list[Tree]:
+    _, components = msgspec.json.schema_components([kind])
+    schema = components[kind.__name__]
+    return [
+        {"name": name, "in": "query", "required": name in schema["required"], "schema": told}
+        for name, told in schema["properties"].items()
+    ]
 
 
 def takes_tag(endpoint: Endpoint) -> bool:
@@ -182,13 +193,13 @@ def _begins(endpoint: Endpoint) -> bool:
 def _headers(endpoint: Endpoint) -> Tree:
     if endpoint.method == "GET":
         return {"ETag": _header("What is so now; for `If-Match`.")} if endpoint.tagged else {}
-    if _begins(endpoint):
-        return {"Location": _header("Where the operation can be followed.")}
+    if _begins(endpoint) or HTTPStatus.CREATED in endpoint.statuses:
+        return {"Location": _header("Where the operation can be followed, or what was made can be found.")}
     return {}
 
 
-def _header(description: str) -> Tree:
-    return {"description": description, "required": True, "schema": {"type": "string"}}
+def _header(description: str, is_sure: bool = True) -> Tree:
+    return {"description": description, "required": is_sure, "schema": {"type": "string"}}
 
 
 def _name(status: HTTPStatus) -> str:
@@ -197,7 +208,10 @@ def _name(status: HTTPStatus) -> str:
 
 def _refusal(status: HTTPStatus, error: type[msgspec.Struct], schemas: dict[Any, Tree]) -> Tree:
     media_type = PROBLEM_TYPE if error is Problem else _JSON
-    return {
+    told: Tree = {
         "description": _MEANINGS.get(status, status.phrase),
         "content": {media_type: {"schema": schemas[error]}},
     }
+    if status is HTTPStatus.UNAUTHORIZED:
+        told["headers"] = {"WWW-Authenticate": _header("Which token is needed.", is_sure=False)}
+    return told

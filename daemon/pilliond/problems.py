@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -35,26 +35,27 @@ class Problem(msgspec.Struct, frozen=True):
 class ProblemError(Exception):
     """A request that gets no answer but a problem: `type` is a word for programs, the message is for people."""
 
-    def __init__(self, status: HTTPStatus, kind: str, detail: str) -> None:
+    def __init__(self, status: HTTPStatus, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.kind = kind
+        self.headers = headers
 
 
-def problem(status: HTTPStatus, kind: str, detail: str) -> web.Response:
+def problem(status: HTTPStatus, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """The response. What of `detail` is no Unicode (a header may be any bytes) becomes question marks."""
     said = detail.encode(errors="replace").decode()
     body = msgspec.json.encode(Problem(f"urn:pillion:{kind}", status.phrase, int(status), said))
-    return web.Response(body=body + b"\n", status=int(status), content_type=TYPE)
+    return web.Response(body=body + b"\n", status=int(status), content_type=TYPE, headers=headers)
 
 
 def refusal(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
     """What aiohttp refuses by itself (no such path, no such method, too long a body) as a problem."""
     status = HTTPStatus(error.status)
-    response = problem(status, status.name.lower().replace("_", "-"), f"{request.method} {request.path}"[:_SAID_MAX])
-    if "Allow" in error.headers:
-        response.headers["Allow"] = error.headers["Allow"]
-    return response
+    headers = {name: value for name, value in error.headers.items() if name == "Allow"}
+    return problem(
+        status, status.name.lower().replace("_", "-"), f"{request.method} {request.path}"[:_SAID_MAX], headers
+    )
 
 
 @web.middleware
@@ -63,7 +64,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except ProblemError as error:
-        return problem(error.status, error.kind, str(error))
+        return problem(error.status, error.kind, str(error), error.headers)
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise

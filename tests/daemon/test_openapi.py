@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -97,6 +97,13 @@ class Asked(msgspec.Struct):
     name: str
 
 
+class Page(msgspec.Struct):
+    """A query."""
+
+    after: int
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10)] = 5
+
+
 class Said(msgspec.Struct):
     """An answer."""
 
@@ -150,3 +157,17 @@ def test_what_gives_text_says_which() -> None:
     told = describe([row])["paths"]["/metrics"]["get"]
     assert set(told["responses"]["200"]["content"]) == {"text/plain", "text/csv"}
     assert told["security"] == []
+
+
+def test_a_row_with_a_query_has_a_parameter_for_each_field_and_what_is_made_has_a_place() -> None:
+    row = Endpoint(
+        "POST", "/v1/things", handler, "Make", Scope.OPERATE, Said, statuses=(HTTPStatus.CREATED,), query=Page
+    )
+    document = describe([row])
+    OpenAPIV31SpecValidator(document).validate()
+    told = document["paths"]["/v1/things"]["post"]
+    after, limit = told["parameters"]
+    assert (after["name"], after["in"], after["required"]) == ("after", "query", True)
+    assert (limit["name"], limit["required"], limit["schema"]["maximum"]) == ("limit", False, 10)
+    assert "Location" in told["responses"]["201"]["headers"]
+    assert "Page" not in document["components"]["schemas"]

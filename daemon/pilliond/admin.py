@@ -44,7 +44,7 @@ class Admin:
         ProcessCollector(registry=registry)
         application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
         up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
-        endpoints = [
+        self.endpoints = [
             Endpoint(
                 "GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW,
                 media_types=_EXPOSITIONS,
@@ -59,8 +59,7 @@ class Admin:
             Endpoint("GET", "/openapi.json", self._openapi, "This description", Scope.VIEW, answer=dict[str, Any]),
             *PolicyRoutes(supervisor, releases).endpoints(),
         ]  # fmt: skip
-        self._description = describe(endpoints)
-        application.add_routes([endpoint.route() for endpoint in endpoints])
+        application.add_routes([endpoint.route() for endpoint in self.endpoints])
         self._runner = AdminRunner(application, shutdown_timeout=1.0)
 
     async def start(self, address: str) -> str:
@@ -108,4 +107,4 @@ class Admin:
         return json_response(info_of(self._supervisor))
 
     async def _openapi(self, request: web.Request) -> web.Response:
-        return json_response(self._description)
+        return json_response(describe(self.endpoints))

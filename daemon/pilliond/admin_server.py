@@ -46,8 +46,10 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is no HTTP, or a bug. A stranger's bytes are not worth a traceback in the log; a bug is."""
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        """What is no HTTP, a peer that left in the middle of its request, or a bug. Of these a bug alone is worth a traceback."""
+        if isinstance(exc, ConnectionError):
+            response = problem(HTTPStatus.BAD_REQUEST, "malformed", "expected the whole of the request")
+        elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             super().handle_error(request, status, exc, message)
             response = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a bug: see the log")
         elif isinstance(exc, LineTooLong):

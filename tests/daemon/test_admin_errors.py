@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import hypothesis
 import psutil
 import pytest
+from hypothesis import strategies
 
 import pillion
 from pillion_artifacts import Store
@@ -180,6 +182,35 @@ def test_what_is_no_http_is_a_problem_too_and_leaves_nothing_in_the_log(
     assert (came, kind, told["status"]) == (status, "application/problem+json", status)
     assert state(unchanged, store) == before
     assert unchanged.stderr == log
+
+
+WHOLE = post(b'If-Match: "x"', b"Content-Type: application/json", b"Content-Length: 20", body=b'{"version": "9.9.9"}')
+
+
+@hypothesis.settings(max_examples=200, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+@hypothesis.given(
+    changes=strategies.lists(
+        strategies.tuples(strategies.integers(0, len(WHOLE)), strategies.integers(0, 4), strategies.binary(max_size=6)),
+        min_size=1, max_size=4,
+    )
+)  # fmt: skip
+def test_any_bytes_get_an_answer_or_the_end_of_the_connection(
+    unchanged: Daemon, changes: list[tuple[int, int, bytes]]
+) -> None:
+    request = WHOLE
+    for at, taken, put in changes:
+        request = request[:at] + put + request[at + taken :]
+    log = unchanged.stderr
+    parts = urlsplit(unchanged.admin)
+    with socket.create_connection((parts.hostname, parts.port), WAIT_S_MAX) as peer:
+        peer.sendall(request)
+        peer.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: peer.recv(65_536), b""))
+    for head in re.findall(rb"HTTP/1\.[01] (?!100)[^{]*\r\n\r\n", answer):
+        assert 200 <= int(head.split()[1]) < 500
+        assert head.startswith(b"HTTP/1.1 2") or b"Content-Type: application/problem+json\r\n" in head
+    assert "Traceback" not in unchanged.stderr[len(log) :]
+    assert unchanged.get("/livez") == (200, "ok\n")
 
 
 def test_a_head_can_be_asked_for_wherever_get_works(unchanged: Daemon) -> None:

@@ -24,7 +24,8 @@ from pilliond.supervisor import Supervisor
 _DIGITS_MAX: Final = 18
 
 ArmName = Annotated[
-    str, msgspec.Meta(max_length=64, pattern=r"^(?!(stable|previous|resident|stored)$)[A-Za-z0-9][A-Za-z0-9._-]*$")
+    str,
+    msgspec.Meta(max_length=64, pattern=r"^(?!(stable|previous|resident|stored|shadow)$)[A-Za-z0-9][A-Za-z0-9._-]*$"),
 ]
 """It stands in metrics and tables beside the words for versions that are no arm."""
 

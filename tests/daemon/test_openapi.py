@@ -54,7 +54,7 @@ def test_the_file_in_the_repository_is_what_the_command_of_the_readme_makes(daem
 
 def test_the_readme_has_a_row_for_each_endpoint(served: dict[str, Any]) -> None:
     cells = [line.split("|")[1] for line in README.read_text().splitlines() if line.startswith("| `")]
-    listed = [pair for cell in cells for pair in re.findall(r"`(?:(GET|POST|PUT|DELETE) )?(/[^` ]*)`", cell)]
+    listed = [pair for cell in cells for pair in re.findall(r"`(?:(GET|POST|PUT|DELETE) )?(/[^`? ]*)", cell)]
     assert sorted((method or "GET", path) for method, path in listed) == sorted(operations(served))
 
 
@@ -62,14 +62,14 @@ def test_every_endpoint_says_what_it_answers_and_which_scope_it_needs(served: di
     for (method, path), told in operations(served).items():
         statuses = set(told["responses"])
         assert statuses & {"200", "201", "202", "204"}, path
-        if path in ("/livez", "/readyz"):
+        if re.search(r"/(livez|readyz|live|ready)$", path):
             assert told["security"] == []
         else:
             token, nothing = told["security"]
             (scope,) = token["bearer"]
             assert nothing == {}
             assert scope in ("view", "operate", "admin")
-            assert (scope == "view") == (method == "GET"), path
+            assert method != "GET" or scope == "view", path
             assert {"401", "403", "429"} <= statuses
 
 
@@ -78,8 +78,9 @@ def test_every_answer_is_as_the_description_has_it(daemon: Daemon, served: dict[
     asked = 0
     for (method, path), told in operations(served).items():
         done = told["responses"].get("200", {})
-        if method == "GET" and "{number}" not in path and "application/json" in done["content"]:
-            status, answer, headers = daemon.ask(method, path.replace("{policy}", policy))
+        known = path.replace("{policy}", policy)
+        if method == "GET" and "{" not in known and "application/json" in done.get("content", {}):
+            status, answer, headers = daemon.ask(method, known)
             assert (status, headers["Content-Type"].partition(";")[0]) == (HTTPStatus.OK, "application/json")
             assert set(done.get("headers", {})) <= set(headers), path
             schema = {**done["content"]["application/json"]["schema"], "components": served["components"]}

@@ -291,13 +291,16 @@ class Store:
 
         Raises `PolicyNotFoundError` where the audit log knows of nothing before.
         """
-        targets = _targets(self.history(policy), alias)
         now = read_alias(self.root, policy, alias)
-        if len(targets) < 2 or targets[-1] != now.version:
+        before = self.before(now)
+        if not before:
             raise PolicyNotFoundError(f"{policy}@{alias}: the audit log knows no version that it pointed at before")
-        return self.move_alias(
-            policy, alias, targets[-2], expected=now.version, by=by, reason=reason, action="rollback"
-        )
+        return self.move_alias(policy, alias, before, expected=now.version, by=by, reason=reason, action="rollback")
+
+    def before(self, now: Alias) -> str:
+        """The version that `roll_back` would point an alias at; empty where the audit log knows of none."""
+        targets = _targets(self.history(now.policy), now.alias)
+        return targets[-2] if len(targets) > 1 and targets[-1] == now.version else ""
 
     def pin(self, reference: str, *, by: str = "", reason: str = "") -> Pin:
         """Keeps `gc` from the version that `reference` means until `unpin`."""

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import msgspec
-import psutil
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-import pilliond
-from pillion_protocol import PROTOCOL_VERSION
-from pilliond import metrics_page as page
 from pilliond.admin_policies import PolicyRoutes
+from pilliond.admin_server import AdminRunner
 from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.exposition import PageCollector
+from pilliond.health import Health, health_of
+from pilliond.info import Info, info_of
 from pilliond.listen import SocketFile, clear_socket_path
 from pilliond.metrics_page import Phase
+from pilliond.openapi import describe
 from pilliond.problems import problems
 from pilliond.releases import Releases
 from pilliond.supervisor import Supervisor
 
-_MS: Final = 1e6
 REQUEST_BYTES_MAX: Final = 64 * 1024
 _ADDRESS_IN_USE: Final = 98
+_EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
 _OWNER_ONLY_UMASK: Final = 0o177
 
 
 class Admin:
-    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info` and `/v1`. Owns its listening socket and its file."""
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info`, `/openapi.json` and `/v1`. Owns its listening socket and its file."""
 
     def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
         self._supervisor = supervisor
@@ -45,16 +43,24 @@ class Admin:
         registry.register(PageCollector(supervisor, releases))
         ProcessCollector(registry=registry)
         application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
-        endpoints = [
-            Endpoint("GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW),
-            Endpoint("GET", "/health", self._health, "How the daemon is; 503 where it is not ready", Scope.VIEW),
+        up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
+        self.endpoints = [
+            Endpoint(
+                "GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW,
+                media_types=_EXPOSITIONS,
+            ),
+            Endpoint(
+                "GET", "/health", self._health, "How the daemon is; 503 where it is not ready", Scope.VIEW,
+                answer=Health, statuses=up,
+            ),
             Endpoint("GET", "/livez", self._live, "Whether the control process lives", Scope.OPEN),
-            Endpoint("GET", "/readyz", self._ready, "Whether acts are answered; else 503", Scope.OPEN),
-            Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW),
+            Endpoint("GET", "/readyz", self._ready, "Whether acts are answered; else 503", Scope.OPEN, statuses=up),
+            Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW, answer=Info),
+            Endpoint("GET", "/openapi.json", self._openapi, "This description", Scope.VIEW, answer=dict[str, Any]),
             *PolicyRoutes(supervisor, releases).endpoints(),
-        ]
-        application.add_routes([endpoint.route() for endpoint in endpoints])
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        ]  # fmt: skip
+        application.add_routes([endpoint.route() for endpoint in self.endpoints])
+        self._runner = AdminRunner(application, shutdown_timeout=1.0)
 
     async def start(self, address: str) -> str:
         """Listens at `address` and gives the address that was taken; raises `ListenError`."""
@@ -95,74 +101,10 @@ class Admin:
 
     async def _health(self, request: web.Request) -> web.Response:
         status = HTTPStatus.OK if self._supervisor.phase is Phase.READY else HTTPStatus.SERVICE_UNAVAILABLE
-        return json_response(self.health(), status)
+        return json_response(health_of(self._supervisor, self._started_ns), status)
 
     async def _info(self, request: web.Request) -> web.Response:
-        return json_response(self.info())
+        return json_response(info_of(self._supervisor))
 
-    def health(self) -> dict[str, Any]:
-        """How the daemon is, right now."""
-        supervisor = self._supervisor
-        artifact = supervisor.stable
-        cells = supervisor.page.cells
-        now_ns = time.monotonic_ns()
-        is_ready = supervisor.phase is Phase.READY
-        return {
-            "phase": supervisor.phase.name.lower(),
-            "policy": artifact.policy,
-            "version": artifact.version,
-            "digest": artifact.digest,
-            "sessions": cells[page.SESSIONS],
-            "episodes": cells[page.EPISODES],
-            "queue_rows": cells[page.QUEUE_ROWS],
-            "loop_lag_ms": {
-                "last": cells[page.LOOP_LAG_NS] / _MS,
-                "max": cells[page.LOOP_LAG_NS_MAX] / _MS,
-                "tick_age": (now_ns - cells[page.TICK_AT_NS]) / _MS if is_ready else None,
-            },
-            "busy_poll": {
-                "us": supervisor.busy_poll_us,
-                "spinning": bool(cells[page.SPINNING]) and is_ready,
-                "spun_s": cells[page.SPUN_NS] / 1e9,
-            },
-            "gc_pauses": {
-                "count": cells[page.GC_PAUSES],
-                "total_ms": cells[page.GC_PAUSE_NS] / _MS,
-                "max_ms": cells[page.GC_PAUSE_NS_MAX] / _MS,
-            },
-            "engine": supervisor.ready.engine if supervisor.ready else None,
-            "uptime_s": (now_ns - self._started_ns) / 1e9,
-            "ready_s": (now_ns - cells[page.READY_AT_NS]) / 1e9 if is_ready else None,
-            "serving": {
-                "pid": supervisor.serving_pid,
-                "starts": supervisor.starts,
-                "resident_bytes": _resident_bytes(supervisor.serving_pid),
-                **(supervisor.ready.process if supervisor.ready else {}),
-            },
-            "control": {"pid": os.getpid(), "resident_bytes": _resident_bytes(os.getpid())},
-        }
-
-    def info(self) -> dict[str, Any]:
-        """What the daemon is; it does not change while it runs."""
-        artifact = self._supervisor.stable
-        return {
-            "name": "pilliond",
-            "version": pilliond.__version__,
-            "protocol_version": PROTOCOL_VERSION,
-            "python": sys.version.split()[0],
-            "listen": self._supervisor.ready.listen if self._supervisor.ready else [],
-            "policy": artifact.policy,
-            "policy_version": artifact.version,
-            "digest": artifact.digest,
-            "observation": msgspec.to_builtins(artifact.card.observation),
-            "outputs": msgspec.to_builtins(artifact.card.outputs),
-            "description": artifact.card.description,
-            "licence": artifact.card.licence,
-        }
-
-
-def _resident_bytes(pid: int | None) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss) if pid is not None else 0
-    except psutil.NoSuchProcess:
-        return 0
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return json_response(describe(self.endpoints))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
@@ -11,14 +11,23 @@ from aiohttp import web
 from pillion_artifacts import Resolved
 from pillion_artifacts.store import who
 from pilliond import metrics_page
-from pilliond.endpoints import Endpoint, Scope, Text, body_of, json_response
+from pilliond.endpoints import Endpoint, Scope, T, Text, Version, body_of, json_response
 from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
-from pilliond.operation import Operation
+from pilliond.operation import Operation, OperationTold
+from pilliond.policy_state import ArmTold, Draining, PolicyList, PolicyState, Resident, StoredVersion, VersionList
 from pilliond.problems import ProblemError
 from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion
 from pilliond.supervisor import Supervisor
+
+_DIGITS_MAX: Final = 18
+
+ArmName = Annotated[
+    str,
+    msgspec.Meta(max_length=64, pattern=r"^(?!(stable|previous|resident|stored|shadow)$)[A-Za-z0-9][A-Za-z0-9._-]*$"),
+]
+"""It stands in metrics and tables beside the words for versions that are no arm."""
 
 
 class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +41,7 @@ class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a verb that names one: `1.2.3`, a range, an alias or a digest."""
 
-    version: Text
+    version: Version
     reason: Text = ""
     by: Text = ""
 
@@ -40,8 +49,8 @@ class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An arm of a route."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    version: Text
+    name: ArmName
+    version: Version
     share: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
@@ -70,34 +79,47 @@ class PolicyRoutes:
         policy = "/v1/policies/{policy}"
         begun = (HTTPStatus.ACCEPTED, HTTPStatus.OK)
         view, operate = Scope.VIEW, Scope.OPERATE
+        done = OperationTold
         return [
-            Endpoint("GET", "/v1/policies", self._list, "The policies that are served", view),
-            Endpoint("GET", policy, self._policy, "What is stable, loaded, leased and under way", view),
-            Endpoint("GET", f"{policy}/versions", self._versions, "The stored versions", view),
+            Endpoint("GET", "/v1/policies", self._list, "The policies that are served", view, PolicyList),
             Endpoint(
-                "POST", f"{policy}/stage", self._stage, "Try and load a version", operate, body=Which, statuses=begun
-            ),
-            Endpoint("DELETE", f"{policy}/stage", self._cancel, "Cancel what is being staged", operate, body=Why),
-            Endpoint(
-                "POST", f"{policy}/switch", self._switch, "Make a version stable", operate, body=Which, statuses=begun
+                "GET", policy, self._policy, "What is stable, loaded, leased and under way", view, PolicyState,
+                tagged=True,
             ),
             Endpoint(
-                "POST", f"{policy}/rollback", self._roll_back, "Go back", operate, body=Why, statuses=begun
+                "GET", f"{policy}/versions", self._versions, "The stored versions", view, VersionList,
+                problems=(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
             ),
             Endpoint(
-                "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, body=RouteBody, statuses=begun
+                "POST", f"{policy}/stage", self._stage, "Try and load a version", operate, done, Which, begun,
+                tagged=True,
             ),
-            Endpoint("GET", "/v1/operations/{number}", self._operation, "How an operation stands", view),
+            Endpoint(
+                "DELETE", f"{policy}/stage", self._cancel, "Cancel what is being staged", operate, done, Why,
+                tagged=True,
+            ),
+            Endpoint(
+                "POST", f"{policy}/switch", self._switch, "Make a version stable", operate, done, Which, begun,
+                tagged=True,
+            ),
+            Endpoint(
+                "POST", f"{policy}/rollback", self._roll_back, "Go back", operate, done, Why, begun, tagged=True
+            ),
+            Endpoint(
+                "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, done, RouteBody, begun,
+                tagged=True,
+            ),
+            Endpoint("GET", "/v1/operations/{number}", self._operation, "How an operation stands", view, done),
             Endpoint(
                 "POST", "/v1/drain", self._drain, "Answer what has arrived, and end", Scope.ADMIN,
-                body=Why, statuses=(HTTPStatus.ACCEPTED,),
+                Draining, Why, (HTTPStatus.ACCEPTED,),
             ),
         ]  # fmt: skip
 
     # Looking
 
     async def _list(self, request: web.Request) -> web.Response:
-        return json_response({"policies": [self._state()]})
+        return json_response(PolicyList([self._state()]))
 
     async def _policy(self, request: web.Request) -> web.Response:
         self._check_policy(request)
@@ -110,58 +132,58 @@ class PolicyRoutes:
         aliases = self._releases.store.aliases(policy)
         roles = {version.digest: self._role(version) for version in self._supervisor.residents}
         stored = [
-            {
-                "version": entry.version,
-                "digest": entry.digest,
-                "role": roles.get(entry.digest, "stored"),
-                "aliases": [alias.alias for alias in aliases if alias.digest == entry.digest],
-            }
+            StoredVersion(
+                version=entry.version,
+                digest=entry.digest,
+                role=roles.get(entry.digest, "stored"),
+                aliases=[alias.alias for alias in aliases if alias.digest == entry.digest],
+            )
             for entry in entries
         ]
-        return json_response({"policy": policy, "versions": stored})
+        return json_response(VersionList(policy, stored))
 
     async def _operation(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
-        operation = self._releases.find(int(number)) if number.isascii() and number.isdecimal() else None
+        is_number = number.isascii() and number.isdecimal() and len(number) <= _DIGITS_MAX
+        operation = self._releases.find(int(number)) if is_number else None
         if operation is None:
             raise ProblemError(HTTPStatus.NOT_FOUND, "operation-not-found", f"no operation {number[:20]} is remembered")
-        return json_response(_told(operation))
+        return json_response(operation.told())
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> PolicyState:
         supervisor, releases = self._supervisor, self._releases
-        operations = releases.operations
-        return {
-            "policy": supervisor.stable.policy,
-            "phase": supervisor.phase.name.lower(),
-            "stable": supervisor.stable.version,
-            "digest": supervisor.stable.digest,
-            "previous": supervisor.residents.previous.version if supervisor.residents.previous else None,
-            "follows": releases.followed or None,
-            "sessions": supervisor.page.cells[metrics_page.SESSIONS],
-            "resident": [self._resident(version) for version in supervisor.residents],
-            "route": self._arms(),
-            "swap_impact": releases.stager.swap_impact,
-            "operation": _told(operations[-1]) if operations else None,
-        }
+        operations, previous = releases.operations, supervisor.residents.previous
+        return PolicyState(
+            policy=supervisor.stable.policy,
+            phase=supervisor.phase.name.lower(),
+            stable=supervisor.stable.version,
+            digest=supervisor.stable.digest,
+            previous=previous.version if previous else None,
+            follows=releases.followed or None,
+            sessions=supervisor.page.cells[metrics_page.SESSIONS],
+            resident=[self._resident(version) for version in supervisor.residents],
+            route=self._arms(),
+            swap_impact=releases.stager.swap_impact,
+            operation=operations[-1].told() if operations else None,
+        )
 
-    def _arms(self) -> list[dict[str, Any]]:
+    def _arms(self) -> list[ArmTold]:
         residents = self._supervisor.residents
         return [
-            {"name": arm.name, "version": version.version, "share": arm.share}
+            ArmTold(arm.name, version.version, arm.share)
             for arm in residents.arms
             if (version := residents.find(arm.digest)) is not None
         ]
 
-    def _resident(self, version: SealedVersion) -> dict[str, Any]:
-        certificate = version.certificate
-        return {
-            "version": version.version,
-            "digest": version.digest,
-            "role": self._role(version),
-            "leases": self._supervisor.page.cells[PLACES[version.place].episodes],
-            "signed_by": version.signed_by,
-            "certificate": None if certificate is None else msgspec.to_builtins(certificate),
-        }
+    def _resident(self, version: SealedVersion) -> Resident:
+        return Resident(
+            version=version.version,
+            digest=version.digest,
+            role=self._role(version),
+            leases=self._supervisor.page.cells[PLACES[version.place].episodes],
+            signed_by=version.signed_by,
+            certificate=version.certificate,
+        )
 
     def _role(self, version: SealedVersion) -> str:
         residents = self._supervisor.residents
@@ -181,25 +203,22 @@ class PolicyRoutes:
         return _begun(self._releases.switch(target, which.by or who(), which.reason))
 
     async def _roll_back(self, request: web.Request) -> web.Response:
-        self._check_change(request)
-        why = await body_of(request, Why)
+        why = await self._decided(request, Why)
         return _begun(await self._releases.roll_back(why.by or who(), why.reason))
 
     async def _route(self, request: web.Request) -> web.Response:
-        self._check_change(request)
-        body = await body_of(request, RouteBody)
+        body = await self._decided(request, RouteBody)
         targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
         return _begun(self._releases.route(targets, body.by or who(), body.reason))
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        self._check_change(request)
-        why = await body_of(request, Why)
+        why = await self._decided(request, Why)
         cancelled = await self._releases.cancel(f"cancelled by {why.by or who()}: {why.reason}".rstrip(": "))
         if cancelled is None:
             raise ProblemError(HTTPStatus.CONFLICT, "nothing-to-cancel", "no version is being staged")
-        return json_response(_told(cancelled))
+        return json_response(cancelled.told())
 
     async def _drain(self, request: web.Request) -> web.Response:
         why = await body_of(request, Why)
@@ -207,11 +226,10 @@ class PolicyRoutes:
         target = Resolved(stable.policy, stable.version, stable.digest)
         await self._releases.note("drain", target, "", why.by or who(), why.reason)
         self._supervisor.stop(f"an operator drains it: {why.reason}" if why.reason else "an operator drains it")
-        return json_response({"phase": Phase.DRAINING.name.lower()}, HTTPStatus.ACCEPTED)
+        return json_response(Draining(Phase.DRAINING.name.lower()), HTTPStatus.ACCEPTED)
 
     async def _which(self, request: web.Request) -> tuple[Which, Resolved]:
-        self._check_change(request)
-        which = await body_of(request, Which)
+        which = await self._decided(request, Which)
         return which, self._releases.resolve(which.version)
 
     def _check_policy(self, request: web.Request) -> None:
@@ -219,15 +237,22 @@ class PolicyRoutes:
         if asked != served:
             raise ProblemError(HTTPStatus.NOT_FOUND, "policy-not-found", f"expected {served}, came {asked[:128]}")
 
+    async def _decided(self, request: web.Request, kind: type[T]) -> T:
+        """The body of a verb. The tag is looked at after it: while it is waited for, another may change something."""
+        self._check_policy(request)
+        body = await body_of(request, kind)
+        self._check_change(request)
+        return body
+
     def _check_change(self, request: web.Request) -> None:
         self._check_policy(request)
-        asked = request.headers.get("If-Match", "*")
-        if asked not in ("*", self._tag()):
+        asked = ",".join(request.headers.getall("If-Match", ["*"]))
+        if not {"*", self._tag()} & {tag.strip() for tag in asked.split(",")}:
             raise ProblemError(
                 HTTPStatus.PRECONDITION_FAILED, "changed-meanwhile", f"expected {asked[:80]}, it is {self._tag()} now"
             )
 
-    def _tagged(self, value: dict[str, Any]) -> web.Response:
+    def _tagged(self, value: PolicyState) -> web.Response:
         response = json_response(value)
         response.headers["ETag"] = self._tag()
         return response
@@ -236,16 +261,10 @@ class PolicyRoutes:
         return f'"{self._supervisor.stable.digest[7:19]}-{self._releases.revision}"'
 
 
-def _told(operation: Operation) -> dict[str, Any]:
-    told: dict[str, Any] = msgspec.to_builtins(operation)
-    del told["began_ns"]
-    return told
-
-
 def _begun(operation: Operation) -> web.Response:
     status = HTTPStatus.ACCEPTED if operation.outcome == "running" else HTTPStatus.OK
     if operation.outcome == "failed":
         raise ProblemError(HTTPStatus.CONFLICT, "cannot-switch", operation.error)
-    response = json_response(_told(operation), status)
+    response = json_response(operation.told(), status)
     response.headers["Location"] = f"/v1/operations/{operation.number}"
     return response

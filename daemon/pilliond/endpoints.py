@@ -10,12 +10,16 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from pilliond.problems import ProblemError
+from pillion_artifacts.errors import UNREADABLE
+from pilliond.problems import Problem, ProblemError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 Text = Annotated[str, msgspec.Meta(max_length=1_000)]
-"""A reason, who asks, a version."""
+"""A reason, who asks."""
+
+Version = Annotated[str, msgspec.Meta(max_length=1_000, pattern="^[!-~]")]
+"""`1.2.3`, a range, an alias or a digest."""
 
 
 class Scope(IntEnum):
@@ -45,6 +49,16 @@ class Endpoint(msgspec.Struct, frozen=True):
     """What it takes, as JSON."""
     statuses: tuple[HTTPStatus, ...] = (HTTPStatus.OK,)
     """With which it answers where it does what it was asked."""
+    query: type[msgspec.Struct] | None = None
+    """What it takes in the query; a field is a parameter."""
+    problems: tuple[HTTPStatus, ...] = ()
+    """Why it may not do it, beside what `openapi` can tell from the row itself."""
+    tagged: bool = False
+    """Its `ETag` says which state it looked at; a verb takes one in `If-Match`."""
+    error: type[msgspec.Struct] = Problem
+    """The type of its JSON where it did not do it; other than `Problem`, it is `application/json`."""
+    media_types: tuple[str, ...] = ("text/plain",)
+    """What it gives where that is not JSON."""
 
     def route(self) -> web.RouteDef:
         """As aiohttp takes it. What is looked at with GET can be asked for its head."""
@@ -60,9 +74,15 @@ def json_response(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Respons
 
 
 async def body_of(request: web.Request, kind: type[T]) -> T:
-    """The body of a request, none being an empty one; raises `ProblemError` (400, `malformed`)."""
+    """The body of a request, none being an empty one; raises `ProblemError` (400, `malformed`; 415, `not-json`)."""
     data = await request.read()
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", "expected a body that is not compressed")
+    if data and "Content-Type" in request.headers and request.content_type != "application/json":
+        raise ProblemError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", f"expected application/json, came {request.content_type}"
+        )
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", str(error)) from None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
+
+from pilliond.certificate import Certificate
 
 Kind = Literal["stage", "switch", "rollback", "route"]
 
@@ -21,8 +23,8 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Operation(msgspec.Struct):
-    """What is done, for whom and why, and what came of it."""
+class OperationTold(msgspec.Struct):
+    """What is done, for whom and why, and what came of it, as the admin port tells it."""
 
     number: int
     kind: Kind
@@ -47,8 +49,17 @@ class Operation(msgspec.Struct):
     """How long the serving loop was kept from looking, at worst, while the version was loaded there."""
     swap_impact: float | None = None
     """p99 of the live version while this one was staged, over that before; None of too few acts."""
-    certificate: dict[str, Any] | None = None
+    certificate: Certificate | None = None
+
+
+class Operation(OperationTold):
+    """An operation as the daemon keeps it."""
+
     began_ns: int = 0
+
+    def told(self) -> OperationTold:
+        """As it stands now."""
+        return msgspec.convert(self, OperationTold, from_attributes=True)
 
     def end(self, outcome: Outcome, error: str = "") -> None:
         """Notes what came of it."""

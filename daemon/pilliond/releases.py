@@ -10,8 +10,6 @@ import asyncio
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.aliases import Alias, read_alias
 from pillion_artifacts.errors import StoreError
@@ -107,16 +105,21 @@ class Releases:
     async def roll_back(self, by: str, reason: str) -> Operation:
         """Goes back to the version that was stable before, at once where it is loaded; raises `SwitchError`.
 
-        What is being staged is given up for it.
+        What is being staged is given up for it. Raises `BusyError` where a rollback is under way: a second would undo it.
         """
+        self._check_no_rollback()
         await self.cancel(f"a rollback by {by}")
         if self._task is not None:
             await asyncio.wait([self._task])
+        # Of two who waited for the same, the other may have begun.
+        self._check_no_rollback()
         previous = self._supervisor.residents.previous
         if previous is None:
             return self._begin("rollback", self._stored_previous(), by, reason)
         operation = self._note_begun("rollback", _resolved(previous), by, reason)
-        await self._run(operation, self._back(operation, previous))
+        operation.step = "switching"
+        self._task = asyncio.create_task(self._run(operation, self._back(operation, previous)))
+        await asyncio.wait([self._task])
         return operation
 
     async def cancel(self, why: str) -> Operation | None:
@@ -163,7 +166,10 @@ class Releases:
         self._failed.add(stable.digest)
         self.take_backs[kind] = self.take_backs.get(kind, 0) + 1
         self._log.error("taken_back", policy=str(stable), fault=kind, reason=why)
-        await self.roll_back("pilliond", f"taken back by itself: {why}")
+        try:
+            await self.roll_back("pilliond", f"taken back by itself: {why}")
+        except SwitchError as error:
+            self._log.warning("take_back_refused", policy=str(stable), error=str(error))
 
     async def close(self) -> None:
         """Ends what is under way."""
@@ -180,6 +186,10 @@ class Releases:
     def _check_free(self) -> None:
         if self.current is not None:
             raise BusyError(f"{self.current.version} is under way ({self.current.step}): wait for it, or cancel it")
+
+    def _check_no_rollback(self) -> None:
+        if self.current is not None and self.current.kind == "rollback":
+            self._check_free()
 
     def _note_begun(self, kind: Kind, target: Resolved, by: str, reason: str) -> Operation:
         number = self.operations[-1].number + 1 if self.operations else 1
@@ -215,8 +225,7 @@ class Releases:
         version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
         if version is None:
             version = await self._load(operation, await self._stage(operation, target))
-        if version.certificate is not None:
-            operation.certificate = msgspec.to_builtins(version.certificate)
+        operation.certificate = version.certificate
         if operation.kind == "stage":
             await self._note(operation)
             return
@@ -298,7 +307,6 @@ class Releases:
 
     async def _back(self, operation: Operation, version: SealedVersion) -> None:
         """The switch first, the alias then: a bad version is to stop at once, whatever the store says."""
-        operation.step = "switching"
         await self._flip(operation, version)
         try:
             await self._move_alias(operation)
@@ -321,7 +329,7 @@ class Releases:
         now = read_alias(self.store.root, policy, alias)
         if now.digest == operation.digest:
             return now
-        if operation.kind == "rollback" and now.was_version == operation.version:
+        if operation.kind == "rollback" and self.store.before(now) == operation.version:
             return self.store.roll_back(policy, alias, by=by, reason=reason)
         return self.store.move_alias(policy, alias, operation.version, expected=operation.was, by=by, reason=reason)
 
@@ -347,6 +355,7 @@ class Releases:
 
     async def _follow(self) -> None:
         """Switches where the alias has moved. A version that failed is not tried again until it moves elsewhere."""
+        revision = self.revision
         try:
             alias = await asyncio.to_thread(read_alias, self.store.root, self._supervisor.stable.policy, self.followed)
         except ArtifactError as error:
@@ -354,7 +363,8 @@ class Releases:
                 self._seen = ""
                 self._log.error("alias_unreadable", alias=self.followed, error=str(error))
             return
-        if alias.digest == self._seen or self._task is not None:
+        # While it was read somebody may have moved it, by a switch that is through already.
+        if alias.digest == self._seen or self._task is not None or self.revision != revision:
             return
         self._seen = alias.digest
         target = Resolved(alias.policy, alias.version, alias.digest)

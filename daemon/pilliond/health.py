@@ -1,0 +1,140 @@
+"""How the daemon is: what `/health` tells."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+import msgspec
+import psutil
+
+from pilliond import metrics_page as page
+from pilliond.metrics_page import Phase
+from pilliond.supervisor import Supervisor
+
+_MS: Final = 1e6
+_S: Final = 1e9
+
+
+class LoopLag(msgspec.Struct, frozen=True):
+    """How late the serving loop came to what it had to do, in milliseconds."""
+
+    last: float
+    max: float
+    tick_age: float | None
+    """Since it last looked; None where it is not ready."""
+
+
+class BusyPoll(msgspec.Struct, frozen=True):
+    """Whether the serving process looks for messages without sleeping."""
+
+    us: int
+    spinning: bool
+    spun_s: float
+
+
+class GcPauses(msgspec.Struct, frozen=True):
+    """Collections of garbage in the serving process."""
+
+    count: int
+    total_ms: float
+    max_ms: float
+
+
+class EngineTold(msgspec.Struct, frozen=True):
+    """What runs the policy."""
+
+    kind: str
+    version: str
+    provider: str
+    threads: int
+    buckets: list[int]
+    """Rows for which it is warm."""
+
+
+class ServingProcess(msgspec.Struct, frozen=True):
+    """The process that answers acts; what it says of itself is there while it is ready."""
+
+    pid: int | None
+    starts: int
+    resident_bytes: int
+    cpus: list[int] | msgspec.UnsetType = msgspec.UNSET
+    switch_interval_us: int | msgspec.UnsetType = msgspec.UNSET
+    gc_frozen_objects: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class ControlProcess(msgspec.Struct, frozen=True):
+    """The process that answers this."""
+
+    pid: int
+    resident_bytes: int
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How the daemon is, right now."""
+
+    phase: str
+    policy: str
+    version: str
+    digest: str
+    sessions: int
+    episodes: int
+    queue_rows: int
+    loop_lag_ms: LoopLag
+    busy_poll: BusyPoll
+    gc_pauses: GcPauses
+    engine: EngineTold | None
+    uptime_s: float
+    ready_s: float | None
+    serving: ServingProcess
+    control: ControlProcess
+
+
+def health_of(supervisor: Supervisor, started_ns: int) -> Health:
+    """Looks at the daemon; `started_ns` is when it began, on CLOCK_MONOTONIC."""
+    stable, cells, ready = supervisor.stable, supervisor.page.cells, supervisor.ready
+    now_ns = time.monotonic_ns()
+    is_ready = supervisor.phase is Phase.READY
+    return Health(
+        phase=supervisor.phase.name.lower(),
+        policy=stable.policy,
+        version=stable.version,
+        digest=stable.digest,
+        sessions=cells[page.SESSIONS],
+        episodes=cells[page.EPISODES],
+        queue_rows=cells[page.QUEUE_ROWS],
+        loop_lag_ms=LoopLag(
+            last=cells[page.LOOP_LAG_NS] / _MS,
+            max=cells[page.LOOP_LAG_NS_MAX] / _MS,
+            tick_age=(now_ns - cells[page.TICK_AT_NS]) / _MS if is_ready else None,
+        ),
+        busy_poll=BusyPoll(
+            us=supervisor.busy_poll_us,
+            spinning=bool(cells[page.SPINNING]) and is_ready,
+            spun_s=cells[page.SPUN_NS] / _S,
+        ),
+        gc_pauses=GcPauses(
+            count=cells[page.GC_PAUSES],
+            total_ms=cells[page.GC_PAUSE_NS] / _MS,
+            max_ms=cells[page.GC_PAUSE_NS_MAX] / _MS,
+        ),
+        engine=msgspec.convert(ready.engine, EngineTold) if ready else None,
+        uptime_s=(now_ns - started_ns) / _S,
+        ready_s=(now_ns - cells[page.READY_AT_NS]) / _S if is_ready else None,
+        serving=_serving(supervisor),
+        control=ControlProcess(os.getpid(), _resident_bytes(os.getpid())),
+    )
+
+
+def _serving(supervisor: Supervisor) -> ServingProcess:
+    pid, ready = supervisor.serving_pid, supervisor.ready
+    told = {"pid": pid, "starts": supervisor.starts, "resident_bytes": _resident_bytes(pid)}
+    return msgspec.convert({**told, **(ready.process if ready else {})}, ServingProcess)
+
+
+def _resident_bytes(pid: int | None) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss) if pid is not None else 0
+    except psutil.NoSuchProcess:
+        return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from enum import IntEnum
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
@@ -11,24 +10,12 @@ import msgspec
 from aiohttp import web
 
 from pilliond.problems import ProblemError
+from pilliond.scope import Scope as Scope  # noqa: PLC0414  # a row of the table needs one
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 Text = Annotated[str, msgspec.Meta(max_length=1_000)]
 """A reason, who asks, a version."""
-
-
-class Scope(IntEnum):
-    """What somebody must be let to do; each holds those below it."""
-
-    OPEN = 0
-    """Whether it lives and is ready: for whoever restarts or routes, without a token."""
-    VIEW = 1
-    """To look."""
-    OPERATE = 2
-    """To change which version answers."""
-    ADMIN = 3
-    """To end it."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):

@@ -7,7 +7,6 @@ import sys
 import time
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 import psutil
@@ -18,34 +17,38 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 import pilliond
 from pillion_protocol import PROTOCOL_VERSION
 from pilliond import metrics_page as page
+from pilliond.access import Access
 from pilliond.admin_policies import PolicyRoutes
+from pilliond.admin_site import AdminSite, Visitors, bind
 from pilliond.endpoints import Endpoint, Scope, json_response
-from pilliond.errors import AddressInUseError, ListenError
 from pilliond.exposition import PageCollector
-from pilliond.listen import SocketFile, clear_socket_path
+from pilliond.guard import guard
+from pilliond.limits import ADMIN_HEAD_S_MAX
+from pilliond.listen import SocketFile
 from pilliond.metrics_page import Phase
 from pilliond.problems import problems
 from pilliond.releases import Releases
+from pilliond.settings import AdminSettings
 from pilliond.supervisor import Supervisor
+from pilliond.tls import TlsIdentity
 
 _MS: Final = 1e6
 REQUEST_BYTES_MAX: Final = 64 * 1024
-_ADDRESS_IN_USE: Final = 98
-_OWNER_ONLY_UMASK: Final = 0o177
 
 
 class Admin:
-    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info` and `/v1`. Owns its listening socket and its file."""
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info` and `/v1`. Owns its listening sockets and their files."""
 
-    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases, access: Access) -> None:
         self._supervisor = supervisor
         self._started_ns = time.monotonic_ns()
-        self._socket_file: SocketFile | None = None
+        self._socket_files: list[SocketFile] = []
+        self._visitors = Visitors()
         registry = CollectorRegistry()
         registry.register(PageCollector(supervisor, releases))
+        registry.register(access.refusals)
         ProcessCollector(registry=registry)
-        application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
-        endpoints = [
+        self.endpoints = [
             Endpoint("GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW),
             Endpoint("GET", "/health", self._health, "How the daemon is; 503 where it is not ready", Scope.VIEW),
             Endpoint("GET", "/livez", self._live, "Whether the control process lives", Scope.OPEN),
@@ -53,37 +56,36 @@ class Admin:
             Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW),
             *PolicyRoutes(supervisor, releases).endpoints(),
         ]
-        application.add_routes([endpoint.route() for endpoint in endpoints])
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        application = web.Application(
+            middlewares=[self._visitors.middleware(), problems, guard(access, self.endpoints)],
+            client_max_size=REQUEST_BYTES_MAX,
+        )
+        application.add_routes([endpoint.route() for endpoint in self.endpoints])
+        self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=1.0, keepalive_timeout=ADMIN_HEAD_S_MAX
+        )
 
-    async def start(self, address: str) -> str:
-        """Listens at `address` and gives the address that was taken; raises `ListenError`."""
+    async def start(self, settings: AdminSettings, log: Any) -> list[str]:
+        """Listens where the settings say and gives the addresses that were taken.
+
+        Raises `ListenError`, or `SettingsError` where the certificate is not right.
+        """
         await self._runner.setup()
-        parts = urlsplit(address)
-        try:
-            if parts.scheme == "unix":
-                path = address.removeprefix("unix://")
-                clear_socket_path(path)
-                umask = os.umask(_OWNER_ONLY_UMASK)
-                try:
-                    await web.UnixSite(self._runner, path).start()
-                finally:
-                    os.umask(umask)
-                self._socket_file = SocketFile(path)
-                return address
-            await web.TCPSite(self._runner, parts.hostname, parts.port or 0).start()
-        except OSError as error:
-            if error.errno == _ADDRESS_IN_USE:
-                raise AddressInUseError(f"{address} is in use") from None
-            raise ListenError(f"cannot listen at {address}: {error.strerror}") from None
-        host, port = self._runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        taken = []
+        for address in settings.addresses():
+            tls = TlsIdentity(settings.certificate_file, settings.key_file, log) if address.is_tls else None
+            listener = bind(address, settings.group_id())
+            if address.path:
+                self._socket_files.append(SocketFile(address.path))
+            await AdminSite(self._runner, listener, tls, self._visitors).start()
+            taken.append(address.taken(0 if address.path else listener.getsockname()[1]))
+        return taken
 
     async def stop(self) -> None:
         """Closes the port."""
         await self._runner.cleanup()
-        if self._socket_file is not None:
-            self._socket_file.remove()
+        for file in self._socket_files:
+            file.remove()
 
     async def _live(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

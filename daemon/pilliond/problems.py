@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -22,16 +22,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class ProblemError(Exception):
     """A request that gets no answer but a problem: `type` is a word for programs, the message is for people."""
 
-    def __init__(self, status: HTTPStatus, kind: str, detail: str) -> None:
+    def __init__(self, status: HTTPStatus, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.kind = kind
+        self.headers = headers
 
 
-def problem(status: HTTPStatus, kind: str, detail: str) -> web.Response:
+def problem(status: HTTPStatus, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """The response."""
     body = {"type": f"urn:pillion:{kind}", "title": status.phrase, "status": int(status), "detail": detail}
-    return web.Response(body=msgspec.json.encode(body) + b"\n", status=int(status), content_type=_TYPE)
+    data = msgspec.json.encode(body) + b"\n"
+    return web.Response(body=data, status=int(status), content_type=_TYPE, headers=headers)
 
 
 @web.middleware
@@ -40,7 +42,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except ProblemError as error:
-        return problem(error.status, error.kind, str(error))
+        return problem(error.status, error.kind, str(error), error.headers)
     except web.HTTPException as error:
         if not request.path.startswith("/v1/") or error.status < HTTPStatus.BAD_REQUEST:
             raise

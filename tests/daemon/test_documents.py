@@ -75,7 +75,7 @@ def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_ask_how_
     with typed(start, short_path) as ready:
         assert [address.partition(":")[0] for address in ready["listen"]] == ["lane", "ipc", "tcp"]
         act_everywhere(ready)
-        curl = shlex.split(ask.replace("http://127.0.0.1:9475", ready["admin"]))
+        curl = shlex.split(ask.replace("http://127.0.0.1:9475", ready["admin"][-1]))
         came = subprocess.run(curl, capture_output=True, text=True, timeout=30, check=True)
         assert json.loads(came.stdout)["phase"] == "ready"
 

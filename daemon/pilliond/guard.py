@@ -1,0 +1,103 @@
+"""The guard of the admin port: the one middleware that asks `access` about every request, before anything is looked up for it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from pilliond.access import Access, Asker, Refused
+from pilliond.endpoints import Endpoint
+from pilliond.limits import ADMIN_BODY_S_MAX
+from pilliond.peer_user import user_id
+from pilliond.problems import ProblemError
+from pilliond.scope import Scope
+
+_ASKER: Final = "pilliond.asker"
+_IPV6_NEIGHBOURS: Final = 64
+"""The bits of an address that a network gives to one of its hosts to choose from."""
+
+
+def guard(access: Access, endpoints: Iterable[Endpoint]) -> Middleware:
+    """The middleware. What is at no endpoint is for those who may look: others are not told what there is not."""
+    table = {(endpoint.method, endpoint.path): endpoint for endpoint in endpoints}
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        endpoint = _endpoint(request, table)
+        scope = Scope.VIEW if endpoint is None else endpoint.scope
+        if scope > Scope.OPEN:
+            _let_in(request, access, scope, endpoint)
+        await _read_body(request)
+        return await handler(request)
+
+    return guarded
+
+
+def asked_by(request: web.Request, said: str) -> str:
+    """Who asks, for the audit log, where the request says that it is of `said`."""
+    asker: Asker = request[_ASKER]
+    return asker.signs(said)
+
+
+def _endpoint(request: web.Request, table: dict[tuple[str, str], Endpoint]) -> Endpoint | None:
+    resource = request.match_info.route.resource
+    if resource is None:
+        return None
+    method = "GET" if request.method == "HEAD" else request.method
+    return table.get((method, resource.canonical))
+
+
+def _let_in(request: web.Request, access: Access, scope: Scope, endpoint: Endpoint | None) -> None:
+    """Notes who asks; raises `ProblemError`."""
+    assert request.transport is not None
+    connection = request.transport.get_extra_info("socket")
+    is_local = connection.family == socket.AF_UNIX
+    try:
+        request[_ASKER] = access.of_user(connection) if is_local else access.of_token(request.headers, scope)
+        if not is_local:
+            _check_content_type(request, endpoint)
+    except Refused as refused:
+        peer = f"user {user_id(connection)}" if is_local else _network_of(request.remote or "")
+        wait_s = access.refusals.refuse(peer, refused.reason, request.method, request.path)
+        if wait_s:
+            raise ProblemError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too-many-refusals",
+                f"too many requests of this peer were refused: expected the next after {wait_s} s",
+                {"Retry-After": str(wait_s)},
+            ) from None
+        raise refused.problem from None
+
+
+def _check_content_type(request: web.Request, endpoint: Endpoint | None) -> None:
+    """A browser sends what is not JSON to anywhere without asking first."""
+    if endpoint is None or endpoint.body is None or not request.body_exists:
+        return
+    if request.content_type != "application/json":
+        detail = f"expected Content-Type: application/json, came {request.content_type[:80]}"
+        raise Refused("content_type", ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", detail))
+
+
+async def _read_body(request: web.Request) -> None:
+    """Reads the body, which the handler then finds there; raises `ProblemError` where it is slow to come."""
+    try:
+        async with asyncio.timeout(ADMIN_BODY_S_MAX):
+            await request.read()
+    except TimeoutError:
+        detail = f"expected the body within {ADMIN_BODY_S_MAX:g} s"
+        raise ProblemError(HTTPStatus.REQUEST_TIMEOUT, "too-slow", detail, {"Connection": "close"}) from None
+
+
+def _network_of(address: str) -> str:
+    """Whom a refusal is held against: an address, of IPv6 the network that its host may choose within."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if parsed.version == 4:
+        return address
+    return str(ipaddress.ip_network((parsed, _IPV6_NEIGHBOURS), strict=False))

@@ -23,7 +23,7 @@ from pilliond.admin_site import AdminSite, Visitors, bind
 from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.exposition import PageCollector
 from pilliond.guard import guard
-from pilliond.limits import ADMIN_HEAD_S_MAX
+from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
 from pilliond.listen import SocketFile
 from pilliond.metrics_page import Phase
 from pilliond.problems import problems
@@ -62,7 +62,11 @@ class Admin:
         )
         application.add_routes([endpoint.route() for endpoint in self.endpoints])
         self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=1.0, keepalive_timeout=ADMIN_HEAD_S_MAX
+            application,
+            access_log=None,
+            shutdown_timeout=1.0,
+            keepalive_timeout=ADMIN_HEAD_S_MAX,
+            lingering_time=ADMIN_LINGER_S_MAX,
         )
 
     async def start(self, settings: AdminSettings, log: Any) -> list[str]:

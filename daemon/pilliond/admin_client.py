@@ -48,7 +48,12 @@ def credentials_of(environment: Mapping[str, str], token_file: str = "", ca_file
     """From `PILLION_TOKEN_FILE`, `PILLION_TOKEN` and `PILLION_CA_FILE`, where no files are named; raises `AdminError`."""
     path = token_file or environment.get("PILLION_TOKEN_FILE", "")
     token = _read_token(path) if path else environment.get("PILLION_TOKEN", "")
-    return Credentials(token.strip(), ca_file or environment.get("PILLION_CA_FILE", ""))
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise AdminError(
+            "what was given as a token is not a token: expected one line of letters and digits", os.EX_USAGE
+        )
+    return Credentials(token, ca_file or environment.get("PILLION_CA_FILE", ""))
 
 
 def _read_token(path: str) -> str:

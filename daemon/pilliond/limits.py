@@ -79,11 +79,14 @@ RESTARTS_WITHOUT_READY_MAX: Final = 5
 ADMIN_CONNECTIONS_MAX: Final = 128
 """Connections at one address of the admin port; for another one, that which has waited longest for its request goes."""
 
-ADMIN_HEAD_S_MAX: Final = 10.0
+ADMIN_HEAD_S_MAX: Final = 5.0
 """How long a connection of the admin port may take for a request's head, the first or the next; then it is closed."""
 
-ADMIN_BODY_S_MAX: Final = 10.0
+ADMIN_BODY_S_MAX: Final = 5.0
 """From a request's head to the end of its body."""
+
+ADMIN_LINGER_S_MAX: Final = 1.0
+"""How long what was not wanted of a body is still read, so that the answer gets to who is sending it."""
 
 ADMIN_HANDSHAKE_S_MAX: Final = 5.0
 """From a connection to the end of its TLS handshake."""

@@ -29,7 +29,8 @@ def read_secret(path: str, setting: str, owner: int = 0) -> bytes:
     Raises `SettingsError` where it cannot be read, or where others can read it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A pipe would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             # What was opened is looked at, not what lies at the path a moment later.
             _check_is_private(path, setting, os.fstat(descriptor), owner)

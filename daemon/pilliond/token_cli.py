@@ -72,6 +72,8 @@ def new(name: str, scope: ScopeWord, days: int | None, file: Path, as_json: bool
 @json_option
 def list_tokens(file: Path, as_json: bool) -> None:
     """The tokens of a file; no secrets, they are not in it."""
+    if not file.exists():
+        raise SettingsError(f"{file}: there is no such file")
     told = [_told(entry) for entry in tokens_to_change(file)]
     if as_json:
         click.echo(json.dumps({"tokens": told}, indent=2))

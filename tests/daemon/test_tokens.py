@@ -86,6 +86,12 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(
     assert [entry.name for entry in file.parent.iterdir()] == ["tokens"]
 
 
+def test_a_file_that_is_not_there_is_no_empty_list(file: Path) -> None:
+    came = token_command("list", file=file)
+    assert (came.returncode, came.stdout) == (os.EX_CONFIG, "")
+    assert "there is no such file" in came.stderr
+
+
 def test_a_file_in_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     came = token_command("new", "ci", "--scope", "view", file=tmp_path / "nowhere" / "tokens")
     assert (came.returncode, came.stderr.count("\n")) == (os.EX_CONFIG, 1)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -356,3 +357,22 @@ def test_the_audit_log_says_who_asked_and_not_only_who_they_say_they_are(
     for by, written in (("alice", f"alice (user {user})"), (user, user), ("", user)):
         told = daemon.operation(daemon.ask("POST", verb, {"version": "1.0.0", "by": by}))
         assert told["by"] == written
+
+
+# Documents
+
+
+def test_prometheus_takes_the_scrape_settings_of_the_page(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "daemon" / "README.md").read_text()
+    (settings,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    if shutil.which("promtool") is None:
+        message = "promtool is not installed: apt-get install prometheus"
+        if os.environ.get("PILLION_REQUIRE_SYSTEM_PACKAGES"):
+            pytest.fail(message)
+        pytest.skip(message)
+    for name in re.findall(r"/etc/prometheus/(\S+)", settings):
+        (tmp_path / name).write_text("x")
+    file = tmp_path / "prometheus.yml"
+    file.write_text(settings.replace("/etc/prometheus", str(tmp_path)))
+    checked = subprocess.run(["promtool", "check", "config", file], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr

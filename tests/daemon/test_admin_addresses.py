@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import trustme
 from pilliond.errors import SettingsError
 from pilliond.settings import Settings, load_settings
 from tests.daemon.tokens import asked, make_token
-from tests.harness import START_S_MAX, STORE, running
+from tests.harness import ROOT, START_S_MAX, STORE, running
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,12 @@ def test_what_is_set_comes_before_what_systemd_gives(tmp_path: Path) -> None:
         f"{tmp_path}/{name}" for name in ("tokens", "certificate", "key")
     )
     assert loaded('[admin]\ntokens_file = "/own"\n', tmp_path, environment).admin.tokens_file == "/own"
+
+
+def test_the_settings_of_the_page_are_taken(tmp_path: Path) -> None:
+    text = (ROOT / "daemon" / "README.md").read_text()
+    (settings,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert [address.is_tls for address in loaded(settings, tmp_path).admin.addresses()] == [False, True]
 
 
 def test_a_group_that_is_not_there_is_a_mistake_in_the_settings(tmp_path: Path) -> None:

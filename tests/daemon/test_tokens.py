@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pilliond.limits import TOKENS_MAX
 from pilliond.tokens import Token, find_token, format_tokens, new_token, parse_tokens
 from pilliond.tokens_file import read_tokens
 from tests.daemon.tokens import make_token, make_tokens
-from tests.harness import START_S_MAX
+from tests.harness import ROOT, START_S_MAX
 
 
 def token_command(*words: str, file: Path) -> subprocess.CompletedProcess[str]:
@@ -181,3 +182,16 @@ def test_a_token_expires_at_its_moment() -> None:
     assert token.has_expired(now)
     assert not token.has_expired(now - timedelta(seconds=1))
     assert not Token("a", "view", HASH).has_expired(now)
+
+
+def test_every_token_command_of_the_page_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "daemon" / "README.md").read_text()
+    lines = re.findall(r"^\.venv/bin/pillion (token .*)$", text, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        words = shlex.split(line.replace("/etc/pillion", str(tmp_path)))
+        came = subprocess.run(
+            [sys.executable, "-m", "pillion", *words], capture_output=True, text=True, timeout=START_S_MAX, check=False
+        )
+        assert (came.returncode, came.stderr) == (0, ""), line
+    assert read_tokens(str(tmp_path / "tokens")) == []

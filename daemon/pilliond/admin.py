@@ -19,7 +19,7 @@ from pillion_protocol import PROTOCOL_VERSION
 from pilliond import metrics_page as page
 from pilliond.access import Access
 from pilliond.admin_policies import PolicyRoutes
-from pilliond.admin_site import AdminSite, Visitors, bind
+from pilliond.admin_site import AdminSite, Visitors, bind, quiet_logger
 from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.exposition import PageCollector
 from pilliond.guard import guard
@@ -63,6 +63,7 @@ class Admin:
         application.add_routes([endpoint.route() for endpoint in self.endpoints])
         self._runner = web.AppRunner(
             application,
+            logger=quiet_logger(),
             access_log=None,
             shutdown_timeout=1.0,
             keepalive_timeout=ADMIN_HEAD_S_MAX,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from pilliond.admin_addresses import AdminAddress
@@ -152,3 +154,14 @@ def _bind_unix(path: str, group: int | None) -> socket.socket:
     finally:
         os.umask(umask)
     return listener
+
+
+def quiet_logger() -> logging.Logger:
+    """For aiohttp: says what goes wrong in it, but not what is no HTTP. Its peer is told; it could fill the log with that."""
+    logger = logging.getLogger("pilliond.admin")
+    logger.addFilter(_is_ours)
+    return logger
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)

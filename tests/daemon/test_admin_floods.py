@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -116,3 +117,22 @@ def test_who_asks_and_never_reads_keeps_nobody_out(daemon: Daemon) -> None:
     with crowd(daemon.tcp_admin, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20):
         assert asked(daemon.tcp_admin).status == 200
     assert daemon.get("/health")[0] == 200
+
+
+@pytest.mark.parametrize("says", [b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01what?\r\n\r\n"])
+def test_what_is_no_http_is_refused_and_does_not_fill_the_log(daemon: Daemon, says: bytes) -> None:
+    before = len(daemon.stderr)
+    for _ in range(20):
+        with socket.create_connection(place_of(daemon.tcp_admin), WAIT_S_MAX) as connection:
+            connection.sendall(says)
+            assert connection.recv(1_000).startswith(b"HTTP/1.0 400 ")
+    assert len(daemon.stderr) == before
+
+
+def test_who_goes_before_the_answer_hurts_nobody(daemon: Daemon) -> None:
+    for _ in range(100):
+        with socket.create_connection(place_of(daemon.tcp_admin), WAIT_S_MAX) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"POST /v1/drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+    assert asked(daemon.tcp_admin).status == 200
+    assert "Traceback" not in daemon.stderr

@@ -21,6 +21,7 @@ from pilliond.access import Access
 from pilliond.admin_policies import PolicyRoutes
 from pilliond.admin_site import AdminSite, Visitors, bind, quiet_logger
 from pilliond.endpoints import Endpoint, Scope, json_response
+from pilliond.errors import FolderError
 from pilliond.exposition import PageCollector
 from pilliond.guard import guard
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
@@ -79,7 +80,13 @@ class Admin:
         taken = []
         for address in settings.addresses():
             tls = TlsIdentity(settings.certificate_file, settings.key_file, log) if address.is_tls else None
-            listener = bind(address, settings.group_id())
+            try:
+                listener = bind(address, settings.group_id())
+            except FolderError as error:
+                if not address.is_own:
+                    raise
+                log.warning("no_admin_socket", error=str(error))
+                continue
             if address.path:
                 self._socket_files.append(SocketFile(address.path))
             await AdminSite(self._runner, listener, tls, self._visitors).start()

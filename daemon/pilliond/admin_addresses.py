@@ -22,6 +22,8 @@ class AdminAddress(msgspec.Struct, frozen=True):
     host: str = ""
     port: int = 0
     is_tls: bool = False
+    is_own: bool = False
+    """Whether it is the one in the runtime folder, which a user need not have."""
 
     @property
     def is_loopback(self) -> bool:
@@ -38,13 +40,14 @@ class AdminAddress(msgspec.Struct, frozen=True):
 
 def parse_admin_address(text: str) -> AdminAddress:
     """The address; raises `SettingsError`."""
-    if text == "unix://":
+    is_own = text == "unix://"
+    if is_own:
         text = own_admin_address()
     parts = urlsplit(text)
     if parts.scheme == "unix":
         path = text.removeprefix("unix://")
         check_socket_path(path, text)
-        return AdminAddress(text, path)
+        return AdminAddress(text, path, is_own=is_own)
     host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
     try:
         ipaddress.ip_address(host)

@@ -156,3 +156,19 @@ def test_the_default_socket_is_where_the_operators_commands_look(
         assert (came.returncode, came.stderr) == (0, "")
         assert came.stdout.startswith("lunar-lander: ready")
         assert asked(daemon.admins[1], source="::1").status == 200
+
+
+def test_without_a_runtime_folder_the_default_is_loopback_alone_and_a_path_that_was_named_is_an_error(
+    short_path: Path,
+) -> None:
+    common = ["--store", str(STORE), "--policy", "lunar-lander", "--listen", f"ipc://{short_path}/folderless.sock"]
+    # Nobody, not even root, makes a folder there.
+    nowhere = {"XDG_RUNTIME_DIR": "/proc/nowhere"}
+    arguments = [*common, "--admin", "unix://", "--admin", "http://127.0.0.1:0"]
+    with running(arguments, short_path / "folderless", nowhere) as daemon:
+        assert [address.partition(":")[0] for address in daemon.admins] == ["http"]
+        assert "/proc/nowhere/pillion" in daemon.wait_for_event("no_admin_socket")["error"]
+    command = [sys.executable, "-m", "pilliond", *common, "--admin", "unix:///proc/nowhere/admin.sock"]
+    came = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
+    assert (came.returncode, came.stdout) == (os.EX_UNAVAILABLE, "")
+    assert came.stderr.startswith("pilliond: cannot make /proc/nowhere for a socket")

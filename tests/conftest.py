@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("pillion")
 class StartDaemon(Protocol):
     """Starts a daemon, waits until it is ready, and ends it after the test.
 
-    `listen` defaults to one ipc address in a folder of its own; `settings` become PILLION_SECTION__KEY variables.
+    `listen` defaults to one ipc address in a folder of its own, the admin port to a Unix socket there and loopback; `settings` become PILLION_SECTION__KEY variables.
     """
 
     def __call__(
@@ -59,7 +59,9 @@ def _starter(folder: Path, stack: ExitStack) -> StartDaemon:
     ) -> Daemon:
         own = Path(tempfile.mkdtemp(dir=folder))
         addresses = listen or [f"ipc://{own / 'zmq.sock'}"]
-        arguments = ["--store", str(store), "--policy", policy, "--admin", "http://127.0.0.1:0", *flags]
+        arguments = ["--store", str(store), "--policy", policy, *flags]
+        if "--admin" not in flags:
+            arguments += ["--admin", f"unix://{own / 'admin.sock'}", "--admin", "http://127.0.0.1:0"]
         for address in addresses:
             arguments += ["--listen", address]
         environment = {f"PILLION_{name.upper()}": str(value) for name, value in (settings or {}).items()}

@@ -93,12 +93,13 @@ class UnixConnection(http.client.HTTPConnection):
 class Daemon:
     """A running `pilliond`. Owns its process: `stop` or `kill` ends it, by its pid.
 
-    `address` is the first data address that it really took, `addresses` all of them, `admin` the admin URL.
+    `address` is the first data address that it really took, `addresses` all of them, `admin` the first
+    admin URL, `admins` all of them.
     """
 
     def __init__(self, arguments: list[str], stderr: Path, environment: dict[str, str] | None = None) -> None:
         self.addresses: list[str] = []
-        self.admin = ""
+        self.admins: list[str] = []
         self._stderr = stderr
         with stderr.open("wb") as log:
             self.process = subprocess.Popen(
@@ -113,6 +114,16 @@ class Daemon:
     @property
     def address(self) -> str:
         return self.addresses[0]
+
+    @property
+    def admin(self) -> str:
+        return self.admins[0]
+
+    @property
+    def tcp_admin(self) -> str:
+        """The admin port over TCP, where it is for looking unless there are tokens."""
+        (found,) = [address for address in self.admins if not address.startswith("unix://")]
+        return found
 
     @property
     def pid(self) -> int:
@@ -155,7 +166,7 @@ class Daemon:
         """Waits until it was ready for the `number`-th time."""
         ready = self.wait_for_event("ready", number)
         self.addresses = ready["listen"]
-        self.admin = ready["admin"]
+        self.admins = ready["admin"]
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a GET on the admin port."""
@@ -227,6 +238,13 @@ class Daemon:
         """SIGKILL; the serving process dies with its parent."""
         self.process.kill()
         self.process.wait()
+
+    def admin_socket(self) -> socket.socket:
+        """A connection to the Unix socket of the admin port that has said nothing; the caller owns it."""
+        peer = socket.socket(socket.AF_UNIX)
+        peer.settimeout(WAIT_S_MAX)
+        peer.connect(self.admin.removeprefix("unix://"))
+        return peer
 
     def _admin_connection(self) -> http.client.HTTPConnection:
         parts = urlsplit(self.admin)

@@ -33,7 +33,7 @@ def commands() -> list[str]:
 
 def type_it(command: str, daemon: Daemon) -> subprocess.CompletedProcess[str]:
     """Runs a command of the README against the test's own daemon."""
-    line = command.replace(SOCKET, daemon.address).replace(ADMIN, daemon.admin)
+    line = command.replace(SOCKET, daemon.address).replace(ADMIN, daemon.tcp_admin)
     words = shlex.split(line)
     words[0] = words[0].replace(".venv/bin", str(Path(sys.executable).parent))
     return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=100, check=False)

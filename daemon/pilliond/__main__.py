@@ -23,7 +23,12 @@ import pilliond
 @click.option(
     "--listen", metavar="URL", multiple=True, help="lane:///PATH, ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated."
 )
-@click.option("--admin", metavar="URL", help="http://127.0.0.1:PORT or unix:///PATH; '' for none.")
+@click.option(
+    "--admin",
+    metavar="URL",
+    multiple=True,
+    help="unix:///PATH, http://127.0.0.1:PORT or https://ADDRESS:PORT; may be repeated; '' for none.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="How it is logged.")
 @click.version_option(pilliond.__version__, prog_name="pilliond")
@@ -32,7 +37,7 @@ def command(
     store: str | None,
     policy: str | None,
     listen: tuple[str, ...],
-    admin: str | None,
+    admin: tuple[str, ...],
     log_level: str | None,
     log_format: str | None,
 ) -> None:
@@ -49,7 +54,7 @@ def command(
     flags: dict[str, dict[str, Any]] = {
         "store": {"path": store, "policy": policy},
         "data": {"listen": list(listen) or None},
-        "admin": {"listen": admin},
+        "admin": {"listen": list(admin) or None},
         "log": {"level": log_level, "format": log_format},
     }
     given = {

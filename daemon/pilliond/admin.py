@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-import os
 import time
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from pilliond.access import Access
 from pilliond.admin_policies import PolicyRoutes
 from pilliond.admin_server import AdminRunner
+from pilliond.admin_site import AdminSite, Visitors, bind
 from pilliond.endpoints import Endpoint, Scope, json_response
-from pilliond.errors import AddressInUseError, ListenError
+from pilliond.errors import FolderError
 from pilliond.exposition import PageCollector
+from pilliond.guard import guard
 from pilliond.health import Health, health_of
 from pilliond.info import Info, info_of
-from pilliond.listen import SocketFile, clear_socket_path
+from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
+from pilliond.listen import SocketFile
 from pilliond.metrics_page import Phase
 from pilliond.openapi import describe
 from pilliond.problems import problems
 from pilliond.releases import Releases
+from pilliond.settings import AdminSettings
 from pilliond.supervisor import Supervisor
+from pilliond.tls import TlsIdentity
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
-_ADDRESS_IN_USE: Final = 98
 _EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
-_OWNER_ONLY_UMASK: Final = 0o177
 
 
 class Admin:
-    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info`, `/openapi.json` and `/v1`. Owns its listening socket and its file."""
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info`, `/openapi.json` and `/v1`.
+    Owns its listening sockets and their files.
+    """
 
-    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases, access: Access) -> None:
         self._supervisor = supervisor
         self._started_ns = time.monotonic_ns()
-        self._socket_file: SocketFile | None = None
+        self._socket_files: list[SocketFile] = []
+        self._visitors = Visitors()
         registry = CollectorRegistry()
         registry.register(PageCollector(supervisor, releases))
+        registry.register(access.refusals)
         ProcessCollector(registry=registry)
-        application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
         up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
         self.endpoints = [
             Endpoint(
@@ -59,37 +64,45 @@ class Admin:
             Endpoint("GET", "/openapi.json", self._openapi, "This description", Scope.VIEW, answer=dict[str, Any]),
             *PolicyRoutes(supervisor, releases).endpoints(),
         ]  # fmt: skip
+        application = web.Application(
+            middlewares=[self._visitors.middleware(), problems, guard(access, self.endpoints)],
+            client_max_size=REQUEST_BYTES_MAX,
+        )
         application.add_routes([endpoint.route() for endpoint in self.endpoints])
-        self._runner = AdminRunner(application, shutdown_timeout=1.0)
+        self._runner = AdminRunner(
+            application,
+            shutdown_timeout=1.0,
+            keepalive_timeout=ADMIN_HEAD_S_MAX,
+            lingering_time=ADMIN_LINGER_S_MAX,
+        )
 
-    async def start(self, address: str) -> str:
-        """Listens at `address` and gives the address that was taken; raises `ListenError`."""
+    async def start(self, settings: AdminSettings, log: Any) -> list[str]:
+        """Listens where the settings say and gives the addresses that were taken.
+
+        Raises `ListenError`, or `SettingsError` where the certificate is not right.
+        """
         await self._runner.setup()
-        parts = urlsplit(address)
-        try:
-            if parts.scheme == "unix":
-                path = address.removeprefix("unix://")
-                clear_socket_path(path)
-                umask = os.umask(_OWNER_ONLY_UMASK)
-                try:
-                    await web.UnixSite(self._runner, path).start()
-                finally:
-                    os.umask(umask)
-                self._socket_file = SocketFile(path)
-                return address
-            await web.TCPSite(self._runner, parts.hostname, parts.port or 0).start()
-        except OSError as error:
-            if error.errno == _ADDRESS_IN_USE:
-                raise AddressInUseError(f"{address} is in use") from None
-            raise ListenError(f"cannot listen at {address}: {error.strerror}") from None
-        host, port = self._runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        taken = []
+        for address in settings.addresses():
+            tls = TlsIdentity(settings.certificate_file, settings.key_file, log) if address.is_tls else None
+            try:
+                listener = bind(address, settings.group_id())
+            except FolderError as error:
+                if not address.is_own:
+                    raise
+                log.warning("no_admin_socket", error=str(error))
+                continue
+            if address.path:
+                self._socket_files.append(SocketFile(address.path))
+            await AdminSite(self._runner, listener, tls, self._visitors).start()
+            taken.append(address.taken(0 if address.path else listener.getsockname()[1]))
+        return taken
 
     async def stop(self) -> None:
         """Closes the port."""
         await self._runner.cleanup()
-        if self._socket_file is not None:
-            self._socket_file.remove()
+        for file in self._socket_files:
+            file.remove()
 
     async def _live(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

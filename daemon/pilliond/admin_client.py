@@ -1,14 +1,20 @@
-"""A client of the admin port, for the operator's commands and the bench: HTTP over TCP or a Unix socket, JSON."""
+"""A client of the admin port, for the operator's commands and the bench: HTTP over a Unix socket, TCP or TLS; JSON."""
 
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import os
 import socket
+import ssl
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
+
+import msgspec
 
 ANSWER_S_MAX: Final = 10.0
 _LOOK_S: Final = 0.02
@@ -23,14 +29,57 @@ class AdminError(Exception):
         self.status = status
 
 
-class AdminClient:
-    """One daemon's admin port at `http://HOST:PORT` or `unix:///PATH`; a connection for each request."""
+class Credentials(msgspec.Struct, frozen=True):
+    """What an operator shows, and whom they believe."""
 
-    def __init__(self, address: str) -> None:
+    token: str = ""
+    ca_file: str = ""
+    """PEM, of those who may vouch for an `https://` address; empty: those that this host trusts."""
+
+    def context(self) -> ssl.SSLContext:
+        """For TLS; raises `AdminError` where `ca_file` cannot be read."""
+        try:
+            return ssl.create_default_context(cafile=self.ca_file or None)
+        except OSError as error:
+            raise AdminError(f"--ca-file: {self.ca_file}: {error.strerror or error}", os.EX_USAGE) from None
+
+
+def credentials_of(environment: Mapping[str, str], token_file: str = "", ca_file: str = "") -> Credentials:
+    """From `PILLION_TOKEN_FILE`, `PILLION_TOKEN` and `PILLION_CA_FILE`, where no files are named; raises `AdminError`."""
+    path = token_file or environment.get("PILLION_TOKEN_FILE", "")
+    token = _read_token(path) if path else environment.get("PILLION_TOKEN", "")
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise AdminError(
+            "what was given as a token is not a token: expected one line of letters and digits", os.EX_USAGE
+        )
+    return Credentials(token, ca_file or environment.get("PILLION_CA_FILE", ""))
+
+
+def _read_token(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text"
+        raise AdminError(f"--token-file: {path}: {reason}", os.EX_USAGE) from None
+
+
+class AdminClient:
+    """One daemon's admin port at `unix:///PATH`, `http://HOST:PORT` or `https://HOST:PORT`; a connection for each request.
+
+    Over TCP it shows the token of `credentials`, which without any are those of the environment.
+    """
+
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         self.address = address
+        self._credentials = credentials_of(os.environ) if credentials is None else credentials
         parts = urlsplit(address)
-        if parts.scheme not in ("http", "unix") or (parts.scheme == "http" and not parts.hostname):
-            raise AdminError(f"--admin: expected http://HOST:PORT or unix:///PATH, came {address!r}", os.EX_USAGE)
+        if parts.scheme not in ("http", "https", "unix") or (parts.scheme != "unix" and not parts.hostname):
+            raise AdminError(
+                f"--admin: expected unix:///PATH, http://HOST:PORT or https://HOST:PORT, came {address!r}", os.EX_USAGE
+            )
+        if parts.scheme == "http" and self._credentials.token and not _is_loopback(parts.hostname or ""):
+            raise AdminError(f"--admin: a token is not sent to {address} in the open: expected https://", os.EX_USAGE)
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON at a path; raises `AdminError`."""
@@ -71,13 +120,16 @@ class AdminClient:
         return True
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        connection = _connection(self.address)
+        connection = self._connection()
         data = None if body is None else json.dumps(body)
         try:
-            connection.request(method, quote(path), data, {"Content-Type": "application/json"})
+            connection.request(method, quote(path), data, self._headers())
             response = connection.getresponse()
             status, text = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, ssl.SSLCertVerificationError):
+                reason = f"its certificate is not trusted ({error.verify_message}): expected --ca-file"
+                raise AdminError(f"{self.address}: {reason}", os.EX_NOPERM) from None
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise AdminError(f"nobody answers at {self.address} ({reason}): is pilliond running?") from None
         finally:
@@ -90,8 +142,26 @@ class AdminClient:
             raise AdminError(str(answer.get("detail", status)), _exit_code(status), status)
         return answer
 
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"}
+        if self._credentials.token and not self.address.startswith("unix://"):
+            headers["Authorization"] = f"Bearer {self._credentials.token}"
+        return headers
+
+    def _connection(self) -> http.client.HTTPConnection:
+        parts = urlsplit(self.address)
+        if parts.scheme == "unix":
+            return _UnixConnection(self.address.removeprefix("unix://"))
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_S_MAX)
+        return http.client.HTTPSConnection(
+            parts.hostname or "", parts.port, timeout=ANSWER_S_MAX, context=self._credentials.context()
+        )
+
 
 def _exit_code(status: int) -> int:
+    if status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+        return os.EX_NOPERM
     if status in (http.client.BAD_REQUEST, http.client.NOT_FOUND):
         return os.EX_USAGE
     return os.EX_DATAERR if status == http.client.UNPROCESSABLE_ENTITY else os.EX_UNAVAILABLE
@@ -108,8 +178,8 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _connection(address: str) -> http.client.HTTPConnection:
-    parts = urlsplit(address)
-    if parts.scheme == "unix":
-        return _UnixConnection(address.removeprefix("unix://"))
-    return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_S_MAX)
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -9,9 +9,9 @@ import msgspec
 from aiohttp import web
 
 from pillion_artifacts import Resolved
-from pillion_artifacts.store import who
 from pilliond import metrics_page
 from pilliond.endpoints import Endpoint, Scope, T, Text, Version, body_of, json_response
+from pilliond.guard import asked_by
 from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
 from pilliond.operation import Operation, OperationTold
@@ -35,7 +35,7 @@ class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     reason: Text = ""
     by: Text = ""
-    """Who asks; empty: the user that the daemon runs as."""
+    """Who asks, as they say; who they are to the daemon is noted beside it."""
 
 
 class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -196,26 +196,26 @@ class PolicyRoutes:
 
     async def _stage(self, request: web.Request) -> web.Response:
         which, target = await self._which(request)
-        return _begun(self._releases.stage(target, which.by or who(), which.reason))
+        return _begun(self._releases.stage(target, asked_by(request, which.by), which.reason))
 
     async def _switch(self, request: web.Request) -> web.Response:
         which, target = await self._which(request)
-        return _begun(self._releases.switch(target, which.by or who(), which.reason))
+        return _begun(self._releases.switch(target, asked_by(request, which.by), which.reason))
 
     async def _roll_back(self, request: web.Request) -> web.Response:
         why = await self._decided(request, Why)
-        return _begun(await self._releases.roll_back(why.by or who(), why.reason))
+        return _begun(await self._releases.roll_back(asked_by(request, why.by), why.reason))
 
     async def _route(self, request: web.Request) -> web.Response:
         body = await self._decided(request, RouteBody)
         targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
-        return _begun(self._releases.route(targets, body.by or who(), body.reason))
+        return _begun(self._releases.route(targets, asked_by(request, body.by), body.reason))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         why = await self._decided(request, Why)
-        cancelled = await self._releases.cancel(f"cancelled by {why.by or who()}: {why.reason}".rstrip(": "))
+        cancelled = await self._releases.cancel(f"cancelled by {asked_by(request, why.by)}: {why.reason}".rstrip(": "))
         if cancelled is None:
             raise ProblemError(HTTPStatus.CONFLICT, "nothing-to-cancel", "no version is being staged")
         return json_response(cancelled.told())
@@ -224,7 +224,7 @@ class PolicyRoutes:
         why = await body_of(request, Why)
         stable = self._supervisor.stable
         target = Resolved(stable.policy, stable.version, stable.digest)
-        await self._releases.note("drain", target, "", why.by or who(), why.reason)
+        await self._releases.note("drain", target, "", asked_by(request, why.by), why.reason)
         self._supervisor.stop(f"an operator drains it: {why.reason}" if why.reason else "an operator drains it")
         return json_response(Draining(Phase.DRAINING.name.lower()), HTTPStatus.ACCEPTED)
 

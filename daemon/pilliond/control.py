@@ -16,6 +16,7 @@ import structlog
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.leases import Lease
+from pilliond.access import Access
 from pilliond.admin import Admin
 from pilliond.admission import admit
 from pilliond.channel import Ready
@@ -29,12 +30,13 @@ from pilliond.supervisor import Supervisor
 async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
+    access = Access.of(settings.admin, log)
     supervisor = Supervisor(settings, load_policy(settings), log)
     releases = Releases(settings, supervisor, log)
-    admin = Admin(supervisor, releases)
+    admin = Admin(supervisor, releases, access)
     systemd = sdnotify.SystemdNotifier()
     try:
-        admin_address = await admin.start(settings.admin.listen) if settings.admin.listen else ""
+        admin_addresses = await admin.start(settings.admin, log)
 
         def on_ready(ready: Ready) -> None:
             systemd.notify("READY=1")
@@ -44,7 +46,7 @@ async def serve(settings: Settings) -> None:
                 policy=str(stable),
                 digest=stable.digest,
                 listen=ready.listen,
-                admin=admin_address,
+                admin=admin_addresses,
                 leased=stable.lease is not None,
                 signed_by=stable.signed_by,
             )

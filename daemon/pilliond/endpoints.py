@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from enum import IntEnum
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +11,7 @@ from aiohttp import web
 
 from pillion_artifacts.errors import UNREADABLE
 from pilliond.problems import Problem, ProblemError
+from pilliond.scope import Scope as Scope  # noqa: PLC0414  # a row of the table needs one
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -20,19 +20,6 @@ Text = Annotated[str, msgspec.Meta(max_length=1_000)]
 
 Version = Annotated[str, msgspec.Meta(max_length=1_000, pattern="^[!-~]")]
 """`1.2.3`, a range, an alias or a digest."""
-
-
-class Scope(IntEnum):
-    """What somebody must be let to do; each holds those below it."""
-
-    OPEN = 0
-    """Whether it lives and is ready: for whoever restarts or routes, without a token."""
-    VIEW = 1
-    """To look."""
-    OPERATE = 2
-    """To change which version answers."""
-    ADMIN = 3
-    """To end it."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):

@@ -3,7 +3,8 @@
 DaemonError (70: ours)
 ├── SettingsError (78: the operator's settings)
 ├── ListenError (69: an address cannot be used)
-│   └── AddressInUseError
+│   ├── AddressInUseError
+│   └── FolderError (the folder of a socket cannot be made)
 ├── BadPolicyError (65: the artifact, or its model, is not right)
 ├── SwitchError (70: a version cannot be loaded or switched to; what serves goes on)
 └── ServingDiedError (70: the serving process does not stay up)
@@ -34,6 +35,10 @@ class ListenError(DaemonError):
 
 class AddressInUseError(ListenError):
     """Somebody else listens there."""
+
+
+class FolderError(ListenError):
+    """The folder of a socket is not there, and cannot be made."""
 
 
 class BadPolicyError(DaemonError):

@@ -21,16 +21,13 @@ from pillion_protocol.steps import ACT_STEP_BYTES, Packed
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
 from pilliond.metrics_page import MetricsPage
+from pilliond.peer_user import is_let_in
 from pilliond.poller import Events, Poller
 from pilliond.slots import SlotArea
 from pilliond.transport import Incoming, Reply, Sent
 
 _OWNER_ONLY_UMASK: Final = 0o177
 _GROUP_TOO_MODE: Final = 0o660
-_CREDENTIALS: Final = struct.Struct("iII")
-_SO_PEERGROUPS: Final = 59
-_GROUPS_BYTES_MAX: Final = 1_024
-"""What Python's `getsockopt` takes at most: 256 groups."""
 _DESCRIPTOR: Final = struct.Struct("i")
 _DO_NOT_WAIT: Final = socket.MSG_DONTWAIT
 _SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
@@ -222,7 +219,7 @@ class LaneTransport:
 
     def welcome(self, accepted: socket.socket) -> None:
         """Lets a peer in, or tells it why not."""
-        if not self._is_allowed(accepted):
+        if not is_let_in(accepted, self._group):
             self._refuse(accepted, ErrorCode.NOT_ALLOWED, _NOT_ALLOWED)
             return
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LANE_SEND_BUFFER_BYTES)
@@ -256,20 +253,6 @@ class LaneTransport:
             self._poller.remove(connection.descriptor)
             connection.socket.close()
             self._gone.append(connection)
-
-    def _is_allowed(self, accepted: socket.socket) -> bool:
-        credentials = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, uid, gid = _CREDENTIALS.unpack(credentials)
-        if uid in (os.getuid(), 0):
-            return True
-        if self._group is None:
-            return False
-        try:
-            groups = accepted.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES_MAX)
-        except OSError:
-            # It is in more groups than can be asked for: only its first one counts.
-            groups = b""
-        return self._group in (gid, *memoryview(groups).cast("I"))
 
 
 def _take_spare() -> int:

@@ -76,6 +76,33 @@ RESTARTS_WITHOUT_READY_MAX: Final = 5
 """Starts in a row that never came to READY before the daemon gives up."""
 
 
+ADMIN_CONNECTIONS_MAX: Final = 128
+"""Connections at one address of the admin port; for another one, that which has waited longest for its request goes."""
+
+ADMIN_HEAD_S_MAX: Final = 5.0
+"""How long a connection of the admin port may take for a request's head, the first or the next; then it is closed."""
+
+ADMIN_BODY_S_MAX: Final = 5.0
+"""From a request's head to the end of its body."""
+
+ADMIN_LINGER_S_MAX: Final = 1.0
+"""How long what was not wanted of a body is still read, so that the answer gets to who is sending it."""
+
+ADMIN_HANDSHAKE_S_MAX: Final = 5.0
+"""From a connection to the end of its TLS handshake."""
+
+REFUSALS_BURST_MAX: Final = 10
+"""Requests of one peer that are refused with their reason; then, `REFUSALS_PER_S`. Beyond it they are told when to try again."""
+
+REFUSALS_PER_S: Final = 1.0
+
+REFUSED_PEERS_MAX: Final = 1_024
+"""Peers that were refused and are remembered; beyond it the one whose last refusal is longest ago is forgotten."""
+
+TOKENS_MAX: Final = 256
+"""Tokens in the file: each is compared at each request."""
+
+
 class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The bounds that an operator may set."""
 

@@ -9,7 +9,7 @@ import stat
 from typing import Final
 from urllib.parse import urlsplit
 
-from pilliond.errors import AddressInUseError, ListenError, SettingsError
+from pilliond.errors import AddressInUseError, FolderError, ListenError, SettingsError
 
 SOCKET_PATH_BYTES_MAX: Final = 107
 """sizeof(sockaddr_un.sun_path) - 1, see unix(7)."""
@@ -67,7 +67,7 @@ def _check_loopback(address: str) -> None:
 def clear_socket_path(path: str, group: int | None = None) -> None:
     """Makes way for a socket at `path`: makes its folder, removes a stale socket.
 
-    A folder that it makes can be entered by this user and by the members of the group with the id `group`. Raises `AddressInUseError` where somebody answers there, `ListenError` where something else lies there.
+    A folder that it makes can be entered by this user and by the members of the group with the id `group`. Raises `AddressInUseError` where somebody answers there, `ListenError` where something else lies there, `FolderError`.
     """
     try:
         _make_folder(os.path.dirname(path), group)
@@ -86,7 +86,10 @@ def clear_socket_path(path: str, group: int | None = None) -> None:
 def _make_folder(folder: str, group: int | None) -> None:
     if os.path.isdir(folder):
         return
-    os.makedirs(folder, mode=0o700)
+    try:
+        os.makedirs(folder, mode=0o700)
+    except OSError as error:
+        raise FolderError(f"cannot make {folder} for a socket: {error.strerror}") from None
     if group is not None:
         os.chown(folder, -1, group)
         os.chmod(folder, _GROUP_ENTERS_MODE)

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import click
 
-from pilliond.admin_client import AdminClient, AdminError
+from pillion_protocol.places import own_admin_address
+from pilliond.admin_client import AdminClient, AdminError, credentials_of
 
-DEFAULT_ADMIN: Final = "http://127.0.0.1:9475"
 _LOOK_S: Final = 0.05
 
 
@@ -35,14 +35,44 @@ class OperatorCommand(click.Command):
             raise Failure(str(error), error.exit_code) from None
 
 
-admin_option = click.option(
-    "--admin",
-    metavar="URL",
-    envvar="PILLION_ADMIN__LISTEN",
-    default=DEFAULT_ADMIN,
-    show_default=True,
-    help="The daemon's admin port: http://HOST:PORT or unix:///PATH.",
-)
+def _first(_context: click.Context, _parameter: click.Parameter, addresses: str) -> str:
+    """Of several, as the daemon takes them, the first."""
+    address = addresses.partition(",")[0]
+    return own_admin_address() if address == "unix://" else address
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: str) -> None:
+    context.meta[f"pilliond.{parameter.name}"] = value
+
+
+def admin_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Where the daemon is, and what is shown to it: `client_of` takes what comes of this."""
+    for option in (
+        click.option(
+            "--ca-file", metavar="FILE", default="", expose_value=False, callback=_keep,
+            help="Who may vouch for an https:// address, PEM. Or PILLION_CA_FILE.",
+        ),
+        click.option(
+            "--token-file", metavar="FILE", default="", expose_value=False, callback=_keep,
+            help="Holds a token, for TCP. Or PILLION_TOKEN_FILE, or the token itself in PILLION_TOKEN.",
+        ),
+        click.option(
+            "--admin", metavar="URL", envvar="PILLION_ADMIN__LISTEN", default=own_admin_address, callback=_first,
+            show_default="admin.sock of this user's daemon",
+            help="The daemon's admin port: unix:///PATH, http://HOST:PORT or https://HOST:PORT.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def client_of(admin: str) -> AdminClient:
+    """The client of a command that has the `admin_option`."""
+    meta = click.get_current_context().meta
+    credentials = credentials_of(os.environ, meta["pilliond.token_file"], meta["pilliond.ca_file"])
+    return AdminClient(admin, credentials)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 wait_option = click.option("--wait", is_flag=True, help="Return when it is done, and fail where it fails.")
 reason_option = click.option("--reason", metavar="TEXT", default="", help="Why; the audit log keeps it.")
@@ -59,7 +89,7 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
 @json_option
 def status(admin: str, as_json: bool) -> None:
     """Which version serves, which are loaded, who leases them, and what is under way."""
-    told = AdminClient(admin).policy()
+    told = client_of(admin).policy()
     if as_json:
         _print_json(told)
     else:
@@ -72,7 +102,7 @@ def status(admin: str, as_json: bool) -> None:
 @json_option
 def versions(policy: str, admin: str, as_json: bool) -> None:
     """The versions in the daemon's store, and what each is to it."""
-    client = AdminClient(admin)
+    client = client_of(admin)
     told = client.get(f"/v1/policies/{policy or client.policy()['policy']}/versions")
     if as_json:
         _print_json(told)
@@ -89,7 +119,7 @@ def versions(policy: str, admin: str, as_json: bool) -> None:
 @json_option
 def stage(policy: str, version: str, reason: str, wait: bool, admin: str, as_json: bool) -> None:
     """Tries a version and loads it beside the live one; it serves nobody yet."""
-    client = AdminClient(admin)
+    client = client_of(admin)
     begun = client.post(f"/v1/policies/{policy}/stage", {"version": version, "reason": reason, "by": _who()})
     _show_operation(client, begun, wait, as_json)
 
@@ -103,7 +133,7 @@ def stage(policy: str, version: str, reason: str, wait: bool, admin: str, as_jso
 @json_option
 def switch(policy: str, version: str, reason: str, wait: bool, admin: str, as_json: bool) -> None:
     """Lets new episodes lease VERSION: 1.2.3, a range, an alias or sha256:…. Those under way go on as they began."""
-    client = AdminClient(admin)
+    client = client_of(admin)
     begun = client.post(f"/v1/policies/{policy}/switch", {"version": version, "reason": reason, "by": _who()})
     _show_operation(client, begun, wait, as_json)
 
@@ -121,7 +151,7 @@ def canary(policy: str, version: str, share: float, reason: str, wait: bool, adm
     if share and not version:
         raise click.UsageError("expected VERSION, unless --share is 0")
     arms = [{"name": "canary", "version": version, "share": share}] if share else []
-    client = AdminClient(admin)
+    client = client_of(admin)
     begun = client.put(f"/v1/policies/{policy}/route", {"arms": arms, "reason": reason, "by": _who()})
     _show_operation(client, begun, wait, as_json)
 
@@ -134,7 +164,7 @@ def canary(policy: str, version: str, share: float, reason: str, wait: bool, adm
 @json_option
 def rollback(policy: str, reason: str, wait: bool, admin: str, as_json: bool) -> None:
     """Goes back to the version that served before, at once where it is still loaded."""
-    client = AdminClient(admin)
+    client = client_of(admin)
     name = policy or client.policy()["policy"]
     begun = client.post(f"/v1/policies/{name}/rollback", {"reason": reason, "by": _who()})
     _show_operation(client, begun, wait, as_json)
@@ -147,7 +177,7 @@ def rollback(policy: str, reason: str, wait: bool, admin: str, as_json: bool) ->
 @json_option
 def drain(reason: str, wait: bool, admin: str, as_json: bool) -> None:
     """Answers what has arrived, says goodbye to every session, and ends the daemon."""
-    client = AdminClient(admin)
+    client = client_of(admin)
     told = client.post("/v1/drain", {"reason": reason, "by": _who()})
     while wait and client.is_there():
         time.sleep(_LOOK_S)

@@ -11,17 +11,20 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
 from pillion_artifacts.trust import TrustPolicy
 from pillion_protocol.places import own_lane_address, runtime_folder
+from pilliond.admin_addresses import AdminAddress, check_admin_address, parse_admin_address
 from pilliond.errors import SettingsError
 from pilliond.limits import OLD_VERSIONS_MAX, ServingLimits
-from pilliond.listen import check_data_address, check_socket_path
+from pilliond.listen import check_data_address
+from pilliond.secret_file import credential
 
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
+_LISTS: Final = (("data", "listen"), ("admin", "listen"))
+"""What a variable holds separated by commas."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,18 +44,43 @@ class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def group_id(self) -> int | None:
         """The id of `group`, or None; raises `SettingsError` where there is no such group."""
-        if not self.group:
-            return None
-        try:
-            return grp.getgrnam(self.group).gr_gid
-        except KeyError:
-            raise SettingsError(f"data.group: expected the name of a group of this host, came {self.group!r}") from None
+        return _group_id(self.group, "data.group")
 
 
 class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where operators come in: `http://ADDRESS:PORT` (port 0: any) or `unix:///PATH`; empty: nowhere."""
+    """Where operators come in, and who may do what there."""
 
-    listen: str = "http://127.0.0.1:9475"
+    listen: str | list[str] = msgspec.field(default_factory=lambda: ["unix://", "http://127.0.0.1:9475"])
+    """`unix://` is `admin.sock` in the runtime folder; port 0: any. Empty: nowhere."""
+    group: str = ""
+    """Whose members may use the Unix socket too, which belongs to this group then, mode 0660."""
+    tokens_file: str = ""
+    """Who may ask over TCP. Empty: systemd's credential `tokens`; without one TCP is for looking, on loopback."""
+    certificate_file: str = ""
+    """For `https://`, PEM. Empty: systemd's credential `certificate`."""
+    key_file: str = ""
+    """Its key. Empty: systemd's credential `key`."""
+
+    def addresses(self) -> list[AdminAddress]:
+        """Where to listen, checked; raises `SettingsError`."""
+        named = [self.listen] if isinstance(self.listen, str) else self.listen
+        addresses = [parse_admin_address(text) for text in named if text]
+        for address in addresses:
+            check_admin_address(address, bool(self.tokens_file), bool(self.certificate_file and self.key_file))
+        return addresses
+
+    def group_id(self) -> int | None:
+        """The id of `group`, or None; raises `SettingsError` where there is no such group."""
+        return _group_id(self.group, "admin.group")
+
+    def with_credentials(self, environment: Mapping[str, str]) -> AdminSettings:
+        """The same with what systemd gave in the place of what is not set."""
+        return msgspec.structs.replace(
+            self,
+            tokens_file=self.tokens_file or credential("tokens", environment),
+            certificate_file=self.certificate_file or credential("certificate", environment),
+            key_file=self.key_file or credential("key", environment),
+        )
 
 
 class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -195,23 +223,10 @@ def load_settings(
         raise SettingsError(_with_path(error)) from None
     settings.data_addresses()
     settings.data.group_id()
-    check_admin_address(settings.admin.listen)
+    settings = msgspec.structs.replace(settings, admin=settings.admin.with_credentials(environment))
+    settings.admin.addresses()
+    settings.admin.group_id()
     return settings
-
-
-def check_admin_address(address: str) -> None:
-    """Raises `SettingsError` unless `address` is empty, `http://HOST:PORT` or `unix:///PATH`."""
-    if not address:
-        return
-    parts = urlsplit(address)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme == "unix":
-        check_socket_path(address.removeprefix("unix://"), address)
-    elif parts.scheme != "http" or not parts.hostname or port is None or parts.path not in ("", "/"):
-        raise SettingsError(f"admin.listen: expected http://127.0.0.1:PORT or unix:///PATH, came {address!r}")
 
 
 def cpu_numbers(text: str) -> set[int]:
@@ -226,6 +241,15 @@ def cpu_numbers(text: str) -> set[int]:
     if not numbers:
         raise ValueError(f"cpus: expected CPUs such as 3 or 2,4-6, came {text!r}")
     return numbers
+
+
+def _group_id(name: str, setting: str) -> int | None:
+    if not name:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise SettingsError(f"{setting}: expected the name of a group of this host, came {name!r}") from None
 
 
 def _as_list(numbers: Iterable[int]) -> str:
@@ -254,6 +278,6 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any
     for variable, value in environment.items():
         section, separator, key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower().partition("__")
         if variable.startswith(_ENVIRONMENT_PREFIX) and separator:
-            is_list = (section, key) == ("data", "listen")
+            is_list = (section, key) in _LISTS
             found.setdefault(section, {})[key] = value.split(",") if is_list else value
     return found

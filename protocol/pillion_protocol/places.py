@@ -15,3 +15,8 @@ def runtime_folder() -> Path:
 def own_lane_address() -> str:
     """Where this user's daemon listens at the lane unless it is told otherwise."""
     return f"lane://{runtime_folder() / 'lane.sock'}"
+
+
+def own_admin_address() -> str:
+    """Where this user's daemon takes its operators unless it is told otherwise."""
+    return f"unix://{runtime_folder() / 'admin.sock'}"

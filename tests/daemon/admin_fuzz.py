@@ -24,6 +24,7 @@ import numpy as np
 import pillion
 from pillion_artifacts import Store
 from pillion_bench.variants import POLICY, publish_variant
+from tests.daemon.tokens import make_token
 from tests.harness import ROOT, WAIT_S_MAX, Daemon, running
 
 CONFIG: Final = ROOT / "tests" / "daemon" / "schemathesis.toml"
@@ -97,12 +98,12 @@ def publish(root: Path) -> Store:
     return store
 
 
-def ask(admin: str, folder: Path, examples: int, seed: int) -> int:
+def ask(admin: str, secret: str, folder: Path, examples: int, seed: int) -> int:
     """Runs schemathesis in `folder`, where it leaves its caches; it says how it goes. Gives its exit code."""
     words = [
         str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG), "run", f"{admin}/openapi.json",
         "--seed", str(seed), "--max-examples", str(examples), "--phases", "coverage,fuzzing,stateful",
-        "--generation-database", "none", "--warnings", "off",
+        "--generation-database", "none", "--warnings", "off", "--header", f"Authorization: Bearer {secret}",
     ]  # fmt: skip
     return subprocess.run(words, cwd=folder, check=False).returncode
 
@@ -137,10 +138,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pillion-") as name:
         folder = Path(name)
         store = publish(folder / "store")
-        flags = ["--store", str(store.root), "--policy", f"{POLICY}@stable", "--admin", "http://127.0.0.1:0"]
-        with running([*flags, "--listen", f"lane://{folder / 'lane.sock'}"], folder / "stderr") as daemon:
+        secret = make_token(folder / "tokens", "fuzzer", "admin")
+        flags = [
+            "--store",
+            str(store.root),
+            "--policy",
+            f"{POLICY}@stable",
+            "--listen",
+            f"lane://{folder / 'lane.sock'}",
+        ]
+        for address in (f"unix://{folder / 'admin.sock'}", "http://127.0.0.1:0"):
+            flags += ["--admin", address]
+        with running(flags, folder / "stderr", {"PILLION_ADMIN__TOKENS_FILE": str(folder / "tokens")}) as daemon:
             with Onlooker(daemon.address) as onlooker:
-                found = ask(daemon.admin, folder, words.examples, words.seed)
+                found = ask(daemon.tcp_admin, secret, folder, words.examples, words.seed)
                 check_as_before(daemon, onlooker, store)
             print(f"the onlooker acted {onlooker.acts} times")
     return found

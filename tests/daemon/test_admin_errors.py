@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import hypothesis
 import psutil
@@ -26,7 +25,7 @@ from pillion_artifacts import Store
 from pillion_bench.variants import POLICY
 from tests.conftest import StartDaemon
 from tests.daemon.admin_fuzz import OBSERVATION, publish
-from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon
+from tests.harness import START_S_MAX, Daemon
 
 PATH = f"/v1/policies/{POLICY}"
 STAGE = f"{PATH}/stage"
@@ -139,8 +138,7 @@ def test_what_is_refused_says_why_and_changes_nothing(
 
 def raw(daemon: Daemon, request: bytes) -> tuple[int, str, dict[str, Any]]:
     """Sends bytes; gives status, content type and JSON of what comes until the daemon closes the connection."""
-    parts = urlsplit(daemon.admin)
-    with socket.create_connection((parts.hostname, parts.port), WAIT_S_MAX) as peer:
+    with daemon.admin_socket() as peer:
         peer.sendall(request)
         answer = b"".join(iter(lambda: peer.recv(65_536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -201,8 +199,7 @@ def test_any_bytes_get_an_answer_or_the_end_of_the_connection(
     for at, taken, put in changes:
         request = request[:at] + put + request[at + taken :]
     log = unchanged.stderr
-    parts = urlsplit(unchanged.admin)
-    with socket.create_connection((parts.hostname, parts.port), WAIT_S_MAX) as peer:
+    with unchanged.admin_socket() as peer:
         peer.sendall(request)
         peer.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: peer.recv(65_536), b""))
@@ -263,8 +260,7 @@ def test_the_tag_is_looked_at_when_the_body_is_there(followed: Daemon) -> None:
     tag = followed.ask("GET", PATH)[2]["ETag"]
     body = b'{"arms": [], "reason": "decided long ago"}'
     head = f"PUT {ROUTE} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nIf-Match: {tag}\r\nContent-Length: {len(body)}\r\n\r\n"
-    parts = urlsplit(followed.admin)
-    with socket.create_connection((parts.hostname, parts.port), WAIT_S_MAX) as peer:
+    with followed.admin_socket() as peer:
         peer.sendall(head.encode())
         time.sleep(0.1)
         followed.operation(followed.ask("PUT", ROUTE, {"arms": []}, {"If-Match": tag}))

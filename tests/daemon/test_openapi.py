@@ -47,7 +47,7 @@ def test_the_description_is_valid_openapi(served: dict[str, Any]) -> None:
 def test_the_file_in_the_repository_is_what_the_command_of_the_readme_makes(daemon: Daemon, tmp_path: Path) -> None:
     (command,) = [command for command in commands(README) if command.endswith("-o daemon/openapi.json")]
     made = tmp_path / "openapi.json"
-    words = command.replace("http://127.0.0.1:9475", daemon.admin).replace("daemon/openapi.json", str(made))
+    words = command.replace("http://127.0.0.1:9475", daemon.tcp_admin).replace("daemon/openapi.json", str(made))
     subprocess.run(shlex.split(words), timeout=30, check=True)
     assert FILE.read_text() == made.read_text(), f"an endpoint has changed: {command}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -332,12 +333,18 @@ def test_the_serving_process_has_no_http_no_yaml_and_no_torch_in_it() -> None:
 # Documents and the unit
 
 
-def test_systemd_accepts_the_unit() -> None:
+@pytest.mark.parametrize("with_credentials", [False, True])
+def test_systemd_accepts_the_unit(tmp_path: Path, with_credentials: bool) -> None:
     if shutil.which("systemd-analyze") is None:
         message = "systemd-analyze is not installed: apt-get install systemd"
         if os.environ.get("PILLION_REQUIRE_SYSTEM_PACKAGES"):
             pytest.fail(message)
         pytest.skip(message)
-    unit = Path(__file__).parents[2] / "systemd" / "pilliond.service"
+    text = (ROOT / "systemd" / "pilliond.service").read_text()
+    credentials = [line for line in text.splitlines() if line.startswith("#LoadCredential=")]
+    page = (ROOT / "systemd" / "README.md").read_text()
+    assert [line.removeprefix("#") for line in credentials] == re.findall(r"^LoadCredential=.*$", page, re.MULTILINE)
+    unit = tmp_path / "pilliond.service"
+    unit.write_text(text.replace("#LoadCredential=", "LoadCredential=") if with_credentials else text)
     checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")

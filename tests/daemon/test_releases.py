@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from tests.harness import START_S_MAX, Daemon, blob_of
 PATH = f"/v1/policies/{POLICY}"
 OBSERVATION = np.linspace(-1, 1, 25, dtype=np.float32).reshape(5, 5)
 STEP = 100.0
+USER = getpass.getuser()
 
 
 def value_of(episode: pillion.Episode) -> float:
@@ -79,11 +81,16 @@ def test_a_switch_moves_the_alias_and_the_audit_log_says_who_and_why(followed: D
     switch(followed, "1.1.0", reason="it flies better", by="ann")
     last = store.history(POLICY)[-1]
     assert (last.action, last.alias, last.version, last.was) == ("alias", "stable", "1.1.0", "1.0.0")
-    assert (last.by, last.reason) == ("ann", "it flies better")
+    assert (last.by, last.reason) == (f"ann (user {USER})", "it flies better")
     back = followed.operation(followed.ask("POST", f"{PATH}/rollback", {"reason": "it does not", "by": "bob"}))
     assert (back["outcome"], back["version"]) == ("done", "1.0.0")
     last = store.history(POLICY)[-1]
-    assert (last.action, last.version, last.by, last.reason) == ("rollback", "1.0.0", "bob", "it does not")
+    assert (last.action, last.version, last.by, last.reason) == (
+        "rollback",
+        "1.0.0",
+        f"bob (user {USER})",
+        "it does not",
+    )
     assert store.resolve(f"{POLICY}@stable").version == "1.0.0"
     with pillion.connect(followed.address) as session:
         assert session.begin().version == "1.0.0"
@@ -171,7 +178,7 @@ def test_staging_is_confined_and_can_be_cancelled_one_at_a_time(followed: Daemon
     status, told, _ = followed.ask("POST", f"{PATH}/stage", {"version": "1.2.0"})
     assert (status, told["type"]) == (409, "urn:pillion:busy")
     status, told, _ = followed.ask("DELETE", f"{PATH}/stage", {"by": "ann", "reason": "not now"})
-    assert (status, told["outcome"], told["error"]) == (200, "cancelled", "cancelled by ann: not now")
+    assert (status, told["outcome"], told["error"]) == (200, "cancelled", f"cancelled by ann (user {USER}): not now")
     wait_until(lambda: not child.is_running())
     assert followed.ask("DELETE", f"{PATH}/stage")[0] == 409
     assert followed.operation(followed.ask("POST", f"{PATH}/stage", {"version": "1.1.0"}))["outcome"] == "done"
@@ -262,7 +269,7 @@ def test_a_canary_gets_its_share_of_the_episodes_of_a_group_and_can_be_made_the_
     body = {"arms": [{"name": "canary", "version": "1.1.0", "share": 0.25}], "by": "ann", "reason": "a try"}
     assert followed.operation(followed.ask("PUT", f"{PATH}/route", body))["outcome"] == "done"
     last = store.history(POLICY)[-1]
-    assert (last.action, last.by, last.reason) == ("route", "ann", "a try (canary 1.1.0 0.25)")
+    assert (last.action, last.by, last.reason) == ("route", f"ann (user {USER})", "a try (canary 1.1.0 0.25)")
     told = followed.ask("GET", PATH)[1]
     assert told["route"] == [{"name": "canary", "version": "1.1.0", "share": 0.25}]
     with pillion.connect(followed.address) as session:
@@ -348,4 +355,4 @@ def test_drain_answers_what_was_admitted_says_goodbye_and_ends(store: Store, sta
         with pytest.raises(pillion.EpisodeLostError, match="an operator drains it: a new kernel"):
             episode.act(OBSERVATION)
     last = store.history(POLICY)[-1]
-    assert (last.action, last.by, last.reason) == ("drain", "ann", "a new kernel")
+    assert (last.action, last.by, last.reason) == ("drain", f"ann (user {USER})", "a new kernel")

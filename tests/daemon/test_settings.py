@@ -52,7 +52,7 @@ def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> 
         ('[data]\nlisten = ["tcp://127.0.0.1"]\n', "expected a port"),
         ('[data]\nlisten = ["tcp://localhost:5"]\n', "numeric address"),
         (f'[data]\nlisten = ["ipc:///{"x" * 120}"]\n', "at most 107 bytes"),
-        ('[admin]\nlisten = "127.0.0.1:80"\n', r"^admin\.listen: expected http"),
+        ('[admin]\nlisten = "127.0.0.1:80"\n', r"^admin\.listen: expected unix"),
         ('[log]\nlevel = "loud"\n', r"^log\.level: "),
         ("[engine]\nthreads = 0\n", "threads: expected 1 to 256"),
     ],

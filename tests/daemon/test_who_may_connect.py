@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import grp
 import os
 import socket
 import stat
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,15 +17,10 @@ import pillion
 from pillion_protocol import Error, ErrorCode, decode
 from pillion_protocol.lane import PACKET_BYTES_MAX, unpack
 from tests.conftest import StartDaemon
+from tests.daemon.other_users import GROUP, OUTSIDER, as_user
 from tests.harness import WAIT_S_MAX, Daemon
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else: run the tests as root")
-
-OUTSIDER = 65534
-"""The id of a user, and of its only group, that nothing here belongs to."""
-
-GROUP = grp.getgrgid(1)
-"""A group that every Linux has."""
 
 
 @pytest.fixture
@@ -58,35 +51,6 @@ def let_everybody_at(daemon: Daemon) -> None:
     path = Path(daemon.address.removeprefix("lane://"))
     path.chmod(0o666)
     path.parent.chmod(0o755)
-
-
-def as_user(uid: int, gid: int, groups: list[int], act: Callable[[], str]) -> str:
-    """What `act` gives in a child process that is this user; raises `AssertionError` where it raises."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _become_and_tell(uid, gid, groups, act, writing)
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        text = told.read()
-    _, status = os.waitpid(child, 0)
-    assert status == 0, text
-    return text
-
-
-def _become_and_tell(uid: int, gid: int, groups: list[int], act: Callable[[], str], writing: int) -> None:
-    """In the child: never returns."""
-    code = 1
-    try:
-        os.setgroups(groups)
-        os.setgid(gid)
-        os.setuid(uid)
-        os.write(writing, act().encode())
-        code = 0
-    except BaseException:  # noqa: BLE001 - whatever it is, the parent must see it
-        os.write(writing, traceback.format_exc().encode())
-    finally:
-        os._exit(code)
 
 
 def act_once(address: str) -> str:

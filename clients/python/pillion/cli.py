@@ -21,6 +21,7 @@ GROUPS: Final = {
     "stage": ("pilliond.operator_cli:stage", "Lets a daemon try a version and load it beside the live one."),
     "status": ("pilliond.operator_cli:status", "Which version a daemon serves, and which are loaded."),
     "switch": ("pilliond.operator_cli:switch", "Lets a daemon serve another version to new episodes."),
+    "token": ("pilliond.token_cli:token", "Makes, lists and takes back tokens for a daemon's admin port."),
     "versions": ("pilliond.operator_cli:versions", "The versions in a daemon's store, and what they are to it."),
 }
 """Where each command, or group of commands, is, and what the help says of it."""

@@ -1,0 +1,98 @@
+"""Refusals: a budget for each peer that fills again, in bounded memory; a log that does not grow with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilliond.limits import REFUSALS_BURST_MAX, REFUSALS_PER_S, REFUSED_PEERS_MAX
+from pilliond.refusals import Refusals
+
+
+class Log:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.said.append(fields)
+
+
+class Clock:
+    now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def refusals(log: Log, clock: Clock) -> Refusals:
+    return Refusals(log, clock)
+
+
+def refuse(refusals: Refusals, peer: str = "peer", reason: str = "wrong_token") -> int:
+    return refusals.refuse(peer, reason, "GET", "/health")
+
+
+def test_a_budget_is_spent_and_fills_again_with_time(refusals: Refusals, clock: Clock) -> None:
+    assert [refuse(refusals) for _ in range(REFUSALS_BURST_MAX)] == [0] * REFUSALS_BURST_MAX
+    assert refuse(refusals) >= 1
+    assert refuse(refusals, "another") == 0
+    clock.now_ns += round(3e9 / REFUSALS_PER_S)
+    assert [refuse(refusals) > 0 for _ in range(4)] == [False, False, False, True]
+    assert refusals.counts["too_many"] == 2
+
+
+def test_after_the_wait_that_was_told_the_next_is_heard(refusals: Refusals, clock: Clock) -> None:
+    while not (wait_s := refuse(refusals)):
+        pass
+    clock.now_ns += wait_s * 1_000_000_000
+    assert refuse(refusals) == 0
+
+
+def test_peers_without_end_are_remembered_within_bounds_and_the_oldest_goes(refusals: Refusals) -> None:
+    for _ in range(REFUSALS_BURST_MAX):
+        refuse(refusals, "first")
+        refuse(refusals, "kept")
+    for number in range(REFUSED_PEERS_MAX * 2):
+        refuse(refusals, f"peer {number}")
+        if number % 500 == 0:
+            assert refuse(refusals, "kept") > 0
+    assert len(refusals) == REFUSED_PEERS_MAX
+    assert refuse(refusals, "first") == 0
+
+
+def test_the_log_says_how_many_it_did_not_say(refusals: Refusals, log: Log, clock: Clock) -> None:
+    for number in range(1_000):
+        refuse(refusals, f"peer {number}")
+    assert len(log.said) == REFUSALS_BURST_MAX
+    clock.now_ns += round(1e9 / REFUSALS_PER_S)
+    refuse(refusals)
+    assert log.said[-1]["unlogged"] == 1_000 - REFUSALS_BURST_MAX
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3_000_000_000)), max_size=200))
+def test_no_peer_is_heard_more_often_than_its_budget_allows(asks: list[tuple[str, int]]) -> None:
+    clock = Clock()
+    refusals = Refusals(Log(), clock)
+    heard = dict.fromkeys("abc", 0)
+    for peer, pause_ns in asks:
+        clock.now_ns += pause_ns
+        heard[peer] += refuse(refusals, peer) == 0
+    bound = REFUSALS_BURST_MAX + clock.now_ns / 1e9 * REFUSALS_PER_S + 1e-6
+    assert all(count <= bound for count in heard.values())
+    assert sum(refusals.counts.values()) == len(asks)

@@ -1,0 +1,78 @@
+"""Tokens for tests, and requests of the admin port that show them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+from urllib.parse import urlsplit
+
+from pilliond.tokens import ScopeWord, new_token
+from pilliond.tokens_file import change_tokens
+from tests.harness import WAIT_S_MAX
+
+_addresses: Iterator[int] = count(2)
+
+
+class Answer(NamedTuple):
+    """What came: `json` is empty where it is something else."""
+
+    status: int
+    json: dict[str, Any]
+    headers: dict[str, str]
+
+
+def make_token(file: Path, name: str, scope: ScopeWord, expires: datetime | None = None) -> str:
+    """Writes a token into the file and gives its secret."""
+    token, secret = new_token(name, scope, expires)
+    change_tokens(file, lambda tokens: [*tokens, token])
+    return secret
+
+
+def make_tokens(file: Path) -> dict[str, str]:
+    """A token of each scope: their secrets, by scope, which is their name too."""
+    return {scope: make_token(file, scope, scope) for scope in get_args(ScopeWord)}
+
+
+def another_address() -> str:
+    """A loopback address that nobody asked from before: refusals are held against addresses."""
+    number = next(_addresses)
+    return f"127.1.{number // 250}.{number % 250 + 1}"
+
+
+def asked(
+    url: str,
+    method: str = "GET",
+    path: str = "/health",
+    token: str | None = None,
+    body: Any = None,
+    headers: dict[str, str] | None = None,
+    source: str = "",
+    context: ssl.SSLContext | None = None,
+) -> Answer:
+    """What the admin port at `url` answers; `source` is the address that is asked from, else one of its own."""
+    parts = urlsplit(url)
+    own = (source or another_address(), 0)
+    connection = (
+        http.client.HTTPConnection(parts.hostname or "", parts.port, WAIT_S_MAX, own)
+        if context is None
+        else http.client.HTTPSConnection(
+            parts.hostname or "", parts.port, timeout=WAIT_S_MAX, source_address=own, context=context
+        )
+    )
+    shown = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    kind = {"Content-Type": "application/json"} if body is not None else {}
+    try:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        connection.request(method, path, data, {**kind, **shown, **(headers or {})})
+        response = connection.getresponse()
+        text = response.read()
+    finally:
+        connection.close()
+    is_json = "json" in (response.getheader("Content-Type") or "")
+    return Answer(response.status, json.loads(text) if is_json and text else {}, dict(response.getheaders()))

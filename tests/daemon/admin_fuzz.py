@@ -1,6 +1,6 @@
 """Lets schemathesis ask of a real daemon's admin port what its description allows, and what it does not.
 
-    python -m tests.daemon.admin_fuzz --examples 2000 [--seed 7]
+    python -m tests.daemon.admin_fuzz --examples 2000 [--seed 7] [--operators 2]
 
 Meanwhile an onlooker acts, and compares every answer with the first that the same weights gave, bit for bit. Exit code 1
 where schemathesis found something, where the onlooker got a wrong answer or none, or where the daemon is not as before.
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,9 @@ STEP: Final = 100.0
 
 OBSERVATION: Final = np.linspace(-1, 1, 25, dtype=np.float32).reshape(5, 5)
 ACTS_OF_EPISODE: Final = 10
+OPERATIONS_MIN: Final = 5
+"""That must have come of what was asked, else nothing was tried."""
+
 PAUSE_S: Final = 0.005
 """So that the onlooker leaves a core to the others."""
 
@@ -98,14 +102,25 @@ def publish(root: Path) -> Store:
     return store
 
 
-def ask(admin: str, secret: str, folder: Path, examples: int, seed: int) -> int:
-    """Runs schemathesis in `folder`, where it leaves its caches; it says how it goes. Gives its exit code."""
+def ask(admin: str, secret: str, folder: Path, examples: int, seeds: list[int]) -> bool:
+    """Runs a schemathesis for each seed, all at once, as operators do not wait for each other either.
+
+    Prints what they say, and tells whether they found nothing. `folder` is where they leave their caches.
+    """
     words = [
         str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG), "run", f"{admin}/openapi.json",
-        "--seed", str(seed), "--max-examples", str(examples), "--phases", "coverage,fuzzing,stateful",
-        "--generation-database", "none", "--warnings", "off", "--header", f"Authorization: Bearer {secret}",
+        "--max-examples", str(examples), "--phases", "coverage,fuzzing,stateful", "--generation-database", "none",
+        "--warnings", "off", "--no-color", "--header", f"Authorization: Bearer {secret}",
     ]  # fmt: skip
-    return subprocess.run(words, cwd=folder, check=False).returncode
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        came = list(pool.map(lambda seed: _run([*words, "--seed", str(seed)], folder / str(seed)), seeds))
+    print(*(each.stdout + each.stderr for each in came), sep="\n")
+    return all(each.returncode == 0 for each in came)
+
+
+def _run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    folder.mkdir()
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def check_as_before(daemon: Daemon, onlooker: Onlooker, store: Store) -> None:
@@ -113,8 +128,8 @@ def check_as_before(daemon: Daemon, onlooker: Onlooker, store: Store) -> None:
     assert daemon.process.poll() is None
     assert daemon.health()["serving"]["starts"] == 1
     assert "Traceback" not in daemon.stderr
-    assert daemon.events("switch_done")
     last = daemon.ask("GET", f"/v1/policies/{POLICY}")[1]["operation"]
+    assert last["number"] >= OPERATIONS_MIN
     daemon.operation((HTTPStatus.OK, last, {}))
     body = {"version": VERSIONS[0], "reason": "as before", "by": "a fuzzer"}
     done = daemon.operation(daemon.ask("POST", f"/v1/policies/{POLICY}/switch", body))
@@ -133,8 +148,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=2_000, help="for each endpoint")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
+    parser.add_argument(
+        "--operators", type=int, default=2, help="who ask at once; they take this seed and the next ones"
+    )
     words = parser.parse_args()
     print(f"--seed {words.seed}", flush=True)
+    seeds = [words.seed + number for number in range(words.operators)]
     with tempfile.TemporaryDirectory(prefix="pillion-") as name:
         folder = Path(name)
         store = publish(folder / "store")
@@ -151,10 +170,10 @@ def main() -> int:
             flags += ["--admin", address]
         with running(flags, folder / "stderr", {"PILLION_ADMIN__TOKENS_FILE": str(folder / "tokens")}) as daemon:
             with Onlooker(daemon.address) as onlooker:
-                found = ask(daemon.tcp_admin, secret, folder, words.examples, words.seed)
+                is_good = ask(daemon.tcp_admin, secret, folder, words.examples, seeds)
                 check_as_before(daemon, onlooker, store)
-            print(f"the onlooker acted {onlooker.acts} times")
-    return found
+            print(f"the onlooker acted {onlooker.acts} times, {len(daemon.events('switch_done'))} switches were done")
+    return 0 if is_good else 1
 
 
 if __name__ == "__main__":

@@ -281,6 +281,18 @@ def test_of_two_who_roll_back_at_once_one_does_not_undo_what_the_other_did(follo
     assert "a bug" not in json.dumps(came)
 
 
+def test_what_is_cancelled_at_once_does_not_stand_in_the_way_of_the_next(followed: Daemon) -> None:
+    for _ in range(40):
+        came = at_once(
+            lambda: followed.ask("POST", STAGE, {"version": "1.1.0"}),
+            *[lambda: followed.ask("DELETE", STAGE, {"reason": "changed my mind"})] * 3,
+        )
+        assert {status for status, _ in came} <= {200, 202, 409}
+        assert came[0][0] == 202, came[0]
+        ended = followed.operation((202, came[0][1], {}))
+        assert ended["outcome"] in ("done", "cancelled"), ended
+
+
 def test_who_rolls_back_twice_is_where_he_was_and_the_alias_with_him(followed: Daemon, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for version in ("1.2.0", "1.1.0"):

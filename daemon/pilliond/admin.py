@@ -22,6 +22,8 @@ from pilliond.admin_policies import PolicyRoutes
 from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.exposition import PageCollector
+from pilliond.kserve import KServeRoutes
+from pilliond.kserve_errors import kserve_errors
 from pilliond.listen import SocketFile, clear_socket_path
 from pilliond.metrics_page import Phase
 from pilliond.problems import problems
@@ -35,7 +37,7 @@ _OWNER_ONLY_UMASK: Final = 0o177
 
 
 class Admin:
-    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info` and `/v1`. Owns its listening socket and its file."""
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info`, `/v1` and `/v2`. Owns its listening socket and its file."""
 
     def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
         self._supervisor = supervisor
@@ -44,7 +46,8 @@ class Admin:
         registry = CollectorRegistry()
         registry.register(PageCollector(supervisor, releases))
         ProcessCollector(registry=registry)
-        application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
+        application = web.Application(middlewares=[problems, kserve_errors], client_max_size=REQUEST_BYTES_MAX)
+        self._kserve = KServeRoutes(supervisor)
         endpoints = [
             Endpoint("GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW),
             Endpoint("GET", "/health", self._health, "How the daemon is; 503 where it is not ready", Scope.VIEW),
@@ -52,6 +55,7 @@ class Admin:
             Endpoint("GET", "/readyz", self._ready, "Whether acts are answered; else 503", Scope.OPEN),
             Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW),
             *PolicyRoutes(supervisor, releases).endpoints(),
+            *self._kserve.endpoints(),
         ]
         application.add_routes([endpoint.route() for endpoint in endpoints])
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
@@ -82,6 +86,7 @@ class Admin:
     async def stop(self) -> None:
         """Closes the port."""
         await self._runner.cleanup()
+        await self._kserve.close()
         if self._socket_file is not None:
             self._socket_file.remove()
 

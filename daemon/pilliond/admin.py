@@ -58,7 +58,8 @@ class Admin:
             *self._kserve.endpoints(),
         ]
         application.add_routes([endpoint.route() for endpoint in endpoints])
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        # What is compressed is inflated where its bound is known: aiohttp writes a traceback into the log where it fails to.
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, auto_decompress=False)
 
     async def start(self, address: str) -> str:
         """Listens at `address` and gives the address that was taken; raises `ListenError`."""

@@ -152,6 +152,7 @@ class KServeRoutes:
 
     async def _infer(self, request: web.Request) -> web.Response:
         self._check_model(request)
+        self._loaded(request)
         self._target()
         if self._running >= KSERVE_REQUESTS_MAX:
             raise KServeError(

@@ -159,16 +159,26 @@ class DataPath:
     # A step of a sequence
 
     async def _step(self, call: Call) -> Ran:
-        sequence = await self._begin(call) if call.starts else self._open.get(call.sequence)
-        if sequence is None:
-            raise _not_open(call.sequence)
-        async with sequence.turn:
+        sequence, goes = await self._begin(call) if call.starts else (await self._next_turn(call.sequence), None)
+        try:
+            if goes is not None:
+                await self._end(*goes)
             self._check(sequence, call)
             ran = await self._act_in(sequence, call)
             sequence.digest = ran.row_digests[0]
             if call.ends:
                 await self._finish(call.sequence, sequence)
-        return ran
+            return ran
+        finally:
+            sequence.turn.release()
+
+    async def _next_turn(self, name: SequenceId) -> _Sequence:
+        """The open sequence of that name, as soon as its turn is the caller's."""
+        sequence = self._open.get(name)
+        if sequence is None:
+            raise _not_open(name)
+        await sequence.turn.acquire()
+        return sequence
 
     def _check(self, sequence: _Sequence, call: Call) -> None:
         if sequence.is_over:
@@ -194,7 +204,8 @@ class DataPath:
         finally:
             sequence.used_s = self._clock()
 
-    async def _begin(self, call: Call) -> _Sequence:
+    async def _begin(self, call: Call) -> tuple[_Sequence, tuple[SequenceId, _Sequence] | None]:
+        """A new sequence, its turn the caller's, and the one that must be ended for it, if any: of its name, or one too many."""
         line = await self._sequences_lines.to(self._target())
         line.users += 1
         try:
@@ -203,14 +214,16 @@ class DataPath:
             line.users -= 1
             raise
         sequence = _Sequence(line, group, self._clock())
+        # Nobody else knows of it: this does not wait.
+        await sequence.turn.acquire()
         before = self._open.pop(call.sequence, None)
         self._open[call.sequence] = sequence
         if before is not None:
-            await self._end(call.sequence, before)
-        elif len(self._open) > KSERVE_SEQUENCES_MAX:
-            name, oldest = next(iter(self._open.items()))
-            await self._end(name, oldest)
-        return sequence
+            return sequence, (call.sequence, before)
+        if len(self._open) > KSERVE_SEQUENCES_MAX:
+            oldest = next(iter(self._open))
+            return sequence, (oldest, self._open.pop(oldest))
+        return sequence, None
 
     def _touch(self, name: SequenceId, sequence: _Sequence) -> None:
         """Notes that it was used last."""

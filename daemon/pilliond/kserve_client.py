@@ -92,7 +92,7 @@ class DataPath:
 
     async def run(self, call: Call) -> Ran:
         """Runs it."""
-        if self._looking is None:
+        if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
         try:
             if call.sequence:

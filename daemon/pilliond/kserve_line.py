@@ -35,6 +35,11 @@ class Line:
         self._idle: list[tuple[float, aio.EpisodeGroup]] = []
         """Handles that nobody uses, the one that was put back last behind the others."""
 
+    @property
+    def has_idle(self) -> bool:
+        """Whether a handle waits for the next request."""
+        return bool(self._idle)
+
     async def take(self, seeds: Sequence[int]) -> aio.EpisodeGroup:
         """A handle of as many rows, for one user alone. Whoever takes one that was used begins every row anew."""
         for index, (_, group) in enumerate(self._idle):
@@ -105,12 +110,12 @@ class Lines:
         await line.close()
 
     async def tend(self, target: Target | None, now_s: float) -> None:
-        """Ends idle handles, and lines to what does not serve any more that nobody uses."""
+        """Ends idle handles, and lines that nobody uses: an idle session would keep a serving process that spins awake."""
         for line in list(self._lines):
-            if (line.target != target or line.is_retired) and not line.users:
+            await line.end_idle(now_s)
+            serves = line.target == target and not line.is_retired
+            if not line.users and not (serves and line.has_idle):
                 await self.drop(line)
-            else:
-                await line.end_idle(now_s)
 
     async def close(self) -> None:
         """Closes every line."""

@@ -178,6 +178,20 @@ def test_it_answers_bit_for_bit_as_pillions_own_client_is_answered(
             assert told["parameters"] == {"digest": expected.digest}
 
 
+def test_as_many_rows_as_a_batch_holds_are_answered_and_one_more_is_refused(
+    pixels_daemon: Daemon, connect: Connect
+) -> None:
+    with pillion.connect(pixels_daemon.address) as session, session.begin_many(256) as group:
+        rows_of = observations(session, 256)
+        expected = group.act(rows_of)
+        one_more = np.concatenate([rows_of, rows_of[:1]])
+    client = connect(pixels_daemon)
+    came = client.infer("cart-pole-pixels", [tensor(rows_of)])
+    assert came.as_numpy("action").tobytes() == expected.tobytes()
+    with pytest.raises(InferenceServerException, match="expected 1 to 256 rows"):
+        client.infer("cart-pole-pixels", [tensor(one_more)])
+
+
 def test_answers_come_as_they_were_asked_for(highway_daemon: Daemon, connect: Connect) -> None:
     client, given = connect(highway_daemon), [tensor(np.zeros((2, 5, 5), np.float32))]
     everything = client.infer(POLICY, given).get_response()
@@ -248,6 +262,15 @@ def test_more_requests_than_may_be_at_once_are_told_to_come_again(highway_daemon
             connection.close()
     wait_until(lambda: highway_daemon.ask("POST", INFER, {})[0] == 400)
     connect(highway_daemon).infer(POLICY, [tensor(np.zeros((1, 5, 5), np.float32))])
+
+
+def test_a_daemon_that_was_asked_ends_as_one_that_was_not(summing: Daemon, connect: Connect) -> None:
+    sums = Sums(connect(summing))
+    sums()
+    sums(5, start=True)
+    assert summing.stop() == 0
+    assert "Traceback" not in summing.stderr
+    assert [record["level"] for record in summing.events("stopped")] == ["info"]
 
 
 # Sequences
@@ -343,6 +366,7 @@ def test_a_request_keeps_no_version_that_serves_no_more(summing: Daemon, connect
         return {entry["version"]: entry["leases"] for entry in resident}
 
     wait_until(lambda: leases() == {"1.0.0": 0, "1.1.0": 0})
+    wait_until(lambda: bool(summing.health()["sessions"] == 0))
     assert sums() == 1.0 + STEP
 
 

@@ -99,7 +99,8 @@ async def test_idle_handles_are_ended_after_a_while(side: Side) -> None:
     await side.holds(sessions=1, episodes=1)
     side.clock.now_s += KSERVE_IDLE_HANDLE_S
     await side.path.tend(side.clock())
-    await side.holds(sessions=1, episodes=0)
+    await side.holds(sessions=0, episodes=0)
+    assert await side.run() == 1.0
 
 
 async def test_handles_of_many_sizes_stay_bounded(side: Side) -> None:

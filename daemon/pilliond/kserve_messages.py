@@ -47,7 +47,7 @@ class InputTensor(msgspec.Struct, frozen=True):
     shape: Annotated[list[Size], msgspec.Meta(max_length=64)]
     datatype: Name
     parameters: InputParameters = InputParameters()
-    data: msgspec.Raw = msgspec.Raw(b"")
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class OutputParameters(msgspec.Struct, frozen=True):

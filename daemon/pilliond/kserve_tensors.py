@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
+from functools import cache
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol import Spec, TensorSpec
+from pillion_protocol.specs import DType
 from pilliond.kserve_errors import KServeError, bad_request
 from pilliond.kserve_messages import (
     DATATYPES,
@@ -26,8 +29,7 @@ from pilliond.limits import KSERVE_BODY_BYTES_MAX, KSERVE_HEADER_BYTES_MAX, KSER
 
 Array = NDArray[Any]
 
-_KINDS: Final = {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}
-"""The kinds of numbers in JSON that stand for a dtype of a kind."""
+_NESTED: Final = re.compile(rb"\s*\[\s*\[")
 
 
 def metadata_of(tensors: list[TensorSpec]) -> list[TensorMetadata]:
@@ -162,18 +164,36 @@ def _from_bytes(given: InputTensor, tensor: TensorSpec, rows: int, data: memoryv
 
 
 def _from_json(given: InputTensor, tensor: TensorSpec, rows: int) -> Array:
-    dtype, shape = np.dtype(tensor.dtype), (rows, *tensor.shape)
+    shape = (rows, *tensor.shape)
+    depth = len(shape) if _NESTED.match(given.data) else 1
     try:
-        numbers = np.asarray(msgspec.json.decode(given.data))
-    except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError):
-        raise bad_request(f"input {tensor.name!r}: expected data of shape {list(shape)}, flat or nested") from None
-    if numbers.dtype.kind not in _KINDS[dtype.kind]:
-        raise bad_request(f"input {tensor.name!r}: expected {given.datatype} in data, came something else")
-    if numbers.shape != shape and (numbers.ndim != 1 or numbers.size != math.prod(shape)):
-        raise bad_request(f"input {tensor.name!r}: expected data of shape {list(shape)}, came {list(numbers.shape)}")
-    # What is too great for a float becomes an infinity, which the data path refuses.
-    with np.errstate(over="ignore"):
-        array: Array = numbers.astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(array, numbers):
-        raise bad_request(f"input {tensor.name!r}: expected {given.datatype}, came a number beyond it")
+        # What is too great for a float becomes an infinity, which the data path refuses.
+        with np.errstate(over="ignore"):
+            array: Array = np.array(_decoder(tensor.dtype, depth).decode(given.data), tensor.dtype)
+    except msgspec.MsgspecError as error:
+        raise bad_request(f"input {tensor.name!r}: data: {error}") from None
+    except OverflowError:
+        raise bad_request(f"input {tensor.name!r}: expected {given.datatype}, came a number beyond it") from None
+    except ValueError:
+        raise bad_request(
+            f"input {tensor.name!r}: expected data of shape {list(shape)}, came lists of several lengths"
+        ) from None
+    if array.shape != shape and (array.ndim != 1 or array.size != math.prod(shape)):
+        raise bad_request(f"input {tensor.name!r}: expected data of shape {list(shape)}, came {list(array.shape)}")
     return array.reshape(shape)
+
+
+@cache
+def _decoder(dtype: DType, depth: int) -> msgspec.json.Decoder[Any]:
+    """Decodes lists within lists, `depth` of them, of numbers that the dtype has."""
+    kind = np.dtype(dtype).kind
+    numbers: Any = {"f": float, "b": bool}.get(kind) or _integers(dtype)
+    for _ in range(depth):
+        numbers = list[numbers]
+    return msgspec.json.Decoder(numbers)
+
+
+def _integers(dtype: str) -> Any:
+    bounds = np.iinfo(dtype)
+    # msgspec compares with 64 bits and a sign; numpy refuses what is beyond a uint64.
+    return Annotated[int, msgspec.Meta(ge=int(bounds.min), le=int(bounds.max) if dtype != "uint64" else None)]

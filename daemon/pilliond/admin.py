@@ -46,7 +46,7 @@ class Admin:
         registry = CollectorRegistry()
         registry.register(PageCollector(supervisor, releases))
         ProcessCollector(registry=registry)
-        application = web.Application(middlewares=[problems, kserve_errors], client_max_size=REQUEST_BYTES_MAX)
+        application = web.Application(middlewares=[kserve_errors, problems], client_max_size=REQUEST_BYTES_MAX)
         self._kserve = KServeRoutes(supervisor)
         endpoints = [
             Endpoint("GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW),

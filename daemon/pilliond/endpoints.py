@@ -46,6 +46,9 @@ class Endpoint(msgspec.Struct, frozen=True):
     statuses: tuple[HTTPStatus, ...] = (HTTPStatus.OK,)
     """With which it answers where it does what it was asked."""
 
+    reads_body: bool = False
+    """Its handler reads the body as it comes, within a bound of its own, and it may be more than JSON."""
+
     def route(self) -> web.RouteDef:
         """As aiohttp takes it. What is looked at with GET can be asked for its head."""
         if self.method == "GET":

@@ -85,7 +85,7 @@ class KServeRoutes:
                 Endpoint("GET", f"{model}/stats", self._statistics, "Counts of its versions", view, Statistics),
                 Endpoint(
                     "POST", f"{model}/infer", self._infer, "Actions for observations", Scope.OPERATE, InferAnswer,
-                    body=InferRequest,
+                    body=InferRequest, reads_body=True,
                 ),
             ]  # fmt: skip
         return rows

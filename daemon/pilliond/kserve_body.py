@@ -47,6 +47,8 @@ async def read_body(request: web.Request, bytes_max: int) -> Body:
             data = await _read(request, bytes_max)
     except TimeoutError:
         raise KServeError(HTTPStatus.REQUEST_TIMEOUT, f"expected the body within {KSERVE_BODY_S_MAX:g} s") from None
+    except (ConnectionResetError, web.RequestPayloadError):
+        raise bad_request("body: expected as much as its head says, came less, or what is no chunk") from None
     if encoding != "identity":
         data = _inflated(data, bytes_max)
     return _divide(data, request.headers.get(HEADER_LENGTH))

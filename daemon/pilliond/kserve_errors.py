@@ -9,10 +9,13 @@ import msgspec
 from aiohttp import web
 
 from pillion_protocol import ErrorCode
-from pilliond.problems import Handler, ProblemError
+from pilliond.problems import TYPE as PROBLEM_TYPE
+from pilliond.problems import Handler
 
 RETRY_AFTER_S: Final = 1
 """When to ask again where the daemon could not at this moment."""
+
+_PATH_MAX: Final = 200
 
 STATUSES: Final = {
     # the caller's: another request would be answered
@@ -79,17 +82,37 @@ def error_response(status: HTTPStatus, message: str) -> web.Response:
 
 @web.middleware
 async def kserve_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Says what goes wrong below `/v2` in the protocol's words; elsewhere it lets everything pass."""
+    """Says what goes wrong below `/v2` in the protocol's words, whoever said it in others; elsewhere all passes.
+
+    It stands outside of whatever makes problems.
+    """
     if request.path != "/v2" and not request.path.startswith("/v2/"):
         return await handler(request)
     try:
-        return await handler(request)
-    except (KServeError, ProblemError) as error:
+        response = await handler(request)
+    except KServeError as error:
         return error_response(error.status, str(error))
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        response = error_response(HTTPStatus(error.status), f"{error.reason}: {request.method} {request.path[:200]}")
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-        return response
+        sentence = f"{error.reason}: {request.method} {request.path[:_PATH_MAX]}"
+        return _with_headers(error_response(HTTPStatus(error.status), sentence), error)
+    if isinstance(response, web.Response) and response.content_type == PROBLEM_TYPE:
+        assert isinstance(response.body, bytes)
+        told = msgspec.json.decode(response.body, type=_Detail)
+        return _with_headers(error_response(HTTPStatus(response.status), told.detail), response)
+    return response
+
+
+class _Detail(msgspec.Struct):
+    """What a problem says for people."""
+
+    detail: str = ""
+
+
+def _with_headers(response: web.Response, said: web.StreamResponse) -> web.Response:
+    """The response with the headers that `said` had beside those of its body: `Allow`, `WWW-Authenticate`, `Retry-After`."""
+    for name, value in said.headers.items():
+        if name not in ("Content-Type", "Content-Length"):
+            response.headers[name] = value
+    return response

@@ -14,7 +14,7 @@ from pillion_artifacts.errors import ConflictError, PolicyNotFoundError
 from pilliond.errors import SwitchError
 from pilliond.releases import BusyError
 
-_TYPE: Final = "application/problem+json"
+TYPE: Final = "application/problem+json"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -31,7 +31,7 @@ class ProblemError(Exception):
 def problem(status: HTTPStatus, kind: str, detail: str) -> web.Response:
     """The response."""
     body = {"type": f"urn:pillion:{kind}", "title": status.phrase, "status": int(status), "detail": detail}
-    return web.Response(body=msgspec.json.encode(body) + b"\n", status=int(status), content_type=_TYPE)
+    return web.Response(body=msgspec.json.encode(body) + b"\n", status=int(status), content_type=TYPE)
 
 
 @web.middleware

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import json
-import socket
 import struct
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -22,7 +19,7 @@ from pillion_protocol import ErrorCode
 from pilliond.kserve_errors import STATUSES
 from pilliond.kserve_messages import DATATYPES
 from tests.conftest import StartDaemon
-from tests.harness import WAIT_S_MAX, Daemon
+from tests.harness import Daemon
 
 INFER = "/v2/models/lunar-lander/infer"
 HEADER = "Inference-Header-Content-Length"
@@ -73,13 +70,13 @@ def _nobody_else_notices(lander: Daemon) -> Iterator[None]:
         (asking(an_input(shape=[1.5, 8], data=ROW)), "Expected `int`, got `float`"),
         (asking(an_input(datatype="FP64", data=ROW)), "expected datatype FP32, came FP64"),
         (asking(an_input(datatype="BYTES", data=["a"] * 8)), "expected datatype FP32, came BYTES"),
-        (asking(an_input(data=["a"] * 8)), "expected FP32 in data, came something else"),
-        (asking(an_input(data=[None] * 8)), "expected FP32 in data, came something else"),
-        (asking(an_input(data=[True] * 8)), "expected FP32 in data, came something else"),
-        (asking(an_input(data={"0": 1})), "expected FP32 in data, came something else"),
+        (asking(an_input(data=["a"] * 8)), "data: Expected `float`, got `str` - at `$[0]`"),
+        (asking(an_input(data=[None] * 8)), "data: Expected `float`, got `null` - at `$[0]`"),
+        (asking(an_input(data=[*ROW[:7], True])), "data: Expected `float`, got `bool` - at `$[7]`"),
+        (asking(an_input(data={"0": 1})), "data: Expected `array`, got `object`"),
         (asking(an_input(data=ROW[:7])), "expected data of shape [1, 8], came [7]"),
         (asking(an_input(data=[ROW, ROW])), "expected data of shape [1, 8], came [2, 8]"),
-        (asking(an_input(data=[[0.0], ROW])), "expected data of shape [1, 8], flat or nested"),
+        (asking(an_input(data=[[0.0], ROW])), "expected data of shape [1, 8], came lists of several lengths"),
         (asking(an_input(data=[1e39] * 8)), "non_finite: observation 'observation' is not finite"),
         (asking(an_input()), "expected either data or binary_data_size"),
         (asking(an_input(data=ROW, parameters={"binary_data_size": 32})), "expected either data or binary_data_size"),
@@ -168,6 +165,7 @@ def test_binary_data_that_is_not_what_was_said_is_refused(
         ("GET", "/v2/models/another/stats", 404),
         ("GET", "/v2/nothing", 404),
         ("POST", "/v2/repository/models/lunar-lander/load", 404),
+        ("POST", "/v2/repository/index", 400),
         ("GET", INFER, 405),
         ("DELETE", "/v2", 405),
     ],
@@ -175,19 +173,9 @@ def test_binary_data_that_is_not_what_was_said_is_refused(
 def test_what_is_not_there_is_an_error_in_the_protocols_words(
     method: str, path: str, status: int, lander: Daemon
 ) -> None:
-    came, told, _ = lander.ask(method, path, {} if method == "POST" else None)
-    assert (came, list(told)) == (status, ["error"])
-
-
-def test_a_policy_that_draws_nothing_is_not_asked_to(module_daemon: StartDaemon) -> None:
-    daemon = module_daemon(policy="cart-pole-pixels")
-    pixels = {"name": "observation", "shape": [1, 4, 84, 84], "datatype": "UINT8", "data": [0] * (4 * 84 * 84)}
-    path = "/v2/models/cart-pole-pixels/infer"
-    assert daemon.ask("POST", path, asking(pixels))[0] == 200
-    for wrong in (256, -1, 0.5):
-        status, told, _ = daemon.ask("POST", path, asking({**pixels, "data": [wrong] * (4 * 84 * 84)}))
-        assert status == 400
-        assert "UINT8" in told["error"]
+    came, told, headers = lander.ask(method, path, [] if method == "POST" else None)
+    assert (came, list(told), headers["Content-Type"]) == (status, ["error"], "application/json")
+    assert ("Allow" in headers) == (status == 405)
 
 
 def test_a_body_that_is_too_large_is_refused_plain_or_inflated(lander: Daemon) -> None:
@@ -216,18 +204,22 @@ def test_a_content_length_beyond_all_bounds_is_refused_before_anything_is_read(l
     assert "came more" in json.loads(told)["error"]
 
 
-def test_a_client_that_goes_away_in_the_middle_of_its_body_disturbs_nobody(lander: Daemon) -> None:
-    parts = urlsplit(lander.admin)
-    for _ in range(3):
-        with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
-            connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+@pytest.mark.parametrize("rest", ["Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n5\r\n{"])
+def test_a_client_that_goes_away_in_the_middle_of_its_body_disturbs_nobody(rest: str, lander: Daemon) -> None:
+    for _ in range(5):
+        connection = lander.admin_connection()
+        connection.connect()
+        connection.sock.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{rest}".encode())
+        # What comes later on another connection shows that this head was read.
+        assert lander.ask("POST", INFER, GOOD)[0] == 200
+        connection.close()
+    assert lander.ask("POST", INFER, GOOD)[0] == 200
     assert "Traceback" not in lander.stderr
 
 
 def _raw(daemon: Daemon, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
     """Status and body of a request whose headers are sent as they are."""
-    parts = urlsplit(daemon.admin)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=WAIT_S_MAX)
+    connection = daemon.admin_connection()
     try:
         connection.putrequest("POST", INFER)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -266,7 +258,7 @@ _requests = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=_requests, data=st.binary(max_size=40) | st.just(FLOATS), cut=st.integers(-2, 2))
 def test_anything_like_a_request_gets_an_answer_or_a_sentence(
     lander: Daemon, asked: dict[str, Any], data: bytes, cut: int
@@ -278,7 +270,7 @@ def test_anything_like_a_request_gets_an_answer_or_a_sentence(
         assert list(msgspec.json.decode(told)) == ["error"]
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=100), length=st.none() | st.integers(-1, 120))
 def test_any_bytes_get_a_sentence(lander: Daemon, body: bytes, length: int | None) -> None:
     status, told = _raw(lander, body, {} if length is None else {HEADER: str(length)})

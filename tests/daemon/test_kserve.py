@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -48,6 +46,11 @@ def connect() -> Iterator[Connect]:
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture(scope="module")
+def highway_daemon(module_daemon: StartDaemon) -> Daemon:
+    return module_daemon(policy=POLICY)
 
 
 @pytest.fixture(scope="module")
@@ -247,12 +250,12 @@ async def test_requests_side_by_side_get_each_its_own_answer(highway_daemon: Dae
 
 
 def test_more_requests_than_may_be_at_once_are_told_to_come_again(highway_daemon: Daemon, connect: Connect) -> None:
-    parts = urlsplit(highway_daemon.admin)
     head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n".encode()
-    slow = [socket.create_connection((parts.hostname or "", parts.port or 0)) for _ in range(KSERVE_REQUESTS_MAX)]
+    slow = [highway_daemon.admin_connection() for _ in range(KSERVE_REQUESTS_MAX)]
     try:
         for connection in slow:
-            connection.sendall(head)
+            connection.connect()
+            connection.sock.sendall(head)
         wait_until(lambda: highway_daemon.ask("POST", INFER, {})[0] == 503)
         status, told, headers = highway_daemon.ask("POST", INFER, {})
         assert (status, headers["Retry-After"]) == (503, "1")
@@ -276,13 +279,24 @@ def test_a_daemon_that_was_asked_ends_as_one_that_was_not(summing: Daemon, conne
 # Sequences
 
 
+def publish_both(store: Path) -> Path:
+    """Two versions of a recurrent policy whose action is the sum of what its episode has seen; 1.1.0 adds STEP each time."""
+    publish_summing(store, "1.0.0", 0.0)
+    publish_summing(store, "1.1.0", STEP)
+    Store(store).move_alias("summing", "stable", "1.0.0", expected="", by="a test")
+    return store
+
+
+@pytest.fixture(scope="module")
+def steady(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+    """Serves 1.0.0, and goes on serving it."""
+    return module_daemon(policy="summing@1.0.0", store=publish_both(tmp_path_factory.mktemp("steady") / "store"))
+
+
 @pytest.fixture
 def summing(start_daemon: StartDaemon, tmp_path: Path) -> Daemon:
-    """Serves a recurrent policy whose action is the sum of what its episode has seen; 1.1.0 adds STEP each time."""
-    publish_summing(tmp_path / "store", "1.0.0", 0.0)
-    publish_summing(tmp_path / "store", "1.1.0", STEP)
-    Store(tmp_path / "store").move_alias("summing", "stable", "1.0.0", expected="", by="a test")
-    return start_daemon(policy="summing@stable", store=tmp_path / "store")
+    """Serves `stable`, which is 1.0.0."""
+    return start_daemon(policy="summing@stable", store=publish_both(tmp_path / "store"))
 
 
 class Sums:
@@ -305,9 +319,9 @@ class Sums:
 
 
 def test_a_sequence_is_one_episode_and_a_request_without_one_an_episode_by_itself(
-    summing: Daemon, connect: Connect
+    steady: Daemon, connect: Connect
 ) -> None:
-    sums = Sums(connect(summing))
+    sums = Sums(connect(steady))
     assert [sums(5, start=True), sums("six", start=True)] == [1.0, 1.0]
     assert [sums(), sums(5), sums(), sums("six"), sums(5)] == [1.0, 2.0, 1.0, 2.0, 3.0]
     assert sums(5, start=True) == 1.0
@@ -324,8 +338,8 @@ def test_a_sequence_is_one_episode_and_a_request_without_one_an_episode_by_itsel
         sums(9)
 
 
-def test_a_request_that_is_refused_does_not_advance_its_sequence(summing: Daemon, connect: Connect) -> None:
-    client = connect(summing)
+def test_a_request_that_is_refused_does_not_advance_its_sequence(steady: Daemon, connect: Connect) -> None:
+    client = connect(steady)
     sums = Sums(client)
     sums(5, start=True)
     with pytest.raises(InferenceServerException, match="non_finite"):
@@ -373,9 +387,8 @@ def test_a_request_keeps_no_version_that_serves_no_more(summing: Daemon, connect
 def test_a_sequence_whose_version_is_gone_is_told_so(
     start_daemon: StartDaemon, tmp_path: Path, connect: Connect
 ) -> None:
-    publish_summing(tmp_path / "store", "1.0.0", 0.0)
-    publish_summing(tmp_path / "store", "1.1.0", STEP)
-    daemon = start_daemon(policy="summing@1.0.0", store=tmp_path / "store", settings={"versions__old_max": 0})
+    store = publish_both(tmp_path / "store")
+    daemon = start_daemon(policy="summing@1.0.0", store=store, settings={"versions__old_max": 0})
     sums = Sums(connect(daemon))
     sums(5, start=True)
     switch(daemon, "1.1.0")

@@ -127,6 +127,12 @@ async def test_a_request_that_is_refused_gives_its_handle_back(side: Side) -> No
     await side.holds(sessions=1, episodes=1)
 
 
+async def test_a_policy_that_draws_nothing_is_not_made_to(side: Side) -> None:
+    with pytest.raises(KServeError, match="not_samplable") as refused:
+        await side.run(deterministic=False)
+    assert refused.value.status == HTTPStatus.BAD_REQUEST
+
+
 async def test_a_request_that_is_cancelled_leaves_the_next_one_its_own_answer(side: Side) -> None:
     await side.run()
     for _ in range(5):

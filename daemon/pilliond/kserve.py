@@ -161,15 +161,15 @@ class KServeRoutes:
             )
         self._running += 1
         try:
-            bytes_max = body_bytes_max(self._supervisor.stable.card.spec(), self._rows_max)
+            specs = [version.card.spec() for version in self._supervisor.residents]
+            bytes_max = max(body_bytes_max(spec, self._rows_max) for spec in specs)
             return await self._answer(request, await read_body(request, bytes_max))
         finally:
             self._running -= 1
 
     async def _answer(self, request: web.Request, body: Body) -> web.Response:
         asked = body.request
-        goes_on = bool(asked.parameters.sequence_id) and not asked.parameters.sequence_start
-        version = self._loaded(request) if goes_on else self._asked(request)
+        version = self._for(request, asked.parameters)
         spec = version.card.spec()
         rows, observation = decode_inputs(asked, body.binary, spec, self._rows_max)
         wanted = select_outputs(asked, spec)
@@ -188,6 +188,14 @@ class KServeRoutes:
             )
         )
         return self._response(asked, wanted, ran)
+
+    def _for(self, request: web.Request, parameters: InferParameters) -> SealedVersion:
+        """The version whose tensors a request has: that which its sequence began with, else the one that it names."""
+        if parameters.begins:
+            return self._asked(request)
+        digest = self._data_path.digest_of(parameters.sequence_id)
+        held = next((each for each in self._supervisor.residents if each.digest == digest), None)
+        return self._loaded(request) if held is None or "version" in request.match_info else held
 
     def _response(self, asked: InferRequest, wanted: list[RequestedOutput], ran: Ran) -> web.Response:
         tensors, frames = encode_outputs(ran.outputs, wanted, asked.parameters.binary_data_output)
@@ -214,19 +222,27 @@ class KServeRoutes:
         """A seed for each row. Where nothing is drawn and none is named, all rows have one: they fall to one version."""
         if parameters.seed is not None:
             return [parameters.seed + row for row in range(rows)]
-        seed = _random_seed() if named is None else self._seed_for(named)
-        return [seed] * rows if parameters.deterministic else [seed, *(self._seed_for(named) for _ in range(rows - 1))]
+        count = 1 if parameters.deterministic else rows
+        if named is not None and parameters.begins and self._supervisor.residents.arms:
+            seeds = self._seeds_for(named, count)
+        else:
+            seeds = [_random_seed() for _ in range(count)]
+        return seeds * (rows // count)
 
-    def _seed_for(self, named: SealedVersion | None) -> int:
-        """A seed that falls to a version; raises `KServeError` where its share is so small that none is found."""
-        if named is None or not self._supervisor.residents.arms:
-            return _random_seed()
+    def _seeds_for(self, named: SealedVersion, count: int) -> list[int]:
+        """Seeds that fall to a version; raises `KServeError` where its share is so small that they are not found."""
         salt = salt_of(named.policy)
+        found: list[int] = []
         for _ in range(KSERVE_SEEDS_MAX):
             seed = _random_seed()
             if self._digest_for(unit_of(salt, seed)) == named.key:
-                return seed
-        raise KServeError(HTTPStatus.NOT_FOUND, f"version {named.version} has next to no share of the new episodes")
+                found.append(seed)
+            if len(found) == count:
+                return found
+        raise KServeError(
+            HTTPStatus.NOT_FOUND,
+            f"version {named.version} has too small a share of the new episodes for {count} of them",
+        )
 
     def _digest_for(self, unit: float) -> bytes:
         """The version that an episode falls to, as `Router` decides it."""

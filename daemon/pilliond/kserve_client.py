@@ -90,6 +90,11 @@ class DataPath:
         """The ids of the open sequences, the one that was longest unused first."""
         return list(self._open)
 
+    def digest_of(self, sequence: SequenceId) -> str:
+        """`sha256:…` of the version that answers a sequence; empty where it is not open, or not answered yet."""
+        found = self._open.get(sequence)
+        return "" if found is None else found.digest
+
     async def run(self, call: Call) -> Ran:
         """Runs it."""
         if self._looking is None or self._looking.done():

@@ -82,6 +82,11 @@ class InferParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | None = None
     """Of the first row; each next row has one more."""
 
+    @property
+    def begins(self) -> bool:
+        """Whether episodes begin with this request."""
+        return not self.sequence_id or self.sequence_start
+
 
 class InferRequest(msgspec.Struct, frozen=True):
     """The JSON of an inference request."""

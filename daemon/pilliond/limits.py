@@ -107,7 +107,7 @@ KSERVE_SEQUENCE_IDLE_S: Final = 60.0
 """A sequence unused for this long is ended: nobody can tell that its client is gone."""
 
 KSERVE_SEEDS_MAX: Final = 10_000
-"""Seeds that are tried until one falls to the version that a request names; a share of a thousandth takes some 1,000."""
+"""Seeds that are tried until those of a request fall to the version that it names: some 10 ms of the control process."""
 
 
 class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

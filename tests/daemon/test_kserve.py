@@ -13,6 +13,7 @@ import pytest
 import tritonclient.http
 import tritonclient.http.aio
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import pillion
@@ -21,7 +22,7 @@ from pillion_bench.variants import POLICY, publish_variant
 from pilliond.limits import KSERVE_REQUESTS_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.test_states_of_versions import publish_summing
-from tests.harness import START_S_MAX, Daemon
+from tests.harness import START_S_MAX, Daemon, publish
 
 Array = NDArray[Any]
 Connect = Callable[[Daemon], Any]
@@ -370,6 +371,54 @@ def test_a_switch_is_seen_by_new_requests_and_an_open_sequence_keeps_its_version
     assert sums(5) == 4.0
 
 
+def publish_pairs(store: Path) -> None:
+    """Publishes `summing` 2.0.0, which takes two numbers, twice as wide ones, and carries nothing."""
+    ends = [
+        helper.make_tensor_value_info("observation", TensorProto.DOUBLE, ["rows", 2]),
+        helper.make_tensor_value_info("action", TensorProto.DOUBLE, ["rows", 1]),
+    ]
+    axis = numpy_helper.from_array(np.array([1], np.int64), "axis")
+    node = helper.make_node("ReduceSum", ["observation", "axis"], ["action"])
+    graph = helper.make_graph([node], "pairs", ends[:1], ends[1:], [axis])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    publish(store, "summing", "2.0.0", model.SerializeToString(), PAIRS)
+
+
+PAIRS = """
+schema: 2
+name: summing
+version: 2.0.0
+description: Adds up two numbers.
+licence: Apache-2.0
+observation:
+- {name: observation, dtype: float64, shape: [2]}
+outputs:
+- {name: action, dtype: float64, shape: [1]}
+"""
+
+
+def test_after_a_switch_to_other_tensors_requests_have_the_new_ones_and_an_open_sequence_the_old(
+    start_daemon: StartDaemon, tmp_path: Path, connect: Connect
+) -> None:
+    store = publish_both(tmp_path / "store")
+    publish_pairs(store)
+    daemon = start_daemon(policy="summing@1.0.0", store=store)
+    client = connect(daemon)
+    sums = Sums(client)
+    sums(5, start=True)
+    switch(daemon, "2.0.0")
+    assert client.get_model_metadata("summing")["inputs"][0] == {
+        "name": "observation",
+        "datatype": "FP64",
+        "shape": [-1, 2],
+    }
+    came = client.infer("summing", [tensor(np.array([[3.0, 4.0]]))])
+    assert (came.as_numpy("action").tolist(), came.get_response()["model_version"]) == ([[7.0]], "2.0.0")
+    assert (sums(5), sums.version) == (2.0, "1.0.0")
+    with pytest.raises(InferenceServerException, match="expected datatype FP64, came FP32"):
+        sums()
+
+
 def test_a_request_keeps_no_version_that_serves_no_more(summing: Daemon, connect: Connect) -> None:
     sums = Sums(connect(summing))
     sums()
@@ -469,3 +518,6 @@ def test_a_version_with_a_share_is_answered_by_when_it_is_named_and_the_rows_say
     expected = [base + STEP * (version == "1.1.0") for version in versions]
     np.testing.assert_allclose(came.as_numpy("value"), expected, atol=1e-3)
     assert came.get_response()["model_version"] == versions[0]
+    client.infer(POLICY, [tensor(rows_of)], sequence_id=5, sequence_start=True, model_version="1.1.0")
+    going_on = client.infer(POLICY, [tensor(rows_of)], sequence_id=5, model_version="1.1.0")
+    np.testing.assert_allclose(going_on.as_numpy("value"), base + STEP, atol=1e-3)

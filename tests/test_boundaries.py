@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,18 @@ MAY_IMPORT = {
     "pilliond": {"pillion_protocol", "pillion_artifacts"},
     "pillion_bench": set(PACKAGES),
 }
+AS_ONE_MORE_CLIENT = {PACKAGES["pilliond"] / "kserve_line.py", PACKAGES["pilliond"] / "kserve_client.py"}
+"""They go through the daemon's own data path, with the code that every client speaks the wire with."""
 PUBLISHING = PACKAGES["pillion_artifacts"] / "publishing"
 HEAVY = {"torch", "stable_baselines3", "sb3_contrib", "onnx", "onnxscript", "sklearn", "skl2onnx"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
-def imported(package: str, without: Path | None = None) -> set[str]:
-    """The top-level modules that a package imports, in any function too; not those of the folder `without`."""
+def imported(package: str, without: Iterable[Path] = ()) -> set[str]:
+    """The top-level modules that a package imports, in any function too; not those of the files and folders `without`."""
     names: set[str] = set()
     for file in PACKAGES[package].rglob("*.py"):
-        if without is not None and file.is_relative_to(without):
+        if any(file.is_relative_to(each) for each in without):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
@@ -45,7 +48,15 @@ def imported(package: str, without: Path | None = None) -> set[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_between_our_packages_go_one_way(package: str) -> None:
-    assert imported(package) & set(PACKAGES) <= MAY_IMPORT[package] | {package}
+    assert imported(package, AS_ONE_MORE_CLIENT) & set(PACKAGES) <= MAY_IMPORT[package] | {package}
+
+
+def test_the_serving_process_does_not_hold_the_client() -> None:
+    code = "import sys, pilliond.serving, pilliond.staging; print(*sys.modules)"
+    came = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(came.stdout.split())
+    assert "pilliond.serving_loop" in loaded
+    assert not loaded & {"pillion", "aiohttp", "pilliond.kserve_client"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -68,7 +79,7 @@ def test_the_client_and_the_wire_need_three_packages() -> None:
 
 @pytest.mark.parametrize("package", ["pilliond", "pillion_artifacts"])
 def test_the_default_path_needs_no_torch(package: str) -> None:
-    assert not imported(package, without=PUBLISHING) & HEAVY
+    assert not imported(package, without=[PUBLISHING]) & HEAVY
 
 
 def test_what_publishes_is_not_imported_by_what_serves() -> None:

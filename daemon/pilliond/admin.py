@@ -20,6 +20,8 @@ from pilliond.exposition import PageCollector
 from pilliond.guard import guard
 from pilliond.health import Health, health_of
 from pilliond.info import Info, info_of
+from pilliond.kserve import KServeRoutes
+from pilliond.kserve_errors import kserve_errors
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
 from pilliond.listen import SocketFile
 from pilliond.metrics_page import Phase
@@ -35,7 +37,8 @@ _EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
 
 
 class Admin:
-    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info`, `/openapi.json` and `/v1`.
+    """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info`, `/openapi.json`, `/v1` and `/v2`.
+
     Owns its listening sockets and their files.
     """
 
@@ -48,6 +51,7 @@ class Admin:
         registry.register(PageCollector(supervisor, releases))
         registry.register(access.refusals)
         ProcessCollector(registry=registry)
+        self._kserve = KServeRoutes(supervisor)
         up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
         self.endpoints = [
             Endpoint(
@@ -63,9 +67,10 @@ class Admin:
             Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW, answer=Info),
             Endpoint("GET", "/openapi.json", self._openapi, "This description", Scope.VIEW, answer=dict[str, Any]),
             *PolicyRoutes(supervisor, releases).endpoints(),
+            *self._kserve.endpoints(),
         ]  # fmt: skip
         application = web.Application(
-            middlewares=[self._visitors.middleware(), problems, guard(access, self.endpoints)],
+            middlewares=[self._visitors.middleware(), kserve_errors, problems, guard(access, self.endpoints)],
             client_max_size=REQUEST_BYTES_MAX,
         )
         application.add_routes([endpoint.route() for endpoint in self.endpoints])
@@ -101,6 +106,7 @@ class Admin:
     async def stop(self) -> None:
         """Closes the port."""
         await self._runner.cleanup()
+        await self._kserve.close()
         for file in self._socket_files:
             file.remove()
 

@@ -46,6 +46,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """The type of its JSON where it did not do it; other than `Problem`, it is `application/json`."""
     media_types: tuple[str, ...] = ("text/plain",)
     """What it gives where that is not JSON."""
+    reads_body: bool = False
+    """Its handler reads the body as it comes, within a bound of its own, and it may be more than JSON."""
 
     def route(self) -> web.RouteDef:
         """As aiohttp takes it. What is looked at with GET can be asked for its head."""

@@ -20,9 +20,6 @@ from pilliond.problems import ProblemError
 from pilliond.scope import Scope
 
 _ASKER: Final = "pilliond.asker"
-_FORMS: Final = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
-"""What a browser sends to anywhere without asking first."""
-
 _IPV6_NEIGHBOURS: Final = 64
 """The bits of an address that a network gives to one of its hosts to choose from."""
 
@@ -36,8 +33,9 @@ def guard(access: Access, endpoints: Iterable[Endpoint]) -> Middleware:
         endpoint = _endpoint(request, table)
         scope = _scope(request, endpoint)
         if scope > Scope.OPEN:
-            _let_in(request, access, scope, endpoint)
-        await _read_body(request)
+            _let_in(request, access, scope)
+        if endpoint is None or not endpoint.reads_body:
+            await _read_body(request)
         return await handler(request)
 
     return guarded
@@ -64,7 +62,7 @@ def _scope(request: web.Request, endpoint: Endpoint | None) -> Scope:
     return Scope.VIEW if request.match_info.route.resource is None else Scope.ADMIN
 
 
-def _let_in(request: web.Request, access: Access, scope: Scope, endpoint: Endpoint | None) -> None:
+def _let_in(request: web.Request, access: Access, scope: Scope) -> None:
     """Notes who asks; raises `ProblemError`."""
     connection = None if request.transport is None else request.transport.get_extra_info("socket")
     if connection is None or connection.fileno() < 0:
@@ -72,8 +70,6 @@ def _let_in(request: web.Request, access: Access, scope: Scope, endpoint: Endpoi
     is_local = connection.family == socket.AF_UNIX
     try:
         request[_ASKER] = access.of_user(connection) if is_local else access.of_token(request.headers, scope)
-        if not is_local:
-            _check_content_type(request, endpoint)
     except Refused as refused:
         peer = f"user {user_id(connection)}" if is_local else _network_of(request.remote)
         wait_s = access.refusals.refuse(peer, refused.reason, request.method, request.path)
@@ -84,14 +80,6 @@ def _too_many(wait_s: int) -> ProblemError:
     detail = f"too many requests of this peer were refused: expected the next after {wait_s} s"
     headers = {"Retry-After": str(wait_s)}
     return ProblemError(HTTPStatus.TOO_MANY_REQUESTS, "too-many-refusals", detail, headers)
-
-
-def _check_content_type(request: web.Request, endpoint: Endpoint | None) -> None:
-    if endpoint is None or endpoint.body is None or not request.body_exists:
-        return
-    if request.content_type in _FORMS:
-        detail = f"expected Content-Type: application/json, came {request.content_type}"
-        raise Refused("content_type", ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", detail))
 
 
 async def _read_body(request: web.Request) -> None:

@@ -7,6 +7,7 @@ Memory at these limits, one policy of 28 KB rows (a stack of four 84×84 frames)
   last replies       one per handle, the size of its outputs
   states             states_mb_max, all handles of a recurrent policy together; once for each version where rows of a handle differ
   slots              slots_mb_max, all handles together; a page of it is memory only once it was written to
+  KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB
   old versions       old_mb_max; while one is loaded, the new version and the old ones at once
 """
 
@@ -74,6 +75,39 @@ RESTART_DELAY_S_MAX: Final = 5.0
 
 RESTARTS_WITHOUT_READY_MAX: Final = 5
 """Starts in a row that never came to READY before the daemon gives up."""
+
+KSERVE_REQUESTS_MAX: Final = 32
+"""Inference requests of the admin port at once; one more gets 503. Each may hold a body, and a handle."""
+
+KSERVE_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+"""An inference request, inflated. A policy with small observations takes less: what `rows_max` rows can need."""
+
+KSERVE_HEADER_BYTES_MAX: Final = 64 * 1024
+"""What an inference request says beside its numbers."""
+
+KSERVE_NUMBER_BYTES_MAX: Final = 32
+"""A number in JSON, with its comma and the blanks around it: 17 digits, a sign, a point, an exponent."""
+
+KSERVE_BODY_S_MAX: Final = 10.0
+"""How long a body may take to arrive: until then it takes one of `KSERVE_REQUESTS_MAX`."""
+
+KSERVE_ANSWER_S_MAX: Final = 10.0
+"""How long an inference may take, from the data path's begin to its answer."""
+
+KSERVE_IDLE_HANDLES_MAX: Final = 8
+"""Handles kept for the next request of as many rows, which then costs one round trip less; each leases a version."""
+
+KSERVE_IDLE_HANDLE_S: Final = 2.0
+"""How long they are kept: a version that is not current any more must not stay for their sake."""
+
+KSERVE_SEQUENCES_MAX: Final = 32
+"""Sequences at once; one more ends the one that was longest unused. With the requests that begin one they make 64 handles."""
+
+KSERVE_SEQUENCE_IDLE_S: Final = 60.0
+"""A sequence unused for this long is ended: nobody can tell that its client is gone."""
+
+KSERVE_SEEDS_MAX: Final = 10_000
+"""Seeds that are tried until those of a request fall to the version that it names: some 10 ms of the control process."""
 
 
 ADMIN_CONNECTIONS_MAX: Final = 128

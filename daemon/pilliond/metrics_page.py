@@ -79,6 +79,8 @@ class Place:
         self.first = _cells(4)
         self.failures, self.late, self.non_finite, self.episodes = range(self.first, self.first + 4)
         """Acts that the engine failed to run; whose budget was spent; whose outputs were not finite; and handles now."""
+        self.rows = _cells()
+        """Rows that it ran."""
         self.request_duration = Histogram(LATENCY_BUCKETS_NS)
         self.inference_duration = Histogram(LATENCY_BUCKETS_NS)
         self.end = self.inference_duration.sum_cell + 1
@@ -166,8 +168,10 @@ class MetricsPage:
         # `np.unique` would import at its first call, which is a pause, and needs a descriptor.
         for index in set(batches[:, 3].tolist()):
             place = PLACES[index]
+            runs = batches[batches[:, 3] == index]
+            self.cells[place.rows] += int(runs[:, 0].sum())
             self._observe(place.request_duration, acts[places == index, 1])
-            self._observe(place.inference_duration, batches[batches[:, 3] == index, 2])
+            self._observe(place.inference_duration, runs[:, 2])
 
     def _observe(self, histogram: Histogram, values: NDArray[np.int64]) -> None:
         self._add(histogram.first, np.searchsorted(histogram.edges_array, values), len(histogram.edges))

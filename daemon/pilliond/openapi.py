@@ -26,13 +26,17 @@ _MEANINGS: Final = {
     HTTPStatus.UNAUTHORIZED: "A token is needed, and none came, or one that nobody has.",
     HTTPStatus.FORBIDDEN: "The token's scope is below the one that is needed.",
     HTTPStatus.NOT_FOUND: "What the path or the body names is not there.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body was too slow to come.",
     HTTPStatus.CONFLICT: "It cannot be done as things stand: another operation is under way, or there is nothing to do it to.",
+    HTTPStatus.GONE: "The sequence, or the version that it holds, is gone.",
     HTTPStatus.PRECONDITION_FAILED: "Something has changed since the `ETag` in `If-Match`.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long.",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body says that it is not JSON, or is compressed.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "The version is damaged, not signed as it must be, or cannot have that name.",
     HTTPStatus.TOO_MANY_REQUESTS: "Too many tokens that nobody has came from there.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "The policy gave what JSON cannot say, or has failed.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The daemon is not ready, or cannot read its store.",
+    HTTPStatus.GATEWAY_TIMEOUT: "The budget was spent.",
 }
 
 
@@ -156,7 +160,9 @@ def refusals(endpoint: Endpoint) -> list[HTTPStatus]:
     if "{" in endpoint.path:
         found.add(HTTPStatus.NOT_FOUND)
     if endpoint.body is not None:
-        found |= {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
+        found |= {
+            HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        }  # fmt: skip
     if endpoint.scope >= Scope.OPERATE:
         found |= {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE}
     if takes_tag(endpoint):

@@ -24,7 +24,6 @@ REASONS: Final = (
     "user",
     "host",
     "origin",
-    "content_type",
     "too_many",
 )
 """Why a request was refused: the labels of `pillion_admin_refusals_total`."""

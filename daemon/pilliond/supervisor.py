@@ -90,6 +90,11 @@ class Supervisor:
         """How long the serving process looks without sleeping."""
         return self._settings.serving.busy_poll_us
 
+    @property
+    def rows_max(self) -> int:
+        """Rows that the serving process takes in one act."""
+        return self._settings.limits.rows_max
+
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
         """Keeps a serving process up until `stop`; raises `DaemonError` where that cannot be done."""
         failures = 0

@@ -212,7 +212,7 @@ def test_any_bytes_get_an_answer_or_the_end_of_the_connection(
 
 def test_a_head_can_be_asked_for_wherever_get_works(unchanged: Daemon) -> None:
     for path in ("/health", "/livez", "/readyz", "/info", "/metrics", "/openapi.json", "/v1/policies", PATH):
-        connection = unchanged._admin_connection()
+        connection = unchanged.admin_connection()
         try:
             connection.request("HEAD", path)
             response = connection.getresponse()
@@ -322,7 +322,7 @@ def test_a_store_that_is_damaged_is_told_from_one_that_cannot_be_read(followed: 
 def no_descriptor_left(daemon: Daemon) -> Iterator[http.client.HTTPConnection]:
     """The control process can open nothing meanwhile; gives a connection to it that was there before."""
     control = psutil.Process(daemon.pid)
-    connection = daemon._admin_connection()
+    connection = daemon.admin_connection()
     connection.request("GET", "/livez")
     assert connection.getresponse().read() == b"ok\n"
     taken = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}

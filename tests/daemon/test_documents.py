@@ -19,6 +19,9 @@ import numpy as np
 
 import pillion
 from pilliond.settings import Settings, load_settings
+from tests.conftest import StartDaemon
+from tests.daemon.tokens import make_token
+from tests.harness import Daemon
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,3 +90,33 @@ def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_where_the_u
     with typed(start, runtime) as ready:
         assert ready["listen"] == [f"lane://{runtime}/pillion/lane.sock", f"ipc://{runtime}/pillion/zmq.sock"]
         act_everywhere(ready)
+
+
+def test_the_examples_of_the_kserve_section_get_their_answers(
+    daemon: Daemon, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    page = ROOT / "daemon" / "README.md"
+    look, ask = [command for command in commands(page) if "/v2/" in command]
+
+    def answered(command: str) -> dict[str, Any]:
+        command = command.replace("http://127.0.0.1:9475", daemon.tcp_admin)
+        command = command.replace("$XDG_RUNTIME_DIR/pillion/admin.sock", daemon.admin.removeprefix("unix://"))
+        came = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=30, check=True)
+        told: dict[str, Any] = json.loads(came.stdout)
+        return told
+
+    assert answered(look)["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 8]}]
+    assert answered(ask)["outputs"][0]["shape"] == [1]
+    (code,) = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        if "tritonclient" in block
+    ]
+    (tmp_path / "operate-token").write_text(make_token(tmp_path / "tokens", "triton", "operate"))
+    guarded = start_daemon(settings={"admin__tokens_file": tmp_path / "tokens"})
+    code = code.replace("127.0.0.1:9475", guarded.tcp_admin.removeprefix("http://"))
+    came = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    assert (came.returncode, came.stderr) == (0, "")
+    assert re.fullmatch(r"\[[0-3] [0-3]\] 1\.0\.0\n", came.stdout)

@@ -1,0 +1,319 @@
+"""The admin port's `/v2`: KServe's inference protocol, for tools that speak it. A convenience; simulators take the lane."""
+
+from __future__ import annotations
+
+import secrets
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+import pilliond
+from pilliond.endpoints import Endpoint, Scope, body_of, json_response
+from pilliond.kserve_body import HEADER_LENGTH, Body, read_body
+from pilliond.kserve_client import Call, DataPath, Ran
+from pilliond.kserve_errors import ErrorBody, KServeError
+from pilliond.kserve_line import Target
+from pilliond.kserve_messages import (
+    IndexEntry,
+    IndexRequest,
+    InferAnswer,
+    InferParameters,
+    InferRequest,
+    Live,
+    ModelConfig,
+    ModelMetadata,
+    ModelReadiness,
+    RanParameters,
+    Readiness,
+    RequestedOutput,
+    ServerMetadata,
+    Statistics,
+)
+from pilliond.kserve_statistics import statistics_of
+from pilliond.kserve_tensors import (
+    body_bytes_max,
+    config_of,
+    decode_inputs,
+    encode_outputs,
+    metadata_of,
+    select_outputs,
+)
+from pilliond.limits import KSERVE_ANSWER_S_MAX, KSERVE_REQUESTS_MAX, KSERVE_SEEDS_MAX
+from pilliond.metrics_page import Phase
+from pilliond.sealed_version import SealedVersion
+from pilliond.shares import salt_of, unit_of
+from pilliond.supervisor import Supervisor
+
+_EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "sequence", "statistics"]
+_SEED_BITS: Final = 62
+_INFER_PROBLEMS: Final = (HTTPStatus.GONE, HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.GATEWAY_TIMEOUT)
+
+
+class KServeRoutes:
+    """The handlers below `/v2`. Owns its sessions with the serving process; `close` ends them."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._rows_max = supervisor.rows_max
+        self._data_path = DataPath(self._target)
+        self._running = 0
+
+    def endpoints(self) -> list[Endpoint]:
+        """What is served. To infer takes the engine's time from simulators: whoever may only look, may not."""
+        view, ok = Scope.VIEW, (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
+        rows = [
+            Endpoint("GET", "/v2", self._server, "What answers", view, ServerMetadata),
+            Endpoint("GET", "/v2/health/live", self._live, "Whether the daemon lives", Scope.OPEN, Live),
+            Endpoint(
+                "GET", "/v2/health/ready", self._ready, "Whether acts are answered", Scope.OPEN, Readiness, statuses=ok
+            ),
+            Endpoint(
+                "POST", "/v2/repository/index", self._index, "The loaded versions", view, list[IndexEntry],
+                body=IndexRequest,
+            ),
+            Endpoint("GET", "/v2/models/stats", self._all_statistics, "Counts of every version", view, Statistics),
+        ]  # fmt: skip
+        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            rows += [
+                Endpoint("GET", model, self._model, "A policy's tensors", view, ModelMetadata),
+                Endpoint(
+                    "GET", f"{model}/ready", self._model_ready, "Whether it is served", Scope.OPEN, ModelReadiness,
+                    statuses=ok,
+                ),
+                Endpoint("GET", f"{model}/config", self._config, "As Triton configures it", view, ModelConfig),
+                Endpoint("GET", f"{model}/stats", self._statistics, "Counts of its versions", view, Statistics),
+                Endpoint(
+                    "POST", f"{model}/infer", self._infer, "Actions for observations", Scope.OPERATE, InferAnswer,
+                    body=InferRequest, reads_body=True, problems=_INFER_PROBLEMS,
+                ),
+            ]  # fmt: skip
+        return [msgspec.structs.replace(row, error=ErrorBody) for row in rows]
+
+    async def close(self) -> None:
+        """Ends the sessions."""
+        await self._data_path.close()
+
+    # Looking
+
+    async def _server(self, request: web.Request) -> web.Response:
+        return json_response(ServerMetadata("pilliond", pilliond.__version__, _EXTENSIONS))
+
+    async def _live(self, request: web.Request) -> web.Response:
+        return json_response(Live(True))
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        return json_response(Readiness(self._is_ready), self._ready_status)
+
+    async def _model_ready(self, request: web.Request) -> web.Response:
+        version = self._asked(request)
+        return json_response(ModelReadiness(version.policy, self._is_ready), self._ready_status)
+
+    async def _model(self, request: web.Request) -> web.Response:
+        version = self._asked(request)
+        spec = version.card.spec()
+        return json_response(
+            ModelMetadata(
+                version.policy,
+                [each.version for each in self._answering()],
+                "onnx_onnxv1",
+                metadata_of(spec.observation),
+                metadata_of(spec.outputs),
+            )
+        )
+
+    async def _config(self, request: web.Request) -> web.Response:
+        version = self._asked(request)
+        spec = version.card.spec()
+        inputs, outputs = config_of(spec.observation), config_of(spec.outputs)
+        return json_response(
+            ModelConfig(version.policy, "onnxruntime_onnx", "onnxruntime", self._rows_max, inputs, outputs)
+        )
+
+    async def _statistics(self, request: web.Request) -> web.Response:
+        self._check_model(request)
+        wanted = [self._loaded(request)] if "version" in request.match_info else self._supervisor.residents
+        return json_response(statistics_of(wanted, self._supervisor.page))
+
+    async def _all_statistics(self, request: web.Request) -> web.Response:
+        return json_response(statistics_of(self._supervisor.residents, self._supervisor.page))
+
+    async def _index(self, request: web.Request) -> web.Response:
+        await body_of(request, IndexRequest)
+        answering = self._answering()
+        return json_response(
+            [
+                IndexEntry(each.policy, each.version, "READY", "" if each in answering else "it answers no new episode")
+                for each in self._supervisor.residents
+            ]
+        )
+
+    # Inferring
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        self._check_model(request)
+        self._loaded(request)
+        self._target()
+        if self._running >= KSERVE_REQUESTS_MAX:
+            raise KServeError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"expected at most {KSERVE_REQUESTS_MAX} requests at once, came one more",
+            )
+        self._running += 1
+        try:
+            specs = [version.card.spec() for version in self._supervisor.residents]
+            bytes_max = max(body_bytes_max(spec, self._rows_max) for spec in specs)
+            return await self._answer(request, await read_body(request, bytes_max))
+        finally:
+            self._running -= 1
+
+    async def _answer(self, request: web.Request, body: Body) -> web.Response:
+        asked = body.request
+        version = self._for(request, asked.parameters)
+        spec = version.card.spec()
+        rows, observation = decode_inputs(asked, body.binary, spec, self._rows_max)
+        wanted = select_outputs(asked, spec)
+        named = version if "version" in request.match_info else None
+        parameters = asked.parameters
+        ran = await self._data_path.run(
+            Call(
+                observation,
+                self._seeds(parameters, rows, named),
+                parameters.deterministic,
+                min(parameters.timeout, round(KSERVE_ANSWER_S_MAX * 1e6)),
+                named.digest if named else "",
+                parameters.sequence_id,
+                parameters.sequence_start,
+                parameters.sequence_end,
+            )
+        )
+        return self._response(asked, wanted, ran)
+
+    def _for(self, request: web.Request, parameters: InferParameters) -> SealedVersion:
+        """The version whose tensors a request has: that which its sequence began with, else the one that it names."""
+        if parameters.begins:
+            return self._asked(request)
+        digest = self._data_path.digest_of(parameters.sequence_id)
+        held = next((each for each in self._supervisor.residents if each.digest == digest), None)
+        return self._loaded(request) if held is None or "version" in request.match_info else held
+
+    def _response(self, asked: InferRequest, wanted: list[RequestedOutput], ran: Ran) -> web.Response:
+        tensors, frames = encode_outputs(ran.outputs, wanted, asked.parameters.binary_data_output)
+        versions = [self._version_of(digest) for digest in ran.row_digests]
+        differ = len(set(ran.row_digests)) > 1
+        head = msgspec.json.encode(
+            InferAnswer(
+                self._supervisor.stable.policy,
+                versions[0],
+                tensors,
+                RanParameters(ran.row_digests[0], ",".join(versions) if differ else ""),
+                asked.id,
+            )
+        )
+        if not frames:
+            return web.Response(body=head, content_type="application/json")
+        return web.Response(
+            body=b"".join([head, *frames]),
+            content_type="application/octet-stream",
+            headers={HEADER_LENGTH: str(len(head))},
+        )
+
+    def _seeds(self, parameters: InferParameters, rows: int, named: SealedVersion | None) -> list[int]:
+        """A seed for each row. Where nothing is drawn and none is named, all rows have one: they fall to one version."""
+        if parameters.seed is not None:
+            return [parameters.seed + row for row in range(rows)]
+        count = 1 if parameters.deterministic else rows
+        if named is not None and parameters.begins and self._supervisor.residents.arms:
+            seeds = self._seeds_for(named, count)
+        else:
+            seeds = [_random_seed() for _ in range(count)]
+        return seeds * (rows // count)
+
+    def _seeds_for(self, named: SealedVersion, count: int) -> list[int]:
+        """Seeds that fall to a version; raises `KServeError` where its share is so small that they are not found."""
+        salt = salt_of(named.policy)
+        found: list[int] = []
+        for _ in range(KSERVE_SEEDS_MAX):
+            seed = _random_seed()
+            if self._digest_for(unit_of(salt, seed)) == named.key:
+                found.append(seed)
+            if len(found) == count:
+                return found
+        raise KServeError(
+            HTTPStatus.NOT_FOUND,
+            f"version {named.version} has too small a share of the new episodes for {count} of them",
+        )
+
+    def _digest_for(self, unit: float) -> bytes:
+        """The version that an episode falls to, as `Router` decides it."""
+        end = 0.0
+        for arm in self._supervisor.residents.arms:
+            end += arm.share
+            if unit < end:
+                return arm.digest
+        return self._supervisor.stable.key
+
+    # What there is
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._supervisor.phase is Phase.READY
+
+    @property
+    def _ready_status(self) -> HTTPStatus:
+        return HTTPStatus.OK if self._is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+
+    def _target(self) -> Target:
+        """Where the data path is now, the lane where there is one; raises `KServeError`."""
+        supervisor = self._supervisor
+        if supervisor.ready is None or not self._is_ready:
+            phase = supervisor.phase.name.lower()
+            raise KServeError(HTTPStatus.SERVICE_UNAVAILABLE, f"the serving process is {phase}, not ready")
+        listen = supervisor.ready.listen
+        address = next((each for each in listen if each.startswith("lane://")), listen[0])
+        return Target(address, supervisor.starts, supervisor.stable.key)
+
+    def _answering(self) -> list[SealedVersion]:
+        """The versions that answer new episodes, the stable one first."""
+        residents = self._supervisor.residents
+        arms = [residents.find(arm.digest) for arm in residents.arms]
+        return [residents.stable, *(version for version in arms if version is not None)]
+
+    def _asked(self, request: web.Request) -> SealedVersion:
+        """The version that a request names, which must answer new episodes; the stable one where it names none."""
+        self._check_model(request)
+        answering = self._answering()
+        named = request.match_info.get("version")
+        version = next((each for each in answering if named in (None, each.version)), None)
+        if version is None:
+            served = ", ".join(each.version for each in answering)
+            raise KServeError(HTTPStatus.NOT_FOUND, f"version {_short(named)}: expected one that serves, {served}")
+        return version
+
+    def _loaded(self, request: web.Request) -> SealedVersion:
+        """The version that a request names, which must be loaded; the stable one where it names none."""
+        residents = self._supervisor.residents
+        named = request.match_info.get("version", residents.stable.version)
+        version = next((each for each in residents if each.version == named), None)
+        if version is None:
+            loaded = ", ".join(each.version for each in residents)
+            raise KServeError(HTTPStatus.NOT_FOUND, f"version {_short(named)}: expected one that is loaded, {loaded}")
+        return version
+
+    def _check_model(self, request: web.Request) -> None:
+        served, asked = self._supervisor.stable.policy, request.match_info["model"]
+        if asked != served:
+            raise KServeError(HTTPStatus.NOT_FOUND, f"model {_short(asked)}: expected {served}")
+
+    def _version_of(self, digest: str) -> str:
+        version = self._supervisor.residents.find(bytes.fromhex(digest.removeprefix("sha256:")))
+        return digest if version is None else version.version
+
+
+def _random_seed() -> int:
+    return secrets.randbits(_SEED_BITS)
+
+
+def _short(text: Any) -> str:
+    return repr(str(text)[:80])

@@ -1,0 +1,100 @@
+"""The body of an inference request: JSON, and behind it the raw bytes of the inputs that are not in it."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from pilliond.kserve_errors import KServeError, bad_request
+from pilliond.kserve_messages import InferRequest
+from pilliond.limits import KSERVE_BODY_S_MAX
+
+HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+"""The header, of requests and answers, that says where the JSON ends; without it all is JSON."""
+
+_ENCODINGS: Final = ("identity", "gzip", "deflate")
+_GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
+"""For zlib: look at the data which of the two it is."""
+
+_decoder = msgspec.json.Decoder(InferRequest)
+
+
+class Body(NamedTuple):
+    """A request that was read."""
+
+    request: InferRequest
+    binary: memoryview
+
+
+async def read_body(request: web.Request, bytes_max: int) -> Body:
+    """Reads, inflates and divides it.
+
+    Raises `KServeError`: 400; 408 where it does not arrive, 413 where it is more than `bytes_max` plain or inflated, 415
+    for an encoding other than gzip and deflate.
+    """
+    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in _ENCODINGS:
+        raise KServeError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Encoding: expected gzip or deflate, came {encoding[:20]!r}"
+        )
+    try:
+        async with asyncio.timeout(KSERVE_BODY_S_MAX):
+            data = await _read(request, bytes_max)
+    except TimeoutError:
+        raise KServeError(HTTPStatus.REQUEST_TIMEOUT, f"expected the body within {KSERVE_BODY_S_MAX:g} s") from None
+    except (ConnectionResetError, web.RequestPayloadError):
+        raise bad_request("body: expected as much as its head says, came less, or what is no chunk") from None
+    if encoding != "identity":
+        data = _inflated(data, bytes_max)
+    return _divide(data, request.headers.get(HEADER_LENGTH))
+
+
+async def _read(request: web.Request, bytes_max: int) -> bytes:
+    if (request.content_length or 0) > bytes_max:
+        raise _too_large(bytes_max)
+    data = bytearray()
+    async for chunk in request.content.iter_any():
+        data += chunk
+        if len(data) > bytes_max:
+            raise _too_large(bytes_max)
+    return bytes(data)
+
+
+def _inflated(data: bytes, bytes_max: int) -> bytes:
+    """What was compressed, without ever holding more than `bytes_max` of it."""
+    inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
+    try:
+        inflated = inflater.decompress(data, bytes_max + 1)
+    except zlib.error:
+        raise _not_compressed() from None
+    if len(inflated) > bytes_max:
+        raise _too_large(bytes_max)
+    if not inflater.eof or inflater.unused_data:
+        raise _not_compressed()
+    return inflated
+
+
+def _not_compressed() -> KServeError:
+    return bad_request("body: expected one gzip or zlib stream, as Content-Encoding says, came something else")
+
+
+def _too_large(bytes_max: int) -> KServeError:
+    return KServeError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: expected at most {bytes_max} bytes, came more")
+
+
+def _divide(data: bytes, said: str | None) -> Body:
+    length = len(data)
+    if said is not None:
+        if not (said.isascii() and said.isdecimal() and len(said) < 20 and int(said) <= len(data)):
+            raise bad_request(f"{HEADER_LENGTH}: expected 0 to {len(data)}, the bytes of the body, came {said[:20]!r}")
+        length = int(said)
+    view = memoryview(data)
+    try:
+        return Body(_decoder.decode(view[:length]), view[length:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"body: {error}") from None

@@ -1,0 +1,35 @@
+"""What the metrics page says of each version, in the words of Triton's statistics extension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pilliond.kserve_messages import Duration, InferenceStatistics, ModelStatistics, Statistics
+from pilliond.metrics_page import PLACES, Histogram, MetricsPage
+from pilliond.sealed_version import SealedVersion
+
+
+def statistics_of(versions: Iterable[SealedVersion], page: MetricsPage) -> Statistics:
+    """The statistics of versions that are loaded."""
+    return Statistics([_of(version, page) for version in versions])
+
+
+def _of(version: SealedVersion, page: MetricsPage) -> ModelStatistics:
+    place, cells = PLACES[version.place], page.cells
+    runs = _duration(place.inference_duration, page)
+    return ModelStatistics(
+        name=version.policy,
+        version=version.version,
+        inference_count=cells[place.rows],
+        execution_count=runs.count,
+        inference_stats=InferenceStatistics(
+            success=_duration(place.request_duration, page),
+            fail=Duration(cells[place.failures] + cells[place.late], 0),
+            compute_infer=runs,
+        ),
+    )
+
+
+def _duration(histogram: Histogram, page: MetricsPage) -> Duration:
+    count = sum(page.cells[histogram.first : histogram.sum_cell])
+    return Duration(count, page.cells[histogram.sum_cell])

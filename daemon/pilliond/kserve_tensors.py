@@ -1,0 +1,199 @@
+"""Tensors of `/v2`: from JSON or raw bytes to the rows of a spec, and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_protocol import Spec, TensorSpec
+from pillion_protocol.specs import DType
+from pilliond.kserve_errors import KServeError, bad_request
+from pilliond.kserve_messages import (
+    DATATYPES,
+    BinarySize,
+    InferRequest,
+    InputTensor,
+    OutputTensor,
+    RequestedOutput,
+    TensorConfig,
+    TensorMetadata,
+)
+from pilliond.limits import KSERVE_BODY_BYTES_MAX, KSERVE_HEADER_BYTES_MAX, KSERVE_NUMBER_BYTES_MAX
+
+Array = NDArray[Any]
+
+_NESTED: Final = re.compile(rb"\s*\[\s*\[")
+
+
+def metadata_of(tensors: list[TensorSpec]) -> list[TensorMetadata]:
+    """Tensors of a spec as the protocol describes them."""
+    return [TensorMetadata(tensor.name, DATATYPES[tensor.dtype], [-1, *tensor.shape]) for tensor in tensors]
+
+
+def config_of(tensors: list[TensorSpec]) -> list[TensorConfig]:
+    """Tensors of a spec as Triton's configuration has them."""
+    return [TensorConfig(tensor.name, f"TYPE_{DATATYPES[tensor.dtype]}", tensor.shape) for tensor in tensors]
+
+
+def body_bytes_max(spec: Spec, rows_max: int) -> int:
+    """How much a request for `rows_max` rows may hold, as numbers in JSON, which is the longer way to say them."""
+    numbers = sum(math.prod(tensor.shape) for tensor in spec.observation) * rows_max
+    return min(KSERVE_HEADER_BYTES_MAX + numbers * KSERVE_NUMBER_BYTES_MAX, KSERVE_BODY_BYTES_MAX)
+
+
+def decode_inputs(request: InferRequest, binary: memoryview, spec: Spec, rows_max: int) -> tuple[int, dict[str, Array]]:
+    """The rows of a request, and the observations by name, each of shape [rows, …] in the spec's dtype.
+
+    `binary` is what follows the JSON: the inputs that are not in it, one behind another. Raises `KServeError` (400)
+    for anything that the spec does not have.
+    """
+    given = _by_name(request.inputs, [tensor.name for tensor in spec.observation], "input")
+    for tensor in spec.observation:
+        if tensor.name not in given:
+            raise bad_request(f"input {tensor.name!r}: expected, came none")
+    rows = _rows(request.inputs, rows_max)
+    tensors = {tensor.name: tensor for tensor in spec.observation}
+    arrays: dict[str, Array] = {}
+    offset = 0
+    for each in request.inputs:
+        tensor = tensors[each.name]
+        _check_form(each, tensor, rows)
+        size = each.parameters.binary_data_size
+        if size is None:
+            arrays[each.name] = _from_json(each, tensor, rows)
+        else:
+            arrays[each.name] = _from_bytes(each, tensor, rows, binary[offset : offset + size])
+            offset += size
+    if offset != len(binary):
+        raise bad_request(f"binary data: expected {offset} bytes behind the JSON, came {len(binary)}")
+    return rows, arrays
+
+
+def select_outputs(request: InferRequest, spec: Spec) -> list[RequestedOutput]:
+    """The outputs that a request asks for, in its order; all of them where it names none. Raises `KServeError` (400)."""
+    if not request.outputs:
+        return [RequestedOutput(tensor.name) for tensor in spec.outputs]
+    _by_name(request.outputs, [tensor.name for tensor in spec.outputs], "output")
+    for each in request.outputs:
+        if each.parameters.classification:
+            raise bad_request(f"output {each.name!r}: there is no classification here")
+        if each.parameters.shared_memory_region:
+            raise bad_request(f"output {each.name!r}: there is no shared memory here")
+    return request.outputs
+
+
+def encode_outputs(
+    outputs: dict[str, Array], wanted: list[RequestedOutput], all_binary: bool
+) -> tuple[list[OutputTensor], list[bytes]]:
+    """What the answer says of each output, and the bytes that follow its JSON.
+
+    Raises `KServeError` (500) for a number that JSON has no word for.
+    """
+    tensors, frames = [], []
+    for each in wanted:
+        array = outputs[each.name]
+        datatype, shape = DATATYPES[array.dtype.name], list(array.shape)
+        asked = each.parameters.binary_data
+        if all_binary if asked is None else asked:
+            frames.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            tensors.append(OutputTensor(each.name, datatype, shape, BinarySize(len(frames[-1]))))
+        else:
+            tensors.append(OutputTensor(each.name, datatype, shape, data=_to_json(each.name, array)))
+    return tensors, frames
+
+
+def _to_json(name: str, array: Array) -> list[Any]:
+    if not np.isfinite(array).all():
+        raise KServeError(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            f"output {name!r} holds a NaN or an infinity, which JSON cannot say: ask for binary data",
+        )
+    numbers: list[Any] = array.reshape(-1).tolist()
+    return numbers
+
+
+def _by_name(tensors: list[Any], known: list[str], word: str) -> set[str]:
+    """The names, each a known one and there once."""
+    names: set[str] = set()
+    for tensor in tensors:
+        if tensor.name not in known:
+            raise bad_request(f"{word} {tensor.name[:80]!r}: expected one of {', '.join(known)}")
+        if tensor.name in names:
+            raise bad_request(f"{word} {tensor.name!r}: expected once, came twice")
+        names.add(tensor.name)
+    return names
+
+
+def _rows(inputs: list[InputTensor], rows_max: int) -> int:
+    """The leading axis, which all inputs share."""
+    rows = inputs[0].shape[0] if inputs[0].shape else 0
+    if not 1 <= rows <= rows_max:
+        raise bad_request(f"input {inputs[0].name!r}: expected 1 to {rows_max} rows, came shape {inputs[0].shape}")
+    return rows
+
+
+def _check_form(given: InputTensor, tensor: TensorSpec, rows: int) -> None:
+    datatype, shape = DATATYPES[tensor.dtype], [rows, *tensor.shape]
+    if given.datatype != datatype:
+        raise bad_request(f"input {tensor.name!r}: expected datatype {datatype}, came {given.datatype[:20]}")
+    if given.shape != shape:
+        raise bad_request(f"input {tensor.name!r}: expected shape {shape}, came {given.shape}")
+    if given.parameters.shared_memory_region:
+        raise bad_request(f"input {tensor.name!r}: there is no shared memory here, send its data")
+    if bool(bytes(given.data)) == (given.parameters.binary_data_size is not None):
+        raise bad_request(f"input {tensor.name!r}: expected either data or binary_data_size")
+
+
+def _from_bytes(given: InputTensor, tensor: TensorSpec, rows: int, data: memoryview) -> Array:
+    expected, said = rows * tensor.row_bytes, given.parameters.binary_data_size
+    if said != expected or len(data) != expected:
+        raise bad_request(
+            f"input {tensor.name!r}: expected {expected} bytes of binary data, said {said}, came {len(data)}"
+        )
+    array: Array = np.frombuffer(data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(rows, *tensor.shape)
+    if tensor.dtype == "bool" and array.view(np.uint8).max() > 1:
+        raise bad_request(f"input {tensor.name!r}: expected bytes 0 and 1")
+    return array
+
+
+def _from_json(given: InputTensor, tensor: TensorSpec, rows: int) -> Array:
+    shape = (rows, *tensor.shape)
+    depth = len(shape) if _NESTED.match(given.data) else 1
+    try:
+        # What is too great for a float becomes an infinity, which the data path refuses.
+        with np.errstate(over="ignore"):
+            array: Array = np.array(_decoder(tensor.dtype, depth).decode(given.data), tensor.dtype)
+    except msgspec.MsgspecError as error:
+        raise bad_request(f"input {tensor.name!r}: data: {error}") from None
+    except OverflowError:
+        raise bad_request(f"input {tensor.name!r}: expected {given.datatype}, came a number beyond it") from None
+    except ValueError:
+        raise bad_request(
+            f"input {tensor.name!r}: expected data of shape {list(shape)}, came lists of several lengths"
+        ) from None
+    if array.shape != shape and (array.ndim != 1 or array.size != math.prod(shape)):
+        raise bad_request(f"input {tensor.name!r}: expected data of shape {list(shape)}, came {list(array.shape)}")
+    return array.reshape(shape)
+
+
+@cache
+def _decoder(dtype: DType, depth: int) -> msgspec.json.Decoder[Any]:
+    """Decodes lists within lists, `depth` of them, of numbers that the dtype has."""
+    kind = np.dtype(dtype).kind
+    numbers: Any = {"f": float, "b": bool}.get(kind) or _integers(dtype)
+    for _ in range(depth):
+        numbers = list[numbers]
+    return msgspec.json.Decoder(numbers)
+
+
+def _integers(dtype: str) -> Any:
+    bounds = np.iinfo(dtype)
+    # msgspec compares with 64 bits and a sign; numpy refuses what is beyond a uint64.
+    return Annotated[int, msgspec.Meta(ge=int(bounds.min), le=int(bounds.max) if dtype != "uint64" else None)]

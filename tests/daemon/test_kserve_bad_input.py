@@ -1,0 +1,282 @@
+"""What `/v2` cannot answer gets a status and a sentence, and nobody else notices."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pillion
+from pillion_protocol import ErrorCode
+from pilliond.kserve_errors import STATUSES
+from pilliond.kserve_messages import DATATYPES
+from tests.conftest import StartDaemon
+from tests.harness import Daemon
+
+INFER = "/v2/models/lunar-lander/infer"
+HEADER = "Inference-Header-Content-Length"
+ROW = [0.0] * 8
+FLOATS = np.zeros((1, 8), np.float32).tobytes()
+
+
+def an_input(**fields: Any) -> dict[str, Any]:
+    return {"name": "observation", "shape": [1, 8], "datatype": "FP32", **fields}
+
+
+def asking(*inputs: Any, **fields: Any) -> dict[str, Any]:
+    return {"inputs": list(inputs), **fields}
+
+
+GOOD = asking(an_input(data=ROW))
+
+
+@pytest.fixture(scope="module")
+def lander(module_daemon: StartDaemon) -> Daemon:
+    return module_daemon()
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else_notices(lander: Daemon) -> Iterator[None]:
+    """An episode that goes on beside it is answered alike before and after."""
+    with pillion.connect(lander.address) as session, session.begin(seed=1) as episode:
+        before = episode.act(np.zeros(8, np.float32))
+        yield
+        assert episode.act(np.zeros(8, np.float32)) == before
+    status, told, _ = lander.ask("POST", INFER, GOOD)
+    assert (status, told["outputs"][0]["data"]) == (200, [int(before)])
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (asking(), "input 'observation': expected, came none"),
+        (asking(an_input(data=ROW), an_input(data=ROW)), "input 'observation': expected once, came twice"),
+        (asking(an_input(name="other", data=ROW)), "input 'other': expected one of observation"),
+        (asking(an_input(shape=[1, 7], data=[0.0] * 7)), "expected shape [1, 8], came [1, 7]"),
+        (asking(an_input(shape=[8], data=ROW)), "expected shape [8, 8], came [8]"),
+        (asking(an_input(shape=[], data=ROW)), "expected 1 to 256 rows, came shape []"),
+        (asking(an_input(shape=[0, 8], data=[])), "expected 1 to 256 rows, came shape [0, 8]"),
+        (asking(an_input(shape=[257, 8], data=[])), "expected 1 to 256 rows, came shape [257, 8]"),
+        (asking(an_input(shape=[2**62, 8], data=ROW)), "expected 1 to 256 rows"),
+        (asking(an_input(shape=[-1, 8], data=ROW)), "Expected `int` >= 0 - at `$.inputs[0].shape[0]`"),
+        (asking(an_input(shape=[1.5, 8], data=ROW)), "Expected `int`, got `float`"),
+        (asking(an_input(datatype="FP64", data=ROW)), "expected datatype FP32, came FP64"),
+        (asking(an_input(datatype="BYTES", data=["a"] * 8)), "expected datatype FP32, came BYTES"),
+        (asking(an_input(data=["a"] * 8)), "data: Expected `float`, got `str` - at `$[0]`"),
+        (asking(an_input(data=[None] * 8)), "data: Expected `float`, got `null` - at `$[0]`"),
+        (asking(an_input(data=[*ROW[:7], True])), "data: Expected `float`, got `bool` - at `$[7]`"),
+        (asking(an_input(data={"0": 1})), "data: Expected `array`, got `object`"),
+        (asking(an_input(data=ROW[:7])), "expected data of shape [1, 8], came [7]"),
+        (asking(an_input(data=[ROW, ROW])), "expected data of shape [1, 8], came [2, 8]"),
+        (asking(an_input(data=[[0.0], ROW])), "expected data of shape [1, 8], came lists of several lengths"),
+        (asking(an_input(data=[1e39] * 8)), "non_finite: observation 'observation' is not finite"),
+        (asking(an_input()), "expected either data or binary_data_size"),
+        (asking(an_input(data=ROW, parameters={"binary_data_size": 32})), "expected either data or binary_data_size"),
+        (asking(an_input(parameters={"binary_data_size": 32})), "expected 32 bytes of binary data, said 32, came 0"),
+        (asking(an_input(parameters={"shared_memory_region": "x"})), "there is no shared memory here"),
+        (asking(an_input(data=ROW), outputs=[{"name": "other"}]), "output 'other': expected one of action"),
+        (asking(an_input(data=ROW), outputs=[{"name": "action"}] * 2), "output 'action': expected once, came twice"),
+        (
+            asking(an_input(data=ROW), outputs=[{"name": "action", "parameters": {"classification": 2}}]),
+            "there is no classification here",
+        ),
+        (
+            asking(an_input(data=ROW), outputs=[{"name": "action", "parameters": {"shared_memory_region": "x"}}]),
+            "there is no shared memory here",
+        ),
+        (asking(an_input(data=ROW), parameters={"sed": 1}), "contains unknown field `sed`"),
+        (asking(an_input(data=ROW), parameters={"seed": -1}), "$.parameters.seed"),
+        (asking(an_input(data=ROW), parameters={"seed": 2**63}), "$.parameters.seed"),
+        (asking(an_input(data=ROW), parameters={"timeout": -1}), "$.parameters.timeout"),
+        (asking(an_input(data=ROW), parameters={"sequence_id": 5}), "sequence 5: it is not open"),
+        (
+            asking(an_input(data=ROW), parameters={"sequence_id": "five", "sequence_end": True}),
+            "'five': it is not open",
+        ),
+        ({}, "missing required field `inputs`"),
+        ([], "Expected `object`, got `array`"),
+        (b"", "body: "),
+        (b"\xff\xfe", "body: "),
+        (b"[" * 60_000, "body: "),
+        (b'{"inputs": [{"name": "observation", "shape": [1, 8], "datatype": "FP32", "data": [NaN]}]}', "body: "),
+        (json.dumps(asking(an_input(data=0))).replace(": 0}", ": " + "[" * 5_000 + "]" * 5_000 + "}").encode(), ""),
+    ],
+)
+def test_a_request_that_does_not_fit_the_policy_is_told_what_does(body: Any, sentence: str, lander: Daemon) -> None:
+    status, told, headers = lander.ask("POST", INFER, body)
+    assert (status, list(told), headers["Content-Type"].split(";")[0]) == (400, ["error"], "application/json")
+    assert sentence in told["error"]
+    assert "\n" not in told["error"]
+    assert len(told["error"]) < 400
+
+
+def binary(*parts: bytes, **fields: Any) -> bytes:
+    return b"".join([json.dumps(asking(an_input(parameters={"binary_data_size": 32}, **fields))).encode(), *parts])
+
+
+LENGTH = len(binary())
+
+
+@pytest.mark.parametrize(
+    ("length", "body", "sentence"),
+    [
+        (LENGTH, binary(FLOATS[:31]), "said 32, came 31"),
+        (LENGTH, binary(FLOATS, b"\0"), "expected 32 bytes behind the JSON, came 33"),
+        (LENGTH, binary(), "said 32, came 0"),
+        (
+            LENGTH,
+            binary(struct.pack("<8f", *[float("nan")] * 8)),
+            "non_finite: observation 'observation' is not finite",
+        ),
+        (LENGTH + 33, binary(FLOATS), "Inference-Header-Content-Length: expected 0 to"),
+        (LENGTH + 32, binary(FLOATS), "body: "),
+        (LENGTH - 1, binary(FLOATS), "body: "),
+        (0, binary(FLOATS), "body: "),
+        (-1, binary(FLOATS), "Inference-Header-Content-Length: expected 0 to"),
+        ("9" * 40, binary(FLOATS), "Inference-Header-Content-Length: expected 0 to"),
+        ("two", binary(FLOATS), "Inference-Header-Content-Length: expected 0 to"),
+        (len(json.dumps(GOOD)), json.dumps(GOOD).encode() + b"more", "expected 0 bytes behind the JSON, came 4"),
+    ],
+)
+def test_binary_data_that_is_not_what_was_said_is_refused(
+    length: Any, body: bytes, sentence: str, lander: Daemon
+) -> None:
+    status, told, _ = lander.ask("POST", INFER, body, {HEADER: str(length)})
+    assert status == 400
+    assert sentence in told["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v2/models/another/infer", 404),
+        ("POST", "/v2/models/lunar-lander/versions/9.0.0/infer", 404),
+        ("GET", "/v2/models/another", 404),
+        ("GET", "/v2/models/lunar-lander/versions/stable", 404),
+        ("GET", "/v2/models/lunar-lander/versions/9.0.0/stats", 404),
+        ("GET", "/v2/models/another/stats", 404),
+        ("GET", "/v2/nothing", 404),
+        ("POST", "/v2/repository/models/lunar-lander/load", 404),
+        ("POST", "/v2/repository/index", 400),
+        ("GET", INFER, 405),
+        ("DELETE", "/v2", 405),
+    ],
+)
+def test_what_is_not_there_is_an_error_in_the_protocols_words(
+    method: str, path: str, status: int, lander: Daemon
+) -> None:
+    came, told, headers = lander.ask(method, path, [] if method == "POST" else None)
+    assert (came, list(told), headers["Content-Type"]) == (status, ["error"], "application/json")
+    assert ("Allow" in headers) == (status == 405)
+
+
+def test_a_body_that_is_too_large_is_refused_plain_or_inflated(lander: Daemon) -> None:
+    blanks = b" " * 20_000_000
+    for body, headers in ((blanks, {}), (gzip.compress(blanks), {"Content-Encoding": "gzip"})):
+        status, told, _ = lander.ask("POST", INFER, body, headers)
+        assert status == 413
+        # 64 KB, and 32 bytes for each of 256 × 8 numbers
+        assert told["error"] == "body: expected at most 131072 bytes, came more"
+
+
+def test_a_body_that_is_not_compressed_as_it_says_is_refused(lander: Daemon) -> None:
+    packed = gzip.compress(json.dumps(GOOD).encode())
+    for data in (b"not gzip at all", packed[:-12], packed + b"more", b""):
+        status, told, _ = lander.ask("POST", INFER, data, {"Content-Encoding": "gzip"})
+        assert status == 400
+        assert "expected one gzip or zlib stream" in told["error"]
+    assert lander.ask("POST", INFER, packed, {"Content-Encoding": "gzip"})[0] == 200
+    status, told, _ = lander.ask("POST", INFER, packed, {"Content-Encoding": "br"})
+    assert (status, told["error"]) == (415, "Content-Encoding: expected gzip or deflate, came 'br'")
+
+
+def test_a_content_length_beyond_all_bounds_is_refused_before_anything_is_read(lander: Daemon) -> None:
+    status, told = _raw(lander, b"", {"Content-Length": "1000000000000"})
+    assert status == 413
+    assert "came more" in json.loads(told)["error"]
+
+
+@pytest.mark.parametrize("rest", ["Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n5\r\n{"])
+def test_a_client_that_goes_away_in_the_middle_of_its_body_disturbs_nobody(rest: str, lander: Daemon) -> None:
+    for _ in range(5):
+        connection = lander.admin_connection()
+        connection.connect()
+        connection.sock.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{rest}".encode())
+        # What comes later on another connection shows that this head was read.
+        assert lander.ask("POST", INFER, GOOD)[0] == 200
+        connection.close()
+    assert lander.ask("POST", INFER, GOOD)[0] == 200
+    assert "Traceback" not in lander.stderr
+
+
+def _raw(daemon: Daemon, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    """Status and body of a request whose headers are sent as they are."""
+    connection = daemon.admin_connection()
+    try:
+        connection.putrequest("POST", INFER)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+_numbers = st.integers() | st.floats(width=32) | st.booleans() | st.none() | st.text(max_size=3)
+_nested = st.recursive(_numbers, lambda inner: st.lists(inner, max_size=9), max_leaves=30)
+_inputs = st.fixed_dictionaries(
+    {
+        "name": st.just("observation") | st.text(max_size=5),
+        "shape": st.just([1, 8]) | st.lists(st.integers(-1, 9), max_size=3),
+        "datatype": st.sampled_from(sorted(DATATYPES.values())) | st.just("FP32"),
+    },
+    optional={
+        "data": st.just(ROW) | _nested,
+        "parameters": st.fixed_dictionaries({}, optional={"binary_data_size": st.just(32) | st.integers()}),
+    },
+)
+_requests = st.fixed_dictionaries(
+    {"inputs": st.lists(_inputs, max_size=2)},
+    optional={
+        "id": st.text(max_size=5),
+        "outputs": st.lists(st.fixed_dictionaries({"name": st.just("action") | st.text(max_size=5)}), max_size=2),
+        "parameters": st.dictionaries(
+            st.sampled_from(["seed", "timeout", "priority", "deterministic", "binary_data_output"]),
+            _numbers,
+            max_size=3,
+        ),
+    },
+)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=_requests, data=st.binary(max_size=40) | st.just(FLOATS), cut=st.integers(-2, 2))
+def test_anything_like_a_request_gets_an_answer_or_a_sentence(
+    lander: Daemon, asked: dict[str, Any], data: bytes, cut: int
+) -> None:
+    text = json.dumps(asked).encode()
+    status, told = _raw(lander, text + data, {HEADER: str(len(text) + cut)})
+    assert status in (200, 400, 504)
+    if status != 200:
+        assert list(msgspec.json.decode(told)) == ["error"]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=100), length=st.none() | st.integers(-1, 120))
+def test_any_bytes_get_a_sentence(lander: Daemon, body: bytes, length: int | None) -> None:
+    status, told = _raw(lander, body, {} if length is None else {HEADER: str(length)})
+    assert (status, list(msgspec.json.decode(told))) == (400, ["error"])
+
+
+def test_every_error_of_the_data_path_has_a_status() -> None:
+    assert set(STATUSES) == set(ErrorCode)
+    assert all(status >= 400 for status in STATUSES.values())

@@ -1,0 +1,44 @@
+"""The types of `/v2`: each can be described by a JSON Schema, and each endpoint names what it takes and gives."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+
+from pilliond.endpoints import Scope
+from pilliond.kserve import KServeRoutes
+from pilliond.kserve_errors import ErrorBody
+from pilliond.supervisor import Supervisor
+
+
+class NoSupervisor:
+    """All that is asked of one before the first request."""
+
+    rows_max = 256
+
+
+def test_every_endpoint_has_types_that_a_schema_describes() -> None:
+    endpoints = KServeRoutes(cast(Supervisor, NoSupervisor())).endpoints()
+    kinds = [kind for each in endpoints for kind in (each.answer, each.body) if kind is not None]
+    assert all(each.answer is not None for each in endpoints)
+    assert all((each.body is not None) == (each.method == "POST") for each in endpoints)
+    schemas, components = msgspec.json.schema_components([*kinds, ErrorBody])
+    assert len(schemas) == len(kinds) + 1
+    assert components["InferRequest"]["required"] == ["inputs"]
+
+
+def test_whoever_may_only_look_may_not_infer_and_health_is_for_everybody() -> None:
+    endpoints = KServeRoutes(cast(Supervisor, NoSupervisor())).endpoints()
+    scopes = {each.path: each.scope for each in endpoints}
+    assert scopes["/v2/models/{model}/infer"] is Scope.OPERATE
+    assert {path for path, scope in scopes.items() if scope is Scope.OPEN} == {
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{model}/ready",
+        "/v2/models/{model}/versions/{version}/ready",
+    }
+    assert [each.path for each in endpoints if each.reads_body] == [
+        "/v2/models/{model}/infer",
+        "/v2/models/{model}/versions/{version}/infer",
+    ]

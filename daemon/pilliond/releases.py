@@ -58,7 +58,7 @@ class Releases:
         self._supervisor = supervisor
         self._log = log
         self._task: asyncio.Task[None] | None = None
-        self._has_begun = False
+        self._has_begun = asyncio.Event()
         """Whether the task has: one that is cancelled before does not clean up after itself."""
         self._waiting: SealedVersion | None = None
         self._seen = supervisor.stable.digest
@@ -126,8 +126,8 @@ class Releases:
 
     async def cancel(self, why: str) -> Operation | None:
         """Gives up what is being staged; gives the operation that was cancelled, or None."""
-        while self._task is not None and not self._has_begun:
-            await asyncio.sleep(0)
+        while self._task is not None and not self._has_begun.is_set():
+            await self._has_begun.wait()
         task, operation = self._task, self.current
         if task is None or operation is None or operation.step in ("switching", "loading"):
             return None
@@ -200,13 +200,13 @@ class Releases:
         was = self._supervisor.stable.version
         operation = begin_operation(number, kind, target.policy, target.version, target.digest, was, by, reason)
         self.operations = [*self.operations[1 - OPERATIONS_KEPT :], operation]
-        self._has_begun = False
+        self._has_begun.clear()
         self.revision += 1
         self._log.info(f"{kind}_begun", **_for_log(operation))
         return operation
 
     async def _run(self, operation: Operation, work: Any) -> None:
-        self._has_begun = True
+        self._has_begun.set()
         try:
             await work
             operation.end(Outcome.DONE)

@@ -50,7 +50,7 @@ class Visitors:
 class AdminSite(web.BaseSite):
     """Owns a listening socket and the connections that came of it until they are shaken hands with.
 
-    Rule: of `ADMIN_CONNECTIONS_MAX` connections, the one that has been without a request for longest goes for another one.
+    Rule: of `ADMIN_CONNECTIONS_MAX` connections, the oldest of those whose request is not being answered goes for another one.
     """
 
     def __init__(

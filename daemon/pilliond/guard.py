@@ -72,7 +72,8 @@ def _let_in(request: web.Request, access: Access, scope: Scope) -> None:
         request[_ASKER] = access.of_user(connection) if is_local else access.of_token(request.headers, scope)
     except Refused as refused:
         peer = f"user {user_id(connection)}" if is_local else _network_of(request.remote)
-        wait_s = access.refusals.refuse(peer, refused.reason, request.method, request.path)
+        # As it came, so that it stays on its line in the log.
+        wait_s = access.refusals.refuse(peer, refused.reason, request.method, request.rel_url.raw_path)
         raise (_too_many(wait_s) if wait_s else refused.problem) from None
 
 

@@ -111,7 +111,7 @@ KSERVE_SEEDS_MAX: Final = 10_000
 
 
 ADMIN_CONNECTIONS_MAX: Final = 128
-"""Connections at one address of the admin port; for another one, that which has waited longest for its request goes."""
+"""Connections at one address of the admin port; for another one, the oldest that is not being answered goes."""
 
 ADMIN_HEAD_S_MAX: Final = 5.0
 """How long a connection of the admin port may take for a request's head, the first or the next; then it is closed."""

@@ -262,6 +262,14 @@ def test_who_is_refused_often_is_told_to_wait_and_a_right_token_never_is(
     assert "pillion_" not in daemon.stderr
 
 
+def test_a_refused_request_is_logged_as_it_came_and_without_its_query(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    assert asked(daemon.tcp_admin, "POST", "/a%0Aready%20fake?token=pillion_x", "pillion_x").status == 401
+    # A line break of the path must not begin a line of the log.
+    assert daemon.wait_for_event("admin_refused")["path"] == "/a%0Aready%20fake"
+    assert "pillion_x" not in daemon.stderr
+
+
 def test_a_token_whose_scope_is_too_small_is_told_so_each_time(guarded: Daemon, secrets: dict[str, str]) -> None:
     source = another_address()
     before = guarded.metric("pillion_admin_refusals_total", reason="scope")

@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from pilliond.errors import SettingsError
 from pilliond.settings import Settings, load_settings
+from pilliond.tls import TlsIdentity
 from tests.daemon.tokens import asked, make_token
 from tests.harness import ROOT, START_S_MAX, STORE, running
 
@@ -31,6 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         key.chmod(0o600)
     (folder / "open.key").write_bytes((folder / "good.key").read_bytes())
     (folder / "open.key").chmod(0o644)
+    sealed = load_pem_private_key((folder / "good.key").read_bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"passphrase")
+    )
+    (folder / "sealed.key").touch(mode=0o600)
+    (folder / "sealed.key").write_bytes(sealed)
     make_token(folder / "tokens", "ann", "admin")
     os.mkfifo(folder / "pipe", 0o600)
     (folder / "open-tokens").write_bytes((folder / "tokens").read_bytes())
@@ -48,31 +60,20 @@ TLS = {"certificate_file": "good.crt", "key_file": "good.key"}
     ("address", "files", "message"),
     [
         ("http://0.0.0.0:0", {}, "expected https:// off loopback"),
-        ("http://0.0.0.0:0", {"tokens_file": "tokens", **TLS}, "expected https:// off loopback"),
-        ("http://[::]:0", {"tokens_file": "tokens"}, "expected https:// off loopback"),
         (WIDE, TLS, "would be open to other hosts: expected an admin.tokens_file (make it with: pillion token new"),
         (WIDE, {"tokens_file": "tokens"}, "needs admin.certificate_file and admin.key_file"),
-        ("https://127.0.0.1:0", {}, "needs admin.certificate_file and admin.key_file"),
-        (WIDE, {"tokens_file": "tokens", "certificate_file": "good.crt"}, "needs admin.certificate_file and admin.key"),
         (WIDE, {"tokens_file": "open-tokens", **TLS}, "expected mode 0600, came 0640: others can read it (chmod 600)"),
         (WIDE, {"tokens_file": "broken-tokens", **TLS}, "admin.tokens_file: "),
         (WIDE, {"tokens_file": "nowhere", **TLS}, "nowhere: No such file or directory"),
-        (WIDE, {"tokens_file": "", **TLS, "key_file": "open.key"}, "expected an admin.tokens_file"),
         (WIDE, {"tokens_file": "tokens", **TLS, "key_file": "open.key"}, "admin.key_file: "),
         (WIDE, {"tokens_file": "tokens", **TLS, "key_file": "other.key"}, "expected a PEM certificate and its key"),
-        (WIDE, {"tokens_file": "tokens", **TLS, "certificate_file": "tokens"}, "expected a PEM certificate"),
-        (WIDE, {"tokens_file": "tokens", **TLS, "certificate_file": "nowhere"}, "nowhere: No such file or directory"),
-        ("http://127.0.0.1:0", {"tokens_file": "."}, "Is a directory"),
         ("http://127.0.0.1:0", {"tokens_file": "pipe"}, "pipe: expected a file"),
-        ("https://example.org:9475", {"tokens_file": "tokens", **TLS}, "expected unix://"),
-        ("http://127.0.0.1:0/admin", {}, "expected unix://"),
-        ("http://127.0.0.1:99999", {}, "expected unix://"),
     ],
 )
 def test_what_would_be_too_open_is_refused_at_the_start(
     folder: Path, address: str, files: dict[str, str], message: str
 ) -> None:
-    settings = {f"PILLION_ADMIN__{name.upper()}": str(folder / path) if path else "" for name, path in files.items()}
+    settings = {f"PILLION_ADMIN__{name.upper()}": str(folder / path) for name, path in files.items()}
     line = [sys.executable, "-m", "pilliond", "--store", str(STORE), "--policy", "lunar-lander", "--admin", address]
     line += ["--listen", f"ipc://{folder}/never.sock"]
     came = subprocess.run(
@@ -82,6 +83,46 @@ def test_what_would_be_too_open_is_refused_at_the_start(
     assert came.stderr.startswith("pilliond: admin.")
     assert message in came.stderr
     assert came.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "files", "message"),
+    [
+        ("http://0.0.0.0:0", {"tokens_file": "x", **TLS}, "expected https:// off loopback"),
+        ("http://192.0.2.1:80", {"tokens_file": "x"}, "expected https:// off loopback"),
+        ("http://[::]:0", {"tokens_file": "x"}, "expected https:// off loopback"),
+        ("https://[::]:0", TLS, "expected an admin.tokens_file"),
+        ("https://127.0.0.1:0", {}, "needs admin.certificate_file and admin.key_file"),
+        (WIDE, {"tokens_file": "x", "certificate_file": "x"}, "needs admin.certificate_file and admin.key_file"),
+        ("https://example.org:9475", {"tokens_file": "x", **TLS}, "expected unix://"),
+        ("http://127.0.0.1:0/admin", {}, "expected unix://"),
+        ("http://127.0.0.1:99999", {}, "expected unix://"),
+        ("http://127.0.0.1", {}, "expected unix://"),
+        ("unix://relative.sock", {}, "expected an absolute path"),
+    ],
+)
+def test_an_address_that_would_be_too_open_is_a_mistake_in_the_settings(
+    address: str, files: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, {}, {"admin": {"listen": ["unix://", address], **files}})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "message"),
+    [
+        ("tokens", "good.key", "expected a PEM certificate"),
+        ("nowhere", "good.key", "nowhere: No such file or directory"),
+        ("good.crt", "nowhere", "nowhere: No such file or directory"),
+        ("good.crt", ".", "Is a directory"),
+        ("good.crt", "sealed.key", "its key without a passphrase"),
+    ],
+)
+def test_a_certificate_or_key_that_is_none_is_one_line(folder: Path, certificate: str, key: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        TlsIdentity(str(folder / certificate), str(folder / key), None)
+    assert "\n" not in str(caught.value)
 
 
 def loaded(text: str, tmp_path: Path, environment: dict[str, str] | None = None) -> Settings:

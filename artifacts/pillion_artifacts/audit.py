@@ -1,7 +1,7 @@
 """The audit log: who changed what in the store, when, why and from what. One JSON object a line, only ever appended.
 
 Each line holds the hash of the line before it and its own, and the last line of a change the hashes of the small files
-that it wrote (the index, an alias, the pins). A line that is changed, moved or missing shows, and so does a small file
+that it wrote (the index, an alias, the pins, a route). A line that is changed, moved or missing shows, and so does a small file
 that was changed by anything but a change of the store.
 """
 
@@ -40,8 +40,10 @@ Action = Literal[
     "switch",
     "route",
     "drain",
+    "lease",
+    "end-lease",
 ]
-"""The last four change no file: a daemon says what it was told to do."""
+"""`stage` and `drain` change no file: a daemon says what it was told to do."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -13,15 +13,14 @@ import msgspec
 import sdnotify
 import structlog
 
-from pillion_artifacts import ArtifactError, Resolved, Store
-from pillion_artifacts.errors import StoreError
-from pillion_artifacts.leases import Lease
+from pillion_artifacts import ArtifactError, Store
 from pilliond.admin import Admin
-from pilliond.admission import admit
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
 from pilliond.releases import Releases
-from pilliond.sealed_version import SealedVersion, seal
+from pilliond.resumption import Resumption, admitted
+from pilliond.route_file import RouteFile
+from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.supervisor import Supervisor
 
@@ -29,8 +28,10 @@ from pilliond.supervisor import Supervisor
 async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
-    supervisor = Supervisor(settings, load_policy(settings), log)
-    releases = Releases(settings, supervisor, log)
+    reference, stable = load_policy(settings)
+    supervisor = Supervisor(settings, stable, log)
+    Resumption(settings, supervisor.residents, log).run(reference)
+    releases = Releases(settings, supervisor, reference, log)
     admin = Admin(supervisor, releases)
     systemd = sdnotify.SystemdNotifier()
     try:
@@ -72,27 +73,18 @@ async def serve(settings: Settings) -> None:
         supervisor.close()
 
 
-def load_policy(settings: Settings) -> SealedVersion:
-    """The verified version that the settings name, sealed; the caller closes it. Raises `BadPolicyError`.
+def load_policy(settings: Settings) -> tuple[str, SealedVersion]:
+    """What the daemon is told to serve, and the version that it begins with (see `route_file`), verified and sealed.
 
-    There is no lease on it where this process may not write to the store: then nobody keeps `gc` from the version,
-    which is in memory all the same.
+    The caller closes it. Raises `BadPolicyError`.
     """
     store = Store(Path(settings.store.path))
     try:
         reference = settings.store.policy or _only_policy(store)
-        resolved, lease = _leased(store, reference)
+        stable = RouteFile(store, reference).stable()
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
-    artifact, signed_by = admit(store, resolved, settings.trust)
-    return seal(artifact, lease, signed_by)
-
-
-def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:
-    try:
-        return store.lease(reference)
-    except StoreError:
-        return store.resolve(reference), None
+    return reference, admitted(store, stable, settings.trust)
 
 
 def _only_policy(store: Store) -> str:

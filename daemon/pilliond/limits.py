@@ -63,6 +63,12 @@ LOAD_S_MAX: Final = 60.0
 ARMS_MAX: Final = 3
 """Versions that share in the new episodes beside the stable one."""
 
+SESSIONS_PER_PIECE_MAX: Final = 16
+"""Sessions that the serving process tells of at once; the loop waits meanwhile."""
+
+HANDLES_PER_PIECE_MAX: Final = 128
+"""Handles that it looks at for that."""
+
 OLD_VERSIONS_MAX: Final = 8
 """Versions that may stay loaded beside the current one; each has cells of its own in the metrics page."""
 

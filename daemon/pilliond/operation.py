@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-Kind = Literal["stage", "switch", "rollback", "route"]
+Kind = Literal["stage", "switch", "rollback", "route", "lease", "warmup"]
 
 
 class Outcome(StrEnum):

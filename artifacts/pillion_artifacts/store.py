@@ -13,7 +13,7 @@ import msgspec
 import semver
 
 from pillion_artifacts.aliases import Alias, alias_target, encode_alias, read_alias, read_aliases
-from pillion_artifacts.audit import REASON_CHARACTERS_MAX, Action, AuditLog, Record
+from pillion_artifacts.audit import REASON_CHARACTERS_MAX, Action, AuditLog, AuditPage, Record
 from pillion_artifacts.blobs import Progress, blob_path, no_progress, read_blob, read_small
 from pillion_artifacts.card import ModelCard
 from pillion_artifacts.change import (
@@ -200,6 +200,11 @@ class Store:
         """The audit log, of a policy or of all, oldest first."""
         settle_for_reading(self.root)
         return [record for record in AuditLog(self.root).records() if policy in ("", record.policy)]
+
+    def audit(self, policy: str, limit: int, before: int) -> AuditPage:
+        """A page of the audit log; see `AuditLog.page`."""
+        settle_for_reading(self.root)
+        return AuditLog(self.root).page(policy, limit, before)
 
     def lease(self, reference: str) -> tuple[Resolved, Lease]:
         """What `reference` means now, and a lease that keeps it from `gc`; the caller closes the lease.

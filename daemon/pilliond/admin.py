@@ -18,9 +18,13 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 import pilliond
 from pillion_protocol import PROTOCOL_VERSION
 from pilliond import metrics_page as page
+from pilliond.admin_audit import AuditRoutes
+from pilliond.admin_leases import LeaseRoutes
 from pilliond.admin_policies import PolicyRoutes
+from pilliond.admin_sessions import SessionRoutes
 from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.errors import AddressInUseError, ListenError
+from pilliond.evaluations import Evaluations
 from pilliond.exposition import PageCollector
 from pilliond.listen import SocketFile, clear_socket_path
 from pilliond.metrics_page import Phase
@@ -37,7 +41,7 @@ _OWNER_ONLY_UMASK: Final = 0o177
 class Admin:
     """Serves `/metrics`, `/health`, `/livez`, `/readyz`, `/info` and `/v1`. Owns its listening socket and its file."""
 
-    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases, evaluations: Evaluations) -> None:
         self._supervisor = supervisor
         self._started_ns = time.monotonic_ns()
         self._socket_file: SocketFile | None = None
@@ -45,13 +49,17 @@ class Admin:
         registry.register(PageCollector(supervisor, releases))
         ProcessCollector(registry=registry)
         application = web.Application(middlewares=[problems], client_max_size=REQUEST_BYTES_MAX)
+        policies = PolicyRoutes(supervisor, releases)
         endpoints = [
             Endpoint("GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW),
             Endpoint("GET", "/health", self._health, "How the daemon is; 503 where it is not ready", Scope.VIEW),
             Endpoint("GET", "/livez", self._live, "Whether the control process lives", Scope.OPEN),
             Endpoint("GET", "/readyz", self._ready, "Whether acts are answered; else 503", Scope.OPEN),
             Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW),
-            *PolicyRoutes(supervisor, releases).endpoints(),
+            *policies.endpoints(),
+            *LeaseRoutes(policies, releases, evaluations).endpoints(),
+            *SessionRoutes(supervisor).endpoints(),
+            *AuditRoutes(supervisor, releases.store).endpoints(),
         ]
         application.add_routes([endpoint.route() for endpoint in endpoints])
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)

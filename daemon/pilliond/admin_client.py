@@ -7,8 +7,9 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 ANSWER_S_MAX: Final = 10.0
 _LOOK_S: Final = 0.02
@@ -32,9 +33,9 @@ class AdminClient:
         if parts.scheme not in ("http", "unix") or (parts.scheme == "http" and not parts.hostname):
             raise AdminError(f"--admin: expected http://HOST:PORT or unix:///PATH, came {address!r}", os.EX_USAGE)
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The JSON at a path; raises `AdminError`."""
-        return self._ask("GET", path, None)
+        return self._ask("GET", path, None, query)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What came of a verb; raises `AdminError`."""
@@ -70,11 +71,14 @@ class AdminClient:
             return False
         return True
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None, query: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         connection = _connection(self.address)
         data = None if body is None else json.dumps(body)
         try:
-            connection.request(method, quote(path), data, {"Content-Type": "application/json"})
+            target = f"{quote(path)}?{urlencode(query)}" if query else quote(path)
+            connection.request(method, target, data, {"Content-Type": "application/json"})
             response = connection.getresponse()
             status, text = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -12,6 +12,7 @@ from pillion_artifacts import Resolved
 from pillion_artifacts.store import who
 from pilliond import metrics_page
 from pilliond.endpoints import Endpoint, Scope, Text, body_of, json_response
+from pilliond.errors import SwitchError
 from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
 from pilliond.operation import Operation
@@ -33,6 +34,14 @@ class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a verb that names one: `1.2.3`, a range, an alias or a digest."""
 
     version: Text
+    reason: Text = ""
+    by: Text = ""
+
+
+class WarmupBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a warm-up; without a version it is the stable one."""
+
+    version: Text = ""
     reason: Text = ""
     by: Text = ""
 
@@ -86,6 +95,9 @@ class PolicyRoutes:
             ),
             Endpoint(
                 "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, body=RouteBody, statuses=begun
+            ),
+            Endpoint(
+                "POST", f"{policy}/warmup", self._warm_up, "Run every bucket once", operate, body=WarmupBody, statuses=begun
             ),
             Endpoint("GET", "/v1/operations/{number}", self._operation, "How an operation stands", view),
             Endpoint(
@@ -168,7 +180,9 @@ class PolicyRoutes:
         if version is residents.stable:
             return "stable"
         arm = next((arm.name for arm in residents.arms if arm.digest == version.key), None)
-        return arm or ("previous" if version is residents.previous else "resident")
+        if arm is None and version is residents.previous:
+            return "previous"
+        return arm or ("evaluation" if version.key in residents.held else "resident")
 
     # Changing
 
@@ -193,6 +207,17 @@ class PolicyRoutes:
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
         return _begun(self._releases.route(targets, body.by or who(), body.reason))
 
+    async def _warm_up(self, request: web.Request) -> web.Response:
+        self._check_change(request)
+        body = await body_of(request, WarmupBody)
+        residents = self._supervisor.residents
+        target = self._releases.resolve(body.version) if body.version else None
+        key = bytes.fromhex(target.digest.removeprefix("sha256:")) if target else residents.stable.key
+        version = residents.find(key)
+        if version is None:
+            raise SwitchError(f"{target} is not loaded: expected one that is; stage it first")
+        return _begun(self._releases.warm_up(version, body.by or who(), body.reason))
+
     async def _cancel(self, request: web.Request) -> web.Response:
         self._check_change(request)
         why = await body_of(request, Why)
@@ -213,6 +238,14 @@ class PolicyRoutes:
         self._check_change(request)
         which = await body_of(request, Which)
         return which, self._releases.resolve(which.version)
+
+    def check_policy(self, request: web.Request) -> None:
+        """For the endpoints below a policy that are elsewhere; raises `ProblemError` (404)."""
+        self._check_policy(request)
+
+    def check_change(self, request: web.Request) -> None:
+        """The same for verbs; raises `ProblemError` (404, 412)."""
+        self._check_change(request)
 
     def _check_policy(self, request: web.Request) -> None:
         served, asked = self._supervisor.stable.policy, request.match_info["policy"]

@@ -96,9 +96,8 @@ class Route(msgspec.Struct, frozen=True, tag=True):
 
 
 class Hold(msgspec.Struct, frozen=True, tag=True):
-    """Hold these versions, which are loaded, for evaluations, and no others. `digest` is that of the one it is about."""
+    """Hold these versions, which are loaded, for evaluations, and no others."""
 
-    digest: bytes
     digests: list[bytes]
 
 
@@ -176,10 +175,15 @@ class Routed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):
-    """These versions are held for evaluations."""
+    """These versions are held for evaluations. `error`: they are not, and why; then those are held that were before."""
 
-    digest: bytes
     digests: list[bytes]
+    error: str = ""
+
+    @property
+    def digest(self) -> bytes:
+        """It is about no one version."""
+        return b"held"
 
 
 class Warmed(msgspec.Struct, frozen=True, tag=True):
@@ -201,7 +205,7 @@ class SessionList(msgspec.Struct, frozen=True, tag=True):
     @property
     def digest(self) -> bytes:
         """It is about no version."""
-        return b""
+        return b"sessions"
 
 
 class Unloaded(msgspec.Struct, frozen=True, tag=True):

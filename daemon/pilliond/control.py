@@ -17,6 +17,7 @@ from pillion_artifacts import ArtifactError, Store
 from pilliond.admin import Admin
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
+from pilliond.evaluations import Evaluations
 from pilliond.releases import Releases
 from pilliond.resumption import Resumption, admitted
 from pilliond.route_file import RouteFile
@@ -32,7 +33,8 @@ async def serve(settings: Settings) -> None:
     supervisor = Supervisor(settings, stable, log)
     Resumption(settings, supervisor.residents, log).run(reference)
     releases = Releases(settings, supervisor, reference, log)
-    admin = Admin(supervisor, releases)
+    evaluations = Evaluations(supervisor, releases, log)
+    admin = Admin(supervisor, releases, evaluations)
     systemd = sdnotify.SystemdNotifier()
     try:
         admin_address = await admin.start(settings.admin.listen) if settings.admin.listen else ""
@@ -58,7 +60,7 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        looking = asyncio.create_task(releases.run())
+        looking = asyncio.create_task(look_after(releases, evaluations))
         looking.add_done_callback(lambda _: supervisor.stop("nobody looks after its versions any more"))
         try:
             await supervisor.run(on_ready)
@@ -71,6 +73,13 @@ async def serve(settings: Settings) -> None:
     finally:
         await admin.stop()
         supervisor.close()
+
+
+async def look_after(releases: Releases, evaluations: Evaluations) -> None:
+    """Follows the alias, judges what is on probation and ends leases, until it is cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(releases.run())
+        tasks.create_task(evaluations.run())
 
 
 def load_policy(settings: Settings) -> tuple[str, SealedVersion]:

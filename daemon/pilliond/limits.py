@@ -69,6 +69,9 @@ SESSIONS_PER_PIECE_MAX: Final = 16
 HANDLES_PER_PIECE_MAX: Final = 128
 """Handles that it looks at for that."""
 
+EVALUATION_S_MAX: Final = 90 * 86_400
+"""How long an evaluation lease may last; it can be renewed."""
+
 OLD_VERSIONS_MAX: Final = 8
 """Versions that may stay loaded beside the current one; each has cells of its own in the metrics page."""
 

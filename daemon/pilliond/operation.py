@@ -44,7 +44,7 @@ class Operation(msgspec.Struct):
     """That moment on CLOCK_MONOTONIC."""
     load_ms: float | None = None
     stall_us: float | None = None
-    """How long the serving loop was kept from looking, at worst, while the version was loaded there."""
+    """How long the serving loop was kept from looking, at worst, while the version was loaded there, or by a run to warm it."""
     swap_impact: float | None = None
     """p99 of the live version while this one was staged, over that before; None of too few acts."""
     certificate: dict[str, Any] | None = None

@@ -149,10 +149,10 @@ class Orders:
         found = [self._residence.find(digest) for digest in order.digests]
         held = [version for version in found if version is not None]
         if len(held) < len(order.digests):
-            self._say(LoadFailed(order.digest, "a version that is to be held is not loaded any more"))
+            self._say(Held([], "a version that is to be held is not loaded any more"))
             return
         self._residence.hold(held, time.monotonic_ns())
-        self._say(Held(order.digest, order.digests))
+        self._say(Held(order.digests))
 
     def _warm(self, order: Warm) -> None:
         version = self._residence.find(order.digest)

@@ -106,7 +106,7 @@ class Releases:
         Versions that are not loaded are staged first. Raises `BusyError` or `SwitchError`.
         """
         stable = self._supervisor.stable
-        self._check_free()
+        self.check_free()
         if any(target.digest == stable.digest for _, target, _ in targets):
             raise SwitchError(f"{stable.version} is the stable version: it has what the arms leave")
         shared_out = ", ".join(f"{name} {target.version} {share:g}" for name, target, share in targets) or "no arms"
@@ -114,6 +114,16 @@ class Releases:
         operation = self._note_begun("route", target, by, f"{reason} ({shared_out})".strip())
         self._task = asyncio.create_task(self._run(operation, self._share_out(operation, targets)))
         return operation
+
+    def warm_up(self, version: SealedVersion, by: str, reason: str) -> Operation:
+        """Begins to run every bucket of a loaded version once; raises `BusyError`."""
+
+        async def work(operation: Operation) -> None:
+            operation.step = "warming"
+            warmed = await self._supervisor.warm(version)
+            operation.stall_us = warmed.longest_ns / 1e3
+
+        return self.begin("warmup", _resolved(version), by, reason, work)
 
     async def roll_back(self, by: str, reason: str) -> Operation:
         """Goes back to the version that was stable before, at once where it is loaded; raises `SwitchError`.
@@ -214,12 +224,13 @@ class Releases:
 
     def begin(self, kind: Kind, target: Resolved, by: str, reason: str, work: Work) -> Operation:
         """Begins an operation that does `work`; raises `BusyError`."""
-        self._check_free()
+        self.check_free()
         operation = self._note_begun(kind, target, by, reason)
         self._task = asyncio.create_task(self._run(operation, work(operation)))
         return operation
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
+        """Raises `BusyError` while an operation is under way."""
         if self.current is not None:
             raise BusyError(f"{self.current.version} is under way ({self.current.step}): wait for it, or cancel it")
 

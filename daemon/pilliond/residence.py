@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Final
 
 import semver
@@ -33,6 +34,7 @@ class Residence:
         self._bounds = bounds
         self._watch_ns = int(watch_s * _NANOSECONDS)
         self._watch_until_ns = 0
+        self._shares: list[tuple[Version, float]] = []
         self._versions: dict[bytes, Version] = {router.stable.digest: router.stable}
 
     def __len__(self) -> int:
@@ -55,7 +57,7 @@ class Residence:
         was = self._router.stable
         if version is not was:
             # The shares of the other arms stay what they were; the version that was one has the rest too, now.
-            self._router.arms = [(end, arm) for end, arm in self._router.arms if arm is not version]
+            self._divide([(arm, share) for arm, share in self._shares if arm is not version])
             self._router.stable = version
             version.retired_ns = NEVER_NS
             was.retired_ns = now_ns
@@ -70,13 +72,16 @@ class Residence:
         for _, version in self._router.arms:
             version.retired_ns = now_ns
             version.watched = False
-        end = 0.0
-        self._router.arms = []
-        for version, share in arms:
-            end += share
+        for version, _ in arms:
             version.retired_ns = NEVER_NS
             version.watched = self._watch_ns > 0
-            self._router.arms.append((end, version))
+        self._divide(arms)
+
+    def _divide(self, shares: list[tuple[Version, float]]) -> None:
+        """Gives each arm its part of the numbers from 0 to 1, one after another."""
+        self._shares = shares
+        ends = accumulate(share for _, share in shares)
+        self._router.arms = [(end, version) for end, (version, _) in zip(ends, shares, strict=True)]
 
     def hold(self, held: Iterable[Version], now_ns: int) -> None:
         """Holds these versions for evaluations from now on, and no others."""

@@ -92,6 +92,16 @@ class Supervisor:
         return Phase(self.page.cells[metrics_page.PHASE])
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the serving process answers, and takes orders."""
+        return self.phase is Phase.READY and self._end is not None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the daemon was told to end."""
+        return self._stopping is not None
+
+    @property
     def serving_pid(self) -> int | None:
         """The process id of the serving process, while it lives."""
         return None if self._process is None else self._process.pid
@@ -155,10 +165,10 @@ class Supervisor:
         digest = self.stable.key
         await self._ask(Route(digest, arms), Routed, digest)
 
-    async def hold(self, digests: set[bytes], about: bytes) -> None:
+    async def hold(self, digests: set[bytes]) -> None:
         """Holds versions that are loaded for evaluations, and no others; raises `SwitchError`. One at a time."""
         self._check_is_ready()
-        await self._ask(Hold(about, sorted(digests)), Held, about)
+        await self._ask(Hold(sorted(digests)), Held, b"held")
 
     async def warm(self, version: SealedVersion) -> Warmed:
         """Runs every bucket of a version that is loaded once; raises `SwitchError`."""
@@ -168,7 +178,7 @@ class Supervisor:
     async def sessions(self, after: int) -> SessionList:
         """Some of the sessions that were opened after the one with that number; raises `SwitchError`. One at a time."""
         self._check_is_ready()
-        return await self._ask(ListSessions(after), SessionList, b"")
+        return await self._ask(ListSessions(after), SessionList, b"sessions")
 
     def unload(self, version: SealedVersion) -> None:
         """Lets a version go that was loaded and is not switched to."""
@@ -184,7 +194,7 @@ class Supervisor:
         self.residents.close()
 
     def _check_is_ready(self) -> None:
-        if self.phase is not Phase.READY:
+        if not self.is_ready:
             raise SwitchError(f"the serving process is {self.phase.name.lower()}, not ready")
 
     async def _ask(self, order: channel.Order, kind: type[R], digest: bytes, descriptors: Sequence[int] = ()) -> R:
@@ -288,8 +298,7 @@ class Supervisor:
                         self.residents.arms = report.arms
                         self._answer(report)
                     case Held():
-                        self.residents.held = set(report.digests)
-                        self._answer(report)
+                        self._note_held(report)
                     case Unloaded():
                         self._log_unloaded(report)
                         self.residents.remove(report.digest)
@@ -298,6 +307,13 @@ class Supervisor:
         finally:
             timer.cancel()
         return came_up
+
+    def _note_held(self, report: Held) -> None:
+        if report.error:
+            self._fail(report.digest, SwitchError(report.error))
+            return
+        self.residents.held = set(report.digests)
+        self._answer(report)
 
     def _start_s_max(self) -> float:
         return START_S_MAX * (1 + len(self.residents.beside()))

@@ -104,6 +104,10 @@ class Version:
         """The version that each of its states belongs to."""
         return [self] * len(self.states)
 
+    def owners_of(self, rows: NDArray[np.bool_]) -> list[Version]:
+        """The versions that lease some of these rows of an act, which is one of this version; shape [rows]."""
+        return [self] if rows.any() else []
+
     def without_engine(self) -> Version:
         """What a handle keeps of a version that is unloaded: all but the engine and its buffers."""
         left = copy(self)

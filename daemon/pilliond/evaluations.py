@@ -99,12 +99,12 @@ class Evaluations:
         self, operation: Operation, target: Resolved, lease: EvaluationLease, before: EvaluationLease | None
     ) -> None:
         try:
-            version = await self._releases.loaded(operation, target)
-            if self._leases.get(lease.name) is not lease:
-                raise SwitchError("the lease was ended meanwhile")
-            operation.step = "holding"
-            await self._apply()
-            self._releases.settle(version)
+            # An old version may go between the look and the order, once.
+            if not (
+                await self._load_and_hold(operation, target, lease)
+                or await self._load_and_hold(operation, target, lease)
+            ):
+                raise SwitchError("its version was unloaded meanwhile")
         except asyncio.CancelledError:
             # A daemon that ends goes on with it when it is started again.
             if not self._supervisor.is_stopping:
@@ -113,6 +113,21 @@ class Evaluations:
         except (SwitchError, ArtifactError) as error:
             await self._withdraw(lease, before, str(error))
             raise
+
+    async def _load_and_hold(self, operation: Operation, target: Resolved, lease: EvaluationLease) -> bool:
+        """Tells whether the version is held; else it was unloaded meanwhile. Raises `SwitchError`."""
+        version = await self._releases.loaded(operation, target)
+        if self._leases.get(lease.name) is not lease:
+            raise SwitchError("the lease was ended meanwhile")
+        operation.step = "holding"
+        residents = self._supervisor.residents
+        try:
+            await self._apply()
+        except SwitchError:
+            if residents.find(version.key) is not None:
+                raise
+        self._releases.settle(version)
+        return version.key in residents.held
 
     async def _withdraw(self, lease: EvaluationLease, before: EvaluationLease | None, why: str) -> None:
         """Takes back a lease that came to nothing; one that was there before stays, as long as it now lasts."""

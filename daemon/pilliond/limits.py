@@ -81,6 +81,9 @@ LINGER_MS: Final = 1_000
 RESTART_DELAY_S_MAX: Final = 5.0
 """The longest pause before a serving process that died is started again."""
 
+RESTARTS_WITH_ALL_MAX: Final = 2
+"""Starts in a row that never came to READY before the next one is with the stable version alone."""
+
 RESTARTS_WITHOUT_READY_MAX: Final = 5
 """Starts in a row that never came to READY before the daemon gives up."""
 

@@ -278,10 +278,24 @@ class Releases:
         was = self._supervisor.stable
         await self._move_alias(operation)
         try:
-            await self._flip(operation, version)
+            await self._flip_or_reload(operation, target, version)
         except SwitchError:
             await self._put_back(operation, was)
             raise
+        except asyncio.CancelledError:
+            # A daemon that ends leaves the route as it was told: it goes on with that.
+            if not self._supervisor.is_stopping:
+                await self._put_back(operation, was)
+            raise
+
+    async def _flip_or_reload(self, operation: Operation, target: Resolved, version: SealedVersion) -> None:
+        try:
+            await self._flip(operation, version)
+        except SwitchError:
+            if self._supervisor.residents.find(version.key) is not None or not self._supervisor.is_ready:
+                raise
+            # An old one, beyond the bounds: it went between the look and the order.
+            await self._flip(operation, await self.loaded(operation, target))
 
     async def loaded(self, operation: Operation, target: Resolved) -> SealedVersion:
         """The version, staged and loaded first where it is not; the next that is loaded may take its place."""

@@ -38,7 +38,14 @@ from pilliond.channel import (
 )
 from pilliond.confinement import CHILD_ENVIRONMENT
 from pilliond.errors import DaemonError, ServingDiedError, SwitchError
-from pilliond.limits import DRAIN_S_MAX, LOAD_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_READY_MAX, START_S_MAX
+from pilliond.limits import (
+    DRAIN_S_MAX,
+    LOAD_S_MAX,
+    RESTART_DELAY_S_MAX,
+    RESTARTS_WITH_ALL_MAX,
+    RESTARTS_WITHOUT_READY_MAX,
+    START_S_MAX,
+)
 from pilliond.listen import SocketFile, clear_socket_path, socket_path
 from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.residents import Residents
@@ -62,7 +69,7 @@ class Supervisor:
     """Owns the serving process, the metrics page and the sealed versions that the process has.
 
     Rule: there is one serving process at a time, and each start has an epoch greater than the last. It starts with the
-    stable version, its arms and what is held for evaluations; after a start that failed, with the stable version alone.
+    stable version, its arms and what is held for evaluations; after starts that failed, with the stable version alone.
     """
 
     def __init__(self, settings: Settings, stable: SealedVersion, log: Any) -> None:
@@ -115,7 +122,7 @@ class Supervisor:
         """Keeps a serving process up until `stop`; raises `DaemonError` where that cannot be done."""
         failures = 0
         while self._stopping is None:
-            self._start(alone=failures > 0)
+            self._start(alone=failures >= RESTARTS_WITH_ALL_MAX)
             try:
                 came_up = await self._watch(on_ready)
             except StartRefusedError as refused:

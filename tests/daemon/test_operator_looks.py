@@ -194,7 +194,7 @@ def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
         (["warmup", "mars-lander"], f"expected {POLICY}, came mars-lander"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_an_exit_code(daemon: Daemon, words: list[str], text: str) -> None:
-    came = pillion_command(daemon, *words)
+def test_what_cannot_be_done_is_one_line_and_an_exit_code(highway_daemon: Daemon, words: list[str], text: str) -> None:
+    came = pillion_command(highway_daemon, *words)
     assert (came.returncode, came.stdout, len(came.stderr.splitlines())) == (os.EX_USAGE, "", 1)
     assert text in came.stderr

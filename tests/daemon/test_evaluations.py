@@ -246,3 +246,15 @@ def test_of_two_operators_the_second_is_told_that_the_first_was_there(followed: 
     assert followed.ask("POST", LEASES, body, headers)[0] == 201
     status, told, _ = followed.ask("DELETE", f"{LEASES}/campaign-7", {}, headers)
     assert (status, told["type"]) == (412, "urn:pillion:changed-meanwhile")
+
+
+def test_a_lease_whose_version_is_being_staged_when_the_daemon_ends_is_there_when_it_starts_again(
+    store: Store, start_daemon: StartDaemon, followed: Daemon
+) -> None:
+    followed.ask("POST", LEASES, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 600})
+    assert followed.stop() == 0
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    (lease,) = again.ask("GET", LEASES)[1]["leases"]
+    assert (lease["name"], lease["is_held"]) == ("campaign-7", True)
+    with pillion.connect(again.address, version="==1.1.0") as session:
+        assert session.begin().version == "1.1.0"

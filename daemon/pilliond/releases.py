@@ -375,7 +375,6 @@ class Releases:
 
     async def _flip(self, operation: Operation, version: SealedVersion) -> None:
         self.settle(version)
-        had_arms = len(self._supervisor.residents.arms)
         recent = self.window.recent()
         began = self.window.now(version.place)
         switched = await self._supervisor.switch(version)
@@ -387,7 +386,7 @@ class Releases:
         operation.effect_ns = switched.at_ns
         operation.effect_ms = (switched.at_ns - operation.began_ns) / 1e6
         self._seen = version.digest
-        if self.followed and len(self._supervisor.residents.arms) < had_arms:
+        if self.followed and self._has_other_arms():
             await self._keep("route", operation, _resolved(version), None)
 
     async def _back(self, operation: Operation, version: SealedVersion) -> None:
@@ -426,7 +425,10 @@ class Releases:
         if operation.kind == "route":
             await self._keep("route", operation, stable, None)
         elif operation.kind in ("switch", "rollback"):
-            await self._keep("switch", operation, target, stable if target != stable else None)
+            previous = self._supervisor.residents.previous
+            # A rollback has already gone back: what was stable before it is the previous one now.
+            before = _resolved(previous) if previous is not None and operation.kind == "rollback" else None
+            await self._keep("switch", operation, target, stable if target != stable else before)
         else:
             await self.note(operation.kind, target, operation.was, operation.by, operation.reason)
 
@@ -442,6 +444,16 @@ class Releases:
             await self._route_file.keep(action, stable, arms, was, operation.by, operation.reason)
         except ArtifactError as error:
             self._log.warning("route_not_kept", error=str(error), **_for_log(operation, "error"))
+
+    def _has_other_arms(self) -> bool:
+        """Whether other arms are kept than there are: one became stable, now or while no daemon ran."""
+        try:
+            route = self._route_file.read()
+        except ArtifactError as error:
+            self._log.warning("route_unreadable", error=str(error))
+            return False
+        arms = {f"sha256:{arm.digest.hex()}" for arm in self._supervisor.residents.arms}
+        return route is not None and {arm.digest for arm in route.arms} != arms
 
     async def _put_back(self, operation: Operation, was: SealedVersion) -> None:
         """Makes the version that still serves the stable one after a restart again: the switch from it has failed."""

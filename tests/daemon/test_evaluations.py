@@ -229,6 +229,10 @@ def test_what_cannot_be_done_is_a_problem_and_changes_nothing(
     assert [lease["name"] for lease in holding.ask("GET", LEASES)[1]["leases"]] == ["held"]
 
 
+def test_metrics_say_how_many_versions_are_held(holding: Daemon) -> None:
+    assert holding.metric("pillion_held_versions") == 1
+
+
 @pytest.fixture(scope="module")
 def holding(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
     """A daemon with a lease on the version that it serves, which no test changes."""

@@ -115,10 +115,15 @@ def test_what_was_made_stable_stays_so_where_the_settings_say_no_version(
     publish_variant(store.root, "1.3.0", 3 * STEP)
     again = start_daemon(policy=POLICY, store=store.root)
     assert served(again) == "1.1.0"
-    back = again.operation(again.ask("POST", f"{PATH}/rollback", {"reason": "it does not", "by": "bob"}))
-    assert (back["outcome"], back["version"]) == ("done", "1.2.0")
+    for version in ("1.2.0", "1.1.0"):
+        back = again.operation(again.ask("POST", f"{PATH}/rollback", {"reason": "it does not", "by": "bob"}))
+        assert (back["outcome"], back["version"]) == ("done", version)
     again.kill()
-    assert served(start_daemon(policy=POLICY, store=store.root)) == "1.2.0"
+    third = start_daemon(policy=POLICY, store=store.root)
+    assert served(third) == "1.1.0"
+    # What it would go back to was kept as well.
+    back = third.operation(third.ask("POST", f"{PATH}/rollback", {}))
+    assert (back["outcome"], back["version"]) == ("done", "1.2.0")
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("1.0.0", "1.0.0"), ("1.x", "1.1.0")])
@@ -147,7 +152,14 @@ def test_a_switch_to_an_arms_version_ends_that_arm_for_good(store: Store, start_
     switch(daemon, "1.1.0")
     switch(daemon, "1.0.0")
     daemon.kill()
-    assert told_arms(start_daemon(policy=f"{POLICY}@stable", store=store.root)) == [("b", "1.2.0", 0.25)]
+    # While no daemon runs, too.
+    store.move_alias(POLICY, "stable", "1.2.0", expected="1.0.0")
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    assert (served(again), told_arms(again)) == ("1.2.0", [])
+    switch(again, "1.0.0")
+    route = find_route(store.root, POLICY, "stable")
+    assert route is not None
+    assert route.arms == []
 
 
 def test_an_arm_that_cannot_be_loaded_any_more_does_not_keep_the_daemon_from_serving(

@@ -79,13 +79,32 @@ class Evaluations:
         return lease
 
     async def run(self) -> None:
-        """Ends the leases whose time is over, until it is cancelled."""
+        """Ends the leases whose time is over, or that somebody else has ended, until it is cancelled."""
         while True:
+            await self._follow_store()
             now = datetime.now(UTC)
             for lease in self.leases():
                 if lease.until <= now:
                     await self._expire(lease)
             await asyncio.sleep(_LOOK_S)
+
+    async def _follow_store(self) -> None:
+        """Another daemon of the policy may end a lease, or let it last longer; its own begin only there, until the next start."""
+        known = self.leases()
+        try:
+            stored = await asyncio.to_thread(self._store.evaluations, self._supervisor.stable.policy)
+        except ArtifactError:
+            # What is damaged says nothing; it is found by `fsck`, and keeps `gc` from its work.
+            return
+        by_id = {lease.id: lease for lease in stored}
+        for lease in known:
+            if self._leases.get(lease.name) is not lease:
+                continue
+            if lease.id in by_id:
+                self._leases[lease.name] = by_id[lease.id]
+            elif lease.until > datetime.now(UTC):
+                await self._forget(lease)
+                self._log.info("lease_ended", lease=lease.name, reason="it was ended elsewhere")
 
     async def _expire(self, lease: EvaluationLease) -> None:
         try:
@@ -117,7 +136,7 @@ class Evaluations:
     async def _load_and_hold(self, operation: Operation, target: Resolved, lease: EvaluationLease) -> bool:
         """Tells whether the version is held; else it was unloaded meanwhile. Raises `SwitchError`."""
         version = await self._releases.loaded(operation, target)
-        if self._leases.get(lease.name) is not lease:
+        if not self._is_current(lease):
             raise SwitchError("the lease was ended meanwhile")
         operation.step = "holding"
         residents = self._supervisor.residents
@@ -131,7 +150,7 @@ class Evaluations:
 
     async def _withdraw(self, lease: EvaluationLease, before: EvaluationLease | None, why: str) -> None:
         """Takes back a lease that came to nothing; one that was there before stays, as long as it now lasts."""
-        if before is not None or self._leases.get(lease.name) is not lease:
+        if before is not None or not self._is_current(lease):
             return
         del self._leases[lease.name]
         try:
@@ -157,6 +176,11 @@ class Evaluations:
         """What the leases say, of what is loaded: a lease that was just made waits for its version."""
         wanted = {_key(lease) for lease in self.leases()}
         return {version.key for version in self._supervisor.residents if version.key in wanted}
+
+    def _is_current(self, lease: EvaluationLease) -> bool:
+        """Whether that very lease, which may last longer by now, was not ended."""
+        current = self._leases.get(lease.name)
+        return current is not None and current.id == lease.id
 
     def _read(self) -> list[EvaluationLease]:
         try:

@@ -179,6 +179,15 @@ def test_a_lease_ends_by_itself_when_its_time_is_over_and_lasts_longer_when_it_i
     followed.wait_for_event("version_unloaded")
 
 
+def test_a_lease_that_is_ended_in_the_store_by_another_holds_nothing_any_more(followed: Daemon, store: Store) -> None:
+    hold(followed, "1.1.0", "a")
+    hold(followed, "1.2.0", "b")
+    store.end_hold(POLICY, "a", by="another daemon")
+    assert followed.wait_for_event("version_unloaded")["version"] == f"{POLICY}@1.1.0"
+    (left,) = followed.ask("GET", LEASES)[1]["leases"]
+    assert (left["name"], left["is_held"]) == ("b", True)
+
+
 def test_a_version_that_cannot_be_loaded_is_not_held(followed: Daemon, store: Store) -> None:
     blob = blob_of(store.root, f"{POLICY}@1.1.0", "model.onnx")
     blob.chmod(0o644)

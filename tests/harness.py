@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import http.client
 import json
 import os
@@ -58,6 +59,9 @@ TIME_UNIT_S = float(os.environ.get("PILLION_TEST_TIME_UNIT_S", "1"))
 
 START_S_MAX = 30 * TIME_UNIT_S
 WAIT_S_MAX = 10 * TIME_UNIT_S
+
+USER = getpass.getuser()
+"""As the daemon knows who asks at its Unix socket."""
 
 Frame = bytes | memoryview
 

@@ -1,15 +1,18 @@
 """The audit log: who changed what in the store, when, why and from what. One JSON object a line, only ever appended.
 
 Each line holds the hash of the line before it and its own, and the last line of a change the hashes of the small files
-that it wrote (the index, an alias, the pins). A line that is changed, moved or missing shows, and so does a small file
+that it wrote (the index, an alias, the pins, a route). A line that is changed, moved or missing shows, and so does a small file
 that was changed by anything but a change of the store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,6 +24,9 @@ AUDIT_NAME: Final = "audit.jsonl"
 
 _TAIL_BYTES: Final = 1 << 16
 """More than a line can have: reasons are cut."""
+
+FAULTS_TOLD_MAX: Final = 8
+"""What is wrong with a log that was tampered with may be said of each line."""
 
 REASON_CHARACTERS_MAX: Final = 1_000
 
@@ -40,8 +46,10 @@ Action = Literal[
     "switch",
     "route",
     "drain",
+    "lease",
+    "end-lease",
 ]
-"""The last four change no file: a daemon says what it was told to do."""
+"""`stage` and `drain` change no file: a daemon says what it was told to do."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,6 +73,16 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """The `hash` of the record before."""
     hash: str = ""
     """The SHA-256 of this record as it is encoded without its hash."""
+
+
+class AuditPage(msgspec.Struct, frozen=True):
+    """Some records, newest first, and whether the whole log is as it was written."""
+
+    records: list[Record]
+    next: int | None
+    """What `before` asks for the rest; None: there are no more."""
+    faults: list[str]
+    """What is wrong with the chain, a sentence each; of many the first few."""
 
 
 _decoder = msgspec.json.Decoder(Record)
@@ -140,6 +158,17 @@ class AuditLog:
                 last = record
         except InvalidArtifactError as error:
             yield str(error)
+
+    def page(self, policy: str, limit: int, before: int) -> AuditPage:
+        """The newest `limit` records of a policy (empty: of all) whose number is below `before`, and what is wrong with the log."""
+        faults = list(islice(self.faults(), FAULTS_TOLD_MAX))
+        found: deque[Record] = deque(maxlen=limit + 1)
+        with contextlib.suppress(InvalidArtifactError):
+            # The line that cannot be read is among the faults.
+            found.extend(each for each in self.records() if policy in ("", each.policy) and each.sequence < before)
+        records = list(reversed(found))
+        is_cut = len(records) > limit
+        return AuditPage(records[:limit], records[limit - 1].sequence if is_cut else None, faults)
 
     def _tail(self) -> bytes:
         try:

@@ -43,6 +43,7 @@ _STATE_MODE: Final = 0o644
 
 _TARGET = re.compile(
     r"index\.json|oci-layout|pins\.json|blobs/sha256/[0-9a-f]{64}|aliases/[a-z0-9-]+/[a-z0-9-]+\.json"
+    r"|evaluations\.json|routes/[a-z0-9-]+\.json"
     r"|quarantine/[0-9a-f]{64}|leases/[0-9a-f]{64}\.[0-9a-z_]+"
 )
 """What a change may write or remove: an intent that somebody planted reaches nothing else."""

@@ -12,15 +12,17 @@ import semver
 from pillion_artifacts.aliases import read_aliases
 from pillion_artifacts.change import Change
 from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.evaluations import held_digests
 from pillion_artifacts.inspection import named_digests
 from pillion_artifacts.leases import LEASES_NAME, leased_digests, stale_leases
 from pillion_artifacts.manifest import CREATED, Descriptor, Index
 from pillion_artifacts.pins import read_pins
+from pillion_artifacts.routes import routed_digests
 from pillion_artifacts.store import Store
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 
-Claim = Literal["alias", "before an alias", "pin", "lease", "young", "newest", ""]
+Claim = Literal["alias", "before an alias", "route", "pin", "evaluation", "lease", "young", "newest", ""]
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -53,7 +55,7 @@ def collect(
     by: str = "",
     reason: str = "",
 ) -> Collection:
-    """Removes what is neither aliased, nor was before an alias moved, nor pinned, leased, young or among the newest.
+    """Removes what is neither aliased, nor was before an alias moved, nor named by a route, pinned, leased, young or among the newest.
 
     `grace`: what was published more recently stays. `keep_newest`: so many releases of each policy stay. With
     `dry_run` nothing is removed. Raises `StoreError` where the file system refuses.
@@ -90,7 +92,9 @@ def _claims(store: Store, index: Index, young_from: datetime, keep_newest: int) 
     claims: list[tuple[Claim, set[str]]] = [
         ("alias", {alias.digest for alias in aliases}),
         ("before an alias", {alias.was_digest for alias in aliases}),
+        ("route", routed_digests(root)),
         ("pin", {pin.digest for pin in read_pins(root)}),
+        ("evaluation", held_digests(root, store.now())),
         ("lease", leased_digests(root)),
         ("young", {entry.digest for entry in index.versions() if _is_young(entry, young_from)}),
         ("newest", _newest(index, keep_newest)),

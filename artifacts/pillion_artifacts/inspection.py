@@ -14,6 +14,7 @@ from pillion_artifacts.audit import AuditLog, Record
 from pillion_artifacts.blobs import hash_file, open_regular, read_small
 from pillion_artifacts.change import INDEX_NAME, INTENT_NAME, LAYOUT, LAYOUT_NAME, stale_stagings
 from pillion_artifacts.errors import UNREADABLE, ArtifactError, InvalidArtifactError
+from pillion_artifacts.evaluations import EVALUATIONS_NAME
 from pillion_artifacts.leases import stale_leases
 from pillion_artifacts.limits import INDEX_BYTES_MAX
 from pillion_artifacts.manifest import (
@@ -26,11 +27,17 @@ from pillion_artifacts.manifest import (
 )
 from pillion_artifacts.names import is_alias_name, is_policy_name, spoken
 from pillion_artifacts.pins import PINS_NAME, read_pins
+from pillion_artifacts.routes import ROUTES_NAME
 from pillion_artifacts.store import Store
 
-Kind = Literal["layout", "index", "alias", "pins", "audit", "blob", "orphan", "leftover"]
+Kind = Literal["layout", "index", "alias", "pins", "route", "evaluations", "audit", "blob", "orphan", "leftover"]
 
-_KIND_OF: Final[dict[str, Kind]] = {INDEX_NAME: "index", LAYOUT_NAME: "layout", PINS_NAME: "pins"}
+_KIND_OF: Final[dict[str, Kind]] = {
+    INDEX_NAME: "index",
+    LAYOUT_NAME: "layout",
+    PINS_NAME: "pins",
+    EVALUATIONS_NAME: "evaluations",
+}
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 
@@ -168,7 +175,7 @@ def _state_faults(root: Path) -> list[Fault]:
         path = root / name
         came = digest_of(path.read_bytes()) if path.is_file() else ""
         if came != digest:
-            kind = _KIND_OF.get(name, "alias")
+            kind = _KIND_OF.get(name, "route" if name.startswith(f"{ROUTES_NAME}/") else "alias")
             what = "it is missing" if not came else "it was changed by hand, or is damaged"
             faults.append(Fault(kind, name, f"{name}: {what}: the audit log does not know these bytes"))
     try:

@@ -49,6 +49,12 @@ CHUNK_BYTES: Final = 1 << 20
 GRAPH_DEPTH_MAX: Final = 32
 """Graphs within graphs of an ONNX file (bodies of Loop, If and Scan)."""
 
+ROUTES_MAX: Final = 64
+"""Things that daemons of one policy are told to serve: each has a route of its own."""
+
+EVALUATION_LEASES_MAX: Final = 8
+"""Evaluation leases of one policy at once; each keeps a version loaded."""
+
 LOCK_S_MAX: Final = 60.0
 """How long a command waits for another one that changes the store; a change holds the lock for milliseconds."""
 

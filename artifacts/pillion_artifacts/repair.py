@@ -91,6 +91,10 @@ class Repair:
         if any(fault.kind == "pins" for fault in faults):
             change.write(PINS_NAME, encode_pins(_pins_of(records)))
             self.done.append(f"wrote {PINS_NAME} anew from the audit log")
+        for name in sorted({fault.subject for fault in faults if fault.kind in ("route", "evaluations")}):
+            # The audit log has who and why, not every share: what was damaged is nowhere else.
+            change.remove(name)
+            self.done.append(f"removed {name}, which was not as the last change wrote it")
 
     def _mend_alias(self, change: Change, policy: str, alias: str, records: list[Record]) -> None:
         known = _alias_of(records, policy, alias)

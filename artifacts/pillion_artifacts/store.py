@@ -13,7 +13,7 @@ import msgspec
 import semver
 
 from pillion_artifacts.aliases import Alias, alias_target, encode_alias, read_alias, read_aliases
-from pillion_artifacts.audit import REASON_CHARACTERS_MAX, Action, AuditLog, Record
+from pillion_artifacts.audit import REASON_CHARACTERS_MAX, Action, AuditLog, AuditPage, Record
 from pillion_artifacts.blobs import Progress, blob_path, no_progress, read_blob, read_small
 from pillion_artifacts.card import ModelCard
 from pillion_artifacts.change import (
@@ -30,11 +30,13 @@ from pillion_artifacts.errors import (
     AliasMovedError,
     DigestMismatchError,
     InvalidArtifactError,
+    LeaseExistsError,
     PolicyNotFoundError,
 )
+from pillion_artifacts.evaluations import EVALUATIONS_NAME, EvaluationLease, encode_evaluations, read_evaluations
 from pillion_artifacts.layers import CARD_MEDIA_TYPE, CARD_NAME, KINDS, MODEL_NAME, LayerKind, kind_of
 from pillion_artifacts.leases import Lease
-from pillion_artifacts.limits import CARD_BYTES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
+from pillion_artifacts.limits import CARD_BYTES_MAX, EVALUATION_LEASES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.manifest import (
     EMPTY_JSON,
     Descriptor,
@@ -55,6 +57,7 @@ from pillion_artifacts.names import (
 )
 from pillion_artifacts.pins import PINS_NAME, Pin, encode_pins, read_pins
 from pillion_artifacts.publication import check_is_new, index_entry, stage_layers
+from pillion_artifacts.routes import Route, encode_routes, read_routes, route_target, with_route
 from pillion_artifacts.version_range import VersionRange
 
 Clock = Callable[[], datetime]
@@ -198,6 +201,11 @@ class Store:
         settle_for_reading(self.root)
         return [record for record in AuditLog(self.root).records() if policy in ("", record.policy)]
 
+    def audit(self, policy: str, limit: int, before: int) -> AuditPage:
+        """A page of the audit log; see `AuditLog.page`."""
+        settle_for_reading(self.root)
+        return AuditLog(self.root).page(policy, limit, before)
+
     def lease(self, reference: str) -> tuple[Resolved, Lease]:
         """What `reference` means now, and a lease that keeps it from `gc`; the caller closes the lease.
 
@@ -329,8 +337,65 @@ class Store:
             change.commit([record])
         return target
 
+    # What daemons let be leased
+
+    def keep_route(self, action: Action, route: Route, *, was: str = "", by: str = "", reason: str = "") -> None:
+        """Keeps the route of a policy, in the place of what was kept for the same `asked`. Raises `StoreError`."""
+        with Change(self.root, f"{route.policy}: route") as change, change.deciding():
+            routes = with_route(read_routes(self.root, route.policy), route)
+            change.write(route_target(checked_policy(route.policy)), encode_routes(routes))
+            record = self.record(
+                action, by, reason, policy=route.policy, version=route.version, digest=route.digest, was=was
+            )
+            change.commit([record])
+
+    def evaluations(self, policy: str) -> list[EvaluationLease]:
+        """The evaluation leases of a policy that hold now. Raises `InvalidArtifactError`."""
+        settle_for_reading(self.root)
+        now = self.now()
+        return [lease for lease in read_evaluations(self.root) if lease.policy == policy and lease.until > now]
+
+    def hold(self, target: Resolved, name: str, until: datetime, *, by: str = "", reason: str = "") -> EvaluationLease:
+        """Holds a version for the campaign `name`; for the same version again, until another time.
+
+        Raises `LeaseExistsError` where the name is that of a lease on another version, or there are too many.
+        """
+        with Change(self.root, f"{target}: lease {name}") as change, change.deciding():
+            now = self.now()
+            kept = [lease for lease in read_evaluations(self.root) if lease.until > now]
+            mine = [lease for lease in kept if lease.policy == target.policy]
+            same = next((lease for lease in mine if lease.name == name), None)
+            if same is not None and same.digest != target.digest:
+                raise LeaseExistsError(f"lease {name!r} holds {same.version}: end it first, or take another name")
+            if same is None and len(mine) >= EVALUATION_LEASES_MAX:
+                raise LeaseExistsError(
+                    f"expected at most {EVALUATION_LEASES_MAX} leases of {target.policy}, came one more"
+                )
+            fields = {"policy": target.policy, "version": target.version, "digest": target.digest}
+            record = self.record("lease", by, f"{name}: {reason}".rstrip(": "), **fields)
+            number = same.id if same else f"{name}-{_next_number(self.root)}"
+            lease = EvaluationLease(number, name, **fields, at=record.at, until=until, by=record.by, reason=reason)
+            change.write(EVALUATIONS_NAME, encode_evaluations([each for each in kept if each is not same] + [lease]))
+            change.commit([record])
+        return lease
+
+    def end_hold(self, policy: str, name: str, *, by: str = "", reason: str = "") -> EvaluationLease:
+        """Ends an evaluation lease, also one whose time is over; raises `PolicyNotFoundError` where there is none."""
+        with Change(self.root, f"{policy}: lease {name}") as change, change.deciding():
+            leases = read_evaluations(self.root)
+            lease = next((each for each in leases if (each.policy, each.name) == (policy, name)), None)
+            if lease is None:
+                raise PolicyNotFoundError(f"policy {policy!r} has no evaluation lease {name!r}")
+            change.write(EVALUATIONS_NAME, encode_evaluations([each for each in leases if each is not lease]))
+            record = self.record(
+                "end-lease", by, f"{name}: {reason}".rstrip(": "),
+                policy=policy, version=lease.version, digest=lease.digest,
+            )  # fmt: skip
+            change.commit([record])
+        return lease
+
     def note(self, action: Action, target: Resolved, *, was: str = "", by: str = "", reason: str = "") -> None:
-        """Writes into the audit log what was done with a version outside the store: `stage`, `switch`, `route`, `drain`."""
+        """Writes into the audit log what was done with a version outside the store: `stage`, `drain`."""
         with Change(self.root, str(target)) as change, change.deciding():
             record = self.record(
                 action, by, reason, policy=target.policy, version=target.version, digest=target.digest, was=was
@@ -433,6 +498,11 @@ def _newest_fitting(index: Index, asked: Reference) -> Descriptor:
 
 def _current(root: Path, policy: str, alias: str) -> Alias | None:
     return next((each for each in read_aliases(root, policy) if each.alias == alias), None)
+
+
+def _next_number(root: Path) -> int:
+    last = AuditLog(root).last()
+    return last.sequence + 1 if last else 1
 
 
 def _targets(records: list[Record], alias: str) -> list[str]:

@@ -11,11 +11,15 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from pilliond.access import Access
+from pilliond.admin_audit import AuditRoutes
+from pilliond.admin_leases import LeaseRoutes
 from pilliond.admin_policies import PolicyRoutes
 from pilliond.admin_server import AdminRunner
+from pilliond.admin_sessions import SessionRoutes
 from pilliond.admin_site import AdminSite, Visitors, bind
 from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.errors import FolderError
+from pilliond.evaluations import Evaluations
 from pilliond.exposition import PageCollector
 from pilliond.guard import guard
 from pilliond.health import Health, health_of
@@ -42,7 +46,7 @@ class Admin:
     Owns its listening sockets and their files.
     """
 
-    def __init__(self, supervisor: Supervisor, releases: Releases, access: Access) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases, evaluations: Evaluations, access: Access) -> None:
         self._supervisor = supervisor
         self._started_ns = time.monotonic_ns()
         self._socket_files: list[SocketFile] = []
@@ -51,6 +55,7 @@ class Admin:
         registry.register(PageCollector(supervisor, releases))
         registry.register(access.refusals)
         ProcessCollector(registry=registry)
+        policies = PolicyRoutes(supervisor, releases)
         self._kserve = KServeRoutes(supervisor)
         up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
         self.endpoints = [
@@ -66,7 +71,10 @@ class Admin:
             Endpoint("GET", "/readyz", self._ready, "Whether acts are answered; else 503", Scope.OPEN, statuses=up),
             Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW, answer=Info),
             Endpoint("GET", "/openapi.json", self._openapi, "This description", Scope.VIEW, answer=dict[str, Any]),
-            *PolicyRoutes(supervisor, releases).endpoints(),
+            *policies.endpoints(),
+            *LeaseRoutes(policies, releases, evaluations).endpoints(),
+            *SessionRoutes(supervisor).endpoints(),
+            *AuditRoutes(supervisor, releases.store).endpoints(),
             *self._kserve.endpoints(),
         ]  # fmt: skip
         application = web.Application(

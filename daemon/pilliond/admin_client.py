@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
@@ -81,9 +81,9 @@ class AdminClient:
         if parts.scheme == "http" and self._credentials.token and not _is_loopback(parts.hostname or ""):
             raise AdminError(f"--admin: a token is not sent to {address} in the open: expected https://", os.EX_USAGE)
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The JSON at a path; raises `AdminError`."""
-        return self._ask("GET", path, None)
+        return self._ask("GET", path, None, query)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What came of a verb; raises `AdminError`."""
@@ -119,11 +119,14 @@ class AdminClient:
             return False
         return True
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None, query: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         connection = self._connection()
         data = None if body is None else json.dumps(body)
         try:
-            connection.request(method, quote(path), data, self._headers())
+            target = f"{quote(path)}?{urlencode(query)}" if query else quote(path)
+            connection.request(method, target, data, self._headers())
             response = connection.getresponse()
             status, text = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -11,6 +11,7 @@ from aiohttp import web
 from pillion_artifacts import Resolved
 from pilliond import metrics_page
 from pilliond.endpoints import Endpoint, Scope, T, Text, Version, body_of, json_response
+from pilliond.errors import SwitchError
 from pilliond.guard import asked_by
 from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
@@ -42,6 +43,14 @@ class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a verb that names one: `1.2.3`, a range, an alias or a digest."""
 
     version: Version
+    reason: Text = ""
+    by: Text = ""
+
+
+class WarmupBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a warm-up; without a version it is the stable one."""
+
+    version: Text = ""
     reason: Text = ""
     by: Text = ""
 
@@ -106,6 +115,10 @@ class PolicyRoutes:
                 "POST", f"{policy}/rollback", self._roll_back, "Go back", operate, done, Why, begun, tagged=True
             ),
             Endpoint(
+                "POST", f"{policy}/warmup", self._warm_up, "Run every bucket once", operate, done, WarmupBody, begun,
+                tagged=True,
+            ),
+            Endpoint(
                 "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, done, RouteBody, begun,
                 tagged=True,
             ),
@@ -122,11 +135,11 @@ class PolicyRoutes:
         return json_response(PolicyList([self._state()]))
 
     async def _policy(self, request: web.Request) -> web.Response:
-        self._check_policy(request)
+        self.check_policy(request)
         return self._tagged(self._state())
 
     async def _versions(self, request: web.Request) -> web.Response:
-        self._check_policy(request)
+        self.check_policy(request)
         policy = self._supervisor.stable.policy
         entries = [entry for entry in self._releases.store.index().versions() if entry.title == policy]
         aliases = self._releases.store.aliases(policy)
@@ -190,7 +203,9 @@ class PolicyRoutes:
         if version is residents.stable:
             return "stable"
         arm = next((arm.name for arm in residents.arms if arm.digest == version.key), None)
-        return arm or ("previous" if version is residents.previous else "resident")
+        if arm is None and version is residents.previous:
+            return "previous"
+        return arm or ("evaluation" if version.key in residents.held else "resident")
 
     # Changing
 
@@ -203,18 +218,28 @@ class PolicyRoutes:
         return _begun(self._releases.switch(target, asked_by(request, which.by), which.reason))
 
     async def _roll_back(self, request: web.Request) -> web.Response:
-        why = await self._decided(request, Why)
+        why = await self.decided(request, Why)
         return _begun(await self._releases.roll_back(asked_by(request, why.by), why.reason))
 
     async def _route(self, request: web.Request) -> web.Response:
-        body = await self._decided(request, RouteBody)
+        body = await self.decided(request, RouteBody)
         targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
         return _begun(self._releases.route(targets, asked_by(request, body.by), body.reason))
 
+    async def _warm_up(self, request: web.Request) -> web.Response:
+        body = await self.decided(request, WarmupBody)
+        residents = self._supervisor.residents
+        target = self._releases.resolve(body.version) if body.version else None
+        key = bytes.fromhex(target.digest.removeprefix("sha256:")) if target else residents.stable.key
+        version = residents.find(key)
+        if version is None:
+            raise SwitchError(f"{target} is not loaded: expected one that is; stage it first")
+        return _begun(self._releases.warm_up(version, asked_by(request, body.by), body.reason))
+
     async def _cancel(self, request: web.Request) -> web.Response:
-        why = await self._decided(request, Why)
+        why = await self.decided(request, Why)
         cancelled = await self._releases.cancel(f"cancelled by {asked_by(request, why.by)}: {why.reason}".rstrip(": "))
         if cancelled is None:
             raise ProblemError(HTTPStatus.CONFLICT, "nothing-to-cancel", "no version is being staged")
@@ -229,23 +254,23 @@ class PolicyRoutes:
         return json_response(Draining(Phase.DRAINING.name.lower()), HTTPStatus.ACCEPTED)
 
     async def _which(self, request: web.Request) -> tuple[Which, Resolved]:
-        which = await self._decided(request, Which)
+        which = await self.decided(request, Which)
         return which, self._releases.resolve(which.version)
 
-    def _check_policy(self, request: web.Request) -> None:
+    def check_policy(self, request: web.Request) -> None:
+        """For what is below a policy; raises `ProblemError` (404)."""
         served, asked = self._supervisor.stable.policy, request.match_info["policy"]
         if asked != served:
             raise ProblemError(HTTPStatus.NOT_FOUND, "policy-not-found", f"expected {served}, came {asked[:128]}")
 
-    async def _decided(self, request: web.Request, kind: type[T]) -> T:
+    async def decided(self, request: web.Request, kind: type[T]) -> T:
         """The body of a verb. The tag is looked at after it: while it is waited for, another may change something."""
-        self._check_policy(request)
+        self.check_policy(request)
         body = await body_of(request, kind)
-        self._check_change(request)
+        self._check_tag(request)
         return body
 
-    def _check_change(self, request: web.Request) -> None:
-        self._check_policy(request)
+    def _check_tag(self, request: web.Request) -> None:
         asked = ",".join(request.headers.getall("If-Match", ["*"]))
         if not {"*", self._tag()} & {tag.strip() for tag in asked.split(",")}:
             raise ProblemError(

@@ -93,8 +93,9 @@ class BatchRunner:
         first = 0
         for group in groups:
             begin, first = first, first + group.rows
-            if not all(np.isfinite(output[begin:first]).all() for output in floats):
-                self._page.cells[PLACES[version.place].non_finite] += 1
+            finite = [np.isfinite(output[begin:first]).reshape(group.rows, -1).all(axis=1) for output in floats]
+            for owner in version.owners_of(~np.logical_and.reduce(finite)):
+                self._page.cells[PLACES[owner.place].non_finite] += 1
 
     def _answer_failed(self, groups: list[EpisodeGroup], error: EngineError, replies: list[Reply]) -> None:
         for group in groups:

@@ -17,6 +17,7 @@ import msgspec
 from pillion_artifacts.card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.limits import ServingLimits
+from pilliond.session_list import SessionTold
 from pilliond.settings import ServingSettings, VersionSettings
 from pilliond.shares import Arm
 
@@ -37,6 +38,14 @@ class VersionOrder(msgspec.Struct, frozen=True):
     states: list[StateCard]
     place: int
     """Which cells of the metrics page are its own."""
+
+
+class Beside(msgspec.Struct, frozen=True):
+    """A version that is loaded beside the stable one when the process starts; the descriptors are as in `Assignment`."""
+
+    version: VersionOrder
+    model_descriptor: int
+    golden_descriptor: int
 
 
 class Assignment(msgspec.Struct, frozen=True, tag=True):
@@ -60,6 +69,11 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     """How long the outputs of a version are looked at after it was switched to."""
     group: int | None
     """The id of the group whose members may connect, beside this user and root."""
+    beside: list[Beside] = []
+    arms: list[Arm] = []
+    """How new episodes are shared out from the start; their versions are among `beside`."""
+    held: list[bytes] = []
+    """Versions that are held for evaluations; they are the stable one or among `beside`."""
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -81,6 +95,24 @@ class Route(msgspec.Struct, frozen=True, tag=True):
     arms: list[Arm]
 
 
+class Hold(msgspec.Struct, frozen=True, tag=True):
+    """Hold these versions, which are loaded, for evaluations, and no others."""
+
+    digests: list[bytes]
+
+
+class Warm(msgspec.Struct, frozen=True, tag=True):
+    """Run every bucket of a version that is loaded once, one a tick."""
+
+    digest: bytes
+
+
+class ListSessions(msgspec.Struct, frozen=True, tag=True):
+    """Tell of some sessions, those opened after the one with this number."""
+
+    after: int
+
+
 class Unload(msgspec.Struct, frozen=True, tag=True):
     """Forget a version that was loaded and will not be switched to."""
 
@@ -93,6 +125,13 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """A version cannot be loaded, or an order names one that is not; nothing has changed."""
+
+    digest: bytes
+    message: str
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Every bucket is warm and every address is listened at."""
 
@@ -100,6 +139,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     engine: dict[str, Any]
     process: dict[str, Any]
     """How it uses its core, as the kernel and the interpreter say it, not the settings."""
+    refused: list[LoadFailed] = []
+    """Which versions of `beside` could not be loaded, and why: they are not in the route."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -118,13 +159,6 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     stall_ns: int
 
 
-class LoadFailed(msgspec.Struct, frozen=True, tag=True):
-    """A version cannot be loaded, or an order names one that is not; nothing has changed."""
-
-    digest: bytes
-    message: str
-
-
 class Switched(msgspec.Struct, frozen=True, tag=True):
     """New episodes lease `digest` since `at_ns` (CLOCK_MONOTONIC)."""
 
@@ -138,6 +172,40 @@ class Routed(msgspec.Struct, frozen=True, tag=True):
 
     digest: bytes
     arms: list[Arm]
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    """These versions are held for evaluations. `error`: they are not, and why; then those are held that were before."""
+
+    digests: list[bytes]
+    error: str = ""
+
+    @property
+    def digest(self) -> bytes:
+        """It is about no one version."""
+        return b"held"
+
+
+class Warmed(msgspec.Struct, frozen=True, tag=True):
+    """Every bucket was run once; `longest_ns` is the longest that one of them kept the loop."""
+
+    digest: bytes
+    buckets: int
+    longest_ns: int
+
+
+class SessionList(msgspec.Struct, frozen=True, tag=True):
+    """Some sessions, in the order in which they were opened."""
+
+    after: int
+    sessions: list[SessionTold]
+    is_last: bool
+    """Whether there are no more."""
+
+    @property
+    def digest(self) -> bytes:
+        """It is about no version."""
+        return b"sessions"
 
 
 class Unloaded(msgspec.Struct, frozen=True, tag=True):
@@ -154,8 +222,8 @@ class Event(msgspec.Struct, frozen=True, tag=True):
     fields: dict[str, Any]
 
 
-Order = Assignment | Load | Switch | Route | Unload | Drain
-Report = Ready | Failed | Loaded | LoadFailed | Switched | Routed | Unloaded | Event
+Order = Assignment | Load | Switch | Route | Hold | Warm | ListSessions | Unload | Drain
+Report = Ready | Failed | Loaded | LoadFailed | Switched | Routed | Held | Warmed | SessionList | Unloaded | Event
 
 _encoder = msgspec.msgpack.Encoder()
 _order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

@@ -13,16 +13,16 @@ import msgspec
 import sdnotify
 import structlog
 
-from pillion_artifacts import ArtifactError, Resolved, Store
-from pillion_artifacts.errors import StoreError
-from pillion_artifacts.leases import Lease
+from pillion_artifacts import ArtifactError, Store
 from pilliond.access import Access
 from pilliond.admin import Admin
-from pilliond.admission import admit
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
+from pilliond.evaluations import Evaluations
 from pilliond.releases import Releases
-from pilliond.sealed_version import SealedVersion, seal
+from pilliond.resumption import Resumption, admitted
+from pilliond.route_file import RouteFile
+from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.supervisor import Supervisor
 
@@ -31,9 +31,12 @@ async def serve(settings: Settings) -> None:
     """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
     log = make_log(settings)
     access = Access.of(settings.admin, log)
-    supervisor = Supervisor(settings, load_policy(settings), log)
-    releases = Releases(settings, supervisor, log)
-    admin = Admin(supervisor, releases, access)
+    reference, stable = load_policy(settings)
+    supervisor = Supervisor(settings, stable, log)
+    Resumption(settings, supervisor.residents, log).run(reference)
+    releases = Releases(settings, supervisor, reference, log)
+    evaluations = Evaluations(supervisor, releases, log)
+    admin = Admin(supervisor, releases, evaluations, access)
     systemd = sdnotify.SystemdNotifier()
     try:
         admin_addresses = await admin.start(settings.admin, log)
@@ -59,7 +62,7 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        looking = asyncio.create_task(releases.run())
+        looking = asyncio.create_task(look_after(releases, evaluations))
         looking.add_done_callback(lambda _: supervisor.stop("nobody looks after its versions any more"))
         try:
             await supervisor.run(on_ready)
@@ -74,27 +77,25 @@ async def serve(settings: Settings) -> None:
         supervisor.close()
 
 
-def load_policy(settings: Settings) -> SealedVersion:
-    """The verified version that the settings name, sealed; the caller closes it. Raises `BadPolicyError`.
+async def look_after(releases: Releases, evaluations: Evaluations) -> None:
+    """Follows the alias, judges what is on probation and ends leases, until it is cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(releases.run())
+        tasks.create_task(evaluations.run())
 
-    There is no lease on it where this process may not write to the store: then nobody keeps `gc` from the version,
-    which is in memory all the same.
+
+def load_policy(settings: Settings) -> tuple[str, SealedVersion]:
+    """What the daemon is told to serve, and the version that it begins with (see `route_file`), verified and sealed.
+
+    The caller closes it. Raises `BadPolicyError`.
     """
     store = Store(Path(settings.store.path))
     try:
         reference = settings.store.policy or _only_policy(store)
-        resolved, lease = _leased(store, reference)
+        stable = RouteFile(store, reference).stable()
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
-    artifact, signed_by = admit(store, resolved, settings.trust)
-    return seal(artifact, lease, signed_by)
-
-
-def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:
-    try:
-        return store.lease(reference)
-    except StoreError:
-        return store.resolve(reference), None
+    return reference, admitted(store, stable, settings.trust)
 
 
 def _only_policy(store: Store) -> str:

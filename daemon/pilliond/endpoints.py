@@ -62,6 +62,14 @@ def json_response(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Respons
     return web.Response(body=body, status=int(status), content_type="application/json")
 
 
+def query_of(request: web.Request, kind: type[T]) -> T:
+    """The query of a request; raises `ProblemError` (400, `malformed`)."""
+    try:
+        return msgspec.convert(dict(request.query), kind, strict=False)
+    except UNREADABLE as error:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", str(error)) from None
+
+
 async def body_of(request: web.Request, kind: type[T]) -> T:
     """The body of a request, none being an empty one; raises `ProblemError` (400, `malformed`; 415, `not-json`)."""
     data = await request.read()

@@ -88,6 +88,8 @@ class PageCollector(Collector):
         for version in self._supervisor.residents:
             leases.add_metric([version.policy, version.version], cells[page.PLACES[version.place].episodes])
         yield leases
+        held = len(self._supervisor.residents.held)
+        yield GaugeMetricFamily("pillion_held_versions", "Versions that are held for evaluations.", value=held)
         switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks by what became of them.", labels=["outcome"])  # fmt: skip
         for outcome, count in releases.switches.items():
             switches.add_metric([outcome.value], count)

@@ -100,7 +100,12 @@ class JoinedVersion(Version):
         first = distinct[0]
         super().__init__(first.identity, first.spec, Distribution(), engine, place=MIXED_PLACE)
         self.samplable = all(version.samplable for version in distinct)
+        self.watched = any(version.watched for version in distinct)
         self.row_leases = [distinct.index(version) for version in row_versions]
+
+    def owners_of(self, rows: NDArray[np.bool_]) -> list[Version]:
+        """As `Version.owners_of`."""
+        return [part.version for part in self.parts if rows[part.rows].any()]
 
     @property
     def state_owners(self) -> list[Version]:

@@ -64,6 +64,15 @@ LOAD_S_MAX: Final = 60.0
 ARMS_MAX: Final = 3
 """Versions that share in the new episodes beside the stable one."""
 
+SESSIONS_PER_PIECE_MAX: Final = 16
+"""Sessions that the serving process tells of at once; the loop waits meanwhile."""
+
+HANDLES_PER_PIECE_MAX: Final = 128
+"""Handles that it looks at for that."""
+
+EVALUATION_S_MAX: Final = 90 * 86_400
+"""How long an evaluation lease may last; it can be renewed."""
+
 OLD_VERSIONS_MAX: Final = 8
 """Versions that may stay loaded beside the current one; each has cells of its own in the metrics page."""
 
@@ -72,6 +81,9 @@ LINGER_MS: Final = 1_000
 
 RESTART_DELAY_S_MAX: Final = 5.0
 """The longest pause before a serving process that died is started again."""
+
+RESTARTS_WITH_ALL_MAX: Final = 2
+"""Starts in a row that never came to READY before the next one is with the stable version alone."""
 
 RESTARTS_WITHOUT_READY_MAX: Final = 5
 """Starts in a row that never came to READY before the daemon gives up."""

@@ -11,7 +11,7 @@ import msgspec
 
 from pilliond.certificate import Certificate
 
-Kind = Literal["stage", "switch", "rollback", "route"]
+Kind = Literal["stage", "switch", "rollback", "route", "lease", "warmup"]
 
 
 class Outcome(StrEnum):
@@ -46,7 +46,7 @@ class OperationTold(msgspec.Struct):
     """That moment on CLOCK_MONOTONIC."""
     load_ms: float | None = None
     stall_us: float | None = None
-    """How long the serving loop was kept from looking, at worst, while the version was loaded there."""
+    """How long the serving loop was kept from looking, at worst, while the version was loaded there, or by a run to warm it."""
     swap_impact: float | None = None
     """p99 of the live version while this one was staged, over that before; None of too few acts."""
     certificate: Certificate | None = None

@@ -42,7 +42,9 @@ def _first(_context: click.Context, _parameter: click.Parameter, addresses: str)
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: str) -> None:
-    context.meta[f"pilliond.{parameter.name}"] = value
+    # What was said before a subcommand counts, unless that says otherwise.
+    key = f"pilliond.{parameter.name}"
+    context.meta[key] = value or context.meta.get(key, "")
 
 
 def admin_option(function: Callable[..., None]) -> Callable[..., None]:

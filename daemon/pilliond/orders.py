@@ -1,4 +1,4 @@
-"""The orders of the control process, as a source of the serving loop: load, switch, unload, drain."""
+"""The orders of the control process, as a source of the serving loop: load, switch, hold, warm, tell of sessions, unload, drain."""
 
 from __future__ import annotations
 
@@ -13,21 +13,31 @@ from pilliond import channel, metrics_page
 from pilliond.channel import (
     Assignment,
     Drain,
+    Held,
+    Hold,
+    ListSessions,
     Load,
     Loaded,
     LoadFailed,
     Report,
     Route,
     Routed,
+    SessionList,
     Switch,
     Switched,
     Unload,
     Unloaded,
+    Warm,
+    Warmed,
 )
+from pilliond.engine import EngineError
 from pilliond.metrics_page import MetricsPage
 from pilliond.poller import Poller
 from pilliond.residence import Residence
+from pilliond.session_list import list_sessions
+from pilliond.sessions import Sessions
 from pilliond.version_loader import Built, VersionLoader
+from pilliond.warmer import Warmer
 
 
 class Orders:
@@ -44,14 +54,17 @@ class Orders:
         assignment: Assignment,
         poller: Poller,
         residence: Residence,
+        sessions: Sessions,
         page: MetricsPage,
         on_end: Callable[[str], None],
     ) -> None:
         self._end = end
         self._residence = residence
+        self._sessions = sessions
         self._page = page
         self._on_end = on_end
         self._unsaid: deque[Report] = deque()
+        self._warmer = Warmer(time.monotonic_ns)
         self._loader = VersionLoader(poller, assignment.limits, assignment.threads, self._take)
 
     def receive(self) -> None:
@@ -65,6 +78,13 @@ class Orders:
                 self._switch(order)
             case Route():
                 self._route(order)
+            case Hold():
+                self._hold(order)
+            case Warm():
+                self._warm(order)
+            case ListSessions():
+                told, is_last = list_sessions(self._sessions, order.after, time.monotonic_ns())
+                self._say(SessionList(order.after, told, is_last))
             case Unload():
                 self._unload(order)
             case Drain():
@@ -76,6 +96,7 @@ class Orders:
         """Lets go the versions that need not stay, and says what could not be said. To be called every tick."""
         for digest, leases in self._residence.sweep(time.monotonic_ns()):
             self._unsaid.append(Unloaded(digest, leases))
+        self._warm_on()
         self._say_rest()
         self._page.cells[metrics_page.VERSIONS] = len(self._residence)
         for version in self._residence.versions():
@@ -123,6 +144,40 @@ class Orders:
             return
         self._residence.set_arms(arms, time.monotonic_ns())
         self._say(Routed(order.digest, order.arms))
+
+    def _hold(self, order: Hold) -> None:
+        found = [self._residence.find(digest) for digest in order.digests]
+        held = [version for version in found if version is not None]
+        if len(held) < len(order.digests):
+            self._say(Held([], "a version that is to be held is not loaded any more"))
+            return
+        self._residence.hold(held, time.monotonic_ns())
+        self._say(Held(order.digests))
+
+    def _warm(self, order: Warm) -> None:
+        version = self._residence.find(order.digest)
+        if version is None:
+            self._say(LoadFailed(order.digest, "it is not loaded any more"))
+            return
+        self._warmer.start(version)
+
+    def _warm_on(self) -> None:
+        """Runs the next bucket, where there is one."""
+        version = self._warmer.version
+        if version is None:
+            return
+        if self._residence.find(version.digest) is not version:
+            self._warmer.stop()
+            self._unsaid.append(LoadFailed(version.digest, "it was unloaded meanwhile"))
+            return
+        try:
+            is_done = self._warmer.run()
+        except EngineError as error:
+            self._warmer.stop()
+            self._unsaid.append(LoadFailed(version.digest, str(error)))
+            return
+        if is_done:
+            self._unsaid.append(Warmed(version.digest, self._warmer.buckets, self._warmer.longest_ns))
 
     def _unload(self, order: Unload) -> None:
         version = self._residence.find(order.digest)

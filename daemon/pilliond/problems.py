@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from pillion_artifacts import ArtifactError
-from pillion_artifacts.errors import ConflictError, PolicyNotFoundError, StoreError
+from pillion_artifacts.errors import ConflictError, LeaseExistsError, PolicyNotFoundError, StoreError
 from pilliond.errors import SwitchError
 from pilliond.releases import BusyError
 
@@ -77,6 +77,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem(HTTPStatus.CONFLICT, "cannot-switch", str(error))
     except PolicyNotFoundError as error:
         return problem(HTTPStatus.NOT_FOUND, "version-not-found", str(error))
+    except LeaseExistsError as error:
+        return problem(HTTPStatus.CONFLICT, "lease-exists", str(error))
     except ConflictError as error:
         return problem(HTTPStatus.CONFLICT, "moved-meanwhile", str(error))
     except StoreError as error:

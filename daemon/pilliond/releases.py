@@ -1,35 +1,46 @@
 """Releases: what the daemon is told about versions, done one at a time: stage, switch, roll back, follow an alias.
 
-The route of a policy is the alias that the daemon follows, where it follows one: it is moved before the switch, so that a
-daemon that is killed in between serves after its restart what the route says.
+The stable version of a policy is what the alias says that the daemon follows, where it follows one, else what its route file
+says. Either is changed before the switch, so that a daemon that is killed in between serves after its restart what the
+route says, and changed back where the switch fails.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.aliases import Alias, read_alias
+from pillion_artifacts.audit import Action
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.leases import Lease
 from pillion_artifacts.names import parse_reference
+from pillion_artifacts.routes import RouteArm
 from pilliond.errors import SwitchError
 from pilliond.live_window import LiveWindow
 from pilliond.operation import Kind, Operation, Outcome, begin_operation
 from pilliond.probation import Probation
+from pilliond.route_file import RouteFile
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.shares import Arm
 from pilliond.stager import Stager
 from pilliond.supervisor import Supervisor
+from pilliond.trials import Trials
 
 FOLLOW_S: Final = 0.5
 """How often the alias is looked at. Its file is read, not watched: a store may lie where no change is told of."""
 
 LOOK_S: Final = 1.0
 OPERATIONS_KEPT: Final = 32
+
+
+Work = Callable[[Operation], Coroutine[Any, Any, None]]
 
 
 class BusyError(SwitchError):
@@ -39,10 +50,10 @@ class BusyError(SwitchError):
 class Releases:
     """Owns the stager, the task of the operation that is under way, and a version that is loaded and waits for its switch.
 
-    `followed` is the alias that is followed (`stable` of `NAME@stable`); empty: none.
+    `reference` is what the daemon was told to serve; `followed` is its alias (`stable` of `NAME@stable`); empty: none.
     """
 
-    def __init__(self, settings: Settings, supervisor: Supervisor, log: Any) -> None:
+    def __init__(self, settings: Settings, supervisor: Supervisor, reference: str, log: Any) -> None:
         self.operations: list[Operation] = []
         self.revision = 0
         """How often anything changed; for `ETag`."""
@@ -54,7 +65,8 @@ class Releases:
         self.window = LiveWindow(supervisor.page)
         self.stager = Stager(settings, self.window)
         self.store = Store(Path(settings.store.path))
-        self.followed = parse_reference(settings.store.policy).alias if settings.store.policy else ""
+        self.followed = parse_reference(reference).alias
+        self._route_file = RouteFile(self.store, reference)
         self._supervisor = supervisor
         self._log = log
         self._task: asyncio.Task[None] | None = None
@@ -65,6 +77,7 @@ class Releases:
         self._failed: set[str] = set()
         self._bounds = settings.take_back
         self._probation: Probation | None = None
+        self._trials = Trials(self._bounds)
 
     # What is asked
 
@@ -95,7 +108,7 @@ class Releases:
         Versions that are not loaded are staged first. Raises `BusyError` or `SwitchError`.
         """
         stable = self._supervisor.stable
-        self._check_free()
+        self.check_free()
         if any(target.digest == stable.digest for _, target, _ in targets):
             raise SwitchError(f"{stable.version} is the stable version: it has what the arms leave")
         shared_out = ", ".join(f"{name} {target.version} {share:g}" for name, target, share in targets) or "no arms"
@@ -103,6 +116,16 @@ class Releases:
         operation = self._note_begun("route", target, by, f"{reason} ({shared_out})".strip())
         self._task = asyncio.create_task(self._run(operation, self._share_out(operation, targets)))
         return operation
+
+    def warm_up(self, version: SealedVersion, by: str, reason: str) -> Operation:
+        """Begins to run every bucket of a loaded version once; raises `BusyError`."""
+
+        async def work(operation: Operation) -> None:
+            operation.step = "warming"
+            warmed = await self._supervisor.warm(version)
+            operation.stall_us = warmed.longest_ns / 1e3
+
+        return self.begin("warmup", _resolved(version), by, reason, work)
 
     async def roll_back(self, by: str, reason: str) -> Operation:
         """Goes back to the version that was stable before, at once where it is loaded; raises `SwitchError`.
@@ -120,8 +143,7 @@ class Releases:
             return self._begin("rollback", self._stored_previous(), by, reason)
         operation = self._note_begun("rollback", _resolved(previous), by, reason)
         operation.step = "switching"
-        self._task = asyncio.create_task(self._run(operation, self._back(operation, previous)))
-        await asyncio.wait([self._task])
+        await self._run_now(operation, self._back(operation, previous))
         return operation
 
     async def cancel(self, why: str) -> Operation | None:
@@ -129,7 +151,7 @@ class Releases:
         while self._task is not None and not self._has_begun.is_set():
             await self._has_begun.wait()
         task, operation = self._task, self.current
-        if task is None or operation is None or operation.step in ("switching", "loading"):
+        if task is None or operation is None or operation.step in ("switching", "loading", "holding"):
             return None
         task.cancel()
         await asyncio.wait([task])
@@ -148,6 +170,7 @@ class Releases:
                     looked_s = loop.time()
                     self.window.look(self._supervisor.stable.place)
                     await self._judge(looked_s)
+                    await self._judge_arms(looked_s)
                 if self.followed and self._task is None:
                     await self._follow()
                 await asyncio.sleep(FOLLOW_S)
@@ -175,6 +198,33 @@ class Releases:
         except SwitchError as error:
             self._log.warning("take_back_refused", policy=str(stable), error=str(error))
 
+    async def _judge_arms(self, now_s: float) -> None:
+        """Ends an arm that crosses a bound; its share goes back to the stable version."""
+        residents = self._supervisor.residents
+        for arm in self._supervisor.residents.arms:
+            version = residents.find(arm.digest)
+            fault = version and self._trials.fault(version.digest, self.window.now(version.place), now_s)
+            if not version or not fault:
+                continue
+            kind, why = fault
+            self._failed.add(version.digest)
+            self.take_backs[kind] = self.take_backs.get(kind, 0) + 1
+            self._log.error("taken_back", policy=str(version), arm=arm.name, fault=kind, reason=why)
+            await self._end_arm(arm, version, f"taken back by itself: {why}")
+            return
+
+    async def _end_arm(self, arm: Arm, version: SealedVersion, reason: str) -> None:
+        """What is being staged is given up for it, as for a rollback."""
+        await self.cancel(f"the end of arm {arm.name}")
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        left = [each for each in self._supervisor.residents.arms if each.digest != arm.digest]
+        operation = self._note_begun(
+            "route", _resolved(self._supervisor.stable), "pilliond", f"{arm.name} {version.version} {reason}"
+        )
+        operation.step = "switching"
+        await self._run_now(operation, self._set_arms(operation, left))
+
     async def close(self) -> None:
         """Ends what is under way."""
         if self._task is not None:
@@ -182,18 +232,23 @@ class Releases:
             await asyncio.wait([self._task])
 
     def _begin(self, kind: Kind, target: Resolved, by: str, reason: str) -> Operation:
-        self._check_free()
+        return self.begin(kind, target, by, reason, lambda operation: self._do(operation, target))
+
+    def begin(self, kind: Kind, target: Resolved, by: str, reason: str, work: Work) -> Operation:
+        """Begins an operation that does `work`; raises `BusyError`."""
+        self.check_free()
         operation = self._note_begun(kind, target, by, reason)
-        self._task = asyncio.create_task(self._run(operation, self._do(operation, target)))
+        self._task = asyncio.create_task(self._run(operation, work(operation)))
         return operation
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
+        """Raises `BusyError` while an operation is under way."""
         if self.current is not None:
             raise BusyError(f"{self.current.version} is under way ({self.current.step}): wait for it, or cancel it")
 
     def _check_no_rollback(self) -> None:
         if self.current is not None and self.current.kind == "rollback":
-            self._check_free()
+            self.check_free()
 
     def _note_begun(self, kind: Kind, target: Resolved, by: str, reason: str) -> Operation:
         number = self.operations[-1].number + 1 if self.operations else 1
@@ -204,6 +259,10 @@ class Releases:
         self.revision += 1
         self._log.info(f"{kind}_begun", **_for_log(operation))
         return operation
+
+    async def _run_now(self, operation: Operation, work: Any) -> None:
+        self._task = asyncio.create_task(self._run(operation, work))
+        await asyncio.wait([self._task])
 
     async def _run(self, operation: Operation, work: Any) -> None:
         self._has_begun.set()
@@ -228,9 +287,7 @@ class Releases:
                 self.switches[operation.outcome] += 1
 
     async def _do(self, operation: Operation, target: Resolved) -> None:
-        version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
-        if version is None:
-            version = await self._load(operation, await self._stage(operation, target))
+        version = await self.loaded(operation, target)
         operation.certificate = version.certificate
         if operation.kind == "stage":
             await self._note(operation)
@@ -239,8 +296,37 @@ class Releases:
         if version is self._supervisor.stable:
             await self._move_alias(operation)
             return
+        was = self._supervisor.stable
         await self._move_alias(operation)
-        await self._flip(operation, version)
+        try:
+            await self._flip_or_reload(operation, target, version)
+        except SwitchError:
+            await self._put_back(operation, was)
+            raise
+        except asyncio.CancelledError:
+            # A daemon that ends leaves the route as it was told: it goes on with that.
+            if not self._supervisor.is_stopping:
+                await self._put_back(operation, was)
+            raise
+
+    async def _flip_or_reload(self, operation: Operation, target: Resolved, version: SealedVersion) -> None:
+        try:
+            await self._flip(operation, version)
+        except SwitchError:
+            if self._supervisor.residents.find(version.key) is not None or not self._supervisor.is_ready:
+                raise
+            # An old one, beyond the bounds: it went between the look and the order.
+            await self._flip(operation, await self.loaded(operation, target))
+
+    async def loaded(self, operation: Operation, target: Resolved) -> SealedVersion:
+        """The version, staged and loaded first where it is not; the next that is loaded may take its place."""
+        version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
+        return version or await self._load(operation, await self._stage(operation, target))
+
+    def settle(self, version: SealedVersion) -> None:
+        """A version that was loaded has found its use, and waits for none any more."""
+        if version is self._waiting:
+            self._waiting = None
 
     async def _share_out(self, operation: Operation, targets: list[tuple[str, Resolved, float]]) -> None:
         arms = []
@@ -253,12 +339,24 @@ class Releases:
                     fresh.append(version)
                 self._waiting = None
                 arms.append(Arm(name, version.key, share))
-            operation.step = "switching"
-            await self._supervisor.route(arms)
+            await self._set_arms(operation, arms)
         except BaseException:
             for version in fresh:
                 self._supervisor.unload(version)
             raise
+
+    async def _set_arms(self, operation: Operation, arms: list[Arm]) -> None:
+        operation.step = "switching"
+        residents = self._supervisor.residents
+        began = {
+            version.digest: self.window.now(version.place)
+            for arm in arms
+            if (version := residents.find(arm.digest)) is not None
+        }
+        await self._supervisor.route(arms)
+        recent = self.window.recent()
+        usual_p99_ns = recent[0].p99_ns() if recent else None
+        self._trials.begin(began, asyncio.get_running_loop().time(), usual_p99_ns)
         await self._note(operation)
 
     async def _stage(self, operation: Operation, target: Resolved) -> SealedVersion:
@@ -297,8 +395,7 @@ class Releases:
         return version
 
     async def _flip(self, operation: Operation, version: SealedVersion) -> None:
-        if version is self._waiting:
-            self._waiting = None
+        self.settle(version)
         recent = self.window.recent()
         began = self.window.now(version.place)
         switched = await self._supervisor.switch(version)
@@ -310,6 +407,8 @@ class Releases:
         operation.effect_ns = switched.at_ns
         operation.effect_ms = (switched.at_ns - operation.began_ns) / 1e6
         self._seen = version.digest
+        if self.followed and self._has_other_arms():
+            await self._keep("route", operation, _resolved(version), None)
 
     async def _back(self, operation: Operation, version: SealedVersion) -> None:
         """The switch first, the alias then: a bad version is to stop at once, whatever the store says."""
@@ -322,7 +421,7 @@ class Releases:
     # The store
 
     async def _move_alias(self, operation: Operation) -> None:
-        """Makes it the route; where no alias is followed, only the audit log is told. Raises `ArtifactError`."""
+        """Makes it what is stable after a restart: the alias says so, or else the route file. Raises `ArtifactError`."""
         if not self.followed:
             await self._note(operation)
             return
@@ -340,9 +439,60 @@ class Releases:
         return self.store.move_alias(policy, alias, operation.version, expected=operation.was, by=by, reason=reason)
 
     async def _note(self, operation: Operation) -> None:
+        """Writes into the audit log who did what and why, and with that the route file, where the route changes."""
         target = Resolved(operation.policy, operation.version, operation.digest)
-        action = "switch" if operation.kind == "rollback" else operation.kind
-        await self.note(action, target, operation.was, operation.by, operation.reason)
+        stable = _resolved(self._supervisor.stable)
+        if operation.kind == "route":
+            await self._keep("route", operation, stable, None)
+        elif operation.kind in ("switch", "rollback"):
+            previous = self._supervisor.residents.previous
+            # A rollback has already gone back: what was stable before it is the previous one now.
+            before = _resolved(previous) if previous is not None and operation.kind == "rollback" else None
+            await self._keep("switch", operation, target, stable if target != stable else before)
+        else:
+            await self.note(operation.kind, target, operation.was, operation.by, operation.reason)
+
+    async def _keep(self, action: Action, operation: Operation, stable: Resolved, was: Resolved | None) -> None:
+        """Keeps the route; where the store cannot be written to, it lasts until this process ends, and the log says so."""
+        residents = self._supervisor.residents
+        arms = [
+            RouteArm(arm.name, version.version, version.digest, arm.share)
+            for arm in residents.arms
+            if (version := residents.find(arm.digest)) is not None and version.digest != stable.digest
+        ]
+        try:
+            await self._route_file.keep(action, stable, arms, was, operation.by, operation.reason)
+        except ArtifactError as error:
+            self._log.warning("route_not_kept", error=str(error), **_for_log(operation, "error"))
+
+    def _has_other_arms(self) -> bool:
+        """Whether other arms are kept than there are: one became stable, now or while no daemon ran."""
+        try:
+            route = self._route_file.read()
+        except ArtifactError as error:
+            self._log.warning("route_unreadable", error=str(error))
+            return False
+        arms = {f"sha256:{arm.digest.hex()}" for arm in self._supervisor.residents.arms}
+        return route is not None and {arm.digest for arm in route.arms} != arms
+
+    async def _put_back(self, operation: Operation, was: SealedVersion) -> None:
+        """Makes the version that still serves the stable one after a restart again: the switch from it has failed."""
+        by, reason = "pilliond", "the switch failed"
+        try:
+            if self.followed:
+                policy, alias = operation.policy, self.followed
+                moved = await asyncio.to_thread(
+                    lambda: self.store.move_alias(
+                        policy, alias, was.digest, expected=operation.version, by=by, reason=reason
+                    )
+                )
+                self._seen = moved.digest
+            else:
+                failed = Resolved(operation.policy, operation.version, operation.digest)
+                undone = msgspec.structs.replace(operation, by=by, reason=reason)
+                await self._keep("switch", undone, _resolved(was), failed)
+        except ArtifactError as error:
+            self._log.error("route_left_behind", **{**_for_log(operation), "error": str(error)})
 
     async def note(self, action: Any, target: Resolved, was: str, by: str, reason: str) -> None:
         """Writes into the store's audit log; where that cannot be written to, the daemon's own log must do."""
@@ -357,6 +507,8 @@ class Releases:
             alias = read_alias(self.store.root, stable.policy, self.followed)
             if alias.was_version and alias.digest == stable.digest:
                 return Resolved(stable.policy, alias.was_version, alias.was_digest)
+        elif (route := self._route_file.read()) is not None and route.was_version and route.digest == stable.digest:
+            return Resolved(stable.policy, route.was_version, route.was_digest)
         raise SwitchError(f"no version was served before {stable.version}")
 
     async def _follow(self) -> None:
@@ -386,7 +538,7 @@ def _resolved(version: SealedVersion) -> Resolved:
     return Resolved(version.policy, version.version, version.digest)
 
 
-def _for_log(operation: Operation) -> dict[str, Any]:
+def _for_log(operation: Operation, *but: str) -> dict[str, Any]:
     wanted = ("number", "policy", "version", "was", "by", "reason", "error", "effect_ms", "stall_us", "swap_impact")
     said = {name: getattr(operation, name) for name in wanted}
-    return {name: value for name, value in said.items() if value not in ("", None)}
+    return {name: value for name, value in said.items() if value not in ("", None) and name not in but}

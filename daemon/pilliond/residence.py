@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Final
+
+import semver
 
 from pilliond.episodes import NEVER_NS
 from pilliond.routing import Router
@@ -20,7 +23,8 @@ class Residence:
 
     Rule: a version is *loaded*, then perhaps *stable*, then *retired*, then *gone*. Retired, it stays while a handle
     leases it or a session can lease nothing else, for `lease_s_max` at most; the stable one before it stays without
-    leases too, so that a rollback finds it. Beyond `old_max` or `old_mb_max` the oldest are gone first.
+    leases too, so that a rollback finds it. Beyond `old_max` or `old_mb_max` the oldest are gone first. A version that is
+    *held* for an evaluation stays whatever it is, and does not count; afterwards it is retired as any other.
     """
 
     def __init__(self, router: Router, sessions: Sessions, bounds: VersionSettings, watch_s: float = 0.0) -> None:
@@ -30,6 +34,7 @@ class Residence:
         self._bounds = bounds
         self._watch_ns = int(watch_s * _NANOSECONDS)
         self._watch_until_ns = 0
+        self._shares: list[tuple[Version, float]] = []
         self._versions: dict[bytes, Version] = {router.stable.digest: router.stable}
 
     def __len__(self) -> int:
@@ -52,7 +57,7 @@ class Residence:
         was = self._router.stable
         if version is not was:
             # The shares of the other arms stay what they were; the version that was one has the rest too, now.
-            self._router.arms = [(end, arm) for end, arm in self._router.arms if arm is not version]
+            self._divide([(arm, share) for arm, share in self._shares if arm is not version])
             self._router.stable = version
             version.retired_ns = NEVER_NS
             was.retired_ns = now_ns
@@ -66,16 +71,36 @@ class Residence:
         """New episodes are shared out so from now on: to each version its share, to the stable one the rest."""
         for _, version in self._router.arms:
             version.retired_ns = now_ns
-        end = 0.0
-        self._router.arms = []
-        for version, share in arms:
-            end += share
+            version.watched = False
+        for version, _ in arms:
             version.retired_ns = NEVER_NS
-            self._router.arms.append((end, version))
+            version.watched = self._watch_ns > 0
+        self._divide(arms)
+
+    def _divide(self, shares: list[tuple[Version, float]]) -> None:
+        """Gives each arm its part of the numbers from 0 to 1, one after another."""
+        self._shares = shares
+        ends = accumulate(share for _, share in shares)
+        self._router.arms = [(end, version) for end, (version, _) in zip(ends, shares, strict=True)]
+
+    def hold(self, held: Iterable[Version], now_ns: int) -> None:
+        """Holds these versions for evaluations from now on, and no others."""
+        newest_first = sorted(held, key=lambda version: semver.Version.parse(version.identity.version), reverse=True)
+        ended = [version for version in self._router.held if version not in newest_first]
+        self._router.held = newest_first
+        for version in newest_first:
+            version.held = True
+        for version in ended:
+            version.held = False
+            if not self._is_routed(version):
+                version.retired_ns = now_ns
+
+    def _is_routed(self, version: Version) -> bool:
+        return version is self._router.stable or any(version is arm for _, arm in self._router.arms)
 
     def forget(self, version: Version) -> None:
         """Lets a version go that was loaded and that nobody will lease."""
-        if version is not self._router.stable and not version.leases:
+        if version is not self._router.stable and not version.leases and not version.held:
             version.retired_ns = 0
             if version is self.previous:
                 self.previous = None
@@ -98,7 +123,7 @@ class Residence:
         return went
 
     def _ending(self, now_ns: int) -> list[Version]:
-        old = [version for version in self._versions.values() if version.retired_ns < NEVER_NS]
+        old = [version for version in self._versions.values() if version.retired_ns < NEVER_NS and not version.held]
         old.sort(key=lambda version: (version is self.previous, version.retired_ns))
         ending = [version for version in old if version.ended_leases or self._is_spent(version, now_ns)]
         staying = [version for version in old if version not in ending]

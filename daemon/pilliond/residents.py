@@ -18,6 +18,8 @@ class Residents:
         self.previous: SealedVersion | None = None
         self.arms: list[Arm] = []
         """Who gets which share of new episodes; the stable version gets the rest."""
+        self.held: set[bytes] = set()
+        """The versions that are held for evaluations."""
         stable.place = 1
         self._versions = {stable.key: stable}
 
@@ -54,12 +56,30 @@ class Residents:
             self.previous = None
         version.close()
 
-    def restart(self) -> None:
-        """A new serving process begins with the stable version alone."""
-        self.arms = []
+    def resume(self, version: SealedVersion) -> None:
+        """Takes over a version that the next serving process is to begin with; raises `SwitchError`."""
+        version.place = self.free_place()
+        self.add(version)
+
+    def beside(self) -> list[SealedVersion]:
+        """What a new serving process begins with beside the stable version: arms, and what is held."""
+        kept = self.held | {arm.digest for arm in self.arms}
+        return [version for version in self if version is not self.stable and version.key in kept]
+
+    def restart(self, alone: bool) -> None:
+        """A new serving process begins with the stable version and those beside it, or with the stable one `alone`."""
+        if alone:
+            self.arms, self.held = [], self.held & {self.stable.key}
+        kept = [self.stable, *self.beside()]
         for version in self:
-            if version is not self.stable:
+            if version not in kept:
                 self.remove(version.key)
+
+    def refuse(self, digest: bytes) -> None:
+        """Gives a version back that a new serving process could not load."""
+        self.arms = [arm for arm in self.arms if arm.digest != digest]
+        self.held.discard(digest)
+        self.remove(digest)
 
     def close(self) -> None:
         """Gives everything back."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pilliond import channel, metrics_page
-from pilliond.channel import Assignment, Event, Failed, Ready
+from pilliond.channel import Assignment, Event, Failed, LoadFailed, Ready
 from pilliond.confinement import die_with_parent
 from pilliond.engine import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
@@ -46,6 +46,7 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
     page = MetricsPage(assignment.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     version = load_version(assignment)
+    beside, refused = load_beside(assignment)
     poller = Poller()
     carriers: dict[str, Transport] = {
         "lane": LaneTransport(version.observation_bytes, poller, page, assignment.group),
@@ -54,10 +55,10 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
     try:
         listen = [carriers[carrier_of(address)].bind(address) for address in assignment.listen]
         settle(assignment.serving)
-        loop, orders = make_loop(end, assignment, page, version, poller, list(carriers.values()))
+        loop, orders = make_loop(end, assignment, page, [version, *beside], poller, list(carriers.values()))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
-        channel.send(end, Ready(listen, version.engine.describe(), describe_process()))
+        channel.send(end, Ready(listen, version.engine.describe(), describe_process(), refused))
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
@@ -80,18 +81,37 @@ def load_version(assignment: Assignment) -> Version:
         raise BadPolicyError(f"{order.policy}@{order.version}: {error}") from None
 
 
+def load_beside(assignment: Assignment) -> tuple[list[Version], list[LoadFailed]]:
+    """Builds the versions that are loaded beside it, and says which of them cannot be: then the others serve."""
+    built, refused = [], []
+    for beside in assignment.beside:
+        descriptors = [each for each in (beside.model_descriptor, beside.golden_descriptor) if each >= 0]
+        model, *golden = [read_descriptor(descriptor) for descriptor in descriptors]
+        for descriptor in descriptors:
+            os.close(descriptor)
+        try:
+            built.append(
+                build_version(
+                    beside.version, model, golden[0] if golden else None, assignment.limits.rows_max, assignment.threads
+                )
+            )
+        except (EngineError, MemoryError) as error:
+            refused.append(LoadFailed(beside.version.digest, str(error) or "no memory is left for it"))
+    return built, refused
+
+
 def make_loop(
     end: socket.socket,
     assignment: Assignment,
     page: MetricsPage,
-    version: Version,
+    versions: list[Version],
     poller: Poller,
     transports: list[Transport],
 ) -> tuple[ServingLoop, Orders]:
-    """Puts the parts together."""
+    """Puts the parts together. The first of `versions` is the stable one."""
     limits = assignment.limits
     scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-    router = Router(version)
+    router = Router(versions[0])
     sessions = Sessions(assignment.epoch, router, limits, page, scheduler)
 
     def report(name: str, fields: dict[str, Any]) -> None:
@@ -106,12 +126,23 @@ def make_loop(
     loop = ServingLoop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, report, busy_poll_us=busy_poll_us
     )
-    orders = Orders(
-        end, assignment, poller, Residence(router, sessions, assignment.residence, assignment.watch_s), page, loop.stop
-    )
+    residence = Residence(router, sessions, assignment.residence, assignment.watch_s)
+    resume(residence, assignment, versions)
+    orders = Orders(end, assignment, poller, residence, sessions, page, loop.stop)
     loop.on_tick = orders.sweep
     poller.add(end.fileno(), orders)
     return loop, orders
+
+
+def resume(residence: Residence, assignment: Assignment, versions: list[Version]) -> None:
+    """Shares out new episodes, and holds versions for evaluations, as it was before the process was started again."""
+    now_ns = time.monotonic_ns()
+    for version in versions[1:]:
+        residence.add(version)
+    arms = [(residence.find(arm.digest), arm.share) for arm in assignment.arms]
+    held = [residence.find(digest) for digest in assignment.held]
+    residence.set_arms([(version, share) for version, share in arms if version is not None], now_ns)
+    residence.hold([version for version in held if version is not None], now_ns)
 
 
 def pin(settings: ServingSettings) -> None:

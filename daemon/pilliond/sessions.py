@@ -58,6 +58,7 @@ class Session:
     """One client's conversation. Its identity is the id in the messages; `peer` is only where it was last heard."""
 
     __slots__ = (
+        "acts_ended",
         "control_area",
         "control_reply",
         "control_request",
@@ -66,8 +67,10 @@ class Session:
         "fallback",
         "hello_key",
         "id",
+        "is_of_campaign",
         "last_heard_ns",
         "lock_step",
+        "number",
         "peer",
         "pinged_ns",
         "step_key",
@@ -75,8 +78,23 @@ class Session:
         "version_range",
     )
 
-    def __init__(self, session_id: int, peer: Peer, hello: Hello, version: Version, now_ns: int) -> None:
+    def __init__(
+        self,
+        session_id: int,
+        number: int,
+        peer: Peer,
+        hello: Hello,
+        version: Version,
+        is_of_campaign: bool,
+        now_ns: int,
+    ) -> None:
         self.id = session_id
+        self.number = number
+        """How many sessions of this serving process were opened before, and this one: what others may know of it."""
+        self.is_of_campaign = is_of_campaign
+        """Whether it leases a version that is held for an evaluation; see `Router`."""
+        self.acts_ended = 0
+        """Acts of its handles that have ended."""
         self.peer = peer
         self.hello_key = (peer, hello.sequence)
         self.lock_step = hello.lock_step
@@ -123,6 +141,7 @@ class Sessions:
         self._sessions: dict[int, Session] = {}
         self._hellos: dict[tuple[Peer, int], Session] = {}
         self._episode_ids = count(1)
+        self._session_numbers = count(1)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -131,6 +150,10 @@ class Sessions:
     def episodes_live(self) -> int:
         """Handles that were begun and have not ended."""
         return len(self._groups)
+
+    def opened(self) -> list[Session]:
+        """Every session, in the order in which they were opened."""
+        return list(self._sessions.values())
 
     # What comes in
 
@@ -263,6 +286,9 @@ class Sessions:
         self._check_act(group, act, tensors)
         if group.version.gone and (gone := holds_gone(group, act.episode_start)) is not None:
             raise version_gone(gone)
+        if act.episode_start and group.session.is_of_campaign:
+            # Refused before anything has changed: what it would begin may not begin any more.
+            self._router.lease(group.session, 0)
         if group.waiting:
             self.answer_error(group, _superseded(act.sequence), replies)
         elif self._queue.rows_waiting + group.rows > self._limits.queue_rows_max:
@@ -397,7 +423,9 @@ class Sessions:
                 "fallback error, last or zeros",
                 "safe",
             )
-        session = Session(secrets.randbits(62) + 1, peer, hello, version, now_ns)
+        number = next(self._session_numbers)
+        is_of_campaign = version is not self._router.stable
+        session = Session(secrets.randbits(62) + 1, number, peer, hello, version, is_of_campaign, now_ns)
         if hasattr(peer, "expect"):
             peer.expect(version.observation_bytes)
         self._sessions[session.id] = session
@@ -509,9 +537,13 @@ class Sessions:
             self._state_bytes += group.state_bytes - state_bytes
 
     def is_bound(self, version: Version) -> bool:
-        """Whether a session can lease no other version than this one. Those that can go over do so."""
+        """Whether a session can lease no other version than this one. Those that can go over do so.
+
+        A session of a campaign that has ended can lease none.
+        """
         return any(
-            session.version is version and not self._router.follow(session) for session in self._sessions.values()
+            session.version is version and not self._router.follow(session) and not session.is_of_campaign
+            for session in self._sessions.values()
         )
 
     def end_leases(self, version: Version) -> int:
@@ -540,6 +572,7 @@ class Sessions:
 
     def _forget(self, group: EpisodeGroup) -> None:
         del group.session.episodes[group.id]
+        group.session.acts_ended += group.acts
         del self._groups[group.id]
         group.head_middle = b""
         give_back_leases(group)

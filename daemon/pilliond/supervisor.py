@@ -8,36 +8,53 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from pilliond import channel, metrics_page
 from pilliond.channel import (
     Assignment,
+    Beside,
     Drain,
     Event,
     Failed,
+    Held,
+    Hold,
+    ListSessions,
     Load,
     Loaded,
     LoadFailed,
     Ready,
     Route,
     Routed,
+    SessionList,
     Switch,
     Switched,
     Unload,
     Unloaded,
+    Warm,
+    Warmed,
 )
 from pilliond.confinement import CHILD_ENVIRONMENT
 from pilliond.errors import DaemonError, ServingDiedError, SwitchError
-from pilliond.limits import DRAIN_S_MAX, LOAD_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_READY_MAX, START_S_MAX
+from pilliond.limits import (
+    DRAIN_S_MAX,
+    LOAD_S_MAX,
+    RESTART_DELAY_S_MAX,
+    RESTARTS_WITH_ALL_MAX,
+    RESTARTS_WITHOUT_READY_MAX,
+    START_S_MAX,
+)
 from pilliond.listen import SocketFile, clear_socket_path, socket_path
 from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.residents import Residents
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.shares import Arm
+
+Answer = Loaded | Switched | Routed | Held | Warmed | SessionList
+R = TypeVar("R", Loaded, Switched, Routed, Held, Warmed, SessionList)
 
 
 class StartRefusedError(DaemonError):
@@ -52,7 +69,7 @@ class Supervisor:
     """Owns the serving process, the metrics page and the sealed versions that the process has.
 
     Rule: there is one serving process at a time, and each start has an epoch greater than the last. It starts with the
-    stable version alone.
+    stable version, its arms and what is held for evaluations; after starts that failed, with the stable version alone.
     """
 
     def __init__(self, settings: Settings, stable: SealedVersion, log: Any) -> None:
@@ -63,7 +80,8 @@ class Supervisor:
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
-        self._asked: tuple[bytes, asyncio.Future[Any]] | None = None
+        self._asked: dict[type[Answer], tuple[bytes, asyncio.Future[Any]]] = {}
+        """For each kind of report that is waited for, what it is about, and who waits."""
         self._epoch = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
@@ -79,6 +97,16 @@ class Supervisor:
     def phase(self) -> Phase:
         """Where the serving process is in its life."""
         return Phase(self.page.cells[metrics_page.PHASE])
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the serving process answers, and takes orders."""
+        return self.phase is Phase.READY and self._end is not None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the daemon was told to end."""
+        return self._stopping is not None
 
     @property
     def serving_pid(self) -> int | None:
@@ -99,7 +127,7 @@ class Supervisor:
         """Keeps a serving process up until `stop`; raises `DaemonError` where that cannot be done."""
         failures = 0
         while self._stopping is None:
-            self._start()
+            self._start(alone=failures >= RESTARTS_WITH_ALL_MAX)
             try:
                 came_up = await self._watch(on_ready)
             except StartRefusedError as refused:
@@ -112,7 +140,8 @@ class Supervisor:
             if self._stopping is not None:
                 return
             failures = 0 if came_up else failures + 1
-            if failures >= RESTARTS_WITHOUT_READY_MAX or (self.starts == 1 and not came_up):
+            is_alone = not self.residents.beside()
+            if failures >= RESTARTS_WITHOUT_READY_MAX or (self.starts == 1 and not came_up and is_alone):
                 raise ServingDiedError(f"the serving process ended with {code} before it was ready")
             delay_s = min(RESTART_DELAY_S_MAX, 0.1 * 2**failures)
             self._log.error("serving_died", exit_code=code, restart_in_s=delay_s)
@@ -133,23 +162,35 @@ class Supervisor:
         self._check_is_ready()
         version.place = self.residents.free_place()
         self.page.clear(version.place)
-        loaded = await self._ask(Load(version.order()), version.key, [version.model_descriptor])
-        assert isinstance(loaded, Loaded)
+        loaded = await self._ask(Load(version.order()), Loaded, version.key, [version.model_descriptor])
         self.residents.add(version)
         return loaded
 
     async def switch(self, version: SealedVersion) -> Switched:
         """Lets new episodes lease a version that is loaded; raises `SwitchError`."""
         self._check_is_ready()
-        switched = await self._ask(Switch(version.key), version.key)
-        assert isinstance(switched, Switched)
-        return switched
+        return await self._ask(Switch(version.key), Switched, version.key)
 
     async def route(self, arms: list[Arm]) -> None:
         """Shares out new episodes among versions that are loaded; raises `SwitchError`."""
         self._check_is_ready()
         digest = self.stable.key
-        await self._ask(Route(digest, arms), digest)
+        await self._ask(Route(digest, arms), Routed, digest)
+
+    async def hold(self, digests: set[bytes]) -> None:
+        """Holds versions that are loaded for evaluations, and no others; raises `SwitchError`. One at a time."""
+        self._check_is_ready()
+        await self._ask(Hold(sorted(digests)), Held, b"held")
+
+    async def warm(self, version: SealedVersion) -> Warmed:
+        """Runs every bucket of a version that is loaded once; raises `SwitchError`."""
+        self._check_is_ready()
+        return await self._ask(Warm(version.key), Warmed, version.key)
+
+    async def sessions(self, after: int) -> SessionList:
+        """Some of the sessions that were opened after the one with that number; raises `SwitchError`. One at a time."""
+        self._check_is_ready()
+        return await self._ask(ListSessions(after), SessionList, b"sessions")
 
     def unload(self, version: SealedVersion) -> None:
         """Lets a version go that was loaded and is not switched to."""
@@ -165,43 +206,48 @@ class Supervisor:
         self.residents.close()
 
     def _check_is_ready(self) -> None:
-        if self.phase is not Phase.READY:
+        if not self.is_ready:
             raise SwitchError(f"the serving process is {self.phase.name.lower()}, not ready")
 
-    async def _ask(
-        self, order: Load | Switch | Route, digest: bytes, descriptors: Sequence[int] = ()
-    ) -> Loaded | Switched | Routed:
-        """Gives an order and waits for what came of it; one at a time."""
-        assert self._asked is None
-        answer: asyncio.Future[Loaded | Switched | Routed] = asyncio.get_running_loop().create_future()
-        self._asked = (digest, answer)
+    async def _ask(self, order: channel.Order, kind: type[R], digest: bytes, descriptors: Sequence[int] = ()) -> R:
+        """Gives an order and waits for a report of that kind; one of a kind at a time."""
+        assert kind not in self._asked
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._asked[kind] = (digest, answer)
         try:
             channel.send(self._end, order, descriptors)
             return await asyncio.wait_for(answer, LOAD_S_MAX)
         except TimeoutError:
             raise SwitchError(f"the serving process did not answer within {LOAD_S_MAX:g} s") from None
         finally:
-            self._asked = None
+            del self._asked[kind]
 
-    def _answer(self, digest: bytes, result: Loaded | Switched | Routed | SwitchError) -> None:
-        if self._asked is None or self._asked[0] != digest or self._asked[1].done():
-            return
-        if isinstance(result, SwitchError):
-            self._asked[1].set_exception(result)
-        else:
-            self._asked[1].set_result(result)
+    def _answer(self, report: Answer) -> None:
+        asked, answer = self._asked.get(type(report), (b"", None))
+        if answer is not None and asked == report.digest and not answer.done():
+            answer.set_result(report)
 
-    def _start(self) -> None:
+    def _fail(self, digest: bytes | None, error: SwitchError) -> None:
+        """Fails what was asked about that version, or all."""
+        for asked, answer in self._asked.values():
+            if digest in (None, asked) and not answer.done():
+                answer.set_exception(error)
+
+    def _start(self, alone: bool) -> None:
         for path in self._socket_paths():
             clear_socket_path(path, self._settings.data.group_id())
         self.page.cells[metrics_page.PHASE] = Phase.STARTING
-        self.residents.restart()
-        self.page.clear(self.stable.place)
+        if alone and self.residents.beside():
+            self._log.error("versions_left_out", policies=[str(version) for version in self.residents.beside()])
+        self.residents.restart(alone)
+        for version in self.residents:
+            self.page.clear(version.place)
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
         self._end, serving_end = channel.make_channel()
         with serving_end:
-            descriptors = (serving_end.fileno(), self._page_descriptor, *self.stable.descriptors())
+            sealed = [each for version in self.residents for each in version.descriptors()]
+            descriptors = (serving_end.fileno(), self._page_descriptor, *sealed)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
                 pass_fds=descriptors,
@@ -229,11 +275,17 @@ class Supervisor:
             residence=self._settings.versions,
             watch_s=self._settings.take_back.watch_s,
             group=self._settings.data.group_id(),
+            beside=[
+                Beside(version.order(), version.model_descriptor, version.golden_descriptor)
+                for version in self.residents.beside()
+            ],
+            arms=self.residents.arms,
+            held=sorted(self.residents.held),
         )
 
     async def _watch(self, on_ready: Callable[[Ready], None]) -> bool:
         """Follows the serving process until it is gone; tells whether it was ever ready."""
-        timer = asyncio.get_running_loop().call_later(START_S_MAX, self._kill, "it was not ready in time")
+        timer = asyncio.get_running_loop().call_later(self._start_s_max(), self._kill, "it was not ready in time")
         came_up = False
         try:
             while (report := await self._next_report()) is not None:
@@ -243,19 +295,22 @@ class Supervisor:
                         came_up = True
                         self.ready = report
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
+                        self._refuse(report.refused)
                         on_ready(report)
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)
-                    case Loaded():
-                        self._answer(report.digest, report)
+                    case Loaded() | Warmed() | SessionList():
+                        self._answer(report)
                     case LoadFailed():
-                        self._answer(report.digest, SwitchError(report.message))
+                        self._fail(report.digest, SwitchError(report.message))
                     case Switched():
                         self.residents.switch(report.digest)
-                        self._answer(report.digest, report)
+                        self._answer(report)
                     case Routed():
                         self.residents.arms = report.arms
-                        self._answer(report.digest, report)
+                        self._answer(report)
+                    case Held():
+                        self._note_held(report)
                     case Unloaded():
                         self._log_unloaded(report)
                         self.residents.remove(report.digest)
@@ -264,6 +319,23 @@ class Supervisor:
         finally:
             timer.cancel()
         return came_up
+
+    def _note_held(self, report: Held) -> None:
+        if report.error:
+            self._fail(report.digest, SwitchError(report.error))
+            return
+        self.residents.held = set(report.digests)
+        self._answer(report)
+
+    def _start_s_max(self) -> float:
+        return START_S_MAX * (1 + len(self.residents.beside()))
+
+    def _refuse(self, refused: Sequence[LoadFailed]) -> None:
+        """Forgets the versions that the serving process could not load when it was started."""
+        for failed in refused:
+            version = self.residents.find(failed.digest)
+            self._log.error("version_not_resumed", policy=str(version), error=failed.message)
+            self.residents.refuse(failed.digest)
 
     def _log_unloaded(self, report: Unloaded) -> None:
         version = self.residents.find(report.digest)
@@ -280,8 +352,7 @@ class Supervisor:
     async def _reap(self) -> int:
         """Waits for the end of the serving process, and gives its exit code."""
         assert self._process is not None
-        if self._asked is not None:
-            self._answer(self._asked[0], SwitchError("the serving process ended meanwhile"))
+        self._fail(None, SwitchError("the serving process ended meanwhile"))
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)

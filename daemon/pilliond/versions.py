@@ -54,6 +54,8 @@ class Version:
         """Handles that hold it."""
         self.watched = False
         """Whether its outputs are looked at: it has not been the stable one for long."""
+        self.held = False
+        """Whether it is held for an evaluation: nothing unloads it meanwhile."""
         self.model_bytes = 0
         self.retired_ns = NEVER_NS
         """Since when it is not current any more."""
@@ -102,10 +104,15 @@ class Version:
         """The version that each of its states belongs to."""
         return [self] * len(self.states)
 
+    def owners_of(self, rows: NDArray[np.bool_]) -> list[Version]:
+        """The versions that lease some of these rows of an act, which is one of this version; shape [rows]."""
+        return [self] if rows.any() else []
+
     def without_engine(self) -> Version:
         """What a handle keeps of a version that is unloaded: all but the engine and its buffers."""
         left = copy(self)
         left.gone = True
+        left.held = False
         left.leases = 0
         left.states = []
         del left.engine, left.places, left.finite_values

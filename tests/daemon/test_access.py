@@ -21,6 +21,7 @@ from pilliond.access import Access
 from pilliond.admin import Admin
 from pilliond.control import load_policy
 from pilliond.endpoints import Endpoint
+from pilliond.evaluations import Evaluations
 from pilliond.limits import REFUSALS_BURST_MAX
 from pilliond.problems import Problem
 from pilliond.refusals import REASONS
@@ -69,9 +70,13 @@ def endpoints() -> list[Endpoint]:
     """Every endpoint that a daemon has."""
     settings = load_settings(None, {}, {"store": {"path": str(STORE), "policy": POLICY}})
     log = structlog.get_logger()
-    supervisor = Supervisor(settings, load_policy(settings), log)
+    reference, stable = load_policy(settings)
+    supervisor = Supervisor(settings, stable, log)
+    releases = Releases(settings, supervisor, reference, log)
     try:
-        return Admin(supervisor, Releases(settings, supervisor, log), Access.of(settings.admin, log)).endpoints
+        return Admin(
+            supervisor, releases, Evaluations(supervisor, releases, log), Access.of(settings.admin, log)
+        ).endpoints
     finally:
         supervisor.close()
 

@@ -137,6 +137,39 @@ def test_a_version_that_answers_with_infinities_is_taken_back_and_not_tried_agai
     daemon.wait_for_event("alias_not_followed")
 
 
+def test_an_arm_that_answers_with_infinities_ends_by_itself_and_its_share_goes_back_to_the_stable_version(
+    tmp_path: Path, start_daemon: StartDaemon
+) -> None:
+    publish_variant(tmp_path / "store", "1.0.0", 0.0)
+    publish_variant(tmp_path / "store", "1.2.0", 100.0)
+    store = Store(tmp_path / "store")
+    publish_steep(store, "1.1.0")
+    daemon = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
+    arms = [{"name": "canary", "version": "1.1.0", "share": 0.5}, {"name": "b", "version": "1.2.0", "share": 0.25}]
+    path = f"/v1/policies/{POLICY}"
+    assert daemon.operation(daemon.ask("PUT", f"{path}/route", {"arms": arms}))["outcome"] == "done"
+    with pillion.connect(daemon.address) as session:
+        group = session.begin_many(64, seeds=range(64))
+        group.act(np.full((64, 5, 5), 1e10, np.float32))
+        assert not np.isfinite(group.last.outputs["value"]).all()
+        taken = daemon.wait_for_event("taken_back")
+        assert (taken["policy"], taken["arm"], taken["fault"]) == (f"{POLICY}@1.1.0", "canary", "non_finite")
+        daemon.wait_for_event("route_done", 2)
+        told = daemon.ask("GET", path)[1]
+        assert (told["route"], told["stable"]) == ([arms[1]], "1.0.0")
+        group = session.begin_many(64, seeds=range(64))
+        group.act(np.zeros((64, 5, 5), np.float32))
+        kept = {store.resolve(f"{POLICY}@{version}").digest for version in ("1.0.0", "1.2.0")}
+        assert set(group.last.row_digests) == kept
+    last = store.history(POLICY)[-1]
+    assert (last.action, last.by) == ("route", "pilliond")
+    assert last.reason.startswith("canary 1.1.0 taken back by itself: ")
+    assert daemon.metric("pillion_take_backs_total", reason="non_finite") == 1
+    daemon.kill()
+    again = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
+    assert again.ask("GET", path)[1]["route"] == [arms[1]]
+
+
 def test_a_version_whose_answers_are_not_finite_when_it_is_staged_never_serves(
     tmp_path: Path, start_daemon: StartDaemon
 ) -> None:

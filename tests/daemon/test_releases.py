@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import time
 from collections.abc import Callable
@@ -18,12 +17,11 @@ from pillion_artifacts import Store
 from pillion_artifacts.leases import leased_digests
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
-from tests.harness import START_S_MAX, Daemon, blob_of
+from tests.harness import START_S_MAX, USER, Daemon, blob_of
 
 PATH = f"/v1/policies/{POLICY}"
 OBSERVATION = np.linspace(-1, 1, 25, dtype=np.float32).reshape(5, 5)
 STEP = 100.0
-USER = getpass.getuser()
 
 
 def value_of(episode: pillion.Episode) -> float:

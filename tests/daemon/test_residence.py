@@ -333,8 +333,103 @@ def test_an_arm_that_ends_is_leased_by_nobody_new_and_goes_when_its_episodes_end
     assert board.pass_time(1) == [b"\3"]
 
 
+def test_an_arm_keeps_its_share_when_the_one_before_it_becomes_the_stable_version() -> None:
+    board = Switchboard(limits=ServingLimits(rows_max=256, queue_rows_max=256))
+    first, second = board.make(1), board.make(2)
+    for arm in (first, second):
+        board.residence.add(arm)
+    board.residence.set_arms([(first, 0.5), (second, 0.25)], 0)
+    board.residence.switch(first, 1)
+    begun = board.begin(board.open(), 1, rows=256)
+    shared = [begun.leases[index].version for index in begun.row_leases]
+    assert set(shared) == {"1.1.0", "1.2.0"}
+    assert 40 <= shared.count("1.2.0") <= 90
+
+
 def test_an_arm_that_a_session_cannot_go_over_to_is_not_leased_by_it(board: Switchboard) -> None:
     arm = board.make(3)
     board.residence.add(arm)
     board.residence.set_arms([(arm, 1.0)], 0)
     assert board.begin(board.open(version_range="<1.2"), 1).leases[0].version == "1.0.0"
+
+
+# Versions that are held for evaluations
+
+
+def test_a_held_version_stays_past_every_bound_and_does_not_count(board: Switchboard) -> None:
+    board = Switchboard(VersionSettings(old_max=0, old_mb_max=0, lease_s_max=1))
+    begun = board.begin(board.open(), 1)
+    board.residence.hold([board.first], 0)
+    board.switch(1)
+    board.switch(2)
+    assert board.pass_time(10_000) == [b"\1"]
+    assert board.acted(begun, 2)[1] == [3.0]
+    board.residence.hold([], board.clock.now_ns)
+    assert board.pass_time(0) == [b"\0"]
+
+
+def test_a_version_whose_hold_has_ended_is_bounded_from_then_on_as_any_old_one() -> None:
+    board = Switchboard(VersionSettings(lease_s_max=60))
+    held = board.make(3)
+    board.residence.add(held)
+    board.residence.hold([held], 0)
+    welcome = board.open(version_range="==1.3.0")
+    begun = board.begin(welcome, 1)
+    assert board.pass_time(10_000) == []
+    board.residence.hold([], board.clock.now_ns)
+    assert board.pass_time(59) == []
+    assert board.acted(begun, 2)[1] == [303.0]
+    assert codes([board.ask(b"peer", Begin(welcome.session, welcome.epoch, 3, [5]))]) == ["version_gone"]
+    assert board.pass_time(2) == [b"\3"]
+
+
+def test_the_end_of_a_hold_leaves_the_stable_version_and_arms_alone(board: Switchboard) -> None:
+    arm = board.make(1)
+    board.residence.add(arm)
+    board.residence.set_arms([(arm, 0.5)], 0)
+    board.residence.hold([board.first, arm], 0)
+    board.residence.hold([], 1)
+    assert board.pass_time(100_000) == []
+    assert len(board.residence) == 2
+
+
+def test_a_session_of_a_campaign_is_moved_neither_by_a_switch_nor_by_an_arm(board: Switchboard) -> None:
+    held = board.make(3)
+    board.residence.add(held)
+    board.residence.hold([held], 0)
+    asking = board.open(version_range=">=1.3")
+    board.switch(5)
+    arm = board.make(4)
+    board.residence.add(arm)
+    board.residence.set_arms([(arm, 1.0)], 0)
+    for sequence in range(1, 20):
+        assert board.begin(asking, sequence).leases[0].version == "1.3.0"
+
+
+def test_a_session_of_a_campaign_that_ended_goes_over_where_the_stable_version_suits_it(board: Switchboard) -> None:
+    held = board.make(3)
+    board.residence.add(held)
+    board.residence.hold([held], 0)
+    asking = board.open(version_range=">=1.3")
+    board.switch(5)
+    board.residence.hold([], 0)
+    assert board.begin(asking, 1).leases[0].version == "1.5.0"
+    assert board.pass_time(0) == [b"\3"]
+
+
+def test_a_waiting_act_outlives_one_that_may_not_begin_its_episode(board: Switchboard) -> None:
+    limits = ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000)
+    board = Switchboard(limits=limits)
+    held = board.make(3)
+    board.residence.add(held)
+    board.residence.hold([held], 0)
+    begun = board.begin(board.open(version_range="==1.3.0"), 1, rows=2)
+    other = board.begin(board.open(b"other"), 1, peer=b"other")
+    assert other.leases[0].version == "1.0.0"
+    board.put(b"peer", act(begun, 2, 2), observation(2))
+    board.residence.hold([], 0)
+    board.put(b"peer", act(begun, 3, 2, episode_start=b"\1\0"), observation(2))
+    answers = board.pump()
+    assert codes(answers) == ["version_gone"]
+    board.clock.now_ns += SECOND
+    assert [action_of(answer).sequence for answer in board.pump()] == [2]

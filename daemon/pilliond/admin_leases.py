@@ -1,0 +1,109 @@
+"""The admin port's evaluation leases: which versions are held for campaigns, and the verbs that hold and free them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+
+from pillion_artifacts.evaluations import EvaluationLease
+from pilliond.admin_policies import PolicyRoutes, Why
+from pilliond.endpoints import Endpoint, Scope, Text, Version, json_response
+from pilliond.evaluations import Evaluations
+from pilliond.guard import asked_by
+from pilliond.limits import EVALUATION_S_MAX
+from pilliond.operation import Operation
+from pilliond.problems import ProblemError
+from pilliond.releases import Releases
+
+LeaseName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""What a campaign calls its lease."""
+
+
+class LeaseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which version is to be held, for whom and for how long."""
+
+    name: LeaseName
+    version: Version
+    """`1.2.3`, a range, an alias or a digest."""
+    ttl_s: Annotated[float, msgspec.Meta(gt=0, le=EVALUATION_S_MAX)]
+    reason: Text = ""
+    by: Text = ""
+
+
+class LeaseTold(msgspec.Struct, frozen=True):
+    """An evaluation lease."""
+
+    id: str
+    name: str
+    policy: str
+    version: str
+    digest: str
+    at: str
+    """UTC, ISO 8601."""
+    until: datetime
+    """UTC; from then on it holds nothing."""
+    by: str
+    reason: str
+    is_held: bool
+    """Whether the version is loaded and held, so that sessions of the campaign get it."""
+    operation: int | None = None
+    """The operation that loads the version, where this answer began one."""
+
+
+class LeaseList(msgspec.Struct, frozen=True):
+    """The evaluation leases of a policy."""
+
+    policy: str
+    leases: list[LeaseTold]
+
+
+class LeaseRoutes:
+    """The handlers below `/v1/policies/{policy}/leases`."""
+
+    def __init__(self, policies: PolicyRoutes, releases: Releases, evaluations: Evaluations) -> None:
+        self._policies = policies
+        self._releases = releases
+        self._evaluations = evaluations
+
+    def endpoints(self) -> list[Endpoint]:
+        """What is served."""
+        path = "/v1/policies/{policy}/leases"
+        return [
+            Endpoint("GET", path, self._list, "The evaluation leases", Scope.VIEW, LeaseList),
+            Endpoint(
+                "POST", path, self._add, "Hold a version for a campaign", Scope.OPERATE,
+                LeaseTold, LeaseBody, (HTTPStatus.CREATED,), tagged=True,
+            ),
+            Endpoint("DELETE", f"{path}/{{name}}", self._end, "End a lease", Scope.OPERATE, LeaseTold, Why, tagged=True),
+        ]  # fmt: skip
+
+    async def _list(self, request: web.Request) -> web.Response:
+        self._policies.check_policy(request)
+        leases = [self._told(lease) for lease in self._evaluations.leases()]
+        return json_response(LeaseList(request.match_info["policy"], leases))
+
+    async def _add(self, request: web.Request) -> web.Response:
+        body = await self._policies.decided(request, LeaseBody)
+        target = self._releases.resolve(body.version)
+        by = asked_by(request, body.by)
+        lease, operation = await self._evaluations.add(target, body.name, body.ttl_s, by, body.reason)
+        response = json_response(self._told(lease, operation), HTTPStatus.CREATED)
+        response.headers["Location"] = f"{request.path}/{lease.name}"
+        return response
+
+    async def _end(self, request: web.Request) -> web.Response:
+        why = await self._policies.decided(request, Why)
+        name = request.match_info["name"]
+        if self._evaluations.find(name) is None:
+            raise ProblemError(HTTPStatus.NOT_FOUND, "lease-not-found", f"there is no evaluation lease {name[:64]!r}")
+        ended = await self._evaluations.end(name, asked_by(request, why.by), why.reason)
+        return json_response(self._told(ended))
+
+    def _told(self, lease: EvaluationLease, operation: Operation | None = None) -> LeaseTold:
+        number = operation.number if operation else None
+        is_held = self._evaluations.holds(lease)
+        return LeaseTold(**msgspec.structs.asdict(lease), is_held=is_held, operation=number)

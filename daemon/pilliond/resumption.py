@@ -1,0 +1,102 @@
+"""Resumption: what a daemon goes on with when it is started again: the stable version, the arms, and what is held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pillion_artifacts import ArtifactError, Resolved, Store
+from pillion_artifacts.errors import StoreError
+from pillion_artifacts.leases import Lease
+from pillion_artifacts.trust import TrustPolicy
+from pilliond.admission import admit
+from pilliond.errors import BadPolicyError, DaemonError
+from pilliond.limits import ARMS_MAX
+from pilliond.residents import Residents
+from pilliond.route_file import RouteFile
+from pilliond.sealed_version import SealedVersion, seal
+from pilliond.settings import Settings
+from pilliond.shares import Arm
+
+
+def admitted(store: Store, reference: str, trust: TrustPolicy) -> SealedVersion:
+    """The verified version that `reference` means, sealed; the caller closes it. Raises `BadPolicyError`.
+
+    There is no lease on it where this process may not write to the store: then nobody keeps `gc` from the version,
+    which is in memory all the same.
+    """
+    try:
+        resolved, lease = _leased(store, reference)
+    except ArtifactError as error:
+        raise BadPolicyError(str(error)) from None
+    try:
+        artifact, signed_by = admit(store, resolved, trust)
+    except BadPolicyError:
+        if lease is not None:
+            lease.close()
+        raise
+    return seal(artifact, lease, signed_by)
+
+
+class Resumption:
+    """Adds to `residents` what the first serving process is to begin with beside the stable version. Owns nothing.
+
+    Golden pairs are run there before anybody is answered. What cannot be had is said in the log; the rest serves.
+    """
+
+    def __init__(self, settings: Settings, residents: Residents, log: Any) -> None:
+        self._store = Store(Path(settings.store.path))
+        self._trust = settings.trust
+        self._residents = residents
+        self._log = log
+
+    def run(self, reference: str) -> None:
+        """The arms of daemons that serve `reference`, then what is held for evaluations."""
+        self._resume_arms(reference)
+        self._resume_held()
+
+    def _resume_arms(self, reference: str) -> None:
+        try:
+            route = RouteFile(self._store, reference).read()
+        except ArtifactError as error:
+            self._log.error("route_not_resumed", error=str(error))
+            return
+        residents = self._residents
+        for arm in (route.arms if route else [])[:ARMS_MAX]:
+            version = None if arm.digest == residents.stable.digest else self._resident(arm.digest, arm=arm.name)
+            if version is not None:
+                residents.arms.append(Arm(arm.name, version.key, arm.share))
+
+    def _resume_held(self) -> None:
+        try:
+            leases = self._store.evaluations(self._residents.stable.policy)
+        except ArtifactError as error:
+            self._log.error("leases_not_resumed", error=str(error))
+            return
+        for lease in leases:
+            version = self._resident(lease.digest, lease=lease.name)
+            if version is not None:
+                self._residents.held.add(version.key)
+
+    def _resident(self, digest: str, **what: str) -> SealedVersion | None:
+        """The version with that digest, taken in where it is not there yet; None where it cannot be had."""
+        found = self._residents.find(bytes.fromhex(digest.removeprefix("sha256:")))
+        if found is not None:
+            return found
+        version = None
+        try:
+            version = admitted(self._store, f"{self._residents.stable.policy}@{digest}", self._trust)
+            self._residents.resume(version)
+        except DaemonError as error:
+            self._log.error("version_not_resumed", **what, error=str(error))
+            if version is not None:
+                version.close()
+            return None
+        return version
+
+
+def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:
+    try:
+        return store.lease(reference)
+    except StoreError:
+        return store.resolve(reference), None

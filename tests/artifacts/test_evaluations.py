@@ -1,0 +1,122 @@
+"""Evaluation leases and routes in the store: what `gc` leaves alone, who said so, and what is done when a file is damaged."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pillion_artifacts import Store
+from pillion_artifacts.collection import collect
+from pillion_artifacts.errors import InvalidArtifactError, LeaseExistsError, PolicyNotFoundError
+from pillion_artifacts.inspection import inspect_store
+from pillion_artifacts.report import repair_and_report
+from pillion_artifacts.routes import Route, RouteArm
+from tests.artifacts.stores import POLICY, example_card, example_model, flip
+from tests.harness import publish
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+class Wound:
+    """A clock that is told the time."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Wound:
+    return Wound()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Wound) -> Store:
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        publish(tmp_path / "store", POLICY, version, example_model(), example_card(version))
+    return Store(tmp_path / "store", clock)
+
+
+def hold(store: Store, version: str, name: str, hours: float = 1.0) -> None:
+    until = store.now() + timedelta(hours=hours)
+    store.hold(store.resolve(f"{POLICY}@{version}"), name, until, by="ann", reason="the paper")
+
+
+def claims(store: Store) -> dict[str, str]:
+    return {
+        each.version: each.claim for each in collect(store, grace=timedelta(0), keep_newest=0, dry_run=True).versions
+    }
+
+
+def test_gc_leaves_a_version_alone_for_as_long_as_it_is_held(store: Store, clock: Wound) -> None:
+    hold(store, "1.0.0", "campaign-7")
+    hold(store, "1.1.0", "campaign-8")
+    assert claims(store) == {"1.0.0": "evaluation", "1.1.0": "evaluation", "1.2.0": ""}
+    store.end_hold(POLICY, "campaign-8", by="bob", reason="done")
+    assert claims(store)["1.1.0"] == ""
+    clock.now += timedelta(hours=1)
+    assert claims(store)["1.0.0"] == ""
+    assert store.evaluations(POLICY) == []
+
+
+def test_the_audit_log_says_who_held_what_and_why(store: Store) -> None:
+    hold(store, "1.0.0", "campaign-7")
+    store.end_hold(POLICY, "campaign-7", by="bob", reason="done")
+    said = [(record.action, record.version, record.by, record.reason) for record in store.history(POLICY)[-2:]]
+    assert said == [
+        ("lease", "1.0.0", "ann", "campaign-7: the paper"),
+        ("end-lease", "1.0.0", "bob", "campaign-7: done"),
+    ]
+    assert inspect_store(store) == []
+
+
+def test_a_lease_is_renewed_for_the_same_version_and_refused_for_another(store: Store) -> None:
+    hold(store, "1.0.0", "campaign-7")
+    (first,) = store.evaluations(POLICY)
+    hold(store, "1.0.0", "campaign-7", hours=2)
+    (again,) = store.evaluations(POLICY)
+    assert (again.id, again.until - first.until) == (first.id, timedelta(hours=1))
+    with pytest.raises(LeaseExistsError, match=r"holds 1\.0\.0: end it first"):
+        hold(store, "1.1.0", "campaign-7")
+    store.end_hold(POLICY, "campaign-7")
+    hold(store, "1.0.0", "campaign-7")
+    assert store.evaluations(POLICY)[0].id != first.id
+    with pytest.raises(PolicyNotFoundError, match="no evaluation lease 'campaign-9'"):
+        store.end_hold(POLICY, "campaign-9")
+
+
+def test_leases_are_bounded_in_number_and_those_whose_time_is_over_do_not_count(store: Store, clock: Wound) -> None:
+    for number in range(8):
+        hold(store, "1.0.0", f"campaign-{number}", hours=number + 1)
+    with pytest.raises(LeaseExistsError, match="at most 8 leases"):
+        hold(store, "1.0.0", "campaign-8")
+    clock.now += timedelta(hours=1)
+    hold(store, "1.0.0", "campaign-8")
+    assert [lease.name for lease in store.evaluations(POLICY)][-1] == "campaign-8"
+
+
+@pytest.mark.parametrize("name", ["evaluations.json", f"routes/{POLICY}.json"])
+@pytest.mark.parametrize("damage", ["flipped", "removed"])
+def test_a_damaged_file_is_found_keeps_gc_from_its_work_and_is_taken_away_by_a_repair(
+    store: Store, name: str, damage: str
+) -> None:
+    hold(store, "1.0.0", "campaign-7")
+    digest = store.resolve(f"{POLICY}@1.1.0").digest
+    store.keep_route("route", Route(POLICY, "stable", "1.1.0", digest, [RouteArm("canary", "1.1.0", digest, 0.5)]))
+    assert inspect_store(store) == []
+    path = store.root / name
+    if damage == "removed":
+        path.unlink()
+    else:
+        # the bracket that it begins with
+        flip(path, 0.0)
+        with pytest.raises(InvalidArtifactError, match=name):
+            claims(store)
+    assert [fault.kind for fault in inspect_store(store)] == ["route" if "route" in name else "evaluations"]
+    report = repair_and_report(store, False, "ann", "")
+    assert (report.intact, report.repairs) == (True, [f"removed {name}, which was not as the last change wrote it"])
+    assert not path.exists()

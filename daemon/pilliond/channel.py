@@ -81,6 +81,16 @@ class Route(msgspec.Struct, frozen=True, tag=True):
     arms: list[Arm]
 
 
+class Shadow(msgspec.Struct, frozen=True, tag=True):
+    """Copy what the stable version `digest` answers into a shadow's page, whose descriptor comes with the message."""
+
+    digest: bytes
+
+
+class EndShadow(msgspec.Struct, frozen=True, tag=True):
+    """Copy no longer."""
+
+
 class Unload(msgspec.Struct, frozen=True, tag=True):
     """Forget a version that was loaded and will not be switched to."""
 
@@ -140,6 +150,12 @@ class Routed(msgspec.Struct, frozen=True, tag=True):
     arms: list[Arm]
 
 
+class Shadowed(msgspec.Struct, frozen=True, tag=True):
+    """The rows of the stable version are copied from now on; `error`: they are not, and why."""
+
+    error: str = ""
+
+
 class Unloaded(msgspec.Struct, frozen=True, tag=True):
     """The memory of a version was given back; `leases` handles still held it and are told `version_gone`."""
 
@@ -154,8 +170,8 @@ class Event(msgspec.Struct, frozen=True, tag=True):
     fields: dict[str, Any]
 
 
-Order = Assignment | Load | Switch | Route | Unload | Drain
-Report = Ready | Failed | Loaded | LoadFailed | Switched | Routed | Unloaded | Event
+Order = Assignment | Load | Switch | Route | Shadow | EndShadow | Unload | Drain
+Report = Ready | Failed | Loaded | LoadFailed | Switched | Routed | Shadowed | Unloaded | Event
 
 _encoder = msgspec.msgpack.Encoder()
 _order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

@@ -1,4 +1,4 @@
-"""The orders of the control process, as a source of the serving loop: load, switch, unload, drain."""
+"""The orders of the control process, as a source of the serving loop: load, switch, shadow, unload, drain."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from pilliond import channel, metrics_page
 from pilliond.channel import (
     Assignment,
     Drain,
+    EndShadow,
     Load,
     Loaded,
     LoadFailed,
     Report,
     Route,
     Routed,
+    Shadow,
+    Shadowed,
     Switch,
     Switched,
     Unload,
@@ -27,6 +30,7 @@ from pilliond.channel import (
 from pilliond.metrics_page import MetricsPage
 from pilliond.poller import Poller
 from pilliond.residence import Residence
+from pilliond.shadow_tap import ShadowTap
 from pilliond.version_loader import Built, VersionLoader
 
 
@@ -46,11 +50,15 @@ class Orders:
         residence: Residence,
         page: MetricsPage,
         on_end: Callable[[str], None],
+        set_tap: Callable[[ShadowTap | None], None],
     ) -> None:
         self._end = end
         self._residence = residence
         self._page = page
         self._on_end = on_end
+        self._epoch = assignment.epoch
+        self._set_tap = set_tap
+        self._tap: ShadowTap | None = None
         self._unsaid: deque[Report] = deque()
         self._loader = VersionLoader(poller, assignment.limits, assignment.threads, self._take)
 
@@ -65,6 +73,10 @@ class Orders:
                 self._switch(order)
             case Route():
                 self._route(order)
+            case Shadow():
+                self._shadow(order, descriptors)
+            case EndShadow():
+                self._end_tap()
             case Unload():
                 self._unload(order)
             case Drain():
@@ -82,8 +94,9 @@ class Orders:
             self._page.cells[metrics_page.PLACES[version.place].episodes] = version.leases
 
     def close(self) -> None:
-        """Ends a load that is under way."""
+        """Ends a load that is under way, and a shadow's tap."""
         self._loader.close()
+        self._end_tap()
 
     def _load(self, order: Load, descriptor: int) -> None:
         if self._loader.is_busy or self._residence.find(order.version.digest) is not None:
@@ -113,6 +126,8 @@ class Orders:
             return
         at_ns = time.monotonic_ns()
         was = self._residence.switch(version, at_ns)
+        if was is not version:
+            self._end_tap()
         self._say(Switched(version.digest, was.digest, at_ns))
 
     def _route(self, order: Route) -> None:
@@ -123,6 +138,30 @@ class Orders:
             return
         self._residence.set_arms(arms, time.monotonic_ns())
         self._say(Routed(order.digest, order.arms))
+
+    def _shadow(self, order: Shadow, descriptors: list[int]) -> None:
+        live = self._residence.find(order.digest)
+        self._end_tap()
+        try:
+            if live is None or not descriptors:
+                missing = "the version that it would be compared with" if live is None else "a descriptor for its page"
+                self._say(Shadowed(f"the serving process does not have {missing}"))
+                return
+            self._tap = ShadowTap(descriptors[0], live, self._epoch)
+        except OSError as error:
+            self._say(Shadowed(f"the serving process cannot map the shadow's page: {error.strerror}"))
+            return
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._set_tap(self._tap)
+        self._say(Shadowed())
+
+    def _end_tap(self) -> None:
+        if self._tap is not None:
+            self._set_tap(None)
+            self._tap.close()
+            self._tap = None
 
     def _unload(self, order: Unload) -> None:
         version = self._residence.find(order.digest)

@@ -107,8 +107,9 @@ def make_loop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, report, busy_poll_us=busy_poll_us
     )
     orders = Orders(
-        end, assignment, poller, Residence(router, sessions, assignment.residence, assignment.watch_s), page, loop.stop
-    )
+        end, assignment, poller, Residence(router, sessions, assignment.residence, assignment.watch_s), page, loop.stop,
+        loop.set_tap,
+    )  # fmt: skip
     loop.on_tick = orders.sweep
     poller.add(end.fileno(), orders)
     return loop, orders

@@ -18,6 +18,7 @@ from pilliond.metrics_page import SAMPLES_MAX, MetricsPage
 from pilliond.poller import EVENTS_MAX, Events, Poller
 from pilliond.scheduler import Batch, Scheduler
 from pilliond.sessions import Sessions
+from pilliond.shadow_tap import ShadowTap
 from pilliond.transport import Peer, Reply, Sent, Transport
 
 _NANOSECONDS: Final = 1_000_000_000
@@ -78,6 +79,10 @@ class ServingLoop:
     def stop(self, reason: str) -> None:
         """Makes `run` return after the turn that it is in."""
         self._stop_reason = reason
+
+    def set_tap(self, tap: ShadowTap | None) -> None:
+        """Where every batch that was answered is copied to; None: nowhere."""
+        self._runner.tap = tap
 
     def drain(self, reason: str) -> None:
         """Answers everything that has arrived, says goodbye to every session, and refuses what comes meanwhile."""

@@ -1,0 +1,108 @@
+"""The tap: copies the rows that the live version answered into the shadow's ring, where there is room. Hot path.
+
+It is called when the replies of a batch are made, and never waits: a batch that finds no room is counted. To copy a batch of one
+row costs some 3 µs, and what its bytes cost to copy.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pilliond import shadow_page as cell
+from pilliond.episodes import EpisodeGroup
+from pilliond.joined_version import JoinedVersion
+from pilliond.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
+from pilliond.slots import Slot
+from pilliond.versions import Version
+
+_BATCH_BYTES: Final = BATCH_HEAD.size
+_ACT_BYTES: Final = ACT_HEAD.size
+_pack_batch: Final = BATCH_HEAD.pack
+_pack_act: Final = ACT_HEAD.pack
+_END: Final = bytes(ALIGNMENT)
+_ALL_BYTES: Final = b"\1" * 4_096
+"""More rows than an act may have."""
+
+
+class ShadowTap:
+    """Writes into the ring of the page behind `descriptor`, which it maps. `epoch` is that of the serving process."""
+
+    def __init__(self, descriptor: int, live: Version, epoch: int) -> None:
+        self.live = live
+        self._page = ShadowPage(descriptor)
+        self._cells = self._page.cells
+        self._ring = self._page.ring
+        self._epoch = epoch
+        self._written = self._cells[cell.WRITTEN]
+        self._row_bytes = ROW_BYTES + sum(live.observation_bytes) + sum(live.output_bytes)
+
+    def close(self) -> None:
+        """Gives the mapping back."""
+        self._page.close()
+
+    def take(self, version: Version, groups: list[EpisodeGroup], slot: Slot | None) -> None:
+        """Copies a batch that was run and answered, if the live version ran rows of it; `slot`: where they came from."""
+        if version is not self.live and not _has_part(version, self.live):
+            return
+        rows = 0
+        for group in groups:
+            rows += group.rows
+        size = _BATCH_BYTES + _ACT_BYTES * len(groups) + self._row_bytes * rows
+        size += -size % ALIGNMENT
+        at = self._room_for(size)
+        if at < 0:
+            self._cells[cell.NO_ROOM_ROWS] += rows
+            return
+        place = version.places.get((0, rows)) or version.places.make(0, rows)
+        ring = self._ring
+        is_in_place = slot is not None and slot.run is not None
+        inputs = slot.observations if slot is not None and is_in_place else place.inputs
+        parts: list[bytes | memoryview] = [self._about(version, groups, rows, size), *inputs, *place.outputs]
+        for part in parts:
+            end = at + len(part)
+            ring[at:end] = part
+            at = end
+        if is_in_place and slot is not None and slot.generation() != groups[0].generation:
+            # Its client wrote into it meanwhile: these are not the rows that were answered.
+            return
+        self._cells[cell.COPIED_ROWS] += rows
+        self._written += size
+        self._cells[cell.WRITTEN] = self._written
+
+    def _room_for(self, size: int) -> int:
+        """Where so many bytes may be written; -1 where there is no room."""
+        ring_bytes = self._page.ring_bytes
+        at = self._written % ring_bytes
+        left = ring_bytes - at
+        free = ring_bytes - (self._written - self._cells[cell.READ])
+        if size <= left:
+            return at if size <= free else -1
+        if left + size > free:
+            return -1
+        self._ring[at : at + ALIGNMENT] = _END
+        self._written += left
+        self._cells[cell.WRITTEN] = self._written
+        return 0
+
+    def _about(self, version: Version, groups: list[EpisodeGroup], rows: int, size: int) -> bytes:
+        """What is to be known of a batch beside its tensors."""
+        parts = [_pack_batch(size, self._epoch, rows, len(groups))]
+        for group in groups:
+            # An act that was answered with an error did not count.
+            is_answered = group.last_sequence == group.sequence
+            marks = (ANSWERED if is_answered else 0) | (0 if group.deterministic else DRAWN)
+            parts.append(_pack_act(group.id, group.acts - is_answered, group.rows, marks))
+        parts += [group.seeds.tobytes() for group in groups]
+        parts += [group.started_at.tobytes() for group in groups]
+        parts.append(_ALL_BYTES[:rows] if version is self.live else _leased(version, self.live))
+        return b"".join(parts)
+
+
+def _has_part(version: Version, live: Version) -> bool:
+    return isinstance(version, JoinedVersion) and any(part.version is live for part in version.parts)
+
+
+def _leased(version: Version, live: Version) -> bytes:
+    """1 for each row that leases `live`."""
+    assert isinstance(version, JoinedVersion)
+    return bytes(version.parts[part].version is live for part in version.row_leases)

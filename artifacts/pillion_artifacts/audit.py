@@ -39,9 +39,10 @@ Action = Literal[
     "stage",
     "switch",
     "route",
+    "shadow",
     "drain",
 ]
-"""The last four change no file: a daemon says what it was told to do."""
+"""The last five change no file: a daemon says what it was told to do."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -39,6 +39,7 @@ class Admin:
 
     def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
         self._supervisor = supervisor
+        self._releases = releases
         self._started_ns = time.monotonic_ns()
         self._socket_file: SocketFile | None = None
         registry = CollectorRegistry()
@@ -130,6 +131,7 @@ class Admin:
                 "total_ms": cells[page.GC_PAUSE_NS] / _MS,
                 "max_ms": cells[page.GC_PAUSE_NS_MAX] / _MS,
             },
+            "shadow": self._shadow(),
             "engine": supervisor.ready.engine if supervisor.ready else None,
             "uptime_s": (now_ns - self._started_ns) / 1e9,
             "ready_s": (now_ns - cells[page.READY_AT_NS]) / 1e9 if is_ready else None,
@@ -140,6 +142,19 @@ class Admin:
                 **(supervisor.ready.process if supervisor.ready else {}),
             },
             "control": {"pid": os.getpid(), "resident_bytes": _resident_bytes(os.getpid())},
+        }
+
+    def _shadow(self) -> dict[str, Any] | None:
+        """How the shadow is that runs, or why the last one ended."""
+        shadow = self._releases.shadows.last
+        if shadow is None:
+            return None
+        return {
+            "version": shadow.version,
+            "state": self._releases.shadows.state(shadow),
+            "waiting_bytes": shadow.process.counts.waiting_bytes,
+            "pid": shadow.process.pid,
+            "end_reason": shadow.end_reason,
         }
 
     def info(self) -> dict[str, Any]:

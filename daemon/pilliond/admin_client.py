@@ -28,6 +28,8 @@ class AdminClient:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.tag = ""
+        """The `ETag` of the last answer."""
         parts = urlsplit(address)
         if parts.scheme not in ("http", "unix") or (parts.scheme == "http" and not parts.hostname):
             raise AdminError(f"--admin: expected http://HOST:PORT or unix:///PATH, came {address!r}", os.EX_USAGE)
@@ -40,9 +42,9 @@ class AdminClient:
         """What came of a verb; raises `AdminError`."""
         return self._ask("POST", path, body)
 
-    def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """What came of setting something; raises `AdminError`."""
-        return self._ask("PUT", path, body)
+    def put(self, path: str, body: dict[str, Any], tag: str = "*") -> dict[str, Any]:
+        """What came of setting something, if its `ETag` still is `tag`; raises `AdminError`."""
+        return self._ask("PUT", path, body, {"If-Match": tag})
 
     def delete(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What came of taking something back; raises `AdminError`."""
@@ -70,13 +72,16 @@ class AdminClient:
             return False
         return True
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         connection = _connection(self.address)
         data = None if body is None else json.dumps(body)
         try:
-            connection.request(method, quote(path), data, {"Content-Type": "application/json"})
+            connection.request(method, quote(path), data, {"Content-Type": "application/json", **(headers or {})})
             response = connection.getresponse()
             status, text = response.status, response.read()
+            self.tag = response.getheader("ETag", "")
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise AdminError(f"nobody answers at {self.address} ({reason}): is pilliond running?") from None

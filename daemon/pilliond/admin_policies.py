@@ -18,6 +18,7 @@ from pilliond.operation import Operation
 from pilliond.problems import ProblemError
 from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion
+from pilliond.shadow_report import ShadowReport
 from pilliond.supervisor import Supervisor
 
 
@@ -45,10 +46,19 @@ class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
+class ShadowBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be compared with the stable version, on a share of its episodes."""
+
+    version: Text
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+
+
 class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who gets which share of new episodes; the stable version gets the rest."""
 
     arms: Annotated[list[ArmBody], msgspec.Meta(max_length=ARMS_MAX)]
+    shadow: ShadowBody | msgspec.UnsetType | None = msgspec.UNSET
+    """None: none; without it what shadows now goes on."""
     reason: Text = ""
     by: Text = ""
 
@@ -87,6 +97,9 @@ class PolicyRoutes:
             Endpoint(
                 "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, body=RouteBody, statuses=begun
             ),
+            Endpoint(
+                "GET", f"{policy}/shadow", self._shadow, "What the shadow would have answered", view, answer=ShadowReport
+            ),
             Endpoint("GET", "/v1/operations/{number}", self._operation, "How an operation stands", view),
             Endpoint(
                 "POST", "/v1/drain", self._drain, "Answer what has arrived, and end", Scope.ADMIN,
@@ -109,6 +122,9 @@ class PolicyRoutes:
         entries = [entry for entry in self._releases.store.index().versions() if entry.title == policy]
         aliases = self._releases.store.aliases(policy)
         roles = {version.digest: self._role(version) for version in self._supervisor.residents}
+        shadow = self._releases.shadows.current
+        if shadow is not None:
+            roles.setdefault(shadow.digest, "shadow")
         stored = [
             {
                 "version": entry.version,
@@ -119,6 +135,13 @@ class PolicyRoutes:
             for entry in entries
         ]
         return json_response({"policy": policy, "versions": stored})
+
+    async def _shadow(self, request: web.Request) -> web.Response:
+        self._check_policy(request)
+        report = self._releases.shadows.report()
+        if report is None:
+            raise ProblemError(HTTPStatus.NOT_FOUND, "shadow-not-found", "nothing has shadowed since the daemon began")
+        return json_response(report)
 
     async def _operation(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
@@ -140,6 +163,7 @@ class PolicyRoutes:
             "sessions": supervisor.page.cells[metrics_page.SESSIONS],
             "resident": [self._resident(version) for version in supervisor.residents],
             "route": self._arms(),
+            "shadow": self._shadow_now(),
             "swap_impact": releases.stager.swap_impact,
             "operation": _told(operations[-1]) if operations else None,
         }
@@ -151,6 +175,13 @@ class PolicyRoutes:
             for arm in residents.arms
             if (version := residents.find(arm.digest)) is not None
         ]
+
+    def _shadow_now(self) -> dict[str, Any] | None:
+        shadow = self._releases.shadows.current
+        if shadow is None:
+            return None
+        state = self._releases.shadows.state(shadow)
+        return {"version": shadow.version, "share": shadow.process.share, "live": shadow.live_version, "state": state}
 
     def _resident(self, version: SealedVersion) -> dict[str, Any]:
         certificate = version.certificate
@@ -191,7 +222,9 @@ class PolicyRoutes:
         targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
-        return _begun(self._releases.route(targets, body.by or who(), body.reason))
+        shadow = body.shadow
+        wish = (self._releases.resolve(shadow.version), shadow.share) if isinstance(shadow, ShadowBody) else shadow
+        return _begun(self._releases.route(targets, body.by or who(), body.reason, wish))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         self._check_change(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pilliond import channel, metrics_page
 from pilliond.channel import (
     Assignment,
     Drain,
+    EndShadow,
     Event,
     Failed,
     Load,
@@ -24,6 +26,8 @@ from pilliond.channel import (
     Ready,
     Route,
     Routed,
+    Shadow,
+    Shadowed,
     Switch,
     Switched,
     Unload,
@@ -63,6 +67,9 @@ class Supervisor:
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
+        self.on_serving: Callable[[], None] = _nothing
+        """Called when a serving process is ready."""
+        self._shadowed: asyncio.Future[Shadowed] | None = None
         self._asked: tuple[bytes, asyncio.Future[Any]] | None = None
         self._epoch = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -145,6 +152,33 @@ class Supervisor:
         self._check_is_ready()
         digest = self.stable.key
         await self._ask(Route(digest, arms), digest)
+
+    async def shadow(self, page_descriptor: int) -> None:
+        """Lets what the stable version answers be copied into a shadow's page; raises `SwitchError`."""
+        self._check_is_ready()
+        self._shadowed = asyncio.get_running_loop().create_future()
+        try:
+            self.send_shadow(page_descriptor)
+            error = (await asyncio.wait_for(self._shadowed, LOAD_S_MAX)).error
+        except TimeoutError:
+            error = f"the serving process did not answer within {LOAD_S_MAX:g} s"
+        except OSError as refused:
+            error = f"the serving process cannot be told: {refused.strerror}"
+        finally:
+            self._shadowed = None
+        if error:
+            raise SwitchError(error)
+
+    def send_shadow(self, page_descriptor: int) -> None:
+        """The same, without waiting for what comes of it."""
+        channel.send(self._end, Shadow(self.stable.key), [page_descriptor])
+
+    def end_shadow(self) -> None:
+        """Lets it be copied no longer."""
+        # One that dies at this moment copies nothing; one that does not read fills a ring that nobody empties, and stops.
+        with contextlib.suppress(OSError):
+            if self._end is not None:
+                channel.send(self._end, EndShadow())
 
     def unload(self, version: SealedVersion) -> None:
         """Lets a version go that was loaded and is not switched to."""
@@ -239,6 +273,7 @@ class Supervisor:
                         self.ready = report
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
                         on_ready(report)
+                        self.on_serving()
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)
                     case Loaded():
@@ -251,6 +286,8 @@ class Supervisor:
                     case Routed():
                         self.residents.arms = report.arms
                         self._answer(report.digest, report)
+                    case Shadowed():
+                        self._note_shadowed(report)
                     case Unloaded():
                         self._log_unloaded(report)
                         self.residents.remove(report.digest)
@@ -259,6 +296,12 @@ class Supervisor:
         finally:
             timer.cancel()
         return came_up
+
+    def _note_shadowed(self, report: Shadowed) -> None:
+        if self._shadowed is not None and not self._shadowed.done():
+            self._shadowed.set_result(report)
+        elif report.error:
+            self._log.error("shadow_gets_nothing", error=report.error)
 
     def _log_unloaded(self, report: Unloaded) -> None:
         version = self.residents.find(report.digest)
@@ -277,6 +320,7 @@ class Supervisor:
         assert self._process is not None
         if self._asked is not None:
             self._answer(self._asked[0], SwitchError("the serving process ended meanwhile"))
+        self._note_shadowed(Shadowed("the serving process ended meanwhile" if self._shadowed else ""))
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)
@@ -292,3 +336,7 @@ class Supervisor:
         if self._process is not None:
             self._log.error("serving_killed", reason=why)
             self._process.kill()
+
+
+def _nothing() -> None:
+    pass

@@ -18,6 +18,7 @@ GROUPS: Final = {
     "canary": ("pilliond.operator_cli:canary", "Lets another version answer a share of a daemon's new episodes."),
     "drain": ("pilliond.operator_cli:drain", "Ends a daemon when all that has arrived is answered."),
     "rollback": ("pilliond.operator_cli:rollback", "Lets a daemon go back to the version that served before."),
+    "shadow": ("pilliond.operator_cli:shadow", "Compares another version with the live one, on a daemon's own rows."),
     "stage": ("pilliond.operator_cli:stage", "Lets a daemon try a version and load it beside the live one."),
     "status": ("pilliond.operator_cli:status", "Which version a daemon serves, and which are loaded."),
     "switch": ("pilliond.operator_cli:switch", "Lets a daemon serve another version to new episodes."),

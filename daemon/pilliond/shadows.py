@@ -170,7 +170,8 @@ class Shadows:
         await shadow.process.close()
         self._on_end()
         rows = shadow.process.counts.cells[cell.ROWS]
-        self._log.warning("shadow_ended", **_for_log(shadow), by=by, reason=why, rows=rows)
+        log = self._log.warning if by == _OURSELVES else self._log.info
+        log("shadow_ended", **_for_log(shadow), by=by, reason=why, rows=rows)
         await self._note("shadow", _resolved(shadow), shadow.live_version, by, f"ended after {rows} rows: {why}")
 
     async def close(self, why: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import pillion
@@ -202,3 +205,209 @@ def test_rows_of_another_arm_are_not_compared(landers: Path, start_daemon: Start
     assert 30 < answered < 70
     told = settled(daemon, LANDER, answered)
     assert (told["rows"], told["agreement"]) == (answered, 1.0)
+
+
+# What ends it
+
+
+def shadow_process(daemon: Daemon) -> psutil.Process:
+    return psutil.Process(daemon.health()["shadow"]["pid"])
+
+
+def pages_of(pid: int) -> int:
+    """Descriptors and mappings of shadows' pages in a process."""
+    descriptors = [entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    mapped = Path(f"/proc/{pid}/maps").read_text()
+    return sum("pillion-shadow" in str(link) for link in descriptors) + mapped.count("pillion-shadow")
+
+
+def ended(daemon: Daemon, policy: str) -> dict[str, Any]:
+    """The report, as soon as the shadow has ended."""
+    wait_until(lambda: bool(report(daemon, policy)["state"] == "ended"))
+    return report(daemon, policy)
+
+
+@pytest.fixture
+def shadowed(landers: Path, start_daemon: StartDaemon) -> Daemon:
+    """Serves 1.0.0, which 2.0.0 shadows."""
+    daemon = start_daemon(policy=f"{LANDER}@stable", store=landers, settings={"shadow__silent_s_max": 2.0})
+    assert shadow(daemon, LANDER, "2.0.0", reason="to compare", by="ann")["outcome"] == "done"
+    return daemon
+
+
+def test_a_shadow_is_confined_and_leaves_nothing_behind(shadowed: Daemon, landers: Path) -> None:
+    child = shadow_process(shadowed)
+    assert (child.nice(), os.sched_getscheduler(child.pid)) == (19, os.SCHED_IDLE)
+    assert child.rlimit(psutil.RLIMIT_AS)[0] == 8_192_000_000
+    assert all(pages_of(pid) for pid in (shadowed.pid, shadowed.serving_pid, child.pid))
+    assert shadow(shadowed, LANDER, None, reason="seen enough", by="bob")["outcome"] == "done"
+    assert not child.is_running()
+    wait_until(lambda: pages_of(shadowed.pid) + pages_of(shadowed.serving_pid) == 0)
+    told = report(shadowed, LANDER)
+    assert (told["state"], told["end_reason"], told["by"], told["reason"]) == (
+        "ended",
+        "seen enough",
+        "ann",
+        "to compare",
+    )
+    records = [each for each in Store(landers).history(LANDER) if each.action == "shadow"]
+    assert [(each.version, each.was, each.by, each.reason) for each in records] == [
+        ("2.0.0", "1.0.0", "ann", "begun at share 1: to compare"),
+        ("2.0.0", "1.0.0", "bob", "ended after 0 rows: seen enough"),
+    ]
+    assert shadowed.ask("GET", f"/v1/policies/{LANDER}")[1]["shadow"] is None
+
+
+def test_killed_with_9_it_ends_and_the_live_path_notices_nothing(shadowed: Daemon, landers: Path) -> None:
+    observations = episode_observations(LANDER, 20)
+    with pillion.connect(shadowed.address) as session:
+        before = act_through(session, observations, 1)
+        shadow_process(shadowed).kill()
+        assert act_through(session, observations, 1) == before
+        assert ended(shadowed, LANDER)["end_reason"] == "the shadow process ended with -9"
+        assert act_through(session, observations, 1) == before
+    assert shadowed.health()["phase"] == "ready"
+    assert shadowed.health()["shadow"]["end_reason"] == "the shadow process ended with -9"
+    assert shadowed.events("shadow_ended")[0]["reason"] == "the shadow process ended with -9"
+    last = [each for each in Store(landers).history(LANDER) if each.action == "shadow"][-1]
+    assert last.by == "pilliond"
+    assert last.reason.endswith("the shadow process ended with -9")
+    assert shadow(shadowed, LANDER, "1.1.0", reason="once more")["outcome"] == "done"
+
+
+def test_one_that_hangs_is_silent_and_then_ended(shadowed: Daemon) -> None:
+    with pillion.connect(shadowed.address) as session:
+        os.kill(shadow_process(shadowed).pid, signal.SIGSTOP)
+        act_through(session, episode_observations(LANDER, 20), 1)
+        wait_until(lambda: bool(shadowed.health()["shadow"]["state"] != "running"))
+        told = ended(shadowed, LANDER)
+    assert told["end_reason"] == "it was silent for more than 2 s"
+    wait_until(lambda: pages_of(shadowed.pid) + pages_of(shadowed.serving_pid) == 0)
+
+
+def test_a_switch_ends_it(shadowed: Daemon) -> None:
+    child = shadow_process(shadowed)
+    body = {"version": "2.0.0", "reason": "it flies better", "by": "ann"}
+    assert shadowed.operation(shadowed.ask("POST", f"/v1/policies/{LANDER}/switch", body))["outcome"] == "done"
+    told = report(shadowed, LANDER)
+    assert (told["state"], told["end_reason"]) == ("ended", "2.0.0 is stable now")
+    assert not child.is_running()
+    with pillion.connect(shadowed.address) as session:
+        act_through(session, episode_observations(LANDER, 5), 1)
+    assert report(shadowed, LANDER)["rows"] == 0
+
+
+def test_it_goes_on_where_the_serving_process_is_started_again(shadowed: Daemon) -> None:
+    observations = episode_observations(LANDER, 20)
+    with pillion.connect(shadowed.address) as session:
+        act_through(session, observations, 1)
+    settled(shadowed, LANDER, 20)
+    shadowed.kill_serving()
+    shadowed.wait_ready(2)
+    with pillion.connect(shadowed.address) as session:
+        act_through(session, observations, 1)
+    told = settled(shadowed, LANDER, 40)
+    assert (told["rows"], told["state"]) == (40, "running")
+
+
+def test_a_drain_ends_it_and_so_does_the_death_of_the_daemon(
+    shadowed: Daemon, landers: Path, start_daemon: StartDaemon
+) -> None:
+    child = shadow_process(shadowed)
+    assert shadowed.ask("POST", "/v1/drain", {"reason": "a new kernel"})[0] == 202
+    assert shadowed.process.wait(START_S_MAX) == 0
+    assert not child.is_running()
+    last = [each for each in Store(landers).history(LANDER) if each.action == "shadow"][-1]
+    assert last.reason == "ended after 0 rows: the daemon ends"
+    again = start_daemon(policy=f"{LANDER}@stable", store=landers)
+    shadow(again, LANDER, "1.1.0", reason="once more")
+    child = shadow_process(again)
+    again.kill()
+    wait_until(lambda: not child.is_running())
+
+
+def test_a_nan_of_the_shadow_is_counted_and_hurts_nobody(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    publish_scaling(tmp_path / "store", "1.0.0", 1.0, draws=False)
+    publish_scaling(tmp_path / "store", "1.1.0", 2e37, draws=False)
+    daemon = start_daemon(policy="scaling@1.0.0", store=tmp_path / "store")
+    observations = np.array([[20.0, 0.0], [0.0, 0.0], [30.0, 30.0]], np.float32)
+    with pillion.connect(daemon.address) as session:
+        assert shadow(daemon, "scaling", "1.1.0", reason="too much")["error"] == ""
+        assert act_through(session, observations, 1, deterministic=True) == observations.tolist()
+        told = settled(daemon, "scaling", 3)
+    assert (told["rows"], told["non_finite_rows"], told["agreed_rows"], told["state"]) == (3, 2, 1, "running")
+    assert (told["distances"]["100"], told["distances"]["+Inf"]) == (1, 3)
+    assert told["outputs"][0]["distance_max"] is None
+
+
+def test_rows_that_find_no_room_are_counted_and_a_recurrent_shadow_waits_for_the_next_episode(
+    tmp_path: Path, start_daemon: StartDaemon
+) -> None:
+    publish_summing(tmp_path / "store", "1.0.0", 0.0)
+    daemon = start_daemon(policy="summing@1.0.0", store=tmp_path / "store", settings={"shadow__ring_mb": 1})
+    ones = np.ones((256, 1), np.float32)
+    with pillion.connect(daemon.address) as session:
+        group = session.begin_many(256)
+        shadow(daemon, "summing", "1.0.0", reason="itself")
+        group.act(ones, episode_start=[True] * 256)
+        settled(daemon, "summing", 256)
+        os.kill(shadow_process(daemon).pid, signal.SIGSTOP)
+        for step in range(300):
+            assert group.act(ones)[0, 0] == step + 2
+        told = report(daemon, "summing")
+        assert told["skipped_rows"]["no_room"] >= 256
+        assert 900_000 < told["waiting_bytes"] <= 1_000_000
+        os.kill(shadow_process(daemon).pid, signal.SIGCONT)
+        settled(daemon, "summing", 301 * 256)
+        group.act(ones)
+        assert settled(daemon, "summing", 302 * 256)["skipped_rows"]["mid_episode"] == 256
+        group.act(ones, episode_start=[True] * 256)
+        group.act(ones)
+        told = settled(daemon, "summing", 304 * 256)
+    assert (told["agreement"], told["outputs"][0]["distance_max"]) == (1.0, 0.0)
+    assert told["rows"] + told["skipped_rows"]["no_room"] + 256 == 304 * 256
+
+
+# What is refused
+
+
+def test_a_version_that_cannot_be_compared_is_refused_and_what_shadows_goes_on(
+    tmp_path: Path, start_daemon: StartDaemon
+) -> None:
+    publish_scaling(tmp_path / "store", "1.0.0", 1.0)
+    publish_scaling(tmp_path / "store", "1.1.0", 2.0)
+    publish_scaling(tmp_path / "store", "1.2.0", 1.0, width=3)
+    publish_scaling(tmp_path / "store", "1.3.0", 1.0, draws=False)
+    daemon = start_daemon(policy="scaling@1.0.0", store=tmp_path / "store")
+    shadow(daemon, "scaling", "1.1.0", reason="first")
+    child = shadow_process(daemon)
+    for version, why in (
+        ("1.2.0", "shadow 1.2.0: expected the spec of 1.0.0, which it would be compared with; its observations differ"),
+        ("1.3.0", "shadow 1.3.0: expected a version that can draw actions, as 1.0.0 does"),
+    ):
+        failed = shadow(daemon, "scaling", version, reason="no")
+        assert (failed["outcome"], failed["error"]) == ("failed", why)
+    assert daemon.ask("GET", "/v1/policies/scaling")[1]["shadow"]["version"] == "1.1.0"
+    assert child.is_running()
+    roles = {
+        each["version"]: each["role"] for each in daemon.ask("GET", "/v1/policies/scaling/versions")[1]["versions"]
+    }
+    assert (roles["1.0.0"], roles["1.1.0"]) == ("stable", "shadow")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        ({"arms": [], "shadow": {"version": "9.9.9"}}, 404, "version-not-found"),
+        ({"arms": [], "shadow": {"version": "1.0.0", "share": 0}}, 400, "malformed"),
+        ({"arms": [], "shadow": {"share": 0.5}}, 400, "malformed"),
+        ({"arms": [], "shadow": "1.0.0"}, 400, "malformed"),
+    ],
+)
+def test_what_is_no_shadow_is_a_problem_and_changes_nothing(
+    daemon: Daemon, body: dict[str, Any], status: int, kind: str
+) -> None:
+    came, told, _ = daemon.ask("PUT", f"/v1/policies/{LANDER}/route", body)
+    assert (came, told["type"]) == (status, f"urn:pillion:{kind}")
+    came, told, _ = daemon.ask("GET", f"/v1/policies/{LANDER}/shadow")
+    assert (came, told["type"]) == (404, "urn:pillion:shadow-not-found")

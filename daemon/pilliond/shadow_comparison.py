@@ -39,10 +39,6 @@ class Comparison:
 
     def add(self, live: list[Array], shadow: list[Array]) -> None:
         """Counts rows: `live` is what was sent, `shadow` what it would have been, both [rows, …] for each output."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            self._add(live, shadow)
-
-    def _add(self, live: list[Array], shadow: list[Array]) -> None:
         cells = self._page.cells
         rows = len(live[0])
         is_odd = np.zeros(rows, bool)
@@ -68,7 +64,8 @@ class Comparison:
             return np.less_equal(distance, self._distance_max)
         bound = self._tolerance.of(tensor.name)
         allowed = bound.absolute + bound.relative * np.abs(sent.astype(np.float64))
-        near = np.abs(other.astype(np.float64) - sent.astype(np.float64)) <= allowed
+        with np.errstate(invalid="ignore"):
+            near = np.abs(other.astype(np.float64) - sent.astype(np.float64)) <= allowed
         close: NDArray[np.bool_] = np.all(near | is_equal(sent, other), axis=1)
         return close
 
@@ -89,7 +86,8 @@ class Comparison:
 
 def distances(sent: Array, other: Array) -> NDArray[np.float64]:
     """The distance of each row of `other` to that of `sent`, both [rows, n]; see `Comparison`."""
-    apart = other.astype(np.float64) - sent.astype(np.float64)
-    apart[is_equal(sent, other)] = 0.0
-    length: NDArray[np.float64] = np.sqrt((apart * apart).sum(axis=1))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = other.astype(np.float64) - sent.astype(np.float64)
+        apart[is_equal(sent, other)] = 0.0
+        length: NDArray[np.float64] = np.sqrt((apart * apart).sum(axis=1))
     return np.nan_to_num(length, nan=np.inf, posinf=np.inf)

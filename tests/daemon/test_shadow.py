@@ -18,6 +18,7 @@ from pillion_artifacts import Store
 from pillion_bench.recording import Recording
 from tests.conftest import StartDaemon
 from tests.daemon.shadow_policies import publish_copy, publish_scaling
+from tests.daemon.test_processes import check_metrics
 from tests.daemon.test_states_of_versions import publish_summing
 from tests.harness import ROOT, START_S_MAX, Daemon
 
@@ -205,6 +206,20 @@ def test_rows_of_another_arm_are_not_compared(landers: Path, start_daemon: Start
     assert 30 < answered < 70
     told = settled(daemon, LANDER, answered)
     assert (told["rows"], told["agreement"]) == (answered, 1.0)
+
+
+def test_its_metrics_are_such_as_promtool_accepts(landers: Path, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(policy=f"{LANDER}@stable", store=landers)
+    shadow(daemon, LANDER, "2.0.0", reason="to compare")
+    with pillion.connect(daemon.address) as session:
+        act_through(session, episode_observations(LANDER, 20), 1)
+    settled(daemon, LANDER, 20)
+    assert daemon.metric("pillion_shadow_inference_duration_seconds_count", policy=LANDER, version="2.0.0") == 20
+    assert daemon.metric("pillion_shadow_running", version="2.0.0") == 1
+    shadow(daemon, LANDER, None, reason="seen enough")
+    assert daemon.metric("pillion_shadow_rows_total", version="2.0.0") == 20
+    assert daemon.metric("pillion_shadow_running", version="2.0.0") == 0
+    check_metrics(daemon)
 
 
 # What ends it

@@ -230,6 +230,9 @@ def _print_status(told: dict[str, Any]) -> None:
     follows = f", follows {told['follows']}" if told["follows"] else ""
     click.echo(f"{told['policy']}: {told['phase']}, {told['sessions']} sessions{follows}")
     _print(table)
+    shadow = told["shadow"]
+    if shadow:
+        click.echo(f"shadow: {shadow['version']} beside {shadow['live']}, share {shadow['share']:g}, {shadow['state']}")
     operation = told["operation"]
     if operation:
         error = f": {operation['error']}" if operation["error"] else ""

@@ -42,8 +42,10 @@ def main() -> int:
         understudy.run()
     except (DaemonError, EngineError, RingError) as error:
         shadow_channel.send_report(end, ShadowFailed(str(error)))
-    except MemoryError:
-        shadow_channel.send_report(end, ShadowFailed("it does not fit into staging.memory_mb_max"))
+    except (MemoryError, ImportError, OSError) as error:
+        # An import that finds no memory fails as one that finds no file, a mapping as a call that the kernel refuses.
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        shadow_channel.send_report(end, ShadowFailed(f"it does not fit into staging.memory_mb_max ({what})"))
     return os.EX_SOFTWARE
 
 

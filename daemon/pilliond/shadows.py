@@ -206,8 +206,13 @@ class Shadows:
 
     def _serve_again(self) -> None:
         """A new serving process fills the ring where the old one left it."""
-        if self.current is not None:
+        if self.current is None:
+            return
+        try:
             self._supervisor.send_shadow(self.current.process.page_descriptor)
+        except OSError as error:
+            # It is gone already: the next one is told again.
+            self._log.error("shadow_gets_nothing", error=error.strerror)
 
 
 def check_comparable(version: SealedVersion, live: SealedVersion) -> None:

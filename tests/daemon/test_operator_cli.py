@@ -93,6 +93,7 @@ def test_the_report_of_a_shadow_is_a_table_or_json(daemon: Daemon) -> None:
     assert re.search(r"^action +10 +– +– *$", text, re.MULTILINE)
     assert re.search(r"^value +0 +100 +100 *$", text, re.MULTILINE)
     assert "10 runs: p50" in text
+    assert "\nshadow: 1.1.0 beside 1.0.0, share 1, running\n" in pillion_command(daemon, "status").stdout
 
 
 def test_tables_say_the_same_in_words(daemon: Daemon) -> None:

@@ -386,6 +386,26 @@ def test_rows_that_find_no_room_are_counted_and_a_recurrent_shadow_waits_for_the
 # What is refused
 
 
+def test_one_that_does_not_fit_or_is_cancelled_never_begins(landers: Path, start_daemon: StartDaemon) -> None:
+    policy = f"{LANDER}@stable"
+    small = start_daemon(policy=policy, store=landers, settings={"staging__memory_mb_max": 120})
+    failed = shadow(small, LANDER, "1.0.0", reason="itself")
+    assert failed["outcome"] == "failed"
+    assert "staging.memory_mb_max" in failed["error"]
+    daemon = start_daemon(policy=policy, store=landers)
+    body = {"arms": [], "shadow": {"version": "1.0.0"}, "reason": "itself"}
+    answer = daemon.ask("PUT", f"/v1/policies/{LANDER}/route", body)
+    wait_until(lambda: len(shadows_of(daemon)) == 1)
+    assert daemon.ask("DELETE", f"/v1/policies/{LANDER}/stage", {"reason": "not now"})[0] == 200
+    assert daemon.operation(answer)["outcome"] == "cancelled"
+    wait_until(lambda: not shadows_of(daemon) and not pages_of(daemon.pid))
+    assert daemon.ask("GET", f"/v1/policies/{LANDER}/shadow")[0] == 404
+
+
+def shadows_of(daemon: Daemon) -> list[psutil.Process]:
+    return [each for each in psutil.Process(daemon.pid).children() if "pilliond.shadow" in each.cmdline()]
+
+
 def test_a_version_that_cannot_be_compared_is_refused_and_what_shadows_goes_on(
     tmp_path: Path, start_daemon: StartDaemon
 ) -> None:

@@ -18,8 +18,7 @@ HEADER_BYTES: Final = 4_096
 
 WRITTEN: Final = 0
 """Bytes that were ever written into the ring. Moved when a batch is whole."""
-COPIED_ROWS: Final = 1
-NO_ROOM_ROWS: Final = 2
+NO_ROOM_ROWS: Final = 1
 """Rows that were not copied: the ring had no room for them."""
 
 READ: Final = 16

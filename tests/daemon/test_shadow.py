@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -171,6 +172,26 @@ def test_a_recurrent_shadow_carries_its_own_state_from_the_begin_of_each_episode
         told = settled(daemon, "summing", 15)
         assert (told["rows"], told["skipped_rows"]["mid_episode"]) == (14, 1)
         assert (told["agreement"], told["outputs"][0]["distance_max"]) == (1.0, 0.0)
+
+
+async def test_batches_of_many_clients_are_run_as_they_were_and_agree_bit_for_bit(
+    landers: Path, start_daemon: StartDaemon
+) -> None:
+    settings = {"limits__batch_wait_us_max": 20_000, "shadow__distance_max": 0.0}
+    daemon = start_daemon(policy=f"{LANDER}@stable", store=landers, settings=settings)
+    observations = episode_observations(LANDER, 30)
+
+    async def client(seed: int) -> None:
+        async with pillion.aio.connect(daemon.address) as session:
+            episode = await session.begin(seed=seed)
+            for each in np.roll(observations, seed, axis=0):
+                await episode.act(each, deterministic=seed % 2 == 0)
+
+    shadow(daemon, LANDER, "1.1.0", reason="the same")
+    await asyncio.gather(*(client(seed) for seed in range(8)))
+    told = settled(daemon, LANDER, 240)
+    assert (told["rows"], told["agreed_rows"]) == (240, 240)
+    assert told["inference"]["batches"] < 240
 
 
 def test_a_share_shadows_the_same_episodes_each_time(landers: Path, start_daemon: StartDaemon) -> None:

@@ -124,8 +124,8 @@ class ShadowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a recurrent shadow carries for all handles; beyond it those longest silent are not compared until their next episode."""
     distance_max: float = 0.0
     """Up to which Euclidean distance two continuous actions agree; 0: within the tolerance of the live version's card."""
-    silent_s_max: float = 60.0
-    """After how long a shadow process that does not even look is taken to hang, and ended."""
+    silent_s_max: float = 120.0
+    """After how long a shadow process that does not even look is taken to hang, and ended. On a busy host it looks rarely."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.ring_mb <= 65_536:

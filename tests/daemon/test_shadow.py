@@ -257,6 +257,12 @@ def pages_of(pid: int) -> int:
     return sum("pillion-shadow" in str(link) for link in descriptors) + mapped.count("pillion-shadow")
 
 
+def audited(root: Path) -> list[tuple[str, str, str]]:
+    """What the audit log of the store says of shadows: which, by whom, and why."""
+    records = [each for each in Store(root).history(LANDER) if each.action == "shadow"]
+    return [(f"{each.version} beside {each.was}", each.by, each.reason) for each in records]
+
+
 def ended(daemon: Daemon, policy: str) -> dict[str, Any]:
     """The report, as soon as the shadow has ended."""
     wait_until(lambda: bool(report(daemon, policy)["state"] == "ended"))
@@ -266,7 +272,7 @@ def ended(daemon: Daemon, policy: str) -> dict[str, Any]:
 @pytest.fixture
 def shadowed(landers: Path, start_daemon: StartDaemon) -> Daemon:
     """Serves 1.0.0, which 2.0.0 shadows."""
-    daemon = start_daemon(policy=f"{LANDER}@stable", store=landers, settings={"shadow__silent_s_max": 2.0})
+    daemon = start_daemon(policy=f"{LANDER}@stable", store=landers)
     assert shadow(daemon, LANDER, "2.0.0", reason="to compare", by="ann")["outcome"] == "done"
     return daemon
 
@@ -286,10 +292,9 @@ def test_a_shadow_is_confined_and_leaves_nothing_behind(shadowed: Daemon, lander
         "ann",
         "to compare",
     )
-    records = [each for each in Store(landers).history(LANDER) if each.action == "shadow"]
-    assert [(each.version, each.was, each.by, each.reason) for each in records] == [
-        ("2.0.0", "1.0.0", "ann", "begun at share 1: to compare"),
-        ("2.0.0", "1.0.0", "bob", "ended after 0 rows: seen enough"),
+    assert audited(landers) == [
+        ("2.0.0 beside 1.0.0", "ann", "begun at share 1: to compare"),
+        ("2.0.0 beside 1.0.0", "bob", "ended after 0 rows: seen enough"),
     ]
     assert shadowed.ask("GET", f"/v1/policies/{LANDER}")[1]["shadow"] is None
 
@@ -304,21 +309,22 @@ def test_killed_with_9_it_ends_and_the_live_path_notices_nothing(shadowed: Daemo
         assert act_through(session, observations, 1) == before
     assert shadowed.health()["phase"] == "ready"
     assert shadowed.health()["shadow"]["end_reason"] == "the shadow process ended with -9"
-    assert shadowed.events("shadow_ended")[0]["reason"] == "the shadow process ended with -9"
-    last = [each for each in Store(landers).history(LANDER) if each.action == "shadow"][-1]
-    assert last.by == "pilliond"
-    assert last.reason.endswith("the shadow process ended with -9")
+    assert shadowed.wait_for_event("shadow_ended")["reason"] == "the shadow process ended with -9"
+    wait_until(lambda: audited(landers)[-1][1] == "pilliond")
+    assert audited(landers)[-1][2].endswith(" rows: the shadow process ended with -9")
     assert shadow(shadowed, LANDER, "1.1.0", reason="once more")["outcome"] == "done"
 
 
-def test_one_that_hangs_is_silent_and_then_ended(shadowed: Daemon) -> None:
-    with pillion.connect(shadowed.address) as session:
-        os.kill(shadow_process(shadowed).pid, signal.SIGSTOP)
+def test_one_that_hangs_is_silent_and_then_ended(landers: Path, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(policy=f"{LANDER}@stable", store=landers, settings={"shadow__silent_s_max": 4.0})
+    shadow(daemon, LANDER, "1.0.0", reason="itself")
+    with pillion.connect(daemon.address) as session:
+        os.kill(shadow_process(daemon).pid, signal.SIGSTOP)
         act_through(session, episode_observations(LANDER, 20), 1)
-        wait_until(lambda: bool(shadowed.health()["shadow"]["state"] != "running"))
-        told = ended(shadowed, LANDER)
-    assert told["end_reason"] == "it was silent for more than 2 s"
-    wait_until(lambda: pages_of(shadowed.pid) + pages_of(shadowed.serving_pid) == 0)
+        wait_until(lambda: bool(daemon.health()["shadow"]["state"] == "silent"))
+        told = ended(daemon, LANDER)
+    assert told["end_reason"] == "it was silent for more than 4 s"
+    wait_until(lambda: pages_of(daemon.pid) + pages_of(daemon.serving_pid) == 0)
 
 
 def test_a_switch_ends_it(shadowed: Daemon) -> None:
@@ -353,8 +359,7 @@ def test_a_drain_ends_it_and_so_does_the_death_of_the_daemon(
     assert shadowed.ask("POST", "/v1/drain", {"reason": "a new kernel"})[0] == 202
     assert shadowed.process.wait(START_S_MAX) == 0
     assert not child.is_running()
-    last = [each for each in Store(landers).history(LANDER) if each.action == "shadow"][-1]
-    assert last.reason == "ended after 0 rows: the daemon ends"
+    assert audited(landers)[-1][1:] == ("pilliond", "ended after 0 rows: the daemon ends")
     again = start_daemon(policy=f"{LANDER}@stable", store=landers)
     shadow(again, LANDER, "1.1.0", reason="once more")
     child = shadow_process(again)

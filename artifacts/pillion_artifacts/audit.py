@@ -45,6 +45,7 @@ Action = Literal[
     "stage",
     "switch",
     "route",
+    "shadow",
     "drain",
     "lease",
     "end-lease",

@@ -395,7 +395,7 @@ class Store:
         return lease
 
     def note(self, action: Action, target: Resolved, *, was: str = "", by: str = "", reason: str = "") -> None:
-        """Writes into the audit log what was done with a version outside the store: `stage`, `drain`."""
+        """Writes into the audit log what was done with a version outside the store: `stage`, `switch`, `route`, `shadow`, `drain`."""
         with Change(self.root, str(target)) as change, change.deciding():
             record = self.record(
                 action, by, reason, policy=target.policy, version=target.version, digest=target.digest, was=was

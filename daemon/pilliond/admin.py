@@ -48,6 +48,7 @@ class Admin:
 
     def __init__(self, supervisor: Supervisor, releases: Releases, evaluations: Evaluations, access: Access) -> None:
         self._supervisor = supervisor
+        self._releases = releases
         self._started_ns = time.monotonic_ns()
         self._socket_files: list[SocketFile] = []
         self._visitors = Visitors()
@@ -128,7 +129,7 @@ class Admin:
 
     async def _health(self, request: web.Request) -> web.Response:
         status = HTTPStatus.OK if self._supervisor.phase is Phase.READY else HTTPStatus.SERVICE_UNAVAILABLE
-        return json_response(health_of(self._supervisor, self._started_ns), status)
+        return json_response(health_of(self._supervisor, self._releases.shadows, self._started_ns), status)
 
     async def _info(self, request: web.Request) -> web.Response:
         return json_response(info_of(self._supervisor))

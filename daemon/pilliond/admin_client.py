@@ -73,6 +73,8 @@ class AdminClient:
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         self.address = address
         self._credentials = credentials_of(os.environ) if credentials is None else credentials
+        self.tag = ""
+        """The `ETag` of the last answer."""
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https", "unix") or (parts.scheme != "unix" and not parts.hostname):
             raise AdminError(
@@ -89,9 +91,9 @@ class AdminClient:
         """What came of a verb; raises `AdminError`."""
         return self._ask("POST", path, body)
 
-    def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """What came of setting something; raises `AdminError`."""
-        return self._ask("PUT", path, body)
+    def put(self, path: str, body: dict[str, Any], tag: str = "*") -> dict[str, Any]:
+        """What came of setting something, if its `ETag` still is `tag`; raises `AdminError`."""
+        return self._ask("PUT", path, body, headers={"If-Match": tag})
 
     def delete(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """What came of taking something back; raises `AdminError`."""
@@ -120,15 +122,21 @@ class AdminClient:
         return True
 
     def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None, query: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         connection = self._connection()
         data = None if body is None else json.dumps(body)
         try:
             target = f"{quote(path)}?{urlencode(query)}" if query else quote(path)
-            connection.request(method, target, data, self._headers())
+            connection.request(method, target, data, {**self._headers(), **(headers or {})})
             response = connection.getresponse()
             status, text = response.status, response.read()
+            self.tag = response.getheader("ETag", "")
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, ssl.SSLCertVerificationError):
                 reason = f"its certificate is not trusted ({error.verify_message}): expected --ca-file"

@@ -16,10 +16,20 @@ from pilliond.guard import asked_by
 from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
 from pilliond.operation import Operation, OperationTold
-from pilliond.policy_state import ArmTold, Draining, PolicyList, PolicyState, Resident, StoredVersion, VersionList
+from pilliond.policy_state import (
+    ArmTold,
+    Draining,
+    PolicyList,
+    PolicyState,
+    Resident,
+    ShadowTold,
+    StoredVersion,
+    VersionList,
+)
 from pilliond.problems import ProblemError
 from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion
+from pilliond.shadow_report import ShadowReport
 from pilliond.supervisor import Supervisor
 
 _DIGITS_MAX: Final = 18
@@ -63,10 +73,19 @@ class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
+class ShadowBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be compared with the stable version, on a share of its episodes."""
+
+    version: Text
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+
+
 class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who gets which share of new episodes; the stable version gets the rest."""
 
     arms: Annotated[list[ArmBody], msgspec.Meta(max_length=ARMS_MAX)]
+    shadow: ShadowBody | msgspec.UnsetType | None = msgspec.UNSET
+    """None: none; without it what shadows now goes on."""
     reason: Text = ""
     by: Text = ""
 
@@ -122,6 +141,9 @@ class PolicyRoutes:
                 "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, done, RouteBody, begun,
                 tagged=True,
             ),
+            Endpoint(
+                "GET", f"{policy}/shadow", self._shadow, "What the shadow would have answered", view, ShadowReport
+            ),
             Endpoint("GET", "/v1/operations/{number}", self._operation, "How an operation stands", view, done),
             Endpoint(
                 "POST", "/v1/drain", self._drain, "Answer what has arrived, and end", Scope.ADMIN,
@@ -144,6 +166,9 @@ class PolicyRoutes:
         entries = [entry for entry in self._releases.store.index().versions() if entry.title == policy]
         aliases = self._releases.store.aliases(policy)
         roles = {version.digest: self._role(version) for version in self._supervisor.residents}
+        shadow = self._releases.shadows.current
+        if shadow is not None:
+            roles.setdefault(shadow.digest, "shadow")
         stored = [
             StoredVersion(
                 version=entry.version,
@@ -154,6 +179,13 @@ class PolicyRoutes:
             for entry in entries
         ]
         return json_response(VersionList(policy, stored))
+
+    async def _shadow(self, request: web.Request) -> web.Response:
+        self.check_policy(request)
+        report = self._releases.shadows.report()
+        if report is None:
+            raise ProblemError(HTTPStatus.NOT_FOUND, "shadow-not-found", "nothing has shadowed since the daemon began")
+        return json_response(report)
 
     async def _operation(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
@@ -176,6 +208,7 @@ class PolicyRoutes:
             sessions=supervisor.page.cells[metrics_page.SESSIONS],
             resident=[self._resident(version) for version in supervisor.residents],
             route=self._arms(),
+            shadow=self._shadow_now(),
             swap_impact=releases.stager.swap_impact,
             operation=operations[-1].told() if operations else None,
         )
@@ -187,6 +220,13 @@ class PolicyRoutes:
             for arm in residents.arms
             if (version := residents.find(arm.digest)) is not None
         ]
+
+    def _shadow_now(self) -> ShadowTold | None:
+        shadow = self._releases.shadows.current
+        if shadow is None:
+            return None
+        state = self._releases.shadows.state(shadow)
+        return ShadowTold(shadow.version, shadow.process.share, shadow.live_version, state)
 
     def _resident(self, version: SealedVersion) -> Resident:
         return Resident(
@@ -226,7 +266,9 @@ class PolicyRoutes:
         targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
-        return _begun(self._releases.route(targets, asked_by(request, body.by), body.reason))
+        shadow = body.shadow
+        wish = (self._releases.resolve(shadow.version), shadow.share) if isinstance(shadow, ShadowBody) else shadow
+        return _begun(self._releases.route(targets, asked_by(request, body.by), body.reason, wish))
 
     async def _warm_up(self, request: web.Request) -> web.Response:
         body = await self.decided(request, WarmupBody)

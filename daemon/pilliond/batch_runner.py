@@ -15,6 +15,7 @@ from pilliond.joined_version import NamingStep
 from pilliond.metrics_page import PLACES, MetricsPage
 from pilliond.places import Places, is_finite
 from pilliond.sessions import Sessions
+from pilliond.shadow_tap import ShadowTap
 from pilliond.transport import Reply
 from pilliond.versions import Version
 
@@ -39,6 +40,8 @@ class BatchRunner:
         self._page = page
         self._clock = clock
         self._report = report
+        self.tap: ShadowTap | None = None
+        """Where every batch that was answered is copied to, while there is a shadow."""
         self._rows = 0
         self._close = 0
         self._dispatched_ns = 0
@@ -83,6 +86,8 @@ class BatchRunner:
         if version.watched:
             self._watch(version, groups)
         self._answer(groups, replies)
+        if self.tap is not None:
+            self.tap.take(version, groups, slot)
 
     def _watch(self, version: Version, groups: list[EpisodeGroup]) -> None:
         """Counts the acts that a version answers with a NaN or an infinity, while it is new."""

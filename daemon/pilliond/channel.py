@@ -107,10 +107,20 @@ class Warm(msgspec.Struct, frozen=True, tag=True):
     digest: bytes
 
 
+class Shadow(msgspec.Struct, frozen=True, tag=True):
+    """Copy what the stable version `digest` answers into a shadow's page, whose descriptor comes with the message."""
+
+    digest: bytes
+
+
 class ListSessions(msgspec.Struct, frozen=True, tag=True):
     """Tell of some sessions, those opened after the one with this number."""
 
     after: int
+
+
+class EndShadow(msgspec.Struct, frozen=True, tag=True):
+    """Copy no longer."""
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -208,6 +218,17 @@ class SessionList(msgspec.Struct, frozen=True, tag=True):
         return b"sessions"
 
 
+class Shadowed(msgspec.Struct, frozen=True, tag=True):
+    """The rows of the stable version are copied from now on; `error`: they are not, and why."""
+
+    error: str = ""
+
+    @property
+    def digest(self) -> bytes:
+        """It is about no one version."""
+        return b"shadowed"
+
+
 class Unloaded(msgspec.Struct, frozen=True, tag=True):
     """The memory of a version was given back; `leases` handles still held it and are told `version_gone`."""
 
@@ -222,8 +243,10 @@ class Event(msgspec.Struct, frozen=True, tag=True):
     fields: dict[str, Any]
 
 
-Order = Assignment | Load | Switch | Route | Hold | Warm | ListSessions | Unload | Drain
-Report = Ready | Failed | Loaded | LoadFailed | Switched | Routed | Held | Warmed | SessionList | Unloaded | Event
+Order = Assignment | Load | Switch | Route | Hold | Warm | Shadow | EndShadow | ListSessions | Unload | Drain
+Report = (
+    Ready | Failed | Loaded | LoadFailed | Switched | Routed | Held | Warmed | Shadowed | SessionList | Unloaded | Event
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

@@ -13,6 +13,7 @@ from pillion_protocol import BatchClose
 from pilliond import metrics_page as page
 from pilliond.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, Place
 from pilliond.releases import Releases
+from pilliond.shadow_exposition import shadow_metrics
 from pilliond.supervisor import Supervisor
 
 _NANOSECONDS: Final = 1e9
@@ -30,6 +31,7 @@ class PageCollector(Collector):
         yield from self._requests()
         yield from self._batches()
         yield from self._versions()
+        yield from shadow_metrics(self._releases.shadows)
         yield from self._process()
 
     @property

@@ -11,6 +11,7 @@ import psutil
 
 from pilliond import metrics_page as page
 from pilliond.metrics_page import Phase
+from pilliond.shadows import Shadows
 from pilliond.supervisor import Supervisor
 
 _MS: Final = 1e6
@@ -71,6 +72,17 @@ class ControlProcess(msgspec.Struct, frozen=True):
     resident_bytes: int
 
 
+class ShadowHealth(msgspec.Struct, frozen=True):
+    """How the shadow is that runs, or why the last one ended."""
+
+    version: str
+    state: str
+    waiting_bytes: int
+    """Rows that it has not looked at yet."""
+    pid: int | None
+    end_reason: str
+
+
 class Health(msgspec.Struct, frozen=True):
     """How the daemon is, right now."""
 
@@ -84,6 +96,7 @@ class Health(msgspec.Struct, frozen=True):
     loop_lag_ms: LoopLag
     busy_poll: BusyPoll
     gc_pauses: GcPauses
+    shadow: ShadowHealth | None
     engine: EngineTold | None
     uptime_s: float
     ready_s: float | None
@@ -91,7 +104,7 @@ class Health(msgspec.Struct, frozen=True):
     control: ControlProcess
 
 
-def health_of(supervisor: Supervisor, started_ns: int) -> Health:
+def health_of(supervisor: Supervisor, shadows: Shadows, started_ns: int) -> Health:
     """Looks at the daemon; `started_ns` is when it began, on CLOCK_MONOTONIC."""
     stable, cells, ready = supervisor.stable, supervisor.page.cells, supervisor.ready
     now_ns = time.monotonic_ns()
@@ -119,12 +132,21 @@ def health_of(supervisor: Supervisor, started_ns: int) -> Health:
             total_ms=cells[page.GC_PAUSE_NS] / _MS,
             max_ms=cells[page.GC_PAUSE_NS_MAX] / _MS,
         ),
+        shadow=_shadow(shadows),
         engine=msgspec.convert(ready.engine, EngineTold) if ready else None,
         uptime_s=(now_ns - started_ns) / _S,
         ready_s=(now_ns - cells[page.READY_AT_NS]) / _S if is_ready else None,
         serving=_serving(supervisor),
         control=ControlProcess(os.getpid(), _resident_bytes(os.getpid())),
     )
+
+
+def _shadow(shadows: Shadows) -> ShadowHealth | None:
+    last = shadows.last
+    if last is None:
+        return None
+    waiting_bytes = last.process.counts.waiting_bytes
+    return ShadowHealth(last.version, shadows.state(last), waiting_bytes, last.process.pid, last.end_reason)
 
 
 def _serving(supervisor: Supervisor) -> ServingProcess:

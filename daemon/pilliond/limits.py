@@ -8,6 +8,7 @@ Memory at these limits, one policy of 28 KB rows (a stack of four 84×84 frames)
   states             states_mb_max, all handles of a recurrent policy together; once for each version where rows of a handle differ
   slots              slots_mb_max, all handles together; a page of it is memory only once it was written to
   KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB
+  shadow             shadow.ring_mb, shared by three processes, while there is one; its process: staging.memory_mb_max at most
   old versions       old_mb_max; while one is loaded, the new version and the old ones at once
 """
 
@@ -60,6 +61,9 @@ LANE_SEND_BUFFER_BYTES: Final = 212_992
 
 LOAD_S_MAX: Final = 60.0
 """From the order to load a version to its being warm in the serving process."""
+
+SHADOW_START_S_MAX: Final = 300.0
+"""From the start of a shadow process to its version's being warm: it works at the lowest priority."""
 
 ARMS_MAX: Final = 3
 """Versions that share in the new episodes beside the stable one."""

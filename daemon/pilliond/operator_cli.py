@@ -1,4 +1,4 @@
-"""The operator's commands: `pillion status`, `versions`, `stage`, `canary`, `switch`, `rollback`, `drain`. They ask the admin port."""
+"""The operator's commands: `pillion status`, `versions`, `stage`, `canary`, `shadow`, `switch`, `rollback`, `drain`. They ask the admin port."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 from pillion_protocol.places import own_admin_address
 from pilliond.admin_client import AdminClient, AdminError, credentials_of
+from pilliond.shadow_tables import print_shadow
 
 _LOOK_S: Final = 0.05
 
@@ -149,12 +150,49 @@ def switch(policy: str, version: str, reason: str, wait: bool, admin: str, as_js
 @admin_option
 @json_option
 def canary(policy: str, version: str, share: float, reason: str, wait: bool, admin: str, as_json: bool) -> None:
-    """Lets VERSION answer a share of the new episodes, by a hash of their seeds; other arms of the route end."""
+    """Lets VERSION answer a share of the new episodes, by a hash of their seeds. Other arms and the shadow stay."""
     if share and not version:
         raise click.UsageError("expected VERSION, unless --share is 0")
-    arms = [{"name": "canary", "version": version, "share": share}] if share else []
     client = client_of(admin)
-    begun = client.put(f"/v1/policies/{policy}/route", {"arms": arms, "reason": reason, "by": _who()})
+    told = client.get(f"/v1/policies/{policy}")
+    arms = [arm for arm in told["route"] if arm["name"] != "canary"]
+    if share:
+        arms.insert(0, {"name": "canary", "version": version, "share": share})
+    body = {"arms": arms, "reason": reason, "by": _who()}
+    _show_operation(client, client.put(f"/v1/policies/{policy}/route", body, client.tag), wait, as_json)
+
+
+@command("shadow")
+@click.argument("policy", default="")
+@click.argument("version", default="")
+@click.option(
+    "--share", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, help="Of the episodes. Default: all."
+)
+@click.option("--off", is_flag=True, help="End it.")
+@reason_option
+@wait_option
+@admin_option
+@json_option
+def shadow(
+    policy: str, version: str, share: float, off: bool, reason: str, wait: bool, admin: str, as_json: bool
+) -> None:
+    """Runs VERSION on what the stable one is asked and answers nobody; without VERSION: tells how the two compare."""
+    client = client_of(admin)
+    name = policy or client.policy()["policy"]
+    if not version and not off:
+        told = client.get(f"/v1/policies/{name}/shadow")
+        if as_json:
+            _print_json(told)
+        else:
+            print_shadow(told)
+        return
+    if not reason:
+        raise click.UsageError("expected --reason")
+    if version and off:
+        raise click.UsageError("expected VERSION or --off")
+    told = client.get(f"/v1/policies/{name}")
+    body = {"arms": told["route"], "shadow": None if off else {"version": version, "share": share}}
+    begun = client.put(f"/v1/policies/{name}/route", {**body, "reason": reason, "by": _who()}, client.tag)
     _show_operation(client, begun, wait, as_json)
 
 
@@ -224,6 +262,9 @@ def _print_status(told: dict[str, Any]) -> None:
     follows = f", follows {told['follows']}" if told["follows"] else ""
     click.echo(f"{told['policy']}: {told['phase']}, {told['sessions']} sessions{follows}")
     _print(table)
+    shadow = told["shadow"]
+    if shadow:
+        click.echo(f"shadow: {shadow['version']} beside {shadow['live']}, share {shadow['share']:g}, {shadow['state']}")
     operation = told["operation"]
     if operation:
         error = f": {operation['error']}" if operation["error"] else ""

@@ -13,6 +13,7 @@ from pilliond import channel, metrics_page
 from pilliond.channel import (
     Assignment,
     Drain,
+    EndShadow,
     Held,
     Hold,
     ListSessions,
@@ -23,6 +24,8 @@ from pilliond.channel import (
     Route,
     Routed,
     SessionList,
+    Shadow,
+    Shadowed,
     Switch,
     Switched,
     Unload,
@@ -36,6 +39,7 @@ from pilliond.poller import Poller
 from pilliond.residence import Residence
 from pilliond.session_list import list_sessions
 from pilliond.sessions import Sessions
+from pilliond.shadow_tap import ShadowTap
 from pilliond.version_loader import Built, VersionLoader
 from pilliond.warmer import Warmer
 
@@ -57,12 +61,16 @@ class Orders:
         sessions: Sessions,
         page: MetricsPage,
         on_end: Callable[[str], None],
+        set_tap: Callable[[ShadowTap | None], None],
     ) -> None:
         self._end = end
         self._residence = residence
         self._sessions = sessions
         self._page = page
         self._on_end = on_end
+        self._epoch = assignment.epoch
+        self._set_tap = set_tap
+        self._tap: ShadowTap | None = None
         self._unsaid: deque[Report] = deque()
         self._warmer = Warmer(time.monotonic_ns)
         self._loader = VersionLoader(poller, assignment.limits, assignment.threads, self._take)
@@ -85,6 +93,10 @@ class Orders:
             case ListSessions():
                 told, is_last = list_sessions(self._sessions, order.after, time.monotonic_ns())
                 self._say(SessionList(order.after, told, is_last))
+            case Shadow():
+                self._shadow(order, descriptors)
+            case EndShadow():
+                self._end_tap()
             case Unload():
                 self._unload(order)
             case Drain():
@@ -103,8 +115,9 @@ class Orders:
             self._page.cells[metrics_page.PLACES[version.place].episodes] = version.leases
 
     def close(self) -> None:
-        """Ends a load that is under way."""
+        """Ends a load that is under way, and a shadow's tap."""
         self._loader.close()
+        self._end_tap()
 
     def _load(self, order: Load, descriptor: int) -> None:
         if self._loader.is_busy or self._residence.find(order.version.digest) is not None:
@@ -178,6 +191,30 @@ class Orders:
             return
         if is_done:
             self._unsaid.append(Warmed(version.digest, self._warmer.buckets, self._warmer.longest_ns))
+
+    def _shadow(self, order: Shadow, descriptors: list[int]) -> None:
+        live = self._residence.find(order.digest)
+        self._end_tap()
+        try:
+            if live is None or not descriptors:
+                missing = "the version that it would be compared with" if live is None else "a descriptor for its page"
+                self._say(Shadowed(f"the serving process does not have {missing}"))
+                return
+            self._tap = ShadowTap(descriptors[0], live, self._epoch)
+        except OSError as error:
+            self._say(Shadowed(f"the serving process cannot map the shadow's page: {error.strerror}"))
+            return
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._set_tap(self._tap)
+        self._say(Shadowed())
+
+    def _end_tap(self) -> None:
+        if self._tap is not None:
+            self._set_tap(None)
+            self._tap.close()
+            self._tap = None
 
     def _unload(self, order: Unload) -> None:
         version = self._residence.find(order.digest)

@@ -30,6 +30,16 @@ class ArmTold(msgspec.Struct, frozen=True):
     share: float
 
 
+class ShadowTold(msgspec.Struct, frozen=True):
+    """The shadow that runs."""
+
+    version: str
+    share: float
+    live: str
+    """The version that it is compared with."""
+    state: str
+
+
 class PolicyState(msgspec.Struct, frozen=True):
     """What is stable, loaded, leased and under way."""
 
@@ -43,6 +53,7 @@ class PolicyState(msgspec.Struct, frozen=True):
     sessions: int
     resident: list[Resident]
     route: list[ArmTold]
+    shadow: ShadowTold | None
     swap_impact: float | None
     operation: OperationTold | None
     """The last one."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.aliases import Alias, read_alias
@@ -28,6 +29,8 @@ from pilliond.probation import Probation
 from pilliond.route_file import RouteFile
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
+from pilliond.shadow_process import ShadowProcess
+from pilliond.shadows import Shadows
 from pilliond.shares import Arm
 from pilliond.stager import Stager
 from pilliond.supervisor import Supervisor
@@ -37,6 +40,10 @@ FOLLOW_S: Final = 0.5
 """How often the alias is looked at. Its file is read, not watched: a store may lie where no change is told of."""
 
 LOOK_S: Final = 1.0
+
+ShadowWish = tuple[Resolved, float] | None
+"""The version that is to shadow, and its share; None: none."""
+
 OPERATIONS_KEPT: Final = 32
 
 
@@ -75,6 +82,7 @@ class Releases:
         self._waiting: SealedVersion | None = None
         self._seen = supervisor.stable.digest
         self._failed: set[str] = set()
+        self.shadows = Shadows(settings, supervisor, log, self.note, self._count_change)
         self._bounds = settings.take_back
         self._probation: Probation | None = None
         self._trials = Trials(self._bounds)
@@ -102,19 +110,28 @@ class Releases:
         """Begins to switch to a version, which is staged first where it is not loaded; raises `BusyError`."""
         return self._begin("switch", target, by, reason)
 
-    def route(self, targets: list[tuple[str, Resolved, float]], by: str, reason: str) -> Operation:
+    def route(
+        self,
+        targets: list[tuple[str, Resolved, float]],
+        by: str,
+        reason: str,
+        shadow: ShadowWish | UnsetType = UNSET,
+    ) -> Operation:
         """Begins to share out new episodes: name, version and share of each arm; the stable version gets the rest.
 
-        Versions that are not loaded are staged first. Raises `BusyError` or `SwitchError`.
+        `shadow` is what is to shadow the stable version; unset: what does so now. Versions that are not loaded are staged
+        first. Raises `BusyError` or `SwitchError`.
         """
         stable = self._supervisor.stable
         self.check_free()
         if any(target.digest == stable.digest for _, target, _ in targets):
             raise SwitchError(f"{stable.version} is the stable version: it has what the arms leave")
         shared_out = ", ".join(f"{name} {target.version} {share:g}" for name, target, share in targets) or "no arms"
+        if shadow is not UNSET:
+            shared_out += f"; shadow {shadow[0].version} {shadow[1]:g}" if shadow else "; no shadow"
         target = Resolved(stable.policy, stable.version, stable.digest)
         operation = self._note_begun("route", target, by, f"{reason} ({shared_out})".strip())
-        self._task = asyncio.create_task(self._run(operation, self._share_out(operation, targets)))
+        self._task = asyncio.create_task(self._run(operation, self._set_route(operation, targets, shadow, reason)))
         return operation
 
     def warm_up(self, version: SealedVersion, by: str, reason: str) -> Operation:
@@ -230,6 +247,7 @@ class Releases:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self.shadows.close("the daemon ends")
 
     def _begin(self, kind: Kind, target: Resolved, by: str, reason: str) -> Operation:
         return self.begin(kind, target, by, reason, lambda operation: self._do(operation, target))
@@ -359,6 +377,45 @@ class Releases:
         self._trials.begin(began, asyncio.get_running_loop().time(), usual_p99_ns)
         await self._note(operation)
 
+    async def _set_route(
+        self,
+        operation: Operation,
+        targets: list[tuple[str, Resolved, float]],
+        wish: ShadowWish | UnsetType,
+        reason: str,
+    ) -> None:
+        """The arms and the shadow: what may fail of the shadow comes before anything is changed."""
+        understudy = await self._understudy(operation, wish)
+        try:
+            await self._share_out(operation, targets)
+        except BaseException:
+            if understudy is not None:
+                await understudy.close()
+            raise
+        if understudy is not None:
+            await self.shadows.begin(understudy, operation.by, reason)
+        elif wish is None:
+            await self.shadows.end(reason or "it was told to", operation.by)
+
+    async def _understudy(self, operation: Operation, wish: ShadowWish | UnsetType) -> ShadowProcess | None:
+        """A process that is ready to shadow as is wished; None where none is wished, or where one does so already."""
+        if wish is UNSET or wish is None:
+            return None
+        target, share = wish
+        current = self.shadows.current
+        if current is not None and (current.digest, current.process.share) == (target.digest, share):
+            return None
+        version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
+        if version is None:
+            version = await self._stage(operation, target)
+        else:
+            version = version.copy(await asyncio.to_thread(self._leased, target))
+        operation.step = "starting the shadow"
+        return await self.shadows.prepare(version, share)
+
+    def _count_change(self) -> None:
+        self.revision += 1
+
     async def _stage(self, operation: Operation, target: Resolved) -> SealedVersion:
         def on_step(step: str) -> None:
             operation.step = step
@@ -406,6 +463,7 @@ class Releases:
             self._probation = Probation(self._bounds, began, asyncio.get_running_loop().time(), usual_p99_ns)
         operation.effect_ns = switched.at_ns
         operation.effect_ms = (switched.at_ns - operation.began_ns) / 1e6
+        await self.shadows.end(f"{version.version} is stable now", operation.by)
         self._seen = version.digest
         if self.followed and self._has_other_arms():
             await self._keep("route", operation, _resolved(version), None)

@@ -67,6 +67,13 @@ class SealedVersion:
             place=self.place,
         )
 
+    def copy(self, lease: Lease | None = None) -> SealedVersion:
+        """The same with descriptors of its own, which takes `lease` over; no serving process has it."""
+        model, golden = (os.dup(each) if each >= 0 else -1 for each in (self.model_descriptor, self.golden_descriptor))
+        return SealedVersion(
+            self.policy, self.version, self.digest, self.card, model, golden, lease, self.signed_by, self.certificate
+        )
+
     def close(self) -> None:
         """Gives the memory and the lease back; harmless to repeat."""
         for descriptor in self.descriptors():

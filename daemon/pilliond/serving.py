@@ -128,7 +128,7 @@ def make_loop(
     )
     residence = Residence(router, sessions, assignment.residence, assignment.watch_s)
     resume(residence, assignment, versions)
-    orders = Orders(end, assignment, poller, residence, sessions, page, loop.stop)
+    orders = Orders(end, assignment, poller, residence, sessions, page, loop.stop, loop.set_tap)
     loop.on_tick = orders.sweep
     poller.add(end.fileno(), orders)
     return loop, orders

@@ -18,6 +18,7 @@ from pilliond.metrics_page import SAMPLES_MAX, MetricsPage
 from pilliond.poller import EVENTS_MAX, Events, Poller
 from pilliond.scheduler import Batch, Scheduler
 from pilliond.sessions import Sessions
+from pilliond.shadow_tap import ShadowTap
 from pilliond.timers import Ticker
 from pilliond.transport import Peer, Reply, Sent, Transport
 
@@ -57,6 +58,7 @@ class ServingLoop:
         self._report = report
         self._busy_poll_ns = busy_poll_us * 1_000
         self._runner = BatchRunner(sessions, page, clock, report)
+        self._tap: ShadowTap | None = None
         self._replies: list[Reply] = []
         self._stop_reason: str | None = None
         self._now_ns = 0
@@ -83,11 +85,16 @@ class ServingLoop:
         """Makes `run` return after the turn that it is in."""
         self._stop_reason = reason
 
+    def set_tap(self, tap: ShadowTap | None) -> None:
+        """Where every batch that was answered is copied to; None: nowhere."""
+        self._tap = self._runner.tap = tap
+
     def drain(self, reason: str) -> None:
         """Answers everything that has arrived, says goodbye to every session, and refuses what comes meanwhile."""
         self._receive_all()
         while (batch := self._scheduler.take(self._clock(), 0, drain=True)) is not None:
             self._run(batch)
+            self._send_replies()
         self._sessions.draining = True
         self._sessions.say_goodbye(reason, self._replies)
         self._send_replies()
@@ -213,6 +220,8 @@ class ServingLoop:
             if sent is not _OK:
                 self._drop(peer, sent)
         replies.clear()
+        if self._tap is not None:
+            self._tap.pay()
 
     def _drop(self, peer: Peer, why: Sent) -> None:
         dropped = self._sessions.drop_peer(peer)

@@ -143,6 +143,25 @@ class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
+class ShadowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a version is compared with the live one, in a process apart and at the lowest priority."""
+
+    ring_mb: int = 32
+    """Shared memory for rows that wait for the shadow; rows that find no room are not compared."""
+    states_mb_max: int = 256
+    """What a recurrent shadow carries for all handles; beyond it those longest silent are not compared until their next episode."""
+    distance_max: float = 0.0
+    """Up to which Euclidean distance two continuous actions agree; 0: within the tolerance of the live version's card."""
+    silent_s_max: float = 120.0
+    """After how long a shadow process that does not even look is taken to hang, and ended. On a busy host it looks rarely."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.ring_mb <= 65_536:
+            raise ValueError(f"ring_mb: expected 1 to 65536, came {self.ring_mb}")
+        if self.states_mb_max < 1 or self.distance_max < 0 or self.silent_s_max <= 0:
+            raise ValueError("states_mb_max, distance_max, silent_s_max: expected at least 1, 0 or more, more than 0")
+
+
 class TakeBackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a version that was switched to is taken back by itself: what it must keep within at first."""
 
@@ -195,6 +214,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     serving: ServingSettings = ServingSettings()
     versions: VersionSettings = VersionSettings()
     staging: StagingSettings = StagingSettings()
+    shadow: ShadowSettings = ShadowSettings()
     take_back: TakeBackSettings = TakeBackSettings()
     limits: ServingLimits = ServingLimits()
     log: LogSettings = LogSettings()

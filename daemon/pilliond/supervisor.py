@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pilliond.channel import (
     Assignment,
     Beside,
     Drain,
+    EndShadow,
     Event,
     Failed,
     Held,
@@ -29,6 +31,8 @@ from pilliond.channel import (
     Route,
     Routed,
     SessionList,
+    Shadow,
+    Shadowed,
     Switch,
     Switched,
     Unload,
@@ -53,8 +57,8 @@ from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.shares import Arm
 
-Answer = Loaded | Switched | Routed | Held | Warmed | SessionList
-R = TypeVar("R", Loaded, Switched, Routed, Held, Warmed, SessionList)
+Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
+R = TypeVar("R", Loaded, Switched, Routed, Held, Warmed, Shadowed, SessionList)
 
 
 class StartRefusedError(DaemonError):
@@ -82,6 +86,8 @@ class Supervisor:
         self.page = MetricsPage(self._page_descriptor)
         self._asked: dict[type[Answer], tuple[bytes, asyncio.Future[Any]]] = {}
         """For each kind of report that is waited for, what it is about, and who waits."""
+        self.on_serving: Callable[[], None] = _nothing
+        """Called when a serving process is ready."""
         self._epoch = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
@@ -192,6 +198,22 @@ class Supervisor:
         self._check_is_ready()
         return await self._ask(ListSessions(after), SessionList, b"sessions")
 
+    async def shadow(self, page_descriptor: int) -> None:
+        """Lets what the stable version answers be copied into a shadow's page; raises `SwitchError`."""
+        self._check_is_ready()
+        await self._ask(Shadow(self.stable.key), Shadowed, b"shadowed", [page_descriptor])
+
+    def send_shadow(self, page_descriptor: int) -> None:
+        """The same, without waiting for what comes of it."""
+        channel.send(self._end, Shadow(self.stable.key), [page_descriptor])
+
+    def end_shadow(self) -> None:
+        """Lets it be copied no longer."""
+        # One that dies at this moment copies nothing; one that does not read fills a ring that nobody empties, and stops.
+        with contextlib.suppress(OSError):
+            if self._end is not None:
+                channel.send(self._end, EndShadow())
+
     def unload(self, version: SealedVersion) -> None:
         """Lets a version go that was loaded and is not switched to."""
         if self._end is not None:
@@ -219,6 +241,8 @@ class Supervisor:
             return await asyncio.wait_for(answer, LOAD_S_MAX)
         except TimeoutError:
             raise SwitchError(f"the serving process did not answer within {LOAD_S_MAX:g} s") from None
+        except OSError as error:
+            raise SwitchError(f"the serving process cannot be told: {error.strerror}") from None
         finally:
             del self._asked[kind]
 
@@ -297,6 +321,7 @@ class Supervisor:
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
                         self._refuse(report.refused)
                         on_ready(report)
+                        self.on_serving()
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)
                     case Loaded() | Warmed() | SessionList():
@@ -311,6 +336,8 @@ class Supervisor:
                         self._answer(report)
                     case Held():
                         self._note_held(report)
+                    case Shadowed():
+                        self._note_shadowed(report)
                     case Unloaded():
                         self._log_unloaded(report)
                         self.residents.remove(report.digest)
@@ -336,6 +363,14 @@ class Supervisor:
             version = self.residents.find(failed.digest)
             self._log.error("version_not_resumed", policy=str(version), error=failed.message)
             self.residents.refuse(failed.digest)
+
+    def _note_shadowed(self, report: Shadowed) -> None:
+        if not report.error:
+            self._answer(report)
+        elif Shadowed in self._asked:
+            self._fail(report.digest, SwitchError(report.error))
+        else:
+            self._log.error("shadow_gets_nothing", error=report.error)
 
     def _log_unloaded(self, report: Unloaded) -> None:
         version = self.residents.find(report.digest)
@@ -368,3 +403,7 @@ class Supervisor:
         if self._process is not None:
             self._log.error("serving_killed", reason=why)
             self._process.kill()
+
+
+def _nothing() -> None:
+    pass

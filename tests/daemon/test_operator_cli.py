@@ -8,9 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import pillion
@@ -56,6 +58,44 @@ def test_an_operator_switches_looks_and_rolls_back(daemon: Daemon, tmp_path: Pat
     assert reasons == ["it flies better", "it does not"]
 
 
+def test_a_canary_and_a_shadow_each_change_their_own_part_of_the_route(daemon: Daemon, tmp_path: Path) -> None:
+    publish_variant(tmp_path / "store", "1.2.0", 200.0)
+    arms = [{"name": "bold", "version": "1.1.0", "share": 0.2}]
+    path = f"/v1/policies/{POLICY}/route"
+    daemon.operation(daemon.ask("PUT", path, {"arms": arms, "reason": "an experiment"}))
+
+    def now() -> tuple[list[str], str | None]:
+        told = said(daemon, "status")
+        return [arm["name"] for arm in told["route"]], told["shadow"] and told["shadow"]["version"]
+
+    said(daemon, "shadow", POLICY, "1.1.0", "--share", "0.5", "--reason", "to compare", "--wait")
+    assert now() == (["bold"], "1.1.0")
+    said(daemon, "canary", POLICY, "1.2.0", "--share", "0.1", "--reason", "a try", "--wait")
+    assert now() == (["canary", "bold"], "1.1.0")
+    said(daemon, "shadow", POLICY, "--off", "--reason", "seen enough", "--wait")
+    assert now() == (["canary", "bold"], None)
+    said(daemon, "canary", POLICY, "--share", "0", "--reason", "tried", "--wait")
+    assert now() == (["bold"], None)
+
+
+def test_the_report_of_a_shadow_is_a_table_or_json(daemon: Daemon) -> None:
+    begun = pillion_command(daemon, "shadow", POLICY, "1.1.0", "--reason", "to compare", "--wait")
+    assert (begun.returncode, begun.stderr) == (0, ""), begun
+    with pillion.connect(daemon.address) as session, session.begin(seed=1) as episode:
+        for _ in range(10):
+            episode.act(np.zeros((5, 5), np.float32), deterministic=True)
+    deadline_s = time.monotonic() + START_S_MAX
+    while said(daemon, "shadow", POLICY)["rows"] < 10:
+        assert time.monotonic() < deadline_s
+    text = pillion_command(daemon, "shadow", POLICY).stdout
+    assert text.startswith(f"{POLICY}@1.1.0 beside 1.0.0, share 1, running\n10 rows compared; not compared: none;")
+    assert "the actions agree in 100.00 % of them (they are equal)" in text
+    assert re.search(r"^action +10 +– +– *$", text, re.MULTILINE)
+    assert re.search(r"^value +0 +100 +100 *$", text, re.MULTILINE)
+    assert "10 runs: p50" in text
+    assert "\nshadow: 1.1.0 beside 1.0.0, share 1, running\n" in pillion_command(daemon, "status").stdout
+
+
 def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session, session.begin():
         came = pillion_command(daemon, "stage", POLICY, "1.1.0", "--wait")
@@ -73,6 +113,9 @@ def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
         (["switch", POLICY, "9.0.0", "--reason", "x"], os.EX_USAGE, "has no version that fits"),
         (["switch", "mars-lander", "1.0.0", "--reason", "x"], os.EX_USAGE, f"expected {POLICY}, came mars-lander"),
         (["switch", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
+        (["shadow", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
+        (["shadow", POLICY, "1.1.0", "--off", "--reason", "x"], os.EX_USAGE, "expected VERSION or --off"),
+        (["shadow", POLICY], os.EX_USAGE, "nothing has shadowed"),
         (["rollback", "--reason", "x"], os.EX_UNAVAILABLE, "no version was served before 1.0.0"),
     ],
 )

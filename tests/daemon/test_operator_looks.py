@@ -113,7 +113,7 @@ def test_the_audit_log_is_told_newest_first_and_page_by_page(daemon: Daemon, sto
     rest = daemon.ask("GET", f"/v1/audit?limit=1000&before={first['next']}")[1]
     assert first["records"] + rest["records"] == told["records"]
     came = pillion_command(daemon, "audit", "--limit", "1")
-    assert re.search(rf"^{newest['sequence']} .* ann +alias +.*better$", came.stdout, re.MULTILINE)
+    assert re.search(rf"^{newest['sequence']} .* ann \(user {USER}\) +alias +.*better$", came.stdout, re.MULTILINE)
     assert came.stdout.splitlines()[-1] == f"there are more: --before {newest['sequence']}"
 
 

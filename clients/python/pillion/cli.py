@@ -21,6 +21,7 @@ GROUPS: Final = {
     "leases": ("pilliond.operator_leases_cli:leases", "The versions that a daemon holds for campaigns."),
     "rollback": ("pilliond.operator_cli:rollback", "Lets a daemon go back to the version that served before."),
     "sessions": ("pilliond.operator_looks_cli:sessions", "Who has a session with a daemon."),
+    "shadow": ("pilliond.operator_cli:shadow", "Compares another version with the live one, on a daemon's own rows."),
     "stage": ("pilliond.operator_cli:stage", "Lets a daemon try a version and load it beside the live one."),
     "status": ("pilliond.operator_cli:status", "Which version a daemon serves, and which are loaded."),
     "switch": ("pilliond.operator_cli:switch", "Lets a daemon serve another version to new episodes."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.artifacts.publishing.sources import Room, draw, publish_sb3, real_pol
 from tests.artifacts.publishing.test_onnx import WEIGHT, model_of
 from tests.artifacts.publishing.test_sb3 import DRIVE, FOUR, IMAGE, MIXED, SMALL, STEPS, VECTOR
 from tests.conftest import StartDaemon
+from tests.harness import START_S_MAX, Daemon
 
 REAL = ["ppo-LunarLander-v2", "dqn-CartPole-v1", "a2c-Pendulum-v1", "sac-HalfCheetah-v3"]
 
@@ -63,6 +65,36 @@ def test_a_real_policy_is_served_as_its_golden_source_acted(
     golden = decode_golden((tmp_path / "folder" / "golden.safetensors").read_bytes())
     came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), golden.inputs["observation"])
     np.testing.assert_allclose(came, golden.outputs["action"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_real_policy_that_draws_its_actions_is_shadowed_by_what_was_made_of_the_same_source(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    source = (real_policies() / "sb3" / "sac-HalfCheetah-v3.zip").read_bytes()
+    for version in ("1.0.0", "1.1.0"):
+        draft = import_sb3(source, "sac-HalfCheetah-v3", Details(name="made-here", version=version))
+        write_folder(tmp_path / version, draft)
+        Store(tmp_path / "store").publish("made-here", version, tmp_path / version, created_by="a test")
+    golden = decode_golden((tmp_path / "1.0.0" / "golden.safetensors").read_bytes())
+    observations = golden.inputs["observation"][:20]
+    daemon = start_daemon(policy="made-here@1.0.0", store=tmp_path / "store")
+    body = {"arms": [], "shadow": {"version": "1.1.0"}, "reason": "to compare"}
+    done = daemon.operation(daemon.ask("PUT", "/v1/policies/made-here/route", body))
+    assert (done["outcome"], done["error"]) == ("done", "")
+    with pillion.connect(daemon.address) as connection, connection.begin_many(20, seeds=range(20)) as group:
+        first = group.act(observations, deterministic=False).copy()
+        assert not np.array_equal(first, group.act(observations, deterministic=False))
+    told = wait_for_rows(daemon, 40)
+    assert (told["agreement"], told["outputs"][0]["distance_max"]) == (1.0, 0.0)
+
+
+def wait_for_rows(daemon: Daemon, rows: int) -> dict[str, Any]:
+    """The report of the shadow, as soon as so many rows were compared."""
+    deadline_s = time.monotonic() + START_S_MAX
+    while (told := daemon.ask("GET", "/v1/policies/made-here/shadow")[1])["rows"] < rows:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    return told
 
 
 def test_a_robot_policy_of_a_fixed_batch_is_served_in_groups(start_daemon: StartDaemon, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""The shadow process: runs a version on what the live one answered, at the lowest priority, and compares. It sends nothing.
+
+Started by the control process as `python -m pilliond.shadow DESCRIPTOR`. It ends when it is killed: what it found lies in
+the shared page.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from pilliond.confinement import die_with_parent, limit_memory, step_aside
+
+if TYPE_CHECKING:
+    from pilliond.shadow_channel import ShadowOrder
+    from pilliond.understudy import Understudy
+
+
+def main() -> int:
+    """Shadows until it is killed; gives the exit code of whatever ended it before."""
+    die_with_parent()
+    step_aside()
+    # The control process decides when to stop, as in `serving`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end = socket.socket(fileno=int(sys.argv[1]))
+    # What is imported from here on is imported at the lowest priority.
+    from pilliond import shadow_channel
+    from pilliond.engine import EngineError
+    from pilliond.errors import DaemonError
+    from pilliond.shadow_channel import ShadowFailed, ShadowReady
+    from pilliond.shadow_ring import RingError
+
+    order, model_descriptor, page_descriptor = shadow_channel.receive_order(end)
+    limit_memory(order.memory_mb_max)
+    try:
+        understudy = prepare(order, model_descriptor, page_descriptor)
+        shadow_channel.send_report(end, ShadowReady())
+        understudy.run()
+    except (DaemonError, EngineError, RingError) as error:
+        shadow_channel.send_report(end, ShadowFailed(str(error)))
+    except (MemoryError, ImportError, OSError) as error:
+        # An import that finds no memory fails as one that finds no file, a mapping as a call that the kernel refuses.
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        shadow_channel.send_report(end, ShadowFailed(f"it does not fit into staging.memory_mb_max ({what})"))
+    return os.EX_SOFTWARE
+
+
+def prepare(order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> Understudy:
+    """The version of the order, warm, and the ring that it reads; raises `EngineError`."""
+    from pilliond.shadow_page import ShadowPage
+    from pilliond.understudy import Understudy
+    from pilliond.version_loader import build_version, read_descriptor
+
+    model = read_descriptor(model_descriptor)
+    version = build_version(order.version, model, None, order.rows_max, order.threads)
+    page = ShadowPage(page_descriptor)
+    for descriptor in (model_descriptor, page_descriptor):
+        os.close(descriptor)
+    return Understudy(order, version, page)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What the control process and the shadow process say to each other: msgpack over a socket pair, memory beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from array import array
+from typing import Final
+
+import msgspec
+
+from pillion_artifacts.card import Tolerance
+from pilliond.channel import VersionOrder
+
+_MESSAGE_BYTES_MAX: Final = 1 << 20
+_DESCRIPTORS: Final = 2
+
+
+class ShadowOrder(msgspec.Struct, frozen=True, tag=True):
+    """What to run beside the live version. The model's sealed memory and the shadow's page come with the message."""
+
+    version: VersionOrder
+    live_tolerance: Tolerance
+    share: float
+    """Of the live version's episodes, above 0 and at most 1."""
+    distance_max: float
+    rows_max: int
+    threads: int
+    memory_mb_max: int
+    states_mb_max: int
+
+
+class ShadowReady(msgspec.Struct, frozen=True, tag=True):
+    """The version is warm, and the page is looked at."""
+
+
+class ShadowFailed(msgspec.Struct, frozen=True, tag=True):
+    """It cannot shadow, or not any more, and why."""
+
+    message: str
+
+
+ShadowReport = ShadowReady | ShadowFailed
+
+_encoder = msgspec.msgpack.Encoder()
+_order_decoder = msgspec.msgpack.Decoder(ShadowOrder)
+_report_decoder: msgspec.msgpack.Decoder[ShadowReport] = msgspec.msgpack.Decoder(ShadowReport)
+
+
+def send_order(end: socket.socket, order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> None:
+    """Sends the one order, and copies of the descriptors."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [model_descriptor, page_descriptor]))]
+    end.sendmsg([_encoder.encode(order)], rights, socket.MSG_NOSIGNAL)
+
+
+def receive_order(end: socket.socket) -> tuple[ShadowOrder, int, int]:
+    """The one order, and the descriptors of the model and the page, which the caller owns."""
+    data, descriptors, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, _DESCRIPTORS)
+    model_descriptor, page_descriptor = descriptors
+    return _order_decoder.decode(data), model_descriptor, page_descriptor
+
+
+def send_report(end: socket.socket, report: ShadowReport) -> None:
+    """Sends a report whole."""
+    end.sendmsg([_encoder.encode(report)], [], socket.MSG_NOSIGNAL)
+
+
+async def receive_report(end: socket.socket) -> ShadowReport | None:
+    """The next report, or None where the shadow process is gone."""
+    try:
+        data = await asyncio.get_running_loop().sock_recv(end, _MESSAGE_BYTES_MAX)
+    except ConnectionResetError:
+        return None
+    return _report_decoder.decode(data) if data else None

@@ -1,0 +1,50 @@
+"""A shadow in Prometheus's words: its page, read when somebody scrapes. What ended last stays to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from pilliond import shadow_page as cell
+from pilliond.shadow_report import ShadowState, distance_buckets, inference_buckets
+from pilliond.shadows import Shadows
+
+
+def shadow_metrics(shadows: Shadows) -> Iterator[Metric]:
+    """The families of the shadow that runs, or ran last; none where there was none."""
+    shadow = shadows.last
+    if shadow is None:
+        return
+    counts = shadow.process.counts
+    names, labels = ["policy", "version"], [shadow.policy, shadow.version]
+    is_running = shadows.state(shadow) is not ShadowState.ENDED
+    running = GaugeMetricFamily("pillion_shadow_running", "1 while the shadow runs.", labels=names)
+    running.add_metric(labels, float(is_running))
+    yield running
+    for name, text, index in (
+        ("pillion_shadow_rows", "Rows on which the shadow was compared with the live version.", cell.ROWS),
+        ("pillion_shadow_agreed_rows", "Compared rows in which the actions agree.", cell.AGREED_ROWS),
+        ("pillion_shadow_non_finite_rows", "Compared rows to which only the shadow gave a NaN or an infinity.", cell.NON_FINITE_ROWS),
+    ):  # fmt: skip
+        family = CounterMetricFamily(name, text, labels=names)
+        family.add_metric(labels, counts.cells[index])
+        yield family
+    skipped = CounterMetricFamily(
+        "pillion_shadow_skipped_rows", "Rows that were not compared, by why.", labels=[*names, "reason"]
+    )
+    for reason, rows in counts.skipped_rows().items():
+        skipped.add_metric([*labels, reason], rows)
+    yield skipped
+    distance = HistogramMetricFamily(
+        "pillion_shadow_action_distance",
+        "Euclidean distance of the shadow's action to the one that was sent.",
+        labels=names,
+    )
+    distance.add_metric(labels, *distance_buckets(counts))
+    yield distance
+    inference = HistogramMetricFamily(
+        "pillion_shadow_inference_duration_seconds", "One run of the shadow's engine, by the clock.", labels=names
+    )
+    inference.add_metric(labels, *inference_buckets(counts))
+    yield inference

@@ -1,0 +1,126 @@
+"""The shadow process as the control process keeps it: started, waited for, looked at, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from typing import Final
+
+import msgspec
+
+from pillion_artifacts.card import Tolerance
+from pilliond import shadow_channel
+from pilliond.confinement import CHILD_ENVIRONMENT
+from pilliond.errors import SwitchError
+from pilliond.limits import SHADOW_START_S_MAX
+from pilliond.sealed_version import SealedVersion
+from pilliond.settings import Settings
+from pilliond.shadow_channel import ShadowFailed, ShadowOrder, ShadowReady
+from pilliond.shadow_page import ShadowCounts, ShadowPage, make_shadow_page
+
+_BYTES_PER_MB: Final = 1_000_000
+_PAGE: Final = 4_096
+
+
+class ShadowProcess:
+    """Owns the process, the sealed version that it runs (once `start` is called) and the page that it shares."""
+
+    def __init__(self, settings: Settings, version: SealedVersion, share: float) -> None:
+        self.version = version
+        self.share = share
+        self.page_descriptor = -1
+        self._settings = settings
+        self._page: ShadowPage | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: socket.socket | None = None
+        self._last: ShadowCounts | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, until `close`."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def counts(self) -> ShadowCounts:
+        """What it has found so far; after `close` what it had found by then."""
+        if self._page is not None:
+            return self._page.counts()
+        assert self._last is not None
+        return self._last
+
+    async def start(self, live_tolerance: Tolerance) -> None:
+        """Starts it and waits until its version is warm; raises `SwitchError` with the reason. The caller closes it all the same."""
+        try:
+            self._spawn(self._order(live_tolerance))
+        except OSError as error:
+            raise SwitchError(f"a shadow cannot be started: {error.strerror}") from None
+        try:
+            why = await asyncio.wait_for(self.ended(), SHADOW_START_S_MAX)
+        except TimeoutError:
+            why = f"it was not ready within {SHADOW_START_S_MAX:g} s"
+        if why:
+            raise SwitchError(f"shadow {self.version.version}: {why}")
+
+    async def ended(self) -> str:
+        """Waits for what it says next: why it has ended, or nothing where it is ready."""
+        assert self._end is not None
+        assert self._process is not None
+        try:
+            report = await shadow_channel.receive_report(self._end)
+        except msgspec.MsgspecError as error:
+            return f"the shadow process sent what cannot be read: {error}"
+        match report:
+            case ShadowReady():
+                return ""
+            case ShadowFailed():
+                return report.message
+        return f"the shadow process ended with {await asyncio.to_thread(self._process.wait)}"
+
+    async def close(self) -> None:
+        """Ends it and gives everything back; harmless to repeat."""
+        if self._process is not None:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+            self._process = None
+        if self._end is not None:
+            self._end.close()
+            self._end = None
+        if self._page is not None:
+            self._last = self._page.counts()
+            self._page.close()
+            self._page = None
+        if self.page_descriptor >= 0:
+            os.close(self.page_descriptor)
+            self.page_descriptor = -1
+        self.version.close()
+
+    def _spawn(self, order: ShadowOrder) -> None:
+        ring_bytes = self._settings.shadow.ring_mb * _BYTES_PER_MB // _PAGE * _PAGE
+        self.page_descriptor = make_shadow_page(ring_bytes)
+        self._page = ShadowPage(self.page_descriptor)
+        self._end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._end.setblocking(False)
+        with child_end:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pilliond.shadow", str(child_end.fileno())],
+                pass_fds=[child_end.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **CHILD_ENVIRONMENT},
+            )
+        shadow_channel.send_order(self._end, order, self.version.model_descriptor, self.page_descriptor)
+
+    def _order(self, live_tolerance: Tolerance) -> ShadowOrder:
+        settings = self._settings
+        return ShadowOrder(
+            version=self.version.order(),
+            live_tolerance=live_tolerance,
+            share=self.share,
+            distance_max=settings.shadow.distance_max,
+            rows_max=settings.limits.rows_max,
+            threads=settings.engine.threads,
+            memory_mb_max=settings.staging.memory_mb_max,
+            states_mb_max=settings.shadow.states_mb_max,
+        )

@@ -1,0 +1,110 @@
+"""The ring on the shadow's side: the batches that the live version answered, one after the other, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pillion_protocol import Spec
+from pilliond import shadow_page as cell
+from pilliond.engine import Array
+from pilliond.shadow_page import ACT_HEAD, ANSWERED, BATCH_HEAD, DRAWN, ShadowPage
+
+
+class RingError(Exception):
+    """What lies in the ring is no batch: a bug, or somebody else wrote there."""
+
+
+class SeenAct(msgspec.Struct, frozen=True):
+    """An act of a batch: rows `first` to `first + rows - 1`."""
+
+    handle: tuple[int, int]
+    """The epoch of the serving process and the number of the handle in it."""
+    acts: int
+    """Acts of the handle that were run before."""
+    first: int
+    rows: int
+    is_answered: bool
+    is_drawn: bool
+
+
+class SeenBatch(msgspec.Struct, frozen=True):
+    """A batch that was answered. The arrays are views of the ring, until `ShadowRing.release`."""
+
+    acts: list[SeenAct]
+    seeds: NDArray[np.uint64]
+    steps: NDArray[np.uint64]
+    """For each row, how many acts of its episode were run before; 0: it begins with this one."""
+    is_live: NDArray[np.bool_]
+    """The rows that the live version answered."""
+    observations: list[Array]
+    outputs: list[Array]
+
+
+class ShadowRing:
+    """Reads the batches of a page; the only reader."""
+
+    def __init__(self, page: ShadowPage, spec: Spec) -> None:
+        self._page = page
+        self._spec = spec
+        self._read: int = page.cells[cell.READ]
+        self._size = 0
+
+    def touch(self) -> None:
+        """Lets the kernel find memory for all of it now, so that the serving process finds it there. Before anybody writes."""
+        ring = self._page.ring
+        for at in range(0, self._page.ring_bytes, 4_096):
+            ring[at] = 0
+
+    def next(self) -> SeenBatch | None:
+        """The next batch, or None where none waits; raises `RingError`. It stays in the ring until `release`."""
+        waiting = self._page.cells[cell.WRITTEN] - self._read
+        at = self._read % self._page.ring_bytes
+        if waiting and not int.from_bytes(self._page.ring[at : at + 8], "little"):
+            self._move(self._page.ring_bytes - at)
+            return self.next()
+        if not waiting:
+            return None
+        self._size, epoch, rows, acts = BATCH_HEAD.unpack_from(self._page.ring, at)
+        if not BATCH_HEAD.size <= self._size <= min(waiting, self._page.ring_bytes - at):
+            raise RingError(f"the ring holds a batch of {self._size} bytes where {waiting} wait")
+        return self._batch(at + BATCH_HEAD.size, epoch, rows, acts)
+
+    def release(self) -> None:
+        """Gives the room of the last batch back."""
+        self._move(self._size)
+
+    def _move(self, size: int) -> None:
+        self._read += size
+        self._page.cells[cell.READ] = self._read
+
+    def _batch(self, at: int, epoch: int, rows: int, acts: int) -> SeenBatch:
+        seen = list(self._acts(at, epoch, acts))
+        if sum(act.rows for act in seen) != rows:
+            raise RingError(f"the acts of a batch of {rows} rows have {sum(act.rows for act in seen)}")
+        at += acts * ACT_HEAD.size
+        seeds, at = self._array(at, "uint64", (rows,))
+        started_at, at = self._array(at, "uint64", (rows,))
+        is_live, at = self._array(at, "bool", (rows,))
+        tensors = []
+        for tensor in [*self._spec.observation, *self._spec.outputs]:
+            array, at = self._array(at, tensor.dtype, (rows, *tensor.shape))
+            tensors.append(array)
+        steps = np.repeat(np.array([act.acts for act in seen], np.uint64), [act.rows for act in seen]) - started_at
+        count = len(self._spec.observation)
+        return SeenBatch(seen, seeds, steps, is_live, tensors[:count], tensors[count:])
+
+    def _acts(self, at: int, epoch: int, acts: int) -> Iterator[SeenAct]:
+        first = 0
+        for _ in range(acts):
+            handle, before, rows, marks = ACT_HEAD.unpack_from(self._page.ring, at)
+            yield SeenAct((epoch, handle), before, first, rows, bool(marks & ANSWERED), bool(marks & DRAWN))
+            at += ACT_HEAD.size
+            first += rows
+
+    def _array(self, at: int, dtype: str, shape: tuple[int, ...]) -> tuple[Array, int]:
+        array: Array = np.ndarray(shape, dtype, self._page.ring, at)
+        return array, at + array.nbytes

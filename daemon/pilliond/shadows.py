@@ -1,0 +1,239 @@
+"""Shadows: at most one version that is run on the live version's rows and answers nobody: begun, watched, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from pillion_artifacts import Resolved
+from pillion_protocol import encode_spec
+from pilliond import shadow_page as cell
+from pilliond.errors import SwitchError
+from pilliond.sealed_version import SealedVersion
+from pilliond.settings import Settings
+from pilliond.shadow_process import ShadowProcess
+from pilliond.shadow_report import (
+    ShadowReport,
+    ShadowState,
+    agreement_means,
+    compared_outputs,
+    distance_buckets,
+    inference_of,
+)
+from pilliond.supervisor import Supervisor
+
+_LOOK_S: Final = 0.1
+_OURSELVES: Final = "pilliond"
+
+Note = Callable[[str, Resolved, str, str, str], Awaitable[None]]
+"""Writes into the audit log: action, version, the version it was compared with, who and why."""
+
+
+class Shadow(msgspec.Struct):
+    """One shadow: what it is of, for whom and why, and what became of it."""
+
+    process: ShadowProcess
+    live: SealedVersion
+    by: str
+    reason: str
+    began_at: str
+    began_ns: int
+    policy: str
+    version: str
+    digest: str
+    live_version: str
+    ended_at: str = ""
+    end_reason: str = ""
+
+
+class Shadows:
+    """Owns the shadow that runs, and the task that watches it. `last` is that one, or the one that ran before, as a report.
+
+    Rule: a shadow ends where somebody ends it, another version becomes stable, its process ends or is silent for too long, or the
+    daemon ends. It goes on where the serving process is started again. Nothing begins it anew by itself.
+    """
+
+    def __init__(
+        self, settings: Settings, supervisor: Supervisor, log: Any, note: Note, on_end: Callable[[], None]
+    ) -> None:
+        self.current: Shadow | None = None
+        self._ended: Shadow | None = None
+        self._bounds = settings.shadow
+        self._settings = settings
+        self._supervisor = supervisor
+        self._log = log
+        self._note = note
+        self._on_end = on_end
+        self._watcher: asyncio.Task[None] | None = None
+        supervisor.on_serving = self._serve_again
+
+    # Looking
+
+    @property
+    def last(self) -> Shadow | None:
+        """The one that runs, else the one that ran last."""
+        return self.current or self._ended
+
+    def report(self) -> ShadowReport | None:
+        """What is known of the shadow that runs, or of the last one; None where there was none."""
+        shadow = self.last
+        if shadow is None:
+            return None
+        counts = shadow.process.counts
+        spec = shadow.process.version.card.spec()
+        rows, agreed = counts.cells[cell.ROWS], counts.cells[cell.AGREED_ROWS]
+        buckets, _ = distance_buckets(counts)
+        return ShadowReport(
+            policy=shadow.policy,
+            version=shadow.version,
+            digest=shadow.digest,
+            live=shadow.live_version,
+            share=shadow.process.share,
+            state=self.state(shadow),
+            by=shadow.by,
+            reason=shadow.reason,
+            began_at=shadow.began_at,
+            ended_at=shadow.ended_at,
+            end_reason=shadow.end_reason,
+            rows=rows,
+            agreed_rows=agreed,
+            agreement=agreed / rows if rows else None,
+            agreement_means=agreement_means(spec, self._bounds.distance_max),
+            non_finite_rows=counts.cells[cell.NON_FINITE_ROWS],
+            skipped_rows=counts.skipped_rows(),
+            waiting_bytes=counts.waiting_bytes if shadow is self.current else 0,
+            outputs=compared_outputs(counts, spec),
+            distances={edge: int(count) for edge, count in buckets} if buckets[-1][1] else {},
+            inference=inference_of(counts),
+        )
+
+    def state(self, shadow: Shadow) -> ShadowState:
+        """Where it is."""
+        if shadow is not self.current:
+            return ShadowState.ENDED
+        is_silent = self._silent_s(shadow) > self._bounds.silent_s_max / 2
+        return ShadowState.SILENT if is_silent else ShadowState.RUNNING
+
+    # Changing
+
+    async def prepare(self, version: SealedVersion, share: float) -> ShadowProcess:
+        """A process that is ready to shadow the stable version, of a version that it takes over; raises `SwitchError`."""
+        process = ShadowProcess(self._settings, version, share)
+        try:
+            live = self._supervisor.stable
+            check_comparable(version, live)
+            await process.start(live.card.tolerance)
+        except BaseException:
+            await process.close()
+            raise
+        return process
+
+    async def begin(self, process: ShadowProcess, by: str, reason: str) -> None:
+        """Gives it the rows of the stable version, in the place of the shadow before; raises `SwitchError`."""
+        await self.end(f"{process.version.version} takes its place", by)
+        live, version = self._supervisor.stable, process.version
+        shadow = Shadow(
+            process, live, by, reason, _now(), time.monotonic_ns(), version.policy, version.version, version.digest,
+            live.version,
+        )  # fmt: skip
+        try:
+            await self._supervisor.shadow(process.page_descriptor)
+        except BaseException:
+            await process.close()
+            raise
+        self.current = shadow
+        self._watcher = asyncio.create_task(self._watch(shadow))
+        self._log.info("shadow_begun", **_for_log(shadow), share=process.share, by=by, reason=reason)
+        said = f"begun at share {process.share:g}: {reason}".rstrip(": ")
+        await self._note("shadow", _resolved(shadow), live.version, by, said)
+
+    async def end(self, why: str, by: str = _OURSELVES) -> None:
+        """Ends the shadow that runs, if one does."""
+        shadow = self.current
+        if shadow is None:
+            return
+        self.current = None
+        self._ended = shadow
+        shadow.end_reason = why
+        shadow.ended_at = _now()
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and watcher is not asyncio.current_task():
+            watcher.cancel()
+            await asyncio.wait([watcher])
+        self._supervisor.end_shadow()
+        await shadow.process.close()
+        self._on_end()
+        rows = shadow.process.counts.cells[cell.ROWS]
+        log = self._log.warning if by == _OURSELVES else self._log.info
+        log("shadow_ended", **_for_log(shadow), by=by, reason=why, rows=rows)
+        await self._note("shadow", _resolved(shadow), shadow.live_version, by, f"ended after {rows} rows: {why}")
+
+    async def close(self, why: str) -> None:
+        """Ends what runs; nothing is left of it but its report."""
+        await self.end(why)
+        if self._ended is not None:
+            await self._ended.process.close()
+
+    # Watching
+
+    async def _watch(self, shadow: Shadow) -> None:
+        """Ends the shadow where its process ends, hangs, or another version has become stable."""
+        gone = asyncio.create_task(shadow.process.ended())
+        try:
+            while not gone.done():
+                await asyncio.wait([gone], timeout=_LOOK_S)
+                if self._supervisor.stable is not shadow.live:
+                    await self.end(f"{self._supervisor.stable.version} is stable now")
+                    return
+                if self._silent_s(shadow) > self._bounds.silent_s_max:
+                    await self.end(f"it was silent for more than {self._bounds.silent_s_max:g} s")
+                    return
+            await self.end(gone.result())
+        finally:
+            gone.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await gone
+
+    def _silent_s(self, shadow: Shadow) -> float:
+        looked_ns = shadow.process.counts.cells[cell.LOOKED_AT_NS]
+        return (time.monotonic_ns() - max(looked_ns, shadow.began_ns)) / 1e9
+
+    def _serve_again(self) -> None:
+        """A new serving process fills the ring where the old one left it."""
+        if self.current is None:
+            return
+        try:
+            self._supervisor.send_shadow(self.current.process.page_descriptor)
+        except OSError as error:
+            # It is gone already: the next one is told again.
+            self._log.error("shadow_gets_nothing", error=error.strerror)
+
+
+def check_comparable(version: SealedVersion, live: SealedVersion) -> None:
+    """Raises `SwitchError` where a version's answers cannot be compared with those of the live one."""
+    mine, its = version.card.spec(), live.card.spec()
+    if encode_spec(mine) != encode_spec(its):
+        what = "observations" if mine.observation != its.observation else "outputs"
+        raise SwitchError(
+            f"shadow {version.version}: expected the spec of {live.version}, which it would be compared with; its {what} differ"
+        )
+    if live.card.distribution.kind != "deterministic" and version.card.distribution.kind == "deterministic":
+        raise SwitchError(f"shadow {version.version}: expected a version that can draw actions, as {live.version} does")
+
+
+def _resolved(shadow: Shadow) -> Resolved:
+    return Resolved(shadow.policy, shadow.version, shadow.digest)
+
+
+def _for_log(shadow: Shadow) -> dict[str, Any]:
+    return {"policy": f"{shadow.policy}@{shadow.version}", "live": shadow.live_version}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

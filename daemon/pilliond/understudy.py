@@ -1,0 +1,116 @@
+"""The understudy: a version that is run on the batches of the live one, and what it would have answered beside what was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilliond import shadow_page as cell
+from pilliond.engine import Array, EngineError
+from pilliond.metrics_page import LATENCY_BUCKETS_NS
+from pilliond.sampling import mix
+from pilliond.shadow_channel import ShadowOrder
+from pilliond.shadow_comparison import Comparison
+from pilliond.shadow_page import ShadowPage
+from pilliond.shadow_ring import SeenBatch, ShadowRing
+from pilliond.shadow_states import ShadowStates
+from pilliond.shares import salt_of
+from pilliond.versions import Version
+
+LOOK_S: Final = 0.002
+"""How long it sleeps where nothing waits, at first; twice as long each time, up to `LOOK_S_MAX`."""
+LOOK_S_MAX: Final = 0.02
+_BYTES_PER_MB: Final = 1_000_000
+_EDGES_NS: Final = np.array(LATENCY_BUCKETS_NS)
+_UNIT: Final = 2.0**-53
+
+
+class Understudy:
+    """Runs what waits in the ring of `page`, and counts there what it finds. It looks by itself: nobody has to wake it."""
+
+    def __init__(self, order: ShadowOrder, version: Version, page: ShadowPage) -> None:
+        self._version = version
+        self._page = page
+        self._ring = ShadowRing(page, version.spec)
+        self._comparison = Comparison(version.spec, order.live_tolerance, order.distance_max, page)
+        self._states = ShadowStates(version, order.states_mb_max * _BYTES_PER_MB) if version.states else None
+        self._share = order.share
+        self._salt = np.uint64(salt_of(f"{order.version.policy} shadow"))
+
+    def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Looks for ever; raises `RingError`."""
+        self._ring.touch()
+        look_s = LOOK_S
+        while True:
+            look_s = LOOK_S if self.look() else min(2 * look_s, LOOK_S_MAX)
+            sleep(look_s)
+
+    def look(self) -> int:
+        """Runs what waits; gives how many batches that were."""
+        count = 0
+        self._page.cells[cell.LOOKED_AT_NS] = time.monotonic_ns()
+        while (batch := self._ring.next()) is not None:
+            self._try(batch)
+            del batch
+            self._ring.release()
+            self._page.cells[cell.LOOKED_AT_NS] = time.monotonic_ns()
+            count += 1
+        return count
+
+    def _try(self, batch: SeenBatch) -> None:
+        wanted = self._wanted(batch)
+        runnable = wanted
+        states: list[Array] = []
+        if self._states is not None:
+            runnable, states = self._states.put(batch, wanted)
+            self._page.cells[cell.MID_EPISODE_ROWS] += int((wanted & ~runnable).sum())
+        rows = int(runnable.sum())
+        if not rows:
+            return
+        try:
+            self._run(batch, runnable, states, rows)
+        except EngineError:
+            self._page.cells[cell.FAILED_ROWS] += rows
+            if self._states is not None:
+                self._states.lose(batch)
+            return
+        outputs = self._version.engine.outputs
+        came = [outputs[tensor.name][:rows] for tensor in self._version.spec.outputs]
+        self._comparison.add([sent[runnable] for sent in batch.outputs], came)
+        if self._states is not None:
+            self._states.take(batch, runnable, [after[:rows] for _, after in self._version.states])
+
+    def _wanted(self, batch: SeenBatch) -> NDArray[np.bool_]:
+        """The rows that the live version answered and whose episodes are in the share; the same seed always is."""
+        answered = np.repeat([act.is_answered for act in batch.acts], [act.rows for act in batch.acts])
+        wanted: NDArray[np.bool_] = batch.is_live & answered
+        if self._share < 1.0:
+            units = (mix(mix(batch.seeds) ^ self._salt) >> np.uint64(11)).astype(np.float64) * _UNIT
+            wanted &= units < self._share
+        return wanted
+
+    def _run(self, batch: SeenBatch, runnable: NDArray[np.bool_], states: list[Array], rows: int) -> None:
+        """Runs these rows; they lie as they lay in the live batch where it is all of them. Raises `EngineError`."""
+        version = self._version
+        for buffer, observation in zip(version.engine.inputs, batch.observations, strict=True):
+            buffer[:rows] = observation[runnable]
+        for (before, _), state in zip(version.states, states, strict=True):
+            before[:rows] = state[runnable]
+        began_ns, began_cpu_ns = time.monotonic_ns(), time.process_time_ns()
+        version.engine.runs[rows]()
+        drawn = np.repeat([act.is_drawn for act in batch.acts], [act.rows for act in batch.acts])[runnable]
+        if drawn.any():
+            chosen = np.flatnonzero(drawn)
+            version.resample(chosen, batch.seeds[runnable][chosen], batch.steps[runnable][chosen])
+        self._observe(time.monotonic_ns() - began_ns, time.process_time_ns() - began_cpu_ns)
+
+    def _observe(self, wall_ns: int, cpu_ns: int) -> None:
+        cells = self._page.cells
+        cells[cell.BATCHES] += 1
+        cells[cell.CPU_NS] += cpu_ns
+        cells[cell.INFERENCE + int(np.searchsorted(_EDGES_NS, wall_ns))] += 1
+        cells[cell.INFERENCE_SUM_NS] += wall_ns

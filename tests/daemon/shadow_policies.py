@@ -1,0 +1,67 @@
+"""Policies to be shadowed: a real one and the same a little off, one whose action is a float, one that gives a NaN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pillion_artifacts import Store
+from pillion_artifacts.layers import CARD_NAME
+from tests.harness import STORE, blob_of, publish
+
+_CARD = """
+schema: 2
+name: scaling
+version: {version}
+description: Scales what it sees.
+licence: Apache-2.0
+observation:
+- {{name: observation, dtype: float32, shape: [{width}]}}
+outputs:
+- {{name: action, dtype: float32, shape: [2]}}
+distribution: {distribution}
+"""
+
+
+def publish_copy(root: Path, policy: str, version: str, biased: float = 0.0) -> None:
+    """Publishes a policy that ships as that version; `biased` is added to the logit of its first action."""
+    shipped = Store(STORE)
+    model = onnx.load_model_from_string(shipped.read(shipped.resolve(policy)).model)
+    if biased:
+        logits = next(node for node in model.graph.node if "logits" in node.output)
+        logits.output[list(logits.output).index("logits")] = "unbiased_logits"
+        width = next(output for output in model.graph.output if output.name == "logits")
+        bias = np.zeros(width.type.tensor_type.shape.dim[1].dim_value, np.float32)
+        bias[0] = biased
+        model.graph.initializer.append(numpy_helper.from_array(bias, "bias_of_logits"))
+        at = list(model.graph.node).index(logits) + 1
+        model.graph.node.insert(at, helper.make_node("Add", ["unbiased_logits", "bias_of_logits"], ["logits"]))
+    card = blob_of(STORE, policy, CARD_NAME).read_text()
+    publish(root, policy, version, model.SerializeToString(), card.replace("version: 1.0.0\n", f"version: {version}\n"))
+
+
+def publish_scaling(root: Path, version: str, scale: float, *, draws: bool = True, width: int = 2) -> None:
+    """Publishes `scaling`: the action is the first two numbers of the observation times `scale`, or drawn around that."""
+    constants = [
+        numpy_helper.from_array(np.array([scale, scale], np.float32), "scale"),
+        numpy_helper.from_array(np.array([0], np.int64), "first"),
+        numpy_helper.from_array(np.array([2], np.int64), "last"),
+        numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        numpy_helper.from_array(np.array(0.0, np.float32), "nothing"),
+    ]
+    nodes = [
+        helper.make_node("Slice", ["observation", "first", "last", "axis"], ["seen"]),
+        helper.make_node("Mul", ["seen", "scale"], ["action"]),
+        helper.make_node("Mul", ["seen", "nothing"], ["log_std"]),
+    ]
+    inputs = [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["rows", width])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in ("action", "log_std")]
+    graph = helper.make_graph(nodes, "scaling", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    kind = "{kind: diagonal_gaussian, log_std: log_std}" if draws else "{kind: deterministic}"
+    card = _CARD.format(version=version, width=width, distribution=kind)
+    publish(root, "scaling", version, model.SerializeToString(), card)

@@ -16,8 +16,9 @@ import msgspec
 
 from pillion_artifacts.card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
+from pilliond.certificate import Certificate
 from pilliond.limits import ServingLimits
-from pilliond.settings import ServingSettings, VersionSettings
+from pilliond.settings import EngineSettings, ServingSettings, VersionSettings
 from pilliond.shares import Arm
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
@@ -37,6 +38,8 @@ class VersionOrder(msgspec.Struct, frozen=True):
     states: list[StateCard]
     place: int
     """Which cells of the metrics page are its own."""
+    certificate: Certificate | None = None
+    """How much the batch changes its answers; None: the serving process is to find out."""
 
 
 class Assignment(msgspec.Struct, frozen=True, tag=True):
@@ -52,12 +55,14 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     model_descriptor: int
     golden_descriptor: int
     page_descriptor: int
-    threads: int
+    engine: EngineSettings
     limits: ServingLimits
     serving: ServingSettings
     residence: VersionSettings
     watch_s: float
     """How long the outputs of a version are looked at after it was switched to."""
+    certificate: str
+    """What the certificate of the version must meet: `any`, `within 1e-6` or `exact`."""
     group: int | None
     """The id of the group whose members may connect, beside this user and root."""
 
@@ -98,6 +103,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     listen: list[str]
     engine: dict[str, Any]
+    certificate: Certificate
+    """That of the version it began with."""
     process: dict[str, Any]
     """How it uses its core, as the kernel and the interpreter say it, not the settings."""
 

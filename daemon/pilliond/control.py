@@ -47,6 +47,7 @@ async def serve(settings: Settings) -> None:
                 admin=admin_address,
                 leased=stable.lease is not None,
                 signed_by=stable.signed_by,
+                certificate=ready.certificate.batch,
             )
 
         def on_signal(name: str) -> None:

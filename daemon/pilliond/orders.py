@@ -52,7 +52,7 @@ class Orders:
         self._page = page
         self._on_end = on_end
         self._unsaid: deque[Report] = deque()
-        self._loader = VersionLoader(poller, assignment.limits, assignment.threads, self._take)
+        self._loader = VersionLoader(poller, assignment.limits, assignment.engine, self._take)
 
     def receive(self) -> None:
         order, descriptors = channel.receive_order(self._end)

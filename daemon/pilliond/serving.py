@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from pillion_artifacts.golden import decode_golden
 from pilliond import channel, metrics_page
+from pilliond.certifier import certify
 from pilliond.channel import Assignment, Event, Failed, Ready
 from pilliond.confinement import die_with_parent
 from pilliond.engine import EngineError
@@ -57,7 +59,8 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
         loop, orders = make_loop(end, assignment, page, version, poller, list(carriers.values()))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
-        channel.send(end, Ready(listen, version.engine.describe(), describe_process()))
+        assert version.certificate is not None
+        channel.send(end, Ready(listen, version.engine.describe(), version.certificate, describe_process()))
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
@@ -70,14 +73,21 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
 
 
 def load_version(assignment: Assignment) -> Version:
-    """Builds the first version from the verified bytes, warm and true to its golden pairs; raises `BadPolicyError`."""
+    """Builds the first version from the verified bytes: warm, true to its golden pairs, certified; raises `BadPolicyError`."""
     order, golden_descriptor = assignment.version, assignment.golden_descriptor
+    rows_max = assignment.limits.rows_max
     model = read_descriptor(assignment.model_descriptor)
     golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
     try:
-        return build_version(order, model, golden, assignment.limits.rows_max, assignment.threads)
+        version = build_version(order, model, golden, rows_max, assignment.engine)
+        if version.certificate is None:
+            inputs = None if golden is None else decode_golden(golden).inputs
+            version.certificate = certify(version.engine, version.spec, order.states, inputs, rows_max)
     except EngineError as error:
         raise BadPolicyError(f"{order.policy}@{order.version}: {error}") from None
+    if shortfall := version.certificate.shortfall(assignment.certificate):
+        raise BadPolicyError(f"{order.policy}@{order.version}: {shortfall}")
+    return version
 
 
 def make_loop(

@@ -143,10 +143,21 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the engine runs."""
 
     threads: int = 1
+    strict: bool = False
+    """Whether every batch is run in one shape, so that the batch cannot change an answer."""
+    strict_rows: int = 1
+    """The rows of that shape; a batch of more is run in several runs."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 256:
             raise ValueError(f"threads: expected 1 to 256, came {self.threads}")
+        if not 1 <= self.strict_rows <= 4_096:
+            raise ValueError(f"strict_rows: expected 1 to 4096, came {self.strict_rows}")
+
+    @property
+    def one_shape_rows(self) -> int:
+        """The rows of the one shape; 0 where batches are run in buckets."""
+        return self.strict_rows if self.strict else 0
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -86,7 +86,7 @@ class Stager:
             digest=resolved.digest,
             trust=settings.trust,
             rows_max=settings.limits.rows_max,
-            threads=settings.engine.threads,
+            engine=settings.engine,
             memory_mb_max=settings.staging.memory_mb_max,
             certificate=settings.staging.certificate,
         )

@@ -218,11 +218,12 @@ class Supervisor:
             model_descriptor=stable.model_descriptor,
             golden_descriptor=stable.golden_descriptor,
             page_descriptor=self._page_descriptor,
-            threads=self._settings.engine.threads,
+            engine=self._settings.engine,
             limits=self._settings.limits,
             serving=self._settings.serving,
             residence=self._settings.versions,
             watch_s=self._settings.take_back.watch_s,
+            certificate=self._settings.staging.certificate,
             group=self._settings.data.group_id(),
         )
 
@@ -237,6 +238,7 @@ class Supervisor:
                         timer.cancel()
                         came_up = True
                         self.ready = report
+                        self.stable.certificate = report.certificate
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
                         on_ready(report)
                     case Failed():

@@ -16,19 +16,25 @@ from pilliond.limits import ServingLimits
 from pilliond.onnx_engine import OnnxEngine
 from pilliond.parity import check_parity
 from pilliond.poller import Poller
+from pilliond.settings import EngineSettings
 from pilliond.stall_probe import StallProbe
 from pilliond.versions import Identity, Version
 
 
-def build_version(order: VersionOrder, model: bytes, golden: bytes | None, rows_max: int, threads: int) -> Version:
+def build_version(
+    order: VersionOrder, model: bytes, golden: bytes | None, rows_max: int, settings: EngineSettings
+) -> Version:
     """A warm version from verified bytes; runs the golden pairs, where there are some. Raises `EngineError`."""
-    engine = OnnxEngine(model, order.spec, order.distribution.parameters(), rows_max, threads, order.states)
+    parameters = order.distribution.parameters()
+    one_shape = settings.one_shape_rows
+    engine = OnnxEngine(model, order.spec, parameters, rows_max, settings.threads, order.states, one_shape)
     engine.warm_up()
     if golden is not None:
         check_parity(engine, order.spec, order.states, golden, order.tolerance, rows_max)
     identity = Identity(order.policy, order.version, order.digest)
     version = Version(identity, order.spec, order.distribution, engine, order.safe_action, order.place)
     version.model_bytes = len(model)
+    version.certificate = order.certificate
     return version
 
 
@@ -59,10 +65,12 @@ class VersionLoader:
 
     bursts: ClassVar[bool] = False
 
-    def __init__(self, poller: Poller, limits: ServingLimits, threads: int, on_built: Callable[[Built], None]) -> None:
+    def __init__(
+        self, poller: Poller, limits: ServingLimits, settings: EngineSettings, on_built: Callable[[Built], None]
+    ) -> None:
         self._poller = poller
         self._rows_max = limits.rows_max
-        self._threads = threads
+        self._settings = settings
         self._on_built = on_built
         self._probe = StallProbe(poller)
         self._thread: threading.Thread | None = None
@@ -108,7 +116,7 @@ class VersionLoader:
         began_ns = time.monotonic_ns()
         version, error = None, ""
         try:
-            version = build_version(order, read_descriptor(model_descriptor), None, self._rows_max, self._threads)
+            version = build_version(order, read_descriptor(model_descriptor), None, self._rows_max, self._settings)
         except EngineError as refused:
             error = str(refused)
         except (MemoryError, OSError) as refused:

@@ -15,6 +15,7 @@ from pillion_artifacts.card import Distribution
 from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.slots import SlotLayout
+from pilliond.certificate import Certificate
 from pilliond.engine import Array, EngineError, InlineEngine
 from pilliond.episodes import NEVER_NS, Frame
 from pilliond.places import Places, Values, finite_values
@@ -55,6 +56,8 @@ class Version:
         self.watched = False
         """Whether its outputs are looked at: it has not been the stable one for long."""
         self.model_bytes = 0
+        self.certificate: Certificate | None = None
+        """How much the batch changes its answers; None where nobody has looked yet."""
         self.retired_ns = NEVER_NS
         """Since when it is not current any more."""
         self.gone = False

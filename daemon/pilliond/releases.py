@@ -251,12 +251,15 @@ class Releases:
             operation.step = step
 
         lease = await asyncio.to_thread(self._leased, target)
+        paused_before_s = self.stager.paused_s
         try:
             version = await self.stager.stage(target, lease, self._supervisor.stable.place, on_step)
         except BaseException:
             if lease is not None:
                 lease.close()
             raise
+        finally:
+            operation.paused_s += self.stager.paused_s - paused_before_s
         operation.swap_impact = self.stager.swap_impact
         return version
 

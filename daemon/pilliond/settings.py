@@ -107,8 +107,14 @@ class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How little the batch may change an answer for the version to be taken."""
     deadline_misses_max: int = 20
     """Deadlines that the live version may miss meanwhile; at one more staging gives up. 0: at the first."""
+    p99_ratio_max: float = 2.0
+    """Staging pauses where the live version's p99 of a second is more than so many times what it was. 0: it does not."""
+    pause_s_max: float = 120.0
+    """How long it may pause in all; then it gives up."""
 
     def __post_init__(self) -> None:
+        if self.p99_ratio_max < 0 or self.pause_s_max < 0:
+            raise ValueError("p99_ratio_max, pause_s_max: expected 0 or more")
         if self.memory_mb_max < 1 or self.timeout_s <= 0 or self.deadline_misses_max < 0:
             raise ValueError(
                 "memory_mb_max, timeout_s, deadline_misses_max: expected at least 1, more than 0, 0 or more"

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check bench hunt peers clean
+.PHONY: help setup demo test check bench hunt hunt-switches peers clean
 
 help:
 	@echo "make demo    replay recorded episodes through a daemon on this machine"
@@ -10,6 +10,7 @@ help:
 	@echo "make check   format, lint and types"
 	@echo "make bench   the figures of the README, measured here"
 	@echo "make hunt    kill ten thousand clients with -9 and count what is left of them"
+	@echo "make hunt-switches    kill the daemon's processes with -9 at every step of switching"
 	@echo "make peers   the published peers, for pillion bench compare, in .venv-peers"
 	@echo "make setup   the virtual environment with everything"
 	@echo "make clean   forget the virtual environments and the caches"
@@ -36,6 +37,9 @@ bench: .venv/bench.stamp
 
 hunt: .venv/dev.stamp
 	$(BIN)/python -m tests.daemon.hunt --kills 10000
+
+hunt-switches: .venv/dev.stamp
+	$(BIN)/python -m tests.daemon.switch_hunt --kills 500
 
 peers: .venv-peers/peers.stamp
 

@@ -159,7 +159,7 @@ class Daemon:
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a GET on the admin port."""
-        connection = self._admin_connection()
+        connection = self.admin_connection()
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -171,7 +171,7 @@ class Daemon:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Status, JSON and headers of a request to the admin port."""
-        connection = self._admin_connection()
+        connection = self.admin_connection()
         try:
             data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
             connection.request(method, path, data, headers or {})
@@ -228,7 +228,8 @@ class Daemon:
         self.process.kill()
         self.process.wait()
 
-    def _admin_connection(self) -> http.client.HTTPConnection:
+    def admin_connection(self) -> http.client.HTTPConnection:
+        """A connection to the admin port, which the caller closes."""
         parts = urlsplit(self.admin)
         if parts.scheme == "unix":
             return UnixConnection(self.admin.removeprefix("unix://"))

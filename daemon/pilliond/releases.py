@@ -17,8 +17,9 @@ from pillion_artifacts.aliases import Alias, read_alias
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.leases import Lease
 from pillion_artifacts.names import parse_reference
-from pilliond.errors import SwitchError
+from pilliond.errors import NotReadyError, SwitchError
 from pilliond.live_window import LiveWindow
+from pilliond.metrics_page import Phase
 from pilliond.operation import Kind, Operation, Outcome, begin_operation
 from pilliond.probation import Probation
 from pilliond.sealed_version import SealedVersion
@@ -32,6 +33,7 @@ FOLLOW_S: Final = 0.5
 
 LOOK_S: Final = 1.0
 OPERATIONS_KEPT: Final = 32
+_SWITCHING: Final = "switching"
 
 
 class BusyError(SwitchError):
@@ -122,7 +124,7 @@ class Releases:
     async def cancel(self, why: str) -> Operation | None:
         """Gives up what is being staged; gives the operation that was cancelled, or None."""
         task, operation = self._task, self.current
-        if task is None or operation is None or operation.step in ("switching", "loading"):
+        if task is None or operation is None or operation.step in (_SWITCHING, "loading"):
             return None
         task.cancel()
         await asyncio.wait([task])
@@ -141,7 +143,7 @@ class Releases:
                     looked_s = loop.time()
                     self.window.look(self._supervisor.stable.place)
                     await self._judge(looked_s)
-                if self.followed and self._task is None:
+                if self.followed and self._task is None and self._supervisor.phase is Phase.READY:
                     await self._follow()
                 await asyncio.sleep(FOLLOW_S)
         finally:
@@ -196,8 +198,12 @@ class Releases:
             operation.end(Outcome.DONE)
             self._log.info(f"{operation.kind}_done", **_for_log(operation))
         except (SwitchError, ArtifactError) as error:
+            is_its_fault = operation.step != _SWITCHING and not isinstance(error, NotReadyError)
             operation.end(Outcome.FAILED, str(error))
-            if operation.kind in ("stage", "switch"):
+            if not is_its_fault:
+                # The alias may have been moved already: it is looked at anew, and followed where the serving process is back.
+                self._seen = ""
+            elif operation.kind in ("stage", "switch"):
                 self._failed.add(operation.digest)
             self._log.error(f"{operation.kind}_failed", **_for_log(operation))
         except asyncio.CancelledError:
@@ -220,7 +226,9 @@ class Releases:
         if operation.kind == "stage":
             await self._note(operation)
             return
-        operation.step = "switching"
+        # It was loaded, and somebody wants it: that it failed before counts no more.
+        self._failed.discard(operation.digest)
+        operation.step = _SWITCHING
         if version is self._supervisor.stable:
             await self._move_alias(operation)
             return
@@ -238,7 +246,7 @@ class Releases:
                     fresh.append(version)
                 self._waiting = None
                 arms.append(Arm(name, version.key, share))
-            operation.step = "switching"
+            operation.step = _SWITCHING
             await self._supervisor.route(arms)
         except BaseException:
             for version in fresh:
@@ -301,7 +309,7 @@ class Releases:
 
     async def _back(self, operation: Operation, version: SealedVersion) -> None:
         """The switch first, the alias then: a bad version is to stop at once, whatever the store says."""
-        operation.step = "switching"
+        operation.step = _SWITCHING
         await self._flip(operation, version)
         try:
             await self._move_alias(operation)

@@ -30,7 +30,7 @@ from pilliond.channel import (
     Unloaded,
 )
 from pilliond.confinement import CHILD_ENVIRONMENT
-from pilliond.errors import DaemonError, ServingDiedError, SwitchError
+from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, SwitchError
 from pilliond.limits import DRAIN_S_MAX, LOAD_S_MAX, RESTART_DELAY_S_MAX, RESTARTS_WITHOUT_READY_MAX, START_S_MAX
 from pilliond.listen import SocketFile, clear_socket_path, socket_path
 from pilliond.metrics_page import MetricsPage, Phase, make_page
@@ -161,7 +161,7 @@ class Supervisor:
 
     def _check_is_ready(self) -> None:
         if self.phase is not Phase.READY:
-            raise SwitchError(f"the serving process is {self.phase.name.lower()}, not ready")
+            raise NotReadyError(f"the serving process is {self.phase.name.lower()}, not ready")
 
     async def _ask(
         self, order: Load | Switch | Route, digest: bytes, descriptors: Sequence[int] = ()

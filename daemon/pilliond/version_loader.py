@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -10,9 +11,10 @@ from typing import ClassVar
 
 import msgspec
 
+from pillion_protocol import Spec
 from pilliond.channel import VersionOrder
 from pilliond.engine import EngineError
-from pilliond.limits import ServingLimits
+from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
 from pilliond.onnx_engine import OnnxEngine
 from pilliond.parity import check_parity
 from pilliond.poller import Poller
@@ -84,11 +86,18 @@ class VersionLoader:
         return self._thread is not None
 
     def start(self, order: VersionOrder, model_descriptor: int) -> None:
-        """Begins to load, and takes the descriptor over; raises `OSError` where none is left to measure with."""
+        """Begins to load, and takes the descriptor over; raises `OSError` where there is no memory for the version, or no
+        descriptor to measure with."""
         assert self._thread is None
+        self._check_room(order.spec, os.fstat(model_descriptor).st_size)
         self._probe.start()
         self._thread = threading.Thread(target=self._load, args=(order, model_descriptor), daemon=True)
         self._thread.start()
+
+    def _check_room(self, spec: Spec, model_bytes: int) -> None:
+        """Raises `OSError` where there is no room for a version: in the midst of a load that may end the process."""
+        row_bytes = sum(tensor.row_bytes for tensor in [*spec.observation, *spec.outputs])
+        mmap.mmap(-1, LOAD_MARGIN_BYTES + LOAD_COPIES * model_bytes + self._rows_max * row_bytes).close()
 
     def receive(self) -> None:
         """In the loop: the thread is done."""

@@ -164,11 +164,10 @@ class Scene:
         wait_until(self._is_settled, f"the daemon serves what the alias says, {self.stable}, and nothing is under way")
         with pillion.connect(self.daemon.address, timeout_s=WAIT_S_MAX) as session, session.begin() as episode:
             episode.act(np.zeros((5, 5), np.float32))
-            if (episode.last.version, episode.last.digest) != (
-                self.stable,
-                self.store.resolve(f"{POLICY}@stable").digest,
-            ):
-                raise Broken(f"expected answers of {self.stable}, came {episode.last.version}")
+            answered = (episode.last.version, episode.last.digest)
+        shares = [arm["version"] for arm in self._state()["route"]]
+        if answered not in [(each, self.store.resolve(f"{POLICY}@{each}").digest) for each in (self.stable, *shares)]:
+            raise Broken(f"expected answers of {self.stable}, came {answered}")
         wait_until(lambda: not self.children("pilliond.staging"), "no staging process is left")
         if len(self.children("pilliond.serving")) != 1:
             raise Broken("expected one serving process")

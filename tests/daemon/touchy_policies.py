@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pillion_artifacts import Store
+from pillion_artifacts.golden import Golden, encode_golden
 from tests.harness import publish
 
 _CARD = """
 schema: 1
 name: {name}
-version: 1.0.0
+version: {version}
 description: Answers otherwise in company.
 licence: Apache-2.0
 observation:
@@ -28,14 +31,28 @@ ROUNDED_WIDTH = 13
 LARGE_WIDTH = 8_191
 
 
-def publish_rounded(store: Path, name: str = "rounded", width: int = ROUNDED_WIDTH) -> None:
+def publish_rounded(store: Path, name: str = "rounded", width: int = ROUNDED_WIDTH, version: str = "1.0.0") -> None:
     """Publishes a policy that takes exponentials of float32 [width]: the first and last of an array round otherwise."""
-    publish(store, name, "1.0.0", model_of("Elu", width), _CARD.format(name=name, width=width))
+    publish(store, name, version, model_of("Elu", width), _card(name, width, version))
+
+
+def publish_plain(store: Path, version: str, golden: Golden | None = None, name: str = "rounded") -> None:
+    """Publishes a version whose answers are sums and comparisons, the same in any batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.onnx").write_bytes(model_of("Relu", ROUNDED_WIDTH))
+        (Path(folder) / "model_card.yaml").write_text(_card(name, ROUNDED_WIDTH, version))
+        if golden is not None:
+            (Path(folder) / "golden.safetensors").write_bytes(encode_golden(golden))
+        Store(store).publish(name, version, Path(folder), created_by="a test")
 
 
 def publish_sociable(store: Path) -> None:
     """Publishes `sociable`: from each observation it takes the mean of the batch."""
-    publish(store, "sociable", "1.0.0", sociable_model(), _CARD.format(name="sociable", width=ROUNDED_WIDTH))
+    publish(store, "sociable", "1.0.0", sociable_model(), _card("sociable", ROUNDED_WIDTH, "1.0.0"))
+
+
+def _card(name: str, width: int, version: str) -> str:
+    return _CARD.format(name=name, width=width, version=version)
 
 
 def model_of(operator: str, width: int) -> bytes:

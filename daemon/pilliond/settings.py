@@ -107,7 +107,7 @@ class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How little the batch may change an answer for the version to be taken."""
     deadline_misses_max: int = 20
     """Deadlines that the live version may miss meanwhile; at one more staging gives up. 0: at the first."""
-    p99_ratio_max: float = 2.0
+    p99_ratio_max: float = 3.0
     """Staging pauses where the live version's p99 of a second is more than so many times what it was. 0: it does not."""
     pause_s_max: float = 120.0
     """How long it may pause in all; then it gives up."""

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check bench hunt fuzz peers clean
+.PHONY: help setup demo test check bench hunt hunt-switches fuzz peers clean
 
 help:
 	@echo "make demo    replay recorded episodes through a daemon on this machine"
@@ -11,6 +11,7 @@ help:
 	@echo "make bench   the figures of the README, measured here"
 	@echo "make hunt    kill ten thousand clients with -9 and count what is left of them"
 	@echo "make fuzz    let schemathesis ask thousands of things of a daemon's admin port (FUZZ_ARGS: --examples, --seed)"
+	@echo "make hunt-switches    kill the daemon's processes with -9 at every step of switching"
 	@echo "make peers   the published peers, for pillion bench compare, in .venv-peers"
 	@echo "make setup   the virtual environment with everything"
 	@echo "make clean   forget the virtual environments and the caches"
@@ -40,6 +41,9 @@ hunt: .venv/dev.stamp
 
 fuzz: .venv/dev.stamp
 	$(BIN)/python -m tests.daemon.admin_fuzz $(FUZZ_ARGS)
+
+hunt-switches: .venv/dev.stamp
+	$(BIN)/python -m tests.daemon.switch_hunt --kills 500
 
 peers: .venv-peers/peers.stamp
 

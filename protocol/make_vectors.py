@@ -115,6 +115,16 @@ BY_HAND: dict[str, tuple[str, Message]] = {
         Hello(0, 0, 7, 1, "test", "lunar-lander", ">=1.0,<2", DIGEST, False, Fallback.ZEROS),
     ),
     "welcome": (
+        "02 9e" + OPENING + "07 01 a87069 6c6c696f6e64 ac6c756e61722d6c616e646572 a5312e302e30"
+        + "c420" + DIGEST_HEX + "c44e" + SMALL_BY_HAND
+        + "c420" + hashlib.sha256(bytes.fromhex(SMALL_BY_HAND)).hexdigest()
+        + "93 cd0100 40 ce00010000 cd1388 ce000927c0 a56578616374",
+        Welcome(
+            SESSION, EPOCH, 7, 1, "pilliond", "lunar-lander", "1.0.0", DIGEST, bytes.fromhex(SMALL_BY_HAND),
+            hashlib.sha256(bytes.fromhex(SMALL_BY_HAND)).digest(), Limits(256, 64, 65536), 5000, 600_000, "exact",
+        ),
+    ),
+    "welcome, without a certificate": (
         "02 9d" + OPENING + "07 01 a87069 6c6c696f6e64 ac6c756e61722d6c616e646572 a5312e302e30"
         "c420" + DIGEST_HEX + "c44e" + SMALL_BY_HAND
         + "c420" + hashlib.sha256(bytes.fromhex(SMALL_BY_HAND)).hexdigest()

@@ -16,9 +16,10 @@ import msgspec
 
 from pillion_artifacts.card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
+from pilliond.certificate import Certificate
 from pilliond.limits import ServingLimits
 from pilliond.session_list import SessionTold
-from pilliond.settings import ServingSettings, VersionSettings
+from pilliond.settings import EngineSettings, ServingSettings, VersionSettings
 from pilliond.shares import Arm
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
@@ -38,6 +39,8 @@ class VersionOrder(msgspec.Struct, frozen=True):
     states: list[StateCard]
     place: int
     """Which cells of the metrics page are its own."""
+    certificate: Certificate | None = None
+    """How much the batch changes its answers; None: the serving process is to find out."""
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -61,12 +64,14 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
     model_descriptor: int
     golden_descriptor: int
     page_descriptor: int
-    threads: int
+    engine: EngineSettings
     limits: ServingLimits
     serving: ServingSettings
     residence: VersionSettings
     watch_s: float
     """How long the outputs of a version are looked at after it was switched to."""
+    certificate: str
+    """What the certificate of the version must meet: `any`, `within 1e-6` or `exact`."""
     group: int | None
     """The id of the group whose members may connect, beside this user and root."""
     beside: list[Beside] = []
@@ -147,6 +152,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     listen: list[str]
     engine: dict[str, Any]
+    certificates: dict[bytes, Certificate]
+    """Those of the versions that it began with, by digest."""
     process: dict[str, Any]
     """How it uses its core, as the kernel and the interpreter say it, not the settings."""
     refused: list[LoadFailed] = []

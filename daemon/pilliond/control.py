@@ -52,6 +52,7 @@ async def serve(settings: Settings) -> None:
                 admin=admin_addresses,
                 leased=stable.lease is not None,
                 signed_by=stable.signed_by,
+                certificate=stable.certificate.batch if stable.certificate else "",
             )
 
         def on_signal(name: str) -> None:

@@ -22,9 +22,12 @@ class InlineEngine(Protocol):
     """
 
     kind: str
+    strict_rows: int
+    """The rows of the one shape that every batch is run in; 0: a batch is run in the bucket that it fits."""
+
     input_views: list[memoryview]
     inputs: list[Array]
-    """The same buffers as arrays, shape [rows_max, …]."""
+    """The same buffers as arrays, shape [rows_max, …]; the one shape may make them longer, here as below."""
 
     outputs: dict[str, Array]
     """Every output of the graph by name, shape [rows_max, …]; made once, overwritten by each run."""

@@ -7,6 +7,7 @@ DaemonError (70: ours)
 │   └── FolderError (the folder of a socket cannot be made)
 ├── BadPolicyError (65: the artifact, or its model, is not right)
 ├── SwitchError (70: a version cannot be loaded or switched to; what serves goes on)
+│   └── NotReadyError (70: not now, whatever the version)
 └── ServingDiedError (70: the serving process does not stay up)
 """
 
@@ -49,6 +50,10 @@ class BadPolicyError(DaemonError):
 
 class SwitchError(DaemonError):
     """A version cannot be loaded beside the one that serves, or not be switched to; nothing has changed."""
+
+
+class NotReadyError(SwitchError):
+    """The serving process is not there to be told; that says nothing of the version."""
 
 
 class ServingDiedError(DaemonError):

@@ -103,6 +103,10 @@ class PageCollector(Collector):
         if releases.stager.swap_impact is not None:
             text = "p99 of the live version while the last version was staged, over that before."
             yield GaugeMetricFamily("pillion_swap_impact_ratio", text, value=releases.stager.swap_impact)
+        stager = releases.stager
+        yield _counter("pillion_staging_pauses", "Stagings stopped for the live version's sake.", stager.pauses)
+        text = "Time in which a staging was stopped for the live version's sake."
+        yield _counter("pillion_staging_paused_seconds", text, stager.paused_s)
         stall_s = releases.load_stall_ns / _NANOSECONDS
         text = "Worst stall of the serving loop while a version was loaded beside it."
         yield GaugeMetricFamily("pillion_load_stall_seconds", text, value=stall_s)

@@ -52,6 +52,8 @@ class EngineTold(msgspec.Struct, frozen=True):
     threads: int
     buckets: list[int]
     """Rows for which it is warm."""
+    strict: bool
+    """Whether every batch is run in one shape."""
 
 
 class ServingProcess(msgspec.Struct, frozen=True):

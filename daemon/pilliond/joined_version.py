@@ -45,6 +45,7 @@ class JoinedEngine:
     """Runs every version on its own rows of one buffer. `rows` is how many there are, always all of them."""
 
     kind = "joined"
+    strict_rows = 0
 
     def __init__(self, parts: list[Part], rows: int) -> None:
         first = parts[0].version

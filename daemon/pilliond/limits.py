@@ -65,6 +65,13 @@ LOAD_S_MAX: Final = 60.0
 SHADOW_START_S_MAX: Final = 300.0
 """From the start of a shadow process to its version's being warm: it works at the lowest priority."""
 
+LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
+"""Address space that must be free beside a version's own before it is loaded: a thread's stack and its heap. The C library
+ends the process where a thread finds no memory for its own data."""
+
+LOAD_COPIES: Final = 3
+"""How often a model's bytes are there while it is loaded: as they came, as they are read, as they are laid out to be run."""
+
 ARMS_MAX: Final = 3
 """Versions that share in the new episodes beside the stable one."""
 

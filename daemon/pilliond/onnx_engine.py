@@ -1,8 +1,13 @@
-"""ONNX Runtime inside the serving loop: one buffer, bound once for each bucket of rows. Hot path."""
+"""ONNX Runtime inside the serving loop: one buffer, bound once for each bucket of rows. Hot path.
+
+A kernel may round the first and last elements of an array otherwise than those between them, so that a row's answer
+depends on how many rows the run has, and on where they lie in memory (see `aligned`). With `strict_rows` every run has
+that many rows, each at an aligned address.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -10,6 +15,8 @@ import onnxruntime
 
 from pillion_artifacts.card import StateCard
 from pillion_protocol import Spec, TensorSpec
+from pilliond.aligned import Piece, aligned_zeros
+from pilliond.buckets import buckets_for
 from pilliond.engine import Array, EngineError
 
 WARM_UP_RUNS: Final = 3
@@ -18,19 +25,13 @@ WARM_UP_RUNS: Final = 3
 _ORT_ERROR_ONLY: Final = 3
 
 
-def buckets_for(rows_max: int) -> list[int]:
-    """The row counts that are bound and warmed: powers of two, and `rows_max` itself."""
-    powers = [1 << exponent for exponent in range(rows_max.bit_length())]
-    return sorted({rows for rows in powers if rows < rows_max} | {rows_max})
-
-
 class OnnxEngine:
     """One ONNX policy on the CPU.
 
     `model` holds the bytes of the file, which were verified. `spec` says which inputs and outputs it must have,
     `parameters` which further graph outputs (logits, log_std) the distribution reads, `states` what it carries from step
-    to step. Raises `EngineError` where
-    the graph disagrees: a model that lies about its shapes never serves.
+    to step; `strict_rows` as `InlineEngine` has it: what does not fill the shape is filled with whatever was there before.
+    Raises `EngineError` where the graph disagrees: a model that lies about its shapes never serves.
     """
 
     kind = "onnxruntime"
@@ -43,35 +44,81 @@ class OnnxEngine:
         rows_max: int,
         threads: int = 1,
         states: Sequence[StateCard] = (),
+        strict_rows: int = 0,
     ) -> None:
         self.threads = threads
+        self.strict_rows = strict_rows
+        self.buckets = [strict_rows] if strict_rows else buckets_for(rows_max)
+        room = _round_up(rows_max, strict_rows or 1)
         self._session = _open_session(model, threads)
-        self.inputs: list[Array] = [
-            np.zeros((rows_max, *tensor.shape), dtype=tensor.dtype) for tensor in spec.observation
-        ]
+        self.inputs: list[Array] = [aligned_zeros((room, *tensor.shape), tensor.dtype) for tensor in spec.observation]
         self.input_views = [array.data.cast("B") for array in self.inputs]
         self._names = [tensor.name for tensor in spec.observation]
         self._states = states
         _check_inputs(self._session, [*self._names, *(state.name for state in states)])
-        self.outputs: dict[str, Array] = self._make_outputs(spec, parameters, rows_max)
-        shapes = [((rows_max, *state.shape), state.dtype) for state in states]
+        self.outputs: dict[str, Array] = self._make_outputs(spec, parameters, room)
         self.states: list[tuple[Array, Array]] = [
-            (np.zeros(shape, dtype), np.zeros(shape, dtype)) for shape, dtype in shapes
+            (aligned_zeros((room, *state.shape), state.dtype), aligned_zeros((room, *state.shape), state.dtype))
+            for state in states
         ]
-        self.buckets = buckets_for(rows_max)
-        runs = [self._run_of(self._bind(self.inputs, rows)) for rows in self.buckets]
-        self.runs = [runs[self._bucket_index(rows)] for rows in range(rows_max + 1)]
+        read, written = self._tensors(self.inputs)
+        self._scratch = {
+            name: aligned_zeros((strict_rows, *array.shape[1:]), array.dtype)
+            for name, array in (read | written).items()
+        }
+        runs = self._strict_runs(room) if strict_rows else self._bucket_runs()
+        self.runs: list[Callable[[], None]] = runs[: rows_max + 1]
 
     def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        """As `InlineEngine.bind`; only for rows that are a bucket, since no other shape is warm."""
-        return self._run_of(self._bind(inputs, rows)) if rows in self.buckets else None
+        """As `InlineEngine.bind`; only for rows that are a bucket, or fill the one shape: no other shape is warm."""
+        if self.strict_rows:
+            return self._run_of(self._pieces(inputs, rows)) if rows % self.strict_rows == 0 else None
+        return self._run_of([self._whole(inputs, rows)]) if rows in self.buckets else None
 
-    def _run_of(self, binding: onnxruntime.IOBinding) -> Callable[[], None]:
+    def _bucket_runs(self) -> list[Callable[[], None]]:
+        runs = [self._run_of([self._whole(self.inputs, rows)]) for rows in self.buckets]
+        return [runs[self._bucket_index(rows)] for rows in range(self.buckets[-1] + 1)]
+
+    def _strict_runs(self, room: int) -> list[Callable[[], None]]:
+        pieces = self._pieces(self.inputs, room)
+        runs = [self._run_of(pieces[: number + 1]) for number in range(len(pieces))]
+        return [runs[max(0, rows - 1) // self.strict_rows] for rows in range(room + 1)]
+
+    def _whole(self, inputs: list[Array], rows: int) -> Piece:
+        return self._piece(inputs, 0, rows, {})
+
+    def _pieces(self, inputs: list[Array], rows: int) -> list[Piece]:
+        """The rows in runs of the one shape."""
+        step = self.strict_rows
+        return [self._piece(inputs, first, step, self._scratch) for first in range(0, rows, step)]
+
+    def _piece(self, inputs: list[Array], first: int, rows: int, scratch: Mapping[str, Array]) -> Piece:
+        read, written = self._tensors(inputs)
+        return Piece(
+            self._session,
+            {name: array[first : first + rows] for name, array in read.items()},
+            {name: array[first : first + rows] for name, array in written.items()},
+            scratch,
+        )
+
+    def _tensors(self, inputs: list[Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """What a run reads and writes, by name."""
+        carried = list(zip(self._states, self.states, strict=True))
+        read = dict(zip(self._names, inputs, strict=True)) | {state.name: before for state, (before, _) in carried}
+        return read, self.outputs | {state.output: after for state, (_, after) in carried}
+
+    def _run_of(self, pieces: list[Piece]) -> Callable[[], None]:
         run_session = self._session.run_with_iobinding
+        steps = [(piece.before, piece.binding, piece.after) for piece in pieces]
 
         def run() -> None:
             try:
-                run_session(binding)
+                for before, binding, after in steps:
+                    for to, source in before:
+                        to[:] = source
+                    run_session(binding)
+                    for to, source in after:
+                        to[:] = source
             except Exception as error:
                 raise EngineError(f"onnxruntime: {type(error).__name__}") from error
 
@@ -81,7 +128,7 @@ class OnnxEngine:
         """Runs every bucket, so that no request pays for the first time."""
         for rows in self.buckets:
             for _ in range(WARM_UP_RUNS):
-                self.runs[rows]()
+                self.runs[min(rows, len(self.runs) - 1)]()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -90,6 +137,7 @@ class OnnxEngine:
             "provider": self._session.get_providers()[0],
             "threads": self.threads,
             "buckets": self.buckets,
+            "strict": bool(self.strict_rows),
         }
 
     def _bucket_index(self, rows: int) -> int:
@@ -118,19 +166,11 @@ class OnnxEngine:
                 )
         for state in self._states:
             _check_output(TensorSpec(state.output, state.dtype, state.shape), came[state.output])
-        return {name: np.zeros((rows_max, *came[name].shape[1:]), dtype=came[name].dtype) for name in made}
+        return {name: aligned_zeros((rows_max, *came[name].shape[1:]), came[name].dtype) for name in made}
 
-    def _bind(self, inputs: list[Array], rows: int) -> onnxruntime.IOBinding:
-        binding = self._session.io_binding()
-        for name, array in zip(self._names, inputs, strict=True):
-            binding.bind_input(name, "cpu", 0, array.dtype, [rows, *array.shape[1:]], array.ctypes.data)
-        for name, array in self.outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, [rows, *array.shape[1:]], array.ctypes.data)
-        for state, (before, after) in zip(self._states, self.states, strict=True):
-            shape = [rows, *state.shape]
-            binding.bind_input(state.name, "cpu", 0, before.dtype, shape, before.ctypes.data)
-            binding.bind_output(state.output, "cpu", 0, after.dtype, shape, after.ctypes.data)
-        return binding
+
+def _round_up(rows: int, step: int) -> int:
+    return -(-rows // step) * step
 
 
 def _open_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:

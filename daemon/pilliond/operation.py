@@ -49,6 +49,8 @@ class OperationTold(msgspec.Struct):
     """How long the serving loop was kept from looking, at worst, while the version was loaded there, or by a run to warm it."""
     swap_impact: float | None = None
     """p99 of the live version while this one was staged, over that before; None of too few acts."""
+    paused_s: float = 0.0
+    """How long its staging was paused, since the live version suffered."""
     certificate: Certificate | None = None
 
 

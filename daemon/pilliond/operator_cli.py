@@ -255,7 +255,7 @@ def _print_status(told: dict[str, Any]) -> None:
             version["version"],
             version["role"],
             str(version["leases"]),
-            certificate["batch"] if certificate else "not staged",
+            certificate["batch"] if certificate else "not known",
             ", ".join(version["signed_by"]) or "nobody",
             version["digest"].removeprefix("sha256:")[:12],
         )

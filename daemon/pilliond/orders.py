@@ -73,7 +73,7 @@ class Orders:
         self._tap: ShadowTap | None = None
         self._unsaid: deque[Report] = deque()
         self._warmer = Warmer(time.monotonic_ns)
-        self._loader = VersionLoader(poller, assignment.limits, assignment.threads, self._take)
+        self._loader = VersionLoader(poller, assignment.limits, assignment.engine, self._take)
 
     def receive(self) -> None:
         order, descriptors = channel.receive_order(self._end)

@@ -22,7 +22,7 @@ from pillion_artifacts.errors import StoreError
 from pillion_artifacts.leases import Lease
 from pillion_artifacts.names import parse_reference
 from pillion_artifacts.routes import RouteArm
-from pilliond.errors import SwitchError
+from pilliond.errors import NotReadyError, SwitchError
 from pilliond.live_window import LiveWindow
 from pilliond.operation import Kind, Operation, Outcome, begin_operation
 from pilliond.probation import Probation
@@ -45,6 +45,7 @@ ShadowWish = tuple[Resolved, float] | None
 """The version that is to shadow, and its share; None: none."""
 
 OPERATIONS_KEPT: Final = 32
+_SWITCHING: Final = "switching"
 
 
 Work = Callable[[Operation], Coroutine[Any, Any, None]]
@@ -159,7 +160,7 @@ class Releases:
         if previous is None:
             return self._begin("rollback", self._stored_previous(), by, reason)
         operation = self._note_begun("rollback", _resolved(previous), by, reason)
-        operation.step = "switching"
+        operation.step = _SWITCHING
         await self._run_now(operation, self._back(operation, previous))
         return operation
 
@@ -168,7 +169,7 @@ class Releases:
         while self._task is not None and not self._has_begun.is_set():
             await self._has_begun.wait()
         task, operation = self._task, self.current
-        if task is None or operation is None or operation.step in ("switching", "loading", "holding"):
+        if task is None or operation is None or operation.step in (_SWITCHING, "loading", "holding"):
             return None
         task.cancel()
         await asyncio.wait([task])
@@ -188,7 +189,7 @@ class Releases:
                     self.window.look(self._supervisor.stable.place)
                     await self._judge(looked_s)
                     await self._judge_arms(looked_s)
-                if self.followed and self._task is None:
+                if self.followed and self._task is None and self._supervisor.is_ready:
                     await self._follow()
                 await asyncio.sleep(FOLLOW_S)
         finally:
@@ -239,7 +240,7 @@ class Releases:
         operation = self._note_begun(
             "route", _resolved(self._supervisor.stable), "pilliond", f"{arm.name} {version.version} {reason}"
         )
-        operation.step = "switching"
+        operation.step = _SWITCHING
         await self._run_now(operation, self._set_arms(operation, left))
 
     async def close(self) -> None:
@@ -289,8 +290,12 @@ class Releases:
             operation.end(Outcome.DONE)
             self._log.info(f"{operation.kind}_done", **_for_log(operation))
         except (SwitchError, ArtifactError) as error:
+            is_its_fault = operation.step != _SWITCHING and not isinstance(error, NotReadyError)
             operation.end(Outcome.FAILED, str(error))
-            if operation.kind in ("stage", "switch"):
+            if not is_its_fault:
+                # The alias may have been moved already: it is looked at anew, and followed where the serving process is back.
+                self._seen = ""
+            elif operation.kind in ("stage", "switch"):
                 self._failed.add(operation.digest)
             self._log.error(f"{operation.kind}_failed", **_for_log(operation))
         except asyncio.CancelledError:
@@ -310,7 +315,9 @@ class Releases:
         if operation.kind == "stage":
             await self._note(operation)
             return
-        operation.step = "switching"
+        # It was loaded, and somebody wants it: that it failed before counts no more.
+        self._failed.discard(operation.digest)
+        operation.step = _SWITCHING
         if version is self._supervisor.stable:
             await self._move_alias(operation)
             return
@@ -364,7 +371,7 @@ class Releases:
             raise
 
     async def _set_arms(self, operation: Operation, arms: list[Arm]) -> None:
-        operation.step = "switching"
+        operation.step = _SWITCHING
         residents = self._supervisor.residents
         began = {
             version.digest: self.window.now(version.place)
@@ -421,12 +428,15 @@ class Releases:
             operation.step = step
 
         lease = await asyncio.to_thread(self._leased, target)
+        paused_before_s = self.stager.paused_s
         try:
             version = await self.stager.stage(target, lease, self._supervisor.stable.place, on_step)
         except BaseException:
             if lease is not None:
                 lease.close()
             raise
+        finally:
+            operation.paused_s += self.stager.paused_s - paused_before_s
         operation.swap_impact = self.stager.swap_impact
         return version
 
@@ -470,6 +480,7 @@ class Releases:
 
     async def _back(self, operation: Operation, version: SealedVersion) -> None:
         """The switch first, the alias then: a bad version is to stop at once, whatever the store says."""
+        operation.step = _SWITCHING
         await self._flip(operation, version)
         try:
             await self._move_alias(operation)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from pilliond.certificate import Certificate
 from pilliond.errors import SwitchError
 from pilliond.metrics_page import PLACES_MAX
 from pilliond.sealed_version import SealedVersion
@@ -74,6 +75,11 @@ class Residents:
         for version in self:
             if version not in kept:
                 self.remove(version.key)
+
+    def certify(self, certificates: Mapping[bytes, Certificate]) -> None:
+        """Notes what a new serving process has found of the versions that it began with."""
+        for digest, certificate in certificates.items():
+            self._versions[digest].certificate = certificate
 
     def refuse(self, digest: bytes) -> None:
         """Gives a version back that a new serving process could not load."""

@@ -36,7 +36,7 @@ class SealedVersion:
         self.lease = lease
         self.signed_by = signed_by or []
         self.certificate = certificate
-        """How much the batch changes its answers; None where nobody has looked: it was not staged."""
+        """How much the batch changes its answers; None where nobody has looked yet."""
         self.place = 0
         """Which cells of the metrics page are its own, while a serving process has it."""
 
@@ -65,6 +65,7 @@ class SealedVersion:
             tolerance=card.tolerance,
             states=card.state,
             place=self.place,
+            certificate=self.certificate,
         )
 
     def copy(self, lease: Lease | None = None) -> SealedVersion:

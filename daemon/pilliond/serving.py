@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from pillion_artifacts.golden import decode_golden
 from pilliond import channel, metrics_page
-from pilliond.channel import Assignment, Event, Failed, LoadFailed, Ready
+from pilliond.certifier import certify
+from pilliond.channel import Assignment, Event, Failed, LoadFailed, Ready, VersionOrder
 from pilliond.confinement import die_with_parent
 from pilliond.engine import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
@@ -58,7 +60,8 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
         loop, orders = make_loop(end, assignment, page, [version, *beside], poller, list(carriers.values()))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
-        channel.send(end, Ready(listen, version.engine.describe(), describe_process(), refused))
+        certificates = {each.digest: each.certificate for each in (version, *beside) if each.certificate is not None}
+        channel.send(end, Ready(listen, version.engine.describe(), certificates, describe_process(), refused))
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
@@ -71,12 +74,12 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
 
 
 def load_version(assignment: Assignment) -> Version:
-    """Builds the first version from the verified bytes, warm and true to its golden pairs; raises `BadPolicyError`."""
+    """The stable version, as `certified`; raises `BadPolicyError`."""
     order, golden_descriptor = assignment.version, assignment.golden_descriptor
     model = read_descriptor(assignment.model_descriptor)
     golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
     try:
-        return build_version(order, model, golden, assignment.limits.rows_max, assignment.threads)
+        return certified(order, model, golden, assignment)
     except EngineError as error:
         raise BadPolicyError(f"{order.policy}@{order.version}: {error}") from None
 
@@ -90,14 +93,22 @@ def load_beside(assignment: Assignment) -> tuple[list[Version], list[LoadFailed]
         for descriptor in descriptors:
             os.close(descriptor)
         try:
-            built.append(
-                build_version(
-                    beside.version, model, golden[0] if golden else None, assignment.limits.rows_max, assignment.threads
-                )
-            )
+            built.append(certified(beside.version, model, golden[0] if golden else None, assignment))
         except (EngineError, MemoryError) as error:
             refused.append(LoadFailed(beside.version.digest, str(error) or "no memory is left for it"))
     return built, refused
+
+
+def certified(order: VersionOrder, model: bytes, golden: bytes | None, assignment: Assignment) -> Version:
+    """A version from verified bytes: warm, true to its golden pairs, certified where it was not yet; raises `EngineError`."""
+    rows_max = assignment.limits.rows_max
+    version = build_version(order, model, golden, rows_max, assignment.engine)
+    if version.certificate is None:
+        inputs = None if golden is None else decode_golden(golden).inputs
+        version.certificate = certify(version.engine, version.spec, order.states, inputs, rows_max)
+    if shortfall := version.certificate.shortfall(assignment.certificate):
+        raise EngineError(shortfall)
+    return version
 
 
 def make_loop(

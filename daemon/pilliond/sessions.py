@@ -446,6 +446,7 @@ class Sessions:
                 limits=self._limits.for_wire(),
                 heartbeat_ms=HEARTBEAT_MS,
                 silent_ms_max=SILENT_MS_MAX,
+                certificate=version.certificate.batch if version.certificate is not None else "",
             )
         )
         return session

@@ -135,8 +135,14 @@ class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How little the batch may change an answer for the version to be taken."""
     deadline_misses_max: int = 20
     """Deadlines that the live version may miss meanwhile; at one more staging gives up. 0: at the first."""
+    p99_ratio_max: float = 3.0
+    """Staging pauses where the live version's p99 of a second is more than so many times what it was. 0: it does not."""
+    pause_s_max: float = 120.0
+    """How long it may pause in all; then it gives up."""
 
     def __post_init__(self) -> None:
+        if self.p99_ratio_max < 0 or self.pause_s_max < 0:
+            raise ValueError("p99_ratio_max, pause_s_max: expected 0 or more")
         if self.memory_mb_max < 1 or self.timeout_s <= 0 or self.deadline_misses_max < 0:
             raise ValueError(
                 "memory_mb_max, timeout_s, deadline_misses_max: expected at least 1, more than 0, 0 or more"
@@ -190,10 +196,21 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the engine runs."""
 
     threads: int = 1
+    strict: bool = False
+    """Whether every batch is run in one shape, so that the batch cannot change an answer."""
+    strict_rows: int = 1
+    """The rows of that shape; a batch of more is run in several runs."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 256:
             raise ValueError(f"threads: expected 1 to 256, came {self.threads}")
+        if not 1 <= self.strict_rows <= 4_096:
+            raise ValueError(f"strict_rows: expected 1 to 4096, came {self.strict_rows}")
+
+    @property
+    def one_shape_rows(self) -> int:
+        """The rows of the one shape; 0 where batches are run in buckets."""
+        return self.strict_rows if self.strict else 0
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

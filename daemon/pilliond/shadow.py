@@ -56,7 +56,7 @@ def prepare(order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> 
     from pilliond.version_loader import build_version, read_descriptor
 
     model = read_descriptor(model_descriptor)
-    version = build_version(order.version, model, None, order.rows_max, order.threads)
+    version = build_version(order.version, model, None, order.rows_max, order.engine)
     page = ShadowPage(page_descriptor)
     for descriptor in (model_descriptor, page_descriptor):
         os.close(descriptor)

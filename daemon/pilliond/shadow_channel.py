@@ -11,6 +11,7 @@ import msgspec
 
 from pillion_artifacts.card import Tolerance
 from pilliond.channel import VersionOrder
+from pilliond.settings import EngineSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS: Final = 2
@@ -25,7 +26,7 @@ class ShadowOrder(msgspec.Struct, frozen=True, tag=True):
     """Of the live version's episodes, above 0 and at most 1."""
     distance_max: float
     rows_max: int
-    threads: int
+    engine: EngineSettings
     memory_mb_max: int
     states_mb_max: int
 

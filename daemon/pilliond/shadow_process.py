@@ -120,7 +120,7 @@ class ShadowProcess:
             share=self.share,
             distance_max=settings.shadow.distance_max,
             rows_max=settings.limits.rows_max,
-            threads=settings.engine.threads,
+            engine=settings.engine,
             memory_mb_max=settings.staging.memory_mb_max,
             states_mb_max=settings.shadow.states_mb_max,
         )

@@ -1,9 +1,10 @@
-"""The stager: starts a staging process for a version, follows it, and gives up where the live version suffers."""
+"""The stager: starts a staging process for a version, follows it, and pauses it or gives up where the live version suffers."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,12 @@ from pilliond.live_window import LiveWindow, Reading
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.staging_channel import Staged, StageFailed, StageOrder, StageStep
+from pilliond.staging_guard import Pace, StagingGuard
 
+PAUSED: Final = "paused"
+"""The step of a staging whose process is stopped for the sake of the live version."""
+
+_FIRST_STEP: Final = "starting"
 _LOOK_S: Final = 0.1
 
 
@@ -32,10 +38,15 @@ class Stager:
     def __init__(self, settings: Settings, window: LiveWindow) -> None:
         self.swap_impact: float | None = None
         """p99 of the live version while the last version was staged over that before; None of too few acts."""
+        self.pauses = 0
+        self.paused_s = 0.0
+        """How often and how long a staging was paused, of all together."""
         self._settings = settings
         self._window = window
         self._process: subprocess.Popen[bytes] | None = None
         self._why_given_up = ""
+        self._step = ""
+        self._is_paused = False
 
     async def stage(
         self, resolved: Resolved, lease: Lease | None, live_place: int, on_step: Callable[[str], None]
@@ -45,10 +56,13 @@ class Stager:
         `live_place` is that of the version that serves meanwhile.
         """
         self._why_given_up = ""
+        self._is_paused = False
+        self._say(_FIRST_STEP, on_step)
         before = self._window.recent()
         began = self._window.now(live_place)
         end = self._start(resolved)
-        watch = asyncio.create_task(self._watch(live_place, began, before))
+        guard = StagingGuard(self._settings.staging, before, began, time.monotonic())
+        watch = asyncio.create_task(self._watch(live_place, guard, on_step))
         try:
             return await self._follow(end, resolved, lease, on_step)
         finally:
@@ -86,7 +100,7 @@ class Stager:
             digest=resolved.digest,
             trust=settings.trust,
             rows_max=settings.limits.rows_max,
-            threads=settings.engine.threads,
+            engine=settings.engine,
             memory_mb_max=settings.staging.memory_mb_max,
             certificate=settings.staging.certificate,
         )
@@ -101,7 +115,7 @@ class Stager:
                 raise SwitchError(f"the staging process sent what cannot be read: {error}") from None
             match report:
                 case StageStep():
-                    on_step(report.name)
+                    self._say(report.name, on_step)
                 case Staged():
                     # A model, then perhaps golden pairs.
                     model, golden = [*descriptors, -1][:2]
@@ -120,19 +134,27 @@ class Stager:
         memory_mb = self._settings.staging.memory_mb_max
         return f"the staging process ended with {code}; it may need more than staging.memory_mb_max ({memory_mb} MB)"
 
-    async def _watch(self, place: int, began: Reading, before: tuple[Reading, int] | None) -> None:
-        """Gives up where it takes too long, or the live version misses more deadlines than it did before."""
-        staging = self._settings.staging
-        usual_per_s = before[0].late / before[1] if before else 0.0
-        began_s = time.monotonic()
+    async def _watch(self, place: int, guard: StagingGuard, on_step: Callable[[str], None]) -> None:
+        """Stops the staging process and lets it go on as the guard says, and tells `on_step`."""
+        process = self._process
+        assert process is not None
         while True:
             await asyncio.sleep(_LOOK_S)
-            passed_s = time.monotonic() - began_s
-            missed = self._window.now(place).since(began).late
-            if missed > staging.deadline_misses_max + usual_per_s * passed_s * 2:
-                self.give_up(f"the live version missed {missed} deadlines while this one was staged")
-            if passed_s > staging.timeout_s:
-                self.give_up(f"it was not staged within {staging.timeout_s:g} s")
+            was_s, pauses = guard.paused_s, guard.pauses
+            pace = guard.look(self._window.now(place), time.monotonic())
+            self.paused_s += guard.paused_s - was_s
+            self.pauses += guard.pauses - pauses
+            if pace is Pace.GIVE_UP:
+                self.give_up(guard.why)
+            elif self._is_paused is not (pace is Pace.PAUSE):
+                self._is_paused = not self._is_paused
+                process.send_signal(signal.SIGSTOP if self._is_paused else signal.SIGCONT)
+                self._say(self._step, on_step)
+
+    def _say(self, step: str, on_step: Callable[[str], None]) -> None:
+        """Tells the step, unless it waits for the end of a pause."""
+        self._step = step
+        on_step(PAUSED if self._is_paused else step)
 
     async def _reap(self) -> None:
         assert self._process is not None

@@ -51,7 +51,7 @@ def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
     from pillion_artifacts.golden import decode_golden
     from pilliond import staging_channel
     from pilliond.admission import admit
-    from pilliond.certificate import certify
+    from pilliond.certifier import certify
     from pilliond.errors import BadPolicyError
     from pilliond.sealed_version import seal
     from pilliond.staging_channel import Staged, StageStep
@@ -67,15 +67,12 @@ def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
     sealed = seal(artifact)
     golden = read_descriptor(sealed.golden_descriptor) if sealed.golden_descriptor >= 0 else None
     model = read_descriptor(sealed.model_descriptor)
-    version = build_version(sealed.order(), model, golden, order.rows_max, order.threads)
+    version = build_version(sealed.order(), model, golden, order.rows_max, order.engine)
     say("certifying")
     observations: Arrays | None = None if golden is None else decode_golden(golden).inputs
     certificate = certify(version.engine, version.spec, artifact.card.state, observations, order.rows_max)
-    if not certificate.meets(order.certificate):
-        raise BadPolicyError(
-            f"batch certificate: expected {order.certificate}, came {certificate.batch}: an output differs by "
-            f"{certificate.difference:.3g} between an observation alone and in a batch"
-        )
+    if shortfall := certificate.shortfall(order.certificate):
+        raise BadPolicyError(shortfall)
     return Staged(artifact.card, signed_by, certificate), sealed.descriptors()
 
 

@@ -13,6 +13,7 @@ import msgspec
 from pillion_artifacts.card import ModelCard
 from pillion_artifacts.trust import TrustPolicy
 from pilliond.certificate import Certificate
+from pilliond.settings import EngineSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS_MAX: Final = 2
@@ -27,7 +28,7 @@ class StageOrder(msgspec.Struct, frozen=True, tag=True):
     digest: str
     trust: TrustPolicy
     rows_max: int
-    threads: int
+    engine: EngineSettings
     memory_mb_max: int
     certificate: str
     """What the certificate must meet: `any`, `within 1e-6` or `exact`."""

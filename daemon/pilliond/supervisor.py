@@ -41,7 +41,7 @@ from pilliond.channel import (
     Warmed,
 )
 from pilliond.confinement import CHILD_ENVIRONMENT
-from pilliond.errors import DaemonError, ServingDiedError, SwitchError
+from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, SwitchError
 from pilliond.limits import (
     DRAIN_S_MAX,
     LOAD_S_MAX,
@@ -229,7 +229,7 @@ class Supervisor:
 
     def _check_is_ready(self) -> None:
         if not self.is_ready:
-            raise SwitchError(f"the serving process is {self.phase.name.lower()}, not ready")
+            raise NotReadyError(f"the serving process is {self.phase.name.lower()}, not ready")
 
     async def _ask(self, order: channel.Order, kind: type[R], digest: bytes, descriptors: Sequence[int] = ()) -> R:
         """Gives an order and waits for a report of that kind; one of a kind at a time."""
@@ -293,11 +293,12 @@ class Supervisor:
             model_descriptor=stable.model_descriptor,
             golden_descriptor=stable.golden_descriptor,
             page_descriptor=self._page_descriptor,
-            threads=self._settings.engine.threads,
+            engine=self._settings.engine,
             limits=self._settings.limits,
             serving=self._settings.serving,
             residence=self._settings.versions,
             watch_s=self._settings.take_back.watch_s,
+            certificate=self._settings.staging.certificate,
             group=self._settings.data.group_id(),
             beside=[
                 Beside(version.order(), version.model_descriptor, version.golden_descriptor)
@@ -318,6 +319,7 @@ class Supervisor:
                         timer.cancel()
                         came_up = True
                         self.ready = report
+                        self.residents.certify(report.certificates)
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
                         self._refuse(report.refused)
                         on_ready(report)

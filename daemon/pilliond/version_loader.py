@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -10,25 +11,32 @@ from typing import ClassVar
 
 import msgspec
 
+from pillion_protocol import Spec
 from pilliond.channel import VersionOrder
 from pilliond.engine import EngineError
-from pilliond.limits import ServingLimits
+from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
 from pilliond.onnx_engine import OnnxEngine
 from pilliond.parity import check_parity
 from pilliond.poller import Poller
+from pilliond.settings import EngineSettings
 from pilliond.stall_probe import StallProbe
 from pilliond.versions import Identity, Version
 
 
-def build_version(order: VersionOrder, model: bytes, golden: bytes | None, rows_max: int, threads: int) -> Version:
+def build_version(
+    order: VersionOrder, model: bytes, golden: bytes | None, rows_max: int, settings: EngineSettings
+) -> Version:
     """A warm version from verified bytes; runs the golden pairs, where there are some. Raises `EngineError`."""
-    engine = OnnxEngine(model, order.spec, order.distribution.parameters(), rows_max, threads, order.states)
+    parameters = order.distribution.parameters()
+    one_shape = settings.one_shape_rows
+    engine = OnnxEngine(model, order.spec, parameters, rows_max, settings.threads, order.states, one_shape)
     engine.warm_up()
     if golden is not None:
         check_parity(engine, order.spec, order.states, golden, order.tolerance, rows_max)
     identity = Identity(order.policy, order.version, order.digest)
     version = Version(identity, order.spec, order.distribution, engine, order.safe_action, order.place)
     version.model_bytes = len(model)
+    version.certificate = order.certificate
     return version
 
 
@@ -59,10 +67,12 @@ class VersionLoader:
 
     bursts: ClassVar[bool] = False
 
-    def __init__(self, poller: Poller, limits: ServingLimits, threads: int, on_built: Callable[[Built], None]) -> None:
+    def __init__(
+        self, poller: Poller, limits: ServingLimits, settings: EngineSettings, on_built: Callable[[Built], None]
+    ) -> None:
         self._poller = poller
         self._rows_max = limits.rows_max
-        self._threads = threads
+        self._settings = settings
         self._on_built = on_built
         self._probe = StallProbe(poller)
         self._thread: threading.Thread | None = None
@@ -76,11 +86,18 @@ class VersionLoader:
         return self._thread is not None
 
     def start(self, order: VersionOrder, model_descriptor: int) -> None:
-        """Begins to load, and takes the descriptor over; raises `OSError` where none is left to measure with."""
+        """Begins to load, and takes the descriptor over; raises `OSError` where there is no memory for the version, or no
+        descriptor to measure with."""
         assert self._thread is None
+        self._check_room(order.spec, os.fstat(model_descriptor).st_size)
         self._probe.start()
         self._thread = threading.Thread(target=self._load, args=(order, model_descriptor), daemon=True)
         self._thread.start()
+
+    def _check_room(self, spec: Spec, model_bytes: int) -> None:
+        """Raises `OSError` where there is no room for a version: in the midst of a load that may end the process."""
+        row_bytes = sum(tensor.row_bytes for tensor in [*spec.observation, *spec.outputs])
+        mmap.mmap(-1, LOAD_MARGIN_BYTES + LOAD_COPIES * model_bytes + self._rows_max * row_bytes).close()
 
     def receive(self) -> None:
         """In the loop: the thread is done."""
@@ -108,7 +125,7 @@ class VersionLoader:
         began_ns = time.monotonic_ns()
         version, error = None, ""
         try:
-            version = build_version(order, read_descriptor(model_descriptor), None, self._rows_max, self._threads)
+            version = build_version(order, read_descriptor(model_descriptor), None, self._rows_max, self._settings)
         except EngineError as refused:
             error = str(refused)
         except (MemoryError, OSError) as refused:

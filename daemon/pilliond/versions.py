@@ -15,6 +15,7 @@ from pillion_artifacts.card import Distribution
 from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.slots import SlotLayout
+from pilliond.certificate import Certificate
 from pilliond.engine import Array, EngineError, InlineEngine
 from pilliond.episodes import NEVER_NS, Frame
 from pilliond.places import Places, Values, finite_values
@@ -57,6 +58,8 @@ class Version:
         self.held = False
         """Whether it is held for an evaluation: nothing unloads it meanwhile."""
         self.model_bytes = 0
+        self.certificate: Certificate | None = None
+        """How much the batch changes its answers; None where nobody has looked yet."""
         self.retired_ns = NEVER_NS
         """Since when it is not current any more."""
         self.gone = False

@@ -146,6 +146,8 @@ class Welcome(Message, frozen=True):
     limits: Limits
     heartbeat_ms: Unsigned
     silent_ms_max: Unsigned
+    certificate: Name = ""
+    """How much the other observations of a batch change an answer: `exact` (nothing), `within 1e-6`, `worse`; "" is unknown."""
 
 
 class Begin(Message, frozen=True):

@@ -24,10 +24,11 @@ def assigned(address: str) -> Assignment:
         model_descriptor=sealed.model_descriptor,
         golden_descriptor=-1,
         page_descriptor=make_page(),
-        threads=settings.engine.threads,
+        engine=settings.engine,
         limits=settings.limits,
         serving=settings.serving,
         residence=settings.versions,
         watch_s=settings.take_back.watch_s,
+        certificate=settings.staging.certificate,
         group=None,
     )

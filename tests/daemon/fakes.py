@@ -50,6 +50,7 @@ class CountingEngine:
     """
 
     kind = "counting"
+    strict_rows = 0
 
     def __init__(self, rows_max: int = 8, *, carries: bool = False) -> None:
         self.inputs: list[Array] = [np.zeros((rows_max, WIDTH), np.float32)]

@@ -102,7 +102,7 @@ def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
         assert came.stdout == f"stage 1: {POLICY}@1.1.0 done\n"
         text = pillion_command(daemon, "status").stdout
     assert text.startswith(f"{POLICY}: ready, 1 sessions, follows stable\n")
-    assert re.search(r"^1\.0\.0 +stable +\d +not staged +nobody", text, re.MULTILINE)
+    assert re.search(r"^1\.0\.0 +stable +\d +exact +nobody", text, re.MULTILINE)
     assert re.search(r"^1\.1\.0 +resident +0 +exact", text, re.MULTILINE)
     assert re.search(r"^1\.1\.0 +resident +[0-9a-f]{12}", pillion_command(daemon, "versions").stdout, re.MULTILINE)
 

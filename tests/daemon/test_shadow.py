@@ -293,8 +293,8 @@ def test_a_shadow_is_confined_and_leaves_nothing_behind(shadowed: Daemon, lander
         "to compare",
     )
     assert audited(landers) == [
-        ("2.0.0 beside 1.0.0", "ann", "begun at share 1: to compare"),
-        ("2.0.0 beside 1.0.0", "bob", "ended after 0 rows: seen enough"),
+        ("2.0.0 beside 1.0.0", f"ann (user {USER})", "begun at share 1: to compare"),
+        ("2.0.0 beside 1.0.0", f"bob (user {USER})", "ended after 0 rows: seen enough"),
     ]
     assert shadowed.ask("GET", f"/v1/policies/{LANDER}")[1]["shadow"] is None
 

@@ -16,6 +16,7 @@ from pillion_protocol.slots import write_generation
 from pilliond import shadow_page as cell
 from pilliond.channel import VersionOrder
 from pilliond.episodes import EpisodeGroup
+from pilliond.settings import EngineSettings
 from pilliond.shadow_channel import ShadowOrder
 from pilliond.shadow_page import BATCH_HEAD, ShadowPage, make_shadow_page
 from pilliond.shadow_ring import RingError, SeenBatch, ShadowRing
@@ -67,7 +68,7 @@ class TappedBench(Bench):
         engine = CountingEngine(8, carries=carries)
         version = Version(Identity("counter", "1.2.4", DIGEST), SPEC, GAUSSIAN, engine)
         named = VersionOrder("counter", "1.2.4", DIGEST, SPEC, GAUSSIAN, None, Tolerance(), [], 0)
-        order = ShadowOrder(named, Tolerance(), share, 0.0, 8, 1, 1_000, 1)
+        order = ShadowOrder(named, Tolerance(), share, 0.0, 8, EngineSettings(), 1_000, 1)
         return Understudy(order, version, self.shadow_page), engine
 
 

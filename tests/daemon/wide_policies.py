@@ -26,11 +26,12 @@ outputs:
 """
 
 
-def publish_wide(store: Path) -> None:
+def publish_wide(store: Path, version: str = "1.0.0") -> None:
     """Publishes `wide`: 32 KB of float32 [WIDTH] come in, twice as much of each goes out."""
     two = numpy_helper.from_array(np.array(2.0, np.float32), "two")
     model = _model([helper.make_node("Mul", ["observation", "two"], ["action"])], [two], WIDTH)
-    publish(store, "wide", "1.0.0", model, _CARD.format(name="wide", width=WIDTH, outputs=WIDTH))
+    card = _CARD.format(name="wide", width=WIDTH, outputs=WIDTH).replace("1.0.0", version)
+    publish(store, "wide", version, model, card)
 
 
 def publish_tall(store: Path) -> None:

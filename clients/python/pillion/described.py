@@ -28,6 +28,12 @@ class Described:
         return f"sha256:{self._conversation.welcome.digest.hex()}"
 
     @property
+    def certificate(self) -> str:
+        """How much the other observations of a batch change an answer of that version: `exact` (not in a bit),
+        `within 1e-6` or `worse`; empty where the daemon does not say."""
+        return self._conversation.welcome.certificate
+
+    @property
     def spec(self) -> Spec:
         """Names, dtypes, shapes and bounds of observations and outputs."""
         return self._conversation.spec

@@ -1,0 +1,106 @@
+"""The staging guard: whether a staging goes on, pauses, or is given up, by how the live version is meanwhile. Plain.
+
+Rule 1: it pauses where the live version misses more than twice as many deadlines within a second as it did before, or its
+p99 of that second crosses a bound; it goes on after a pause of a second in which neither was so.
+Rule 2: a p99 that is no better while staging is paused is not staging's doing: it is the usual one from then on.
+Rule 3: it is given up for good where it misses too many, takes too long, or has paused for too long in all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Final
+
+from pilliond.live_window import Reading
+from pilliond.settings import StagingSettings
+
+WINDOW_S: Final = 1.0
+"""Over how long the live version is judged, and the shortest pause."""
+
+_NS_PER_US: Final = 1_000
+
+
+class Pace(Enum):
+    """What is to be done with the staging process."""
+
+    GO = "go"
+    PAUSE = "pause"
+    GIVE_UP = "give up"
+
+
+class StagingGuard:
+    """Watches one staging. `usual` is what the live version did in the `usual_s` seconds before, `began` a reading now."""
+
+    def __init__(
+        self, bounds: StagingSettings, usual: tuple[Reading, int] | None, began: Reading, began_s: float
+    ) -> None:
+        self.pace = Pace.GO
+        self.pauses = 0
+        self.paused_s = 0.0
+        self.why = ""
+        """Why it pauses, or was given up."""
+        self._bounds = bounds
+        self._usual_misses_per_s = usual[0].late / usual[1] if usual else 0.0
+        self._usual_p99_ns = usual[0].p99_ns() if usual else None
+        self._began = began
+        self._began_s = self._looked_s = began_s
+        self._paused_at_s = 0.0
+        self._readings: deque[tuple[float, Reading]] = deque([(began_s, began)])
+
+    def look(self, now: Reading, now_s: float) -> Pace:
+        """What is to be done, by a reading of the live version; to be asked every tenth of a second or so."""
+        if self.pace is Pace.GIVE_UP:
+            return self.pace
+        if self.pace is Pace.PAUSE:
+            self.paused_s += now_s - self._looked_s
+        self._looked_s = now_s
+        self._readings.append((now_s, now))
+        while len(self._readings) > 2 and self._readings[1][0] <= now_s - WINDOW_S:
+            self._readings.popleft()
+        if enough := self._enough(now, now_s):
+            self.why, self.pace = enough, Pace.GIVE_UP
+        else:
+            self._judge(now_s)
+        return self.pace
+
+    def _judge(self, now_s: float) -> None:
+        if self.pace is Pace.GO:
+            if trouble := self._trouble(now_s):
+                self.why, self.pace = trouble, Pace.PAUSE
+                self.pauses += 1
+                self._paused_at_s = now_s
+        elif now_s - self._paused_at_s >= WINDOW_S:
+            self._usual_p99_ns = _greater(self._usual_p99_ns, self._recent().p99_ns())
+            if not self._trouble(now_s):
+                self.pace = Pace.GO
+
+    def _enough(self, now: Reading, now_s: float) -> str:
+        bounds = self._bounds
+        passed_s = now_s - self._began_s
+        missed = now.since(self._began).late
+        if missed > bounds.deadline_misses_max + 2 * self._usual_misses_per_s * passed_s:
+            return f"the live version missed {missed} deadlines while this one was staged"
+        if passed_s - self.paused_s > bounds.timeout_s:
+            return f"it was not staged within {bounds.timeout_s:g} s"
+        if self.paused_s > bounds.pause_s_max:
+            return f"it was paused for more than {bounds.pause_s_max:g} s, the last time because {self.why}"
+        return ""
+
+    def _trouble(self, now_s: float) -> str:
+        """What ails the live version, in a sentence; empty where it is well."""
+        recent = self._recent()
+        over_s = now_s - self._readings[0][0]
+        if recent.late > 2 * self._usual_misses_per_s * over_s:
+            return f"the live version missed {recent.late} deadlines within a second"
+        p99_ns, usual_ns, ratio_max = recent.p99_ns(), self._usual_p99_ns, self._bounds.p99_ratio_max
+        if ratio_max and p99_ns and usual_ns and p99_ns > ratio_max * usual_ns:
+            return f"the live version's p99 is {p99_ns / _NS_PER_US:.0f} µs, {p99_ns / usual_ns:.1f} times what it was"
+        return ""
+
+    def _recent(self) -> Reading:
+        return self._readings[-1][1].since(self._readings[0][1])
+
+
+def _greater(one: float | None, other: float | None) -> float | None:
+    return max((number for number in (one, other) if number is not None), default=None)

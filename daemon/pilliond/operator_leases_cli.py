@@ -9,19 +9,17 @@ import click
 from click.core import ParameterSource
 
 from pilliond.admin_client import AdminError
-from pilliond.operator_cli import (
+from pilliond.operator_options import (
     Failure,
     OperatorCommand,
-    _print,
-    _print_json,
-    _table,
-    _who,
     admin_option,
     client_of,
     json_option,
     wait_option,
+    who,
     why_option,
 )
+from pilliond.operator_output import print_json, print_table, table
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -59,7 +57,7 @@ def leases(context: click.Context, admin: str, as_json: bool) -> None:
     client = client_of(admin)
     told = client.get(f"/v1/policies/{client.policy()['policy']}/leases")
     if as_json:
-        _print_json(told)
+        print_json(told)
     else:
         _print_leases(told["leases"])
 
@@ -76,7 +74,7 @@ def leases(context: click.Context, admin: str, as_json: bool) -> None:
 def add(policy: str, version: str, name: str, ttl_s: float, reason: str, wait: bool, admin: str, as_json: bool) -> None:
     """Holds VERSION for a campaign, whose sessions ask for it with version "==1.2.3". Again: it lasts from now on."""
     client = client_of(admin)
-    body = {"name": name, "version": version, "ttl_s": ttl_s, "reason": reason, "by": _who()}
+    body = {"name": name, "version": version, "ttl_s": ttl_s, "reason": reason, "by": who()}
     path = f"/v1/policies/{policy}/leases"
     told = client.post(path, body)
     if wait:
@@ -94,23 +92,23 @@ def add(policy: str, version: str, name: str, ttl_s: float, reason: str, wait: b
 def end(policy: str, name: str, reason: str, admin: str, as_json: bool) -> None:
     """Ends the lease NAME: its campaign begins no more episodes, and its version may go."""
     path = f"/v1/policies/{policy}/leases/{name}"
-    _show(client_of(admin).delete(path, {"reason": reason, "by": _who()}), as_json)
+    _show(client_of(admin).delete(path, {"reason": reason, "by": who()}), as_json)
 
 
 def _show(lease: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(lease)
+        print_json(lease)
         return
     state = "held" if lease["is_held"] else "not held"
     click.echo(f"lease {lease['name']}: {lease['policy']}@{lease['version']} until {_moment(lease['until'])}, {state}")
 
 
 def _print_leases(told: list[dict[str, Any]]) -> None:
-    table = _table("NAME", "VERSION", "UNTIL", "HELD", "BY", "WHY")
+    rows = table("NAME", "VERSION", "UNTIL", "HELD", "BY", "WHY")
     for lease in told:
         held = "yes" if lease["is_held"] else "not yet"
-        table.add_row(lease["name"], lease["version"], _moment(lease["until"]), held, lease["by"], lease["reason"])
-    _print(table)
+        rows.add_row(lease["name"], lease["version"], _moment(lease["until"]), held, lease["by"], lease["reason"])
+    print_table(rows)
 
 
 def _moment(text: str) -> str:

@@ -7,19 +7,16 @@ from typing import Any
 import click
 import msgspec
 
-from pilliond.operator_cli import (
-    _print,
-    _print_json,
-    _show_operation,
-    _table,
-    _who,
+from pilliond.operator_options import (
     admin_option,
     client_of,
     command,
     json_option,
     reason_option,
     wait_option,
+    who,
 )
+from pilliond.operator_output import print_json, print_table, show_operation, table
 
 limit_option = click.option(
     "--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="At most so many."
@@ -35,7 +32,7 @@ def sessions(limit: int, after: int, admin: str, as_json: bool) -> None:
     """The live sessions: which version each leases, its handles and acts, and how long it has been silent."""
     told = client_of(admin).get("/v1/sessions", {"limit": limit, "after": after})
     if as_json:
-        _print_json(told)
+        print_json(told)
         return
     _print_sessions(told["sessions"])
     if told["next"] is not None:
@@ -52,7 +49,7 @@ def audit(limit: int, before: int | None, admin: str, as_json: bool) -> None:
     query = {"limit": limit} | ({} if before is None else {"before": before})
     told = client_of(admin).get("/v1/audit", query)
     if as_json:
-        _print_json(told)
+        print_json(told)
         return
     from pillion_artifacts.audit import Record
     from pillion_artifacts.listing import print_history
@@ -74,14 +71,14 @@ def audit(limit: int, before: int | None, admin: str, as_json: bool) -> None:
 def warmup(policy: str, version: str, reason: str, wait: bool, admin: str, as_json: bool) -> None:
     """Runs every bucket of a loaded version once, the stable one where none is named: after idleness, before an episode."""
     client = client_of(admin)
-    begun = client.post(f"/v1/policies/{policy}/warmup", {"version": version, "reason": reason, "by": _who()})
-    _show_operation(client, begun, wait, as_json)
+    begun = client.post(f"/v1/policies/{policy}/warmup", {"version": version, "reason": reason, "by": who()})
+    show_operation(client, begun, wait, as_json)
 
 
 def _print_sessions(told: list[dict[str, Any]]) -> None:
-    table = _table("SESSION", "CARRIER", "VERSION", "HANDLES", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S")
+    rows = table("SESSION", "CARRIER", "VERSION", "HANDLES", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S")
     for session in told:
-        table.add_row(
+        rows.add_row(
             str(session["id"]),
             session["carrier"],
             session["version"] + (" (held)" if session["is_of_campaign"] else ""),
@@ -92,4 +89,4 @@ def _print_sessions(told: list[dict[str, Any]]) -> None:
             session["fallback"],
             f"{session['idle_s']:.1f}",
         )
-    _print(table)
+    print_table(rows)

@@ -6,12 +6,11 @@ from typing import Any
 
 import click
 
+from pilliond.operator_output import print_table, table
+
 
 def print_shadow(told: dict[str, Any]) -> None:
     """Prints what `GET …/shadow` gives."""
-    from rich.console import Console
-    from rich.table import Table
-
     ended = f": {told['end_reason']}" if told["end_reason"] else ""
     click.echo(
         f"{told['policy']}@{told['version']} beside {told['live']}, share {told['share']:g}, {told['state']}{ended}"
@@ -22,15 +21,15 @@ def print_shadow(told: dict[str, Any]) -> None:
     )
     if told["agreement"] is not None:
         click.echo(f"the actions agree in {100 * told['agreement']:.2f} % of them ({told['agreement_means']})")
-    table = Table("OUTPUT", "AGREED", "DISTANCE MEAN", "MAX", box=None, pad_edge=False, header_style="bold")
+    rows = table("OUTPUT", "AGREED", "DISTANCE MEAN", "MAX")
     for output in told["outputs"]:
-        table.add_row(
+        rows.add_row(
             output["name"],
             str(output["agreed_rows"]),
             _number(output["distance_mean"]),
             _number(output["distance_max"]),
         )
-    Console(highlight=False).print(table)
+    print_table(rows)
     runs = told["inference"]
     if runs["batches"]:
         click.echo(

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -104,9 +104,14 @@ class AdminClient:
         found: dict[str, Any] = self.get("/v1/policies")["policies"][0]
         return found
 
-    def ended(self, operation: dict[str, Any]) -> dict[str, Any]:
-        """An operation as it is once it has ended; it waits for that. Raises `AdminError` where it failed."""
+    def ended(self, operation: dict[str, Any], on_step: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """An operation as it is once it has ended; it waits for that. Raises `AdminError` where it failed.
+
+        `on_step` is told at which step it is, again and again.
+        """
         while operation["outcome"] == "running":
+            if on_step is not None:
+                on_step(operation["step"])
             time.sleep(_LOOK_S)
             operation = self.get(f"/v1/operations/{operation['number']}")
         if operation["outcome"] != "done":

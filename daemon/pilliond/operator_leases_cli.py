@@ -19,7 +19,7 @@ from pilliond.operator_options import (
     who,
     why_option,
 )
-from pilliond.operator_output import print_json, print_table, table
+from pilliond.operator_output import print_json, print_table, table, wait_for
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -78,7 +78,7 @@ def add(policy: str, version: str, name: str, ttl_s: float, reason: str, wait: b
     path = f"/v1/policies/{policy}/leases"
     told = client.post(path, body)
     if wait:
-        client.ended(client.get(f"/v1/operations/{told['operation']}"))
+        wait_for(client, client.get(f"/v1/operations/{told['operation']}"))
         told = next(lease for lease in client.get(path)["leases"] if lease["name"] == name)
     _show(told, as_json)
 

@@ -20,6 +20,7 @@ from pillion_artifacts import Store
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.harness import ROOT, START_S_MAX, Daemon
+from tests.terminal import on_a_terminal
 
 
 def pillion_command(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
@@ -56,6 +57,13 @@ def test_an_operator_switches_looks_and_rolls_back(daemon: Daemon, tmp_path: Pat
     assert (rolled["version"], rolled["was"]) == ("1.0.0", "1.1.0")
     reasons = [record.reason for record in Store(tmp_path / "store").history(POLICY)[-2:]]
     assert reasons == ["it flies better", "it does not"]
+
+
+def test_who_waits_at_a_terminal_sees_at_which_step_it_is(daemon: Daemon) -> None:
+    words = ["stage", POLICY, "1.1.0", "--reason", "for tonight", "--wait", "--admin", daemon.admin]
+    out, shown = on_a_terminal([sys.executable, "-m", "pillion", *words])
+    assert re.fullmatch(rf"stage \d+: {POLICY}@1\.1\.0 done\n", out)
+    assert re.search(rf"{POLICY}@1\.1\.0: (starting|verifying|loading|certifying)", shown)
 
 
 def test_a_canary_and_a_shadow_each_change_their_own_part_of_the_route(daemon: Daemon, tmp_path: Path) -> None:

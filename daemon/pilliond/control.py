@@ -24,7 +24,9 @@ from pilliond.resumption import Resumption, admitted
 from pilliond.route_file import RouteFile
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
+from pilliond.spawner import Spawner
 from pilliond.supervisor import Supervisor
+from pilliond.turns import give_way
 
 
 async def serve(settings: Settings) -> None:
@@ -32,13 +34,16 @@ async def serve(settings: Settings) -> None:
     log = make_log(settings)
     access = Access.of(settings.admin, log)
     reference, stable = load_policy(settings)
-    supervisor = Supervisor(settings, stable, log)
+    spawner = Spawner()
+    supervisor = Supervisor(settings, stable, spawner, log)
     Resumption(settings, supervisor.residents, log).run(reference)
     releases = Releases(settings, supervisor, reference, log)
     evaluations = Evaluations(supervisor, releases, log)
     admin = Admin(supervisor, releases, evaluations, access)
     systemd = sdnotify.SystemdNotifier()
     try:
+        spawner.start()
+        give_way()
         admin_addresses = await admin.start(settings.admin, log)
 
         def on_ready(ready: Ready) -> None:
@@ -76,6 +81,7 @@ async def serve(settings: Settings) -> None:
     finally:
         await admin.stop()
         supervisor.close()
+        spawner.close()
 
 
 async def look_after(releases: Releases, evaluations: Evaluations) -> None:

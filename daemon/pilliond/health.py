@@ -63,6 +63,9 @@ class ServingProcess(msgspec.Struct, frozen=True):
     starts: int
     resident_bytes: int
     cpus: list[int] | msgspec.UnsetType = msgspec.UNSET
+    niceness: int | msgspec.UnsetType = msgspec.UNSET
+    slice_us: int | msgspec.UnsetType | None = msgspec.UNSET
+    """How long its turns on a CPU are that it shares; None where the kernel does not tell."""
     switch_interval_us: int | msgspec.UnsetType = msgspec.UNSET
     gc_frozen_objects: int | msgspec.UnsetType = msgspec.UNSET
 

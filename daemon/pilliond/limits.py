@@ -26,6 +26,13 @@ HEARTBEAT_MS: Final = 5_000
 SILENT_MS_MAX: Final = 600_000
 """A session silent for this long is ended, though its peer may live: its leases must not be held for ever."""
 
+SERVING_SLICE_US: Final = 100
+"""How long a turn of the serving process is on a CPU that it shares, the shortest that the kernel gives. Whoever has longer
+ones is interrupted when a message comes."""
+
+CONTROL_NICENESS: Final = 10
+"""How much nicer the control process is than the serving process: a tenth of its share where both want a CPU."""
+
 TICK_MS: Final = 100
 """How often the serving loop looks at its own lag."""
 

@@ -37,6 +37,7 @@ from pilliond.serving_loop import ServingLoop
 from pilliond.sessions import Sessions
 from pilliond.settings import ServingSettings, cpu_numbers
 from pilliond.transport import Transport
+from pilliond.turns import slice_us, take_short_turns
 from pilliond.version_loader import build_version, read_descriptor
 from pilliond.versions import Version
 from pilliond.zmq_transport import ZmqTransport
@@ -177,6 +178,8 @@ def describe_process() -> dict[str, Any]:
     """What `pin` and `settle` came to."""
     return {
         "cpus": sorted(os.sched_getaffinity(0)),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        "slice_us": slice_us(),
         "switch_interval_us": round(sys.getswitchinterval() * 1e6),
         "gc_frozen_objects": gc.get_freeze_count(),
     }
@@ -192,6 +195,8 @@ def main() -> int:
     """Runs one assignment; gives the exit code."""
     die_with_parent()
     take_all_descriptors()
+    # Before there are other threads, which take after this one.
+    take_short_turns()
     # The control process decides when to stop: a signal to the whole group must not cut a drain short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -56,6 +56,7 @@ from pilliond.residents import Residents
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.shares import Arm
+from pilliond.spawner import Spawner
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
 R = TypeVar("R", Loaded, Switched, Routed, Held, Warmed, Shadowed, SessionList)
@@ -76,11 +77,12 @@ class Supervisor:
     stable version, its arms and what is held for evaluations; after starts that failed, with the stable version alone.
     """
 
-    def __init__(self, settings: Settings, stable: SealedVersion, log: Any) -> None:
+    def __init__(self, settings: Settings, stable: SealedVersion, spawner: Spawner, log: Any) -> None:
         self.residents = Residents(stable)
         self.starts = 0
         self.ready: Ready | None = None
         self._settings = settings
+        self._spawner = spawner
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
@@ -272,7 +274,7 @@ class Supervisor:
         with serving_end:
             sealed = [each for version in self.residents for each in version.descriptors()]
             descriptors = (serving_end.fileno(), self._page_descriptor, *sealed)
-            self._process = subprocess.Popen(
+            self._process = self._spawner.spawn(
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,

@@ -28,6 +28,7 @@ from pilliond.refusals import REASONS
 from pilliond.releases import Releases
 from pilliond.scope import Scope
 from pilliond.settings import load_settings
+from pilliond.spawner import Spawner
 from pilliond.supervisor import Supervisor
 from pilliond.tokens_file import change_tokens
 from tests.conftest import StartDaemon
@@ -71,7 +72,7 @@ def endpoints() -> list[Endpoint]:
     settings = load_settings(None, {}, {"store": {"path": str(STORE), "policy": POLICY}})
     log = structlog.get_logger()
     reference, stable = load_policy(settings)
-    supervisor = Supervisor(settings, stable, log)
+    supervisor = Supervisor(settings, stable, Spawner(), log)
     releases = Releases(settings, supervisor, reference, log)
     try:
         return Admin(

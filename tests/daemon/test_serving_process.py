@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,11 +16,15 @@ import numpy as np
 import pytest
 
 import pillion
+from pilliond.limits import CONTROL_NICENESS, SERVING_SLICE_US
 from tests.conftest import StartDaemon
 from tests.harness import WAIT_S_MAX, Daemon
 
 OBSERVATION = np.zeros(8, np.float32)
 CPUS = sorted(os.sched_getaffinity(0))
+HAS_SLICES = tuple(map(int, platform.release().split(".")[:2])) >= (6, 12)
+"""Whether the kernel lets a thread choose how long its turns are."""
+
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SPIN_US = 1_000_000
 """The longest that may be set: a loop that looked for this long at one carrier alone would let the others wait."""
@@ -34,6 +40,11 @@ def allowed_cpus(pid: int) -> set[str]:
     """The `Cpus_allowed_list` of every thread of a process."""
     texts = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
     return {found[1] for text in texts if (found := re.search(r"^Cpus_allowed_list:\s*(\S+)$", text, re.MULTILINE))}
+
+
+def tasks(pid: int) -> list[int]:
+    """The threads of a process."""
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def wait_until_spinning_is(daemon: Daemon, spinning: bool) -> None:
@@ -54,6 +65,21 @@ def test_every_thread_of_the_serving_process_stays_on_its_cpus(start_daemon: Sta
     assert allowed_cpus(daemon.serving_pid) == {str(cpu)}
     assert daemon.health()["serving"]["cpus"] == [cpu]
     assert sorted(os.sched_getaffinity(daemon.pid)) == CPUS
+
+
+def test_the_serving_process_goes_first_and_so_does_its_successor(daemon: Daemon) -> None:
+    """Who was made nice may not be made less so without a privilege: the successor's parent has given way long ago."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    for start in (1, 2):
+        serving = daemon.health()["serving"]
+        assert (serving["starts"], serving["niceness"]) == (start, ours)
+        assert serving["slice_us"] == (SERVING_SLICE_US if HAS_SLICES else None)
+        assert {os.getpriority(os.PRIO_PROCESS, task) for task in tasks(serving["pid"])} == {ours}
+        niceness = [os.getpriority(os.PRIO_PROCESS, task) for task in tasks(daemon.pid)]
+        assert os.getpriority(os.PRIO_PROCESS, daemon.pid) == min(19, ours + CONTROL_NICENESS)
+        assert ours in niceness
+        os.kill(serving["pid"], signal.SIGKILL)
+        daemon.wait_for_event("ready", start + 1)
 
 
 def test_without_the_setting_it_runs_wherever_the_daemon_may(daemon: Daemon) -> None:

@@ -22,7 +22,7 @@ demo: .venv/bench.stamp
 	$(BIN)/pillion bench demo
 
 test: .venv/dev.stamp
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

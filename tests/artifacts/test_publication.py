@@ -353,8 +353,9 @@ class nobody:  # noqa: N801 - used as a statement
     def __enter__(self) -> None:
         for folder in [self._root, *(each for each in self._root.rglob("*") if each.is_dir())]:
             folder.chmod(0o555)
-        for parent in self._root.parents[:3]:
-            if parent.owner() != "root" or oct(parent.stat().st_mode)[-1] == "0":
+        for parent in self._root.parents:
+            found = parent.stat()
+            if found.st_uid == os.geteuid() and not found.st_mode & 0o005:
                 parent.chmod(0o755)
         if os.geteuid() == 0:
             os.seteuid(65534)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,18 @@ def test_a_canary_is_there_again_when_the_serving_process_was_killed_with_the_sa
     assert set(daemon.wait_for_event("versions_left_out")["policies"]) == {f"{POLICY}@1.1.0", f"{POLICY}@1.2.0"}
 
 
+def starting_pid(daemon: Daemon) -> int | None:
+    """The serving process, while it starts."""
+    told = daemon.health()
+    return told["serving"]["pid"] if told["phase"] in ("starting", "warming") else None
+
+
 def kill_as_it_starts(daemon: Daemon) -> None:
     """Kills the next serving process before it is ready."""
     deaths = len(daemon.events("serving_died"))
-    wait_until(lambda: daemon.health()["phase"] in ("starting", "warming") and daemon.health()["serving"]["pid"])
-    daemon.kill_serving()
+    while not (pid := starting_pid(daemon)):
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
     daemon.wait_for_event("serving_died", deaths + 1)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +253,12 @@ def shadow_process(daemon: Daemon) -> psutil.Process:
 
 def pages_of(pid: int) -> int:
     """Descriptors and mappings of shadows' pages in a process."""
-    descriptors = [entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir()]
-    mapped = Path(f"/proc/{pid}/maps").read_text()
-    return sum("pillion-shadow" in str(link) for link in descriptors) + mapped.count("pillion-shadow")
+    found = Path(f"/proc/{pid}/maps").read_text().count("pillion-shadow")
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        # A connection may be closed meanwhile.
+        with suppress(FileNotFoundError):
+            found += "pillion-shadow" in str(entry.readlink())
+    return found
 
 
 def audited(root: Path) -> list[tuple[str, str, str]]:

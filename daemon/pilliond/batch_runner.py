@@ -109,8 +109,8 @@ class BatchRunner:
 
     def _answer(self, groups: list[EpisodeGroup], replies: list[Reply]) -> None:
         acts = self._page.acts
-        dispatched_ns = self._dispatched_ns
-        ran_ns = self._ran_ns
+        dispatched_ns, ran_ns = self._dispatched_ns, self._ran_ns
+        rows, close = self._rows, self._close
         others = groups[0].version.places.other_outputs
         answered = len(groups)
         for group in groups:
@@ -136,15 +136,15 @@ class BatchRunner:
                 group.queued_ns - received_ns,
                 dispatched_ns - received_ns,
                 ran_ns - received_ns,
-                self._rows,
-                self._close,
+                rows,
+                close,
             )
             reply[0] = group.session.peer
             group.answered(reply, places)
             if group.states:
                 group.take_states()
             replies.append(reply)
-        self._page.batches += (self._rows, self._close, ran_ns - dispatched_ns, groups[0].version.place, answered)
+        self._page.batches += (rows, close, ran_ns - dispatched_ns, groups[0].version.place, answered)
 
     def answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
         """Answers an act that is not run any more with what its session declared."""

@@ -120,7 +120,8 @@ class EpisodeGroup:
     def keep(self) -> None:
         """Copies the observations of the act that waits, so that it can wait while others are received."""
         if self.slot is None:
-            self.tensors = list(map(bytes, self.tensors))
+            tensors = self.tensors
+            self.tensors = [bytes(tensors[0])] if len(tensors) == 1 else list(map(bytes, tensors))
 
     def settle(self) -> None:
         """Notes that the act that waits is answered, with an error: it may be sent again."""

@@ -130,6 +130,7 @@ class Sessions:
         self.draining = False
         self._router = router
         self._limits = limits
+        self._queue_rows_max = limits.queue_rows_max
         self._page = page
         self._queue = queue
         self._slots = SlotLeases(limits.slots_mb_max * 1_000_000)
@@ -244,7 +245,7 @@ class Sessions:
             sequence <= group.last_sequence
             or group.waiting
             or group.session.peer != message[0]
-            or self._queue.rows_waiting + group.rows > self._limits.queue_rows_max
+            or self._queue.rows_waiting + group.rows > self._queue_rows_max
             or self.draining
         ):
             return False
@@ -291,7 +292,7 @@ class Sessions:
             self._router.lease(group.session, 0)
         if group.waiting:
             self.answer_error(group, _superseded(act.sequence), replies)
-        elif self._queue.rows_waiting + group.rows > self._limits.queue_rows_max:
+        elif self._queue.rows_waiting + group.rows > self._queue_rows_max:
             raise self._no_room(group)
         if act.episode_start:
             group.mark_starts(act.episode_start, act.seeds)
@@ -358,7 +359,7 @@ class Sessions:
         return RemoteProtocolError(
             ErrorCode.OVERLOADED,
             "too many rows wait for the engine",
-            f"at most {self._limits.queue_rows_max} rows",
+            f"at most {self._queue_rows_max} rows",
             f"{self._queue.rows_waiting + group.rows}",
         )
 

@@ -24,6 +24,7 @@ from pilliond.transport import Peer, Reply, Sent, Transport
 
 _NANOSECONDS: Final = 1_000_000_000
 _OK: Final = Sent.OK
+_TICK_NS: Final = TICK_MS * 1_000_000
 _TICKS_PER_SWEEP: Final = max(1, HEARTBEAT_MS // 2 // TICK_MS)
 
 
@@ -74,7 +75,7 @@ class ServingLoop:
         gc.callbacks.append(self._on_gc)
         self._tick()
         try:
-            with Ticker(self._poller, TICK_MS * 1_000_000):
+            with Ticker(self._poller, _TICK_NS):
                 while self._stop_reason is None:
                     self.turn(self._wait())
         finally:
@@ -247,7 +248,8 @@ class ServingLoop:
             self._sessions.sweep(self._now_ns, self._replies)
             self._send_replies()
         self._turn_ns_max = 0
-        self._tick_due_ns = self._now_ns + TICK_MS * 1_000_000
+        # In step with the timer, however long this took: else it would be too early every other time.
+        self._tick_due_ns += ((self._now_ns - self._tick_due_ns) // _TICK_NS + 1) * _TICK_NS
 
     def _on_gc(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":

@@ -31,7 +31,14 @@ from pillion_protocol import (
 )
 from pillion_protocol.steps import ActStep
 from pilliond import metrics_page
-from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_LOOK_MAX, ROUNDS_PER_BATCH_MAX, SILENT_MS_MAX, ServingLimits
+from pilliond.limits import (
+    HEARTBEAT_MS,
+    MESSAGES_PER_LOOK_MAX,
+    ROUNDS_PER_BATCH_MAX,
+    SILENT_MS_MAX,
+    TICK_MS,
+    ServingLimits,
+)
 from pilliond.transport import Sent
 from tests.daemon.fakes import Bench, act, action_of, codes, observation
 
@@ -70,6 +77,22 @@ def test_what_a_carrier_has_but_the_poller_does_not_tell_of_is_taken_before_the_
     begun = bench.begin(bench.open())
     bench.transport.is_told = False
     assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
+
+
+def test_every_time_that_its_timer_wakes_it_is_a_tick_however_long_one_takes(bench: Bench) -> None:
+    ticks = []
+
+    def tick() -> None:
+        ticks.append(bench.clock.now_ns)
+        bench.clock.now_ns += 3_000_000
+
+    bench.loop.on_tick = tick
+    start_ns = bench.clock.now_ns
+    for number in range(10):
+        bench.clock.now_ns = start_ns + number * TICK_MS * 1_000_000
+        bench.loop.turn([])
+        bench.loop.turn([])
+    assert len(ticks) == 10
 
 
 def test_messages_of_one_descriptor_make_one_batch(bench: Bench) -> None:

@@ -35,10 +35,10 @@ def take_short_turns() -> None:
     """Asks for slices of `SERVING_SLICE_US`, with which whoever wakes up interrupts a thread that has longer ones.
 
     Without it a message waits until the turn of whatever else runs on that CPU is over, some milliseconds. Kernels before 6.12
-    take no notice.
+    take no notice. A thread of a real-time policy, as an operator gives it with chrt(1), has no slices, and keeps its policy.
     """
-    attributes = _attributes(os.SCHED_OTHER, SERVING_SLICE_US * _NS_PER_US)
-    _call(0, attributes, 0)
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        _call(0, _attributes(SERVING_SLICE_US * _NS_PER_US), 0)
 
 
 def slice_us() -> int | None:
@@ -50,10 +50,10 @@ def slice_us() -> int | None:
     return slice_ns // _NS_PER_US or None
 
 
-def _attributes(policy: int, slice_ns: int) -> ctypes.Array[ctypes.c_char]:
-    """The attributes of a thread of that policy, as nice as this one is."""
+def _attributes(slice_ns: int) -> ctypes.Array[ctypes.c_char]:
+    """Those of a thread of the usual policy, as nice as this one is."""
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
-    packed = _ATTRIBUTES.pack(_ATTRIBUTES.size, policy, 0, niceness, 0, slice_ns, 0, 0)
+    packed = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, niceness, 0, slice_ns, 0, 0)
     return ctypes.create_string_buffer(packed, _ATTRIBUTES.size)
 
 

@@ -1,0 +1,36 @@
+"""Turns: what a thread asks the kernel for, and what it leaves as an operator has set it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+TAKE = """
+import os, sys
+from pilliond.turns import take_short_turns
+os.sched_setscheduler(0, int(sys.argv[1]), os.sched_param(int(sys.argv[2])))
+take_short_turns()
+print(os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
+"""
+
+
+def policy_after(policy: int, priority: int) -> tuple[int, int]:
+    """Policy and priority of a process of these, when it has asked for short turns."""
+    words = [sys.executable, "-c", TAKE, str(policy), str(priority)]
+    came = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+    first, second = came.stdout.split()
+    return int(first), int(second)
+
+
+@pytest.mark.parametrize("policy", [os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE])
+def test_who_asks_for_short_turns_keeps_its_policy(policy: int) -> None:
+    assert policy_after(policy, 0) == (policy, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a real-time policy")
+@pytest.mark.parametrize("policy", [os.SCHED_FIFO, os.SCHED_RR])
+def test_a_real_time_policy_stays_as_the_operator_gave_it(policy: int) -> None:
+    assert policy_after(policy, 7) == (policy, 7)

@@ -76,7 +76,7 @@ class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ShadowBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be compared with the stable version, on a share of its episodes."""
 
-    version: Text
+    version: Version
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
 
 

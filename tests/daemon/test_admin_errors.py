@@ -93,6 +93,8 @@ def arm(**fields: Any) -> dict[str, Any]:
         ("PUT", ROUTE, arm(share="half"), {}, 400, "malformed"),
         ("PUT", ROUTE, b'{"arms": [{"name": "a", "version": "1.1.0", "share": NaN}]}', {}, 400, "malformed"),
         ("PUT", ROUTE, b'{"arms": [{"name": "a", "version": "1.1.0", "share": 1e999}]}', {}, 400, "malformed"),
+        ("PUT", ROUTE, {"arms": [], "shadow": {"version": ""}}, {}, 400, "malformed"),
+        ("PUT", ROUTE, {"arms": [], "shadow": {"version": "1.1.0", "share": 0}}, {}, 400, "malformed"),
         ("PUT", ROUTE, arm(name=""), {}, 400, "malformed"),
         ("PUT", ROUTE, arm(name="a\nb"), {}, 400, "malformed"),
         ("PUT", ROUTE, arm(name="stable"), {}, 400, "malformed"),

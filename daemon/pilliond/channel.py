@@ -20,7 +20,7 @@ from pilliond.certificate import Certificate
 from pilliond.limits import ServingLimits
 from pilliond.session_list import SessionTold
 from pilliond.settings import EngineSettings, ServingSettings, VersionSettings
-from pilliond.shares import Arm
+from pilliond.traffic_split import Arm
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS_MAX: Final = 2

@@ -43,8 +43,8 @@ from pilliond.kserve_tensors import (
 from pilliond.limits import KSERVE_ANSWER_S_MAX, KSERVE_REQUESTS_MAX, KSERVE_SEEDS_MAX
 from pilliond.metrics_page import Phase
 from pilliond.sealed_version import SealedVersion
-from pilliond.shares import salt_of, unit_of
 from pilliond.supervisor import Supervisor
+from pilliond.traffic_split import salt_of, unit_of
 
 _EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "sequence", "statistics"]
 _SEED_BITS: Final = 62

@@ -31,9 +31,9 @@ from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.shadow_process import ShadowProcess
 from pilliond.shadows import Shadows
-from pilliond.shares import Arm
 from pilliond.stager import Stager
 from pilliond.supervisor import Supervisor
+from pilliond.traffic_split import Arm
 from pilliond.trials import Trials
 
 FOLLOW_S: Final = 0.5

@@ -8,7 +8,7 @@ from pilliond.certificate import Certificate
 from pilliond.errors import SwitchError
 from pilliond.metrics_page import PLACES_MAX
 from pilliond.sealed_version import SealedVersion
-from pilliond.shares import Arm
+from pilliond.traffic_split import Arm
 
 
 class Residents:

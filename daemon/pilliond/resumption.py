@@ -16,7 +16,7 @@ from pilliond.residents import Residents
 from pilliond.route_file import RouteFile
 from pilliond.sealed_version import SealedVersion, seal
 from pilliond.settings import Settings
-from pilliond.shares import Arm
+from pilliond.traffic_split import Arm
 
 
 def admitted(store: Store, reference: str, trust: TrustPolicy) -> SealedVersion:

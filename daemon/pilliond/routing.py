@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import ErrorCode, Hello, RemoteProtocolError
-from pilliond.shares import salt_of, unit_of
+from pilliond.traffic_split import salt_of, unit_of
 from pilliond.versions import Version
 
 if TYPE_CHECKING:

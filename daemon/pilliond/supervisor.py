@@ -55,8 +55,8 @@ from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.residents import Residents
 from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
-from pilliond.shares import Arm
 from pilliond.spawner import Spawner
+from pilliond.traffic_split import Arm
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
 R = TypeVar("R", Loaded, Switched, Routed, Held, Warmed, Shadowed, SessionList)

@@ -18,7 +18,7 @@ from pilliond.shadow_comparison import Comparison
 from pilliond.shadow_page import ShadowPage
 from pilliond.shadow_ring import SeenBatch, ShadowRing
 from pilliond.shadow_states import ShadowStates
-from pilliond.shares import salt_of
+from pilliond.traffic_split import salt_of
 from pilliond.versions import Version
 
 LOOK_S: Final = 0.002

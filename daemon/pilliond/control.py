@@ -15,7 +15,7 @@ import structlog
 
 from pillion_artifacts import ArtifactError, Store
 from pilliond.access import Access
-from pilliond.admin import Admin
+from pilliond.admin.app import Admin
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
 from pilliond.evaluations import Evaluations

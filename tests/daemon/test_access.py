@@ -18,7 +18,7 @@ import structlog
 
 from pillion_artifacts import Store
 from pilliond.access import Access
-from pilliond.admin import Admin
+from pilliond.admin.app import Admin
 from pilliond.control import load_policy
 from pilliond.endpoints import Endpoint
 from pilliond.evaluations import Evaluations

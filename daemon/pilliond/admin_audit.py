@@ -11,7 +11,7 @@ from aiohttp import web
 
 from pillion_artifacts import Store
 from pillion_artifacts.audit import AuditPage
-from pilliond.endpoints import Endpoint, Scope, json_response, query_of
+from pilliond.admin.http.endpoints import Endpoint, Scope, json_response, query_of
 from pilliond.supervisor import Supervisor
 
 RECORDS_ASKED_MAX: Final = 1_000

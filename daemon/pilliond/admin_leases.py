@@ -10,13 +10,13 @@ import msgspec
 from aiohttp import web
 
 from pillion_artifacts.evaluations import EvaluationLease
+from pilliond.admin.http.endpoints import Endpoint, Scope, Text, Version, json_response
+from pilliond.admin.http.guard import asked_by
+from pilliond.admin.http.problems import ProblemError
 from pilliond.admin_policies import PolicyRoutes, Why
-from pilliond.endpoints import Endpoint, Scope, Text, Version, json_response
 from pilliond.evaluations import Evaluations
-from pilliond.guard import asked_by
 from pilliond.limits import EVALUATION_S_MAX
 from pilliond.operation import Operation
-from pilliond.problems import ProblemError
 from pilliond.releases import Releases
 
 LeaseName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -10,9 +10,10 @@ from aiohttp import web
 
 from pillion_artifacts import Resolved
 from pilliond import metrics_page
-from pilliond.endpoints import Endpoint, Scope, T, Text, Version, body_of, json_response
+from pilliond.admin.http.endpoints import Endpoint, Scope, T, Text, Version, body_of, json_response
+from pilliond.admin.http.guard import asked_by
+from pilliond.admin.http.problems import ProblemError
 from pilliond.errors import SwitchError
-from pilliond.guard import asked_by
 from pilliond.limits import ARMS_MAX
 from pilliond.metrics_page import PLACES, Phase
 from pilliond.operation import Operation, OperationTold
@@ -26,7 +27,6 @@ from pilliond.policy_state import (
     StoredVersion,
     VersionList,
 )
-from pilliond.problems import ProblemError
 from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion
 from pilliond.shadow_report import ShadowReport

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
-from pilliond.endpoints import Endpoint, Scope, json_response, query_of
+from pilliond.admin.http.endpoints import Endpoint, Scope, json_response, query_of
 from pilliond.session_list import SessionTold
 from pilliond.supervisor import Supervisor
 

@@ -14,8 +14,8 @@ import sdnotify
 import structlog
 
 from pillion_artifacts import ArtifactError, Store
-from pilliond.access import Access
 from pilliond.admin.app import Admin
+from pilliond.admin.http.access import Access
 from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
 from pilliond.evaluations import Evaluations

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 import pilliond
-from pilliond.endpoints import Endpoint, Scope, body_of, json_response
+from pilliond.admin.http.endpoints import Endpoint, Scope, body_of, json_response
 from pilliond.kserve_body import HEADER_LENGTH, Body, read_body
 from pilliond.kserve_client import Call, DataPath, Ran
 from pilliond.kserve_errors import ErrorBody, KServeError

@@ -9,8 +9,8 @@ import msgspec
 from aiohttp import web
 
 from pillion_protocol import ErrorCode
-from pilliond.problems import TYPE as PROBLEM_TYPE
-from pilliond.problems import Handler
+from pilliond.admin.http.problems import TYPE as PROBLEM_TYPE
+from pilliond.admin.http.problems import Handler
 
 RETRY_AFTER_S: Final = 1
 """When to ask again where the daemon could not at this moment."""

@@ -10,9 +10,9 @@ from typing import Any, get_args
 
 import click
 
+from pilliond.admin.http.token_file import change_tokens, tokens_to_change
+from pilliond.admin.http.tokens import ScopeWord, Token, new_token
 from pilliond.errors import SettingsError
-from pilliond.tokens import ScopeWord, Token, new_token
-from pilliond.tokens_file import change_tokens, tokens_to_change
 
 
 class TokenCommand(click.Command):

@@ -17,20 +17,20 @@ import pytest
 import structlog
 
 from pillion_artifacts import Store
-from pilliond.access import Access
 from pilliond.admin.app import Admin
+from pilliond.admin.http.access import Access
+from pilliond.admin.http.endpoints import Endpoint
+from pilliond.admin.http.problems import Problem
+from pilliond.admin.http.refusals import REASONS
+from pilliond.admin.http.scope import Scope
+from pilliond.admin.http.token_file import change_tokens
 from pilliond.control import load_policy
-from pilliond.endpoints import Endpoint
 from pilliond.evaluations import Evaluations
 from pilliond.limits import REFUSALS_BURST_MAX
-from pilliond.problems import Problem
-from pilliond.refusals import REASONS
 from pilliond.releases import Releases
-from pilliond.scope import Scope
 from pilliond.settings import load_settings
 from pilliond.spawner import Spawner
 from pilliond.supervisor import Supervisor
-from pilliond.tokens_file import change_tokens
 from tests.conftest import StartDaemon
 from tests.daemon.other_users import GROUP, OUTSIDER, as_user
 from tests.daemon.tokens import Answer, another_address, asked, make_token, make_tokens

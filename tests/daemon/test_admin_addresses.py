@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from pilliond.admin.http.tls import TlsIdentity
 from pilliond.errors import SettingsError
 from pilliond.settings import Settings, load_settings
-from pilliond.tls import TlsIdentity
 from tests.daemon.tokens import asked, make_token
 from tests.harness import ROOT, START_S_MAX, STORE, running
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import msgspec
 
-from pilliond.endpoints import Scope
+from pilliond.admin.http.endpoints import Scope
 from pilliond.kserve import KServeRoutes
 from pilliond.kserve_errors import ErrorBody
 from pilliond.supervisor import Supervisor

@@ -15,8 +15,8 @@ from aiohttp import web
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from pilliond.endpoints import Endpoint, Scope
-from pilliond.openapi import describe
+from pilliond.admin.http.endpoints import Endpoint, Scope
+from pilliond.admin.http.openapi import describe
 from tests.daemon.test_documents import commands
 from tests.harness import ROOT, Daemon
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilliond.admin.http.refusals import Refusals
 from pilliond.limits import REFUSALS_BURST_MAX, REFUSALS_PER_S, REFUSED_PEERS_MAX
-from pilliond.refusals import Refusals
 
 
 class Log:

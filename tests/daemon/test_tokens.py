@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from pilliond.admin.http.token_file import read_tokens
+from pilliond.admin.http.tokens import Token, find_token, format_tokens, new_token, parse_tokens
 from pilliond.errors import SettingsError
 from pilliond.limits import TOKENS_MAX
-from pilliond.tokens import Token, find_token, format_tokens, new_token, parse_tokens
-from pilliond.tokens_file import read_tokens
 from tests.daemon.tokens import make_token, make_tokens
 from tests.harness import ROOT, START_S_MAX
 

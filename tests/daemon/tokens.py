@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 
-from pilliond.tokens import ScopeWord, new_token
-from pilliond.tokens_file import change_tokens
+from pilliond.admin.http.token_file import change_tokens
+from pilliond.admin.http.tokens import ScopeWord, new_token
 from tests.harness import WAIT_S_MAX
 
 _addresses: Iterator[int] = count(2)

@@ -10,18 +10,21 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from pilliond.access import Access
+from pilliond.admin.http.access import Access
+from pilliond.admin.http.endpoints import Endpoint, Scope, json_response
+from pilliond.admin.http.guard import guard
+from pilliond.admin.http.listener import AdminSite, Visitors, bind
+from pilliond.admin.http.openapi import describe
+from pilliond.admin.http.problems import problems
+from pilliond.admin.http.server import AdminRunner
+from pilliond.admin.http.tls import TlsIdentity
 from pilliond.admin_audit import AuditRoutes
 from pilliond.admin_leases import LeaseRoutes
 from pilliond.admin_policies import PolicyRoutes
-from pilliond.admin_server import AdminRunner
 from pilliond.admin_sessions import SessionRoutes
-from pilliond.admin_site import AdminSite, Visitors, bind
-from pilliond.endpoints import Endpoint, Scope, json_response
 from pilliond.errors import FolderError
 from pilliond.evaluations import Evaluations
 from pilliond.exposition import PageCollector
-from pilliond.guard import guard
 from pilliond.health import Health, health_of
 from pilliond.info import Info, info_of
 from pilliond.kserve import KServeRoutes
@@ -29,12 +32,9 @@ from pilliond.kserve_errors import kserve_errors
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
 from pilliond.listen import SocketFile
 from pilliond.metrics_page import Phase
-from pilliond.openapi import describe
-from pilliond.problems import problems
 from pilliond.releases import Releases
 from pilliond.settings import AdminSettings
 from pilliond.supervisor import Supervisor
-from pilliond.tls import TlsIdentity
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
 _EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")

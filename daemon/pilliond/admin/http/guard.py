@@ -12,12 +12,12 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from pilliond.access import Access, Asker, Refused
-from pilliond.endpoints import Endpoint
+from pilliond.admin.http.access import Access, Asker, Refused
+from pilliond.admin.http.endpoints import Endpoint
+from pilliond.admin.http.problems import ProblemError
+from pilliond.admin.http.scope import Scope
 from pilliond.limits import ADMIN_BODY_S_MAX
 from pilliond.peer_user import user_id
-from pilliond.problems import ProblemError
-from pilliond.scope import Scope
 
 _ASKER: Final = "pilliond.asker"
 _IPV6_NEIGHBOURS: Final = 64

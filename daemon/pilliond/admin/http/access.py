@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from pilliond.admin.http.problems import ProblemError
+from pilliond.admin.http.refusals import Refusals
+from pilliond.admin.http.scope import Scope
+from pilliond.admin.http.token_file import TokensFile
+from pilliond.admin.http.tokens import Token, find_token
 from pilliond.peer_user import Connection, is_let_in, user_id
-from pilliond.problems import ProblemError
-from pilliond.refusals import Refusals
-from pilliond.scope import Scope
 from pilliond.settings import AdminSettings
-from pilliond.tokens import Token, find_token
-from pilliond.tokens_file import TokensFile
 
 _BEARER: Final = 'Bearer realm="pillion"'
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 import msgspec
 
 import pilliond
-from pilliond.endpoints import Endpoint, Scope
+from pilliond.admin.http.endpoints import Endpoint, Scope
+from pilliond.admin.http.problems import TYPE as PROBLEM_TYPE
+from pilliond.admin.http.problems import Problem
 from pilliond.operation import OperationTold
-from pilliond.problems import TYPE as PROBLEM_TYPE
-from pilliond.problems import Problem
 
 Tree = dict[str, Any]
 

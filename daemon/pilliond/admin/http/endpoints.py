@@ -10,8 +10,8 @@ import msgspec
 from aiohttp import web
 
 from pillion_artifacts.errors import UNREADABLE
-from pilliond.problems import Problem, ProblemError
-from pilliond.scope import Scope as Scope  # noqa: PLC0414  # a row of the table needs one
+from pilliond.admin.http.problems import Problem, ProblemError
+from pilliond.admin.http.scope import Scope as Scope  # noqa: PLC0414  # a row of the table needs one
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from pilliond.problems import problem, refusal
+from pilliond.admin.http.problems import problem, refusal
 
 
 class AdminRunner(web.AppRunner):

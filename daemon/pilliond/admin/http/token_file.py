@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from pilliond.admin.http.tokens import Token, format_tokens, parse_tokens
 from pilliond.errors import SettingsError
 from pilliond.secret_file import file_identity, read_secret
-from pilliond.tokens import Token, format_tokens, parse_tokens
 
 SETTING: Final = "admin.tokens_file"
 

@@ -16,9 +16,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from pilliond.admin.http.scope import Scope
 from pilliond.errors import SettingsError
 from pilliond.limits import TOKENS_MAX
-from pilliond.scope import Scope
 
 ScopeWord = Literal["view", "operate", "admin"]
 

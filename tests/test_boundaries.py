@@ -56,7 +56,7 @@ def test_the_serving_process_does_not_hold_the_client() -> None:
     came = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(came.stdout.split())
     assert "pilliond.serving_loop" in loaded
-    assert not loaded & {"pillion", "aiohttp", "pilliond.kserve_client"}
+    assert not loaded & {"pillion", "aiohttp", "pilliond.admin.kserve.data_path"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

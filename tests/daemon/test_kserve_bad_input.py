@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import pillion
 from pillion_protocol import ErrorCode
-from pilliond.kserve_errors import STATUSES
-from pilliond.kserve_messages import DATATYPES
+from pilliond.admin.kserve.errors import STATUSES
+from pilliond.admin.kserve.messages import DATATYPES
 from tests.conftest import StartDaemon
 from tests.harness import Daemon
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilliond.kserve_client import Call, DataPath
-from pilliond.kserve_errors import KServeError
-from pilliond.kserve_line import Target
+from pilliond.admin.kserve.connection import Target
+from pilliond.admin.kserve.data_path import Call, DataPath
+from pilliond.admin.kserve.errors import KServeError
 from pilliond.limits import (
     KSERVE_IDLE_HANDLE_S,
     KSERVE_IDLE_HANDLES_MAX,

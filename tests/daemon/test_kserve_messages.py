@@ -7,8 +7,8 @@ from typing import cast
 import msgspec
 
 from pilliond.admin.http.endpoints import Scope
-from pilliond.kserve import KServeRoutes
-from pilliond.kserve_errors import ErrorBody
+from pilliond.admin.kserve.errors import ErrorBody
+from pilliond.admin.kserve.routes import KServeRoutes
 from pilliond.supervisor import Supervisor
 
 

@@ -16,9 +16,9 @@ from tritonclient.utils import np_to_triton_dtype
 
 from pillion_protocol import Spec, TensorSpec
 from pillion_protocol.specs import DType
-from pilliond.kserve_errors import KServeError
-from pilliond.kserve_messages import DATATYPES, InferRequest, OutputTensor, RequestedOutput
-from pilliond.kserve_tensors import body_bytes_max, decode_inputs, encode_outputs, metadata_of
+from pilliond.admin.kserve.errors import KServeError
+from pilliond.admin.kserve.messages import DATATYPES, InferRequest, OutputTensor, RequestedOutput
+from pilliond.admin.kserve.tensors import body_bytes_max, decode_inputs, encode_outputs, metadata_of
 from pilliond.limits import KSERVE_BODY_BYTES_MAX
 
 Array = NDArray[Any]

@@ -18,6 +18,8 @@ from pilliond.admin.http.openapi import describe
 from pilliond.admin.http.problems import problems
 from pilliond.admin.http.server import AdminRunner
 from pilliond.admin.http.tls import TlsIdentity
+from pilliond.admin.kserve.errors import kserve_errors
+from pilliond.admin.kserve.routes import KServeRoutes
 from pilliond.admin_audit import AuditRoutes
 from pilliond.admin_leases import LeaseRoutes
 from pilliond.admin_policies import PolicyRoutes
@@ -27,8 +29,6 @@ from pilliond.evaluations import Evaluations
 from pilliond.exposition import PageCollector
 from pilliond.health import Health, health_of
 from pilliond.info import Info, info_of
-from pilliond.kserve import KServeRoutes
-from pilliond.kserve_errors import kserve_errors
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
 from pilliond.listen import SocketFile
 from pilliond.metrics_page import Phase

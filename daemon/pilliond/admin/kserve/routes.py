@@ -11,11 +11,11 @@ from aiohttp import web
 
 import pilliond
 from pilliond.admin.http.endpoints import Endpoint, Scope, body_of, json_response
-from pilliond.kserve_body import HEADER_LENGTH, Body, read_body
-from pilliond.kserve_client import Call, DataPath, Ran
-from pilliond.kserve_errors import ErrorBody, KServeError
-from pilliond.kserve_line import Target
-from pilliond.kserve_messages import (
+from pilliond.admin.kserve.body import HEADER_LENGTH, Body, read_body
+from pilliond.admin.kserve.connection import Target
+from pilliond.admin.kserve.data_path import Call, DataPath, Ran
+from pilliond.admin.kserve.errors import ErrorBody, KServeError
+from pilliond.admin.kserve.messages import (
     IndexEntry,
     IndexRequest,
     InferAnswer,
@@ -31,8 +31,8 @@ from pilliond.kserve_messages import (
     ServerMetadata,
     Statistics,
 )
-from pilliond.kserve_statistics import statistics_of
-from pilliond.kserve_tensors import (
+from pilliond.admin.kserve.statistics import statistics_of
+from pilliond.admin.kserve.tensors import (
     body_bytes_max,
     config_of,
     decode_inputs,

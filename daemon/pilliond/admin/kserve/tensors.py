@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pillion_protocol import Spec, TensorSpec
 from pillion_protocol.specs import DType
-from pilliond.kserve_errors import KServeError, bad_request
-from pilliond.kserve_messages import (
+from pilliond.admin.kserve.errors import KServeError, bad_request
+from pilliond.admin.kserve.messages import (
     DATATYPES,
     BinarySize,
     InferRequest,

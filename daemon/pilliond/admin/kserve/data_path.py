@@ -25,8 +25,8 @@ from pillion import (
     aio,
 )
 from pillion_protocol import ErrorCode
-from pilliond.kserve_errors import STATUSES, KServeError, bad_request
-from pilliond.kserve_line import Line, Lines, Target
+from pilliond.admin.kserve.connection import Line, Lines, Target
+from pilliond.admin.kserve.errors import STATUSES, KServeError, bad_request
 from pilliond.limits import KSERVE_SEQUENCE_IDLE_S, KSERVE_SEQUENCES_MAX
 
 Array = NDArray[Any]

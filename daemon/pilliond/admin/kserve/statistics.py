@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pilliond.kserve_messages import Duration, InferenceStatistics, ModelStatistics, Statistics
+from pilliond.admin.kserve.messages import Duration, InferenceStatistics, ModelStatistics, Statistics
 from pilliond.metrics_page import PLACES, Histogram, MetricsPage
 from pilliond.sealed_version import SealedVersion
 

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 import msgspec
 from aiohttp import web
 
-from pilliond.kserve_errors import KServeError, bad_request
-from pilliond.kserve_messages import InferRequest
+from pilliond.admin.kserve.errors import KServeError, bad_request
+from pilliond.admin.kserve.messages import InferRequest
 from pilliond.limits import KSERVE_BODY_S_MAX
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"

@@ -20,15 +20,15 @@ from pilliond.admin.http.server import AdminRunner
 from pilliond.admin.http.tls import TlsIdentity
 from pilliond.admin.kserve.errors import kserve_errors
 from pilliond.admin.kserve.routes import KServeRoutes
+from pilliond.admin.monitoring.health import Health, health_of
+from pilliond.admin.monitoring.info import Info, info_of
+from pilliond.admin.monitoring.prometheus import PageCollector
 from pilliond.admin_audit import AuditRoutes
 from pilliond.admin_leases import LeaseRoutes
 from pilliond.admin_policies import PolicyRoutes
 from pilliond.admin_sessions import SessionRoutes
 from pilliond.errors import FolderError
 from pilliond.evaluations import Evaluations
-from pilliond.exposition import PageCollector
-from pilliond.health import Health, health_of
-from pilliond.info import Info, info_of
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
 from pilliond.listen import SocketFile
 from pilliond.metrics_page import Phase

@@ -11,9 +11,9 @@ from prometheus_client.registry import Collector
 import pilliond
 from pillion_protocol import BatchClose
 from pilliond import metrics_page as page
+from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, Place
 from pilliond.releases import Releases
-from pilliond.shadow_exposition import shadow_metrics
 from pilliond.supervisor import Supervisor
 
 _NANOSECONDS: Final = 1e9

@@ -23,10 +23,10 @@ from pilliond.admin.kserve.routes import KServeRoutes
 from pilliond.admin.monitoring.health import Health, health_of
 from pilliond.admin.monitoring.info import Info, info_of
 from pilliond.admin.monitoring.prometheus import PageCollector
-from pilliond.admin_audit import AuditRoutes
-from pilliond.admin_leases import LeaseRoutes
-from pilliond.admin_policies import PolicyRoutes
-from pilliond.admin_sessions import SessionRoutes
+from pilliond.admin.v1.audit import AuditRoutes
+from pilliond.admin.v1.leases import LeaseRoutes
+from pilliond.admin.v1.policies import PolicyRoutes
+from pilliond.admin.v1.sessions import SessionRoutes
 from pilliond.errors import FolderError
 from pilliond.evaluations import Evaluations
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX

@@ -13,7 +13,7 @@ from pillion_artifacts.evaluations import EvaluationLease
 from pilliond.admin.http.endpoints import Endpoint, Scope, Text, Version, json_response
 from pilliond.admin.http.guard import asked_by
 from pilliond.admin.http.problems import ProblemError
-from pilliond.admin_policies import PolicyRoutes, Why
+from pilliond.admin.v1.policies import PolicyRoutes, Why
 from pilliond.evaluations import Evaluations
 from pilliond.limits import EVALUATION_S_MAX
 from pilliond.operation import Operation

@@ -13,11 +13,7 @@ from pilliond import metrics_page
 from pilliond.admin.http.endpoints import Endpoint, Scope, T, Text, Version, body_of, json_response
 from pilliond.admin.http.guard import asked_by
 from pilliond.admin.http.problems import ProblemError
-from pilliond.errors import SwitchError
-from pilliond.limits import ARMS_MAX
-from pilliond.metrics_page import PLACES, Phase
-from pilliond.operation import Operation, OperationTold
-from pilliond.policy_state import (
+from pilliond.admin.v1.policy_state import (
     ArmTold,
     Draining,
     PolicyList,
@@ -27,6 +23,10 @@ from pilliond.policy_state import (
     StoredVersion,
     VersionList,
 )
+from pilliond.errors import SwitchError
+from pilliond.limits import ARMS_MAX
+from pilliond.metrics_page import PLACES, Phase
+from pilliond.operation import Operation, OperationTold
 from pilliond.releases import Releases
 from pilliond.sealed_version import SealedVersion
 from pilliond.shadow_report import ShadowReport

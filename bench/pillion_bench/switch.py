@@ -25,7 +25,7 @@ from pillion_bench.placement import Placement
 from pillion_bench.switch_driver import OBSERVATIONS, SwitchPlan, SwitchResult
 from pillion_bench.variants import POLICY, publish_variant
 from pillion_bench.worker import Worker
-from pilliond.admin_client import AdminClient
+from pilliond.commands.admin_client import AdminClient
 from pilliond.onnx_engine import OnnxEngine
 
 VERSIONS: Final = ("1.0.0", "1.1.0", "1.2.0")

@@ -14,20 +14,23 @@ import pillion
 
 GROUPS: Final = {
     "artifact": ("pillion_artifacts.cli:artifact", "Publishes, verifies, signs and moves policies in a store."),
-    "audit": ("pilliond.operator_looks_cli:audit", "Who changed what of the policy that a daemon serves."),
+    "audit": ("pilliond.commands.inspect:audit", "Who changed what of the policy that a daemon serves."),
     "bench": ("pillion_bench.cli:bench", "Measures a daemon: load, replay, floors; and records episodes."),
-    "canary": ("pilliond.operator_cli:canary", "Lets another version answer a share of a daemon's new episodes."),
-    "drain": ("pilliond.operator_cli:drain", "Ends a daemon when all that has arrived is answered."),
-    "leases": ("pilliond.operator_leases_cli:leases", "The versions that a daemon holds for campaigns."),
-    "rollback": ("pilliond.operator_cli:rollback", "Lets a daemon go back to the version that served before."),
-    "sessions": ("pilliond.operator_looks_cli:sessions", "Who has a session with a daemon."),
-    "shadow": ("pilliond.operator_cli:shadow", "Compares another version with the live one, on a daemon's own rows."),
-    "stage": ("pilliond.operator_cli:stage", "Lets a daemon try a version and load it beside the live one."),
-    "status": ("pilliond.operator_cli:status", "Which version a daemon serves, and which are loaded."),
-    "switch": ("pilliond.operator_cli:switch", "Lets a daemon serve another version to new episodes."),
-    "token": ("pilliond.token_cli:token", "Makes, lists and takes back tokens for a daemon's admin port."),
-    "versions": ("pilliond.operator_cli:versions", "The versions in a daemon's store, and what they are to it."),
-    "warmup": ("pilliond.operator_looks_cli:warmup", "Lets a daemon run every bucket of a version once."),
+    "canary": ("pilliond.commands.versions:canary", "Lets another version answer a share of a daemon's new episodes."),
+    "drain": ("pilliond.commands.versions:drain", "Ends a daemon when all that has arrived is answered."),
+    "leases": ("pilliond.commands.leases:leases", "The versions that a daemon holds for campaigns."),
+    "rollback": ("pilliond.commands.versions:rollback", "Lets a daemon go back to the version that served before."),
+    "sessions": ("pilliond.commands.inspect:sessions", "Who has a session with a daemon."),
+    "shadow": (
+        "pilliond.commands.versions:shadow",
+        "Compares another version with the live one, on a daemon's own rows.",
+    ),
+    "stage": ("pilliond.commands.versions:stage", "Lets a daemon try a version and load it beside the live one."),
+    "status": ("pilliond.commands.versions:status", "Which version a daemon serves, and which are loaded."),
+    "switch": ("pilliond.commands.versions:switch", "Lets a daemon serve another version to new episodes."),
+    "token": ("pilliond.commands.tokens:token", "Makes, lists and takes back tokens for a daemon's admin port."),
+    "versions": ("pilliond.commands.versions:versions", "The versions in a daemon's store, and what they are to it."),
+    "warmup": ("pilliond.commands.inspect:warmup", "Lets a daemon run every bucket of a version once."),
 }
 """Where each command, or group of commands, is, and what the help says of it."""
 

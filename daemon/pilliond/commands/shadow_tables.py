@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pilliond.operator_output import print_table, table
+from pilliond.commands.output import print_table, table
 
 
 def print_shadow(told: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pilliond.admin_client import AdminClient
+from pilliond.commands.admin_client import AdminClient
 
 
 def show_operation(client: AdminClient, operation: dict[str, Any], wait: bool, as_json: bool) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from pilliond.admin_client import AdminError
-from pilliond.operator_options import (
+from pilliond.commands.admin_client import AdminError
+from pilliond.commands.options import (
     Failure,
     OperatorCommand,
     admin_option,
@@ -19,7 +19,7 @@ from pilliond.operator_options import (
     who,
     why_option,
 )
-from pilliond.operator_output import print_json, print_table, table, wait_for
+from pilliond.commands.output import print_json, print_table, table, wait_for
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 

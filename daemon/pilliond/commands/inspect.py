@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from pilliond.operator_options import (
+from pilliond.commands.options import (
     admin_option,
     client_of,
     command,
@@ -16,7 +16,7 @@ from pilliond.operator_options import (
     wait_option,
     who,
 )
-from pilliond.operator_output import print_json, print_table, show_operation, table
+from pilliond.commands.output import print_json, print_table, show_operation, table
 
 limit_option = click.option(
     "--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="At most so many."

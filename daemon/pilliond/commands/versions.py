@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from pilliond.operator_options import (
+from pilliond.commands.options import (
     admin_option,
     client_of,
     command,
@@ -17,8 +17,8 @@ from pilliond.operator_options import (
     who,
     why_option,
 )
-from pilliond.operator_output import print_json, print_table, show_operation, table
-from pilliond.shadow_tables import print_shadow
+from pilliond.commands.output import print_json, print_table, show_operation, table
+from pilliond.commands.shadow_tables import print_shadow
 
 _LOOK_S: Final = 0.05
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pillion_protocol.places import own_admin_address
-from pilliond.admin_client import AdminClient, AdminError, credentials_of
+from pilliond.commands.admin_client import AdminClient, AdminError, credentials_of
 
 
 class Failure(click.ClickException):

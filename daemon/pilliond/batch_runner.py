@@ -9,12 +9,12 @@ import numpy as np
 
 from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
 from pillion_protocol.steps import ActionStep
+from pilliond.core.episodes import EpisodeGroup
+from pilliond.core.sessions import Sessions
 from pilliond.engine import Array, EngineError
-from pilliond.episodes import EpisodeGroup
 from pilliond.joined_version import NamingStep
 from pilliond.metrics_page import PLACES, MetricsPage
 from pilliond.places import Places, is_finite
-from pilliond.sessions import Sessions
 from pilliond.shadow_tap import ShadowTap
 from pilliond.transport import Reply
 from pilliond.versions import Version

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pillion_artifacts.card import Distribution
 from pillion_protocol import Action, Fallback, Lease, encode
 from pillion_protocol.steps import ActionStep
+from pilliond.core.episodes import EpisodeGroup, Frame
 from pilliond.engine import Array
-from pilliond.episodes import EpisodeGroup, Frame
 from pilliond.places import Values
 from pilliond.versions import Version
 

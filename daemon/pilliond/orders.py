@@ -33,12 +33,12 @@ from pilliond.channel import (
     Warm,
     Warmed,
 )
+from pilliond.core.residency import Residence
+from pilliond.core.session_list import list_sessions
+from pilliond.core.sessions import Sessions
 from pilliond.engine import EngineError
 from pilliond.metrics_page import MetricsPage
 from pilliond.poller import Poller
-from pilliond.residence import Residence
-from pilliond.session_list import list_sessions
-from pilliond.sessions import Sessions
 from pilliond.shadow_tap import ShadowTap
 from pilliond.version_loader import Built, VersionLoader
 from pilliond.warmer import Warmer

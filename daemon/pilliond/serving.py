@@ -23,6 +23,10 @@ from pilliond import channel, metrics_page
 from pilliond.certifier import certify
 from pilliond.channel import Assignment, Event, Failed, LoadFailed, Ready, VersionOrder
 from pilliond.confinement import die_with_parent
+from pilliond.core.residency import Residence
+from pilliond.core.routing import Router
+from pilliond.core.scheduler import Scheduler
+from pilliond.core.sessions import Sessions
 from pilliond.engine import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.lane_transport import LaneTransport
@@ -30,11 +34,7 @@ from pilliond.listen import carrier_of
 from pilliond.metrics_page import MetricsPage, Phase
 from pilliond.orders import Orders
 from pilliond.poller import Poller
-from pilliond.residence import Residence
-from pilliond.routing import Router
-from pilliond.scheduler import Scheduler
 from pilliond.serving_loop import ServingLoop
-from pilliond.sessions import Sessions
 from pilliond.settings import ServingSettings, cpu_numbers
 from pilliond.transport import Transport
 from pilliond.turns import slice_us, take_short_turns

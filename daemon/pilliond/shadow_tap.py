@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from pilliond import shadow_page as cell
-from pilliond.episodes import EpisodeGroup
+from pilliond.core.episodes import EpisodeGroup
 from pilliond.joined_version import JoinedVersion
 from pilliond.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
 from pilliond.slots import Slot

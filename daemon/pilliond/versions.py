@@ -16,8 +16,8 @@ from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.slots import SlotLayout
 from pilliond.certificate import Certificate
+from pilliond.core.episodes import NEVER_NS, Frame
 from pilliond.engine import Array, EngineError, InlineEngine
-from pilliond.episodes import NEVER_NS, Frame
 from pilliond.places import Places, Values, finite_values
 from pilliond.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 

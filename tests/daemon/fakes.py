@@ -24,14 +24,14 @@ from pillion_protocol import (
     decode,
     encode,
 )
+from pilliond.core.routing import Router
+from pilliond.core.scheduler import Scheduler
+from pilliond.core.sessions import Sessions
 from pilliond.engine import Array, EngineError
 from pilliond.limits import ServingLimits
 from pilliond.metrics_page import MetricsPage, make_page
 from pilliond.poller import Events
-from pilliond.routing import Router
-from pilliond.scheduler import Scheduler
 from pilliond.serving_loop import ServingLoop
-from pilliond.sessions import Sessions
 from pilliond.transport import Sent
 from pilliond.versions import Identity, Version
 

@@ -10,12 +10,12 @@ import pytest
 
 from pillion_artifacts.card import Distribution
 from pillion_protocol import Action, Begin, Begun, End, Error, Goodbye, Spec, TensorSpec, decode
+from pilliond.core.residency import Residence
+from pilliond.core.routing import Router
+from pilliond.core.scheduler import Scheduler
+from pilliond.core.sessions import Sessions
 from pilliond.limits import ServingLimits
-from pilliond.residence import Residence
-from pilliond.routing import Router
-from pilliond.scheduler import Scheduler
 from pilliond.serving_loop import ServingLoop
-from pilliond.sessions import Sessions
 from pilliond.settings import VersionSettings
 from pilliond.versions import Identity, Version
 from tests.daemon.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, action_of, codes, observation

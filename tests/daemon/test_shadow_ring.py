@@ -15,7 +15,7 @@ from pillion_protocol import Begun
 from pillion_protocol.slots import write_generation
 from pilliond import shadow_page as cell
 from pilliond.channel import VersionOrder
-from pilliond.episodes import EpisodeGroup
+from pilliond.core.episodes import EpisodeGroup
 from pilliond.settings import EngineSettings
 from pilliond.shadow_channel import ShadowOrder
 from pilliond.shadow_page import BATCH_HEAD, ShadowPage, make_shadow_page

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from pilliond.admin.http.endpoints import Endpoint, Scope, json_response, query_of
-from pilliond.session_list import SessionTold
+from pilliond.core.session_list import SessionTold
 from pilliond.supervisor import Supervisor
 
 SESSIONS_ASKED_MAX: Final = 1_000

@@ -13,8 +13,8 @@ from pilliond.places import Place
 from pilliond.sampling import next_seeds
 
 if TYPE_CHECKING:
+    from pilliond.core.sessions import Session
     from pilliond.joined_version import NamingStep
-    from pilliond.sessions import Session
     from pilliond.slots import Slot, SlotArea
     from pilliond.transport import Reply
     from pilliond.versions import Version

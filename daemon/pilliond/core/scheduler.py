@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 
 from pillion_protocol import BatchClose
-from pilliond.episodes import NEVER_NS, EpisodeGroup
+from pilliond.core.episodes import NEVER_NS, EpisodeGroup
 
 
 class Batch:

@@ -8,9 +8,9 @@ from typing import Final
 
 import semver
 
-from pilliond.episodes import NEVER_NS
-from pilliond.routing import Router
-from pilliond.sessions import Sessions
+from pilliond.core.episodes import NEVER_NS
+from pilliond.core.routing import Router
+from pilliond.core.sessions import Sessions
 from pilliond.settings import VersionSettings
 from pilliond.versions import Version
 

@@ -10,7 +10,7 @@ import msgspec
 from pilliond.limits import HANDLES_PER_PIECE_MAX, SESSIONS_PER_PIECE_MAX
 
 if TYPE_CHECKING:
-    from pilliond.sessions import Session, Sessions
+    from pilliond.core.sessions import Session, Sessions
 
 _NANOSECONDS: Final = 1_000_000_000
 

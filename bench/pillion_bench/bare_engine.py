@@ -14,7 +14,7 @@ from pillion_bench.echo import PingOrder, PingResult
 from pillion_bench.errors import BenchError
 from pillion_bench.observations import real_observations
 from pillion_bench.worker import Pipe
-from pilliond.engine import EngineError, InlineEngine
+from pilliond.engine.interface import EngineError, InlineEngine
 
 
 class EnginePlan(msgspec.Struct, frozen=True):
@@ -27,8 +27,8 @@ class EnginePlan(msgspec.Struct, frozen=True):
 
 def run(pipe: Pipe) -> None:
     """Loads the policy, fills the buffer with observations, and times calls when told."""
+    from pilliond.engine.onnx import OnnxEngine
     from pilliond.limits import ServingLimits
-    from pilliond.onnx_engine import OnnxEngine
 
     plan = pipe.hear(EnginePlan)
     if plan is None:

@@ -26,7 +26,7 @@ from pillion_bench.switch_driver import OBSERVATIONS, SwitchPlan, SwitchResult
 from pillion_bench.variants import POLICY, publish_variant
 from pillion_bench.worker import Worker
 from pilliond.commands.admin_client import AdminClient
-from pilliond.onnx_engine import OnnxEngine
+from pilliond.engine.onnx import OnnxEngine
 
 VERSIONS: Final = ("1.0.0", "1.1.0", "1.2.0")
 """Two of them go back and forth; of three in turn, none is still loaded when it is switched to."""

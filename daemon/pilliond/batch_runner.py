@@ -11,10 +11,10 @@ from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError,
 from pillion_protocol.steps import ActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.sessions import Sessions
-from pilliond.engine import Array, EngineError
+from pilliond.engine.batch_buffers import Places, is_finite
+from pilliond.engine.interface import Array, EngineError
 from pilliond.joined_version import NamingStep
 from pilliond.metrics_page import PLACES, MetricsPage
-from pilliond.places import Places, is_finite
 from pilliond.shadow_tap import ShadowTap
 from pilliond.transport import Reply
 from pilliond.versions import Version

@@ -16,8 +16,8 @@ import msgspec
 
 from pillion_artifacts.card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
-from pilliond.certificate import Certificate
 from pilliond.core.session_list import SessionTold
+from pilliond.engine.batch_certificate import Certificate
 from pilliond.limits import ServingLimits
 from pilliond.settings import EngineSettings, ServingSettings, VersionSettings
 from pilliond.traffic_split import Arm

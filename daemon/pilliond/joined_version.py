@@ -17,8 +17,8 @@ from pillion_artifacts.card import Distribution
 from pillion_protocol import Action, Fallback, Lease, encode
 from pillion_protocol.steps import ActionStep
 from pilliond.core.episodes import EpisodeGroup, Frame
-from pilliond.engine import Array
-from pilliond.places import Values
+from pilliond.engine.batch_buffers import Values
+from pilliond.engine.interface import Array
 from pilliond.versions import Version
 
 MIXED_PLACE: Final = 0

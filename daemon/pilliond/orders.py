@@ -36,7 +36,7 @@ from pilliond.channel import (
 from pilliond.core.residency import Residence
 from pilliond.core.session_list import list_sessions
 from pilliond.core.sessions import Sessions
-from pilliond.engine import EngineError
+from pilliond.engine.interface import EngineError
 from pilliond.metrics_page import MetricsPage
 from pilliond.poller import Poller
 from pilliond.shadow_tap import ShadowTap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pilliond.certificate import Certificate
+from pilliond.engine.batch_certificate import Certificate
 from pilliond.errors import SwitchError
 from pilliond.metrics_page import PLACES_MAX
 from pilliond.sealed_version import SealedVersion

@@ -20,14 +20,14 @@ import numpy as np
 
 from pillion_artifacts.golden import decode_golden
 from pilliond import channel, metrics_page
-from pilliond.certifier import certify
 from pilliond.channel import Assignment, Event, Failed, LoadFailed, Ready, VersionOrder
 from pilliond.confinement import die_with_parent
 from pilliond.core.residency import Residence
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
-from pilliond.engine import EngineError
+from pilliond.engine.certifier import certify
+from pilliond.engine.interface import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.lane_transport import LaneTransport
 from pilliond.listen import carrier_of

@@ -29,7 +29,7 @@ def main() -> int:
     end = socket.socket(fileno=int(sys.argv[1]))
     # What is imported from here on is imported at the lowest priority.
     from pilliond import shadow_channel
-    from pilliond.engine import EngineError
+    from pilliond.engine.interface import EngineError
     from pilliond.errors import DaemonError
     from pilliond.shadow_channel import ShadowFailed, ShadowReady
     from pilliond.shadow_ring import RingError

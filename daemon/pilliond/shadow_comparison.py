@@ -11,7 +11,7 @@ from pillion_artifacts.card import Tolerance
 from pillion_artifacts.golden import is_equal
 from pillion_protocol import Spec, TensorSpec
 from pilliond import shadow_page as cell
-from pilliond.engine import Array
+from pilliond.engine.interface import Array
 from pilliond.shadow_page import DISTANCE_BUCKETS, OUTPUTS, OUTPUTS_MAX, ShadowPage
 from pilliond.versions import ACTION
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_protocol import Spec
 from pilliond import shadow_page as cell
-from pilliond.engine import Array
+from pilliond.engine.interface import Array
 from pilliond.shadow_page import ACT_HEAD, ANSWERED, BATCH_HEAD, DRAWN, ShadowPage
 
 

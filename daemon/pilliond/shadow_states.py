@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from pilliond.engine import Array
+from pilliond.engine.interface import Array
 from pilliond.shadow_ring import SeenBatch
 from pilliond.versions import Version
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from pillion_protocol.slots import SLOTS, SlotLayout, read_generation
-from pilliond.engine import Array
+from pilliond.engine.interface import Array
 
 if TYPE_CHECKING:
     from pilliond.versions import Version

@@ -26,7 +26,7 @@ def main() -> int:
     end = socket.socket(fileno=int(sys.argv[1]))
     # What is imported from here on is imported at the lowest priority.
     from pilliond import staging_channel
-    from pilliond.engine import EngineError
+    from pilliond.engine.interface import EngineError
     from pilliond.errors import DaemonError
     from pilliond.staging_channel import StageFailed
 
@@ -51,7 +51,7 @@ def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
     from pillion_artifacts.golden import decode_golden
     from pilliond import staging_channel
     from pilliond.admission import admit
-    from pilliond.certifier import certify
+    from pilliond.engine.certifier import certify
     from pilliond.errors import BadPolicyError
     from pilliond.sealed_version import seal
     from pilliond.staging_channel import Staged, StageStep

@@ -12,7 +12,7 @@ import msgspec
 
 from pillion_artifacts.card import ModelCard
 from pillion_artifacts.trust import TrustPolicy
-from pilliond.certificate import Certificate
+from pilliond.engine.batch_certificate import Certificate
 from pilliond.settings import EngineSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20

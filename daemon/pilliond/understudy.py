@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilliond import shadow_page as cell
-from pilliond.engine import Array, EngineError
+from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.sampling import mix
 from pilliond.metrics_page import LATENCY_BUCKETS_NS
-from pilliond.sampling import mix
 from pilliond.shadow_channel import ShadowOrder
 from pilliond.shadow_comparison import Comparison
 from pilliond.shadow_page import ShadowPage

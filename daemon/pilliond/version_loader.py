@@ -13,10 +13,10 @@ import msgspec
 
 from pillion_protocol import Spec
 from pilliond.channel import VersionOrder
-from pilliond.engine import EngineError
+from pilliond.engine.interface import EngineError
+from pilliond.engine.onnx import OnnxEngine
+from pilliond.engine.parity import check_parity
 from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
-from pilliond.onnx_engine import OnnxEngine
-from pilliond.parity import check_parity
 from pilliond.poller import Poller
 from pilliond.settings import EngineSettings
 from pilliond.stall_probe import StallProbe

@@ -15,11 +15,11 @@ from pillion_artifacts.card import Distribution
 from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.slots import SlotLayout
-from pilliond.certificate import Certificate
 from pilliond.core.episodes import NEVER_NS, Frame
-from pilliond.engine import Array, EngineError, InlineEngine
-from pilliond.places import Places, Values, finite_values
-from pilliond.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
+from pilliond.engine.batch_buffers import Places, Values, finite_values
+from pilliond.engine.batch_certificate import Certificate
+from pilliond.engine.interface import Array, EngineError, InlineEngine
+from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 
 ACTION: Final = "action"
 LOG_PROBABILITY: Final = "log_probability"

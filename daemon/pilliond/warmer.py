@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pilliond.engine import InlineEngine
+from pilliond.engine.interface import InlineEngine
 from pilliond.versions import Version
 
 

@@ -13,7 +13,7 @@ import pytest
 import pillion
 from pillion_artifacts import Artifact, Store
 from pillion_protocol import TensorSpec, spec_hash
-from pilliond.sampling import next_seeds, sample_categorical, sample_diagonal_gaussian
+from pilliond.engine.sampling import next_seeds, sample_categorical, sample_diagonal_gaussian
 from tests.clients.conftest import LOG_STD, WEIGHTS
 from tests.harness import STORE, Daemon
 

@@ -27,7 +27,7 @@ from pillion_protocol import (
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
-from pilliond.engine import Array, EngineError
+from pilliond.engine.interface import Array, EngineError
 from pilliond.limits import ServingLimits
 from pilliond.metrics_page import MetricsPage, make_page
 from pilliond.poller import Events

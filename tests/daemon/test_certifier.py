@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pillion_artifacts import Artifact, Store
-from pilliond.certificate import Certificate
-from pilliond.certifier import certify
-from pilliond.engine import EngineError
-from pilliond.onnx_engine import OnnxEngine
+from pilliond.engine.batch_certificate import Certificate
+from pilliond.engine.certifier import certify
+from pilliond.engine.interface import EngineError
+from pilliond.engine.onnx import OnnxEngine
 from tests.daemon.touchy_policies import LARGE_WIDTH, model_of, publish_rounded, publish_sociable
 from tests.harness import STORE
 

@@ -11,9 +11,9 @@ import pytest
 from pillion_artifacts import Artifact, Store
 from pillion_artifacts.card import Distribution
 from pillion_protocol import Spec, TensorSpec
-from pilliond.buckets import buckets_for
-from pilliond.engine import EngineError
-from pilliond.onnx_engine import OnnxEngine
+from pilliond.engine.buckets import buckets_for
+from pilliond.engine.interface import EngineError
+from pilliond.engine.onnx import OnnxEngine
 from pilliond.versions import Identity, Version
 from tests.daemon.fakes import SPEC, CountingEngine
 

@@ -7,7 +7,7 @@ import pytest
 
 from pillion_protocol import TensorSpec
 from pillion_protocol.specs import DType
-from pilliond.places import Places, finite_values, is_finite
+from pilliond.engine.batch_buffers import Places, finite_values, is_finite
 
 ROWS = 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pilliond.sampling import (
+from pilliond.engine.sampling import (
     mix,
     next_seeds,
     sample_categorical,

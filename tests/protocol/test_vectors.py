@@ -29,7 +29,7 @@ from pillion_protocol import (
     spec_hash,
 )
 from pillion_protocol.codec import STRUCTS
-from pilliond.sampling import (
+from pilliond.engine.sampling import (
     mix,
     next_seeds,
     sample_categorical,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol.steps import ActionStep
-from pilliond.places import Place
-from pilliond.sampling import next_seeds
+from pilliond.engine.batch_buffers import Place
+from pilliond.engine.sampling import next_seeds
 
 if TYPE_CHECKING:
     from pilliond.core.sessions import Session

@@ -8,7 +8,7 @@ import numpy as np
 
 from pillion_protocol.steps import ActionStep
 from pilliond.core.episodes import EpisodeGroup
-from pilliond.engine import Array
+from pilliond.engine.interface import Array
 from pilliond.joined_version import JoinedVersion, NamingStep
 from pilliond.versions import Version
 

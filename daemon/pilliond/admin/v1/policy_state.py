@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pilliond.certificate import Certificate
+from pilliond.engine.batch_certificate import Certificate
 from pilliond.operation import OperationTold
 
 

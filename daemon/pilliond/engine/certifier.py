@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pillion_artifacts.card import StateCard
 from pillion_artifacts.golden import Arrays, is_equal
 from pillion_protocol import Spec, TensorSpec
-from pilliond.buckets import buckets_for
-from pilliond.certificate import CLOSE, EXACT, WORSE, Certificate
-from pilliond.engine import Array, EngineError, InlineEngine
+from pilliond.engine.batch_certificate import CLOSE, EXACT, WORSE, Certificate
+from pilliond.engine.buckets import buckets_for
+from pilliond.engine.interface import Array, EngineError, InlineEngine
 
 OBSERVATIONS_MAX: Final = 64
 """Observations that are tried; of golden pairs the first so many."""

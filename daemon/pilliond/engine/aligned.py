@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 
-from pilliond.engine import Array
+from pilliond.engine.interface import Array
 
 ALIGNMENT_BYTES: Final = 64
 """A line of the cache, and the widest vector register."""

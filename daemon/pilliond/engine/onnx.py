@@ -15,9 +15,9 @@ import onnxruntime
 
 from pillion_artifacts.card import StateCard
 from pillion_protocol import Spec, TensorSpec
-from pilliond.aligned import Piece, aligned_zeros
-from pilliond.buckets import buckets_for
-from pilliond.engine import Array, EngineError
+from pilliond.engine.aligned import Piece, aligned_zeros
+from pilliond.engine.buckets import buckets_for
+from pilliond.engine.interface import Array, EngineError
 
 WARM_UP_RUNS: Final = 3
 """Runs of each bucket before READY: the first allocates, the second plans memory, the third is as all others."""

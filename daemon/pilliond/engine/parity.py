@@ -8,7 +8,7 @@ from pillion_artifacts import InvalidArtifactError
 from pillion_artifacts.card import StateCard, Tolerance
 from pillion_artifacts.golden import Arrays, check_golden, decode_golden
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine import EngineError, InlineEngine
+from pilliond.engine.interface import EngineError, InlineEngine
 
 
 def check_parity(

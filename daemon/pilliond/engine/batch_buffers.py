@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from pillion_protocol import TensorSpec
-from pilliond.engine import Array
+from pilliond.engine.interface import Array
 
 _FEW: Final = 64
 _SUMMED_BY_PYTHON: Final = "fd"

@@ -13,8 +13,8 @@ from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_buffers import Places, is_finite
 from pilliond.engine.interface import Array, EngineError
+from pilliond.ipc.metrics_page import PLACES, MetricsPage
 from pilliond.joined_version import NamingStep
-from pilliond.metrics_page import PLACES, MetricsPage
 from pilliond.shadow_tap import ShadowTap
 from pilliond.transport import Reply
 from pilliond.versions import Version

@@ -16,13 +16,13 @@ import structlog
 from pillion_artifacts import ArtifactError, Store
 from pilliond.admin.app import Admin
 from pilliond.admin.http.access import Access
-from pilliond.channel import Ready
 from pilliond.errors import BadPolicyError
 from pilliond.evaluations import Evaluations
+from pilliond.ipc.control_channel import Ready
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.releases import Releases
 from pilliond.resumption import Resumption, admitted
 from pilliond.route_file import RouteFile
-from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.spawner import Spawner
 from pilliond.supervisor import Supervisor

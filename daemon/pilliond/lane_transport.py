@@ -19,8 +19,8 @@ from pillion_protocol.lane import (
 )
 from pillion_protocol.steps import ACT_STEP_BYTES, Packed
 from pilliond.errors import AddressInUseError, ListenError
+from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
-from pilliond.metrics_page import MetricsPage
 from pilliond.peer_user import is_let_in
 from pilliond.poller import Events, Poller
 from pilliond.slots import SlotArea

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pilliond.metrics_page import LATENCY_BUCKETS_NS, PLACES, MetricsPage
+from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS, PLACES, MetricsPage
 
 SECONDS: Final = 10
 """How far back it looks, a look a second."""

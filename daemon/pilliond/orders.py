@@ -9,8 +9,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
-from pilliond import channel, metrics_page
-from pilliond.channel import (
+from pilliond.core.residency import Residence
+from pilliond.core.session_list import list_sessions
+from pilliond.core.sessions import Sessions
+from pilliond.engine.interface import EngineError
+from pilliond.ipc import control_channel as channel
+from pilliond.ipc import metrics_page
+from pilliond.ipc.control_channel import (
     Assignment,
     Drain,
     EndShadow,
@@ -33,11 +38,7 @@ from pilliond.channel import (
     Warm,
     Warmed,
 )
-from pilliond.core.residency import Residence
-from pilliond.core.session_list import list_sessions
-from pilliond.core.sessions import Sessions
-from pilliond.engine.interface import EngineError
-from pilliond.metrics_page import MetricsPage
+from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.poller import Poller
 from pilliond.shadow_tap import ShadowTap
 from pilliond.version_loader import Built, VersionLoader

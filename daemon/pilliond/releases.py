@@ -23,11 +23,11 @@ from pillion_artifacts.leases import Lease
 from pillion_artifacts.names import parse_reference
 from pillion_artifacts.routes import RouteArm
 from pilliond.errors import NotReadyError, SwitchError
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.live_window import LiveWindow
 from pilliond.operation import Kind, Operation, Outcome, begin_operation
 from pilliond.probation import Probation
 from pilliond.route_file import RouteFile
-from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.shadow_process import ShadowProcess
 from pilliond.shadows import Shadows

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from pilliond.engine.batch_certificate import Certificate
 from pilliond.errors import SwitchError
-from pilliond.metrics_page import PLACES_MAX
-from pilliond.sealed_version import SealedVersion
+from pilliond.ipc.metrics_page import PLACES_MAX
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.traffic_split import Arm
 
 

@@ -11,10 +11,10 @@ from pillion_artifacts.leases import Lease
 from pillion_artifacts.trust import TrustPolicy
 from pilliond.admission import admit
 from pilliond.errors import BadPolicyError, DaemonError
+from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.limits import ARMS_MAX
 from pilliond.residents import Residents
 from pilliond.route_file import RouteFile
-from pilliond.sealed_version import SealedVersion, seal
 from pilliond.settings import Settings
 from pilliond.traffic_split import Arm
 

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 
 from pillion_artifacts.golden import decode_golden
-from pilliond import channel, metrics_page
-from pilliond.channel import Assignment, Event, Failed, LoadFailed, Ready, VersionOrder
 from pilliond.confinement import die_with_parent
 from pilliond.core.residency import Residence
 from pilliond.core.routing import Router
@@ -29,9 +27,12 @@ from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
+from pilliond.ipc import control_channel as channel
+from pilliond.ipc import metrics_page
+from pilliond.ipc.control_channel import Assignment, Event, Failed, LoadFailed, Ready, VersionOrder
+from pilliond.ipc.metrics_page import MetricsPage, Phase
 from pilliond.lane_transport import LaneTransport
 from pilliond.listen import carrier_of
-from pilliond.metrics_page import MetricsPage, Phase
 from pilliond.orders import Orders
 from pilliond.poller import Poller
 from pilliond.serving_loop import ServingLoop

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pillion_protocol import BatchClose
-from pilliond import metrics_page as page_cells
 from pilliond.batch_runner import BatchRunner
 from pilliond.core.scheduler import Batch, Scheduler
 from pilliond.core.sessions import Sessions
+from pilliond.ipc import metrics_page as page_cells
+from pilliond.ipc.metrics_page import SAMPLES_MAX, MetricsPage
 from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_LOOK_MAX, ROUNDS_PER_BATCH_MAX, TICK_MS
-from pilliond.metrics_page import SAMPLES_MAX, MetricsPage
 from pilliond.poller import EVENTS_MAX, Events, Poller
 from pilliond.shadow_tap import ShadowTap
 from pilliond.timers import Ticker

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pilliond.confinement import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
-    from pilliond.shadow_channel import ShadowOrder
+    from pilliond.ipc.shadow_channel import ShadowOrder
     from pilliond.understudy import Understudy
 
 
@@ -28,10 +28,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
     # What is imported from here on is imported at the lowest priority.
-    from pilliond import shadow_channel
     from pilliond.engine.interface import EngineError
     from pilliond.errors import DaemonError
-    from pilliond.shadow_channel import ShadowFailed, ShadowReady
+    from pilliond.ipc import shadow_channel
+    from pilliond.ipc.shadow_channel import ShadowFailed, ShadowReady
     from pilliond.shadow_ring import RingError
 
     order, model_descriptor, page_descriptor = shadow_channel.receive_order(end)
@@ -51,7 +51,7 @@ def main() -> int:
 
 def prepare(order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> Understudy:
     """The version of the order, warm, and the ring that it reads; raises `EngineError`."""
-    from pilliond.shadow_page import ShadowPage
+    from pilliond.ipc.shadow_page import ShadowPage
     from pilliond.understudy import Understudy
     from pilliond.version_loader import build_version, read_descriptor
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pillion_artifacts.card import Tolerance
 from pillion_artifacts.golden import is_equal
 from pillion_protocol import Spec, TensorSpec
-from pilliond import shadow_page as cell
 from pilliond.engine.interface import Array
-from pilliond.shadow_page import DISTANCE_BUCKETS, OUTPUTS, OUTPUTS_MAX, ShadowPage
+from pilliond.ipc import shadow_page as cell
+from pilliond.ipc.shadow_page import DISTANCE_BUCKETS, OUTPUTS, OUTPUTS_MAX, ShadowPage
 from pilliond.versions import ACTION
 
 _EDGES: Final = np.array(DISTANCE_BUCKETS)

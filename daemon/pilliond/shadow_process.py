@@ -12,14 +12,14 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts.card import Tolerance
-from pilliond import shadow_channel
 from pilliond.confinement import CHILD_ENVIRONMENT
 from pilliond.errors import SwitchError
+from pilliond.ipc import shadow_channel
+from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.ipc.shadow_channel import ShadowFailed, ShadowOrder, ShadowReady
+from pilliond.ipc.shadow_page import ShadowCounts, ShadowPage, make_shadow_page
 from pilliond.limits import SHADOW_START_S_MAX
-from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
-from pilliond.shadow_channel import ShadowFailed, ShadowOrder, ShadowReady
-from pilliond.shadow_page import ShadowCounts, ShadowPage, make_shadow_page
 
 _BYTES_PER_MB: Final = 1_000_000
 _PAGE: Final = 4_096

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol import Spec
-from pilliond import shadow_page as cell
 from pilliond.engine.interface import Array
-from pilliond.shadow_page import ACT_HEAD, ANSWERED, BATCH_HEAD, DRAWN, ShadowPage
+from pilliond.ipc import shadow_page as cell
+from pilliond.ipc.shadow_page import ACT_HEAD, ANSWERED, BATCH_HEAD, DRAWN, ShadowPage
 
 
 class RingError(Exception):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from pilliond import shadow_page as cell
 from pilliond.core.episodes import EpisodeGroup
+from pilliond.ipc import shadow_page as cell
+from pilliond.ipc.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
 from pilliond.joined_version import JoinedVersion
-from pilliond.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
 from pilliond.slots import Slot
 from pilliond.versions import Version
 

@@ -13,9 +13,9 @@ import msgspec
 
 from pillion_artifacts import Resolved
 from pillion_protocol import encode_spec
-from pilliond import shadow_page as cell
 from pilliond.errors import SwitchError
-from pilliond.sealed_version import SealedVersion
+from pilliond.ipc import shadow_page as cell
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.shadow_process import ShadowProcess
 from pilliond.shadow_report import (

@@ -16,13 +16,13 @@ import msgspec
 
 from pillion_artifacts import Resolved
 from pillion_artifacts.leases import Lease
-from pilliond import staging_channel
 from pilliond.confinement import CHILD_ENVIRONMENT
 from pilliond.errors import SwitchError
+from pilliond.ipc import staging_channel
+from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.ipc.staging_channel import Staged, StageFailed, StageOrder, StageStep
 from pilliond.live_window import LiveWindow, Reading
-from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
-from pilliond.staging_channel import Staged, StageFailed, StageOrder, StageStep
 from pilliond.staging_guard import Pace, StagingGuard
 
 PAUSED: Final = "paused"

@@ -16,7 +16,7 @@ from pilliond.confinement import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
     from pillion_artifacts.golden import Arrays
-    from pilliond.staging_channel import Staged, StageOrder
+    from pilliond.ipc.staging_channel import Staged, StageOrder
 
 
 def main() -> int:
@@ -25,10 +25,10 @@ def main() -> int:
     step_aside()
     end = socket.socket(fileno=int(sys.argv[1]))
     # What is imported from here on is imported at the lowest priority.
-    from pilliond import staging_channel
     from pilliond.engine.interface import EngineError
     from pilliond.errors import DaemonError
-    from pilliond.staging_channel import StageFailed
+    from pilliond.ipc import staging_channel
+    from pilliond.ipc.staging_channel import StageFailed
 
     order = staging_channel.receive_order(end)
     limit_memory(order.memory_mb_max)
@@ -49,12 +49,12 @@ def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
     """Everything that is asked of a version; raises `BadPolicyError` or `EngineError`."""
     from pillion_artifacts import Resolved, Store
     from pillion_artifacts.golden import decode_golden
-    from pilliond import staging_channel
     from pilliond.admission import admit
     from pilliond.engine.certifier import certify
     from pilliond.errors import BadPolicyError
-    from pilliond.sealed_version import seal
-    from pilliond.staging_channel import Staged, StageStep
+    from pilliond.ipc import staging_channel
+    from pilliond.ipc.sealed_version import seal
+    from pilliond.ipc.staging_channel import Staged, StageStep
     from pilliond.version_loader import build_version, read_descriptor
 
     def say(step: str) -> None:

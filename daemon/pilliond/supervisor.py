@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pilliond import channel, metrics_page
-from pilliond.channel import (
+from pilliond.confinement import CHILD_ENVIRONMENT
+from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, SwitchError
+from pilliond.ipc import control_channel as channel
+from pilliond.ipc import metrics_page
+from pilliond.ipc.control_channel import (
     Assignment,
     Beside,
     Drain,
@@ -40,8 +43,8 @@ from pilliond.channel import (
     Warm,
     Warmed,
 )
-from pilliond.confinement import CHILD_ENVIRONMENT
-from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, SwitchError
+from pilliond.ipc.metrics_page import MetricsPage, Phase, make_page
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import (
     DRAIN_S_MAX,
     LOAD_S_MAX,
@@ -51,9 +54,7 @@ from pilliond.limits import (
     START_S_MAX,
 )
 from pilliond.listen import SocketFile, clear_socket_path, socket_path
-from pilliond.metrics_page import MetricsPage, Phase, make_page
 from pilliond.residents import Residents
-from pilliond.sealed_version import SealedVersion
 from pilliond.settings import Settings
 from pilliond.spawner import Spawner
 from pilliond.traffic_split import Arm

@@ -9,13 +9,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pilliond import shadow_page as cell
 from pilliond.engine.interface import Array, EngineError
 from pilliond.engine.sampling import mix
-from pilliond.metrics_page import LATENCY_BUCKETS_NS
-from pilliond.shadow_channel import ShadowOrder
+from pilliond.ipc import shadow_page as cell
+from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
+from pilliond.ipc.shadow_channel import ShadowOrder
+from pilliond.ipc.shadow_page import ShadowPage
 from pilliond.shadow_comparison import Comparison
-from pilliond.shadow_page import ShadowPage
 from pilliond.shadow_ring import SeenBatch, ShadowRing
 from pilliond.shadow_states import ShadowStates
 from pilliond.traffic_split import salt_of

@@ -12,10 +12,10 @@ from typing import ClassVar
 import msgspec
 
 from pillion_protocol import Spec
-from pilliond.channel import VersionOrder
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
+from pilliond.ipc.control_channel import VersionOrder
 from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
 from pilliond.poller import Poller
 from pilliond.settings import EngineSettings

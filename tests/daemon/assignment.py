@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pillion_artifacts import Store
 from pillion_artifacts.sealed import seal_artifact
-from pilliond.channel import Assignment
-from pilliond.metrics_page import make_page
-from pilliond.sealed_version import seal
+from pilliond.ipc.control_channel import Assignment
+from pilliond.ipc.metrics_page import make_page
+from pilliond.ipc.sealed_version import seal
 from pilliond.settings import Settings
 from tests.harness import STORE
 

@@ -28,8 +28,8 @@ from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
 from pilliond.engine.interface import Array, EngineError
+from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
-from pilliond.metrics_page import MetricsPage, make_page
 from pilliond.poller import Events
 from pilliond.serving_loop import ServingLoop
 from pilliond.transport import Sent

@@ -283,7 +283,7 @@ def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(
     script = (
         "import sys\n"
         "from pilliond import channel, serving\n"
-        "from pilliond.channel import Drain\n"
+        "from pilliond.ipc.control_channel import Drain\n"
         "from tests.daemon.assignment import assigned\n"
         "end, serving_end = channel.make_channel()\n"
         "channel.send(end, assigned(sys.argv[1]))\n"

@@ -30,7 +30,7 @@ from pillion_protocol import (
     encode,
 )
 from pillion_protocol.steps import ActStep
-from pilliond import metrics_page
+from pilliond.ipc import metrics_page
 from pilliond.limits import (
     HEARTBEAT_MS,
     MESSAGES_PER_LOOK_MAX,

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pillion_artifacts.card import Distribution, Tolerance
 from pillion_protocol import Begun
 from pillion_protocol.slots import write_generation
-from pilliond import shadow_page as cell
-from pilliond.channel import VersionOrder
 from pilliond.core.episodes import EpisodeGroup
+from pilliond.ipc import shadow_page as cell
+from pilliond.ipc.control_channel import VersionOrder
+from pilliond.ipc.shadow_channel import ShadowOrder
+from pilliond.ipc.shadow_page import BATCH_HEAD, ShadowPage, make_shadow_page
 from pilliond.settings import EngineSettings
-from pilliond.shadow_channel import ShadowOrder
-from pilliond.shadow_page import BATCH_HEAD, ShadowPage, make_shadow_page
 from pilliond.shadow_ring import RingError, SeenBatch, ShadowRing
 from pilliond.shadow_states import ShadowStates
 from pilliond.shadow_tap import ShadowTap

@@ -15,8 +15,8 @@ from pillion.lane_carrier import LaneCarrier
 from pillion_protocol import MessageType, RemoteProtocolError, decode
 from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from pillion_protocol.slots import SlotLayout
+from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.lane_transport import LaneConnection, LaneTransport
-from pilliond.metrics_page import MetricsPage, make_page
 from pilliond.poller import Poller
 from pilliond.transport import Sent
 from tests.harness import ROOT, WAIT_S_MAX

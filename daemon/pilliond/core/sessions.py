@@ -35,14 +35,14 @@ from pillion_protocol import (
 )
 from pillion_protocol.lane import TENSOR_BYTES_MAX
 from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
-from pilliond import metrics_page as page_cells
 from pilliond.core.episodes import NEVER_NS, EpisodeGroup, Frame
 from pilliond.core.routing import Router, version_gone
 from pilliond.core.row_leases import end_lease, give_back_leases, holds_gone, joined, lease_anew, take_leases
 from pilliond.core.scheduler import Scheduler
+from pilliond.ipc import metrics_page as page_cells
+from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.joined_version import JoinedVersion, NamingStep
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
-from pilliond.metrics_page import MetricsPage
 from pilliond.slots import Slot, SlotArea, SlotLeases
 from pilliond.transport import Incoming, Peer, Reply
 from pilliond.versions import Version

@@ -40,9 +40,9 @@ from pilliond.admin.kserve.tensors import (
     metadata_of,
     select_outputs,
 )
+from pilliond.ipc.metrics_page import Phase
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import KSERVE_ANSWER_S_MAX, KSERVE_REQUESTS_MAX, KSERVE_SEEDS_MAX
-from pilliond.metrics_page import Phase
-from pilliond.sealed_version import SealedVersion
 from pilliond.supervisor import Supervisor
 from pilliond.traffic_split import salt_of, unit_of
 

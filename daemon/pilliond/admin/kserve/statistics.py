@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pilliond.admin.kserve.messages import Duration, InferenceStatistics, ModelStatistics, Statistics
-from pilliond.metrics_page import PLACES, Histogram, MetricsPage
-from pilliond.sealed_version import SealedVersion
+from pilliond.ipc.metrics_page import PLACES, Histogram, MetricsPage
+from pilliond.ipc.sealed_version import SealedVersion
 
 
 def statistics_of(versions: Iterable[SealedVersion], page: MetricsPage) -> Statistics:

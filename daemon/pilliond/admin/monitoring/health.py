@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 import psutil
 
-from pilliond import metrics_page as page
-from pilliond.metrics_page import Phase
+from pilliond.ipc import metrics_page as page
+from pilliond.ipc.metrics_page import Phase
 from pilliond.shadows import Shadows
 from pilliond.supervisor import Supervisor
 

@@ -10,9 +10,9 @@ from prometheus_client.registry import Collector
 
 import pilliond
 from pillion_protocol import BatchClose
-from pilliond import metrics_page as page
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
-from pilliond.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, Place
+from pilliond.ipc import metrics_page as page
+from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, Place
 from pilliond.releases import Releases
 from pilliond.supervisor import Supervisor
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from pilliond import shadow_page as cell
+from pilliond.ipc import shadow_page as cell
 from pilliond.shadow_report import ShadowState, distance_buckets, inference_buckets
 from pilliond.shadows import Shadows
 

@@ -9,7 +9,6 @@ import msgspec
 from aiohttp import web
 
 from pillion_artifacts import Resolved
-from pilliond import metrics_page
 from pilliond.admin.http.endpoints import Endpoint, Scope, T, Text, Version, body_of, json_response
 from pilliond.admin.http.guard import asked_by
 from pilliond.admin.http.problems import ProblemError
@@ -24,11 +23,12 @@ from pilliond.admin.v1.policy_state import (
     VersionList,
 )
 from pilliond.errors import SwitchError
+from pilliond.ipc import metrics_page
+from pilliond.ipc.metrics_page import PLACES, Phase
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import ARMS_MAX
-from pilliond.metrics_page import PLACES, Phase
 from pilliond.operation import Operation, OperationTold
 from pilliond.releases import Releases
-from pilliond.sealed_version import SealedVersion
 from pilliond.shadow_report import ShadowReport
 from pilliond.supervisor import Supervisor
 

@@ -12,7 +12,7 @@ import os
 import struct
 from typing import Final
 
-from pilliond.metrics_page import LATENCY_BUCKETS_NS
+from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
 
 HEADER_BYTES: Final = 4_096
 

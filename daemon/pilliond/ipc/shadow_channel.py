@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts.card import Tolerance
-from pilliond.channel import VersionOrder
+from pilliond.ipc.control_channel import VersionOrder
 from pilliond.settings import EngineSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20

@@ -7,8 +7,8 @@ import os
 from pillion_artifacts.card import ModelCard
 from pillion_artifacts.leases import Lease
 from pillion_artifacts.sealed import SealedArtifact
-from pilliond.channel import VersionOrder
 from pilliond.engine.batch_certificate import Certificate
+from pilliond.ipc.control_channel import VersionOrder
 
 
 class SealedVersion:

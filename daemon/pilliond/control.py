@@ -20,13 +20,13 @@ from pilliond.errors import BadPolicyError
 from pilliond.evaluations import Evaluations
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.linux.cpu_priority import give_way
+from pilliond.linux.spawner import Spawner
 from pilliond.releases import Releases
 from pilliond.resumption import Resumption, admitted
 from pilliond.route_file import RouteFile
 from pilliond.settings import Settings
-from pilliond.spawner import Spawner
 from pilliond.supervisor import Supervisor
-from pilliond.turns import give_way
 
 
 async def serve(settings: Settings) -> None:

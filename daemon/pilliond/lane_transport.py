@@ -21,8 +21,8 @@ from pillion_protocol.steps import ACT_STEP_BYTES, Packed
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
-from pilliond.peer_user import is_let_in
-from pilliond.poller import Events, Poller
+from pilliond.linux.epoll import Events, Poller
+from pilliond.linux.peer_credentials import is_let_in
 from pilliond.slots import SlotArea
 from pilliond.transport import Incoming, Reply, Sent
 

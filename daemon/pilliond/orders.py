@@ -39,7 +39,7 @@ from pilliond.ipc.control_channel import (
     Warmed,
 )
 from pilliond.ipc.metrics_page import MetricsPage
-from pilliond.poller import Poller
+from pilliond.linux.epoll import Poller
 from pilliond.shadow_tap import ShadowTap
 from pilliond.version_loader import Built, VersionLoader
 from pilliond.warmer import Warmer

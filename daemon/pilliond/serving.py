@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from pillion_artifacts.golden import decode_golden
-from pilliond.confinement import die_with_parent
 from pilliond.core.residency import Residence
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
@@ -32,13 +31,14 @@ from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import Assignment, Event, Failed, LoadFailed, Ready, VersionOrder
 from pilliond.ipc.metrics_page import MetricsPage, Phase
 from pilliond.lane_transport import LaneTransport
+from pilliond.linux.cpu_priority import slice_us, take_short_turns
+from pilliond.linux.epoll import Poller
+from pilliond.linux.sandbox import die_with_parent
 from pilliond.listen import carrier_of
 from pilliond.orders import Orders
-from pilliond.poller import Poller
 from pilliond.serving_loop import ServingLoop
 from pilliond.settings import ServingSettings, cpu_numbers
 from pilliond.transport import Transport
-from pilliond.turns import slice_us, take_short_turns
 from pilliond.version_loader import build_version, read_descriptor
 from pilliond.versions import Version
 from pilliond.zmq_transport import ZmqTransport

@@ -17,9 +17,9 @@ from pilliond.core.sessions import Sessions
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import SAMPLES_MAX, MetricsPage
 from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_LOOK_MAX, ROUNDS_PER_BATCH_MAX, TICK_MS
-from pilliond.poller import EVENTS_MAX, Events, Poller
+from pilliond.linux.epoll import EVENTS_MAX, Events, Poller
+from pilliond.linux.timerfd import Ticker
 from pilliond.shadow_tap import ShadowTap
-from pilliond.timers import Ticker
 from pilliond.transport import Peer, Reply, Sent, Transport
 
 _NANOSECONDS: Final = 1_000_000_000

@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from pilliond.confinement import die_with_parent, limit_memory, step_aside
+from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
     from pilliond.ipc.shadow_channel import ShadowOrder

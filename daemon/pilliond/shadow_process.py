@@ -12,13 +12,13 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts.card import Tolerance
-from pilliond.confinement import CHILD_ENVIRONMENT
 from pilliond.errors import SwitchError
 from pilliond.ipc import shadow_channel
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.shadow_channel import ShadowFailed, ShadowOrder, ShadowReady
 from pilliond.ipc.shadow_page import ShadowCounts, ShadowPage, make_shadow_page
 from pilliond.limits import SHADOW_START_S_MAX
+from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.settings import Settings
 
 _BYTES_PER_MB: Final = 1_000_000

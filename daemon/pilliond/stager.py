@@ -16,11 +16,11 @@ import msgspec
 
 from pillion_artifacts import Resolved
 from pillion_artifacts.leases import Lease
-from pilliond.confinement import CHILD_ENVIRONMENT
 from pilliond.errors import SwitchError
 from pilliond.ipc import staging_channel
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.staging_channel import Staged, StageFailed, StageOrder, StageStep
+from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.live_window import LiveWindow, Reading
 from pilliond.settings import Settings
 from pilliond.staging_guard import Pace, StagingGuard

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pilliond.confinement import die_with_parent, limit_memory, step_aside
+from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
     from pillion_artifacts.golden import Arrays

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pilliond.confinement import CHILD_ENVIRONMENT
 from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, SwitchError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
@@ -53,10 +52,11 @@ from pilliond.limits import (
     RESTARTS_WITHOUT_READY_MAX,
     START_S_MAX,
 )
+from pilliond.linux.sandbox import CHILD_ENVIRONMENT
+from pilliond.linux.spawner import Spawner
 from pilliond.listen import SocketFile, clear_socket_path, socket_path
 from pilliond.residents import Residents
 from pilliond.settings import Settings
-from pilliond.spawner import Spawner
 from pilliond.traffic_split import Arm
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList

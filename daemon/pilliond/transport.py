@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, ClassVar, Protocol
 
-from pilliond.poller import Events
+from pilliond.linux.epoll import Events
 
 Peer = Any
 """Where a message came from and its answer goes: ZeroMQ's routing id, or a connection of the lane. Hashable."""

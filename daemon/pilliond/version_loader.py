@@ -17,9 +17,9 @@ from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
 from pilliond.ipc.control_channel import VersionOrder
 from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
-from pilliond.poller import Poller
+from pilliond.linux.epoll import Poller
+from pilliond.linux.stall_probe import StallProbe
 from pilliond.settings import EngineSettings
-from pilliond.stall_probe import StallProbe
 from pilliond.versions import Identity, Version
 
 

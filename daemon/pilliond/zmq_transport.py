@@ -23,7 +23,7 @@ from pilliond.limits import (
     SEND_QUEUE_MESSAGES_MAX,
     TENSOR_FRAMES_MAX,
 )
-from pilliond.poller import Events, Poller
+from pilliond.linux.epoll import Events, Poller
 from pilliond.transport import Incoming, Reply, Sent
 
 _EVENTS: Final = int(zmq.EVENTS)

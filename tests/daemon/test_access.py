@@ -27,9 +27,9 @@ from pilliond.admin.http.token_file import change_tokens
 from pilliond.control import load_policy
 from pilliond.evaluations import Evaluations
 from pilliond.limits import REFUSALS_BURST_MAX
+from pilliond.linux.spawner import Spawner
 from pilliond.releases import Releases
 from pilliond.settings import load_settings
-from pilliond.spawner import Spawner
 from pilliond.supervisor import Supervisor
 from tests.conftest import StartDaemon
 from tests.daemon.other_users import GROUP, OUTSIDER, as_user

@@ -10,7 +10,7 @@ import pytest
 
 TAKE = """
 import os, sys
-from pilliond.turns import take_short_turns
+from pilliond.linux.cpu_priority import take_short_turns
 os.sched_setscheduler(0, int(sys.argv[1]), os.sched_param(int(sys.argv[2])))
 take_short_turns()
 print(os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)

@@ -17,7 +17,7 @@ from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from pillion_protocol.slots import SlotLayout
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.lane_transport import LaneConnection, LaneTransport
-from pilliond.poller import Poller
+from pilliond.linux.epoll import Poller
 from pilliond.transport import Sent
 from tests.harness import ROOT, WAIT_S_MAX
 from tests.protocol.test_vectors import generator

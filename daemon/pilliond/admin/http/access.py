@@ -22,7 +22,7 @@ from pilliond.admin.http.refusals import Refusals
 from pilliond.admin.http.scope import Scope
 from pilliond.admin.http.token_file import TokensFile
 from pilliond.admin.http.tokens import Token, find_token
-from pilliond.peer_user import Connection, is_let_in, user_id
+from pilliond.linux.peer_credentials import Connection, is_let_in, user_id
 from pilliond.settings import AdminSettings
 
 _BEARER: Final = 'Bearer realm="pillion"'

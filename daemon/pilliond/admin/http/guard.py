@@ -17,7 +17,7 @@ from pilliond.admin.http.endpoints import Endpoint
 from pilliond.admin.http.problems import ProblemError
 from pilliond.admin.http.scope import Scope
 from pilliond.limits import ADMIN_BODY_S_MAX
-from pilliond.peer_user import user_id
+from pilliond.linux.peer_credentials import user_id
 
 _ASKER: Final = "pilliond.asker"
 _IPV6_NEIGHBOURS: Final = 64

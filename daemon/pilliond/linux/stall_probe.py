@@ -6,8 +6,8 @@ import os
 import time
 from typing import ClassVar, Final
 
-from pilliond.poller import Poller
-from pilliond.timers import expirations, open_timer
+from pilliond.linux.epoll import Poller
+from pilliond.linux.timerfd import expirations, open_timer
 
 PERIOD_US: Final = 250
 """How often the loop is woken to look at the clock; only while a version is being loaded."""

@@ -8,7 +8,7 @@ import struct
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
-from pilliond.poller import Poller
+from pilliond.linux.epoll import Poller
 
 _CLOCK_MONOTONIC: Final = 1
 _NON_BLOCKING: Final = os.O_NONBLOCK | os.O_CLOEXEC

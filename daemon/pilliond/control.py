@@ -17,14 +17,14 @@ from pillion_artifacts import ArtifactError, Store
 from pilliond.admin.app import Admin
 from pilliond.admin.http.access import Access
 from pilliond.errors import BadPolicyError
-from pilliond.evaluations import Evaluations
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.linux.cpu_priority import give_way
 from pilliond.linux.spawner import Spawner
-from pilliond.releases import Releases
-from pilliond.resumption import Resumption, admitted
-from pilliond.route_file import RouteFile
+from pilliond.rollout.evaluation_leases import Evaluations
+from pilliond.rollout.releases import Releases
+from pilliond.rollout.restore import Resumption, admitted
+from pilliond.rollout.route_file import RouteFile
 from pilliond.settings import Settings
 from pilliond.supervisor import Supervisor
 

@@ -25,10 +25,10 @@ from pilliond.admin.http.refusals import REASONS
 from pilliond.admin.http.scope import Scope
 from pilliond.admin.http.token_file import change_tokens
 from pilliond.control import load_policy
-from pilliond.evaluations import Evaluations
 from pilliond.limits import REFUSALS_BURST_MAX
 from pilliond.linux.spawner import Spawner
-from pilliond.releases import Releases
+from pilliond.rollout.evaluation_leases import Evaluations
+from pilliond.rollout.releases import Releases
 from pilliond.settings import load_settings
 from pilliond.supervisor import Supervisor
 from tests.conftest import StartDaemon

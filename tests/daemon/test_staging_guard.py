@@ -18,9 +18,9 @@ from pillion_artifacts import Store
 from pillion_artifacts.leases import leased_digests
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.ipc.metrics_page import PLACES, MetricsPage, make_page
-from pilliond.live_window import LiveWindow, Reading
+from pilliond.rollout.live_window import LiveWindow, Reading
+from pilliond.rollout.staging_guard import Pace, StagingGuard
 from pilliond.settings import StagingSettings
-from pilliond.staging_guard import Pace, StagingGuard
 from tests.conftest import StartDaemon
 from tests.harness import START_S_MAX, Daemon
 

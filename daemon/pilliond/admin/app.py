@@ -28,11 +28,11 @@ from pilliond.admin.v1.leases import LeaseRoutes
 from pilliond.admin.v1.policies import PolicyRoutes
 from pilliond.admin.v1.sessions import SessionRoutes
 from pilliond.errors import FolderError
-from pilliond.evaluations import Evaluations
 from pilliond.ipc.metrics_page import Phase
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
 from pilliond.listen import SocketFile
-from pilliond.releases import Releases
+from pilliond.rollout.evaluation_leases import Evaluations
+from pilliond.rollout.releases import Releases
 from pilliond.settings import AdminSettings
 from pilliond.supervisor import Supervisor
 

@@ -13,7 +13,7 @@ import pilliond
 from pilliond.admin.http.endpoints import Endpoint, Scope
 from pilliond.admin.http.problems import TYPE as PROBLEM_TYPE
 from pilliond.admin.http.problems import Problem
-from pilliond.operation import OperationTold
+from pilliond.rollout.operation import OperationTold
 
 Tree = dict[str, Any]
 

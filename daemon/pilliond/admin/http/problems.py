@@ -12,7 +12,7 @@ from aiohttp import web
 from pillion_artifacts import ArtifactError
 from pillion_artifacts.errors import ConflictError, LeaseExistsError, PolicyNotFoundError, StoreError
 from pilliond.errors import SwitchError
-from pilliond.releases import BusyError
+from pilliond.rollout.releases import BusyError
 
 TYPE: Final = "application/problem+json"
 _SAID_MAX: Final = 200

@@ -11,7 +11,7 @@ import psutil
 
 from pilliond.ipc import metrics_page as page
 from pilliond.ipc.metrics_page import Phase
-from pilliond.shadows import Shadows
+from pilliond.rollout.shadow_rollout import Shadows
 from pilliond.supervisor import Supervisor
 
 _MS: Final = 1e6

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from pilliond.ipc import shadow_page as cell
+from pilliond.rollout.shadow_rollout import Shadows
 from pilliond.shadow_report import ShadowState, distance_buckets, inference_buckets
-from pilliond.shadows import Shadows
 
 
 def shadow_metrics(shadows: Shadows) -> Iterator[Metric]:

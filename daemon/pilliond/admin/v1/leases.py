@@ -14,10 +14,10 @@ from pilliond.admin.http.endpoints import Endpoint, Scope, Text, Version, json_r
 from pilliond.admin.http.guard import asked_by
 from pilliond.admin.http.problems import ProblemError
 from pilliond.admin.v1.policies import PolicyRoutes, Why
-from pilliond.evaluations import Evaluations
 from pilliond.limits import EVALUATION_S_MAX
-from pilliond.operation import Operation
-from pilliond.releases import Releases
+from pilliond.rollout.evaluation_leases import Evaluations
+from pilliond.rollout.operation import Operation
+from pilliond.rollout.releases import Releases
 
 LeaseName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """What a campaign calls its lease."""

@@ -27,8 +27,8 @@ from pilliond.ipc import metrics_page
 from pilliond.ipc.metrics_page import PLACES, Phase
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import ARMS_MAX
-from pilliond.operation import Operation, OperationTold
-from pilliond.releases import Releases
+from pilliond.rollout.operation import Operation, OperationTold
+from pilliond.rollout.releases import Releases
 from pilliond.shadow_report import ShadowReport
 from pilliond.supervisor import Supervisor
 

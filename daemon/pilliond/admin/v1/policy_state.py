@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pilliond.engine.batch_certificate import Certificate
-from pilliond.operation import OperationTold
+from pilliond.rollout.operation import OperationTold
 
 
 class Resident(msgspec.Struct, frozen=True):

@@ -24,17 +24,17 @@ from pillion_artifacts.names import parse_reference
 from pillion_artifacts.routes import RouteArm
 from pilliond.errors import NotReadyError, SwitchError
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.live_window import LiveWindow
-from pilliond.operation import Kind, Operation, Outcome, begin_operation
-from pilliond.probation import Probation
-from pilliond.route_file import RouteFile
+from pilliond.rollout.arm_probation import Trials
+from pilliond.rollout.live_window import LiveWindow
+from pilliond.rollout.operation import Kind, Operation, Outcome, begin_operation
+from pilliond.rollout.probation import Probation
+from pilliond.rollout.route_file import RouteFile
+from pilliond.rollout.shadow_process import ShadowProcess
+from pilliond.rollout.shadow_rollout import Shadows
+from pilliond.rollout.stager import Stager
 from pilliond.settings import Settings
-from pilliond.shadow_process import ShadowProcess
-from pilliond.shadows import Shadows
-from pilliond.stager import Stager
 from pilliond.supervisor import Supervisor
 from pilliond.traffic_split import Arm
-from pilliond.trials import Trials
 
 FOLLOW_S: Final = 0.5
 """How often the alias is looked at. Its file is read, not watched: a store may lie where no change is told of."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pilliond.live_window import Reading
-from pilliond.probation import Probation
+from pilliond.rollout.live_window import Reading
+from pilliond.rollout.probation import Probation
 from pilliond.settings import TakeBackSettings
 
 

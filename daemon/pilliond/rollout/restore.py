@@ -14,7 +14,7 @@ from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.limits import ARMS_MAX
 from pilliond.residents import Residents
-from pilliond.route_file import RouteFile
+from pilliond.rollout.route_file import RouteFile
 from pilliond.settings import Settings
 from pilliond.traffic_split import Arm
 

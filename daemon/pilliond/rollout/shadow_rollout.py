@@ -16,8 +16,8 @@ from pillion_protocol import encode_spec
 from pilliond.errors import SwitchError
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.rollout.shadow_process import ShadowProcess
 from pilliond.settings import Settings
-from pilliond.shadow_process import ShadowProcess
 from pilliond.shadow_report import (
     ShadowReport,
     ShadowState,

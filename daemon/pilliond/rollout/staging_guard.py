@@ -12,7 +12,7 @@ from collections import deque
 from enum import Enum
 from typing import Final
 
-from pilliond.live_window import Reading
+from pilliond.rollout.live_window import Reading
 from pilliond.settings import StagingSettings
 
 WINDOW_S: Final = 1.0

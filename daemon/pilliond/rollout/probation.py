@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pilliond.live_window import Reading
+from pilliond.rollout.live_window import Reading
 from pilliond.settings import TakeBackSettings
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 from pillion_artifacts import ArtifactError, Resolved
 from pillion_artifacts.evaluations import EvaluationLease
 from pilliond.errors import SwitchError
-from pilliond.operation import Operation
-from pilliond.releases import Releases
+from pilliond.rollout.operation import Operation
+from pilliond.rollout.releases import Releases
 from pilliond.supervisor import Supervisor
 
 _LOOK_S: Final = 0.5

@@ -21,9 +21,9 @@ from pilliond.ipc import staging_channel
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.staging_channel import Staged, StageFailed, StageOrder, StageStep
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
-from pilliond.live_window import LiveWindow, Reading
+from pilliond.rollout.live_window import LiveWindow, Reading
+from pilliond.rollout.staging_guard import Pace, StagingGuard
 from pilliond.settings import Settings
-from pilliond.staging_guard import Pace, StagingGuard
 
 PAUSED: Final = "paused"
 """The step of a staging whose process is stopped for the sake of the live version."""

@@ -31,7 +31,7 @@ from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
-from pilliond.serving_loop import ServingLoop
+from pilliond.serving.loop import ServingLoop
 from pilliond.transport import Sent
 from pilliond.versions import Identity, Version
 

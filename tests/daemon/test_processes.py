@@ -329,7 +329,7 @@ def test_beside_the_serving_loop_run_no_threads_but_those_of_zeromq(start_daemon
 
 
 def test_the_serving_process_has_no_http_no_yaml_and_no_torch_in_it() -> None:
-    script = "import sys, pilliond.serving; print(*sorted(sys.modules))"
+    script = "import sys, pilliond.serving.__main__; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     forbidden = {"aiohttp", "torch", "structlog", "prometheus_client", "click", "http.server", "gymnasium"}
     assert not forbidden & set(loaded)

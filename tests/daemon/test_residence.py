@@ -15,7 +15,7 @@ from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
 from pilliond.limits import ServingLimits
-from pilliond.serving_loop import ServingLoop
+from pilliond.serving.loop import ServingLoop
 from pilliond.settings import VersionSettings
 from pilliond.versions import Identity, Version
 from tests.daemon.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, action_of, codes, observation

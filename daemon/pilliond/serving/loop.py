@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pillion_protocol import BatchClose
-from pilliond.batch_runner import BatchRunner
 from pilliond.core.scheduler import Batch, Scheduler
 from pilliond.core.sessions import Sessions
 from pilliond.ipc import metrics_page as page_cells
@@ -19,7 +18,8 @@ from pilliond.ipc.metrics_page import SAMPLES_MAX, MetricsPage
 from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_LOOK_MAX, ROUNDS_PER_BATCH_MAX, TICK_MS
 from pilliond.linux.epoll import EVENTS_MAX, Events, Poller
 from pilliond.linux.timerfd import Ticker
-from pilliond.shadow_tap import ShadowTap
+from pilliond.serving.batch_runner import BatchRunner
+from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport import Peer, Reply, Sent, Transport
 
 _NANOSECONDS: Final = 1_000_000_000

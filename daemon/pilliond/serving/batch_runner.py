@@ -15,7 +15,7 @@ from pilliond.engine.batch_buffers import Places, is_finite
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.metrics_page import PLACES, MetricsPage
 from pilliond.joined_version import NamingStep
-from pilliond.shadow_tap import ShadowTap
+from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport import Reply
 from pilliond.versions import Version
 

@@ -1,6 +1,6 @@
 """The serving process: one loop that owns every data socket, every session and the inline engine.
 
-Started by the control process as `python -m pilliond.serving DESCRIPTOR`, the serving end of the channel. No HTTP,
+Started by the control process as `python -m pilliond.serving.__main__ DESCRIPTOR`, the serving end of the channel. No HTTP,
 no files, no log handlers, no other Python threads but one while a version is loaded beside those that serve; it dies with its parent.
 """
 
@@ -35,8 +35,8 @@ from pilliond.linux.cpu_priority import slice_us, take_short_turns
 from pilliond.linux.epoll import Poller
 from pilliond.linux.sandbox import die_with_parent
 from pilliond.listen import carrier_of
-from pilliond.orders import Orders
-from pilliond.serving_loop import ServingLoop
+from pilliond.serving.loop import ServingLoop
+from pilliond.serving.order_handler import Orders
 from pilliond.settings import ServingSettings, cpu_numbers
 from pilliond.transport import Transport
 from pilliond.version_loader import build_version, read_descriptor

@@ -49,7 +49,7 @@ def command(
     import asyncio
 
     from pilliond.control import serve
-    from pilliond.settings import load_settings
+    from pilliond.settings.schema import load_settings
 
     flags: dict[str, dict[str, Any]] = {
         "store": {"path": store, "policy": policy},

@@ -25,7 +25,7 @@ from pilliond.rollout.evaluation_leases import Evaluations
 from pilliond.rollout.releases import Releases
 from pilliond.rollout.restore import Resumption, admitted
 from pilliond.rollout.route_file import RouteFile
-from pilliond.settings import Settings
+from pilliond.settings.schema import Settings
 from pilliond.supervisor import Supervisor
 
 

@@ -19,7 +19,7 @@ from pilliond.ipc.control_channel import VersionOrder
 from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
 from pilliond.linux.epoll import Poller
 from pilliond.linux.stall_probe import StallProbe
-from pilliond.settings import EngineSettings
+from pilliond.settings.schema import EngineSettings
 from pilliond.versions import Identity, Version
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pillion
-from pilliond.settings import Settings
+from pilliond.settings.schema import Settings
 from tests.harness import STORE, Daemon, running
 
 OBSERVATION = np.zeros(8, np.float32)

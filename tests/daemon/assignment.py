@@ -7,7 +7,7 @@ from pillion_artifacts.sealed import seal_artifact
 from pilliond.ipc.control_channel import Assignment
 from pilliond.ipc.metrics_page import make_page
 from pilliond.ipc.sealed_version import seal
-from pilliond.settings import Settings
+from pilliond.settings.schema import Settings
 from tests.harness import STORE
 
 

@@ -29,7 +29,7 @@ from pilliond.limits import REFUSALS_BURST_MAX
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.evaluation_leases import Evaluations
 from pilliond.rollout.releases import Releases
-from pilliond.settings import load_settings
+from pilliond.settings.schema import load_settings
 from pilliond.supervisor import Supervisor
 from tests.conftest import StartDaemon
 from tests.daemon.other_users import GROUP, OUTSIDER, as_user

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from pilliond.admin.http.tls import TlsIdentity
 from pilliond.errors import SettingsError
-from pilliond.settings import Settings, load_settings
+from pilliond.settings.schema import Settings, load_settings
 from tests.daemon.tokens import asked, make_token
 from tests.harness import ROOT, START_S_MAX, STORE, running
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 import pillion
-from pilliond.settings import Settings, load_settings
+from pilliond.settings.schema import Settings, load_settings
 from tests.conftest import StartDaemon
 from tests.daemon.tokens import make_token
 from tests.harness import Daemon

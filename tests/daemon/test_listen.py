@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pilliond.errors import AddressInUseError, ListenError
-from pilliond.listen import clear_socket_path
+from pilliond.settings.addresses import clear_socket_path
 
 
 def test_a_stale_socket_is_removed(tmp_path: Path) -> None:

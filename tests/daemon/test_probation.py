@@ -14,7 +14,7 @@ from pillion_bench.variants import POLICY, publish_variant
 from pilliond.ipc.metrics_page import PLACES, MetricsPage, make_page
 from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.probation import Probation
-from pilliond.settings import TakeBackSettings
+from pilliond.settings.schema import TakeBackSettings
 from tests.conftest import StartDaemon
 from tests.harness import blob_of, publish
 

@@ -16,7 +16,7 @@ from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
 from pilliond.limits import ServingLimits
 from pilliond.serving.loop import ServingLoop
-from pilliond.settings import VersionSettings
+from pilliond.settings.schema import VersionSettings
 from pilliond.versions import Identity, Version
 from tests.daemon.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, action_of, codes, observation
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pilliond.errors import SettingsError
-from pilliond.settings import load_settings
+from pilliond.settings.schema import load_settings
 
 
 def load(tmp_path: Path, text: str = "", environment: dict[str, str] | None = None, **flags: Any) -> Any:

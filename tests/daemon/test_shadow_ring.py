@@ -19,7 +19,7 @@ from pilliond.ipc.control_channel import VersionOrder
 from pilliond.ipc.shadow_channel import ShadowOrder
 from pilliond.ipc.shadow_page import BATCH_HEAD, ShadowPage, make_shadow_page
 from pilliond.serving.shadow_tap import ShadowTap
-from pilliond.settings import EngineSettings
+from pilliond.settings.schema import EngineSettings
 from pilliond.shadow_ring import RingError, SeenBatch, ShadowRing
 from pilliond.shadow_states import ShadowStates
 from pilliond.slots import SlotArea

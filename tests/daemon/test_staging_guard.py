@@ -20,7 +20,7 @@ from pillion_bench.variants import POLICY, publish_variant
 from pilliond.ipc.metrics_page import PLACES, MetricsPage, make_page
 from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.staging_guard import Pace, StagingGuard
-from pilliond.settings import StagingSettings
+from pilliond.settings.schema import StagingSettings
 from tests.conftest import StartDaemon
 from tests.harness import START_S_MAX, Daemon
 

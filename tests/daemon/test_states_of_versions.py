@@ -16,7 +16,7 @@ import pillion
 from pillion_artifacts import Store
 from pillion_protocol import End, Spec
 from pilliond.limits import ServingLimits
-from pilliond.settings import VersionSettings
+from pilliond.settings.schema import VersionSettings
 from pilliond.versions import Identity, Version
 from tests.conftest import StartDaemon
 from tests.daemon.fakes import DIGEST, SPEC, act, codes, observation

@@ -30,10 +30,10 @@ from pilliond.admin.v1.sessions import SessionRoutes
 from pilliond.errors import FolderError
 from pilliond.ipc.metrics_page import Phase
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
-from pilliond.listen import SocketFile
 from pilliond.rollout.evaluation_leases import Evaluations
 from pilliond.rollout.releases import Releases
-from pilliond.settings import AdminSettings
+from pilliond.settings.addresses import SocketFile
+from pilliond.settings.schema import AdminSettings
 from pilliond.supervisor import Supervisor
 
 REQUEST_BYTES_MAX: Final = 64 * 1024

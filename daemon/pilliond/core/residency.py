@@ -11,7 +11,7 @@ import semver
 from pilliond.core.episodes import NEVER_NS
 from pilliond.core.routing import Router
 from pilliond.core.sessions import Sessions
-from pilliond.settings import VersionSettings
+from pilliond.settings.schema import VersionSettings
 from pilliond.versions import Version
 
 _NANOSECONDS: Final = 1_000_000_000

@@ -19,7 +19,7 @@ from pillion_protocol import Spec
 from pilliond.core.session_list import SessionTold
 from pilliond.engine.batch_certificate import Certificate
 from pilliond.limits import ServingLimits
-from pilliond.settings import EngineSettings, ServingSettings, VersionSettings
+from pilliond.settings.schema import EngineSettings, ServingSettings, VersionSettings
 from pilliond.traffic_split import Arm
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20

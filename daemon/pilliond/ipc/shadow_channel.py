@@ -11,7 +11,7 @@ import msgspec
 
 from pillion_artifacts.card import Tolerance
 from pilliond.ipc.control_channel import VersionOrder
-from pilliond.settings import EngineSettings
+from pilliond.settings.schema import EngineSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS: Final = 2

@@ -13,7 +13,7 @@ import msgspec
 from pillion_artifacts.card import ModelCard
 from pillion_artifacts.trust import TrustPolicy
 from pilliond.engine.batch_certificate import Certificate
-from pilliond.settings import EngineSettings
+from pilliond.settings.schema import EngineSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS_MAX: Final = 2

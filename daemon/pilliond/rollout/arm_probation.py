@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pilliond.rollout.live_window import Reading
 from pilliond.rollout.probation import Probation
-from pilliond.settings import TakeBackSettings
+from pilliond.settings.schema import TakeBackSettings
 
 
 class Trials:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pilliond.rollout.live_window import Reading
-from pilliond.settings import TakeBackSettings
+from pilliond.settings.schema import TakeBackSettings
 
 
 class Probation:

@@ -32,7 +32,7 @@ from pilliond.rollout.route_file import RouteFile
 from pilliond.rollout.shadow_process import ShadowProcess
 from pilliond.rollout.shadow_rollout import Shadows
 from pilliond.rollout.stager import Stager
-from pilliond.settings import Settings
+from pilliond.settings.schema import Settings
 from pilliond.supervisor import Supervisor
 from pilliond.traffic_split import Arm
 

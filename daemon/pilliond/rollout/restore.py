@@ -15,7 +15,7 @@ from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.limits import ARMS_MAX
 from pilliond.residents import Residents
 from pilliond.rollout.route_file import RouteFile
-from pilliond.settings import Settings
+from pilliond.settings.schema import Settings
 from pilliond.traffic_split import Arm
 
 

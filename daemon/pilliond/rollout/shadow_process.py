@@ -19,7 +19,7 @@ from pilliond.ipc.shadow_channel import ShadowFailed, ShadowOrder, ShadowReady
 from pilliond.ipc.shadow_page import ShadowCounts, ShadowPage, make_shadow_page
 from pilliond.limits import SHADOW_START_S_MAX
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
-from pilliond.settings import Settings
+from pilliond.settings.schema import Settings
 
 _BYTES_PER_MB: Final = 1_000_000
 _PAGE: Final = 4_096

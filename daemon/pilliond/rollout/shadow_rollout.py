@@ -17,7 +17,7 @@ from pilliond.errors import SwitchError
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.rollout.shadow_process import ShadowProcess
-from pilliond.settings import Settings
+from pilliond.settings.schema import Settings
 from pilliond.shadow_report import (
     ShadowReport,
     ShadowState,

@@ -23,7 +23,7 @@ from pilliond.ipc.staging_channel import Staged, StageFailed, StageOrder, StageS
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.staging_guard import Pace, StagingGuard
-from pilliond.settings import Settings
+from pilliond.settings.schema import Settings
 
 PAUSED: Final = "paused"
 """The step of a staging whose process is stopped for the sake of the live version."""

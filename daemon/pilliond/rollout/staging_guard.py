@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final
 
 from pilliond.rollout.live_window import Reading
-from pilliond.settings import StagingSettings
+from pilliond.settings.schema import StagingSettings
 
 WINDOW_S: Final = 1.0
 """Over how long the live version is judged, and the shortest pause."""

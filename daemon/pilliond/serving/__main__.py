@@ -34,10 +34,10 @@ from pilliond.lane_transport import LaneTransport
 from pilliond.linux.cpu_priority import slice_us, take_short_turns
 from pilliond.linux.epoll import Poller
 from pilliond.linux.sandbox import die_with_parent
-from pilliond.listen import carrier_of
 from pilliond.serving.loop import ServingLoop
 from pilliond.serving.order_handler import Orders
-from pilliond.settings import ServingSettings, cpu_numbers
+from pilliond.settings.addresses import carrier_of
+from pilliond.settings.schema import ServingSettings, cpu_numbers
 from pilliond.transport import Transport
 from pilliond.version_loader import build_version, read_descriptor
 from pilliond.versions import Version

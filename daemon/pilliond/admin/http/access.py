@@ -23,7 +23,7 @@ from pilliond.admin.http.scope import Scope
 from pilliond.admin.http.token_file import TokensFile
 from pilliond.admin.http.tokens import Token, find_token
 from pilliond.linux.peer_credentials import Connection, is_let_in, user_id
-from pilliond.settings import AdminSettings
+from pilliond.settings.schema import AdminSettings
 
 _BEARER: Final = 'Bearer realm="pillion"'
 

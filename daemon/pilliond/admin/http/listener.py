@@ -13,10 +13,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from pilliond.admin.http.tls import TlsIdentity
-from pilliond.admin_addresses import AdminAddress
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.limits import ADMIN_CONNECTIONS_MAX, ADMIN_HANDSHAKE_S_MAX
-from pilliond.listen import clear_socket_path
+from pilliond.settings.addresses import clear_socket_path
+from pilliond.settings.admin_addresses import AdminAddress
 
 _PAUSE_S: Final = 0.1
 _OWNER_ONLY_UMASK: Final = 0o177

@@ -6,7 +6,7 @@ import ssl
 from typing import Any
 
 from pilliond.errors import SettingsError
-from pilliond.secret_file import file_identity, read_secret
+from pilliond.settings.secret_file import file_identity, read_secret
 
 
 class TlsIdentity:

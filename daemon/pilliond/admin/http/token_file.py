@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pilliond.admin.http.tokens import Token, format_tokens, parse_tokens
 from pilliond.errors import SettingsError
-from pilliond.secret_file import file_identity, read_secret
+from pilliond.settings.secret_file import file_identity, read_secret
 
 SETTING: Final = "admin.tokens_file"
 

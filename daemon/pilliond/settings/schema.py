@@ -16,11 +16,11 @@ import msgspec
 
 from pillion_artifacts.trust import TrustPolicy
 from pillion_protocol.places import own_lane_address, runtime_folder
-from pilliond.admin_addresses import AdminAddress, check_admin_address, parse_admin_address
 from pilliond.errors import SettingsError
 from pilliond.limits import OLD_VERSIONS_MAX, ServingLimits
-from pilliond.listen import check_data_address
-from pilliond.secret_file import credential
+from pilliond.settings.addresses import check_data_address
+from pilliond.settings.admin_addresses import AdminAddress, check_admin_address, parse_admin_address
+from pilliond.settings.secret_file import credential
 
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
 _LISTS: Final = (("data", "listen"), ("admin", "listen"))

@@ -9,7 +9,7 @@ import msgspec
 
 from pillion_protocol.places import own_admin_address
 from pilliond.errors import SettingsError
-from pilliond.listen import check_socket_path
+from pilliond.settings.addresses import check_socket_path
 
 EXPECTED = "expected unix://, unix:///PATH, http://127.0.0.1:PORT or https://ADDRESS:PORT"
 

@@ -12,8 +12,8 @@ from pillion_artifacts.card import Tolerance
 from pillion_protocol import Spec, TensorSpec
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ShadowPage, make_shadow_page
-from pilliond.shadow_comparison import Comparison, distances
-from pilliond.shadow_report import compared_outputs, distance_buckets
+from pilliond.shadow.comparison import Comparison, distances
+from pilliond.shadow.report import compared_outputs, distance_buckets
 
 SPEC = Spec([TensorSpec("observation", "float32", [2])], [TensorSpec("action", "float32", [2])])
 TURNS = Spec(

@@ -20,10 +20,10 @@ from pilliond.ipc.shadow_channel import ShadowOrder
 from pilliond.ipc.shadow_page import BATCH_HEAD, ShadowPage, make_shadow_page
 from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.settings.schema import EngineSettings
-from pilliond.shadow_ring import RingError, SeenBatch, ShadowRing
-from pilliond.shadow_states import ShadowStates
+from pilliond.shadow.replayer import Understudy
+from pilliond.shadow.ring import RingError, SeenBatch, ShadowRing
+from pilliond.shadow.states import ShadowStates
 from pilliond.slots import SlotArea
-from pilliond.understudy import Understudy
 from pilliond.versions import Identity, Version
 from tests.daemon.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, observation
 

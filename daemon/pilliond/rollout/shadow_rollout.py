@@ -18,7 +18,7 @@ from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.rollout.shadow_process import ShadowProcess
 from pilliond.settings.schema import Settings
-from pilliond.shadow_report import (
+from pilliond.shadow.report import (
     ShadowReport,
     ShadowState,
     agreement_means,

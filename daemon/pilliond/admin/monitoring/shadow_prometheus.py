@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from pilliond.ipc import shadow_page as cell
 from pilliond.rollout.shadow_rollout import Shadows
-from pilliond.shadow_report import ShadowState, distance_buckets, inference_buckets
+from pilliond.shadow.report import ShadowState, distance_buckets, inference_buckets
 
 
 def shadow_metrics(shadows: Shadows) -> Iterator[Metric]:

@@ -29,7 +29,7 @@ from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import ARMS_MAX
 from pilliond.rollout.operation import Operation, OperationTold
 from pilliond.rollout.releases import Releases
-from pilliond.shadow_report import ShadowReport
+from pilliond.shadow.report import ShadowReport
 from pilliond.supervisor import Supervisor
 
 _DIGITS_MAX: Final = 18

@@ -15,9 +15,9 @@ from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
 from pilliond.ipc.shadow_channel import ShadowOrder
 from pilliond.ipc.shadow_page import ShadowPage
-from pilliond.shadow_comparison import Comparison
-from pilliond.shadow_ring import SeenBatch, ShadowRing
-from pilliond.shadow_states import ShadowStates
+from pilliond.shadow.comparison import Comparison
+from pilliond.shadow.ring import SeenBatch, ShadowRing
+from pilliond.shadow.states import ShadowStates
 from pilliond.traffic_split import salt_of
 from pilliond.versions import Version
 

@@ -1,6 +1,6 @@
 """The shadow process: runs a version on what the live one answered, at the lowest priority, and compares. It sends nothing.
 
-Started by the control process as `python -m pilliond.shadow DESCRIPTOR`. It ends when it is killed: what it found lies in
+Started by the control process as `python -m pilliond.shadow.__main__ DESCRIPTOR`. It ends when it is killed: what it found lies in
 the shared page.
 """
 
@@ -16,7 +16,7 @@ from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
     from pilliond.ipc.shadow_channel import ShadowOrder
-    from pilliond.understudy import Understudy
+    from pilliond.shadow.replayer import Understudy
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     from pilliond.errors import DaemonError
     from pilliond.ipc import shadow_channel
     from pilliond.ipc.shadow_channel import ShadowFailed, ShadowReady
-    from pilliond.shadow_ring import RingError
+    from pilliond.shadow.ring import RingError
 
     order, model_descriptor, page_descriptor = shadow_channel.receive_order(end)
     limit_memory(order.memory_mb_max)
@@ -52,7 +52,7 @@ def main() -> int:
 def prepare(order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> Understudy:
     """The version of the order, warm, and the ring that it reads; raises `EngineError`."""
     from pilliond.ipc.shadow_page import ShadowPage
-    from pilliond.understudy import Understudy
+    from pilliond.shadow.replayer import Understudy
     from pilliond.version_loader import build_version, read_descriptor
 
     model = read_descriptor(model_descriptor)

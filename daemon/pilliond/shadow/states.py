@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilliond.engine.interface import Array
-from pilliond.shadow_ring import SeenBatch
+from pilliond.shadow.ring import SeenBatch
 from pilliond.versions import Version
 
 

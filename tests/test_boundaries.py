@@ -52,7 +52,7 @@ def test_imports_between_our_packages_go_one_way(package: str) -> None:
 
 
 def test_the_serving_process_does_not_hold_the_client() -> None:
-    code = "import sys, pilliond.serving.__main__, pilliond.staging; print(*sys.modules)"
+    code = "import sys, pilliond.serving.__main__, pilliond.staging.__main__; print(*sys.modules)"
     came = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(came.stdout.split())
     assert "pilliond.serving.loop" in loaded

@@ -9,13 +9,13 @@ from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.leases import Lease
 from pillion_artifacts.trust import TrustPolicy
-from pilliond.admission import admit
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.limits import ARMS_MAX
 from pilliond.residents import Residents
 from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings
+from pilliond.staging.preflight import admit
 from pilliond.traffic_split import Arm
 
 

@@ -1,6 +1,6 @@
 """The staging process: tries a version apart from the one that serves, at the lowest priority, and hands over its memory.
 
-Started by the control process as `python -m pilliond.staging DESCRIPTOR`, one for each version. Verify, load, warm every
+Started by the control process as `python -m pilliond.staging.__main__ DESCRIPTOR`, one for each version. Verify, load, warm every
 bucket, golden pairs, batch certificate; whatever fails, fails here.
 """
 
@@ -49,12 +49,12 @@ def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
     """Everything that is asked of a version; raises `BadPolicyError` or `EngineError`."""
     from pillion_artifacts import Resolved, Store
     from pillion_artifacts.golden import decode_golden
-    from pilliond.admission import admit
     from pilliond.engine.certifier import certify
     from pilliond.errors import BadPolicyError
     from pilliond.ipc import staging_channel
     from pilliond.ipc.sealed_version import seal
     from pilliond.ipc.staging_channel import Staged, StageStep
+    from pilliond.staging.preflight import admit
     from pilliond.version_loader import build_version, read_descriptor
 
     def say(step: str) -> None:

@@ -26,7 +26,7 @@ from pilliond.rollout.releases import Releases
 from pilliond.rollout.restore import Resumption, admitted
 from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 
 async def serve(settings: Settings) -> None:

@@ -30,7 +30,7 @@ from pilliond.linux.spawner import Spawner
 from pilliond.rollout.evaluation_leases import Evaluations
 from pilliond.rollout.releases import Releases
 from pilliond.settings.schema import load_settings
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 from tests.conftest import StartDaemon
 from tests.daemon.other_users import GROUP, OUTSIDER, as_user
 from tests.daemon.tokens import Answer, another_address, asked, make_token, make_tokens

@@ -9,7 +9,7 @@ import msgspec
 from pilliond.admin.http.endpoints import Scope
 from pilliond.admin.kserve.errors import ErrorBody
 from pilliond.admin.kserve.routes import KServeRoutes
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 
 class NoSupervisor:

@@ -34,7 +34,7 @@ from pilliond.rollout.evaluation_leases import Evaluations
 from pilliond.rollout.releases import Releases
 from pilliond.settings.addresses import SocketFile
 from pilliond.settings.schema import AdminSettings
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
 _EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")

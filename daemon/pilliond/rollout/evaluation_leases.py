@@ -15,7 +15,7 @@ from pillion_artifacts.evaluations import EvaluationLease
 from pilliond.errors import SwitchError
 from pilliond.rollout.operation import Operation
 from pilliond.rollout.releases import Releases
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 _LOOK_S: Final = 0.5
 _DAEMON: Final = "pilliond"

@@ -33,7 +33,7 @@ from pilliond.rollout.shadow_process import ShadowProcess
 from pilliond.rollout.shadow_rollout import Shadows
 from pilliond.rollout.stager import Stager
 from pilliond.settings.schema import Settings
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 from pilliond.traffic_split import Arm
 
 FOLLOW_S: Final = 0.5

@@ -12,10 +12,10 @@ from pillion_artifacts.trust import TrustPolicy
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.limits import ARMS_MAX
-from pilliond.residents import Residents
 from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings
 from pilliond.staging.preflight import admit
+from pilliond.supervision.version_table import Residents
 from pilliond.traffic_split import Arm
 
 

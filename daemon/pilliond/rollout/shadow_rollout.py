@@ -26,7 +26,7 @@ from pilliond.shadow.report import (
     distance_buckets,
     inference_of,
 )
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 _LOOK_S: Final = 0.1
 _OURSELVES: Final = "pilliond"

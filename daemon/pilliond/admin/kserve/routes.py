@@ -43,7 +43,7 @@ from pilliond.admin.kserve.tensors import (
 from pilliond.ipc.metrics_page import Phase
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import KSERVE_ANSWER_S_MAX, KSERVE_REQUESTS_MAX, KSERVE_SEEDS_MAX
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 from pilliond.traffic_split import salt_of, unit_of
 
 _EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "sequence", "statistics"]

@@ -12,7 +12,7 @@ import psutil
 from pilliond.ipc import metrics_page as page
 from pilliond.ipc.metrics_page import Phase
 from pilliond.rollout.shadow_rollout import Shadows
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 _MS: Final = 1e6
 _S: Final = 1e9

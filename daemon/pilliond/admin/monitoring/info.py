@@ -9,7 +9,7 @@ import msgspec
 import pilliond
 from pillion_artifacts.card import TensorCard
 from pillion_protocol import PROTOCOL_VERSION
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 
 class Info(msgspec.Struct, frozen=True):

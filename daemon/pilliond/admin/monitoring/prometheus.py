@@ -14,7 +14,7 @@ from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.ipc import metrics_page as page
 from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, Place
 from pilliond.rollout.releases import Releases
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 _NANOSECONDS: Final = 1e9
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from pillion_artifacts import Store
 from pillion_artifacts.audit import AuditPage
 from pilliond.admin.http.endpoints import Endpoint, Scope, json_response, query_of
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 RECORDS_ASKED_MAX: Final = 1_000
 """Records in one answer."""

@@ -30,7 +30,7 @@ from pilliond.limits import ARMS_MAX
 from pilliond.rollout.operation import Operation, OperationTold
 from pilliond.rollout.releases import Releases
 from pilliond.shadow.report import ShadowReport
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 _DIGITS_MAX: Final = 18
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from pilliond.admin.http.endpoints import Endpoint, Scope, json_response, query_of
 from pilliond.core.session_list import SessionTold
-from pilliond.supervisor import Supervisor
+from pilliond.supervision.supervisor import Supervisor
 
 SESSIONS_ASKED_MAX: Final = 1_000
 """Sessions in one answer."""

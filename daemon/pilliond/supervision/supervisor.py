@@ -54,9 +54,9 @@ from pilliond.limits import (
 )
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.linux.spawner import Spawner
-from pilliond.residents import Residents
 from pilliond.settings.addresses import SocketFile, clear_socket_path, socket_path
 from pilliond.settings.schema import Settings
+from pilliond.supervision.version_table import Residents
 from pilliond.traffic_split import Arm
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList

@@ -32,7 +32,7 @@ from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
 from pilliond.serving.loop import ServingLoop
-from pilliond.transport import Sent
+from pilliond.transport.interface import Sent
 from pilliond.versions import Identity, Version
 
 WIDTH = 3

@@ -39,7 +39,7 @@ from pilliond.limits import (
     TICK_MS,
     ServingLimits,
 )
-from pilliond.transport import Sent
+from pilliond.transport.interface import Sent
 from tests.daemon.fakes import Bench, act, action_of, codes, observation
 
 MS = 1_000_000

@@ -23,7 +23,7 @@ from pilliond.settings.schema import EngineSettings
 from pilliond.shadow.replayer import Understudy
 from pilliond.shadow.ring import RingError, SeenBatch, ShadowRing
 from pilliond.shadow.states import ShadowStates
-from pilliond.slots import SlotArea
+from pilliond.transport.slots import SlotArea
 from pilliond.versions import Identity, Version
 from tests.daemon.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, observation
 

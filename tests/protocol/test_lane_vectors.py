@@ -16,9 +16,9 @@ from pillion_protocol import MessageType, RemoteProtocolError, decode
 from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from pillion_protocol.slots import SlotLayout
 from pilliond.ipc.metrics_page import MetricsPage, make_page
-from pilliond.lane_transport import LaneConnection, LaneTransport
 from pilliond.linux.epoll import Poller
-from pilliond.transport import Sent
+from pilliond.transport.interface import Sent
+from pilliond.transport.lane import LaneConnection, LaneTransport
 from tests.harness import ROOT, WAIT_S_MAX
 from tests.protocol.test_vectors import generator
 

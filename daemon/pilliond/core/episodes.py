@@ -15,8 +15,8 @@ from pilliond.engine.sampling import next_seeds
 if TYPE_CHECKING:
     from pilliond.core.sessions import Session
     from pilliond.joined_version import NamingStep
-    from pilliond.slots import Slot, SlotArea
-    from pilliond.transport import Reply
+    from pilliond.transport.interface import Reply
+    from pilliond.transport.slots import Slot, SlotArea
     from pilliond.versions import Version
 
 Frame = bytes | memoryview

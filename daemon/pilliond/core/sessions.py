@@ -43,8 +43,8 @@ from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.joined_version import JoinedVersion, NamingStep
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
-from pilliond.slots import Slot, SlotArea, SlotLeases
-from pilliond.transport import Incoming, Peer, Reply
+from pilliond.transport.interface import Incoming, Peer, Reply
+from pilliond.transport.slots import Slot, SlotArea, SlotLeases
 from pilliond.versions import Version
 
 _NANOSECONDS_PER_MS = 1_000_000

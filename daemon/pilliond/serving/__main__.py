@@ -30,7 +30,6 @@ from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import Assignment, Event, Failed, LoadFailed, Ready, VersionOrder
 from pilliond.ipc.metrics_page import MetricsPage, Phase
-from pilliond.lane_transport import LaneTransport
 from pilliond.linux.cpu_priority import slice_us, take_short_turns
 from pilliond.linux.epoll import Poller
 from pilliond.linux.sandbox import die_with_parent
@@ -38,10 +37,11 @@ from pilliond.serving.loop import ServingLoop
 from pilliond.serving.order_handler import Orders
 from pilliond.settings.addresses import carrier_of
 from pilliond.settings.schema import ServingSettings, cpu_numbers
-from pilliond.transport import Transport
+from pilliond.transport.interface import Transport
+from pilliond.transport.lane import LaneTransport
+from pilliond.transport.zmq import ZmqTransport
 from pilliond.version_loader import build_version, read_descriptor
 from pilliond.versions import Version
-from pilliond.zmq_transport import ZmqTransport
 
 
 def serve(end: socket.socket, assignment: Assignment) -> None:

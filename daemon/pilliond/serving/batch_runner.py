@@ -16,7 +16,7 @@ from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.metrics_page import PLACES, MetricsPage
 from pilliond.joined_version import NamingStep
 from pilliond.serving.shadow_tap import ShadowTap
-from pilliond.transport import Reply
+from pilliond.transport.interface import Reply
 from pilliond.versions import Version
 
 _TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget was spent before the engine was free")

@@ -20,7 +20,7 @@ from pilliond.linux.epoll import EVENTS_MAX, Events, Poller
 from pilliond.linux.timerfd import Ticker
 from pilliond.serving.batch_runner import BatchRunner
 from pilliond.serving.shadow_tap import ShadowTap
-from pilliond.transport import Peer, Reply, Sent, Transport
+from pilliond.transport.interface import Peer, Reply, Sent, Transport
 
 _NANOSECONDS: Final = 1_000_000_000
 _OK: Final = Sent.OK

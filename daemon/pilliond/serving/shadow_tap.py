@@ -12,7 +12,7 @@ from pilliond.core.episodes import EpisodeGroup
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
 from pilliond.joined_version import JoinedVersion
-from pilliond.slots import Slot
+from pilliond.transport.slots import Slot
 from pilliond.versions import Version
 
 _BATCH_BYTES: Final = BATCH_HEAD.size

@@ -23,8 +23,8 @@ from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
 from pilliond.linux.epoll import Events, Poller
 from pilliond.linux.peer_credentials import is_let_in
-from pilliond.slots import SlotArea
-from pilliond.transport import Incoming, Reply, Sent
+from pilliond.transport.interface import Incoming, Reply, Sent
+from pilliond.transport.slots import SlotArea
 
 _OWNER_ONLY_UMASK: Final = 0o177
 _GROUP_TOO_MODE: Final = 0o660

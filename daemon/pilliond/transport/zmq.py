@@ -24,7 +24,7 @@ from pilliond.limits import (
     TENSOR_FRAMES_MAX,
 )
 from pilliond.linux.epoll import Events, Poller
-from pilliond.transport import Incoming, Reply, Sent
+from pilliond.transport.interface import Incoming, Reply, Sent
 
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)

@@ -33,7 +33,7 @@ from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
 from pilliond.serving.loop import ServingLoop
 from pilliond.transport.interface import Sent
-from pilliond.versions import Identity, Version
+from pilliond.versions.loaded_version import Identity, Version
 
 WIDTH = 3
 SPEC = Spec(

@@ -14,7 +14,7 @@ from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.buckets import buckets_for
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
-from pilliond.versions import Identity, Version
+from pilliond.versions.loaded_version import Identity, Version
 from tests.daemon.fakes import SPEC, CountingEngine
 
 EXAMPLES = Path(__file__).parents[2] / "artifacts" / "examples"

@@ -17,7 +17,7 @@ from pilliond.core.sessions import Sessions
 from pilliond.limits import ServingLimits
 from pilliond.serving.loop import ServingLoop
 from pilliond.settings.schema import VersionSettings
-from pilliond.versions import Identity, Version
+from pilliond.versions.loaded_version import Identity, Version
 from tests.daemon.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, action_of, codes, observation
 
 SECOND = 1_000_000_000

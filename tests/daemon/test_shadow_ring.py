@@ -24,7 +24,7 @@ from pilliond.shadow.replayer import Understudy
 from pilliond.shadow.ring import RingError, SeenBatch, ShadowRing
 from pilliond.shadow.states import ShadowStates
 from pilliond.transport.slots import SlotArea
-from pilliond.versions import Identity, Version
+from pilliond.versions.loaded_version import Identity, Version
 from tests.daemon.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, observation
 
 GAUSSIAN = Distribution("diagonal_gaussian", log_std="log_std")

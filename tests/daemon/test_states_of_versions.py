@@ -17,7 +17,7 @@ from pillion_artifacts import Store
 from pillion_protocol import End, Spec
 from pilliond.limits import ServingLimits
 from pilliond.settings.schema import VersionSettings
-from pilliond.versions import Identity, Version
+from pilliond.versions.loaded_version import Identity, Version
 from tests.conftest import StartDaemon
 from tests.daemon.fakes import DIGEST, SPEC, act, codes, observation
 from tests.daemon.test_residence import GAUSSIAN, AddingEngine, Switchboard

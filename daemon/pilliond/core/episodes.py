@@ -14,10 +14,10 @@ from pilliond.engine.sampling import next_seeds
 
 if TYPE_CHECKING:
     from pilliond.core.sessions import Session
-    from pilliond.joined_version import NamingStep
     from pilliond.transport.interface import Reply
     from pilliond.transport.slots import Slot, SlotArea
-    from pilliond.versions import Version
+    from pilliond.versions.loaded_version import Version
+    from pilliond.versions.mixed_version import NamingStep
 
 Frame = bytes | memoryview
 

@@ -12,7 +12,7 @@ from pilliond.core.episodes import NEVER_NS
 from pilliond.core.routing import Router
 from pilliond.core.sessions import Sessions
 from pilliond.settings.schema import VersionSettings
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
 
 _NANOSECONDS: Final = 1_000_000_000
 _BYTES_PER_MB: Final = 1_000_000

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import ErrorCode, Hello, RemoteProtocolError
 from pilliond.traffic_split import salt_of, unit_of
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
 
 if TYPE_CHECKING:
     from pilliond.core.sessions import Session

@@ -9,8 +9,8 @@ import numpy as np
 from pillion_protocol.steps import ActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.engine.interface import Array
-from pilliond.joined_version import JoinedVersion, NamingStep
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
+from pilliond.versions.mixed_version import JoinedVersion, NamingStep
 
 
 def versions_of(group: EpisodeGroup) -> list[Version]:

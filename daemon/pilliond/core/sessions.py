@@ -41,11 +41,11 @@ from pilliond.core.row_leases import end_lease, give_back_leases, holds_gone, jo
 from pilliond.core.scheduler import Scheduler
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import MetricsPage
-from pilliond.joined_version import JoinedVersion, NamingStep
 from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
 from pilliond.transport.interface import Incoming, Peer, Reply
 from pilliond.transport.slots import Slot, SlotArea, SlotLeases
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
+from pilliond.versions.mixed_version import JoinedVersion, NamingStep
 
 _NANOSECONDS_PER_MS = 1_000_000
 _NO_TENSORS = 2

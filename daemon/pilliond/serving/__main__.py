@@ -40,8 +40,8 @@ from pilliond.settings.schema import ServingSettings, cpu_numbers
 from pilliond.transport.interface import Transport
 from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
-from pilliond.version_loader import build_version, read_descriptor
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
+from pilliond.versions.loader import build_version, read_descriptor
 
 
 def serve(end: socket.socket, assignment: Assignment) -> None:

@@ -14,10 +14,10 @@ from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_buffers import Places, is_finite
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.metrics_page import PLACES, MetricsPage
-from pilliond.joined_version import NamingStep
 from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport.interface import Reply
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
+from pilliond.versions.mixed_version import NamingStep
 
 _TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget was spent before the engine was free")
 _WRITTEN_MEANWHILE = RemoteProtocolError(

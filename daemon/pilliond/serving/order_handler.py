@@ -41,8 +41,8 @@ from pilliond.ipc.control_channel import (
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.linux.epoll import Poller
 from pilliond.serving.shadow_tap import ShadowTap
-from pilliond.version_loader import Built, VersionLoader
-from pilliond.warmer import Warmer
+from pilliond.versions.loader import Built, VersionLoader
+from pilliond.versions.warmer import Warmer
 
 
 class Orders:

@@ -11,9 +11,9 @@ from typing import Final
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
-from pilliond.joined_version import JoinedVersion
 from pilliond.transport.slots import Slot
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
+from pilliond.versions.mixed_version import JoinedVersion
 
 _BATCH_BYTES: Final = BATCH_HEAD.size
 _ACT_BYTES: Final = ACT_HEAD.size

@@ -53,7 +53,7 @@ def prepare(order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> 
     """The version of the order, warm, and the ring that it reads; raises `EngineError`."""
     from pilliond.ipc.shadow_page import ShadowPage
     from pilliond.shadow.replayer import Understudy
-    from pilliond.version_loader import build_version, read_descriptor
+    from pilliond.versions.loader import build_version, read_descriptor
 
     model = read_descriptor(model_descriptor)
     version = build_version(order.version, model, None, order.rows_max, order.engine)

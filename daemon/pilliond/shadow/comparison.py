@@ -13,7 +13,7 @@ from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.interface import Array
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import DISTANCE_BUCKETS, OUTPUTS, OUTPUTS_MAX, ShadowPage
-from pilliond.versions import ACTION
+from pilliond.versions.loaded_version import ACTION
 
 _EDGES: Final = np.array(DISTANCE_BUCKETS)
 _CELLS_PER_OUTPUT: Final = 3

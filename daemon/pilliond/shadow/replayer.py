@@ -19,7 +19,7 @@ from pilliond.shadow.comparison import Comparison
 from pilliond.shadow.ring import SeenBatch, ShadowRing
 from pilliond.shadow.states import ShadowStates
 from pilliond.traffic_split import salt_of
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
 
 LOOK_S: Final = 0.002
 """How long it sleeps where nothing waits, at first; twice as long each time, up to `LOOK_S_MAX`."""

@@ -13,7 +13,7 @@ from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
 from pilliond.ipc.shadow_page import DISTANCE_BUCKETS, OUTPUTS, OUTPUTS_MAX, ShadowCounts
 from pilliond.shadow.comparison import is_continuous
-from pilliond.versions import ACTION
+from pilliond.versions.loaded_version import ACTION
 
 _NS_PER_US: Final = 1e3
 

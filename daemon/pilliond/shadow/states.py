@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pilliond.engine.interface import Array
 from pilliond.shadow.ring import SeenBatch
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
 
 
 class Carried:

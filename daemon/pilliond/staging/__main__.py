@@ -55,7 +55,7 @@ def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
     from pilliond.ipc.sealed_version import seal
     from pilliond.ipc.staging_channel import Staged, StageStep
     from pilliond.staging.preflight import admit
-    from pilliond.version_loader import build_version, read_descriptor
+    from pilliond.versions.loader import build_version, read_descriptor
 
     def say(step: str) -> None:
         staging_channel.send(end, StageStep(step))

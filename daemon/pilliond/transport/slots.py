@@ -18,7 +18,7 @@ from pillion_protocol.slots import SLOTS, SlotLayout, read_generation
 from pilliond.engine.interface import Array
 
 if TYPE_CHECKING:
-    from pilliond.versions import Version
+    from pilliond.versions.loaded_version import Version
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 

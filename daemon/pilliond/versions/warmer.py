@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pilliond.engine.interface import InlineEngine
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
 
 
 class Warmer:

@@ -20,7 +20,7 @@ from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
 from pilliond.linux.epoll import Poller
 from pilliond.linux.stall_probe import StallProbe
 from pilliond.settings.schema import EngineSettings
-from pilliond.versions import Identity, Version
+from pilliond.versions.loaded_version import Identity, Version
 
 
 def build_version(

@@ -19,7 +19,7 @@ from pillion_protocol.steps import ActionStep
 from pilliond.core.episodes import EpisodeGroup, Frame
 from pilliond.engine.batch_buffers import Values
 from pilliond.engine.interface import Array
-from pilliond.versions import Version
+from pilliond.versions.loaded_version import Version
 
 MIXED_PLACE: Final = 0
 """The cells of the metrics page for acts that more than one version ran."""

@@ -1,6 +1,6 @@
 """The artifact store: what serves is what was published."""
 
-from pillion_artifacts.card import ModelCard, parse_card
+from pillion_artifacts.card.model_card import ModelCard, parse_card
 from pillion_artifacts.errors import (
     ArtifactError,
     DigestMismatchError,

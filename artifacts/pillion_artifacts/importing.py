@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pillion_artifacts.card import SCHEMA, schema_of
-from pillion_artifacts.card_text import migrate_card
+from pillion_artifacts.card.layers import MODEL_NAME
+from pillion_artifacts.card.model_card import SCHEMA, schema_of
+from pillion_artifacts.card.yaml_card import migrate_card
 from pillion_artifacts.errors import ArtifactError, InvalidSourceError
-from pillion_artifacts.layers import MODEL_NAME
 from pillion_artifacts.limits import CARD_BYTES_MAX
 from pillion_artifacts.names import parse_name, spoken
 from pillion_artifacts.progress import bytes_bar

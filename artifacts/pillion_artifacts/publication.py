@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pillion_artifacts.audit import AuditLog
 from pillion_artifacts.blobs import Progress, map_file
+from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
+from pillion_artifacts.card.layers import CARD_NAME, KINDS, MODEL_NAME, kind_of
 from pillion_artifacts.change import Change, Staged
-from pillion_artifacts.contents import check_card, check_graph, check_model
 from pillion_artifacts.errors import InvalidArtifactError, VersionExistsError
-from pillion_artifacts.layers import CARD_NAME, KINDS, MODEL_NAME, kind_of
 from pillion_artifacts.manifest import (
     ARTIFACT_TYPE,
     CREATED,

@@ -13,10 +13,10 @@ from typing import Final, Self
 import msgspec
 
 from pillion_artifacts.blobs import check_content, check_size, chunks_of, map_descriptor, open_blob, write_all
-from pillion_artifacts.card import ModelCard
-from pillion_artifacts.contents import check_graph, check_model
+from pillion_artifacts.card.content_checks import check_graph, check_model
+from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, GOLDEN_NAME, MODEL_NAME, kind_of
+from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import StoreError
-from pillion_artifacts.layers import CARD_MEDIA_TYPE, GOLDEN_NAME, MODEL_NAME, kind_of
 from pillion_artifacts.manifest import Descriptor
 from pillion_artifacts.store import Resolved, Store
 

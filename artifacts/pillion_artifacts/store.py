@@ -15,7 +15,9 @@ import semver
 from pillion_artifacts.aliases import Alias, alias_target, encode_alias, read_alias, read_aliases
 from pillion_artifacts.audit import REASON_CHARACTERS_MAX, Action, AuditLog, AuditPage, Record
 from pillion_artifacts.blobs import Progress, blob_path, no_progress, read_blob, read_small
-from pillion_artifacts.card import ModelCard
+from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
+from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, CARD_NAME, KINDS, MODEL_NAME, LayerKind, kind_of
+from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.change import (
     INDEX_NAME,
     LAYOUT_NAME,
@@ -25,7 +27,6 @@ from pillion_artifacts.change import (
     settle,
     settle_for_reading,
 )
-from pillion_artifacts.contents import check_card, check_graph, check_model
 from pillion_artifacts.errors import (
     AliasMovedError,
     DigestMismatchError,
@@ -34,7 +35,6 @@ from pillion_artifacts.errors import (
     PolicyNotFoundError,
 )
 from pillion_artifacts.evaluations import EVALUATIONS_NAME, EvaluationLease, encode_evaluations, read_evaluations
-from pillion_artifacts.layers import CARD_MEDIA_TYPE, CARD_NAME, KINDS, MODEL_NAME, LayerKind, kind_of
 from pillion_artifacts.leases import Lease
 from pillion_artifacts.limits import CARD_BYTES_MAX, EVALUATION_LEASES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.manifest import (

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from pillion_artifacts.blobs import Progress, blob_path, chunks_of, no_progress, open_regular
+from pillion_artifacts.card.layers import kind_of
 from pillion_artifacts.carriers import Offer, Source, Target
 from pillion_artifacts.change import Change, Staged
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError
-from pillion_artifacts.layers import kind_of
 from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
 from pillion_artifacts.manifest import (
     Descriptor,

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from evaluate import onnx_actor, onnx_session
 
-from pillion_artifacts.card import Environment
-from pillion_artifacts.environments import wrap
+from pillion_artifacts.card.environments import wrap
+from pillion_artifacts.card.model_card import Environment
 
 UInt8s = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pillion_artifacts import ModelCard, Store
-from pillion_artifacts.card import Distribution, Environment, Lineage, Wrapper
-from pillion_artifacts.environments import make_environment
+from pillion_artifacts.card.environments import make_environment
+from pillion_artifacts.card.model_card import Distribution, Environment, Lineage, Wrapper
 
 SIDE = 84
 STACK = 4

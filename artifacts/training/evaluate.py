@@ -16,8 +16,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from pillion_artifacts import ModelCard, Store
-from pillion_artifacts.card import Metric
-from pillion_artifacts.environments import make_environment
+from pillion_artifacts.card.environments import make_environment
+from pillion_artifacts.card.model_card import Metric
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 

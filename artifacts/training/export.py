@@ -16,9 +16,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from pillion_artifacts import ModelCard, Store
-from pillion_artifacts.card import TensorCard
-from pillion_artifacts.card_text import dump_card
-from pillion_artifacts.layers import CARD_NAME, MODEL_NAME
+from pillion_artifacts.card.layers import CARD_NAME, MODEL_NAME
+from pillion_artifacts.card.model_card import TensorCard
+from pillion_artifacts.card.yaml_card import dump_card
 
 OPSET = 18
 IR_VERSION_MAX = 10

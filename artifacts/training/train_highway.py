@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch import nn
 
 from pillion_artifacts import ModelCard
-from pillion_artifacts.card import Distribution, Environment, Lineage, TensorCard
-from pillion_artifacts.environments import make_environment
+from pillion_artifacts.card.environments import make_environment
+from pillion_artifacts.card.model_card import Distribution, Environment, Lineage, TensorCard
 
 ENVIRONMENT = Environment(id="highway-fast-v0", module="highway_env")
 # To train in: fewer cars are twice as fast to simulate, and speed pays more, or a policy that only ever brakes

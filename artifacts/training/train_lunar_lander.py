@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
 from pillion_artifacts import ModelCard
-from pillion_artifacts.card import Distribution, Environment, Lineage
+from pillion_artifacts.card.model_card import Distribution, Environment, Lineage
 
 ENVIRONMENT = Environment(id="LunarLander-v3")
 EVALUATION_SEED = 500_000

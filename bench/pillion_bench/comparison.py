@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion.conversation import Frames
-from pillion_artifacts.card import Tolerance
+from pillion_artifacts.card.model_card import Tolerance
 from pillion_bench.recording import Recording
 from pillion_protocol import Spec
 

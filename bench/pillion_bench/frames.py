@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from pillion_artifacts import ModelCard, Store
-from pillion_artifacts.card import TensorCard
-from pillion_artifacts.layers import CARD_NAME, MODEL_NAME
+from pillion_artifacts.card.layers import CARD_NAME, MODEL_NAME
+from pillion_artifacts.card.model_card import TensorCard
 from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.echo import EchoPlan, PingOrder, PingResult
 from pillion_bench.exchange import Exchange

@@ -16,8 +16,8 @@ import numpy as np
 
 import pillion
 from pillion_artifacts import Artifact, Store
-from pillion_artifacts.card import Environment, Tolerance
-from pillion_artifacts.environments import make_environment
+from pillion_artifacts.card.environments import make_environment
+from pillion_artifacts.card.model_card import Environment, Tolerance
 from pillion_bench.errors import BadOptionError, PlayError
 from pillion_bench.recording import Array, Recording
 

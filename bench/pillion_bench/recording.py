@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import Environment, Tolerance
+from pillion_artifacts.card.model_card import Environment, Tolerance
 from pillion_bench.errors import RecordingError
 
 Array = NDArray[Any]

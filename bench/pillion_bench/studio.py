@@ -10,7 +10,7 @@ from typing import Any
 
 import pillion
 from pillion_artifacts import Artifact, ArtifactError, Store
-from pillion_artifacts.card import Tolerance
+from pillion_artifacts.card.model_card import Tolerance
 from pillion_bench.placement import parse_placement
 from pillion_bench.record import RecordOptions, environment_for, find_policy, record
 from pillion_bench.recording import Recording

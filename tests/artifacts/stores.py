@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pillion_artifacts.card.layers import kind_of
 from pillion_artifacts.change import LAYOUT
-from pillion_artifacts.layers import kind_of
 from pillion_artifacts.manifest import (
     EMPTY_INDEX,
     EMPTY_JSON,

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pillion_artifacts import InvalidArtifactError, ModelCard, Store, parse_card
-from pillion_artifacts.card import Bound, StateCard, schema_of
-from pillion_artifacts.card_text import card_schema, dump_card, migrate_card, shipped_card_schema
+from pillion_artifacts.card.model_card import Bound, StateCard, schema_of
+from pillion_artifacts.card.yaml_card import card_schema, dump_card, migrate_card, shipped_card_schema
 from tests.harness import STORE as EXAMPLES
 from tests.harness import blob_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pillion_artifacts.card import Environment, Tolerance, Wrapper
+from pillion_artifacts.card.model_card import Environment, Tolerance, Wrapper
 from pillion_bench.errors import RecordingError
 from pillion_bench.recording import Recording
 

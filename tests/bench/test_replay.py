@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pillion_artifacts.card import Tolerance
+from pillion_artifacts.card.model_card import Tolerance
 from pillion_bench.comparison import differing_steps
 from pillion_bench.recording import Recording
 from tests.bench.conftest import report_of, run_pillion

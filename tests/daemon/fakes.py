@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pillion_artifacts.card import Distribution
+from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import (
     Act,
     Action,

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pillion_artifacts import Store
-from pillion_artifacts.layers import CARD_NAME
+from pillion_artifacts.card.layers import CARD_NAME
 from tests.harness import STORE, blob_of, publish
 
 _CARD = """

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from pillion_artifacts import Artifact, Store
-from pillion_artifacts.card import Distribution
+from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.buckets import buckets_for
 from pilliond.engine.interface import EngineError

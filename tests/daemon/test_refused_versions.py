@@ -10,7 +10,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.golden import Golden
+from pillion_artifacts.card.golden_pairs import Golden
 from pillion_artifacts.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.leases import leased_digests
 from pillion_artifacts.signing import sign

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from pillion_artifacts.card import Distribution
+from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Action, Begin, Begun, End, Error, Goodbye, Spec, TensorSpec, decode
 from pilliond.core.residency import Residence
 from pilliond.core.routing import Router

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pillion_artifacts.card import Tolerance
+from pillion_artifacts.card.model_card import Tolerance
 from pillion_protocol import Spec, TensorSpec
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ShadowPage, make_shadow_page

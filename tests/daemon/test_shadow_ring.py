@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillion_artifacts.card import Distribution, Tolerance
+from pillion_artifacts.card.model_card import Distribution, Tolerance
 from pillion_protocol import Begun
 from pillion_protocol.slots import write_generation
 from pilliond.core.episodes import EpisodeGroup

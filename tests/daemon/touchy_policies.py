@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pillion_artifacts import Store
-from pillion_artifacts.golden import Golden, encode_golden
+from pillion_artifacts.card.golden_pairs import Golden, encode_golden
 from tests.harness import publish
 
 _CARD = """

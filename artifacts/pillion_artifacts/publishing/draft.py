@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
-from pillion_artifacts.card import Contributor, Environment, Lineage, Metric, ModelCard, Tolerance
-from pillion_artifacts.golden import Arrays
+from pillion_artifacts.card.golden_pairs import Arrays
+from pillion_artifacts.card.model_card import Contributor, Environment, Lineage, Metric, ModelCard, Tolerance
 from pillion_artifacts.publishing.source import Source
 
 NO_LICENCE = "NOASSERTION"

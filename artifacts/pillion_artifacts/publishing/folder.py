@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from pillion_artifacts.card import ModelCard
-from pillion_artifacts.card_text import dump_card
+from pillion_artifacts.card.golden_pairs import Arrays, encode_golden
+from pillion_artifacts.card.layers import CARD_NAME, GOLDEN_NAME, MODEL_NAME
+from pillion_artifacts.card.model_card import ModelCard
+from pillion_artifacts.card.yaml_card import dump_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.golden import Arrays, encode_golden
-from pillion_artifacts.layers import CARD_NAME, GOLDEN_NAME, MODEL_NAME
 from pillion_artifacts.publishing.draft import Draft
 from pillion_artifacts.publishing.limits import PARITY_ROWS
 from pillion_artifacts.publishing.observations import draw_observations, play_environment

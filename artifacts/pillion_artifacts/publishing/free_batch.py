@@ -10,8 +10,8 @@ import onnx
 from onnx import numpy_helper
 from onnx.tools import update_model_dims
 
+from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.errors import InvalidSourceError, ParityError, first_line
-from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.graph import ROWS
 from pillion_artifacts.publishing.onnx_model import OnnxModel
 

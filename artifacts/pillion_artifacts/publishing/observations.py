@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import Environment, TensorCard
+from pillion_artifacts.card.golden_pairs import Arrays
+from pillion_artifacts.card.model_card import Environment, TensorCard
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.golden import Arrays
 
 _SEED: Final = 7
 _BOUND_MAX: Final = 1e6
@@ -57,7 +57,7 @@ def play_environment(
     environment: Environment, cards: list[TensorCard], act: Act, rows: int, seed: int = _SEED
 ) -> Arrays:
     """The first `rows` observations of episodes in which `act` acts; raises `InvalidSourceError` where they do not fit."""
-    from pillion_artifacts.environments import make_environment
+    from pillion_artifacts.card.environments import make_environment
 
     met: dict[str, list[NDArray[Any]]] = {card.name: [] for card in cards}
     played = make_environment(environment)

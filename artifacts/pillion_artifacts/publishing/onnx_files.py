@@ -10,8 +10,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, inliner
 
+from pillion_artifacts.card.onnx_checks import STANDARD_DOMAINS
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.onnx_file import STANDARD_DOMAINS
 from pillion_artifacts.publishing.files import PICKLE_MAGIC, ZIP_MAGIC, read_file
 from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 import onnxruntime
 
+from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.limits import SOURCE_BYTES_MAX
 
 _FATAL_ONLY = 4

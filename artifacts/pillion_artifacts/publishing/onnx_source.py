@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from pillion_artifacts.card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
+from pillion_artifacts.card.golden_pairs import Arrays
+from pillion_artifacts.card.model_card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.golden import Arrays
 from pillion_artifacts.manifest import digest_of
 from pillion_artifacts.publishing.draft import NO_LICENCE, Details, Draft, tool_versions
 from pillion_artifacts.publishing.free_batch import (

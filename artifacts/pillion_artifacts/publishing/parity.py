@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import ModelCard
+from pillion_artifacts.card.golden_pairs import Arrays, Golden, compare
+from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import ParityError
-from pillion_artifacts.golden import Arrays, Golden, compare
 from pillion_artifacts.publishing.limits import GOLDEN_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
 from pillion_artifacts.publishing.onnx_model import OnnxModel
 from pillion_artifacts.publishing.source import Source

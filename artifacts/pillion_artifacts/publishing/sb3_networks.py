@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import Preprocessing
+from pillion_artifacts.card.model_card import Preprocessing
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.publishing.graph import GraphBuilder
 from pillion_artifacts.publishing.sb3_archive import Weights

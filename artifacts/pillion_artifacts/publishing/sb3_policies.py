@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx.shape_inference import InferenceError
 
-from pillion_artifacts.card import ACTION, Distribution, Preprocessing, StateCard, TensorCard
+from pillion_artifacts.card.model_card import ACTION, Distribution, Preprocessing, StateCard, TensorCard
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.publishing.graph import GraphBuilder
 from pillion_artifacts.publishing.inert_pickle import Record

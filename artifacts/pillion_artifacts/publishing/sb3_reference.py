@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pillion_artifacts.card import ACTION
+from pillion_artifacts.card.golden_pairs import Arrays
+from pillion_artifacts.card.model_card import ACTION
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.golden import Arrays
 from pillion_artifacts.publishing.inert_pickle import Record
 from pillion_artifacts.publishing.sb3_archive import Sb3Archive, Weights
 from pillion_artifacts.publishing.sb3_networks import layer_numbers

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.golden import Arrays
+from pillion_artifacts.card.golden_pairs import Arrays
 
 
 class SourceRun(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from pillion_artifacts.card import Environment, ModelCard, parse_card
+from pillion_artifacts.card.model_card import Environment, ModelCard, parse_card
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.limits import CARD_BYTES_MAX
 from pillion_artifacts.publishing.files import PICKLE_MAGIC, ZIP_MAGIC, Archive, read_file
@@ -16,7 +16,7 @@ from pillion_artifacts.publishing.limits import PICKLE_BYTES_MAX
 from pillion_artifacts.yaml_text import read_yaml
 
 if TYPE_CHECKING:
-    from pillion_artifacts.golden import Arrays
+    from pillion_artifacts.card.golden_pairs import Arrays
     from pillion_artifacts.publishing.draft import Details, Draft
     from pillion_artifacts.publishing.folder import Report
 
@@ -101,7 +101,7 @@ def export(
 
 def _preprocessed(module: Any, example: Any, card: ModelCard, pipeline: Any) -> Draft:
     """The module behind the pipeline: its own observation is as wide as the example, the pipeline's is the card's."""
-    from pillion_artifacts.card import TensorCard
+    from pillion_artifacts.card.model_card import TensorCard
     from pillion_artifacts.publishing.preprocessor import fuse_pipeline
     from pillion_artifacts.publishing.torch_source import draft_of_module
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import TensorCard
+from pillion_artifacts.card.model_card import TensorCard
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.publishing.inert_pickle import Record
 from pillion_protocol.specs import Space

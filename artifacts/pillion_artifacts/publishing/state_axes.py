@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from pillion_artifacts.card import ModelCard, StateCard
+from pillion_artifacts.card.model_card import ModelCard, StateCard
 
 Size = int | str | None
 

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import StateCard
-from pillion_artifacts.golden import Arrays, is_equal
+from pillion_artifacts.card.golden_pairs import Arrays, is_equal
+from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.batch_certificate import CLOSE, EXACT, WORSE, Certificate
 from pilliond.engine.buckets import buckets_for

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 
-from pillion_artifacts.card import StateCard
+from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.aligned import Piece, aligned_zeros
 from pilliond.engine.buckets import buckets_for

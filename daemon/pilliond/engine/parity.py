@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pillion_artifacts import InvalidArtifactError
-from pillion_artifacts.card import StateCard, Tolerance
-from pillion_artifacts.golden import Arrays, check_golden, decode_golden
+from pillion_artifacts.card.golden_pairs import Arrays, check_golden, decode_golden
+from pillion_artifacts.card.model_card import StateCard, Tolerance
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.interface import EngineError, InlineEngine
 

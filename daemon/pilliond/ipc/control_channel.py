@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pillion_artifacts.card import Distribution, StateCard, Tolerance
+from pillion_artifacts.card.model_card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.core.session_list import SessionTold
 from pilliond.engine.batch_certificate import Certificate

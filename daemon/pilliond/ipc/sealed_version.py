@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pillion_artifacts.card import ModelCard
+from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.leases import Lease
 from pillion_artifacts.sealed import SealedArtifact
 from pilliond.engine.batch_certificate import Certificate

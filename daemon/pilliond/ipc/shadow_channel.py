@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from pillion_artifacts.card import Tolerance
+from pillion_artifacts.card.model_card import Tolerance
 from pilliond.ipc.control_channel import VersionOrder
 from pilliond.settings.schema import EngineSettings
 

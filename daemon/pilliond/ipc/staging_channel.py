@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from pillion_artifacts.card import ModelCard
+from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.trust import TrustPolicy
 from pilliond.engine.batch_certificate import Certificate
 from pilliond.settings.schema import EngineSettings

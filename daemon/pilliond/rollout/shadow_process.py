@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from pillion_artifacts.card import Tolerance
+from pillion_artifacts.card.model_card import Tolerance
 from pilliond.errors import SwitchError
 from pilliond.ipc import shadow_channel
 from pilliond.ipc.sealed_version import SealedVersion

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pillion_artifacts.golden import decode_golden
+from pillion_artifacts.card.golden_pairs import decode_golden
 from pilliond.core.residency import Residence
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import Tolerance
-from pillion_artifacts.golden import is_equal
+from pillion_artifacts.card.golden_pairs import is_equal
+from pillion_artifacts.card.model_card import Tolerance
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.interface import Array
 from pilliond.ipc import shadow_page as cell

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
-    from pillion_artifacts.golden import Arrays
+    from pillion_artifacts.card.golden_pairs import Arrays
     from pilliond.ipc.staging_channel import Staged, StageOrder
 
 
@@ -48,7 +48,7 @@ def main() -> int:
 def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
     """Everything that is asked of a version; raises `BadPolicyError` or `EngineError`."""
     from pillion_artifacts import Resolved, Store
-    from pillion_artifacts.golden import decode_golden
+    from pillion_artifacts.card.golden_pairs import decode_golden
     from pilliond.engine.certifier import certify
     from pilliond.errors import BadPolicyError
     from pilliond.ipc import staging_channel

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import Distribution
+from pillion_artifacts.card.model_card import Distribution
 from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.slots import SlotLayout

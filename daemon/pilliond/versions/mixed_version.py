@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.card import Distribution
+from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Action, Fallback, Lease, encode
 from pillion_protocol.steps import ActionStep
 from pilliond.core.episodes import EpisodeGroup, Frame

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from pillion_artifacts import InvalidSourceError, parse_card
-from pillion_artifacts.golden import decode_golden
+from pillion_artifacts.card.golden_pairs import decode_golden
 from pillion_artifacts.publishing.draft import Details
 from pillion_artifacts.publishing.folder import write_folder
 from pillion_artifacts.publishing.sb3_networks import ACTIVATIONS

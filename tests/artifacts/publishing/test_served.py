@@ -20,7 +20,7 @@ from stable_baselines3 import PPO, SAC
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.golden import Golden, decode_golden, encode_golden
+from pillion_artifacts.card.golden_pairs import Golden, decode_golden, encode_golden
 from pillion_artifacts.publishing.draft import Details
 from pillion_artifacts.publishing.folder import write_folder
 from pillion_artifacts.publishing.onnx_source import import_onnx

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import pillion_artifacts
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, parse_card
-from pillion_artifacts.card import TensorCard
+from pillion_artifacts.card.model_card import TensorCard
 from pillion_artifacts.publishing.draft import Details
 from pillion_artifacts.publishing.folder import write_folder
 from pillion_artifacts.publishing.onnx_source import import_onnx
@@ -204,7 +204,7 @@ def test_a_file_of_torch_export_with_one_row_gets_a_free_batch(tmp_path: Path) -
 
 
 def card_file(folder: Path, card: ModelCard = CARD) -> Path:
-    from pillion_artifacts.card_text import dump_card
+    from pillion_artifacts.card.yaml_card import dump_card
 
     (folder / "card.yaml").write_bytes(dump_card(card))
     return folder / "card.yaml"

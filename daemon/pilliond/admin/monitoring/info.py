@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 import pilliond
-from pillion_artifacts.card import TensorCard
+from pillion_artifacts.card.model_card import TensorCard
 from pillion_protocol import PROTOCOL_VERSION
 from pilliond.supervision.supervisor import Supervisor
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 import yaml
 
-from pillion_artifacts.card import ModelCard, parse_card
+from pillion_artifacts.card.model_card import ModelCard, parse_card
 
 SCHEMA_NAME: Final = "model_card.schema.json"
 """The file beside this one that holds the JSON Schema."""

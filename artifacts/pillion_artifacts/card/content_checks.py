@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from pillion_artifacts.card import ModelCard, TensorCard, parse_card
+from pillion_artifacts.card.model_card import ModelCard, TensorCard, parse_card
+from pillion_artifacts.card.onnx_checks import GraphTensor, inspect_onnx
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.names import spoken
-from pillion_artifacts.onnx_file import GraphTensor, inspect_onnx
 
 _ONNX_SUFFIX: Final = ".onnx"
 

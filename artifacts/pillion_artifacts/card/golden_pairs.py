@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pillion_artifacts.card import Bound, Tolerance
+from pillion_artifacts.card.layers import GOLDEN_NAME
+from pillion_artifacts.card.model_card import Bound, Tolerance
 from pillion_artifacts.errors import InvalidArtifactError, ParityError
-from pillion_artifacts.layers import GOLDEN_NAME
 
 _INPUT: Final = "input."
 _OUTPUT: Final = "output."

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pillion_artifacts.card import Environment, Wrapper
+from pillion_artifacts.card.model_card import Environment, Wrapper
 from pillion_artifacts.errors import InvalidArtifactError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 import semver
 
-from pillion_artifacts import card_schema_1
+from pillion_artifacts.card import schema_1 as card_schema_1
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.yaml_text import read_yaml
 from pillion_protocol.specs import DType, Space, Spec, TensorSpec

@@ -17,7 +17,7 @@ import pytest
 
 from pillion.cli import run
 from pillion_artifacts import Store
-from pillion_artifacts.cli import artifact
+from pillion_artifacts.cli.commands import artifact
 from tests.artifacts.stores import POLICY, example_folder, flip
 from tests.artifacts.test_card import CARDS
 from tests.harness import ROOT, START_S_MAX, STORE, blob_of
@@ -251,7 +251,7 @@ def test_verifying_a_large_blob_takes_the_memory_of_a_chunk(tmp_path: Path) -> N
     script = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from pillion_artifacts.report import verify_and_report\n"
+        "from pillion_artifacts.cli.verification_report import verify_and_report\n"
         "from pillion_artifacts import Store\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "report = verify_and_report(Store(Path(sys.argv[1])), (), True)\n"

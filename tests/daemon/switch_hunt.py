@@ -28,8 +28,8 @@ import psutil
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.change import locked
+from pillion_artifacts.cli.verification_report import verify_and_report
 from pillion_artifacts.leases import leased_digests
-from pillion_artifacts.report import verify_and_report
 from pillion_bench.variants import POLICY, publish_variant
 from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon
 

@@ -13,7 +13,10 @@ import click
 import pillion
 
 GROUPS: Final = {
-    "artifact": ("pillion_artifacts.cli:artifact", "Publishes, verifies, signs and moves policies in a store."),
+    "artifact": (
+        "pillion_artifacts.cli.commands:artifact",
+        "Publishes, verifies, signs and moves policies in a store.",
+    ),
     "audit": ("pilliond.commands.inspect:audit", "Who changed what of the policy that a daemon serves."),
     "bench": ("pillion_bench.cli:bench", "Measures a daemon: load, replay, floors; and records episodes."),
     "canary": ("pilliond.commands.versions:canary", "Lets another version answer a share of a daemon's new episodes."),

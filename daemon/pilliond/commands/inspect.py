@@ -52,7 +52,7 @@ def audit(limit: int, before: int | None, admin: str, as_json: bool) -> None:
         print_json(told)
         return
     from pillion_artifacts.audit import Record
-    from pillion_artifacts.listing import print_history
+    from pillion_artifacts.cli.listing import print_history
 
     print_history([msgspec.convert(record, Record) for record in told["records"]])
     if told["next"] is not None:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from pillion_artifacts.cli.tables import columns, short_digest
 from pillion_artifacts.store import Resolved, Store
-from pillion_artifacts.tables import columns, short_digest
 
 
 class Difference(msgspec.Struct, frozen=True):

@@ -170,7 +170,7 @@ def publish(
     sb3-contrib, torch.export (.pt2) or TorchScript. Nothing in a file is executed; the model that is made of it has to
     act as it does.
     """
-    from pillion_artifacts.importing import publish_source
+    from pillion_artifacts.cli.publish_command import publish_source
 
     given = {**options, "statistics": vecnormalize}
     published = publish_source(open_store(store), source, name, given, by, reason)
@@ -186,7 +186,7 @@ def publish(
 @json_option
 def migrate(card: Path, out: Path | None, as_json: bool) -> None:
     """Writes CARD, a model card of any schema, in the schema of today. A version that is published keeps its own."""
-    from pillion_artifacts.importing import migrate_file
+    from pillion_artifacts.cli.publish_command import migrate_file
 
     migrated = migrate_file(card, out)
     if as_json:
@@ -203,7 +203,7 @@ def migrate(card: Path, out: Path | None, as_json: bool) -> None:
 @json_option
 def list_versions(policy: str, store: Path, as_json: bool) -> None:
     """The versions of POLICY, or of all policies, oldest first."""
-    from pillion_artifacts.listing import list_store, print_listing
+    from pillion_artifacts.cli.listing import list_store, print_listing
 
     rows = list_store(open_store(store), policy)
     show_json(rows) if as_json else print_listing(rows)
@@ -215,7 +215,7 @@ def list_versions(policy: str, store: Path, as_json: bool) -> None:
 @json_option
 def show(reference: str, store: Path, as_json: bool) -> None:
     """All that is known of a version: its files, card, aliases, pins, signatures and history."""
-    from pillion_artifacts.listing import describe_version, print_description
+    from pillion_artifacts.cli.listing import describe_version, print_description
 
     description = describe_version(open_store(store), reference)
     show_json(description) if as_json else print_description(description)
@@ -228,7 +228,7 @@ def show(reference: str, store: Path, as_json: bool) -> None:
 @json_option
 def diff(before: str, after: str, store: Path, as_json: bool) -> None:
     """What differs between two versions: files, and the keys of their cards."""
-    from pillion_artifacts.comparison import compare, print_differences
+    from pillion_artifacts.cli.diff import compare, print_differences
 
     differences = compare(open_store(store), before, after)
     show_json(differences) if as_json else print_differences(differences)
@@ -240,7 +240,7 @@ def diff(before: str, after: str, store: Path, as_json: bool) -> None:
 @json_option
 def history(policy: str, store: Path, as_json: bool) -> None:
     """Who changed what, when, why and from what: of POLICY, or of all."""
-    from pillion_artifacts.listing import print_history
+    from pillion_artifacts.cli.listing import print_history
 
     records = open_store(store).history(policy)
     show_json(records) if as_json else print_history(records)
@@ -271,7 +271,7 @@ def alias(
     It moves only if it points where --expect says, or where it was found when the command began: of two who move it at
     once, one is told.
     """
-    from pillion_artifacts.listing import move_or_read_alias
+    from pillion_artifacts.cli.listing import move_or_read_alias
 
     show_json_or_line(move_or_read_alias(open_store(store), alias, version, expect, remove, by, reason), as_json)
 
@@ -329,9 +329,9 @@ def gc(grace: float | None, keep_newest: int, dry_run: bool, by: str, reason: st
     """
     from datetime import timedelta
 
+    from pillion_artifacts.cli.listing import print_collection
     from pillion_artifacts.collection import collect
     from pillion_artifacts.limits import GRACE_DAYS
-    from pillion_artifacts.listing import print_collection
 
     found = collect(
         open_store(store),
@@ -378,7 +378,7 @@ def verify(
     """Checks every byte of the versions that are named, or of all, and with --key or --trust who signed them. Exit code
     65 where one is not what was published, or not signed as asked.
     """
-    from pillion_artifacts.report import verify_and_report
+    from pillion_artifacts.cli.verification_report import verify_and_report
     from pillion_artifacts.trust import trust_of_keys, trust_of_settings
 
     if not references and not everything:
@@ -449,7 +449,7 @@ def sign(
 @json_option
 def fsck(repair: bool, quarantine: bool, html: Path | None, by: str, reason: str, store: Path, as_json: bool) -> None:
     """Looks at every byte of the store, and at what its files say of each other. Exit code 65 where harm remains."""
-    from pillion_artifacts.report import repair_and_report, verify_and_report
+    from pillion_artifacts.cli.verification_report import repair_and_report, verify_and_report
 
     if quarantine and not repair:
         raise click.UsageError("--quarantine: expected --repair with it")
@@ -549,8 +549,8 @@ def pull(
 
 def give_and_show(store: Path, target: Any, references: tuple[str, ...], where: str, as_json: bool) -> None:
     """Gives versions to a target, with a bar, and says what was given."""
-    from pillion_artifacts.listing import print_transfer
-    from pillion_artifacts.progress import bytes_bar
+    from pillion_artifacts.cli.listing import print_transfer
+    from pillion_artifacts.cli.progress import bytes_bar
     from pillion_artifacts.transfer import give, give_size
 
     opened = open_store(store)
@@ -563,8 +563,8 @@ def take_and_show(
     store: Path, source: Any, references: tuple[str, ...], where: str, by: str, reason: str, as_json: bool
 ) -> None:
     """Takes versions from a source, with a bar, and says what was taken."""
-    from pillion_artifacts.listing import print_transfer
-    from pillion_artifacts.progress import bytes_bar
+    from pillion_artifacts.cli.listing import print_transfer
+    from pillion_artifacts.cli.progress import bytes_bar
     from pillion_artifacts.transfer import take
 
     with bytes_bar(f"from {where}", None) as progress:
@@ -576,7 +576,7 @@ def take_and_show(
 
 def finish_report(report: Any, html: Path | None, as_json: bool) -> None:
     """Prints a report, and ends with 65 where something is wrong."""
-    from pillion_artifacts.report import print_report, report_as_json, write_html
+    from pillion_artifacts.cli.verification_report import print_report, report_as_json, write_html
 
     if html is not None:
         write_html(report, html)

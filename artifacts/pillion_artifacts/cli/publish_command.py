@@ -13,10 +13,10 @@ import msgspec
 from pillion_artifacts.card.layers import MODEL_NAME
 from pillion_artifacts.card.model_card import SCHEMA, schema_of
 from pillion_artifacts.card.yaml_card import migrate_card
+from pillion_artifacts.cli.progress import bytes_bar
 from pillion_artifacts.errors import ArtifactError, InvalidSourceError
 from pillion_artifacts.limits import CARD_BYTES_MAX
 from pillion_artifacts.names import parse_name, spoken
-from pillion_artifacts.progress import bytes_bar
 from pillion_artifacts.publishing.files import read_file
 from pillion_artifacts.publishing.sources import Options, import_source
 

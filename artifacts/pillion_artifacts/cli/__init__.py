@@ -1,0 +1,1 @@
+"""`pillion artifact`: the store's commands. Nothing else imports this room."""

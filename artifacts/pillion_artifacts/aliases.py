@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from pillion_artifacts.blobs import read_small
 from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, PolicyNotFoundError
 from pillion_artifacts.limits import STATE_BYTES_MAX
 from pillion_artifacts.names import is_alias_name, is_policy_name
+from pillion_artifacts.oci.blobs import read_small
 
 ALIASES_NAME = "aliases"
 

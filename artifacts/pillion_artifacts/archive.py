@@ -15,11 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from pillion_artifacts.blobs import open_regular
-from pillion_artifacts.carriers import Chunks
 from pillion_artifacts.change import LAYOUT, LAYOUT_NAME, refusals
 from pillion_artifacts.errors import InvalidArtifactError, RemoteError
-from pillion_artifacts.layouts import blob_name
 from pillion_artifacts.limits import (
     ARCHIVE_BYTES_MAX,
     ARCHIVE_MEMBERS_MAX,
@@ -27,7 +24,10 @@ from pillion_artifacts.limits import (
     INDEX_BYTES_MAX,
     MODEL_BYTES_MAX,
 )
-from pillion_artifacts.manifest import EMPTY_INDEX, Descriptor, encode_json
+from pillion_artifacts.oci.blobs import open_regular
+from pillion_artifacts.oci.layouts import blob_name
+from pillion_artifacts.oci.manifest import EMPTY_INDEX, Descriptor, encode_json
+from pillion_artifacts.oci.remote_interface import Chunks
 
 _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{64}")
 _FOLDERS: Final = {".", "blobs", "blobs/sha256"}

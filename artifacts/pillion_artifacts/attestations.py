@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pillion_artifacts.blobs import read_blob
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
-from pillion_artifacts.manifest import Descriptor, decode_attestation
+from pillion_artifacts.oci.blobs import read_blob
+from pillion_artifacts.oci.manifest import Descriptor, decode_attestation
 from pillion_artifacts.statement import ENVELOPE_MEDIA_TYPE
 from pillion_artifacts.store import Resolved, Store
 

@@ -15,7 +15,7 @@ from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.evaluations import held_digests
 from pillion_artifacts.inspection import named_digests
 from pillion_artifacts.leases import LEASES_NAME, leased_digests, stale_leases
-from pillion_artifacts.manifest import CREATED, Descriptor, Index
+from pillion_artifacts.oci.manifest import CREATED, Descriptor, Index
 from pillion_artifacts.pins import read_pins
 from pillion_artifacts.routes import routed_digests
 from pillion_artifacts.store import Store

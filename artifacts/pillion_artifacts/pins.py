@@ -7,9 +7,9 @@ from typing import Final
 
 import msgspec
 
-from pillion_artifacts.blobs import read_small
 from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
 from pillion_artifacts.limits import STATE_BYTES_MAX
+from pillion_artifacts.oci.blobs import read_small
 
 PINS_NAME: Final = "pins.json"
 

@@ -21,7 +21,6 @@ import aiohttp
 import msgspec
 import semver
 
-from pillion_artifacts.carriers import Chunks, Offer
 from pillion_artifacts.errors import (
     UNREADABLE,
     ArtifactError,
@@ -30,7 +29,6 @@ from pillion_artifacts.errors import (
     PolicyNotFoundError,
     RemoteError,
 )
-from pillion_artifacts.layouts import select
 from pillion_artifacts.limits import (
     ATTESTATIONS_MAX,
     CHUNK_BYTES,
@@ -38,7 +36,9 @@ from pillion_artifacts.limits import (
     MANIFEST_BYTES_MAX,
     REMOTE_S_MAX,
 )
-from pillion_artifacts.manifest import (
+from pillion_artifacts.names import parse_reference
+from pillion_artifacts.oci.layouts import select
+from pillion_artifacts.oci.manifest import (
     INDEX_MEDIA_TYPE,
     MANIFEST_MEDIA_TYPE,
     Descriptor,
@@ -48,7 +48,7 @@ from pillion_artifacts.manifest import (
     decode_manifest,
     digest_of,
 )
-from pillion_artifacts.names import parse_reference
+from pillion_artifacts.oci.remote_interface import Chunks, Offer
 from pillion_artifacts.version_range import VersionRange
 
 Answer = TypeVar("Answer")

@@ -7,9 +7,9 @@ from typing import Final
 
 import msgspec
 
-from pillion_artifacts.blobs import read_small
 from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
 from pillion_artifacts.limits import ROUTES_MAX, STATE_BYTES_MAX
+from pillion_artifacts.oci.blobs import read_small
 
 ROUTES_NAME: Final = "routes"
 

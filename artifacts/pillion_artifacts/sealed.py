@@ -12,12 +12,12 @@ from typing import Final, Self
 
 import msgspec
 
-from pillion_artifacts.blobs import check_content, check_size, chunks_of, map_descriptor, open_blob, write_all
 from pillion_artifacts.card.content_checks import check_graph, check_model
 from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, GOLDEN_NAME, MODEL_NAME, kind_of
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import StoreError
-from pillion_artifacts.manifest import Descriptor
+from pillion_artifacts.oci.blobs import check_content, check_size, chunks_of, map_descriptor, open_blob, write_all
+from pillion_artifacts.oci.manifest import Descriptor
 from pillion_artifacts.store import Resolved, Store
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL

@@ -11,7 +11,7 @@ from pillion_artifacts.attestations import read_attestation
 from pillion_artifacts.change import Change
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
 from pillion_artifacts.limits import ATTESTATIONS_MAX
-from pillion_artifacts.manifest import (
+from pillion_artifacts.oci.manifest import (
     EMPTY_JSON,
     AttestationManifest,
     Descriptor,

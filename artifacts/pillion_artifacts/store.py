@@ -14,7 +14,6 @@ import semver
 
 from pillion_artifacts.aliases import Alias, alias_target, encode_alias, read_alias, read_aliases
 from pillion_artifacts.audit import REASON_CHARACTERS_MAX, Action, AuditLog, AuditPage, Record
-from pillion_artifacts.blobs import Progress, blob_path, no_progress, read_blob, read_small
 from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
 from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, CARD_NAME, KINDS, MODEL_NAME, LayerKind, kind_of
 from pillion_artifacts.card.model_card import ModelCard
@@ -37,7 +36,16 @@ from pillion_artifacts.errors import (
 from pillion_artifacts.evaluations import EVALUATIONS_NAME, EvaluationLease, encode_evaluations, read_evaluations
 from pillion_artifacts.leases import Lease
 from pillion_artifacts.limits import CARD_BYTES_MAX, EVALUATION_LEASES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
-from pillion_artifacts.manifest import (
+from pillion_artifacts.names import (
+    Reference,
+    checked_alias,
+    checked_policy,
+    checked_version,
+    parse_reference,
+    spoken,
+)
+from pillion_artifacts.oci.blobs import Progress, blob_path, no_progress, read_blob, read_small
+from pillion_artifacts.oci.manifest import (
     EMPTY_JSON,
     Descriptor,
     Index,
@@ -46,14 +54,6 @@ from pillion_artifacts.manifest import (
     decode_manifest,
     digest_of,
     encode_manifest,
-)
-from pillion_artifacts.names import (
-    Reference,
-    checked_alias,
-    checked_policy,
-    checked_version,
-    parse_reference,
-    spoken,
 )
 from pillion_artifacts.pins import PINS_NAME, Pin, encode_pins, read_pins
 from pillion_artifacts.publication import check_is_new, index_entry, stage_layers

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import msgspec
 
-from pillion_artifacts.blobs import Progress, blob_path, chunks_of, no_progress, open_regular
 from pillion_artifacts.card.layers import kind_of
-from pillion_artifacts.carriers import Offer, Source, Target
 from pillion_artifacts.change import Change, Staged
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError
 from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
-from pillion_artifacts.manifest import (
+from pillion_artifacts.names import checked_policy, checked_version, spoken
+from pillion_artifacts.oci.blobs import Progress, blob_path, chunks_of, no_progress, open_regular
+from pillion_artifacts.oci.manifest import (
     Descriptor,
     decode_attestation,
     digest_of,
 )
-from pillion_artifacts.names import checked_policy, checked_version, spoken
+from pillion_artifacts.oci.remote_interface import Offer, Source, Target
 from pillion_artifacts.publication import attestation_entry, check_is_new, check_staged, index_entry
 from pillion_artifacts.store import Resolved, Store, check_layers, decode_named
 

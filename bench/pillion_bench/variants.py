@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from pillion_artifacts import Artifact, Resolved, Store
-from pillion_artifacts.blobs import blob_path
 from pillion_artifacts.card.layers import CARD_NAME, MODEL_NAME
+from pillion_artifacts.oci.blobs import blob_path
 from pillion_bench.errors import BadOptionError
 from pillion_bench.shipped import examples_folder
 

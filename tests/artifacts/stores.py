@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pillion_artifacts.card.layers import kind_of
 from pillion_artifacts.change import LAYOUT
-from pillion_artifacts.manifest import (
+from pillion_artifacts.oci.manifest import (
     EMPTY_INDEX,
     EMPTY_JSON,
     MANIFEST_MEDIA_TYPE,

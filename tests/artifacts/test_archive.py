@@ -15,8 +15,8 @@ from pillion_artifacts import ArtifactError, InvalidArtifactError, PolicyNotFoun
 from pillion_artifacts.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.errors import RemoteError, VersionExistsError
 from pillion_artifacts.inspection import inspect_store
-from pillion_artifacts.layouts import FolderFiles, LayoutSource
-from pillion_artifacts.manifest import digest_of
+from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
+from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.transfer import Transfer, give, take
 from tests.artifacts.stores import POLICY, example_card, example_model, flip
 from tests.harness import STORE, blob_of, publish

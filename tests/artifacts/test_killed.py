@@ -16,8 +16,8 @@ from pillion_artifacts.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.collection import collect
 from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.keys import generate_keys, open_signer
-from pillion_artifacts.layouts import LayoutSource
-from pillion_artifacts.manifest import encode_json
+from pillion_artifacts.oci.layouts import LayoutSource
+from pillion_artifacts.oci.manifest import encode_json
 from pillion_artifacts.registry import Registry
 from pillion_artifacts.repair import Repair
 from pillion_artifacts.signing import sign

@@ -21,7 +21,7 @@ from pillion_artifacts.bucket import BucketFiles, BucketTarget, open_bucket
 from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError
 from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.keys import generate_keys, open_signer, public_path
-from pillion_artifacts.layouts import LayoutSource, blob_name
+from pillion_artifacts.oci.layouts import LayoutSource, blob_name
 from pillion_artifacts.registry import Registry
 from pillion_artifacts.signing import sign
 from pillion_artifacts.transfer import Transfer, give, take

@@ -18,7 +18,7 @@ from pillion_artifacts.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.errors import StoreError, UntrustedArtifactError
 from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.keys import generate_keys, key_id, open_signer, public_path
-from pillion_artifacts.layouts import LayoutSource
+from pillion_artifacts.oci.layouts import LayoutSource
 from pillion_artifacts.signing import read_envelopes, sign
 from pillion_artifacts.transfer import give, take
 from pillion_artifacts.trust import Trust, TrustedKey, TrustPolicy, TrustRule, check_trust, examine_trust
@@ -163,7 +163,7 @@ def test_an_envelope_that_was_changed_does_not_count(store: Store, keys: dict[st
 
 def graft(store: Store, envelope: Envelope) -> None:
     """Attaches an envelope to the newest version as a registry or a thief could."""
-    from pillion_artifacts.manifest import encode_json
+    from pillion_artifacts.oci.manifest import encode_json
     from pillion_artifacts.signing import _attach
 
     _attach(store, store.resolve(POLICY), encode_json(envelope.to_dict()), "eve", "grafted")

@@ -487,7 +487,7 @@ def import_file(file: Path, references: tuple[str, ...], by: str, reason: str, s
     Each is looked at as if it were published here. All of them are taken, or none.
     """
     from pillion_artifacts.archive import ArchiveFiles
-    from pillion_artifacts.layouts import FolderFiles, LayoutSource
+    from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
 
     if file.is_dir():
         take_and_show(store, LayoutSource(FolderFiles(file)), references, str(file), by, reason, as_json)
@@ -536,7 +536,7 @@ def pull(
     Each is looked at as if it were published here. All of them are taken, or none.
     """
     from pillion_artifacts.bucket import BucketFiles, is_bucket
-    from pillion_artifacts.layouts import LayoutSource
+    from pillion_artifacts.oci.layouts import LayoutSource
 
     if is_bucket(url):
         take_and_show(store, LayoutSource(BucketFiles(url)), references, url, by, reason, as_json)

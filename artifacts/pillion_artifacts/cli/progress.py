@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from pillion_artifacts.blobs import Progress, no_progress
+from pillion_artifacts.oci.blobs import Progress, no_progress
 
 LONG_BYTES: Final = 50_000_000
 """Below this nobody sees a bar before the work is done."""

@@ -9,8 +9,8 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import Final
 
-from pillion_artifacts.blobs import read_small
 from pillion_artifacts.errors import InvalidArtifactError, InvalidSourceError
+from pillion_artifacts.oci.blobs import read_small
 from pillion_artifacts.publishing.limits import ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, SOURCE_BYTES_MAX
 
 PICKLE_MAGIC: Final = b"\x80"

@@ -12,7 +12,7 @@ from onnx import helper
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.manifest import digest_of
+from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.draft import NO_LICENCE, Details, Draft, tool_versions
 from pillion_artifacts.publishing.free_batch import (
     Port,

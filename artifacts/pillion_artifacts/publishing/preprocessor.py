@@ -18,7 +18,7 @@ from onnx import compose, helper, version_converter
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import Preprocessing, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.manifest import digest_of
+from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.draft import Draft
 from pillion_artifacts.publishing.free_batch import Port, fixed_batch, free_batch, graph_inputs, ports
 from pillion_artifacts.publishing.graph import OPSET

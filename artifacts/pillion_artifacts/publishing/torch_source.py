@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.manifest import digest_of
+from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.draft import Details, Draft, tool_versions
 from pillion_artifacts.publishing.files import read_file
 from pillion_artifacts.publishing.graph import OPSET, ROWS

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.manifest import digest_of
+from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.inert_pickle import Record, read_pickle
 from pillion_artifacts.publishing.spaces import TensorSpace
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from pillion_artifacts.manifest import Descriptor
+from pillion_artifacts.oci.manifest import Descriptor
 
 Chunks = Iterator[bytes] | Iterator[memoryview]
 

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import semver
 
-from pillion_artifacts.blobs import chunks_of, open_regular
-from pillion_artifacts.carriers import Chunks, Offer
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError, PolicyNotFoundError, RemoteError
 from pillion_artifacts.limits import ATTESTATIONS_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
-from pillion_artifacts.manifest import (
+from pillion_artifacts.names import checked_version, parse_reference, spoken
+from pillion_artifacts.oci.blobs import chunks_of, open_regular
+from pillion_artifacts.oci.manifest import (
     Descriptor,
     Index,
     Manifest,
@@ -21,7 +21,7 @@ from pillion_artifacts.manifest import (
     decode_manifest,
     digest_of,
 )
-from pillion_artifacts.names import checked_version, parse_reference, spoken
+from pillion_artifacts.oci.remote_interface import Chunks, Offer
 from pillion_artifacts.version_range import VersionRange
 
 

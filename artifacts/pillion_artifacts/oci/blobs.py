@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError, StoreError
 from pillion_artifacts.limits import CHUNK_BYTES
-from pillion_artifacts.manifest import Descriptor
+from pillion_artifacts.oci.manifest import Descriptor
 
 Progress = Callable[[int], None]
 """Is told how many bytes more are done."""

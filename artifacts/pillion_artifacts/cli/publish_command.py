@@ -17,11 +17,11 @@ from pillion_artifacts.cli.progress import bytes_bar
 from pillion_artifacts.errors import ArtifactError, InvalidSourceError
 from pillion_artifacts.limits import CARD_BYTES_MAX
 from pillion_artifacts.names import parse_name, spoken
-from pillion_artifacts.publishing.files import read_file
+from pillion_artifacts.publishing.common.files import read_file
 from pillion_artifacts.publishing.sources import Options, import_source
 
 if TYPE_CHECKING:
-    from pillion_artifacts.publishing.folder import Report
+    from pillion_artifacts.publishing.common.folder import Report
     from pillion_artifacts.store import Store
 
 

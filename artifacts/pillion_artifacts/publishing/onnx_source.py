@@ -13,7 +13,11 @@ from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.oci.manifest import digest_of
-from pillion_artifacts.publishing.draft import NO_LICENCE, Details, Draft, tool_versions
+from pillion_artifacts.publishing.common.draft import NO_LICENCE, Details, Draft, tool_versions
+from pillion_artifacts.publishing.common.limits import PROVEN_ROWS
+from pillion_artifacts.publishing.common.observations import draw_observations
+from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
+from pillion_artifacts.publishing.common.source import SourceRun, margin_of
 from pillion_artifacts.publishing.free_batch import (
     Port,
     fixed_batch,
@@ -22,11 +26,7 @@ from pillion_artifacts.publishing.free_batch import (
     ports,
     prove_free_batch,
 )
-from pillion_artifacts.publishing.limits import PROVEN_ROWS
-from pillion_artifacts.publishing.observations import draw_observations
 from pillion_artifacts.publishing.onnx_files import parse_model, read_model
-from pillion_artifacts.publishing.onnx_model import OnnxModel, serialize
-from pillion_artifacts.publishing.source import SourceRun, margin_of
 from pillion_artifacts.publishing.state_axes import rows_first
 
 

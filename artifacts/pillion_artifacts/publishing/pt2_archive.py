@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.publishing.files import Archive
+from pillion_artifacts.publishing.common.files import Archive
 
 _MODEL: Final = "models/model.json"
 _WEIGHTS: Final = "data/weights/"

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from pillion_artifacts.errors import UNREADABLE, InvalidSourceError
-from pillion_artifacts.publishing.files import Archive
-from pillion_artifacts.publishing.inert_pickle import Record, read_pickle
-from pillion_artifacts.publishing.limits import PICKLE_BYTES_MAX
-from pillion_artifacts.publishing.spaces import TensorSpace, read_space
+from pillion_artifacts.publishing.common.files import Archive
+from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
+from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX
+from pillion_artifacts.publishing.common.spaces import TensorSpace, read_space
 
 _SERIALIZED: Final = ":serialized:"
 _OBSERVATION: Final = "observation"

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import Preprocessing
 from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.publishing.common.spaces import TensorSpace
 from pillion_artifacts.publishing.graph import GraphBuilder
 from pillion_artifacts.publishing.sb3_archive import Weights
-from pillion_artifacts.publishing.spaces import TensorSpace
 from pillion_artifacts.publishing.vec_normalize import Normaliser
 
 _NATURE_STRIDES: Final = (4, 2, 1)

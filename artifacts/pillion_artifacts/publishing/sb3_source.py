@@ -8,8 +8,8 @@ import msgspec
 
 from pillion_artifacts.card.model_card import SCHEMA, Lineage, ModelCard, check_card
 from pillion_artifacts.oci.manifest import digest_of
-from pillion_artifacts.publishing.draft import Details, Draft, tool_versions
-from pillion_artifacts.publishing.onnx_model import serialize
+from pillion_artifacts.publishing.common.draft import Details, Draft, tool_versions
+from pillion_artifacts.publishing.common.onnx_model import serialize
 from pillion_artifacts.publishing.sb3_archive import Sb3Archive, read_archive
 from pillion_artifacts.publishing.sb3_policies import Sb3Graph, build_graph, family_of
 from pillion_artifacts.publishing.sb3_reference import Sb3Reference

@@ -11,14 +11,14 @@ import msgspec
 from pillion_artifacts.card.model_card import Environment, ModelCard, parse_card
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.limits import CARD_BYTES_MAX
-from pillion_artifacts.publishing.files import PICKLE_MAGIC, ZIP_MAGIC, Archive, read_file
-from pillion_artifacts.publishing.limits import PICKLE_BYTES_MAX
+from pillion_artifacts.publishing.common.files import PICKLE_MAGIC, ZIP_MAGIC, Archive, read_file
+from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX
 from pillion_artifacts.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from pillion_artifacts.card.golden_pairs import Arrays
-    from pillion_artifacts.publishing.draft import Details, Draft
-    from pillion_artifacts.publishing.folder import Report
+    from pillion_artifacts.publishing.common.draft import Details, Draft
+    from pillion_artifacts.publishing.common.folder import Report
 
 _PREFIXES: Final = ("", "observation.", "input.")
 
@@ -54,7 +54,7 @@ def import_source(source: Path, folder: Path, name: str, version: str, options: 
     Raises `InvalidSourceError` where it cannot be read safely or at all, `InvalidArtifactError` where the card is not
     right, `ParityError` where the model that was made does not act as its source.
     """
-    from pillion_artifacts.publishing.folder import write_folder
+    from pillion_artifacts.publishing.common.folder import write_folder
 
     details = _details(name, version, options)
     card = None if options.card is None else parse_card(read_file(options.card, CARD_BYTES_MAX))
@@ -89,7 +89,7 @@ def export(
     Raises `InvalidSourceError` where the module or the pipeline cannot be exported, `InvalidArtifactError` where the
     card is not right, and `ParityError` where the graph does not give what the module gives.
     """
-    from pillion_artifacts.publishing.folder import write_folder
+    from pillion_artifacts.publishing.common.folder import write_folder
     from pillion_artifacts.publishing.torch_source import draft_of_module
 
     if preprocessor is None:
@@ -174,7 +174,7 @@ def _kind(source: Path) -> str:
 
 
 def _details(name: str, version: str, options: Options) -> Details:
-    from pillion_artifacts.publishing.draft import Details
+    from pillion_artifacts.publishing.common.draft import Details
 
     given: dict[str, Any] = {}
     if options.details is not None:

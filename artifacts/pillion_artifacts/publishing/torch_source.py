@@ -19,17 +19,17 @@ from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.oci.manifest import digest_of
-from pillion_artifacts.publishing.draft import Details, Draft, tool_versions
-from pillion_artifacts.publishing.files import read_file
+from pillion_artifacts.publishing.common.draft import Details, Draft, tool_versions
+from pillion_artifacts.publishing.common.files import read_file
+from pillion_artifacts.publishing.common.limits import ROWS_MAX
+from pillion_artifacts.publishing.common.observations import draw_observations
+from pillion_artifacts.publishing.common.onnx_model import serialize
+from pillion_artifacts.publishing.common.source import SourceRun, margin_of
 from pillion_artifacts.publishing.graph import OPSET, ROWS
 from pillion_artifacts.publishing.graph_names import rename_ports
-from pillion_artifacts.publishing.limits import ROWS_MAX
-from pillion_artifacts.publishing.observations import draw_observations
 from pillion_artifacts.publishing.onnx_files import parse_model
-from pillion_artifacts.publishing.onnx_model import serialize
 from pillion_artifacts.publishing.onnx_source import check_ports, draft_of_model
 from pillion_artifacts.publishing.pt2_archive import disarm
-from pillion_artifacts.publishing.source import SourceRun, margin_of
 
 _EXAMPLE_ROWS: Final = 2
 _EXPORT_OPSET: Final = 18

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.oci.manifest import digest_of
-from pillion_artifacts.publishing.inert_pickle import Record, read_pickle
-from pillion_artifacts.publishing.spaces import TensorSpace
+from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
+from pillion_artifacts.publishing.common.spaces import TensorSpace
 
 _CLASS: Final = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
 

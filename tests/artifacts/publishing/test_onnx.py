@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, parse_card
-from pillion_artifacts.publishing.draft import Details
-from pillion_artifacts.publishing.folder import Report, write_folder
+from pillion_artifacts.publishing.common.draft import Details
+from pillion_artifacts.publishing.common.folder import Report, write_folder
+from pillion_artifacts.publishing.common.onnx_model import OnnxModel
 from pillion_artifacts.publishing.free_batch import prove_free_batch
-from pillion_artifacts.publishing.onnx_model import OnnxModel
 from pillion_artifacts.publishing.onnx_source import import_onnx
 from tests.artifacts.publishing.sources import act, real_policies, session
 

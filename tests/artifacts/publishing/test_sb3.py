@@ -23,8 +23,8 @@ from torch import nn
 
 from pillion_artifacts import InvalidSourceError, parse_card
 from pillion_artifacts.card.golden_pairs import decode_golden
-from pillion_artifacts.publishing.draft import Details
-from pillion_artifacts.publishing.folder import write_folder
+from pillion_artifacts.publishing.common.draft import Details
+from pillion_artifacts.publishing.common.folder import write_folder
 from pillion_artifacts.publishing.sb3_networks import ACTIVATIONS
 from pillion_artifacts.publishing.sb3_source import import_sb3
 from tests.artifacts.publishing.sources import (

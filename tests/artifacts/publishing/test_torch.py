@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import pillion_artifacts
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, parse_card
 from pillion_artifacts.card.model_card import TensorCard
-from pillion_artifacts.publishing.draft import Details
-from pillion_artifacts.publishing.folder import write_folder
+from pillion_artifacts.publishing.common.draft import Details
+from pillion_artifacts.publishing.common.folder import write_folder
 from pillion_artifacts.publishing.onnx_source import import_onnx
 from pillion_artifacts.publishing.pt2_archive import disarm
 from pillion_artifacts.publishing.sources import Options, import_source

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import TensorCard
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.publishing.inert_pickle import Record
+from pillion_artifacts.publishing.common.inert_pickle import Record
 from pillion_protocol.specs import Space
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Final
 
 from pillion_artifacts.errors import InvalidArtifactError, InvalidSourceError
 from pillion_artifacts.oci.blobs import read_small
-from pillion_artifacts.publishing.limits import ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, SOURCE_BYTES_MAX
+from pillion_artifacts.publishing.common.limits import ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, SOURCE_BYTES_MAX
 
 PICKLE_MAGIC: Final = b"\x80"
 ZIP_MAGIC: Final = b"PK\x03\x04"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays, Golden, compare
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import ParityError
-from pillion_artifacts.publishing.limits import GOLDEN_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
-from pillion_artifacts.publishing.onnx_model import OnnxModel
-from pillion_artifacts.publishing.source import Source
+from pillion_artifacts.publishing.common.limits import GOLDEN_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
+from pillion_artifacts.publishing.common.onnx_model import OnnxModel
+from pillion_artifacts.publishing.common.source import Source
 
 
 class Parity(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.model_card import Preprocessing
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.publishing.common.spaces import TensorSpace
-from pillion_artifacts.publishing.graph import GraphBuilder
+from pillion_artifacts.publishing.onnx.graph import GraphBuilder
 from pillion_artifacts.publishing.sb3_archive import Weights
 from pillion_artifacts.publishing.vec_normalize import Normaliser
 

@@ -17,7 +17,7 @@ from onnx.shape_inference import InferenceError
 from pillion_artifacts.card.model_card import ACTION, Distribution, Preprocessing, StateCard, TensorCard
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.publishing.common.inert_pickle import Record
-from pillion_artifacts.publishing.graph import GraphBuilder
+from pillion_artifacts.publishing.onnx.graph import GraphBuilder
 from pillion_artifacts.publishing.sb3_archive import Sb3Archive
 from pillion_artifacts.publishing.sb3_networks import (
     ACTIVATIONS,

@@ -60,7 +60,7 @@ def import_source(source: Path, folder: Path, name: str, version: str, options: 
     card = None if options.card is None else parse_card(read_file(options.card, CARD_BYTES_MAX))
     draft = _import(source, details, card, options)
     if options.preprocessor is not None:
-        from pillion_artifacts.publishing.preprocessor import fuse_onnx
+        from pillion_artifacts.publishing.onnx.preprocessor import fuse_onnx
 
         draft = fuse_onnx(draft, options.preprocessor)
     if options.tolerance is not None:
@@ -102,7 +102,7 @@ def export(
 def _preprocessed(module: Any, example: Any, card: ModelCard, pipeline: Any) -> Draft:
     """The module behind the pipeline: its own observation is as wide as the example, the pipeline's is the card's."""
     from pillion_artifacts.card.model_card import TensorCard
-    from pillion_artifacts.publishing.preprocessor import fuse_pipeline
+    from pillion_artifacts.publishing.onnx.preprocessor import fuse_pipeline
     from pillion_artifacts.publishing.torch_source import draft_of_module
 
     if len(card.observation) != 1:
@@ -123,7 +123,7 @@ def _import(source: Path, details: Details, card: ModelCard | None, options: Opt
             return import_exported(source, details, card, options.action)
         case "TorchScript":
             return _import_torchscript(source, details, card, options)
-    from pillion_artifacts.publishing.onnx_source import import_onnx
+    from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
 
     return import_onnx(source, details, card, options.action)
 

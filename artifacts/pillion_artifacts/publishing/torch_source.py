@@ -25,10 +25,10 @@ from pillion_artifacts.publishing.common.limits import ROWS_MAX
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import serialize
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of
-from pillion_artifacts.publishing.graph import OPSET, ROWS
-from pillion_artifacts.publishing.graph_names import rename_ports
-from pillion_artifacts.publishing.onnx_files import parse_model
-from pillion_artifacts.publishing.onnx_source import check_ports, draft_of_model
+from pillion_artifacts.publishing.onnx.graph import OPSET, ROWS
+from pillion_artifacts.publishing.onnx.graph_names import rename_ports
+from pillion_artifacts.publishing.onnx.onnx_files import parse_model
+from pillion_artifacts.publishing.onnx.onnx_source import check_ports, draft_of_model
 from pillion_artifacts.publishing.pt2_archive import disarm
 
 _EXAMPLE_ROWS: Final = 2

@@ -18,8 +18,8 @@ from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCar
 from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.folder import Report, write_folder
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
-from pillion_artifacts.publishing.free_batch import prove_free_batch
-from pillion_artifacts.publishing.onnx_source import import_onnx
+from pillion_artifacts.publishing.onnx.free_batch import prove_free_batch
+from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
 from tests.artifacts.publishing.sources import act, real_policies, session
 
 DETAILS = Details(name="made-here", version="1.0.0")

@@ -25,7 +25,7 @@ from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCar
 from pillion_artifacts.card.model_card import TensorCard
 from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.folder import write_folder
-from pillion_artifacts.publishing.onnx_source import import_onnx
+from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
 from pillion_artifacts.publishing.pt2_archive import disarm
 from pillion_artifacts.publishing.sources import Options, import_source
 from tests.artifacts.publishing.sources import act, session

@@ -13,7 +13,7 @@ from onnx.tools import update_model_dims
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.errors import InvalidSourceError, ParityError, first_line
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
-from pillion_artifacts.publishing.graph import ROWS
+from pillion_artifacts.publishing.onnx.graph import ROWS
 
 _CHECKED_BATCHES: Final = (1, 3)
 

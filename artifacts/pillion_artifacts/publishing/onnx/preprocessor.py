@@ -22,10 +22,10 @@ from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import Draft
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
 from pillion_artifacts.publishing.common.source import Source, SourceRun
-from pillion_artifacts.publishing.free_batch import Port, fixed_batch, free_batch, graph_inputs, ports
-from pillion_artifacts.publishing.graph import OPSET
-from pillion_artifacts.publishing.graph_names import rename_ports
-from pillion_artifacts.publishing.onnx_files import read_model
+from pillion_artifacts.publishing.onnx.free_batch import Port, fixed_batch, free_batch, graph_inputs, ports
+from pillion_artifacts.publishing.onnx.graph import OPSET
+from pillion_artifacts.publishing.onnx.graph_names import rename_ports
+from pillion_artifacts.publishing.onnx.onnx_files import read_model
 
 _PREFIX = "before."
 _FLOATS = {"float16", "float32", "float64"}

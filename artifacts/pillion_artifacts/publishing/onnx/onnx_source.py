@@ -18,7 +18,7 @@ from pillion_artifacts.publishing.common.limits import PROVEN_ROWS
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of
-from pillion_artifacts.publishing.free_batch import (
+from pillion_artifacts.publishing.onnx.free_batch import (
     Port,
     fixed_batch,
     free_batch,
@@ -26,8 +26,8 @@ from pillion_artifacts.publishing.free_batch import (
     ports,
     prove_free_batch,
 )
-from pillion_artifacts.publishing.onnx_files import parse_model, read_model
-from pillion_artifacts.publishing.state_axes import rows_first
+from pillion_artifacts.publishing.onnx.onnx_files import parse_model, read_model
+from pillion_artifacts.publishing.onnx.state_axes import rows_first
 
 
 class OnnxSource:

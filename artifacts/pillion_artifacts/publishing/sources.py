@@ -129,7 +129,7 @@ def _import(source: Path, details: Details, card: ModelCard | None, options: Opt
 
 
 def _import_sb3(source: Path, details: Details, card: ModelCard | None, options: Options) -> Draft:
-    from pillion_artifacts.publishing.sb3_source import import_sb3
+    from pillion_artifacts.publishing.sb3.source import import_sb3
 
     if card is not None:
         raise InvalidSourceError(f"{source.name}: it describes itself: expected details, came a whole card")

@@ -18,7 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.folder import Report, write_folder
-from pillion_artifacts.publishing.sb3_source import import_sb3
+from pillion_artifacts.publishing.sb3.source import import_sb3
 
 ROOT = Path(__file__).parents[3]
 ROWS = 200

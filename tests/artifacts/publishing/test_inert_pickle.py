@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from pillion_artifacts import InvalidSourceError
 from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
-from pillion_artifacts.publishing.sb3_source import import_sb3
+from pillion_artifacts.publishing.sb3.source import import_sb3
 from tests.artifacts.publishing.sources import Room
 from tests.artifacts.publishing.test_sb3 import DRIVE, VECTOR
 

@@ -25,8 +25,8 @@ from pillion_artifacts import InvalidSourceError, parse_card
 from pillion_artifacts.card.golden_pairs import decode_golden
 from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.folder import write_folder
-from pillion_artifacts.publishing.sb3_networks import ACTIVATIONS
-from pillion_artifacts.publishing.sb3_source import import_sb3
+from pillion_artifacts.publishing.sb3.networks import ACTIVATIONS
+from pillion_artifacts.publishing.sb3.source import import_sb3
 from tests.artifacts.publishing.sources import (
     ROWS,
     Room,

@@ -24,7 +24,7 @@ from pillion_artifacts.card.golden_pairs import Golden, decode_golden, encode_go
 from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.folder import write_folder
 from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
-from pillion_artifacts.publishing.sb3_source import import_sb3
+from pillion_artifacts.publishing.sb3.source import import_sb3
 from tests.artifacts.publishing.sources import Room, draw, publish_sb3, real_policies, session, shake
 from tests.artifacts.publishing.test_onnx import WEIGHT, model_of
 from tests.artifacts.publishing.test_sb3 import DRIVE, FOUR, IMAGE, MIXED, SMALL, STEPS, VECTOR

@@ -18,8 +18,8 @@ from pillion_artifacts.card.model_card import ACTION, Distribution, Preprocessin
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.publishing.common.inert_pickle import Record
 from pillion_artifacts.publishing.onnx.graph import GraphBuilder
-from pillion_artifacts.publishing.sb3_archive import Sb3Archive
-from pillion_artifacts.publishing.sb3_networks import (
+from pillion_artifacts.publishing.sb3.archive import Sb3Archive
+from pillion_artifacts.publishing.sb3.networks import (
     ACTIVATIONS,
     linear,
     lstm,
@@ -27,7 +27,7 @@ from pillion_artifacts.publishing.sb3_networks import (
     nature_cnn,
     preprocess,
 )
-from pillion_artifacts.publishing.vec_normalize import Normaliser
+from pillion_artifacts.publishing.sb3.vec_normalize import Normaliser
 
 LOGITS: Final = "logits"
 MEAN: Final = "mean"

@@ -10,10 +10,10 @@ from pillion_artifacts.card.model_card import SCHEMA, Lineage, ModelCard, check_
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import Details, Draft, tool_versions
 from pillion_artifacts.publishing.common.onnx_model import serialize
-from pillion_artifacts.publishing.sb3_archive import Sb3Archive, read_archive
-from pillion_artifacts.publishing.sb3_policies import Sb3Graph, build_graph, family_of
-from pillion_artifacts.publishing.sb3_reference import Sb3Reference
-from pillion_artifacts.publishing.vec_normalize import Normaliser, read_normaliser
+from pillion_artifacts.publishing.sb3.archive import Sb3Archive, read_archive
+from pillion_artifacts.publishing.sb3.policies import Sb3Graph, build_graph, family_of
+from pillion_artifacts.publishing.sb3.reference import Sb3Reference
+from pillion_artifacts.publishing.sb3.vec_normalize import Normaliser, read_normaliser
 
 
 def import_sb3(data: bytes, what: str, details: Details, statistics: bytes | None = None) -> Draft:

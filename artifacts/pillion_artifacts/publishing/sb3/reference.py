@@ -18,10 +18,10 @@ from pillion_artifacts.card.model_card import ACTION
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.publishing.common.inert_pickle import Record
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of
-from pillion_artifacts.publishing.sb3_archive import Sb3Archive, Weights
-from pillion_artifacts.publishing.sb3_networks import layer_numbers
-from pillion_artifacts.publishing.sb3_policies import LOG_STD, LOGITS, MEAN, VALUES, Sb3Graph, family_of
-from pillion_artifacts.publishing.vec_normalize import Normaliser
+from pillion_artifacts.publishing.sb3.archive import Sb3Archive, Weights
+from pillion_artifacts.publishing.sb3.networks import layer_numbers
+from pillion_artifacts.publishing.sb3.policies import LOG_STD, LOGITS, MEAN, VALUES, Sb3Graph, family_of
+from pillion_artifacts.publishing.sb3.vec_normalize import Normaliser
 
 _PLAIN_OPTIONS: Final = ("use_expln", "full_std", "squash_output", "clip_mean", "normalize_images", "with_bias")
 _EXTRACTOR_MODULE: Final = "stable_baselines3.common.torch_layers"

@@ -12,8 +12,8 @@ from pillion_artifacts.card.model_card import Preprocessing
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.publishing.common.spaces import TensorSpace
 from pillion_artifacts.publishing.onnx.graph import GraphBuilder
-from pillion_artifacts.publishing.sb3_archive import Weights
-from pillion_artifacts.publishing.vec_normalize import Normaliser
+from pillion_artifacts.publishing.sb3.archive import Weights
+from pillion_artifacts.publishing.sb3.vec_normalize import Normaliser
 
 _NATURE_STRIDES: Final = (4, 2, 1)
 """Of the convolutions of the network of Mnih et al. (2015), which the weights do not tell."""

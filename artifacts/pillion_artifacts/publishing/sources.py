@@ -90,7 +90,7 @@ def export(
     card is not right, and `ParityError` where the graph does not give what the module gives.
     """
     from pillion_artifacts.publishing.common.folder import write_folder
-    from pillion_artifacts.publishing.torch_source import draft_of_module
+    from pillion_artifacts.publishing.torch.torch_source import draft_of_module
 
     if preprocessor is None:
         draft = draft_of_module(module, example, card)
@@ -103,7 +103,7 @@ def _preprocessed(module: Any, example: Any, card: ModelCard, pipeline: Any) -> 
     """The module behind the pipeline: its own observation is as wide as the example, the pipeline's is the card's."""
     from pillion_artifacts.card.model_card import TensorCard
     from pillion_artifacts.publishing.onnx.preprocessor import fuse_pipeline
-    from pillion_artifacts.publishing.torch_source import draft_of_module
+    from pillion_artifacts.publishing.torch.torch_source import draft_of_module
 
     if len(card.observation) != 1:
         raise InvalidSourceError(f"a preprocessor makes one observation, the card has {len(card.observation)}")
@@ -118,7 +118,7 @@ def _import(source: Path, details: Details, card: ModelCard | None, options: Opt
         case "sb3":
             return _import_sb3(source, details, card, options)
         case "torch.export":
-            from pillion_artifacts.publishing.torch_source import import_exported
+            from pillion_artifacts.publishing.torch.torch_source import import_exported
 
             return import_exported(source, details, card, options.action)
         case "TorchScript":
@@ -138,7 +138,7 @@ def _import_sb3(source: Path, details: Details, card: ModelCard | None, options:
 
 
 def _import_torchscript(source: Path, details: Details, card: ModelCard | None, options: Options) -> Draft:
-    from pillion_artifacts.publishing.torch_source import import_torchscript
+    from pillion_artifacts.publishing.torch.torch_source import import_torchscript
 
     if not options.allows_torchscript:
         raise InvalidSourceError(

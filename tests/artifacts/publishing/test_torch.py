@@ -26,8 +26,8 @@ from pillion_artifacts.card.model_card import TensorCard
 from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.folder import write_folder
 from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
-from pillion_artifacts.publishing.pt2_archive import disarm
 from pillion_artifacts.publishing.sources import Options, import_source
+from pillion_artifacts.publishing.torch.pt2_archive import disarm
 from tests.artifacts.publishing.sources import act, session
 from tests.artifacts.publishing.test_inert_pickle import Trap
 
@@ -395,7 +395,7 @@ def test_a_model_that_does_not_act_as_its_module_is_not_written(exported: Path, 
         """Another network than the one that was exported."""
 
         def run(self, inputs: dict[str, Any]) -> Any:
-            from pillion_artifacts.publishing.torch_source import TorchSource
+            from pillion_artifacts.publishing.torch.torch_source import TorchSource
 
             return TorchSource(other, ["observation"], ["action", "logits"], "logits").run(inputs)
 

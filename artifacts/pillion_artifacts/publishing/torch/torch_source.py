@@ -29,7 +29,7 @@ from pillion_artifacts.publishing.onnx.graph import OPSET, ROWS
 from pillion_artifacts.publishing.onnx.graph_names import rename_ports
 from pillion_artifacts.publishing.onnx.onnx_files import parse_model
 from pillion_artifacts.publishing.onnx.onnx_source import check_ports, draft_of_model
-from pillion_artifacts.publishing.pt2_archive import disarm
+from pillion_artifacts.publishing.torch.pt2_archive import disarm
 
 _EXAMPLE_ROWS: Final = 2
 _EXPORT_OPSET: Final = 18

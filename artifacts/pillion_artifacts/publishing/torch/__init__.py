@@ -1,0 +1,1 @@
+"""torch modules, `torch.export` programs and TorchScript as a source."""

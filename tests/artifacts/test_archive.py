@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from pillion_artifacts import ArtifactError, InvalidArtifactError, PolicyNotFoundError, Store
-from pillion_artifacts.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.errors import RemoteError, VersionExistsError
 from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
 from pillion_artifacts.oci.manifest import digest_of
-from pillion_artifacts.transfer import Transfer, give, take
+from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
+from pillion_artifacts.remotes.transfer import Transfer, give, take
 from tests.artifacts.stores import POLICY, example_card, example_model, flip
 from tests.harness import STORE, blob_of, publish
 

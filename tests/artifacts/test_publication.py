@@ -21,7 +21,7 @@ from pillion_artifacts import ArtifactError, InvalidArtifactError, Store
 from pillion_artifacts.errors import InvalidNameError, StoreError, VersionExistsError
 from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
-from pillion_artifacts.transfer import take
+from pillion_artifacts.remotes.transfer import take
 from tests.artifacts.stores import POLICY, example_card, example_folder, example_model, foreign_layout
 from tests.harness import START_S_MAX, publish
 

@@ -14,13 +14,13 @@ import pytest
 from securesystemslib.dsse import Envelope
 
 from pillion_artifacts import ArtifactError, InvalidArtifactError, Store
-from pillion_artifacts.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.errors import StoreError, UntrustedArtifactError
 from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.keys import generate_keys, key_id, open_signer, public_path
 from pillion_artifacts.oci.layouts import LayoutSource
+from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
+from pillion_artifacts.remotes.transfer import give, take
 from pillion_artifacts.signing import read_envelopes, sign
-from pillion_artifacts.transfer import give, take
 from pillion_artifacts.trust import Trust, TrustedKey, TrustPolicy, TrustRule, check_trust, examine_trust
 from pillion_artifacts.verification import Verifier
 from tests.artifacts.stores import POLICY, example_card, example_model, flip

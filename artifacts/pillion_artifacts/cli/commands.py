@@ -469,7 +469,7 @@ def export_file(file: Path, references: tuple[str, ...], store: Path, as_json: b
     """Writes versions, and what was signed about them, into FILE: a tar that holds an OCI layout, for a machine without
     a network. Aliases and pins stay behind.
     """
-    from pillion_artifacts.archive import ArchiveTarget
+    from pillion_artifacts.remotes.archive import ArchiveTarget
 
     with ArchiveTarget(file) as target:
         give_and_show(store, target, references, str(file), as_json)
@@ -486,8 +486,8 @@ def import_file(file: Path, references: tuple[str, ...], by: str, reason: str, s
 
     Each is looked at as if it were published here. All of them are taken, or none.
     """
-    from pillion_artifacts.archive import ArchiveFiles
     from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
+    from pillion_artifacts.remotes.archive import ArchiveFiles
 
     if file.is_dir():
         take_and_show(store, LayoutSource(FolderFiles(file)), references, str(file), by, reason, as_json)
@@ -510,12 +510,12 @@ def push(url: str, references: tuple[str, ...], plain_http: bool, store: Path, a
 
     A policy is the repository PREFIX/NAME of a registry, a version its tag vX.Y.Z.
     """
-    from pillion_artifacts.bucket import BucketTarget, is_bucket
+    from pillion_artifacts.remotes.s3 import BucketTarget, is_bucket
 
     if is_bucket(url):
         give_and_show(store, BucketTarget(url), references, url, as_json)
         return
-    from pillion_artifacts.registry import Registry
+    from pillion_artifacts.remotes.registry import Registry
 
     with Registry(url, plain_http=plain_http) as registry:
         give_and_show(store, registry, references, url, as_json)
@@ -535,13 +535,13 @@ def pull(
 
     Each is looked at as if it were published here. All of them are taken, or none.
     """
-    from pillion_artifacts.bucket import BucketFiles, is_bucket
     from pillion_artifacts.oci.layouts import LayoutSource
+    from pillion_artifacts.remotes.s3 import BucketFiles, is_bucket
 
     if is_bucket(url):
         take_and_show(store, LayoutSource(BucketFiles(url)), references, url, by, reason, as_json)
         return
-    from pillion_artifacts.registry import Registry
+    from pillion_artifacts.remotes.registry import Registry
 
     with Registry(url, plain_http=plain_http) as registry:
         take_and_show(store, registry, references, url, by, reason, as_json)
@@ -551,7 +551,7 @@ def give_and_show(store: Path, target: Any, references: tuple[str, ...], where: 
     """Gives versions to a target, with a bar, and says what was given."""
     from pillion_artifacts.cli.listing import print_transfer
     from pillion_artifacts.cli.progress import bytes_bar
-    from pillion_artifacts.transfer import give, give_size
+    from pillion_artifacts.remotes.transfer import give, give_size
 
     opened = open_store(store)
     with bytes_bar(f"to {where}", give_size(opened, list(references))) as progress:
@@ -565,7 +565,7 @@ def take_and_show(
     """Takes versions from a source, with a bar, and says what was taken."""
     from pillion_artifacts.cli.listing import print_transfer
     from pillion_artifacts.cli.progress import bytes_bar
-    from pillion_artifacts.transfer import take
+    from pillion_artifacts.remotes.transfer import take
 
     with bytes_bar(f"from {where}", None) as progress:
         transfer = take(

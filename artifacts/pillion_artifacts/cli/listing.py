@@ -14,8 +14,8 @@ from pillion_artifacts.collection import Collection
 from pillion_artifacts.errors import InvalidNameError
 from pillion_artifacts.names import checked_alias, checked_policy, checked_version, spoken
 from pillion_artifacts.oci.manifest import CREATED, PUBLISHED_BY, Descriptor
+from pillion_artifacts.remotes.transfer import Transfer
 from pillion_artifacts.store import Store
-from pillion_artifacts.transfer import Transfer
 
 
 class Row(msgspec.Struct, frozen=True):

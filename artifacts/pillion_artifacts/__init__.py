@@ -10,7 +10,7 @@ from pillion_artifacts.errors import (
     PolicyNotFoundError,
 )
 from pillion_artifacts.publishing.sources import export
-from pillion_artifacts.store import Artifact, Resolved, Store
+from pillion_artifacts.store.store import Artifact, Resolved, Store
 from pillion_artifacts.version_range import VersionRange
 
 __all__ = [

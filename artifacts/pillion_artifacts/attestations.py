@@ -7,7 +7,7 @@ from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
 from pillion_artifacts.oci.blobs import read_blob
 from pillion_artifacts.oci.manifest import Descriptor, decode_attestation
 from pillion_artifacts.statement import ENVELOPE_MEDIA_TYPE
-from pillion_artifacts.store import Resolved, Store
+from pillion_artifacts.store.store import Resolved, Store
 
 
 def read_attestation(store: Store, resolved: Resolved, entry: Descriptor) -> list[bytes]:

@@ -9,16 +9,16 @@ from typing import Literal
 import msgspec
 import semver
 
-from pillion_artifacts.aliases import read_aliases
-from pillion_artifacts.change import Change
 from pillion_artifacts.errors import InvalidArtifactError
-from pillion_artifacts.evaluations import held_digests
 from pillion_artifacts.inspection import named_digests
-from pillion_artifacts.leases import LEASES_NAME, leased_digests, stale_leases
 from pillion_artifacts.oci.manifest import CREATED, Descriptor, Index
-from pillion_artifacts.pins import read_pins
-from pillion_artifacts.routes import routed_digests
-from pillion_artifacts.store import Store
+from pillion_artifacts.store.aliases import read_aliases
+from pillion_artifacts.store.daemon_leases import LEASES_NAME, leased_digests, stale_leases
+from pillion_artifacts.store.evaluation_leases import held_digests
+from pillion_artifacts.store.pins import read_pins
+from pillion_artifacts.store.routes import routed_digests
+from pillion_artifacts.store.store import Store
+from pillion_artifacts.store.transaction import Change
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 

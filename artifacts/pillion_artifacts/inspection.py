@@ -9,12 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from pillion_artifacts.aliases import ALIASES_NAME, read_alias
-from pillion_artifacts.audit import AuditLog, Record
-from pillion_artifacts.change import INDEX_NAME, INTENT_NAME, LAYOUT, LAYOUT_NAME, stale_stagings
 from pillion_artifacts.errors import UNREADABLE, ArtifactError, InvalidArtifactError
-from pillion_artifacts.evaluations import EVALUATIONS_NAME
-from pillion_artifacts.leases import stale_leases
 from pillion_artifacts.limits import INDEX_BYTES_MAX
 from pillion_artifacts.names import is_alias_name, is_policy_name, spoken
 from pillion_artifacts.oci.blobs import hash_file, open_regular, read_small
@@ -26,9 +21,14 @@ from pillion_artifacts.oci.manifest import (
     decode_manifest,
     digest_of,
 )
-from pillion_artifacts.pins import PINS_NAME, read_pins
-from pillion_artifacts.routes import ROUTES_NAME
-from pillion_artifacts.store import Store
+from pillion_artifacts.store.aliases import ALIASES_NAME, read_alias
+from pillion_artifacts.store.audit_log import AuditLog, Record
+from pillion_artifacts.store.daemon_leases import stale_leases
+from pillion_artifacts.store.evaluation_leases import EVALUATIONS_NAME
+from pillion_artifacts.store.pins import PINS_NAME, read_pins
+from pillion_artifacts.store.routes import ROUTES_NAME
+from pillion_artifacts.store.store import Store
+from pillion_artifacts.store.transaction import INDEX_NAME, INTENT_NAME, LAYOUT, LAYOUT_NAME, stale_stagings
 
 Kind = Literal["layout", "index", "alias", "pins", "route", "evaluations", "audit", "blob", "orphan", "leftover"]
 

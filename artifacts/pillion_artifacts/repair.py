@@ -9,12 +9,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from pillion_artifacts.aliases import Alias, alias_target, encode_alias
-from pillion_artifacts.audit import AuditLog, Record
-from pillion_artifacts.change import INDEX_NAME, LAYOUT, LAYOUT_NAME, Change
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
 from pillion_artifacts.inspection import Fault, inspect_store
-from pillion_artifacts.leases import LEASES_NAME
 from pillion_artifacts.limits import INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.names import spoken
 from pillion_artifacts.oci.blobs import read_small
@@ -27,9 +23,13 @@ from pillion_artifacts.oci.manifest import (
     decode_manifest,
     digest_of,
 )
-from pillion_artifacts.pins import PINS_NAME, Pin, encode_pins
-from pillion_artifacts.publication import attestation_entry, index_entry
-from pillion_artifacts.store import Store
+from pillion_artifacts.store.aliases import Alias, alias_target, encode_alias
+from pillion_artifacts.store.audit_log import AuditLog, Record
+from pillion_artifacts.store.daemon_leases import LEASES_NAME
+from pillion_artifacts.store.pins import PINS_NAME, Pin, encode_pins
+from pillion_artifacts.store.publication import attestation_entry, index_entry
+from pillion_artifacts.store.store import Store
+from pillion_artifacts.store.transaction import INDEX_NAME, LAYOUT, LAYOUT_NAME, Change
 from pillion_artifacts.verification import Verdict
 
 

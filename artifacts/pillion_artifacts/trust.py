@@ -17,7 +17,7 @@ from pillion_artifacts.errors import ArtifactError, InvalidNameError, UntrustedA
 from pillion_artifacts.statement import read_statement
 
 if TYPE_CHECKING:
-    from pillion_artifacts.store import Resolved, Store
+    from pillion_artifacts.store.store import Resolved, Store
 
 
 class TrustedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from pillion_artifacts.card.layers import MODEL_NAME
 from pillion_artifacts.errors import ArtifactError
 from pillion_artifacts.oci.blobs import Progress, blob_path, check_blob, map_file, no_progress
 from pillion_artifacts.oci.manifest import Descriptor, Manifest
-from pillion_artifacts.store import Resolved, Store
+from pillion_artifacts.store.store import Resolved, Store
 from pillion_artifacts.trust import Trust, TrustPolicy, examine_trust
 
 

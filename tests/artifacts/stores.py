@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pillion_artifacts.card.layers import kind_of
-from pillion_artifacts.change import LAYOUT
 from pillion_artifacts.oci.manifest import (
     EMPTY_INDEX,
     EMPTY_JSON,
@@ -16,6 +15,7 @@ from pillion_artifacts.oci.manifest import (
     encode_json,
     encode_manifest,
 )
+from pillion_artifacts.store.transaction import LAYOUT
 from tests.harness import STORE, blob_of
 
 POLICY = "lunar-lander"

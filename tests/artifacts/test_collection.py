@@ -14,8 +14,8 @@ from pillion_artifacts.collection import Collection, collect
 from pillion_artifacts.errors import VersionExistsError
 from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.keys import generate_keys, open_signer
-from pillion_artifacts.leases import leased_digests
 from pillion_artifacts.signing import sign
+from pillion_artifacts.store.daemon_leases import leased_digests
 from pillion_artifacts.verification import Verifier, all_versions
 from tests.artifacts.stores import POLICY, example_card, example_folder, example_model, flip
 

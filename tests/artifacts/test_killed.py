@@ -52,7 +52,7 @@ def view(store: Store) -> View:
 def as_it_lies(store: Store, monkeypatch: pytest.MonkeyPatch) -> View:
     """What a reader sees who may not write, hence cannot complete what was decided: no file may be half changed."""
     with monkeypatch.context() as patch:
-        patch.setattr("pillion_artifacts.store.settle_for_reading", lambda _root: None)
+        patch.setattr("pillion_artifacts.store.store.settle_for_reading", lambda _root: None)
         return view(store)[:-1]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pillion_artifacts import DigestMismatchError, InvalidArtifactError, Store
-from pillion_artifacts.sealed import seal_artifact
+from pillion_artifacts.store.sealed_artifact import seal_artifact
 from tests.artifacts.stores import POLICY, example_card, example_folder, flip, foreign_layout
 from tests.harness import STORE, blob_of
 
@@ -86,7 +86,7 @@ def test_sealing_a_large_version_takes_the_memory_of_a_chunk(tmp_path: Path) -> 
         "import os, resource, sys\n"
         "from pathlib import Path\n"
         "from pillion_artifacts import Store\n"
-        "from pillion_artifacts.sealed import seal_artifact\n"
+        "from pillion_artifacts.store.sealed_artifact import seal_artifact\n"
         "store = Store(Path(sys.argv[1]))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "sealed = seal_artifact(store, store.resolve('lunar-lander'))\n"

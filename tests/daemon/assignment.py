@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pillion_artifacts import Store
-from pillion_artifacts.sealed import seal_artifact
+from pillion_artifacts.store.sealed_artifact import seal_artifact
 from pilliond.ipc.control_channel import Assignment
 from pilliond.ipc.metrics_page import make_page
 from pilliond.ipc.sealed_version import seal

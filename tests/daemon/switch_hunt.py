@@ -27,9 +27,9 @@ import psutil
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.change import locked
 from pillion_artifacts.cli.verification_report import verify_and_report
-from pillion_artifacts.leases import leased_digests
+from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.store.transaction import locked
 from pillion_bench.variants import POLICY, publish_variant
 from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon
 

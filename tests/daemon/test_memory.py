@@ -12,7 +12,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.leases import leased_digests
+from pillion_artifacts.store.daemon_leases import leased_digests
 from tests.conftest import StartDaemon
 from tests.daemon.wide_policies import WIDTH, publish_wide
 from tests.harness import Daemon

@@ -18,7 +18,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.leases import leased_digests
+from pillion_artifacts.store.daemon_leases import leased_digests
 from tests.conftest import StartDaemon
 from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, publish
 

@@ -14,7 +14,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.leases import leased_digests
+from pillion_artifacts.store.daemon_leases import leased_digests
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.harness import START_S_MAX, USER, Daemon, blob_of

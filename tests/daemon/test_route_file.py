@@ -15,7 +15,7 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.collection import collect
-from pillion_artifacts.routes import Route, RouteArm, find_route, read_routes
+from pillion_artifacts.store.routes import Route, RouteArm, find_route, read_routes
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.test_releases import OBSERVATION, PATH, STEP, switch, wait_until

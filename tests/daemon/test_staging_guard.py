@@ -15,7 +15,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.leases import leased_digests
+from pillion_artifacts.store.daemon_leases import leased_digests
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.ipc.metrics_page import PLACES, MetricsPage, make_page
 from pilliond.rollout.live_window import LiveWindow, Reading

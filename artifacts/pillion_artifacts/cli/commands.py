@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from pillion_artifacts.store import Store
+    from pillion_artifacts.store.store import Store
 
 DEFAULT_STORE: Final = "/var/lib/pillion/store"
 
@@ -114,7 +114,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def open_store(root: Path) -> Store:
     """The store at `root`, which need not be there yet."""
-    from pillion_artifacts.store import Store
+    from pillion_artifacts.store.store import Store
 
     return Store(root)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from pillion_artifacts.cli.tables import columns, short_digest
-from pillion_artifacts.store import Resolved, Store
+from pillion_artifacts.store.store import Resolved, Store
 
 
 class Difference(msgspec.Struct, frozen=True):

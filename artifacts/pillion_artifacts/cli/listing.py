@@ -7,15 +7,15 @@ from typing import Any
 import msgspec
 import semver
 
-from pillion_artifacts.aliases import Alias, read_alias
-from pillion_artifacts.audit import Record
 from pillion_artifacts.cli.tables import columns, short_digest, size
 from pillion_artifacts.collection import Collection
 from pillion_artifacts.errors import InvalidNameError
 from pillion_artifacts.names import checked_alias, checked_policy, checked_version, spoken
 from pillion_artifacts.oci.manifest import CREATED, PUBLISHED_BY, Descriptor
 from pillion_artifacts.remotes.transfer import Transfer
-from pillion_artifacts.store import Store
+from pillion_artifacts.store.aliases import Alias, read_alias
+from pillion_artifacts.store.audit_log import Record
+from pillion_artifacts.store.store import Store
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from pillion_artifacts.publishing.sources import Options, import_source
 
 if TYPE_CHECKING:
     from pillion_artifacts.publishing.common.folder import Report
-    from pillion_artifacts.store import Store
+    from pillion_artifacts.store.store import Store
 
 
 class Published(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from pillion_artifacts.change import LAYOUT, LAYOUT_NAME, refusals
 from pillion_artifacts.errors import InvalidArtifactError, RemoteError
 from pillion_artifacts.limits import (
     ARCHIVE_BYTES_MAX,
@@ -28,6 +27,7 @@ from pillion_artifacts.oci.blobs import open_regular
 from pillion_artifacts.oci.layouts import blob_name
 from pillion_artifacts.oci.manifest import EMPTY_INDEX, Descriptor, encode_json
 from pillion_artifacts.oci.remote_interface import Chunks
+from pillion_artifacts.store.transaction import LAYOUT, LAYOUT_NAME, refusals
 
 _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{64}")
 _FOLDERS: Final = {".", "blobs", "blobs/sha256"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pillion_artifacts.change import LAYOUT, LAYOUT_NAME
 from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError
 from pillion_artifacts.limits import CHUNK_BYTES
 from pillion_artifacts.names import spoken
 from pillion_artifacts.oci.layouts import blob_name
 from pillion_artifacts.oci.manifest import EMPTY_INDEX, Descriptor, Index, decode_index, encode_json
 from pillion_artifacts.oci.remote_interface import Chunks
+from pillion_artifacts.store.transaction import LAYOUT, LAYOUT_NAME
 
 _INDEX_NAME: Final = "index.json"
 _TRIES_MAX: Final = 16

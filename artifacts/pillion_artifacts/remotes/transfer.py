@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from pillion_artifacts.card.layers import kind_of
-from pillion_artifacts.change import Change, Staged
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError
 from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
 from pillion_artifacts.names import checked_policy, checked_version, spoken
@@ -20,8 +19,9 @@ from pillion_artifacts.oci.manifest import (
     digest_of,
 )
 from pillion_artifacts.oci.remote_interface import Offer, Source, Target
-from pillion_artifacts.publication import attestation_entry, check_is_new, check_staged, index_entry
-from pillion_artifacts.store import Resolved, Store, check_layers, decode_named
+from pillion_artifacts.store.publication import attestation_entry, check_is_new, check_staged, index_entry
+from pillion_artifacts.store.store import Resolved, Store, check_layers, decode_named
+from pillion_artifacts.store.transaction import Change, Staged
 
 
 class Transfer(msgspec.Struct, frozen=True):

@@ -51,8 +51,8 @@ def audit(limit: int, before: int | None, admin: str, as_json: bool) -> None:
     if as_json:
         print_json(told)
         return
-    from pillion_artifacts.audit import Record
     from pillion_artifacts.cli.listing import print_history
+    from pillion_artifacts.store.audit_log import Record
 
     print_history([msgspec.convert(record, Record) for record in told["records"]])
     if told["next"] is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from pillion_artifacts.card.model_card import ModelCard
-from pillion_artifacts.leases import Lease
-from pillion_artifacts.sealed import SealedArtifact
+from pillion_artifacts.store.daemon_leases import Lease
+from pillion_artifacts.store.sealed_artifact import SealedArtifact
 from pilliond.engine.batch_certificate import Certificate
 from pilliond.ipc.control_channel import VersionOrder
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from pillion_artifacts import ArtifactError, Resolved
-from pillion_artifacts.evaluations import EvaluationLease
+from pillion_artifacts.store.evaluation_leases import EvaluationLease
 from pilliond.errors import SwitchError
 from pilliond.rollout.operation import Operation
 from pilliond.rollout.releases import Releases

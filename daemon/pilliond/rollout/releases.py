@@ -16,12 +16,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from pillion_artifacts import ArtifactError, Resolved, Store
-from pillion_artifacts.aliases import Alias, read_alias
-from pillion_artifacts.audit import Action
 from pillion_artifacts.errors import StoreError
-from pillion_artifacts.leases import Lease
 from pillion_artifacts.names import parse_reference
-from pillion_artifacts.routes import RouteArm
+from pillion_artifacts.store.aliases import Alias, read_alias
+from pillion_artifacts.store.audit_log import Action
+from pillion_artifacts.store.daemon_leases import Lease
+from pillion_artifacts.store.routes import RouteArm
 from pilliond.errors import NotReadyError, SwitchError
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.rollout.arm_probation import Trials

@@ -16,9 +16,9 @@ import asyncio
 from collections.abc import Iterable
 
 from pillion_artifacts import Resolved, Store
-from pillion_artifacts.audit import Action
 from pillion_artifacts.names import Reference, parse_reference
-from pillion_artifacts.routes import Route, RouteArm, find_route
+from pillion_artifacts.store.audit_log import Action
+from pillion_artifacts.store.routes import Route, RouteArm, find_route
 from pillion_artifacts.version_range import VersionRange
 
 

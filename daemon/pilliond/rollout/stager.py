@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts import Resolved
-from pillion_artifacts.leases import Lease
+from pillion_artifacts.store.daemon_leases import Lease
 from pilliond.errors import SwitchError
 from pilliond.ipc import staging_channel
 from pilliond.ipc.sealed_version import SealedVersion

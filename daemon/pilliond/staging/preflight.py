@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from pillion_artifacts import ArtifactError, Resolved, Store
-from pillion_artifacts.sealed import SealedArtifact, seal_artifact
+from pillion_artifacts.store.sealed_artifact import SealedArtifact, seal_artifact
 from pillion_artifacts.trust import TrustPolicy, check_trust
 from pilliond.errors import BadPolicyError
 

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from pillion_artifacts import Store
-from pillion_artifacts.audit import AuditPage
+from pillion_artifacts.store.audit_log import AuditPage
 from pilliond.admin.http.endpoints import Endpoint, Scope, json_response, query_of
 from pilliond.supervision.supervisor import Supervisor
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from pillion_artifacts.evaluations import EvaluationLease
+from pillion_artifacts.store.evaluation_leases import EvaluationLease
 from pilliond.admin.http.endpoints import Endpoint, Scope, Text, Version, json_response
 from pilliond.admin.http.guard import asked_by
 from pilliond.admin.http.problems import ProblemError

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pillion_artifacts.audit import AuditLog
 from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
 from pillion_artifacts.card.layers import CARD_NAME, KINDS, MODEL_NAME, kind_of
-from pillion_artifacts.change import Change, Staged
 from pillion_artifacts.errors import InvalidArtifactError, VersionExistsError
 from pillion_artifacts.names import ref_name, spoken
 from pillion_artifacts.oci.blobs import Progress, map_file
@@ -26,6 +24,8 @@ from pillion_artifacts.oci.manifest import (
     Index,
     digest_of,
 )
+from pillion_artifacts.store.audit_log import AuditLog
+from pillion_artifacts.store.transaction import Change, Staged
 
 
 def stage_layers(change: Change, folder: Path, policy: str, version: str, progress: Progress) -> list[Descriptor]:

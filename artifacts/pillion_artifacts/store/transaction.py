@@ -23,12 +23,12 @@ from typing import Final, Self
 
 import msgspec
 
-from pillion_artifacts.audit import AuditLog, Record, chained
 from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, StoreError
 from pillion_artifacts.limits import INDEX_BYTES_MAX, LOCK_S_MAX, STATE_BYTES_MAX
 from pillion_artifacts.names import precedence
 from pillion_artifacts.oci.blobs import Progress, chunks_of, no_progress, open_regular, read_small, write_all
 from pillion_artifacts.oci.manifest import EMPTY_INDEX, Index, decode_index, digest_of, encode_json
+from pillion_artifacts.store.audit_log import AuditLog, Record, chained
 
 INDEX_NAME: Final = "index.json"
 LAYOUT_NAME: Final = "oci-layout"

@@ -12,20 +12,9 @@ from pathlib import Path
 import msgspec
 import semver
 
-from pillion_artifacts.aliases import Alias, alias_target, encode_alias, read_alias, read_aliases
-from pillion_artifacts.audit import REASON_CHARACTERS_MAX, Action, AuditLog, AuditPage, Record
 from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
 from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, CARD_NAME, KINDS, MODEL_NAME, LayerKind, kind_of
 from pillion_artifacts.card.model_card import ModelCard
-from pillion_artifacts.change import (
-    INDEX_NAME,
-    LAYOUT_NAME,
-    Change,
-    locked,
-    refusals,
-    settle,
-    settle_for_reading,
-)
 from pillion_artifacts.errors import (
     AliasMovedError,
     DigestMismatchError,
@@ -33,8 +22,6 @@ from pillion_artifacts.errors import (
     LeaseExistsError,
     PolicyNotFoundError,
 )
-from pillion_artifacts.evaluations import EVALUATIONS_NAME, EvaluationLease, encode_evaluations, read_evaluations
-from pillion_artifacts.leases import Lease
 from pillion_artifacts.limits import CARD_BYTES_MAX, EVALUATION_LEASES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.names import (
     Reference,
@@ -55,9 +42,27 @@ from pillion_artifacts.oci.manifest import (
     digest_of,
     encode_manifest,
 )
-from pillion_artifacts.pins import PINS_NAME, Pin, encode_pins, read_pins
-from pillion_artifacts.publication import check_is_new, index_entry, stage_layers
-from pillion_artifacts.routes import Route, encode_routes, read_routes, route_target, with_route
+from pillion_artifacts.store.aliases import Alias, alias_target, encode_alias, read_alias, read_aliases
+from pillion_artifacts.store.audit_log import REASON_CHARACTERS_MAX, Action, AuditLog, AuditPage, Record
+from pillion_artifacts.store.daemon_leases import Lease
+from pillion_artifacts.store.evaluation_leases import (
+    EVALUATIONS_NAME,
+    EvaluationLease,
+    encode_evaluations,
+    read_evaluations,
+)
+from pillion_artifacts.store.pins import PINS_NAME, Pin, encode_pins, read_pins
+from pillion_artifacts.store.publication import check_is_new, index_entry, stage_layers
+from pillion_artifacts.store.routes import Route, encode_routes, read_routes, route_target, with_route
+from pillion_artifacts.store.transaction import (
+    INDEX_NAME,
+    LAYOUT_NAME,
+    Change,
+    locked,
+    refusals,
+    settle,
+    settle_for_reading,
+)
 from pillion_artifacts.version_range import VersionRange
 
 Clock = Callable[[], datetime]

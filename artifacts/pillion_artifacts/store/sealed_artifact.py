@@ -18,7 +18,7 @@ from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.oci.blobs import check_content, check_size, chunks_of, map_descriptor, open_blob, write_all
 from pillion_artifacts.oci.manifest import Descriptor
-from pillion_artifacts.store import Resolved, Store
+from pillion_artifacts.store.store import Resolved, Store
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 

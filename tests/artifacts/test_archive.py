@@ -13,7 +13,7 @@ import pytest
 
 from pillion_artifacts import ArtifactError, InvalidArtifactError, PolicyNotFoundError, Store
 from pillion_artifacts.errors import RemoteError, VersionExistsError
-from pillion_artifacts.inspection import inspect_store
+from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget

@@ -9,9 +9,9 @@ import pytest
 
 from pillion_artifacts import Store
 from pillion_artifacts.cli.verification_report import repair_and_report
-from pillion_artifacts.collection import collect
 from pillion_artifacts.errors import InvalidArtifactError, LeaseExistsError, PolicyNotFoundError
-from pillion_artifacts.inspection import inspect_store
+from pillion_artifacts.maintenance.garbage_collection import collect
+from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.store.routes import Route, RouteArm
 from tests.artifacts.stores import POLICY, example_card, example_model, flip
 from tests.harness import publish

@@ -12,15 +12,15 @@ import filelock  # noqa: F401 - so that the act itself imports nothing: every ca
 import pytest
 
 from pillion_artifacts import PolicyNotFoundError, Store
-from pillion_artifacts.collection import collect
-from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.keys import generate_keys, open_signer
+from pillion_artifacts.maintenance.garbage_collection import collect
+from pillion_artifacts.maintenance.inspection import inspect_store
+from pillion_artifacts.maintenance.repair import Repair
 from pillion_artifacts.oci.layouts import LayoutSource
 from pillion_artifacts.oci.manifest import encode_json
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.remotes.registry import Registry
 from pillion_artifacts.remotes.transfer import give, take
-from pillion_artifacts.repair import Repair
 from pillion_artifacts.signing import sign
 from pillion_artifacts.verification import Verifier, all_versions
 from tests.artifacts.killing import TracingRefusedError, killed_after

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pillion_artifacts import ArtifactError, InvalidArtifactError, Store
 from pillion_artifacts.errors import InvalidNameError, StoreError, VersionExistsError
-from pillion_artifacts.inspection import inspect_store
+from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
 from pillion_artifacts.remotes.transfer import take
 from tests.artifacts.stores import POLICY, example_card, example_folder, example_model, foreign_layout

@@ -18,8 +18,8 @@ import pytest
 
 from pillion_artifacts import InvalidArtifactError, PolicyNotFoundError, Store
 from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError
-from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.keys import generate_keys, open_signer, public_path
+from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import LayoutSource, blob_name
 from pillion_artifacts.remotes.registry import Registry
 from pillion_artifacts.remotes.s3 import BucketFiles, BucketTarget, open_bucket

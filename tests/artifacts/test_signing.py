@@ -15,8 +15,8 @@ from securesystemslib.dsse import Envelope
 
 from pillion_artifacts import ArtifactError, InvalidArtifactError, Store
 from pillion_artifacts.errors import StoreError, UntrustedArtifactError
-from pillion_artifacts.inspection import inspect_store
 from pillion_artifacts.keys import generate_keys, key_id, open_signer, public_path
+from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import LayoutSource
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.remotes.transfer import give, take

@@ -11,7 +11,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.collection import collect
+from pillion_artifacts.maintenance.garbage_collection import collect
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.test_releases import OBSERVATION, PATH, STEP, switch, value_of, wait_until

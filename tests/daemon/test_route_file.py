@@ -14,7 +14,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.collection import collect
+from pillion_artifacts.maintenance.garbage_collection import collect
 from pillion_artifacts.store.routes import Route, RouteArm, find_route, read_routes
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon

@@ -330,8 +330,8 @@ def gc(grace: float | None, keep_newest: int, dry_run: bool, by: str, reason: st
     from datetime import timedelta
 
     from pillion_artifacts.cli.listing import print_collection
-    from pillion_artifacts.collection import collect
     from pillion_artifacts.limits import GRACE_DAYS
+    from pillion_artifacts.maintenance.garbage_collection import collect
 
     found = collect(
         open_store(store),

@@ -8,8 +8,8 @@ import msgspec
 import semver
 
 from pillion_artifacts.cli.tables import columns, short_digest, size
-from pillion_artifacts.collection import Collection
 from pillion_artifacts.errors import InvalidNameError
+from pillion_artifacts.maintenance.garbage_collection import Collection
 from pillion_artifacts.names import checked_alias, checked_policy, checked_version, spoken
 from pillion_artifacts.oci.manifest import CREATED, PUBLISHED_BY, Descriptor
 from pillion_artifacts.remotes.transfer import Transfer

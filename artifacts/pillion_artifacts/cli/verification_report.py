@@ -12,9 +12,9 @@ import msgspec
 from pillion_artifacts.cli.progress import bytes_bar
 from pillion_artifacts.cli.tables import columns, short_digest, size
 from pillion_artifacts.errors import InvalidArtifactError
-from pillion_artifacts.inspection import Fault, inspect_store
+from pillion_artifacts.maintenance.inspection import Fault, inspect_store
+from pillion_artifacts.maintenance.repair import Repair
 from pillion_artifacts.names import spoken
-from pillion_artifacts.repair import Repair
 from pillion_artifacts.store.store import Resolved, Store
 from pillion_artifacts.store.transaction import locked_where_possible, refusals, settle_for_reading
 from pillion_artifacts.trust import TrustPolicy

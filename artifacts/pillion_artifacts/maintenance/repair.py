@@ -10,8 +10,8 @@ import contextlib
 from pathlib import Path
 
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
-from pillion_artifacts.inspection import Fault, inspect_store
 from pillion_artifacts.limits import INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
+from pillion_artifacts.maintenance.inspection import Fault, inspect_store
 from pillion_artifacts.names import spoken
 from pillion_artifacts.oci.blobs import read_small
 from pillion_artifacts.oci.manifest import (

@@ -10,7 +10,7 @@ import msgspec
 import semver
 
 from pillion_artifacts.errors import InvalidArtifactError
-from pillion_artifacts.inspection import named_digests
+from pillion_artifacts.maintenance.inspection import named_digests
 from pillion_artifacts.oci.manifest import CREATED, Descriptor, Index
 from pillion_artifacts.store.aliases import read_aliases
 from pillion_artifacts.store.daemon_leases import LEASES_NAME, leased_digests, stale_leases

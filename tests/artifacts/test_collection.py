@@ -11,12 +11,12 @@ import pytest
 
 from pillion_artifacts import InvalidArtifactError, PolicyNotFoundError, Store
 from pillion_artifacts.errors import VersionExistsError
-from pillion_artifacts.keys import generate_keys, open_signer
 from pillion_artifacts.maintenance.garbage_collection import Collection, collect
 from pillion_artifacts.maintenance.inspection import inspect_store
-from pillion_artifacts.signing import sign
 from pillion_artifacts.store.daemon_leases import leased_digests
-from pillion_artifacts.verification import Verifier, all_versions
+from pillion_artifacts.verify.keys import generate_keys, open_signer
+from pillion_artifacts.verify.signing import sign
+from pillion_artifacts.verify.verification import Verifier, all_versions
 from tests.artifacts.stores import POLICY, example_card, example_folder, example_model, flip
 
 DAY = timedelta(days=1)

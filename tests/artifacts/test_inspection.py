@@ -11,10 +11,10 @@ import pytest
 
 from pillion_artifacts import InvalidArtifactError, Store
 from pillion_artifacts.cli.verification_report import as_html, repair_and_report, report_as_json, verify_and_report
-from pillion_artifacts.keys import generate_keys, open_signer
 from pillion_artifacts.maintenance.inspection import Fault, inspect_store
 from pillion_artifacts.oci.manifest import encode_json
-from pillion_artifacts.signing import sign
+from pillion_artifacts.verify.keys import generate_keys, open_signer
+from pillion_artifacts.verify.signing import sign
 from tests.artifacts.stores import POLICY, example_card, example_model, flip
 from tests.harness import blob_of, publish
 

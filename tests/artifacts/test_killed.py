@@ -12,7 +12,6 @@ import filelock  # noqa: F401 - so that the act itself imports nothing: every ca
 import pytest
 
 from pillion_artifacts import PolicyNotFoundError, Store
-from pillion_artifacts.keys import generate_keys, open_signer
 from pillion_artifacts.maintenance.garbage_collection import collect
 from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.maintenance.repair import Repair
@@ -21,8 +20,9 @@ from pillion_artifacts.oci.manifest import encode_json
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.remotes.registry import Registry
 from pillion_artifacts.remotes.transfer import give, take
-from pillion_artifacts.signing import sign
-from pillion_artifacts.verification import Verifier, all_versions
+from pillion_artifacts.verify.keys import generate_keys, open_signer
+from pillion_artifacts.verify.signing import sign
+from pillion_artifacts.verify.verification import Verifier, all_versions
 from tests.artifacts.killing import TracingRefusedError, killed_after
 from tests.artifacts.servers import registry
 from tests.artifacts.stores import POLICY, example_folder

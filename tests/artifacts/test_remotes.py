@@ -18,14 +18,14 @@ import pytest
 
 from pillion_artifacts import InvalidArtifactError, PolicyNotFoundError, Store
 from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError
-from pillion_artifacts.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import LayoutSource, blob_name
 from pillion_artifacts.remotes.registry import Registry
 from pillion_artifacts.remotes.s3 import BucketFiles, BucketTarget, open_bucket
 from pillion_artifacts.remotes.transfer import Transfer, give, take
-from pillion_artifacts.signing import sign
-from pillion_artifacts.trust import examine_trust, trust_of_keys
+from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
+from pillion_artifacts.verify.signing import sign
+from pillion_artifacts.verify.trust_policy import examine_trust, trust_of_keys
 from tests.artifacts.servers import ACCESS_KEY, SECRET_KEY, free_ports, password_settings, registry, s3_server
 from tests.artifacts.stores import POLICY, example_card, example_model, flip
 from tests.artifacts.tokens import token_server

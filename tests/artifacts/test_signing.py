@@ -15,14 +15,14 @@ from securesystemslib.dsse import Envelope
 
 from pillion_artifacts import ArtifactError, InvalidArtifactError, Store
 from pillion_artifacts.errors import StoreError, UntrustedArtifactError
-from pillion_artifacts.keys import generate_keys, key_id, open_signer, public_path
 from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import LayoutSource
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.remotes.transfer import give, take
-from pillion_artifacts.signing import read_envelopes, sign
-from pillion_artifacts.trust import Trust, TrustedKey, TrustPolicy, TrustRule, check_trust, examine_trust
-from pillion_artifacts.verification import Verifier
+from pillion_artifacts.verify.keys import generate_keys, key_id, open_signer, public_path
+from pillion_artifacts.verify.signing import read_envelopes, sign
+from pillion_artifacts.verify.trust_policy import Trust, TrustedKey, TrustPolicy, TrustRule, check_trust, examine_trust
+from pillion_artifacts.verify.verification import Verifier
 from tests.artifacts.stores import POLICY, example_card, example_model, flip
 from tests.harness import blob_of, publish
 
@@ -164,7 +164,7 @@ def test_an_envelope_that_was_changed_does_not_count(store: Store, keys: dict[st
 def graft(store: Store, envelope: Envelope) -> None:
     """Attaches an envelope to the newest version as a registry or a thief could."""
     from pillion_artifacts.oci.manifest import encode_json
-    from pillion_artifacts.signing import _attach
+    from pillion_artifacts.verify.signing import _attach
 
     _attach(store, store.resolve(POLICY), encode_json(envelope.to_dict()), "eve", "grafted")
 
@@ -173,7 +173,7 @@ def graft(store: Store, envelope: Envelope) -> None:
     "data", [b"", b"[]", b"{}", b'{"payload":"!","payloadType":"x","signatures":[]}', b"\x80\x04."]
 )
 def test_what_is_no_envelope_does_not_count_and_hurts_nobody(store: Store, keys: dict[str, Path], data: bytes) -> None:
-    from pillion_artifacts.signing import _attach
+    from pillion_artifacts.verify.signing import _attach
 
     sign_by(store, keys["ann"])
     _attach(store, store.resolve(POLICY), data, "eve", "")

@@ -11,9 +11,9 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.card.golden_pairs import Golden
-from pillion_artifacts.keys import generate_keys, open_signer, public_path
-from pillion_artifacts.signing import sign
 from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
+from pillion_artifacts.verify.signing import sign
 from tests.conftest import StartDaemon
 from tests.daemon.touchy_policies import ROUNDED_WIDTH, publish_plain, publish_rounded
 from tests.harness import Daemon

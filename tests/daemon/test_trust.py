@@ -12,8 +12,8 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.keys import generate_keys, open_signer, public_path
-from pillion_artifacts.signing import sign
+from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
+from pillion_artifacts.verify.signing import sign
 from tests.conftest import StartDaemon
 from tests.harness import START_S_MAX, STORE, blob_of
 
@@ -99,5 +99,5 @@ def test_a_rule_about_a_key_that_is_not_there_is_a_mistake_in_the_settings(setti
 def test_the_serving_process_never_imports_what_checks_signatures_or_changes_the_store() -> None:
     script = "import sys, pilliond.serving.__main__; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    forbidden = {"securesystemslib", "cryptography", "filelock", "obstore", "pillion_artifacts.signing"}
+    forbidden = {"securesystemslib", "cryptography", "filelock", "obstore", "pillion_artifacts.verify.signing"}
     assert not forbidden & set(loaded)

@@ -379,7 +379,7 @@ def verify(
     65 where one is not what was published, or not signed as asked.
     """
     from pillion_artifacts.cli.verification_report import verify_and_report
-    from pillion_artifacts.trust import trust_of_keys, trust_of_settings
+    from pillion_artifacts.verify.trust_policy import trust_of_keys, trust_of_settings
 
     if not references and not everything:
         raise click.UsageError("expected a REF, or --all")
@@ -398,7 +398,7 @@ def keygen(file: Path, as_json: bool) -> None:
 
     With PILLION_KEY_PASSPHRASE in the environment the private key is encrypted with it.
     """
-    from pillion_artifacts.keys import PASSPHRASE_VARIABLE, generate_keys, public_path
+    from pillion_artifacts.verify.keys import PASSPHRASE_VARIABLE, generate_keys, public_path
 
     identity = generate_keys(file, os.environ.get(PASSPHRASE_VARIABLE, ""))
     made = {"private": str(file), "public": str(public_path(file)), "key": identity}
@@ -430,8 +430,8 @@ def sign(
     """Signs a version, after looking at every byte of it. The passphrase of the key is taken from PILLION_KEY_PASSPHRASE."""
     from datetime import timedelta
 
-    from pillion_artifacts import signing
-    from pillion_artifacts.keys import PASSPHRASE_VARIABLE, open_signer
+    from pillion_artifacts.verify import signing
+    from pillion_artifacts.verify.keys import PASSPHRASE_VARIABLE, open_signer
 
     opened = open_store(store)
     signer = open_signer(key, public, os.environ.get(PASSPHRASE_VARIABLE, ""))

@@ -17,8 +17,8 @@ from pillion_artifacts.maintenance.repair import Repair
 from pillion_artifacts.names import spoken
 from pillion_artifacts.store.store import Resolved, Store
 from pillion_artifacts.store.transaction import locked_where_possible, refusals, settle_for_reading
-from pillion_artifacts.trust import TrustPolicy
-from pillion_artifacts.verification import Verdict, Verifier, all_versions
+from pillion_artifacts.verify.trust_policy import TrustPolicy
+from pillion_artifacts.verify.verification import Verdict, Verifier, all_versions
 
 
 class Report(msgspec.Struct, frozen=True):

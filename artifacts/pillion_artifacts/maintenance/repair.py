@@ -30,7 +30,7 @@ from pillion_artifacts.store.pins import PINS_NAME, Pin, encode_pins
 from pillion_artifacts.store.publication import attestation_entry, index_entry
 from pillion_artifacts.store.store import Store
 from pillion_artifacts.store.transaction import INDEX_NAME, LAYOUT, LAYOUT_NAME, Change
-from pillion_artifacts.verification import Verdict
+from pillion_artifacts.verify.verification import Verdict
 
 
 class Repair:

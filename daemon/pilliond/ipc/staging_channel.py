@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts.card.model_card import ModelCard
-from pillion_artifacts.trust import TrustPolicy
+from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pilliond.engine.batch_certificate import Certificate
 from pilliond.settings.schema import EngineSettings
 

@@ -8,7 +8,7 @@ from typing import Any
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.store.daemon_leases import Lease
-from pillion_artifacts.trust import TrustPolicy
+from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.limits import ARMS_MAX

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from pillion_artifacts.trust import TrustPolicy
+from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.places import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import OLD_VERSIONS_MAX, ServingLimits

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.store.sealed_artifact import SealedArtifact, seal_artifact
-from pillion_artifacts.trust import TrustPolicy, check_trust
+from pillion_artifacts.verify.trust_policy import TrustPolicy, check_trust
 from pilliond.errors import BadPolicyError
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from pillion_artifacts.errors import ArtifactError, InvalidNameError, UntrustedArtifactError
-from pillion_artifacts.statement import read_statement
+from pillion_artifacts.verify.statement import read_statement
 
 if TYPE_CHECKING:
     from pillion_artifacts.store.store import Resolved, Store
@@ -132,8 +132,8 @@ def examine_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: da
 
 def _signers(store: Store, resolved: Resolved, keys: list[TrustedKey], now: datetime) -> tuple[list[str], list[str]]:
     """The names of the keys that signed, and why others do not count."""
-    from pillion_artifacts.keys import read_public_key
-    from pillion_artifacts.signing import read_envelopes
+    from pillion_artifacts.verify.keys import read_public_key
+    from pillion_artifacts.verify.signing import read_envelopes
 
     try:
         envelopes, faults = read_envelopes(store, resolved)

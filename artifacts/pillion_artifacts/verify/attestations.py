@@ -6,8 +6,8 @@ from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
 from pillion_artifacts.oci.blobs import read_blob
 from pillion_artifacts.oci.manifest import Descriptor, decode_attestation
-from pillion_artifacts.statement import ENVELOPE_MEDIA_TYPE
 from pillion_artifacts.store.store import Resolved, Store
+from pillion_artifacts.verify.statement import ENVELOPE_MEDIA_TYPE
 
 
 def read_attestation(store: Store, resolved: Resolved, entry: Descriptor) -> list[bytes]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from pillion_artifacts.attestations import read_attestation
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
 from pillion_artifacts.limits import ATTESTATIONS_MAX
 from pillion_artifacts.oci.manifest import (
@@ -21,11 +20,12 @@ from pillion_artifacts.oci.manifest import (
     encode_attestation,
     encode_json,
 )
-from pillion_artifacts.statement import ENVELOPE_MEDIA_TYPE, PAYLOAD_TYPE, Signed, make_statement
 from pillion_artifacts.store.publication import attestation_entry
 from pillion_artifacts.store.store import Resolved, Store, who
 from pillion_artifacts.store.transaction import Change
-from pillion_artifacts.verification import Verifier
+from pillion_artifacts.verify.attestations import read_attestation
+from pillion_artifacts.verify.statement import ENVELOPE_MEDIA_TYPE, PAYLOAD_TYPE, Signed, make_statement
+from pillion_artifacts.verify.verification import Verifier
 
 
 class Signature(msgspec.Struct, frozen=True):

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from pillion_artifacts.attestations import read_attestation
 from pillion_artifacts.card.content_checks import check_graph, check_model
 from pillion_artifacts.card.layers import MODEL_NAME
 from pillion_artifacts.errors import ArtifactError
 from pillion_artifacts.oci.blobs import Progress, blob_path, check_blob, map_file, no_progress
 from pillion_artifacts.oci.manifest import Descriptor, Manifest
 from pillion_artifacts.store.store import Resolved, Store
-from pillion_artifacts.trust import Trust, TrustPolicy, examine_trust
+from pillion_artifacts.verify.attestations import read_attestation
+from pillion_artifacts.verify.trust_policy import Trust, TrustPolicy, examine_trust
 
 
 class Verdict(msgspec.Struct, frozen=True):

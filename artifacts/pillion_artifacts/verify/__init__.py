@@ -1,0 +1,1 @@
+"""Signatures, keys, and whose signatures count for which policy."""

@@ -313,11 +313,11 @@ def compare(
     as_json: bool,
 ) -> None:
     """Pillion beside its floors and the peers that `make peers` sets up: the same policies, observations, placement."""
-    from pillion_bench.compare import CompareOptions, measure_compare
-    from pillion_bench.compare_plot import check_plot, draw
-    from pillion_bench.compare_report import first_error
-    from pillion_bench.compare_tables import print_compare
-    from pillion_bench.contestants import choose
+    from pillion_bench.compare.compare import CompareOptions, measure_compare
+    from pillion_bench.compare.plot import check_plot, draw
+    from pillion_bench.compare.report import first_error
+    from pillion_bench.compare.systems import choose
+    from pillion_bench.compare.tables import print_compare
     from pillion_bench.errors import ContestError
     from pillion_bench.placement import parse_placement
     from pillion_bench.progress import progress_bar
@@ -345,8 +345,8 @@ def compare(
 @click.option("--plot", "plots", metavar="FILE.png|svg", multiple=True, type=click.Path(path_type=Path))
 def table(file: Path, write: Path | None, plots: tuple[Path, ...]) -> None:
     """The report of `compare --json` in FILE as the README's Markdown table."""
-    from pillion_bench.compare_plot import check_plot, draw
-    from pillion_bench.compare_tables import load_report, markdown, write_between_markers
+    from pillion_bench.compare.plot import check_plot, draw
+    from pillion_bench.compare.tables import load_report, markdown, write_between_markers
 
     for plot in plots:
         check_plot(plot)

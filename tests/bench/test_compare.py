@@ -16,14 +16,14 @@ import pytest
 
 from pillion import cli
 from pillion_artifacts import Store
-from pillion_bench import contestants
-from pillion_bench.compare import CompareOptions
-from pillion_bench.compare_report import Series, first_error, ratios
-from pillion_bench.contestants import CONTESTANTS, PEERS_STAMP, Contestant, Field, choose, versions
-from pillion_bench.crowd import Counted, Crowd, Task
+from pillion_bench.compare import systems as contestants
+from pillion_bench.compare.client_fleet import Counted, Crowd, Task
+from pillion_bench.compare.compare import CompareOptions
+from pillion_bench.compare.peer_server import PeerServer
+from pillion_bench.compare.report import Series, first_error, ratios
+from pillion_bench.compare.systems import CONTESTANTS, PEERS_STAMP, Contestant, Field, choose, versions
 from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import BenchError, PeerError, PeersMissingError
-from pillion_bench.peer_server import PeerServer
 from tests.bench.conftest import report_of, run_pillion
 from tests.harness import STORE, WAIT_S_MAX
 

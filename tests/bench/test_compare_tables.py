@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pillion_bench.compare_plot import check_plot, draw
-from pillion_bench.compare_tables import BEGIN, END, load_report, markdown
+from pillion_bench.compare.plot import check_plot, draw
+from pillion_bench.compare.tables import BEGIN, END, load_report, markdown
 from tests.bench.conftest import run_pillion
 from tests.harness import ROOT
 

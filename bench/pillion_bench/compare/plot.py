@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pillion_bench.compare_report import AGAIN
+from pillion_bench.compare.report import AGAIN
 from pillion_bench.errors import BadOptionError
 from pillion_bench.percentiles import is_supported
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from pillion_bench.contestants import Contestant, peers_python
+from pillion_bench.compare.systems import Contestant, peers_python
 from pillion_bench.errors import PeerError
 from pillion_bench.placement import CpuSet, inherited
 from pillion_bench.shipped import peers_folder

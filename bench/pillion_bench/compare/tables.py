@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from pillion_bench.compare_report import AGAIN, RATIOS, THROUGHPUT_RATIO, THROUGHPUT_WORDS, words_of
+from pillion_bench.compare.report import AGAIN, RATIOS, THROUGHPUT_RATIO, THROUGHPUT_WORDS, words_of
 from pillion_bench.errors import ReportError
 from pillion_bench.percentiles import QUANTILES
 from pillion_bench.tables import DASH_MEANS, TABLE_STYLE, latency_cells, make_console

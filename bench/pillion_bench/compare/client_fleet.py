@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts import Artifact
-from pillion_bench.contestants import Contestant, peers_python
+from pillion_bench.compare.systems import Contestant, peers_python
 from pillion_bench.errors import BadOptionError
 from pillion_bench.floor import ANSWER_S_MAX
 from pillion_bench.load_driver import LoadOrder

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from pillion_artifacts import Artifact, Store
-from pillion_bench.compare_report import AGAIN, Series, Trial, report
-from pillion_bench.contestants import Contestant, Field
-from pillion_bench.crowd import Crowd, Task
+from pillion_bench.compare.client_fleet import Crowd, Task
+from pillion_bench.compare.peer_server import PeerServer
+from pillion_bench.compare.report import AGAIN, Series, Trial, report
+from pillion_bench.compare.systems import Contestant, Field
 from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import BenchError
 from pillion_bench.exchange import exchange_of
 from pillion_bench.floor import Floors
-from pillion_bench.peer_server import PeerServer
 from pillion_bench.placement import CpuSet, Placement
 
 Advance = Callable[[str], None]

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from pillion_bench.contestants import CONTESTANTS, Contestant, Field, versions
-from pillion_bench.crowd import Counted, Task
+from pillion_bench.compare.client_fleet import Counted, Task
+from pillion_bench.compare.systems import CONTESTANTS, Contestant, Field, versions
 from pillion_bench.floor import FloorSample
 from pillion_bench.host import describe_host
 from pillion_bench.percentiles import QUANTILES, Nanoseconds, percentiles_us, relative_difference

@@ -1,0 +1,1 @@
+"""`pillion bench compare`: Pillion beside its floors and its peers."""

@@ -155,7 +155,7 @@ def load(
     as_json: bool,
 ) -> None:
     """Closed loop: every session sends its next act as soon as the last one is answered."""
-    from pillion_bench.load import LoadOptions, measure_load
+    from pillion_bench.measurements.load import LoadOptions, measure_load
     from pillion_bench.placement import parse_placement
     from pillion_bench.tables import print_load
     from pillion_bench.target import open_target
@@ -211,8 +211,8 @@ def replay(
     as_json: bool,
 ) -> None:
     """Open loop: recorded episodes at their recorded pace, every action checked against the recorded one."""
+    from pillion_bench.measurements.replay import ReplayOptions, check_actions, measure_replay, recorded_policy
     from pillion_bench.placement import parse_placement
-    from pillion_bench.replay import ReplayOptions, check_actions, measure_replay, recorded_policy
     from pillion_bench.tables import print_replay
     from pillion_bench.target import open_target
 
@@ -233,7 +233,7 @@ def replay(
 @json_option
 def floor(rows: int, seconds: float, pin: str, policy: str, store: Path, as_json: bool) -> None:
     """What no server on this host can beat: raw pyzmq, a raw Unix socket, and the engine alone."""
-    from pillion_bench.floor import measure_floor
+    from pillion_bench.measurements.floor import measure_floor
     from pillion_bench.placement import parse_placement
     from pillion_bench.tables import print_floor
 
@@ -371,8 +371,8 @@ def table(file: Path, write: Path | None, plots: tuple[Path, ...]) -> None:
 @json_option
 def disturb(sessions: int, speed: float, rounds: int, per_second: int, carrier: str, pin: str, as_json: bool) -> None:
     """Scrapes, health checks and a log at debug level, against a quiet daemon under the same open load."""
-    from pillion_bench.disturb import DisturbOptions, measure_disturb
-    from pillion_bench.disturb_tables import print_disturb
+    from pillion_bench.measurements.disturb import DisturbOptions, measure_disturb
+    from pillion_bench.measurements.disturb_tables import print_disturb
     from pillion_bench.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
@@ -391,8 +391,8 @@ def disturb(sessions: int, speed: float, rounds: int, per_second: int, carrier: 
 @json_option
 def idle(sessions: int, seconds: float, rounds: int, carrier: str, pin: str, as_json: bool) -> None:
     """An active session with and without silent ones beside it, and the processor time of a daemon that nobody asks."""
-    from pillion_bench.idle import IdleOptions, measure_idle
-    from pillion_bench.idle_tables import print_idle
+    from pillion_bench.measurements.idle import IdleOptions, measure_idle
+    from pillion_bench.measurements.idle_tables import print_idle
     from pillion_bench.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
@@ -417,8 +417,8 @@ def idle(sessions: int, seconds: float, rounds: int, carrier: str, pin: str, as_
 @json_option
 def frames(sizes: list[int], seconds: float, repeat: int, pin: str, as_json: bool) -> None:
     """Observations of every size over the lane, in a packet and in a slot, beside one copy and the ping-pong."""
-    from pillion_bench.frame_tables import print_frames
-    from pillion_bench.frames import FrameOptions, measure_frames
+    from pillion_bench.measurements.frame_tables import print_frames
+    from pillion_bench.measurements.frames import FrameOptions, measure_frames
     from pillion_bench.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
@@ -437,10 +437,10 @@ def frames(sizes: list[int], seconds: float, repeat: int, pin: str, as_json: boo
 @json_option
 def switch_command(sessions: int, switches: int, before: float, restage: bool, pin: str, as_json: bool) -> None:
     """Two versions, one hundred switches, every answer compared with the version that it names, bit for bit."""
+    from pillion_bench.measurements.switch import SwitchOptions, measure_switch
+    from pillion_bench.measurements.switch_tables import print_switch
     from pillion_bench.placement import parse_placement
     from pillion_bench.progress import progress_bar
-    from pillion_bench.switch import SwitchOptions, measure_switch
-    from pillion_bench.switch_tables import print_switch
 
     options = SwitchOptions(sessions, switches, before_s=before, restage=restage)
     with progress_bar(options.switches) as advance:
@@ -452,7 +452,7 @@ def switch_command(sessions: int, switches: int, before: float, restage: bool, p
 @pin_option
 def demo(pin: str) -> None:
     """Replays the recordings that ship, each against its policy, and prints one table of latencies."""
-    from pillion_bench.demo import run_demo
+    from pillion_bench.measurements.demo import run_demo
     from pillion_bench.placement import parse_placement
 
     run_demo(parse_placement(pin))

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pillion_bench.disturb import Segment, compare_segments, verdict
-from pillion_bench.disturb_tables import print_disturb
+from pillion_bench.measurements.disturb import Segment, compare_segments, verdict
+from pillion_bench.measurements.disturb_tables import print_disturb
 from pillion_bench.placement import Placement, bystander
 from tests.bench.conftest import report_of
 

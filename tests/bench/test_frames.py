@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pillion_bench.frame_tables import print_frames
-from pillion_bench.frames import FrameOptions
+from pillion_bench.measurements.frame_tables import print_frames
+from pillion_bench.measurements.frames import FrameOptions
 from pillion_protocol.lane import TENSOR_BYTES_MAX
 from pillion_protocol.slots import SLOT_BYTES_MIN
 from tests.bench.conftest import report_of

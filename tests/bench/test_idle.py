@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pillion_bench.idle_tables import print_idle
+from pillion_bench.measurements.idle_tables import print_idle
 from tests.bench.conftest import report_of
 
 

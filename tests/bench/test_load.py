@@ -13,8 +13,8 @@ import pytest
 
 from pillion_artifacts import Store
 from pillion_bench.errors import BadOptionError
-from pillion_bench.load import LoadOptions
 from pillion_bench.load_driver import LoadOrder, Tally, acts_made
+from pillion_bench.measurements.load import LoadOptions
 from pillion_bench.placement import Placement
 from pillion_bench.target import Target
 from tests.bench.conftest import report_of, run_pillion

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pillion_artifacts import Artifact
 from pillion_bench.compare.systems import Contestant, peers_python
 from pillion_bench.errors import BadOptionError
-from pillion_bench.floor import ANSWER_S_MAX
 from pillion_bench.load_driver import LoadOrder
+from pillion_bench.measurements.floor import ANSWER_S_MAX
 from pillion_bench.observations import real_observations
 from pillion_bench.percentiles import Nanoseconds
 from pillion_bench.placement import CpuSet

@@ -17,7 +17,7 @@ from pillion_bench.compare.systems import Contestant, Field
 from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import BenchError
 from pillion_bench.exchange import exchange_of
-from pillion_bench.floor import Floors
+from pillion_bench.measurements.floor import Floors
 from pillion_bench.placement import CpuSet, Placement
 
 Advance = Callable[[str], None]

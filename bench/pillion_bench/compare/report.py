@@ -8,8 +8,8 @@ import numpy as np
 
 from pillion_bench.compare.client_fleet import Counted, Task
 from pillion_bench.compare.systems import CONTESTANTS, Contestant, Field, versions
-from pillion_bench.floor import FloorSample
 from pillion_bench.host import describe_host
+from pillion_bench.measurements.floor import FloorSample
 from pillion_bench.percentiles import QUANTILES, Nanoseconds, percentiles_us, relative_difference
 from pillion_bench.placement import Placement
 

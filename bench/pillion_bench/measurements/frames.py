@@ -19,9 +19,9 @@ from pillion_artifacts.card.model_card import TensorCard
 from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.echo import EchoPlan, PingOrder, PingResult
 from pillion_bench.exchange import Exchange
-from pillion_bench.floor import ANSWER_S_MAX
 from pillion_bench.frame_driver import FrameOrder, FramePlan, FrameResult
 from pillion_bench.host import describe_host
+from pillion_bench.measurements.floor import ANSWER_S_MAX
 from pillion_bench.percentiles import Nanoseconds, percentiles_us, relative_difference
 from pillion_bench.placement import Placement
 from pillion_bench.worker import Worker

@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 
 from pillion_bench.daemon_process import DaemonProcess
-from pillion_bench.disturb import Segment, compare_segments
-from pillion_bench.floor import ANSWER_S_MAX
 from pillion_bench.host import describe_host
 from pillion_bench.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
+from pillion_bench.measurements.disturb import Segment, compare_segments
+from pillion_bench.measurements.floor import ANSWER_S_MAX
 from pillion_bench.percentiles import percentiles_us
 from pillion_bench.placement import Placement, bystander
 from pillion_bench.shipped import examples_folder

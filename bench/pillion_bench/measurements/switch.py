@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pillion_artifacts import Store
 from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import ActionMismatchError
-from pillion_bench.floor import ANSWER_S_MAX
 from pillion_bench.host import describe_host
+from pillion_bench.measurements.floor import ANSWER_S_MAX
 from pillion_bench.observations import real_observations
 from pillion_bench.percentiles import percentiles_us
 from pillion_bench.placement import Placement

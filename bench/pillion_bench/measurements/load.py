@@ -11,9 +11,9 @@ import numpy as np
 
 from pillion_bench.errors import BadOptionError
 from pillion_bench.exchange import exchange_of
-from pillion_bench.floor import ANSWER_S_MAX, FloorFigures, Floors
 from pillion_bench.host import describe_host
 from pillion_bench.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
+from pillion_bench.measurements.floor import ANSWER_S_MAX, FloorFigures, Floors
 from pillion_bench.percentiles import Nanoseconds, percentiles_us
 from pillion_bench.target import Target
 from pillion_bench.worker import Worker

@@ -11,8 +11,8 @@ import numpy as np
 import pillion
 from pillion_bench.errors import ActionMismatchError, RecordingError
 from pillion_bench.exchange import exchange_of
-from pillion_bench.floor import ANSWER_S_MAX, FloorFigures, Floors
 from pillion_bench.host import describe_host
+from pillion_bench.measurements.floor import ANSWER_S_MAX, FloorFigures, Floors
 from pillion_bench.percentiles import Nanoseconds, percentiles_us
 from pillion_bench.recording import Recording
 from pillion_bench.replay_driver import ReplayOpened, ReplayPlan, ReplayResult

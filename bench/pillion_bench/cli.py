@@ -156,9 +156,9 @@ def load(
 ) -> None:
     """Closed loop: every session sends its next act as soon as the last one is answered."""
     from pillion_bench.measurements.load import LoadOptions, measure_load
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
+    from pillion_bench.process.target import open_target
     from pillion_bench.tables import print_load
-    from pillion_bench.target import open_target
 
     options = LoadOptions(sessions, rows, processes, connections, seconds, warmup, floor_seconds)
     placement = parse_placement(pin)
@@ -212,9 +212,9 @@ def replay(
 ) -> None:
     """Open loop: recorded episodes at their recorded pace, every action checked against the recorded one."""
     from pillion_bench.measurements.replay import ReplayOptions, check_actions, measure_replay, recorded_policy
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
+    from pillion_bench.process.target import open_target
     from pillion_bench.tables import print_replay
-    from pillion_bench.target import open_target
 
     options = ReplayOptions(sessions, speed, any_version, floor_seconds)
     reference = recorded_policy(list(files))
@@ -234,7 +234,7 @@ def replay(
 def floor(rows: int, seconds: float, pin: str, policy: str, store: Path, as_json: bool) -> None:
     """What no server on this host can beat: raw pyzmq, a raw Unix socket, and the engine alone."""
     from pillion_bench.measurements.floor import measure_floor
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
     from pillion_bench.tables import print_floor
 
     report = measure_floor(store, policy or DEFAULT_POLICY, rows, seconds, parse_placement(pin))
@@ -319,7 +319,7 @@ def compare(
     from pillion_bench.compare.systems import choose
     from pillion_bench.compare.tables import print_compare
     from pillion_bench.errors import ContestError
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
     for plot in plots:
@@ -373,7 +373,7 @@ def disturb(sessions: int, speed: float, rounds: int, per_second: int, carrier: 
     """Scrapes, health checks and a log at debug level, against a quiet daemon under the same open load."""
     from pillion_bench.measurements.disturb import DisturbOptions, measure_disturb
     from pillion_bench.measurements.disturb_tables import print_disturb
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
     options = DisturbOptions(sessions, speed, rounds, per_second, carrier)
@@ -393,7 +393,7 @@ def idle(sessions: int, seconds: float, rounds: int, carrier: str, pin: str, as_
     """An active session with and without silent ones beside it, and the processor time of a daemon that nobody asks."""
     from pillion_bench.measurements.idle import IdleOptions, measure_idle
     from pillion_bench.measurements.idle_tables import print_idle
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
     options = IdleOptions(sessions, seconds, rounds, carrier)
@@ -419,7 +419,7 @@ def frames(sizes: list[int], seconds: float, repeat: int, pin: str, as_json: boo
     """Observations of every size over the lane, in a packet and in a slot, beside one copy and the ping-pong."""
     from pillion_bench.measurements.frame_tables import print_frames
     from pillion_bench.measurements.frames import FrameOptions, measure_frames
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
     options = FrameOptions(sizes, seconds, repeat)
@@ -439,7 +439,7 @@ def switch_command(sessions: int, switches: int, before: float, restage: bool, p
     """Two versions, one hundred switches, every answer compared with the version that it names, bit for bit."""
     from pillion_bench.measurements.switch import SwitchOptions, measure_switch
     from pillion_bench.measurements.switch_tables import print_switch
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
     options = SwitchOptions(sessions, switches, before_s=before, restage=restage)
@@ -453,7 +453,7 @@ def switch_command(sessions: int, switches: int, before: float, restage: bool, p
 def demo(pin: str) -> None:
     """Replays the recordings that ship, each against its policy, and prints one table of latencies."""
     from pillion_bench.measurements.demo import run_demo
-    from pillion_bench.placement import parse_placement
+    from pillion_bench.process.placement import parse_placement
 
     run_demo(parse_placement(pin))
 

@@ -15,7 +15,7 @@ import zmq
 
 from pillion_bench.errors import BenchError
 from pillion_bench.exchange import Exchange
-from pillion_bench.worker import Pipe
+from pillion_bench.process.worker import Pipe
 
 _STOP: Final = b"stop"
 _WARM_UP_S_MAX: Final = 0.1

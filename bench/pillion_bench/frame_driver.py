@@ -12,7 +12,7 @@ import numpy as np
 
 import pillion
 from pillion_bench.errors import BenchError
-from pillion_bench.worker import Pipe
+from pillion_bench.process.worker import Pipe
 
 _OBSERVATIONS: Final = 8
 """Different ones, in turn: a simulator does not send the same memory twice."""

@@ -14,8 +14,8 @@ from pillion.conversation import Frames
 from pillion.tensors import Observation
 from pillion_bench.errors import BadOptionError, BenchError
 from pillion_bench.observations import Observations, real_observations
+from pillion_bench.process.worker import Pipe
 from pillion_bench.swarm import Rider, SessionSwarm, refuse
-from pillion_bench.worker import Pipe
 from pillion_protocol import Action, Message, Spec, encode_spec
 
 _ACTS_MAX: Final = 64

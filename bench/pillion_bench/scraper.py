@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from pillion_bench.errors import BenchError
-from pillion_bench.worker import Pipe
+from pillion_bench.process.worker import Pipe
 
 PATHS: Final = ("/metrics", "/health")
 

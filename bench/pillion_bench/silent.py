@@ -9,7 +9,7 @@ import msgspec
 
 import pillion
 from pillion_bench.errors import BenchError
-from pillion_bench.worker import Pipe
+from pillion_bench.process.worker import Pipe
 
 
 class SilentPlan(msgspec.Struct, frozen=True):

@@ -11,10 +11,10 @@ from typing import Any
 import pillion
 from pillion_artifacts import Artifact, ArtifactError, Store
 from pillion_artifacts.card.model_card import Tolerance
-from pillion_bench.placement import parse_placement
+from pillion_bench.process.placement import parse_placement
+from pillion_bench.process.target import open_target
 from pillion_bench.record import RecordOptions, environment_for, find_policy, record
 from pillion_bench.recording import Recording
-from pillion_bench.target import open_target
 
 ANSWER_S_MAX = 10.0
 """How long an answer may take, the first one included."""

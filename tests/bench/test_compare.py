@@ -22,8 +22,8 @@ from pillion_bench.compare.compare import CompareOptions
 from pillion_bench.compare.peer_server import PeerServer
 from pillion_bench.compare.report import Series, first_error, ratios
 from pillion_bench.compare.systems import CONTESTANTS, PEERS_STAMP, Contestant, Field, choose, versions
-from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import BenchError, PeerError, PeersMissingError
+from pillion_bench.process.daemon_process import DaemonProcess
 from tests.bench.conftest import report_of, run_pillion
 from tests.harness import STORE, WAIT_S_MAX
 

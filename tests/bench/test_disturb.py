@@ -9,7 +9,7 @@ import pytest
 
 from pillion_bench.measurements.disturb import Segment, compare_segments, verdict
 from pillion_bench.measurements.disturb_tables import print_disturb
-from pillion_bench.placement import Placement, bystander
+from pillion_bench.process.placement import Placement, bystander
 from tests.bench.conftest import report_of
 
 QUICK = ("disturb", "--rounds", "1", "--speed", "0.8", "--sessions", "2")

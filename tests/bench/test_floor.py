@@ -5,7 +5,7 @@ from __future__ import annotations
 from pillion_artifacts import Store
 from pillion_bench.exchange import Exchange, exchange_of
 from pillion_bench.measurements.floor import Floors
-from pillion_bench.placement import Placement
+from pillion_bench.process.placement import Placement
 from tests.bench.conftest import report_of, run_pillion
 from tests.harness import STORE
 

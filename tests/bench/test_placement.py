@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import PlacementError
-from pillion_bench.placement import inherited, parse_placement
+from pillion_bench.process.daemon_process import DaemonProcess
+from pillion_bench.process.placement import inherited, parse_placement
 from tests.harness import STORE
 
 TWO = frozenset({4, 6})

@@ -14,11 +14,11 @@ from pillion_bench.compare.client_fleet import Crowd, Task
 from pillion_bench.compare.peer_server import PeerServer
 from pillion_bench.compare.report import AGAIN, Series, Trial, report
 from pillion_bench.compare.systems import Contestant, Field
-from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import BenchError
 from pillion_bench.exchange import exchange_of
 from pillion_bench.measurements.floor import Floors
-from pillion_bench.placement import CpuSet, Placement
+from pillion_bench.process.daemon_process import DaemonProcess
+from pillion_bench.process.placement import CpuSet, Placement
 
 Advance = Callable[[str], None]
 """Told of every measurement that begins, in words."""

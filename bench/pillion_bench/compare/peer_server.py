@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from pillion_bench.compare.systems import Contestant, peers_python
 from pillion_bench.errors import PeerError
-from pillion_bench.placement import CpuSet, inherited
+from pillion_bench.process.placement import CpuSet, inherited
 from pillion_bench.shipped import peers_folder
 
 START_S_MAX: Final = 60.0

@@ -11,7 +11,7 @@ from pillion_bench.compare.systems import CONTESTANTS, Contestant, Field, versio
 from pillion_bench.host import describe_host
 from pillion_bench.measurements.floor import FloorSample
 from pillion_bench.percentiles import QUANTILES, Nanoseconds, percentiles_us, relative_difference
-from pillion_bench.placement import Placement
+from pillion_bench.process.placement import Placement
 
 Row = dict[str, Any]
 

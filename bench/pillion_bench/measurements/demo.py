@@ -9,16 +9,16 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import ActionMismatchError, RecordingError
 from pillion_bench.host import describe_host
 from pillion_bench.measurements.replay import Replayed, ReplayOptions, replay_file
 from pillion_bench.percentiles import QUANTILES, percentiles_us
-from pillion_bench.placement import Placement
+from pillion_bench.process.daemon_process import DaemonProcess
+from pillion_bench.process.placement import Placement
+from pillion_bench.process.target import Target
 from pillion_bench.recording import Recording
 from pillion_bench.shipped import examples_folder, recorded_policies, recordings
 from pillion_bench.tables import DASH_MEANS, TABLE_STYLE, latency_cells, make_console
-from pillion_bench.target import Target
 
 REPLAY_S_MAX: Final = 3.0
 """A replay takes about so long at most: what was recorded over a longer time is replayed faster."""

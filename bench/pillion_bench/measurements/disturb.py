@@ -12,18 +12,18 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from pillion_bench.daemon_process import DaemonProcess
 from pillion_bench.errors import ActionMismatchError
 from pillion_bench.host import describe_host
 from pillion_bench.measurements.floor import ANSWER_S_MAX
 from pillion_bench.measurements.replay import ReplayOptions, replay_file
 from pillion_bench.percentiles import QUANTILES, Nanoseconds, percentiles_us, relative_difference
-from pillion_bench.placement import CpuSet, Placement, bystander
+from pillion_bench.process.daemon_process import DaemonProcess
+from pillion_bench.process.placement import CpuSet, Placement, bystander
+from pillion_bench.process.target import Target
+from pillion_bench.process.worker import Worker
 from pillion_bench.recording import Recording
 from pillion_bench.scraper import ScrapeOrder, ScrapePlan, ScrapeResult
 from pillion_bench.shipped import examples_folder, recordings
-from pillion_bench.target import Target
-from pillion_bench.worker import Worker
 
 POLICY: Final = "lunar-lander"
 DEBUG: Final = {"PILLION_LOG__LEVEL": "debug"}

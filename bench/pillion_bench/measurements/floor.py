@@ -16,8 +16,8 @@ from pillion_bench.echo import EchoPlan, PingOrder, PingResult
 from pillion_bench.exchange import Exchange, exchange_of
 from pillion_bench.host import describe_host
 from pillion_bench.percentiles import Nanoseconds, percentiles_us, relative_difference
-from pillion_bench.placement import CpuSet, Placement
-from pillion_bench.worker import Worker
+from pillion_bench.process.placement import CpuSet, Placement
+from pillion_bench.process.worker import Worker
 
 ANSWER_S_MAX: Final = 30.0
 """What a process of the bench may take beyond the time it was told to measure for."""

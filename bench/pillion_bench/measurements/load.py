@@ -15,8 +15,8 @@ from pillion_bench.host import describe_host
 from pillion_bench.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
 from pillion_bench.measurements.floor import ANSWER_S_MAX, FloorFigures, Floors
 from pillion_bench.percentiles import Nanoseconds, percentiles_us
-from pillion_bench.target import Target
-from pillion_bench.worker import Worker
+from pillion_bench.process.target import Target
+from pillion_bench.process.worker import Worker
 from pillion_protocol import decode_spec
 
 _TOGETHER_S: Final = 0.05

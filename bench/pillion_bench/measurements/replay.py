@@ -14,10 +14,10 @@ from pillion_bench.exchange import exchange_of
 from pillion_bench.host import describe_host
 from pillion_bench.measurements.floor import ANSWER_S_MAX, FloorFigures, Floors
 from pillion_bench.percentiles import Nanoseconds, percentiles_us
+from pillion_bench.process.target import Target
+from pillion_bench.process.worker import Worker
 from pillion_bench.recording import Recording
 from pillion_bench.replay_driver import ReplayOpened, ReplayPlan, ReplayResult
-from pillion_bench.target import Target
-from pillion_bench.worker import Worker
 from pillion_protocol import decode_spec
 
 _SLOWER_MAX: Final = 5.0

@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from pillion_bench.errors import BenchError, WorkerError
-from pillion_bench.placement import CpuSet, inherited
+from pillion_bench.process.placement import CpuSet, inherited
 
 ROLES: Final = {
     "load": "pillion_bench.load_driver:run",
@@ -99,7 +99,7 @@ class Worker:
         self._role = role
         with inherited(cpus):
             self._process = subprocess.Popen(
-                command or [sys.executable, "-P", "-m", "pillion_bench.worker", role],
+                command or [sys.executable, "-P", "-m", "pillion_bench.process.worker", role],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,

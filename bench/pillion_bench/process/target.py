@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from pillion_bench.daemon_process import DaemonProcess
-from pillion_bench.placement import Placement
+from pillion_bench.process.daemon_process import DaemonProcess
+from pillion_bench.process.placement import Placement
 
 
 class Target(msgspec.Struct, frozen=True):

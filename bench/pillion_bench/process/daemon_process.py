@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from pillion_bench.errors import DaemonStartError
-from pillion_bench.placement import CpuSet, inherited
+from pillion_bench.process.placement import CpuSet, inherited
 
 START_S_MAX: Final = 30.0
 """From the start to the first welcome; slower is a failed start."""

@@ -1,0 +1,1 @@
+"""Processes of a measurement: the daemon, the workers, and the CPUs that they are pinned to."""

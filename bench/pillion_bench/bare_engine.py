@@ -12,8 +12,8 @@ import msgspec
 from pillion_artifacts import Store
 from pillion_bench.echo import PingOrder, PingResult
 from pillion_bench.errors import BenchError
-from pillion_bench.observations import real_observations
 from pillion_bench.process.worker import Pipe
+from pillion_bench.recordings.observations import real_observations
 from pilliond.engine.interface import EngineError, InlineEngine
 
 

@@ -271,8 +271,8 @@ def record(
     as_json: bool,
 ) -> None:
     """Plays a Gymnasium environment (ID or MODULE:ID) through a daemon and keeps what came."""
-    from pillion_bench.record import RecordOptions
-    from pillion_bench.studio import record_to_file
+    from pillion_bench.recordings.record import RecordOptions
+    from pillion_bench.recordings.recording_session import record_to_file
     from pillion_bench.tables import print_record
 
     options = RecordOptions(episodes, seed, steps_max)

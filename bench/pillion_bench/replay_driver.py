@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 
 from pillion.conversation import Frames
-from pillion_bench.comparison import compare
 from pillion_bench.errors import BenchError
 from pillion_bench.process.worker import Pipe
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.comparison import compare
+from pillion_bench.recordings.recording import Recording
+from pillion_bench.recordings.track import Track
 from pillion_bench.swarm import Rider, SessionSwarm, begun, refuse
-from pillion_bench.track import Track
 from pillion_protocol import Action, Begun, Message
 
 SPIN_NS: Final = 100_000

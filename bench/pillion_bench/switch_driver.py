@@ -12,8 +12,8 @@ import msgspec
 
 from pillion.conversation import Frames
 from pillion_bench.errors import BenchError
-from pillion_bench.observations import real_observations
 from pillion_bench.process.worker import Pipe
+from pillion_bench.recordings.observations import real_observations
 from pillion_bench.swarm import Rider, SessionSwarm, begun, refuse
 from pillion_protocol import Action, Begun, Message
 

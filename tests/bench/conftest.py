@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.recording import Recording
 from tests.harness import START_S_MAX, Daemon
 
 Pillion = Callable[..., "subprocess.CompletedProcess[str]"]

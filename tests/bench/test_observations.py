@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pillion_bench.observations import Observations, drawn_observations, real_observations
+from pillion_bench.recordings.observations import Observations, drawn_observations, real_observations
 from pillion_protocol import Spec, TensorSpec
 
 OUTPUTS = [TensorSpec("action", "int64")]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from pillion import cli
-from pillion_bench import studio
+from pillion_bench.recordings import recording_session as studio
 from tests.bench.conftest import run_pillion
 
 HEAVY = {"torch", "onnxruntime", "aiohttp", "numpy", "zmq", "gymnasium", "rich", "hdrh", "yaml", "pilliond"}

@@ -12,8 +12,8 @@ from gymnasium import spaces
 
 from pillion_artifacts import Store
 from pillion_bench.errors import BadOptionError
-from pillion_bench.record import environment_for, find_policy, for_environment
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.record import environment_for, find_policy, for_environment
+from pillion_bench.recordings.recording import Recording
 from tests.bench.conftest import run_pillion
 from tests.harness import STORE, Daemon
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from pillion_artifacts.card.model_card import Environment, Tolerance, Wrapper
 from pillion_bench.errors import RecordingError
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.recording import Recording
 
 
 def make_recording(steps: int = 20, **changes: Any) -> Recording:

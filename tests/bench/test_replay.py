@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pillion_artifacts.card.model_card import Tolerance
-from pillion_bench.comparison import differing_steps
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.comparison import differing_steps
+from pillion_bench.recordings.recording import Recording
 from tests.bench.conftest import report_of, run_pillion
 from tests.harness import Daemon
 

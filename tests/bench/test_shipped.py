@@ -8,7 +8,7 @@ import pytest
 
 from pillion_artifacts import Store
 from pillion_bench.measurements.demo import REPLAY_S_MAX, pace_of
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.recording import Recording
 from pillion_bench.shipped import episodes_folder, examples_folder, recorded_policies, recordings
 from tests.harness import ROOT, STORE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pillion_bench.track import Track
+from pillion_bench.recordings.track import Track
 
 MS = 1_000_000
 

@@ -17,7 +17,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.recording import Recording
 from tests.conftest import StartDaemon
 from tests.daemon.shadow_policies import publish_copy, publish_scaling
 from tests.daemon.test_processes import check_metrics

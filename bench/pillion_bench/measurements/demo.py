@@ -16,7 +16,7 @@ from pillion_bench.percentiles import QUANTILES, percentiles_us
 from pillion_bench.process.daemon_process import DaemonProcess
 from pillion_bench.process.placement import Placement
 from pillion_bench.process.target import Target
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.recording import Recording
 from pillion_bench.shipped import examples_folder, recorded_policies, recordings
 from pillion_bench.tables import DASH_MEANS, TABLE_STYLE, latency_cells, make_console
 

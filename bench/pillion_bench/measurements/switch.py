@@ -18,11 +18,11 @@ from pillion_artifacts import Store
 from pillion_bench.errors import ActionMismatchError
 from pillion_bench.host import describe_host
 from pillion_bench.measurements.floor import ANSWER_S_MAX
-from pillion_bench.observations import real_observations
 from pillion_bench.percentiles import percentiles_us
 from pillion_bench.process.daemon_process import DaemonProcess
 from pillion_bench.process.placement import Placement
 from pillion_bench.process.worker import Worker
+from pillion_bench.recordings.observations import real_observations
 from pillion_bench.switch_driver import OBSERVATIONS, SwitchPlan, SwitchResult
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.commands.admin_client import AdminClient

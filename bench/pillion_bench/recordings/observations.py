@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_bench.errors import RecordingError
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.recording import Recording
 from pillion_bench.shipped import recordings
 from pillion_protocol import Spec, TensorSpec
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pillion.conversation import Frames
 from pillion_artifacts.card.model_card import Tolerance
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.recording import Recording
 from pillion_protocol import Spec
 
 

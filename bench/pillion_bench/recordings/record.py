@@ -19,7 +19,7 @@ from pillion_artifacts import Artifact, Store
 from pillion_artifacts.card.environments import make_environment
 from pillion_artifacts.card.model_card import Environment, Tolerance
 from pillion_bench.errors import BadOptionError, PlayError
-from pillion_bench.recording import Array, Recording
+from pillion_bench.recordings.recording import Array, Recording
 
 if TYPE_CHECKING:
     import gymnasium

@@ -13,8 +13,8 @@ from pillion_artifacts import Artifact, ArtifactError, Store
 from pillion_artifacts.card.model_card import Tolerance
 from pillion_bench.process.placement import parse_placement
 from pillion_bench.process.target import open_target
-from pillion_bench.record import RecordOptions, environment_for, find_policy, record
-from pillion_bench.recording import Recording
+from pillion_bench.recordings.record import RecordOptions, environment_for, find_policy, record
+from pillion_bench.recordings.recording import Recording
 
 ANSWER_S_MAX = 10.0
 """How long an answer may take, the first one included."""

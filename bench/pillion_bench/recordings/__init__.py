@@ -1,0 +1,1 @@
+"""Recorded episodes: how they are made, kept, compared and replayed in time."""

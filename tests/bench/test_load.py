@@ -13,10 +13,10 @@ import pytest
 
 from pillion_artifacts import Store
 from pillion_bench.errors import BadOptionError
-from pillion_bench.load_driver import LoadOrder, Tally, acts_made
 from pillion_bench.measurements.load import LoadOptions
 from pillion_bench.process.placement import Placement
 from pillion_bench.process.target import Target
+from pillion_bench.roles.load_driver import LoadOrder, Tally, acts_made
 from tests.bench.conftest import report_of, run_pillion
 from tests.harness import START_S_MAX, STORE, WAIT_S_MAX, Daemon
 

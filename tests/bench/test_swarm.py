@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 import pillion
-from pillion_bench.load_driver import LoadOrder, drive_swarm
-from pillion_bench.swarm import SessionSwarm, refuse
+from pillion_bench.roles.load_driver import LoadOrder, drive_swarm
+from pillion_bench.roles.virtual_users import SessionSwarm, refuse
 from pillion_protocol import Act, Action, Error, ErrorCode, Goodbye, Message, Ping, Pong
 from tests.harness import Answer, Daemon, FakeDaemon, honest
 

@@ -13,7 +13,7 @@ from pillion_bench.errors import ActionMismatchError
 from pillion_bench.measurements.switch import AROUND_S, Course, Span, SwitchOptions, expected_outputs, gaps_us, report
 from pillion_bench.measurements.switch_tables import print_switch
 from pillion_bench.process.placement import parse_placement
-from pillion_bench.switch_driver import OBSERVATIONS, SwitchResult
+from pillion_bench.roles.switch_driver import OBSERVATIONS, SwitchResult
 from pillion_bench.variants import publish_variant
 from tests.bench.conftest import report_of
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import pillion
-from pillion_bench.swarm import SessionSwarm
+from pillion_bench.roles.virtual_users import SessionSwarm
 from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, Ping, Welcome, decode, encode
 from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from tests.conftest import StartDaemon

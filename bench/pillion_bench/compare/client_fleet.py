@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pillion_artifacts import Artifact
 from pillion_bench.compare.systems import Contestant, peers_python
 from pillion_bench.errors import BadOptionError
-from pillion_bench.load_driver import LoadOrder
 from pillion_bench.measurements.floor import ANSWER_S_MAX
 from pillion_bench.percentiles import Nanoseconds
 from pillion_bench.process.placement import CpuSet
 from pillion_bench.process.worker import Worker
 from pillion_bench.recordings.observations import real_observations
+from pillion_bench.roles.load_driver import LoadOrder
 from pillion_bench.shipped import peers_folder
 from pillion_protocol import Spec, TensorSpec
 

@@ -22,7 +22,7 @@ from pillion_bench.process.placement import CpuSet, Placement, bystander
 from pillion_bench.process.target import Target
 from pillion_bench.process.worker import Worker
 from pillion_bench.recordings.recording import Recording
-from pillion_bench.scraper import ScrapeOrder, ScrapePlan, ScrapeResult
+from pillion_bench.roles.scraper import ScrapeOrder, ScrapePlan, ScrapeResult
 from pillion_bench.shipped import examples_folder, recordings
 
 POLICY: Final = "lunar-lander"

@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 
 from pillion_artifacts import Store
-from pillion_bench.bare_engine import EnginePlan
-from pillion_bench.echo import EchoPlan, PingOrder, PingResult
 from pillion_bench.exchange import Exchange, exchange_of
 from pillion_bench.host import describe_host
 from pillion_bench.percentiles import Nanoseconds, percentiles_us, relative_difference
 from pillion_bench.process.placement import CpuSet, Placement
 from pillion_bench.process.worker import Worker
+from pillion_bench.roles.bare_engine import EnginePlan
+from pillion_bench.roles.echo import EchoPlan, PingOrder, PingResult
 
 ANSWER_S_MAX: Final = 30.0
 """What a process of the bench may take beyond the time it was told to measure for."""

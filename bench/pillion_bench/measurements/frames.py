@@ -16,15 +16,15 @@ import numpy as np
 from pillion_artifacts import ModelCard, Store
 from pillion_artifacts.card.layers import CARD_NAME, MODEL_NAME
 from pillion_artifacts.card.model_card import TensorCard
-from pillion_bench.echo import EchoPlan, PingOrder, PingResult
 from pillion_bench.exchange import Exchange
-from pillion_bench.frame_driver import FrameOrder, FramePlan, FrameResult
 from pillion_bench.host import describe_host
 from pillion_bench.measurements.floor import ANSWER_S_MAX
 from pillion_bench.percentiles import Nanoseconds, percentiles_us, relative_difference
 from pillion_bench.process.daemon_process import DaemonProcess
 from pillion_bench.process.placement import Placement
 from pillion_bench.process.worker import Worker
+from pillion_bench.roles.echo import EchoPlan, PingOrder, PingResult
+from pillion_bench.roles.frame_driver import FrameOrder, FramePlan, FrameResult
 from pillion_protocol.lane import TENSOR_BYTES_MAX
 from pillion_protocol.slots import SLOT_BYTES_MIN
 

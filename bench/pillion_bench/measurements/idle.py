@@ -11,15 +11,15 @@ import msgspec
 import numpy as np
 
 from pillion_bench.host import describe_host
-from pillion_bench.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
 from pillion_bench.measurements.disturb import Segment, compare_segments
 from pillion_bench.measurements.floor import ANSWER_S_MAX
 from pillion_bench.percentiles import percentiles_us
 from pillion_bench.process.daemon_process import DaemonProcess
 from pillion_bench.process.placement import Placement, bystander
 from pillion_bench.process.worker import Worker
+from pillion_bench.roles.idle_clients import SilentPlan
+from pillion_bench.roles.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
 from pillion_bench.shipped import examples_folder
-from pillion_bench.silent import SilentPlan
 
 POLICY: Final = "lunar-lander"
 CONNECT_S_MAX: Final = 60.0

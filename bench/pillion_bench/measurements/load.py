@@ -12,11 +12,11 @@ import numpy as np
 from pillion_bench.errors import BadOptionError
 from pillion_bench.exchange import exchange_of
 from pillion_bench.host import describe_host
-from pillion_bench.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
 from pillion_bench.measurements.floor import ANSWER_S_MAX, FloorFigures, Floors
 from pillion_bench.percentiles import Nanoseconds, percentiles_us
 from pillion_bench.process.target import Target
 from pillion_bench.process.worker import Worker
+from pillion_bench.roles.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
 from pillion_protocol import decode_spec
 
 _TOGETHER_S: Final = 0.05

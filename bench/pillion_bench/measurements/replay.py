@@ -17,7 +17,7 @@ from pillion_bench.percentiles import Nanoseconds, percentiles_us
 from pillion_bench.process.target import Target
 from pillion_bench.process.worker import Worker
 from pillion_bench.recordings.recording import Recording
-from pillion_bench.replay_driver import ReplayOpened, ReplayPlan, ReplayResult
+from pillion_bench.roles.replay_driver import ReplayOpened, ReplayPlan, ReplayResult
 from pillion_protocol import decode_spec
 
 _SLOWER_MAX: Final = 5.0

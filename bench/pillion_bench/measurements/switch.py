@@ -23,7 +23,7 @@ from pillion_bench.process.daemon_process import DaemonProcess
 from pillion_bench.process.placement import Placement
 from pillion_bench.process.worker import Worker
 from pillion_bench.recordings.observations import real_observations
-from pillion_bench.switch_driver import OBSERVATIONS, SwitchPlan, SwitchResult
+from pillion_bench.roles.switch_driver import OBSERVATIONS, SwitchPlan, SwitchResult
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.commands.admin_client import AdminClient
 from pilliond.engine.onnx import OnnxEngine

@@ -23,17 +23,17 @@ from pillion_bench.errors import BenchError, WorkerError
 from pillion_bench.process.placement import CpuSet, inherited
 
 ROLES: Final = {
-    "load": "pillion_bench.load_driver:run",
-    "switch": "pillion_bench.switch_driver:run",
-    "replay": "pillion_bench.replay_driver:run",
-    "zmq-echo": "pillion_bench.echo:serve_zmq",
-    "zmq-ping": "pillion_bench.echo:ping_zmq",
-    "lane-echo": "pillion_bench.echo:serve_lane",
-    "lane-ping": "pillion_bench.echo:ping_lane",
-    "engine": "pillion_bench.bare_engine:run",
-    "frame": "pillion_bench.frame_driver:run",
-    "silent": "pillion_bench.silent:run",
-    "scrape": "pillion_bench.scraper:run",
+    "load": "pillion_bench.roles.load_driver:run",
+    "switch": "pillion_bench.roles.switch_driver:run",
+    "replay": "pillion_bench.roles.replay_driver:run",
+    "zmq-echo": "pillion_bench.roles.echo:serve_zmq",
+    "zmq-ping": "pillion_bench.roles.echo:ping_zmq",
+    "lane-echo": "pillion_bench.roles.echo:serve_lane",
+    "lane-ping": "pillion_bench.roles.echo:ping_lane",
+    "engine": "pillion_bench.roles.bare_engine:run",
+    "frame": "pillion_bench.roles.frame_driver:run",
+    "silent": "pillion_bench.roles.idle_clients:run",
+    "scrape": "pillion_bench.roles.scraper:run",
 }
 
 _LENGTH: Final = struct.Struct("<QB")

@@ -19,7 +19,7 @@ from pillion_bench.process.worker import Pipe
 from pillion_bench.recordings.comparison import compare
 from pillion_bench.recordings.recording import Recording
 from pillion_bench.recordings.track import Track
-from pillion_bench.swarm import Rider, SessionSwarm, begun, refuse
+from pillion_bench.roles.virtual_users import Rider, SessionSwarm, begun, refuse
 from pillion_protocol import Action, Begun, Message
 
 SPIN_NS: Final = 100_000

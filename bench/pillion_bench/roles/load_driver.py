@@ -15,7 +15,7 @@ from pillion.tensors import Observation
 from pillion_bench.errors import BadOptionError, BenchError
 from pillion_bench.process.worker import Pipe
 from pillion_bench.recordings.observations import Observations, real_observations
-from pillion_bench.swarm import Rider, SessionSwarm, refuse
+from pillion_bench.roles.virtual_users import Rider, SessionSwarm, refuse
 from pillion_protocol import Action, Message, Spec, encode_spec
 
 _ACTS_MAX: Final = 64

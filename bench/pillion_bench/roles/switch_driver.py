@@ -14,7 +14,7 @@ from pillion.conversation import Frames
 from pillion_bench.errors import BenchError
 from pillion_bench.process.worker import Pipe
 from pillion_bench.recordings.observations import real_observations
-from pillion_bench.swarm import Rider, SessionSwarm, begun, refuse
+from pillion_bench.roles.virtual_users import Rider, SessionSwarm, begun, refuse
 from pillion_protocol import Action, Begun, Message
 
 OBSERVATIONS: Final = 64

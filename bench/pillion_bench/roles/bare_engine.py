@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from pillion_artifacts import Store
-from pillion_bench.echo import PingOrder, PingResult
 from pillion_bench.errors import BenchError
 from pillion_bench.process.worker import Pipe
 from pillion_bench.recordings.observations import real_observations
+from pillion_bench.roles.echo import PingOrder, PingResult
 from pilliond.engine.interface import EngineError, InlineEngine
 
 

@@ -1,0 +1,1 @@
+"""What a worker process of a measurement does: each role is one module with a `run`."""

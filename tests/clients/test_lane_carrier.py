@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pillion.carriers.lane import LaneCarrier
 from pillion.conversation import Frames
-from pillion.lane_carrier import LaneCarrier
 from pillion_protocol import Goodbye, Ping, decode, encode
 from pillion_protocol.lane import pack
 from pillion_protocol.steps import ActStep

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from pillion.carriers.lane import LaneCarrier
 from pillion.conversation import Frames
-from pillion.lane_carrier import LaneCarrier
 from pillion_protocol import MessageType, RemoteProtocolError, decode
 from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from pillion_protocol.slots import SlotLayout

@@ -12,9 +12,9 @@ from typing import Any, Final, NoReturn, Self
 import zmq
 
 import pillion
-from pillion.carriers import Carrier, open_carrier
+from pillion.carriers.interface import Carrier, open_carrier
+from pillion.carriers.zmq import ZmqCarrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
-from pillion.zmq_carrier import ZmqCarrier
 from pillion_protocol import Action, Begun, Error, Goodbye, Message, Ping, Welcome, decode
 from pillion_protocol.steps import ActStep
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
-from pillion.carriers import Carrier, open_carrier
+from pillion.carriers.interface import Carrier, open_carrier
 from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_turned_away
 from pillion.described import Described
 from pillion.errors import (

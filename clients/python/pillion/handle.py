@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pillion.carriers.slots import Slots
 from pillion.conversation import Beginning, Conversation, Frames, Reply
 from pillion.errors import InvalidObservationError, PillionError, RefusedError
 from pillion.outcome import Outcome
 from pillion.seeds import checked_seeds
-from pillion.slots import Slots
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Action, ErrorCode, decode
 from pillion_protocol.steps import ActStep

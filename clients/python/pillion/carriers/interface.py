@@ -72,9 +72,9 @@ def open_carrier(address: str | None, busy_poll_us: int = 0) -> Carrier:
     if address is None:
         address = own_lane_address()
     if address.startswith("lane://"):
-        from pillion.lane_carrier import LaneCarrier
+        from pillion.carriers.lane import LaneCarrier
 
         return LaneCarrier(address, busy_poll_us)
-    from pillion.zmq_carrier import ZmqCarrier
+    from pillion.carriers.zmq import ZmqCarrier
 
     return ZmqCarrier(address, busy_poll_us=busy_poll_us)

@@ -10,7 +10,7 @@ import struct
 import time
 from typing import ClassVar, Final
 
-from pillion.busy_poll import spin
+from pillion.carriers.busy_poll import spin
 from pillion.conversation import RESEND_S, Frames
 from pillion.errors import InvalidObservationError, RefusedError
 from pillion_protocol import ErrorCode, MessageType, RemoteProtocolError

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 import zmq
 
-from pillion.busy_poll import spin
+from pillion.carriers.busy_poll import spin
 from pillion.conversation import RESEND_S, Frames
 from pillion.errors import UnavailableError
 from pillion_protocol.zmq_frames import NOBLOCK, receive_frames, send_frames

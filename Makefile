@@ -37,13 +37,13 @@ bench: .venv/bench.stamp
 	$(BIN)/pillion bench load --sessions 4 --rows 64
 
 hunt: .venv/dev.stamp
-	$(BIN)/python -m tests.daemon.hunt --kills 10000
+	$(BIN)/python -m tests.daemon.tools.client_hunt --kills 10000
 
 fuzz: .venv/dev.stamp
-	$(BIN)/python -m tests.daemon.admin_fuzz $(FUZZ_ARGS)
+	$(BIN)/python -m tests.daemon.tools.admin_fuzz $(FUZZ_ARGS)
 
 hunt-switches: .venv/dev.stamp
-	$(BIN)/python -m tests.daemon.switch_hunt --kills 500
+	$(BIN)/python -m tests.daemon.tools.switch_hunt --kills 500
 
 peers: .venv-peers/peers.stamp
 

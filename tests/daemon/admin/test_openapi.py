@@ -1,0 +1,175 @@
+"""The description of the admin port: served, kept in the repository, valid, and what the documents say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+from aiohttp import web
+from openapi_schema_validator import OAS31Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from pilliond.admin.http.endpoints import Endpoint, Scope
+from pilliond.admin.http.openapi import describe
+from tests.daemon.admin.test_documents import commands
+from tests.harness import ROOT, Daemon
+
+FILE = ROOT / "daemon" / "openapi.json"
+README = ROOT / "daemon" / "README.md"
+
+
+def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What the description says of each method of each path."""
+    return {
+        (method.upper(), path): told for path, methods in document["paths"].items() for method, told in methods.items()
+    }
+
+
+@pytest.fixture
+def served(daemon: Daemon) -> dict[str, Any]:
+    """The description that a daemon gives."""
+    status, document, _ = daemon.ask("GET", "/openapi.json")
+    assert status == HTTPStatus.OK
+    return document
+
+
+def test_the_description_is_valid_openapi(served: dict[str, Any]) -> None:
+    assert served["openapi"].startswith("3.1.")
+    OpenAPIV31SpecValidator(served).validate()
+
+
+def test_the_file_in_the_repository_is_what_the_command_of_the_readme_makes(daemon: Daemon, tmp_path: Path) -> None:
+    (command,) = [command for command in commands(README) if command.endswith("-o daemon/openapi.json")]
+    made = tmp_path / "openapi.json"
+    words = command.replace("http://127.0.0.1:9475", daemon.tcp_admin).replace("daemon/openapi.json", str(made))
+    subprocess.run(shlex.split(words), timeout=30, check=True)
+    assert FILE.read_text() == made.read_text(), f"an endpoint has changed: {command}"
+
+
+def test_the_readme_has_a_row_for_each_endpoint(served: dict[str, Any]) -> None:
+    cells = [line.split("|")[1] for line in README.read_text().splitlines() if line.startswith("| `")]
+    listed = [pair for cell in cells for pair in re.findall(r"`(?:(GET|POST|PUT|DELETE) )?(/[^`? ]*)", cell)]
+    assert sorted((method or "GET", path) for method, path in listed) == sorted(operations(served))
+
+
+def test_every_endpoint_says_what_it_answers_and_which_scope_it_needs(served: dict[str, Any]) -> None:
+    for (method, path), told in operations(served).items():
+        statuses = set(told["responses"])
+        assert statuses & {"200", "201", "202", "204"}, path
+        if re.search(r"/(livez|readyz|live|ready)$", path):
+            assert told["security"] == []
+        else:
+            token, nothing = told["security"]
+            (scope,) = token["bearer"]
+            assert nothing == {}
+            assert scope in ("view", "operate", "admin")
+            assert method != "GET" or scope == "view", path
+            assert {"401", "403", "429"} <= statuses
+
+
+def test_every_answer_is_as_the_description_has_it(daemon: Daemon, served: dict[str, Any]) -> None:
+    policy = daemon.ask("GET", "/v1/policies")[1]["policies"][0]["policy"]
+    asked = 0
+    for (method, path), told in operations(served).items():
+        done = told["responses"].get("200", {})
+        known = path.replace("{policy}", policy)
+        is_there = "{" not in known and not known.endswith("/shadow")
+        if method == "GET" and is_there and "application/json" in done.get("content", {}):
+            status, answer, headers = daemon.ask(method, known)
+            assert (status, headers["Content-Type"].partition(";")[0]) == (HTTPStatus.OK, "application/json")
+            assert set(done.get("headers", {})) <= set(headers), path
+            schema = {**done["content"]["application/json"]["schema"], "components": served["components"]}
+            OAS31Validator(schema).validate(answer)
+            asked += 1
+    assert asked >= 6
+
+
+# What comes of a row
+
+
+class Asked(msgspec.Struct):
+    """A body."""
+
+    name: str
+
+
+class Page(msgspec.Struct):
+    """A query."""
+
+    after: int
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10)] = 5
+
+
+class Said(msgspec.Struct):
+    """An answer."""
+
+    text: str
+
+
+class Wrong(msgspec.Struct):
+    """An error of another kind."""
+
+    error: str
+
+
+async def handler(request: web.Request) -> web.Response:
+    raise NotImplementedError
+
+
+def test_a_row_of_the_table_is_all_that_an_endpoint_needs_to_be_described() -> None:
+    row = Endpoint(
+        "POST", "/v2/models/{model}/infer", handler, "Infer", Scope.OPERATE, Said, Asked,
+        problems=(HTTPStatus.GATEWAY_TIMEOUT,), error=Wrong,
+    )  # fmt: skip
+    document = describe([row])
+    OpenAPIV31SpecValidator(document).validate()
+    told = document["paths"]["/v2/models/{model}/infer"]["post"]
+    assert told["operationId"] == "post_v2_models_model_infer"
+    assert [parameter["name"] for parameter in told["parameters"]] == ["model"]
+    assert told["requestBody"]["required"]
+    assert told["security"] == [{"bearer": ["operate"]}, {}]
+    said = {"application/json": {"schema": {"$ref": "#/components/schemas/Said"}}}
+    wrong = {"application/json": {"schema": {"$ref": "#/components/schemas/Wrong"}}}
+    assert told["responses"]["200"]["content"] == said
+    assert told["responses"]["504"]["content"] == told["responses"]["404"]["content"] == wrong
+    assert set(document["components"]["schemas"]) == {"Asked", "Said", "Wrong"}
+
+
+def test_a_row_that_is_tagged_has_a_tag_and_takes_one() -> None:
+    path = "/v1/things/{thing}"
+    rows = [
+        Endpoint("GET", path, handler, "Look", Scope.VIEW, Said, tagged=True),
+        Endpoint("PUT", path, handler, "Set", Scope.OPERATE, Said, Asked, tagged=True),
+    ]
+    look, put = (describe(rows)["paths"][path][method] for method in ("get", "put"))
+    assert "ETag" in look["responses"]["200"]["headers"]
+    assert "412" not in look["responses"]
+    assert [parameter["name"] for parameter in put["parameters"]] == ["thing", "If-Match"]
+    assert "412" in put["responses"]
+
+
+def test_what_gives_text_says_which() -> None:
+    row = Endpoint("GET", "/metrics", handler, "Figures", Scope.OPEN, media_types=("text/plain", "text/csv"))
+    told = describe([row])["paths"]["/metrics"]["get"]
+    assert set(told["responses"]["200"]["content"]) == {"text/plain", "text/csv"}
+    assert told["security"] == []
+
+
+def test_a_row_with_a_query_has_a_parameter_for_each_field_and_what_is_made_has_a_place() -> None:
+    row = Endpoint(
+        "POST", "/v1/things", handler, "Make", Scope.OPERATE, Said, statuses=(HTTPStatus.CREATED,), query=Page
+    )
+    document = describe([row])
+    OpenAPIV31SpecValidator(document).validate()
+    told = document["paths"]["/v1/things"]["post"]
+    after, limit = told["parameters"]
+    assert (after["name"], after["in"], after["required"]) == ("after", "query", True)
+    assert (limit["name"], limit["required"], limit["schema"]["maximum"]) == ("limit", False, 10)
+    assert "Location" in told["responses"]["201"]["headers"]
+    assert "Page" not in document["components"]["schemas"]

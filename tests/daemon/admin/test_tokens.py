@@ -1,0 +1,197 @@
+"""Tokens, and the command that makes them: what is kept is a hash, in a file for one user, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilliond.admin.http.token_file import read_tokens
+from pilliond.admin.http.tokens import Token, find_token, format_tokens, new_token, parse_tokens
+from pilliond.errors import SettingsError
+from pilliond.limits import TOKENS_MAX
+from tests.daemon.support.tokens import make_token, make_tokens
+from tests.harness import ROOT, START_S_MAX
+
+
+def token_command(*words: str, file: Path) -> subprocess.CompletedProcess[str]:
+    """A command line of `pillion token`."""
+    command = [sys.executable, "-m", "pillion", "token", *words, "--file", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
+
+
+def said(*words: str, file: Path) -> dict[str, Any]:
+    came = token_command(*words, "--json", file=file)
+    assert (came.returncode, came.stderr) == (0, ""), came
+    told: dict[str, Any] = json.loads(came.stdout)
+    return told
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "tokens"
+
+
+def test_a_token_is_made_listed_and_taken_back(file: Path) -> None:
+    secret = token_command("new", "ci", "--scope", "operate", file=file).stdout.strip()
+    assert len(secret) >= 43
+    told = said("new", "prometheus", "--scope", "view", "--days", "90", file=file)
+    assert set(told) >= {"name", "scope", "expires", "token", "file"}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [(entry["name"], entry["scope"]) for entry in said("list", file=file)["tokens"]] == [
+        ("ci", "operate"),
+        ("prometheus", "view"),
+    ]
+    assert secret not in file.read_text()
+    assert hashlib.sha256(secret.encode()).hexdigest() in file.read_text()
+    table = token_command("list", file=file).stdout
+    assert re.search(r"^ci +operate +never", table, re.MULTILINE)
+    assert re.search(r"^prometheus +view +\d{4}-", table, re.MULTILINE)
+    assert said("revoke", "ci", file=file) == {"revoked": "ci", "file": str(file)}
+    assert [entry["name"] for entry in said("list", file=file)["tokens"]] == ["prometheus"]
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "text"),
+    [
+        (["new", "ci", "--scope", "view"], os.EX_CONFIG, "there is a token ci already"),
+        (["revoke", "nobody"], os.EX_CONFIG, "there is no token nobody"),
+        (["new", "a b", "--scope", "view"], os.EX_CONFIG, "expected a name"),
+        (["new", '"]\n', "--scope", "view"], os.EX_CONFIG, "expected a name"),
+        (["new", "x", "--scope", "everything"], os.EX_USAGE, "everything"),
+        (["new", "x"], os.EX_USAGE, "--scope"),
+        (["new", "x", "--scope", "view", "--days", "0"], os.EX_USAGE, "--days"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_changes_nothing(
+    file: Path, words: list[str], exit_code: int, text: str
+) -> None:
+    make_token(file, "ci", "view")
+    before = file.read_bytes()
+    came = token_command(*words, file=file)
+    assert (came.returncode, came.stdout) == (exit_code, "")
+    assert text in came.stderr
+    assert len(came.stderr.splitlines()) == 1
+    assert file.read_bytes() == before
+    assert [entry.name for entry in file.parent.iterdir()] == ["tokens"]
+
+
+def test_a_file_that_is_not_there_is_no_empty_list(file: Path) -> None:
+    came = token_command("list", file=file)
+    assert (came.returncode, came.stdout) == (os.EX_CONFIG, "")
+    assert "there is no such file" in came.stderr
+
+
+def test_a_file_in_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    came = token_command("new", "ci", "--scope", "view", file=tmp_path / "nowhere" / "tokens")
+    assert (came.returncode, came.stderr.count("\n")) == (os.EX_CONFIG, 1)
+    assert "No such file or directory" in came.stderr
+
+
+def test_many_who_make_tokens_at_once_lose_none(file: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: make_token(file, f"token-{number}", "view"), range(40)))
+    assert {token.name for token in read_tokens(str(file))} == {f"token-{number}" for number in range(40)}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away: run the tests as root")
+def test_root_leaves_the_file_to_the_daemons_user(file: Path) -> None:
+    make_token(file, "ci", "view")
+    os.chown(file, 65534, 65534)
+    make_token(file, "second", "view")
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o600)
+    assert [entry["name"] for entry in said("list", file=file)["tokens"]] == ["ci", "second"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away: run the tests as root")
+def test_a_daemon_does_not_believe_another_users_file(file: Path) -> None:
+    make_token(file, "ci", "view")
+    os.chown(file, 65534, 65534)
+    with pytest.raises(SettingsError, match="expected a file of this user or of root, it is of user 65534"):
+        read_tokens(str(file))
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
+def test_a_file_that_others_can_read_is_refused(file: Path, mode: int) -> None:
+    make_token(file, "ci", "view")
+    file.chmod(mode)
+    with pytest.raises(SettingsError, match=f"expected mode 0600, came {mode:04o}"):
+        read_tokens(str(file))
+
+
+def test_each_secret_finds_its_own_token_and_no_other(file: Path) -> None:
+    secrets = make_tokens(file)
+    tokens = read_tokens(str(file))
+    for name, secret in secrets.items():
+        found = find_token(tokens, secret)
+        assert found is not None
+        assert found.name == name
+    assert find_token(tokens, secrets["admin"][:-1]) is None
+    assert find_token(tokens, "") is None
+    assert find_token((), secrets["admin"]) is None
+
+
+def test_what_is_written_is_read_again(file: Path) -> None:
+    expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    tokens = [new_token("a", "view")[0], new_token("b", "admin", expires)[0]]
+    assert parse_tokens(format_tokens(tokens), "file") == tokens
+    assert parse_tokens(b"", "file") == []
+
+
+HASH = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[tokens]\n", "file: "),
+        (f'[[tokens]]\nname = "a"\nscope = "all"\nsha256 = "{HASH}"\n', "Invalid enum value 'all'"),
+        ('[[tokens]]\nname = "a"\nscope = "view"\nsha256 = "secret"\n', "matching regex"),
+        ('[[tokens]]\nname = "a"\nscope = "view"\n', "missing required field `sha256`"),
+        (f'[[tokens]]\nname = "a"\nscope = "view"\nsha256 = "{HASH}"\n' * 2, "names that differ"),
+        (f'[[tokens]]\nname = "a\\nb"\nscope = "view"\nsha256 = "{HASH}"\n', "matching regex"),
+        (f'[[tokens]]\nname = "a"\nscope = "view"\nsha256 = "{HASH}"\nexpires = 2027-01-01T00:00:00\n', "timezone"),
+        (
+            "".join(f'[[tokens]]\nname = "t{n}"\nscope = "view"\nsha256 = "{HASH}"\n' for n in range(TOKENS_MAX + 1)),
+            f"length <= {TOKENS_MAX}",
+        ),
+        ('[[token]]\nname = "a"\n', "unknown field `token`"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        parse_tokens(text.encode(), "file")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_token_expires_at_its_moment() -> None:
+    now = datetime.now(UTC)
+    token = Token("a", "view", HASH, now)
+    assert token.has_expired(now)
+    assert not token.has_expired(now - timedelta(seconds=1))
+    assert not Token("a", "view", HASH).has_expired(now)
+
+
+def test_every_token_command_of_the_page_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "daemon" / "README.md").read_text()
+    lines = re.findall(r"^\.venv/bin/pillion (token .*)$", text, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        words = shlex.split(line.replace("/etc/pillion", str(tmp_path)))
+        came = subprocess.run(
+            [sys.executable, "-m", "pillion", *words], capture_output=True, text=True, timeout=START_S_MAX, check=False
+        )
+        assert (came.returncode, came.stderr) == (0, ""), line
+    assert read_tokens(str(tmp_path / "tokens")) == []

@@ -1,0 +1,205 @@
+"""Who is connected, who changed what, and warming up: the admin port and the commands, against real daemons."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pillion
+from pillion_artifacts import Store
+from pillion_bench.variants import POLICY, publish_variant
+from tests.conftest import StartDaemon
+from tests.daemon.commands.test_versions import pillion_command, said
+from tests.harness import USER, Daemon
+
+PATH = f"/v1/policies/{POLICY}"
+OBSERVATION = np.linspace(-1, 1, 25, dtype=np.float32).reshape(5, 5)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Versions 1.0.0 and 1.1.0; `stable` is the first."""
+    for number in range(2):
+        publish_variant(tmp_path / "store", f"1.{number}.0", number * 100.0)
+    store = Store(tmp_path / "store")
+    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test", reason="the first")
+    return store
+
+
+@pytest.fixture
+def daemon(store: Store, start_daemon: StartDaemon, short_path: Path) -> Daemon:
+    """Serves `stable` on both carriers."""
+    listen = [f"lane://{short_path / f'looks-{os.urandom(4).hex()}.sock'}", f"ipc://{short_path}/{os.urandom(4).hex()}"]
+    return start_daemon(policy=f"{POLICY}@stable", store=store.root, listen=listen)
+
+
+# Sessions
+
+
+def test_every_session_is_told_of_with_what_it_does(daemon: Daemon) -> None:
+    lane, zmq = daemon.addresses
+    with (
+        pillion.connect(lane, lock_step=True) as first,
+        pillion.connect(zmq, fallback="zeros", lock_step=False) as second,
+        first.begin_many(3) as group,
+    ):
+        for _ in range(4):
+            group.act(np.stack([OBSERVATION] * 3))
+        with second.begin() as ended:
+            ended.act(OBSERVATION)
+        told = said(daemon, "sessions")
+        mine, other = told["sessions"]
+        assert told["next"] is None
+        assert (mine["carrier"], mine["version"], mine["lock_step"], mine["fallback"]) == (
+            "lane",
+            "1.0.0",
+            True,
+            "error",
+        )
+        assert (mine["handles"], mine["rows"], mine["acts"]) == (1, 3, 4)
+        assert (other["carrier"], other["lock_step"], other["fallback"]) == ("zmq", False, "zeros")
+        assert (other["handles"], other["rows"], other["acts"]) == (0, 0, 1)
+        assert mine["id"] < other["id"]
+        assert all(session["idle_s"] >= 0 and not session["is_of_campaign"] for session in told["sessions"])
+        table = pillion_command(daemon, "sessions").stdout
+        assert re.search(r"^\d+ +lane +1\.0\.0 +1 +3 +4 +yes +error", table, re.MULTILINE)
+    assert said(daemon, "sessions")["sessions"] == []
+
+
+def test_the_list_of_sessions_never_tells_the_number_that_their_messages_carry(daemon: Daemon) -> None:
+    with pillion.connect(daemon.address) as session:
+        secret = session._conversation.session
+        assert secret > 1_000_000
+        assert str(secret) not in daemon.get("/v1/sessions")[1]
+
+
+def test_many_sessions_are_told_of_page_by_page_without_one_left_out(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(pillion.connect(daemon.address)) for _ in range(300)]
+        sessions[7].begin()
+        whole = daemon.ask("GET", "/v1/sessions?limit=1000")[1]
+        assert (len(whole["sessions"]), whole["next"]) == (300, None)
+        paged, after = [], 0
+        while after is not None:
+            page = daemon.ask("GET", f"/v1/sessions?limit=70&after={after}")[1]
+            assert len(page["sessions"]) <= 70
+            paged += page["sessions"]
+            after = page["next"]
+        numbers = [session["id"] for session in paged]
+        assert numbers == sorted(set(numbers)) == [session["id"] for session in whole["sessions"]]
+        assert [session["handles"] for session in paged].count(1) == 1
+        came = pillion_command(daemon, "sessions", "--limit", "20")
+        assert came.stdout.splitlines()[-1] == f"there are more: --after {numbers[19]}"
+
+
+# Audit
+
+
+def test_the_audit_log_is_told_newest_first_and_page_by_page(daemon: Daemon, store: Store) -> None:
+    daemon.operation(daemon.ask("POST", f"{PATH}/switch", {"version": "1.1.0", "by": "ann", "reason": "better"}))
+    written = store.history(POLICY)
+    told = daemon.ask("GET", "/v1/audit")[1]
+    assert (told["faults"], told["next"]) == ([], None)
+    assert [record["sequence"] for record in told["records"]] == [record.sequence for record in reversed(written)]
+    newest = told["records"][0]
+    assert (newest["action"], newest["by"], newest["reason"]) == ("alias", f"ann (user {USER})", "better")
+    first = daemon.ask("GET", "/v1/audit?limit=2")[1]
+    rest = daemon.ask("GET", f"/v1/audit?limit=1000&before={first['next']}")[1]
+    assert first["records"] + rest["records"] == told["records"]
+    came = pillion_command(daemon, "audit", "--limit", "1")
+    assert re.search(rf"^{newest['sequence']} .* ann \(user {USER}\) +alias +.*better$", came.stdout, re.MULTILINE)
+    assert came.stdout.splitlines()[-1] == f"there are more: --before {newest['sequence']}"
+
+
+def test_a_log_that_was_tampered_with_is_told_of(daemon: Daemon, store: Store) -> None:
+    path = store.root / "audit.jsonl"
+    path.write_text(path.read_text().replace('"reason":"the first"', '"reason":"the last!"'))
+    assert "was changed after it was written" in said(daemon, "audit")["faults"][0]
+    lines = pillion_command(daemon, "audit").stdout.splitlines()
+    assert lines[-1].startswith("the log is not as it was written: ")
+
+
+# Warming up
+
+
+def test_a_warmup_runs_every_bucket_of_a_loaded_version_while_others_act(daemon: Daemon) -> None:
+    with pillion.connect(daemon.address) as session, session.begin(seed=1) as episode:
+        before = [episode.act(OBSERVATION).tobytes() for _ in range(3)]
+        rows = daemon.metric("pillion_inferences_total")
+        begun = daemon.ask("POST", f"{PATH}/warmup", {"by": "ann", "reason": "before the show"})
+        assert begun[0] == 202
+        during = [episode.act(OBSERVATION).tobytes() for _ in range(3)]
+        done = daemon.operation(begun)
+        assert (done["kind"], done["version"], done["outcome"], done["by"]) == (
+            "warmup",
+            "1.0.0",
+            "done",
+            f"ann (user {USER})",
+        )
+        assert done["stall_us"] > 0
+        # Ten ticks, a bucket each: 1 to 256, and nobody's acts are counted.
+        assert done["took_s"] > 0.5
+        assert during == before
+        assert daemon.metric("pillion_inferences_total") == rows + 3
+    daemon.operation(daemon.ask("POST", f"{PATH}/stage", {"version": "1.1.0"}))
+    warmed = said(daemon, "warmup", POLICY, "1.1.0", "--wait")
+    assert (warmed["version"], warmed["outcome"]) == ("1.1.0", "done")
+
+
+# Leases
+
+
+def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
+    words = [
+        "leases",
+        "add",
+        POLICY,
+        "1.1.0",
+        "--name",
+        "campaign-7",
+        "--for",
+        "24h",
+        "--reason",
+        "the paper",
+        "--wait",
+    ]
+    lease = said(daemon, *words)
+    assert (lease["name"], lease["version"], lease["is_held"], lease["reason"]) == (
+        "campaign-7",
+        "1.1.0",
+        True,
+        "the paper",
+    )
+    until_s = time.mktime(time.strptime(lease["until"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
+    assert abs(until_s - time.time() - 86_400) < 600
+    assert [each["name"] for each in said(daemon, "leases")["leases"]] == ["campaign-7"]
+    table = pillion_command(daemon, "leases").stdout
+    assert re.search(r"^campaign-7 +1\.1\.0 +20\S+Z +yes +\S+ +the paper", table, re.MULTILINE)
+    assert re.search(r"^1\.1\.0 +evaluation", pillion_command(daemon, "status").stdout, re.MULTILINE)
+    came = pillion_command(daemon, "leases", "end", POLICY, "campaign-7", "--reason", "done")
+    assert re.fullmatch(rf"lease campaign-7: {POLICY}@1\.1\.0 until 20\S+Z, not held\n", came.stdout)
+    assert said(daemon, "leases")["leases"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["leases", "add", POLICY, "1.1.0", "--name", "a", "--for", "a while", "--reason", "x"],
+            "such as 90m, 24h or 7d",
+        ),
+        (["leases", "add", POLICY, "1.1.0", "--name", "a", "--for", "1h"], "--reason"),
+        (["leases", "end", POLICY, "nobody", "--reason", "x"], "there is no evaluation lease 'nobody'"),
+        (["warmup", "mars-lander"], f"expected {POLICY}, came mars-lander"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_an_exit_code(highway_daemon: Daemon, words: list[str], text: str) -> None:
+    came = pillion_command(highway_daemon, *words)
+    assert (came.returncode, came.stdout, len(came.stderr.splitlines())) == (os.EX_USAGE, "", 1)
+    assert text in came.stderr

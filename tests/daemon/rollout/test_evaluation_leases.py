@@ -1,0 +1,278 @@
+"""Evaluation leases: a version is held for a campaign, whatever is switched, collected or restarted. Real daemons and stores."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pillion
+from pillion_artifacts import Store
+from pillion_artifacts.maintenance.garbage_collection import collect
+from pillion_bench.variants import POLICY, publish_variant
+from tests.conftest import StartDaemon
+from tests.daemon.rollout.test_releases import OBSERVATION, PATH, STEP, switch, value_of, wait_until
+from tests.harness import USER, Daemon, blob_of
+
+LEASES = f"{PATH}/leases"
+STRICT = {"versions__old_max": 0, "versions__lease_s_max": 0.2}
+"""Under these settings an old version is gone at once."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Versions 1.0.0, 1.1.0 and 1.2.0; `stable` is the first."""
+    for number in range(3):
+        publish_variant(tmp_path / "store", f"1.{number}.0", number * STEP)
+    store = Store(tmp_path / "store")
+    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test")
+    return store
+
+
+@pytest.fixture
+def followed(store: Store, start_daemon: StartDaemon) -> Daemon:
+    """A daemon that serves what `stable` points at, and keeps no old version."""
+    return start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=STRICT)
+
+
+def hold(daemon: Daemon, version: str, name: str = "campaign-7", ttl_s: float = 3_600, **fields: str) -> dict[str, Any]:
+    """Makes a lease, and waits until its version is held."""
+    body = {"name": name, "version": version, "ttl_s": ttl_s, **fields}
+    status, lease, _ = daemon.ask("POST", LEASES, body)
+    assert status == 201, lease
+    done = daemon.operation(daemon.ask("GET", f"/v1/operations/{lease['operation']}"))
+    assert (done["kind"], done["outcome"]) == ("lease", "done"), done
+    return lease
+
+
+def campaign(daemon: Daemon, steps: int = 8) -> list[bytes]:
+    """What a campaign on 1.0.0 sees: the bytes of drawn actions and values, of two seeds."""
+    seen = []
+    with pillion.connect(daemon.address, version="==1.0.0") as session:
+        for seed in (3, 4):
+            with session.begin(seed=seed) as episode:
+                for step in range(steps):
+                    action = episode.act(OBSERVATION * (step + 1), deterministic=False)
+                    seen.append(action.tobytes() + episode.last.outputs["value"].tobytes())
+                assert episode.last.version == "1.0.0"
+    return seen
+
+
+def test_a_campaign_goes_on_bit_for_bit_through_switches_a_collection_and_a_restart_of_the_daemon(
+    store: Store, start_daemon: StartDaemon, followed: Daemon
+) -> None:
+    hold(followed, "1.0.0")
+    first = campaign(followed)
+    with pillion.connect(followed.address, version="==1.0.0") as session, session.begin(seed=9) as episode:
+        value = value_of(episode)
+        for version in ("1.1.0", "1.0.0", "1.1.0", "1.2.0"):
+            done = switch(followed, version)
+            assert done["outcome"] == "done", done
+            assert (value_of(episode), session.begin().version) == (value, "1.0.0")
+            assert campaign(followed) == first
+    followed.kill()
+    claims = {each.version: each.claim for each in collect(store, grace=timedelta(0), keep_newest=0).versions}
+    assert claims["1.0.0"] == "evaluation"
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=STRICT)
+    with pillion.connect(again.address) as session:
+        assert session.version == "1.2.0"
+    assert campaign(again) == first
+    again.kill_serving()
+    again.wait_ready(2)
+    assert campaign(again) == first
+
+
+def test_gc_leaves_a_held_version_alone_while_the_daemon_is_down(store: Store, followed: Daemon) -> None:
+    hold(followed, "1.2.0")
+    followed.kill()
+    publish_variant(store.root, "1.3.0", 3 * STEP)
+    claims = {each.version: each.claim for each in collect(store, grace=timedelta(0), keep_newest=0).versions}
+    assert claims == {"1.0.0": "alias", "1.1.0": "", "1.2.0": "evaluation", "1.3.0": ""}
+
+
+def test_only_a_session_that_asks_for_it_gets_a_held_version_and_a_switch_does_not_move_it(followed: Daemon) -> None:
+    lease = hold(followed, "1.1.0", by="ann", reason="the paper")
+    assert (lease["name"], lease["version"], lease["by"], lease["reason"]) == (
+        "campaign-7",
+        "1.1.0",
+        f"ann (user {USER})",
+        "the paper",
+    )
+    with (
+        pillion.connect(followed.address) as usual,
+        pillion.connect(followed.address, version=">=1.1") as asking,
+    ):
+        assert (usual.begin().version, asking.begin().version) == ("1.0.0", "1.1.0")
+        # Another version that would suit its range too.
+        switch(followed, "1.2.0")
+        assert (usual.begin().version, asking.begin().version) == ("1.2.0", "1.1.0")
+        group = asking.begin_many(2)
+        group.act(np.stack([OBSERVATION] * 2))
+        group.act(np.stack([OBSERVATION] * 2), episode_start=[True, False])
+        assert (group.last.version, len(set(group.last.row_digests))) == ("1.1.0", 1)
+        with pytest.raises(pillion.RefusedError) as refused:
+            pillion.connect(followed.address, version="==1.0.0")
+    assert refused.value.code == "version_not_found"
+
+
+def test_of_several_held_versions_the_newest_that_fits_answers(followed: Daemon) -> None:
+    hold(followed, "1.1.0", "a")
+    hold(followed, "1.2.0", "b")
+    for wanted, expected in (("", "1.0.0"), (">=1.1", "1.2.0"), (">1.0,<1.2", "1.1.0")):
+        with pillion.connect(followed.address, version=wanted) as session:
+            assert session.begin().version == expected
+
+
+def test_after_its_end_no_episode_of_the_campaign_begins_and_its_version_goes(followed: Daemon, store: Store) -> None:
+    hold(followed, "1.1.0")
+    with pillion.connect(followed.address, version="==1.1.0") as session:
+        episode = session.begin()
+        value_of(episode)
+        status, ended, _ = followed.ask("DELETE", f"{LEASES}/campaign-7", {"by": "bob", "reason": "it is done"})
+        assert (status, ended["is_held"]) == (200, False)
+        with pytest.raises(pillion.RefusedError) as refused:
+            session.begin()
+        assert refused.value.code == "version_gone"
+        followed.wait_for_event("version_unloaded")
+        with pytest.raises(pillion.RefusedError) as refused:
+            value_of(episode)
+        assert refused.value.code == "version_gone"
+    with pytest.raises(pillion.RefusedError) as refused:
+        pillion.connect(followed.address, version="==1.1.0")
+    assert refused.value.code == "version_not_found"
+    assert followed.ask("GET", LEASES)[1]["leases"] == []
+    last = store.history(POLICY)[-1]
+    assert (last.action, last.version, last.by, last.reason) == (
+        "end-lease",
+        "1.1.0",
+        f"bob (user {USER})",
+        "campaign-7: it is done",
+    )
+
+
+def test_after_its_end_an_episode_goes_on_as_on_any_old_version_and_a_row_does_not_begin_anew(
+    store: Store, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    hold(daemon, "1.1.0")
+    with pillion.connect(daemon.address, version="==1.1.0") as session:
+        group = session.begin_many(2)
+        observations = np.stack([OBSERVATION] * 2)
+        group.act(observations)
+        before = group.last.outputs["value"].tolist()
+        daemon.ask("DELETE", f"{LEASES}/campaign-7")
+        with pytest.raises(pillion.RefusedError) as refused:
+            group.act(observations, episode_start=[True, False])
+        assert refused.value.code == "version_gone"
+        group.act(observations)
+        assert (group.last.version, group.last.outputs["value"].tolist()) == ("1.1.0", before)
+
+
+def test_a_lease_ends_by_itself_when_its_time_is_over_and_lasts_longer_when_it_is_made_again(
+    followed: Daemon, store: Store
+) -> None:
+    first = hold(followed, "1.1.0", "short", ttl_s=600)
+    again = hold(followed, "1.1.0", "short", ttl_s=1)
+    assert again["id"] == first["id"]
+    assert again["until"] < first["until"]
+    wait_until(lambda: followed.ask("GET", LEASES)[1]["leases"] == [])
+    last = store.history(POLICY)[-1]
+    assert (last.action, last.by, last.reason) == ("end-lease", "pilliond", "short: its time is over")
+    followed.wait_for_event("version_unloaded")
+
+
+def test_a_lease_that_is_ended_in_the_store_by_another_holds_nothing_any_more(followed: Daemon, store: Store) -> None:
+    hold(followed, "1.1.0", "a")
+    hold(followed, "1.2.0", "b")
+    store.end_hold(POLICY, "a", by="another daemon")
+    assert followed.wait_for_event("version_unloaded")["version"] == f"{POLICY}@1.1.0"
+    (left,) = followed.ask("GET", LEASES)[1]["leases"]
+    assert (left["name"], left["is_held"]) == ("b", True)
+
+
+def test_a_version_that_cannot_be_loaded_is_not_held(followed: Daemon, store: Store) -> None:
+    blob = blob_of(store.root, f"{POLICY}@1.1.0", "model.onnx")
+    blob.chmod(0o644)
+    blob.write_bytes(b"")
+    _, lease, _ = followed.ask("POST", LEASES, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 60})
+    assert not lease["is_held"]
+    failed = followed.operation(followed.ask("GET", f"/v1/operations/{lease['operation']}"))
+    assert failed["outcome"] == "failed"
+    assert "model.onnx" in failed["error"]
+    assert followed.ask("GET", LEASES)[1]["leases"] == []
+    assert store.evaluations(POLICY) == []
+    assert store.history(POLICY)[-1].action == "end-lease"
+
+
+def test_a_lease_that_is_cancelled_while_it_is_staged_is_none(followed: Daemon, store: Store) -> None:
+    followed.ask("POST", LEASES, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 60})
+    assert followed.ask("DELETE", f"{PATH}/stage")[0] == 200
+    wait_until(lambda: store.evaluations(POLICY) == [])
+    assert followed.ask("GET", LEASES)[1]["leases"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "kind"),
+    [
+        ("POST", LEASES, {"name": "held", "version": "1.1.0", "ttl_s": 60}, 409, "lease-exists"),
+        ("POST", LEASES, {"name": "a", "version": "9.9.9", "ttl_s": 60}, 404, "version-not-found"),
+        ("POST", LEASES, {"name": "a", "version": "1.1.0"}, 400, "malformed"),
+        ("POST", LEASES, {"name": "a", "version": "1.1.0", "ttl_s": 0}, 400, "malformed"),
+        ("POST", LEASES, {"name": "a", "version": "1.1.0", "ttl_s": 1e9}, 400, "malformed"),
+        ("POST", LEASES, {"name": "a/b", "version": "1.1.0", "ttl_s": 60}, 400, "malformed"),
+        ("DELETE", f"{LEASES}/nobody", {}, 404, "lease-not-found"),
+        ("GET", "/v1/policies/mars-lander/leases", None, 404, "policy-not-found"),
+        ("POST", f"{PATH}/warmup", {"version": "1.1.0"}, 409, "cannot-switch"),
+        ("POST", f"{PATH}/warmup", {"version": "9.9.9"}, 404, "version-not-found"),
+        ("GET", "/v1/sessions?limit=0", None, 400, "malformed"),
+        ("GET", "/v1/sessions?after=x", None, 400, "malformed"),
+        ("GET", "/v1/audit?limit=1001", None, 400, "malformed"),
+        ("GET", "/v1/audit?before=-1", None, 400, "malformed"),
+    ],
+)
+def test_what_cannot_be_done_is_a_problem_and_changes_nothing(
+    holding: Daemon, method: str, path: str, body: Any, status: int, kind: str
+) -> None:
+    before = holding.ask("GET", PATH)
+    came, told, _ = holding.ask(method, path, body)
+    assert (came, told["type"]) == (status, f"urn:pillion:{kind}")
+    assert holding.ask("GET", PATH)[2]["ETag"] == before[2]["ETag"]
+    assert [lease["name"] for lease in holding.ask("GET", LEASES)[1]["leases"]] == ["held"]
+
+
+def test_metrics_say_how_many_versions_are_held(holding: Daemon) -> None:
+    assert holding.metric("pillion_held_versions") == 1
+
+
+@pytest.fixture(scope="module")
+def holding(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+    """A daemon with a lease on the version that it serves, which no test changes."""
+    root = tmp_path_factory.mktemp("store")
+    publish_variant(root, "1.0.0", 0.0)
+    publish_variant(root, "1.1.0", STEP)
+    daemon = module_daemon(policy=f"{POLICY}@1.0.0", store=root)
+    hold(daemon, "1.0.0", "held")
+    return daemon
+
+
+def test_of_two_operators_the_second_is_told_that_the_first_was_there(followed: Daemon) -> None:
+    headers = {"If-Match": followed.ask("GET", PATH)[2]["ETag"]}
+    body = {"name": "campaign-7", "version": "1.0.0", "ttl_s": 60}
+    assert followed.ask("POST", LEASES, body, headers)[0] == 201
+    status, told, _ = followed.ask("DELETE", f"{LEASES}/campaign-7", {}, headers)
+    assert (status, told["type"]) == (412, "urn:pillion:changed-meanwhile")
+
+
+def test_a_lease_whose_version_is_being_staged_when_the_daemon_ends_is_there_when_it_starts_again(
+    store: Store, start_daemon: StartDaemon, followed: Daemon
+) -> None:
+    followed.ask("POST", LEASES, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 600})
+    assert followed.stop() == 0
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    (lease,) = again.ask("GET", LEASES)[1]["leases"]
+    assert (lease["name"], lease["is_held"]) == ("campaign-7", True)
+    with pillion.connect(again.address, version="==1.1.0") as session:
+        assert session.begin().version == "1.1.0"

@@ -1,0 +1,62 @@
+"""Out of memory while a version is loaded into the serving process: the load fails, who is served notices nothing."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import pillion
+from pillion_artifacts import Store
+from pillion_artifacts.store.daemon_leases import leased_digests
+from tests.conftest import StartDaemon
+from tests.daemon.support.wide_policies import WIDTH, publish_wide
+from tests.harness import Daemon
+
+PATH = "/v1/policies/wide"
+OBSERVATION = np.linspace(-1, 1, WIDTH, dtype=np.float32)
+MB = 1_000_000
+HEADROOMS_MB = (0, 20, 100)
+"""Less than a thread takes, more than that, and more than its heap may take; a version of 17 MB fits into none."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    for version in ("1.0.0", "1.1.0"):
+        publish_wide(tmp_path / "store", version)
+    return Store(tmp_path / "store")
+
+
+def limit(daemon: Daemon, headroom_mb: int | None) -> None:
+    """Lets the serving process have so much more address space than it has; None: any."""
+    process = psutil.Process(daemon.serving_pid)
+    bytes_max = resource.RLIM_INFINITY if headroom_mb is None else process.memory_info().vms + headroom_mb * MB
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (bytes_max, resource.RLIM_INFINITY))
+
+
+def stage(daemon: Daemon) -> dict[str, Any]:
+    return daemon.operation(daemon.ask("POST", f"{PATH}/stage", {"version": "1.1.0"}))
+
+
+def test_a_version_that_the_serving_process_has_no_memory_for_is_refused_and_the_live_one_goes_on(
+    store: Store, start_daemon: StartDaemon, short_path: Path
+) -> None:
+    daemon = start_daemon(policy="wide@1.0.0", store=store.root, listen=[f"lane://{short_path}/memory.sock"])
+    pid = daemon.serving_pid
+    with pillion.connect(daemon.address) as session, session.begin() as episode:
+        for headroom_mb in HEADROOMS_MB:
+            limit(daemon, headroom_mb)
+            told = stage(daemon)
+            assert told["outcome"] == "failed", headroom_mb
+            assert told["error"] == "the serving process cannot begin to load it: Cannot allocate memory"
+            np.testing.assert_array_equal(episode.act(OBSERVATION), 2 * OBSERVATION)
+        assert daemon.serving_pid == pid
+        assert [each["version"] for each in daemon.ask("GET", PATH)[1]["resident"]] == ["1.0.0"]
+        assert leased_digests(store.root) == {store.resolve("wide@1.0.0").digest}
+        limit(daemon, None)
+        assert stage(daemon)["outcome"] == "done"
+        np.testing.assert_array_equal(episode.act(OBSERVATION), 2 * OBSERVATION)

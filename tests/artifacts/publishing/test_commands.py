@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from pillion_artifacts import Store, parse_card
 from pillion_artifacts.card.yaml_card import dump_card
-from tests.artifacts.publishing.sources import real_policies
 from tests.artifacts.publishing.test_inert_pickle import Trap
+from tests.artifacts.support.policy_sources import real_policies
 from tests.harness import ROOT, STORE, blob_of
 
 README = (ROOT / "artifacts" / "pillion_artifacts" / "publishing" / "README.md").read_text()

@@ -24,8 +24,8 @@ from pillion_artifacts import InvalidSourceError
 from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
 from pillion_artifacts.publishing.sb3.source import import_sb3
-from tests.artifacts.publishing.sources import Room
 from tests.artifacts.publishing.test_sb3 import DRIVE, VECTOR
+from tests.artifacts.support.policy_sources import Room
 
 DETAILS = Details(name="made-here", version="1.0.0")
 

@@ -20,7 +20,7 @@ from pillion_artifacts.publishing.common.folder import Report, write_folder
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
 from pillion_artifacts.publishing.onnx.free_batch import prove_free_batch
 from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
-from tests.artifacts.publishing.sources import act, real_policies, session
+from tests.artifacts.support.policy_sources import act, real_policies, session
 
 DETAILS = Details(name="made-here", version="1.0.0")
 RANDOM = np.random.default_rng(2)

@@ -27,7 +27,7 @@ from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.folder import write_folder
 from pillion_artifacts.publishing.sb3.networks import ACTIVATIONS
 from pillion_artifacts.publishing.sb3.source import import_sb3
-from tests.artifacts.publishing.sources import (
+from tests.artifacts.support.policy_sources import (
     ROWS,
     Room,
     act,

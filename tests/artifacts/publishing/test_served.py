@@ -25,9 +25,9 @@ from pillion_artifacts.publishing.common.draft import Details
 from pillion_artifacts.publishing.common.folder import write_folder
 from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
 from pillion_artifacts.publishing.sb3.source import import_sb3
-from tests.artifacts.publishing.sources import Room, draw, publish_sb3, real_policies, session, shake
 from tests.artifacts.publishing.test_onnx import WEIGHT, model_of
 from tests.artifacts.publishing.test_sb3 import DRIVE, FOUR, IMAGE, MIXED, SMALL, STEPS, VECTOR
+from tests.artifacts.support.policy_sources import Room, draw, publish_sb3, real_policies, session, shake
 from tests.conftest import StartDaemon
 from tests.harness import START_S_MAX, Daemon
 

@@ -28,8 +28,8 @@ from pillion_artifacts.publishing.common.folder import write_folder
 from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
 from pillion_artifacts.publishing.sources import Options, import_source
 from pillion_artifacts.publishing.torch.pt2_archive import disarm
-from tests.artifacts.publishing.sources import act, session
 from tests.artifacts.publishing.test_inert_pickle import Trap
+from tests.artifacts.support.policy_sources import act, session
 
 DETAILS = Details(name="made-here", version="1.0.0")
 RANDOM = np.random.default_rng(5)

@@ -11,7 +11,7 @@ import pytest
 from pillion_artifacts import PolicyNotFoundError, Store
 from pillion_artifacts.errors import AliasMovedError, InvalidNameError
 from pillion_artifacts.maintenance.inspection import inspect_store
-from tests.artifacts.stores import POLICY, example_card, example_model
+from tests.artifacts.support.stores import POLICY, example_card, example_model
 from tests.harness import publish
 
 

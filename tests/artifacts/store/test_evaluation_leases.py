@@ -13,7 +13,7 @@ from pillion_artifacts.errors import InvalidArtifactError, LeaseExistsError, Pol
 from pillion_artifacts.maintenance.garbage_collection import collect
 from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.store.routes import Route, RouteArm
-from tests.artifacts.stores import POLICY, example_card, example_model, flip
+from tests.artifacts.support.stores import POLICY, example_card, example_model, flip
 from tests.harness import publish
 
 START = datetime(2030, 1, 1, tzinfo=UTC)

@@ -26,9 +26,9 @@ from pillion_artifacts.remotes.transfer import Transfer, give, take
 from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
 from pillion_artifacts.verify.trust_policy import examine_trust, trust_of_keys
-from tests.artifacts.servers import ACCESS_KEY, SECRET_KEY, free_ports, password_settings, registry, s3_server
-from tests.artifacts.stores import POLICY, example_card, example_model, flip
-from tests.artifacts.tokens import token_server
+from tests.artifacts.support.registry_tokens import token_server
+from tests.artifacts.support.servers import ACCESS_KEY, SECRET_KEY, free_ports, password_settings, registry, s3_server
+from tests.artifacts.support.stores import POLICY, example_card, example_model, flip
 from tests.harness import START_S_MAX, blob_of, publish
 
 

@@ -15,7 +15,7 @@ from pillion_artifacts.maintenance.inspection import Fault, inspect_store
 from pillion_artifacts.oci.manifest import encode_json
 from pillion_artifacts.verify.keys import generate_keys, open_signer
 from pillion_artifacts.verify.signing import sign
-from tests.artifacts.stores import POLICY, example_card, example_model, flip
+from tests.artifacts.support.stores import POLICY, example_card, example_model, flip
 from tests.harness import blob_of, publish
 
 STATE_FILES = ["index.json", f"aliases/{POLICY}/stable.json", "pins.json", "audit.jsonl", "oci-layout"]

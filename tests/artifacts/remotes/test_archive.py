@@ -18,7 +18,7 @@ from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.remotes.transfer import Transfer, give, take
-from tests.artifacts.stores import POLICY, example_card, example_model, flip
+from tests.artifacts.support.stores import POLICY, example_card, example_model, flip
 from tests.harness import STORE, blob_of, publish
 
 Member = tuple[tarfile.TarInfo, bytes]

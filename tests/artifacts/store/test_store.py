@@ -18,7 +18,7 @@ from pillion_artifacts import (
     parse_card,
 )
 from pillion_artifacts.oci.manifest import decode_index, decode_manifest, digest_of, encode_json
-from tests.artifacts.stores import example_card, example_folder, example_model, flip
+from tests.artifacts.support.stores import example_card, example_folder, example_model, flip
 from tests.harness import ROOT, STORE, blob_of, publish
 
 

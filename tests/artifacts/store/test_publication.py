@@ -22,7 +22,7 @@ from pillion_artifacts.errors import InvalidNameError, StoreError, VersionExists
 from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
 from pillion_artifacts.remotes.transfer import take
-from tests.artifacts.stores import POLICY, example_card, example_folder, example_model, foreign_layout
+from tests.artifacts.support.stores import POLICY, example_card, example_folder, example_model, foreign_layout
 from tests.harness import START_S_MAX, publish
 
 Spoil = Callable[[onnx.ModelProto], None]

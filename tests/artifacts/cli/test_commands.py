@@ -18,8 +18,8 @@ import pytest
 from pillion.cli import run
 from pillion_artifacts import Store
 from pillion_artifacts.cli.commands import artifact
-from tests.artifacts.stores import POLICY, example_folder, flip
-from tests.artifacts.test_card import CARDS
+from tests.artifacts.card.test_model_card import CARDS
+from tests.artifacts.support.stores import POLICY, example_folder, flip
 from tests.harness import ROOT, START_S_MAX, STORE, blob_of
 
 Type = Callable[..., tuple[int, str, str]]

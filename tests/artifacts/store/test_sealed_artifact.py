@@ -13,7 +13,7 @@ import pytest
 
 from pillion_artifacts import DigestMismatchError, InvalidArtifactError, Store
 from pillion_artifacts.store.sealed_artifact import seal_artifact
-from tests.artifacts.stores import POLICY, example_card, example_folder, flip, foreign_layout
+from tests.artifacts.support.stores import POLICY, example_card, example_folder, flip, foreign_layout
 from tests.harness import STORE, blob_of
 
 

@@ -23,9 +23,9 @@ from pillion_artifacts.remotes.transfer import give, take
 from pillion_artifacts.verify.keys import generate_keys, open_signer
 from pillion_artifacts.verify.signing import sign
 from pillion_artifacts.verify.verification import Verifier, all_versions
-from tests.artifacts.killing import TracingRefusedError, killed_after
-from tests.artifacts.servers import registry
-from tests.artifacts.stores import POLICY, example_folder
+from tests.artifacts.support.killing import TracingRefusedError, killed_after
+from tests.artifacts.support.servers import registry
+from tests.artifacts.support.stores import POLICY, example_folder
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(days=100)

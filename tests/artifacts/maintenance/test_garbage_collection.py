@@ -17,7 +17,7 @@ from pillion_artifacts.store.daemon_leases import leased_digests
 from pillion_artifacts.verify.keys import generate_keys, open_signer
 from pillion_artifacts.verify.signing import sign
 from pillion_artifacts.verify.verification import Verifier, all_versions
-from tests.artifacts.stores import POLICY, example_card, example_folder, example_model, flip
+from tests.artifacts.support.stores import POLICY, example_card, example_folder, example_model, flip
 
 DAY = timedelta(days=1)
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

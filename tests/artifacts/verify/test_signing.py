@@ -23,7 +23,7 @@ from pillion_artifacts.verify.keys import generate_keys, key_id, open_signer, pu
 from pillion_artifacts.verify.signing import read_envelopes, sign
 from pillion_artifacts.verify.trust_policy import Trust, TrustedKey, TrustPolicy, TrustRule, check_trust, examine_trust
 from pillion_artifacts.verify.verification import Verifier
-from tests.artifacts.stores import POLICY, example_card, example_model, flip
+from tests.artifacts.support.stores import POLICY, example_card, example_model, flip
 from tests.harness import blob_of, publish
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

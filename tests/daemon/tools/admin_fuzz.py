@@ -28,7 +28,7 @@ from pillion_bench.variants import POLICY, publish_variant
 from tests.daemon.support.tokens import make_token
 from tests.harness import ROOT, WAIT_S_MAX, Daemon, running
 
-CONFIG: Final = ROOT / "tests" / "daemon" / "schemathesis.toml"
+CONFIG: Final = ROOT / "tests" / "daemon" / "tools" / "schemathesis.toml"
 VERSIONS: Final = ("1.0.0", "1.1.0", "1.2.0")
 STEP: Final = 100.0
 """By how much the value of a version is above that of the one before."""

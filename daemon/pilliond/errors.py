@@ -7,7 +7,8 @@ DaemonError (70: ours)
 │   └── FolderError (the folder of a socket cannot be made)
 ├── BadPolicyError (65: the artifact, or its model, is not right)
 ├── SwitchError (70: a version cannot be loaded or switched to; what serves goes on)
-│   └── NotReadyError (70: not now, whatever the version)
+│   ├── NotReadyError (70: not now, whatever the version)
+│   └── BusyError (70: another operation is under way)
 └── ServingDiedError (70: the serving process does not stay up)
 """
 
@@ -54,6 +55,10 @@ class SwitchError(DaemonError):
 
 class NotReadyError(SwitchError):
     """The serving process is not there to be told; that says nothing of the version."""
+
+
+class BusyError(SwitchError):
+    """Another operation is under way; there is one at a time."""
 
 
 class ServingDiedError(DaemonError):

@@ -20,6 +20,9 @@ import msgspec
 
 from pillion_protocol import HEAD_BYTES_MAX, Limits
 
+NEVER_NS: Final = 2**63 - 1
+"""A moment that never comes: the deadline of an act without a budget."""
+
 HEARTBEAT_MS: Final = 5_000
 """A session silent for this long is sent a ping, which is how a peer that left is noticed."""
 

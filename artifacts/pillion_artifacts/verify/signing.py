@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
-from pillion_artifacts.limits import ATTESTATIONS_MAX
 from pillion_artifacts.oci.manifest import (
     EMPTY_JSON,
     AttestationManifest,
@@ -23,7 +22,6 @@ from pillion_artifacts.oci.manifest import (
 from pillion_artifacts.store.publication import attestation_entry
 from pillion_artifacts.store.store import Resolved, Store, who
 from pillion_artifacts.store.transaction import Change
-from pillion_artifacts.verify.attestations import read_attestation
 from pillion_artifacts.verify.statement import ENVELOPE_MEDIA_TYPE, PAYLOAD_TYPE, Signed, make_statement
 from pillion_artifacts.verify.verification import Verifier
 
@@ -60,25 +58,6 @@ def sign(
         raise ArtifactError(f"{resolved}: the key does not sign: {type(error).__name__}: {error}") from None
     _attach(store, resolved, encode_json(envelope.to_dict()), by, reason or f"key {key}")
     return Signature(resolved.policy, resolved.version, resolved.digest, key, expires_at)
-
-
-def read_envelopes(store: Store, resolved: Resolved) -> tuple[list[Any], list[str]]:
-    """The envelopes of a version, read and hashed, and a line for each one that cannot be read."""
-    from securesystemslib.dsse import Envelope
-
-    envelopes = []
-    faults = []
-    for entry in store.index().about(resolved.digest)[:ATTESTATIONS_MAX]:
-        try:
-            envelopes += [
-                Envelope.from_dict(msgspec.json.decode(data, type=dict))
-                for data in read_attestation(store, resolved, entry)
-            ]
-        except ArtifactError as error:
-            faults.append(str(error))
-        except Exception as error:  # noqa: BLE001 - the library does not say what it raises for what is no envelope
-            faults.append(f"{resolved}: attestation: no DSSE envelope: {type(error).__name__}: {error}")
-    return envelopes, faults
 
 
 def _attach(store: Store, resolved: Resolved, envelope: bytes, by: str, reason: str) -> None:

@@ -8,23 +8,20 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_protocol.lane import Frame
 from pillion_protocol.steps import ActionStep
 from pilliond.engine.batch_buffers import Place
 from pilliond.engine.sampling import next_seeds
+from pilliond.limits import NEVER_NS
 
 if TYPE_CHECKING:
-    from pilliond.core.sessions import Session
+    from pilliond.core.action_steps import NamingStep
+    from pilliond.core.session import Session
     from pilliond.transport.interface import Reply
     from pilliond.transport.slots import Slot, SlotArea
     from pilliond.versions.loaded_version import Version
-    from pilliond.versions.mixed_version import NamingStep
-
-Frame = bytes | memoryview
 
 _NOWHERE: Final = Place(0, [], [])
-
-NEVER_NS: Final = 2**63 - 1
-"""The deadline of an act without a budget."""
 
 
 class EpisodeGroup:

@@ -8,9 +8,9 @@ from typing import Final
 
 import semver
 
-from pilliond.core.episodes import NEVER_NS
 from pilliond.core.routing import Router
 from pilliond.core.sessions import Sessions
+from pilliond.limits import NEVER_NS
 from pilliond.settings.schema import VersionSettings
 from pilliond.versions.loaded_version import Version
 

@@ -10,7 +10,7 @@ from pilliond.traffic_split import salt_of, unit_of
 from pilliond.versions.loaded_version import Version
 
 if TYPE_CHECKING:
-    from pilliond.core.sessions import Session
+    from pilliond.core.session import Session
 
 
 class Router:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from pillion_protocol.steps import ActionStep
+from pilliond.core.action_steps import NamingStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.engine.interface import Array
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.mixed_version import JoinedVersion, NamingStep
+from pilliond.versions.mixed_version import JoinedVersion
 
 
 def versions_of(group: EpisodeGroup) -> list[Version]:

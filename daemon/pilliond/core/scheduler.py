@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 
 from pillion_protocol import BatchClose
-from pilliond.core.episodes import NEVER_NS, EpisodeGroup
+from pilliond.core.episodes import EpisodeGroup
+from pilliond.limits import NEVER_NS
 
 
 class Batch:

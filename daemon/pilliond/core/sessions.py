@@ -33,84 +33,27 @@ from pillion_protocol import (
     decode,
     encode,
 )
-from pillion_protocol.lane import TENSOR_BYTES_MAX
+from pillion_protocol.lane import TENSOR_BYTES_MAX, Frame
 from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
-from pilliond.core.episodes import NEVER_NS, EpisodeGroup, Frame
+from pilliond.core.action_steps import NamingStep
+from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.routing import Router, version_gone
 from pilliond.core.row_leases import end_lease, give_back_leases, holds_gone, joined, lease_anew, take_leases
 from pilliond.core.scheduler import Scheduler
+from pilliond.core.session import Session
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import MetricsPage
-from pilliond.limits import HEARTBEAT_MS, SILENT_MS_MAX, ServingLimits
+from pilliond.limits import HEARTBEAT_MS, NEVER_NS, SILENT_MS_MAX, ServingLimits
 from pilliond.transport.interface import Incoming, Peer, Reply
-from pilliond.transport.slots import Slot, SlotArea, SlotLeases
+from pilliond.transport.slots import Slot, SlotLeases
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.mixed_version import JoinedVersion, NamingStep
+from pilliond.versions.mixed_version import JoinedVersion
 
 _NANOSECONDS_PER_MS = 1_000_000
 _NO_TENSORS = 2
 _ONE_TENSOR = 3
 
 _opening_decoder = msgspec.msgpack.Decoder(Message)
-
-
-class Session:
-    """One client's conversation. Its identity is the id in the messages; `peer` is only where it was last heard."""
-
-    __slots__ = (
-        "acts_ended",
-        "control_area",
-        "control_reply",
-        "control_request",
-        "control_sequence",
-        "episodes",
-        "fallback",
-        "hello_key",
-        "id",
-        "is_of_campaign",
-        "last_heard_ns",
-        "lock_step",
-        "number",
-        "peer",
-        "pinged_ns",
-        "step_key",
-        "version",
-        "version_range",
-    )
-
-    def __init__(
-        self,
-        session_id: int,
-        number: int,
-        peer: Peer,
-        hello: Hello,
-        version: Version,
-        is_of_campaign: bool,
-        now_ns: int,
-    ) -> None:
-        self.id = session_id
-        self.number = number
-        """How many sessions of this serving process were opened before, and this one: what others may know of it."""
-        self.is_of_campaign = is_of_campaign
-        """Whether it leases a version that is held for an evaluation; see `Router`."""
-        self.acts_ended = 0
-        """Acts of its handles that have ended."""
-        self.peer = peer
-        self.hello_key = (peer, hello.sequence)
-        self.lock_step = hello.lock_step
-        self.fallback = hello.fallback
-        self.version = version
-        """What its next episode leases, unless it can go over to another one; see `Router.lease`."""
-        self.version_range = hello.version_range
-        self.episodes: dict[int, EpisodeGroup] = {}
-        self.last_heard_ns = now_ns
-        self.pinged_ns = now_ns
-        self.step_key = b""
-        self.control_sequence = 0
-        self.control_request: Message | None = None
-        self.control_reply: bytes = b""
-        self.control_area: SlotArea | None = None
-        """The slots that travel with the reply, if it is a `begun` that has some."""
 
 
 class Sessions:
@@ -151,6 +94,10 @@ class Sessions:
     def episodes_live(self) -> int:
         """Handles that were begun and have not ended."""
         return len(self._groups)
+
+    def groups_of(self, session: Session) -> list[EpisodeGroup]:
+        """The handles of a session."""
+        return [self._groups[number] for number in session.handles]
 
     def opened(self) -> list[Session]:
         """Every session, in the order in which they were opened."""
@@ -231,8 +178,8 @@ class Sessions:
     def _move(self, session: Session, peer: Peer) -> None:
         """Goes on with a session at another peer. Slots stay with the connection that they were leased to: they end."""
         session.peer = peer
-        for group in session.episodes.values():
-            self._revoke_slots(group)
+        for number in session.handles:
+            self._revoke_slots(self._groups[number])
 
     # Acts
 
@@ -321,10 +268,13 @@ class Sessions:
             if session.id == act.session and session.peer == peer:
                 session.last_heard_ns = now_ns
                 return group
-        group = self._session(peer, act, now_ns).episodes.get(act.episode)
-        if group is None:
-            raise _episode_unknown(act.episode)
-        return group
+        return self._group_of(self._session(peer, act, now_ns), act.episode)
+
+    def _group_of(self, session: Session, number: int) -> EpisodeGroup:
+        """The handle of a session with this number; raises `RemoteProtocolError` (`episode_unknown`)."""
+        if number not in session.handles:
+            raise _episode_unknown(number)
+        return self._groups[number]
 
     def _resend(self, group: EpisodeGroup, act: Act, replies: list[Reply]) -> None:
         """The same question again gets the same answer; an older one is stale."""
@@ -473,9 +423,7 @@ class Sessions:
         if isinstance(message, Begin):
             return self._begin(session, message)
         if isinstance(message, End):
-            group = session.episodes.get(message.episode)
-            if group is None:
-                raise _episode_unknown(message.episode)
+            group = self._group_of(session, message.episode)
             self._forget(group)
             return Ended(session.id, self.epoch, message.sequence, group.id, group.acts)
         self.close(session)
@@ -489,7 +437,7 @@ class Sessions:
                 f"1 to {self._limits.rows_max}, one for each row",
                 f"{len(begin.seeds)}",
             )
-        if len(session.episodes) >= self._limits.episodes_max:
+        if len(session.handles) >= self._limits.episodes_max:
             raise RemoteProtocolError(
                 ErrorCode.OVERLOADED, "too many handles in this session", f"at most {self._limits.episodes_max}",
                 "one more",
@@ -510,7 +458,7 @@ class Sessions:
             if begin.slots:
                 session.control_area = group.slots = self._slots.lease(group.version, group.rows)
                 self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_leased
-        session.episodes[group.id] = group
+        session.handles.add(group.id)
         self._groups[group.id] = group
         self.lock_step_live += session.lock_step
         slots = len(group.slots.slots) if group.slots else 0
@@ -573,7 +521,7 @@ class Sessions:
             del self._hellos[session.hello_key]
 
     def _forget(self, group: EpisodeGroup) -> None:
-        del group.session.episodes[group.id]
+        group.session.handles.remove(group.id)
         group.session.acts_ended += group.acts
         del self._groups[group.id]
         group.head_middle = b""
@@ -591,8 +539,8 @@ class Sessions:
 
     def close(self, session: Session) -> None:
         """Ends a session: its episodes end, its leases are free."""
-        for group in list(session.episodes.values()):
-            self._forget(group)
+        for number in list(session.handles):
+            self._forget(self._groups[number])
         self._sessions.pop(session.id, None)
         self._steps.pop(session.step_key, None)
         self._forget_hello(session)

@@ -16,8 +16,8 @@ import msgspec
 
 from pillion_artifacts.card.model_card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
-from pilliond.core.session_list import SessionTold
 from pilliond.engine.batch_certificate import Certificate
+from pilliond.ipc.session_info import SessionInfo
 from pilliond.limits import ServingLimits
 from pilliond.settings.schema import EngineSettings, ServingSettings, VersionSettings
 from pilliond.traffic_split import Arm
@@ -215,7 +215,7 @@ class SessionList(msgspec.Struct, frozen=True, tag=True):
     """Some sessions, in the order in which they were opened."""
 
     after: int
-    sessions: list[SessionTold]
+    sessions: list[SessionInfo]
     is_last: bool
     """Whether there are no more."""
 

@@ -22,7 +22,7 @@ from pillion_artifacts.store.aliases import Alias, read_alias
 from pillion_artifacts.store.audit_log import Action
 from pillion_artifacts.store.daemon_leases import Lease
 from pillion_artifacts.store.routes import RouteArm
-from pilliond.errors import NotReadyError, SwitchError
+from pilliond.errors import BusyError, NotReadyError, SwitchError
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.rollout.arm_probation import Trials
 from pilliond.rollout.live_window import LiveWindow
@@ -49,10 +49,6 @@ _SWITCHING: Final = "switching"
 
 
 Work = Callable[[Operation], Coroutine[Any, Any, None]]
-
-
-class BusyError(SwitchError):
-    """Another version is being staged."""
 
 
 class Releases:

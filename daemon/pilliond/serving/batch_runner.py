@@ -9,6 +9,7 @@ import numpy as np
 
 from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
 from pillion_protocol.steps import ActionStep
+from pilliond.core.action_steps import NamingStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_buffers import Places, is_finite
@@ -17,7 +18,6 @@ from pilliond.ipc.metrics_page import PLACES, MetricsPage
 from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport.interface import Reply
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.mixed_version import NamingStep
 
 _TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget was spent before the engine was free")
 _WRITTEN_MEANWHILE = RemoteProtocolError(

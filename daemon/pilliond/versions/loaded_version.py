@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.model_card import Distribution
 from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
+from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
-from pilliond.core.episodes import NEVER_NS, Frame
 from pilliond.engine.batch_buffers import Places, Values, finite_values
 from pilliond.engine.batch_certificate import Certificate
 from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
+from pilliond.limits import NEVER_NS
 
 ACTION: Final = "action"
 LOG_PROBABILITY: Final = "log_probability"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion_protocol import BatchClose
-from pilliond.core.episodes import NEVER_NS
 from pilliond.core.scheduler import Scheduler
+from pilliond.limits import NEVER_NS
 
 
 def waiting_act(rows: int = 1, *, deadline_ns: int = NEVER_NS, version: object = "v1", lock_step: bool = True) -> Any:

@@ -213,7 +213,7 @@ def test_start_marks_of_an_act_that_was_not_run_are_kept_for_the_next() -> None:
     bench.pump()
     bench.clock.now_ns += MS
     assert codes(bench.pump()) == ["action"]
-    (group,) = [g for s in bench.sessions._sessions.values() for g in s.episodes.values() if g.rows == 2]
+    (group,) = [g for s in bench.sessions._sessions.values() for g in bench.sessions.groups_of(s) if g.rows == 2]
     assert group.seeds.tolist() == [0, 42]
     assert group.steps().tolist() == [2, 1]
 

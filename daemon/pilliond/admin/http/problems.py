@@ -11,8 +11,7 @@ from aiohttp import web
 
 from pillion_artifacts import ArtifactError
 from pillion_artifacts.errors import ConflictError, LeaseExistsError, PolicyNotFoundError, StoreError
-from pilliond.errors import SwitchError
-from pilliond.rollout.releases import BusyError
+from pilliond.errors import BusyError, SwitchError
 
 TYPE: Final = "application/problem+json"
 _SAID_MAX: Final = 200

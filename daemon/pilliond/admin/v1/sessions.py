@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from pilliond.admin.http.endpoints import Endpoint, Scope, json_response, query_of
-from pilliond.core.session_list import SessionTold
+from pilliond.ipc.session_info import SessionInfo
 from pilliond.supervision.supervisor import Supervisor
 
 SESSIONS_ASKED_MAX: Final = 1_000
@@ -29,7 +29,7 @@ class SessionsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SessionPage(msgspec.Struct, frozen=True):
     """Some of the live sessions, in the order in which they were opened."""
 
-    sessions: list[SessionTold]
+    sessions: list[SessionInfo]
     next: int | None
     """What `after` asks for the rest; null: there are no more."""
 
@@ -56,7 +56,7 @@ class SessionRoutes:
             return json_response(await self._page(asked.limit, asked.after))
 
     async def _page(self, limit: int, after: int) -> SessionPage:
-        sessions: list[SessionTold] = []
+        sessions: list[SessionInfo] = []
         is_last = False
         while not is_last and len(sessions) < limit:
             piece = await self._supervisor.sessions(sessions[-1].id if sessions else after)

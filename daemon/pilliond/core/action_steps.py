@@ -1,0 +1,77 @@
+"""Actions that name the versions which answered them: sent while a switch moves the rows of a handle."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pillion_protocol import Action, Lease, encode
+from pillion_protocol.steps import ActionStep
+
+if TYPE_CHECKING:
+    from pilliond.core.episodes import EpisodeGroup
+
+
+class NamingStep(list[Any]):
+    """In the place of an `ActionStep` (see there): an action that names its leases, encoded anew for each.
+
+    It stays where rows differ; else it is for one action, and then gives way to `next_step`.
+    """
+
+    __slots__ = ("_generation", "_group", "_make", "_next_step", "_slot", "in_slot", "tensors")
+
+    def __init__(
+        self, group: EpisodeGroup, epoch: int, leases: list[Lease], row_leases: list[int], next_step: ActionStep | None
+    ) -> None:
+        version = group.version
+        self.tensors = [memoryview(bytearray(size * group.rows)) for size in version.output_bytes]
+        super().__init__([None, b"", *self.tensors])
+        self.in_slot: list[Any] = [None, b""]
+        """The same without tensors, which lie in a slot."""
+        self._group = group
+        self._make = partial(_head, group, epoch, version.digest, leases, row_leases)
+        self._next_step = next_step
+        self._slot = self._generation = 0
+
+    def point(self, slot: int, generation: int) -> None:
+        """Says in which slot the outputs lie; 0, 0: they follow."""
+        self._slot, self._generation = slot, generation
+
+    def fill(self, sequence: int, *run: int) -> None:
+        """Makes it the action with this number; `run` is as for `ActionStep.fill`."""
+        self[1] = self.in_slot[1] = self._make(sequence, run, self._slot, self._generation)
+        if self._next_step is not None:
+            self._group.step = self._next_step
+
+
+def _head(
+    group: EpisodeGroup,
+    epoch: int,
+    digest: bytes,
+    leases: list[Lease],
+    row_leases: list[int],
+    sequence: int,
+    run: tuple[int, ...],
+    slot: int,
+    generation: int,
+) -> bytes:
+    received_ns, queued_ns, dispatched_ns, ran_ns, batch_rows, batch_close = run
+    action = Action(
+        session=group.session.id,
+        epoch=epoch,
+        sequence=sequence,
+        episode=group.id,
+        rows=group.rows,
+        digest=digest,
+        received_ns=received_ns,
+        queued_ns=queued_ns,
+        dispatched_ns=dispatched_ns,
+        ran_ns=ran_ns,
+        batch_rows=batch_rows,
+        batch_close=batch_close,
+        slot=slot,
+        generation=generation,
+        leases=leases,
+        row_leases=row_leases,
+    )
+    return encode(action)

@@ -25,8 +25,60 @@ MAY_IMPORT = {
     "pilliond": {"pillion_protocol", "pillion_artifacts"},
     "pillion_bench": set(PACKAGES),
 }
-AS_ONE_MORE_CLIENT = {PACKAGES["pilliond"] / "kserve_line.py", PACKAGES["pilliond"] / "kserve_client.py"}
-"""They go through the daemon's own data path, with the code that every client speaks the wire with."""
+AS_ONE_MORE_CLIENT = {PACKAGES["pilliond"] / "admin" / "kserve"}
+"""KServe goes through the daemon's own data path, with the code that every client speaks the wire with."""
+FLOORS = {
+    "pilliond": [
+        ["__main__"],
+        ["control"],
+        ["admin"],
+        ["admin/v1", "admin/kserve", "admin/monitoring", "commands", "serving"],
+        ["admin/http", "core"],
+        ["rollout"],
+        ["shadow", "staging", "supervision", "transport"],
+        ["versions"],
+        ["engine"],
+        ["ipc"],
+        ["settings", "linux"],
+        ["limits", "traffic_split", "errors"],
+        ["__init__"],
+    ],
+    "pillion_artifacts": [
+        ["cli"],
+        ["maintenance", "remotes", "__init__"],
+        ["verify"],
+        ["store"],
+        ["publishing"],
+        ["publishing/sb3", "publishing/torch"],
+        ["publishing/onnx"],
+        ["publishing/common"],
+        ["oci", "card"],
+        ["names", "yaml_text"],
+        ["errors", "limits", "version_range"],
+    ],
+    "pillion_bench": [
+        ["cli"],
+        ["compare"],
+        ["measurements"],
+        ["roles"],
+        ["recordings"],
+        ["process"],
+        ["variants", "tables"],
+        ["shipped", "errors", "exchange", "host", "percentiles", "progress"],
+        ["__init__"],
+    ],
+}
+"""The rooms of each package, and the modules beside them, top down: an import may only point to a lower floor."""
+
+PLANES = [
+    {"core", "serving", "transport", "engine"},
+    {"rollout", "supervision", "admin", "commands"},
+]
+"""The data plane and the control plane: neither imports the other. They meet in `ipc`, `versions` and below."""
+
+MODULES_MAX = 15
+"""Of one folder, without its `__init__.py`."""
+
 PUBLISHING = PACKAGES["pillion_artifacts"] / "publishing"
 HEAVY = {"torch", "stable_baselines3", "sb3_contrib", "onnx", "onnxscript", "sklearn", "skl2onnx"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -44,6 +96,68 @@ def imported(package: str, without: Iterable[Path] = ()) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
                 names.add(node.module.split(".")[0])
     return names
+
+
+def room_of(package: str, file: Path) -> str:
+    """The folder of a module in its package, or its own name where it lies beside the rooms."""
+    inside = file.relative_to(PACKAGES[package])
+    return inside.stem if len(inside.parts) == 1 else inside.parent.as_posix()
+
+
+def room_imports(package: str) -> dict[tuple[str, str], str]:
+    """Each pair of different rooms of which the first imports the second, with the module that does."""
+    base = PACKAGES[package]
+    found = {}
+    for file in base.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                top, *parts = name.split(".")
+                if top == package:
+                    room, other = room_of(package, file), room_of(package, module_of(base, parts))
+                    if room != other:
+                        found[room, other] = file.relative_to(base).as_posix()
+    return found
+
+
+def module_of(base: Path, parts: list[str]) -> Path:
+    """The file of the module that a dotted name below `base` stands for, or holds."""
+    for length in range(len(parts), 0, -1):
+        path = base.joinpath(*parts[:length])
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file():
+            return path / "__init__.py"
+    return base / "__init__.py"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_between_rooms_point_to_a_lower_floor(package: str) -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS[package]) for room in rooms}
+    files = [file for file in PACKAGES[package].rglob("*.py") if "examples" not in file.parts]
+    assert {room_of(package, file) for file in files} == set(floor), "a room without a floor, or a floor without a room"
+    imports = room_imports(package)
+    assert imports
+    upwards = {pair: where for pair, where in imports.items() if floor[pair[0]] >= floor[pair[1]]}
+    assert not upwards
+
+
+def test_data_plane_and_control_plane_do_not_import_each_other() -> None:
+    data, control = PLANES
+    for (room, other), where in room_imports("pilliond").items():
+        halves = {room.split("/")[0], other.split("/")[0]}
+        assert not (halves & data and halves & control), f"{where} imports {other}"
+
+
+def test_no_folder_holds_more_modules_than_one_can_take_in() -> None:
+    roots = [*PACKAGES.values(), ROOT / "tests", ROOT / "bench" / "peers", ROOT / "artifacts" / "training"]
+    for folder in {file.parent for root in roots for file in root.rglob("*.py")}:
+        modules = [file.name for file in folder.glob("*.py") if file.name != "__init__.py"]
+        assert len(modules) <= MODULES_MAX, f"{folder.relative_to(ROOT)}: {len(modules)} modules"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -90,4 +204,4 @@ def test_what_publishes_is_not_imported_by_what_serves() -> None:
     assert "pilliond.serving.__main__" in loaded
     assert not loaded & HEAVY
     importers = {name for name in loaded if name.startswith("pillion_artifacts.publishing.")}
-    assert {name.rpartition(".")[2] for name in importers} <= {"sources", "files", "limits"}
+    assert {name.rpartition(".")[2] for name in importers} <= {"sources", "common", "files", "limits"}

@@ -132,8 +132,8 @@ def examine_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: da
 
 def _signers(store: Store, resolved: Resolved, keys: list[TrustedKey], now: datetime) -> tuple[list[str], list[str]]:
     """The names of the keys that signed, and why others do not count."""
-    from pillion_artifacts.verify.keys import read_public_key
     from pillion_artifacts.verify.attestations import read_envelopes
+    from pillion_artifacts.verify.keys import read_public_key
 
     try:
         envelopes, faults = read_envelopes(store, resolved)

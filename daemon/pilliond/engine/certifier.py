@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays, is_equal
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine.batch_certificate import CLOSE, EXACT, WORSE, Certificate
 from pilliond.engine.buckets import buckets_for
 from pilliond.engine.interface import Array, EngineError, InlineEngine
+from pilliond.ipc.batch_certificate import CLOSE, EXACT, WORSE, Certificate
 
 OBSERVATIONS_MAX: Final = 64
 """Observations that are tried; of golden pairs the first so many."""

@@ -16,7 +16,7 @@ import msgspec
 
 from pillion_artifacts.card.model_card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
-from pilliond.engine.batch_certificate import Certificate
+from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.session_info import SessionInfo
 from pilliond.limits import ServingLimits
 from pilliond.settings.schema import EngineSettings, ServingSettings, VersionSettings

@@ -7,7 +7,7 @@ import os
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.store.daemon_leases import Lease
 from pillion_artifacts.store.sealed_artifact import SealedArtifact
-from pilliond.engine.batch_certificate import Certificate
+from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.control_channel import VersionOrder
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.verify.trust_policy import TrustPolicy
-from pilliond.engine.batch_certificate import Certificate
+from pilliond.ipc.batch_certificate import Certificate
 from pilliond.settings.schema import EngineSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20

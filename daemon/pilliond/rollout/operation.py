@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from pilliond.engine.batch_certificate import Certificate
+from pilliond.ipc.batch_certificate import Certificate
 
 Kind = Literal["stage", "switch", "rollback", "route", "lease", "warmup"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pilliond.engine.batch_certificate import Certificate
 from pilliond.errors import SwitchError
+from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.metrics_page import PLACES_MAX
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.traffic_split import Arm

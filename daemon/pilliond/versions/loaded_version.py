@@ -17,9 +17,9 @@ from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, 
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
 from pilliond.engine.batch_buffers import Places, Values, finite_values
-from pilliond.engine.batch_certificate import Certificate
 from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
+from pilliond.ipc.batch_certificate import Certificate
 from pilliond.limits import NEVER_NS
 
 ACTION: Final = "action"

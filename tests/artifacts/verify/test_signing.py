@@ -19,8 +19,8 @@ from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import LayoutSource
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.remotes.transfer import give, take
-from pillion_artifacts.verify.keys import generate_keys, key_id, open_signer, public_path
 from pillion_artifacts.verify.attestations import read_envelopes
+from pillion_artifacts.verify.keys import generate_keys, key_id, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
 from pillion_artifacts.verify.trust_policy import Trust, TrustedKey, TrustPolicy, TrustRule, check_trust, examine_trust
 from pillion_artifacts.verify.verification import Verifier

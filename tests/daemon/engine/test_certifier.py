@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pillion_artifacts import Artifact, Store
-from pilliond.engine.batch_certificate import Certificate
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
+from pilliond.ipc.batch_certificate import Certificate
 from tests.daemon.support.batch_sensitive_policies import LARGE_WIDTH, model_of, publish_rounded, publish_sociable
 from tests.harness import STORE
 

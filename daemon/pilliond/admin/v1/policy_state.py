@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pilliond.engine.batch_certificate import Certificate
+from pilliond.ipc.batch_certificate import Certificate
 from pilliond.rollout.operation import OperationTold
 
 

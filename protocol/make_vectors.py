@@ -169,7 +169,7 @@ BY_HAND: dict[str, tuple[str, Message]] = {
         "09 94" + OPENING + "0d" + "91" * (NESTING_MIN - 2) + "90", Ping(SESSION, EPOCH, 13)
     ),
     "pong": ("0a 93" + OPENING + "0d", Pong(SESSION, EPOCH, 13)),
-    "error, without expected and came": (
+    "error, without expected and actual": (
         "0b 95" + OPENING + "0a a96d616c666f726d6564 a3626164", Error(SESSION, EPOCH, 10, "malformed", "bad")
     ),
     "error, a code from the future": (

@@ -167,8 +167,8 @@ def test_imports_between_our_packages_go_one_way(package: str) -> None:
 
 def test_the_serving_process_does_not_hold_the_client() -> None:
     code = "import sys, pilliond.serving.__main__, pilliond.staging.__main__; print(*sys.modules)"
-    came = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(came.stdout.split())
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
     assert "pilliond.serving.loop" in loaded
     assert not loaded & {"pillion", "aiohttp", "pilliond.admin.kserve.data_path"}
 
@@ -199,8 +199,8 @@ def test_the_default_path_needs_no_torch(package: str) -> None:
 def test_what_publishes_is_not_imported_by_what_serves() -> None:
     served = "pillion_artifacts, pilliond.control, pilliond.serving.__main__, pilliond.settings.schema"
     code = f"import sys, {served}; print(*sys.modules)"
-    came = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(came.stdout.split())
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
     assert "pilliond.serving.__main__" in loaded
     assert not loaded & HEAVY
     importers = {name for name in loaded if name.startswith("pillion_artifacts.publishing.")}

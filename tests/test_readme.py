@@ -43,9 +43,9 @@ def test_the_ten_lines_run_as_they_stand(daemon: Daemon) -> None:
     (example,) = blocks("python")
     assert len(example.splitlines()) <= 10
     code = example.replace(SOCKET, daemon.address)
-    came = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (came.returncode, came.stderr) == (0, "")
-    assert came.stdout.startswith("lunar-lander 1.")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("lunar-lander 1.")
 
 
 def test_every_command_is_typed_by_a_test_or_by_ci() -> None:
@@ -70,16 +70,16 @@ def test_the_daemon_starts_as_the_readme_says(short_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("curl ")])
 def test_the_admin_port_answers_as_the_readme_asks(daemon: Daemon, command: str) -> None:
-    came = type_it(command, daemon)
-    assert came.returncode == 0
-    assert "lunar-lander" in came.stdout
+    result = type_it(command, daemon)
+    assert result.returncode == 0
+    assert "lunar-lander" in result.stdout
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith(".venv/bin/pillion ")])
 def test_the_bench_runs_as_the_readme_says(daemon: Daemon, command: str) -> None:
-    came = type_it(command, daemon)
-    assert came.returncode == 0, came.stderr
-    assert json.loads(came.stdout)["n"] > 0
+    result = type_it(command, daemon)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["n"] > 0
 
 
 def test_every_promise_has_a_test_that_exists() -> None:

@@ -43,7 +43,7 @@ def parse_reference(text: str) -> Reference:
     policy, _, asked = text.partition("@")
     asked = asked.strip()
     if not is_policy_name(policy):
-        raise PolicyNotFoundError(f"expected NAME, NAME@VERSION, NAME@ALIAS or NAME@sha256:DIGEST, came {text!r}")
+        raise PolicyNotFoundError(f"expected NAME, NAME@VERSION, NAME@ALIAS or NAME@sha256:DIGEST, got {text!r}")
     if _DIGEST.fullmatch(asked):
         return Reference(policy, digest=asked)
     if is_alias_name(asked):
@@ -55,7 +55,7 @@ def parse_name(text: str) -> tuple[str, str]:
     """Policy and version of `NAME@vMAJOR.MINOR.PATCH`; raises `InvalidNameError`."""
     policy, separator, version = text.partition("@")
     if not separator or not version:
-        raise InvalidNameError(f"expected NAME@vMAJOR.MINOR.PATCH, came {text!r}")
+        raise InvalidNameError(f"expected NAME@vMAJOR.MINOR.PATCH, got {text!r}")
     return checked_policy(policy), checked_version(version)
 
 
@@ -64,7 +64,7 @@ def checked_policy(text: str) -> str:
     if not is_policy_name(text):
         raise InvalidNameError(
             f"expected the name of a policy: small letters, digits and single hyphens, at most "
-            f"{NAME_CHARACTERS_MAX} characters; came {text!r}"
+            f"{NAME_CHARACTERS_MAX} characters; got {text!r}"
         )
     return text
 
@@ -76,9 +76,9 @@ def checked_version(text: str) -> str:
     """
     version = text.removeprefix("v")
     if not semver.Version.is_valid(version) or len(version) > NAME_CHARACTERS_MAX:
-        raise InvalidNameError(f"expected vMAJOR.MINOR.PATCH, came {text!r}")
+        raise InvalidNameError(f"expected vMAJOR.MINOR.PATCH, got {text!r}")
     if "+" in version:
-        raise InvalidNameError(f"expected a version without build metadata, came {text!r}")
+        raise InvalidNameError(f"expected a version without build metadata, got {text!r}")
     return version
 
 
@@ -87,7 +87,7 @@ def checked_alias(text: str) -> str:
     if not is_alias_name(text):
         raise InvalidNameError(
             f"expected the name of an alias, such as 'stable': a small letter, then small letters, digits and "
-            f"single hyphens, and no version; came {text!r}"
+            f"single hyphens, and no version; got {text!r}"
         )
     return text
 

@@ -44,7 +44,7 @@ class VersionRange:
                 raise ValueError(part)
             version = semver.Version.parse(matched[2], optional_minor_and_patch=True)
         except ValueError:
-            raise ValueError(f"expected a version range such as '>=1.2,<2', came {part!r}") from None
+            raise ValueError(f"expected a version range such as '>=1.2,<2', got {part!r}") from None
         operator = "==" if matched[1] in (None, "=") else matched[1]
         return [f"{operator}{version}"]
 

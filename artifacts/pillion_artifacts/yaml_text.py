@@ -53,5 +53,5 @@ def _check_events(text: bytes, what: str) -> None:
         is_alias = isinstance(event, yaml.AliasEvent)
         if is_alias or depth > DEPTH_MAX:
             line = event.start_mark.line + 1 if event.start_mark else 0
-            said = "values, came an alias" if is_alias else f"values nested at most {DEPTH_MAX} deep, came more"
+            said = "values, got an alias" if is_alias else f"values nested at most {DEPTH_MAX} deep, got more"
             raise InvalidArtifactError(f"{what}: line {line}: expected {said}")

@@ -139,12 +139,12 @@ def _check(module: CategoricalActor | CategoricalActorCritic, data: bytes, space
         observation = _observations(space, rows)
         with torch.inference_mode():
             expected = module(observation)
-        came = session.run(list(module.output_names), {"observation": observation.numpy()})
-        for tensor, array in zip(expected, came, strict=True):
+        actual = session.run(list(module.output_names), {"observation": observation.numpy()})
+        for tensor, array in zip(expected, actual, strict=True):
             assert array.shape == tuple(tensor.shape)
             assert array.dtype == tensor.numpy().dtype
             # near a tie rounding may tip the action: it has to follow from the graph's own logits, not torch's
-            wanted = came[-1].argmax(axis=1) if array.dtype == np.int64 else tensor.numpy()
+            wanted = actual[-1].argmax(axis=1) if array.dtype == np.int64 else tensor.numpy()
             scale = max(1.0, float(np.abs(wanted).max()))
             np.testing.assert_allclose(array, wanted, rtol=TOLERANCE, atol=TOLERANCE * scale)
 

@@ -74,7 +74,7 @@ def speed_factor(_context: click.Context, _parameter: click.Parameter, given: st
     except ValueError:
         factor = -1.0
     if not 0.0 <= factor < float("inf"):
-        raise click.BadParameter(f"expected a factor such as 2, or max; came {given!r}")
+        raise click.BadParameter(f"expected a factor such as 2, or max; got {given!r}")
     return factor
 
 
@@ -87,7 +87,7 @@ def counts(_context: click.Context, _parameter: click.Parameter, given: str) -> 
     """Numbers from 1 on, between commas; each once."""
     found = given.split(",")
     if not all(part.strip().isdecimal() and int(part) for part in found):
-        raise click.BadParameter(f"expected numbers from 1 on such as 1,8,64; came {given!r}")
+        raise click.BadParameter(f"expected numbers from 1 on such as 1,8,64; got {given!r}")
     return list(dict.fromkeys(int(part) for part in found))
 
 

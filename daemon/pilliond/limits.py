@@ -190,19 +190,17 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows_max <= 4_096:
-            raise ValueError(f"rows_max: expected 1 to 4096, came {self.rows_max}")
+            raise ValueError(f"rows_max: expected 1 to 4096, got {self.rows_max}")
         if self.queue_rows_max < self.rows_max:
-            raise ValueError(
-                f"queue_rows_max: expected at least rows_max ({self.rows_max}), came {self.queue_rows_max}"
-            )
+            raise ValueError(f"queue_rows_max: expected at least rows_max ({self.rows_max}), got {self.queue_rows_max}")
         if self.sessions_max < 1 or self.episodes_max < 1:
             raise ValueError("sessions_max and episodes_max: expected at least 1")
         if self.states_mb_max < 0:
-            raise ValueError(f"states_mb_max: expected 0 or more, came {self.states_mb_max}")
+            raise ValueError(f"states_mb_max: expected 0 or more, got {self.states_mb_max}")
         if self.slots_mb_max < 0:
-            raise ValueError(f"slots_mb_max: expected 0 or more, came {self.slots_mb_max}")
+            raise ValueError(f"slots_mb_max: expected 0 or more, got {self.slots_mb_max}")
         if not 0 <= self.batch_wait_us_max <= 1_000_000:
-            raise ValueError(f"batch_wait_us_max: expected 0 to 1000000, came {self.batch_wait_us_max}")
+            raise ValueError(f"batch_wait_us_max: expected 0 to 1000000, got {self.batch_wait_us_max}")
 
     def for_wire(self) -> Limits:
         """The part of them that a session is told."""

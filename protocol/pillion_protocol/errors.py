@@ -13,19 +13,19 @@ from pillion_protocol.messages import ErrorCode
 class ProtocolError(Exception):
     """A breach of the wire's rules."""
 
-    def __init__(self, code: ErrorCode, message: str, expected: str = "", came: str = "") -> None:
+    def __init__(self, code: ErrorCode, message: str, expected: str = "", actual: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.expected = expected
-        self.came = came
+        self.actual = actual
 
     def __str__(self) -> str:
         parts = [self.message]
         if self.expected:
             parts.append(f"expected {self.expected}")
-        if self.came:
-            parts.append(f"came {self.came}")
+        if self.actual:
+            parts.append(f"got {self.actual}")
         return "; ".join(parts)
 
 

@@ -247,12 +247,12 @@ class Pong(Message, frozen=True):
 
 
 class Error(Message, frozen=True):
-    """A request that got no action. `expected` and `came` are for a person to read."""
+    """A request that got no action. `expected` and `actual` are for a person to read."""
 
     code: str
     message: str
     expected: str = ""
-    came: str = ""
+    actual: str = ""
 
 
 class Goodbye(Message, frozen=True):

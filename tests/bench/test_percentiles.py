@@ -11,9 +11,9 @@ from pillion_bench.tables import latency_cells
 
 def test_percentiles_are_those_of_the_values() -> None:
     values = np.arange(1, 100_001, dtype=np.int64) * 1_000
-    came = percentiles_us(values)
-    assert list(came) == ["p50", "p90", "p99", "p99.9"]
-    assert came == pytest.approx({"p50": 50_000, "p90": 90_000, "p99": 99_000, "p99.9": 99_900}, rel=2e-3)
+    result = percentiles_us(values)
+    assert list(result) == ["p50", "p90", "p99", "p99.9"]
+    assert result == pytest.approx({"p50": 50_000, "p90": 90_000, "p99": 99_000, "p99.9": 99_900}, rel=2e-3)
 
 
 def test_values_of_no_time_at_all_count() -> None:

@@ -69,8 +69,8 @@ async def test_several_episodes_act_side_by_side(daemon: Daemon) -> None:
             return [int(await episode.act(np.roll(rows, -start, axis=0)[step])) for step in range(12)]
 
     async with pillion.aio.connect(daemon.address) as session:
-        came = await asyncio.gather(*(drive(session, start) for start in range(12)))
-    assert came == [expected[start:] + expected[:start] for start in range(12)]
+        actual = await asyncio.gather(*(drive(session, start) for start in range(12)))
+    assert actual == [expected[start:] + expected[:start] for start in range(12)]
 
 
 async def test_the_same_seed_draws_what_the_blocking_client_draws(daemon: Daemon) -> None:
@@ -99,7 +99,7 @@ async def test_a_bad_observation_is_refused_before_it_is_sent(daemon: Daemon) ->
 async def test_what_is_not_served_here_is_refused(daemon: Daemon) -> None:
     with pytest.raises(pillion.RefusedError) as refused:
         await pillion.aio.connect(daemon.address, policy="mars-lander")
-    assert (refused.value.code, refused.value.came) == ("policy_not_found", "mars-lander")
+    assert (refused.value.code, refused.value.actual) == ("policy_not_found", "mars-lander")
 
 
 # Waiting

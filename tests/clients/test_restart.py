@@ -109,22 +109,22 @@ def test_a_client_that_waits_when_the_daemon_starts_gets_its_session(start_daemo
     address = start_daemon().address
     stopped = start_daemon()
     stopped.stop()
-    came: list[object] = []
+    result: list[object] = []
 
     def connect() -> None:
         try:
             with pillion.connect(stopped.address, timeout_s=3 * WAIT_S_MAX) as session:
-                came.append(session.policy)
+                result.append(session.policy)
         except pillion.PillionError as error:
-            came.append(error)
+            result.append(error)
 
     waiting = threading.Thread(target=connect)
     waiting.start()
     time.sleep(0.05)
-    assert not came
+    assert not result
     start_daemon(listen=[stopped.address])
     waiting.join(3 * WAIT_S_MAX)
-    assert came == ["lunar-lander"]
+    assert result == ["lunar-lander"]
     assert address != stopped.address
 
 

@@ -140,7 +140,7 @@ def test_a_group_gives_an_action_a_row(session: pillion.Session, model: onnxrunt
 
 
 def test_a_group_needs_as_many_seeds_as_rows(session: pillion.Session) -> None:
-    with pytest.raises(pillion.InvalidObservationError, match="seeds: expected 3, came 2"):
+    with pytest.raises(pillion.InvalidObservationError, match="seeds: expected 3, got 2"):
         session.begin_many(3, seeds=[1, 2])
 
 
@@ -149,7 +149,7 @@ def test_a_group_has_one_row_to_as_many_as_the_limits_say(session: pillion.Sessi
     with pytest.raises(pillion.RefusedError) as refused:
         session.begin_many(count)
     assert refused.value.code == "rows_mismatch"
-    assert refused.value.came == str(count)
+    assert refused.value.actual == str(count)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
@@ -204,13 +204,13 @@ def test_a_sampled_action_is_what_the_formula_of_the_protocol_draws(
     observation = uncertain_observation(model)
     logits = np.array([logits_of(model, observation)])
     episode = session.begin(seed=7)
-    came = [int(episode.act(observation, deterministic=False)) for _ in range(40)]
+    result = [int(episode.act(observation, deterministic=False)) for _ in range(40)]
     expected = [
         int(sample_categorical(logits, np.array([7], np.uint64), np.array([step], np.uint64))[0][0])
         for step in range(40)
     ]
-    assert came == expected
-    assert len(set(came)) > 1
+    assert result == expected
+    assert len(set(result)) > 1
 
 
 def test_the_same_seed_draws_the_same_actions_whatever_else_is_in_the_batch(
@@ -230,8 +230,8 @@ def test_the_same_seed_draws_the_same_actions_whatever_else_is_in_the_batch(
 def test_different_seeds_draw_different_actions(session: pillion.Session, model: onnxruntime.InferenceSession) -> None:
     observation = uncertain_observation(model)
     group = session.begin_many(2, seeds=[7, 8])
-    came = np.array([group.act(np.stack([observation] * 2), deterministic=False) for _ in range(40)])
-    assert came[:, 0].tolist() != came[:, 1].tolist()
+    result = np.array([group.act(np.stack([observation] * 2), deterministic=False) for _ in range(40)])
+    assert result[:, 0].tolist() != result[:, 1].tolist()
 
 
 def test_a_row_that_starts_again_with_its_seed_draws_its_actions_again(
@@ -346,16 +346,16 @@ def test_a_sampled_real_action_is_what_the_formula_draws_clipped_to_its_bounds(d
 
 BAD_OBSERVATIONS: list[tuple[Any, str]] = [
     ({"camera": DRIVE["camera"], "speed": DRIVE["speed"]}, "expected observations camera, speed, gear"),
-    ({**DRIVE, "radar": np.zeros(3)}, "came .*radar"),
-    ({**DRIVE, "speed": np.zeros(3, np.float32)}, r"expected shape \[2\], came \[3\]"),
-    ({**DRIVE, "speed": np.zeros((1, 2), np.float32)}, r"expected shape \[2\], came \[1, 2\]"),
-    ({**DRIVE, "camera": np.zeros((2, 2), np.float32)}, "expected uint8, came float32"),
+    ({**DRIVE, "radar": np.zeros(3)}, "got .*radar"),
+    ({**DRIVE, "speed": np.zeros(3, np.float32)}, r"expected shape \[2\], got \[3\]"),
+    ({**DRIVE, "speed": np.zeros((1, 2), np.float32)}, r"expected shape \[2\], got \[1, 2\]"),
+    ({**DRIVE, "camera": np.zeros((2, 2), np.float32)}, "expected uint8, got float32"),
     ({**DRIVE, "camera": np.array([[0, 1], [2, 256]], np.uint16)}, "do not fit uint8"),
-    ({**DRIVE, "gear": 1.5}, "expected int64, came float64"),
+    ({**DRIVE, "gear": 1.5}, "expected int64, got float64"),
     ({**DRIVE, "speed": [0.0, "fast"]}, "does not convert"),
     ({**DRIVE, "speed": [[0.0], [0.0, 1.0]]}, "no array"),
     (np.zeros(2, np.float32), "expected a mapping of camera, speed, gear"),
-    ({}, "came none"),
+    ({}, "got none"),
 ]
 
 
@@ -457,7 +457,7 @@ def test_closing_one_session_leaves_the_others(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "code", "expected", "came"),
+    ("wanted", "code", "expected", "actual"),
     [
         ({"policy": "mars-lander"}, "policy_not_found", "lunar-lander", "mars-lander"),
         ({"version": ">=2"}, "version_not_found", ">=2", "1.0.0"),
@@ -468,7 +468,7 @@ def test_closing_one_session_leaves_the_others(daemon: Daemon) -> None:
     ],
 )
 def test_what_is_not_served_here_is_refused_at_the_handshake(
-    daemon: Daemon, wanted: dict[str, str], code: str, expected: str | None, came: str | None
+    daemon: Daemon, wanted: dict[str, str], code: str, expected: str | None, actual: str | None
 ) -> None:
     with pytest.raises(pillion.RefusedError) as refused:
         pillion.connect(daemon.address, **wanted)  # type: ignore[arg-type]
@@ -476,15 +476,15 @@ def test_what_is_not_served_here_is_refused_at_the_handshake(
     assert str(refused.value).startswith(f"{code}: ")
     if expected is not None:
         assert refused.value.expected == expected
-    if came is not None:
-        assert refused.value.came == came
+    if actual is not None:
+        assert refused.value.actual == actual
 
 
 def test_another_protocol_version_is_refused(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pillion.conversation.PROTOCOL_VERSION", 2)
     with pytest.raises(pillion.RefusedError) as refused:
         pillion.connect(daemon.address)
-    assert (refused.value.code, refused.value.expected, refused.value.came) == ("unsupported_protocol", "1", "2")
+    assert (refused.value.code, refused.value.expected, refused.value.actual) == ("unsupported_protocol", "1", "2")
 
 
 def test_what_is_served_here_may_be_asked_for_by_name_range_and_spec_hash(daemon: Daemon) -> None:

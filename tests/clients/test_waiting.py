@@ -372,7 +372,7 @@ def test_another_message_than_the_one_asked_for_is_an_error(fake_daemon: MakeFak
 
     with pillion.connect(fake_daemon(answer).address) as session:
         episode = session.begin()
-        with pytest.raises(pillion.RefusedError, match="expected action; came pong"):
+        with pytest.raises(pillion.RefusedError, match="expected action; got pong"):
             episode.act(OBSERVATION)
 
 
@@ -388,7 +388,7 @@ def test_an_error_code_from_the_future_is_told_as_it_came(fake_daemon: MakeFake)
         with pytest.raises(pillion.RefusedError) as refused:
             session.begin().act(OBSERVATION)
         assert (refused.value.code, str(refused.value)) == (
-            "tired", "tired: not now; expected a rest; came an act",
+            "tired", "tired: not now; expected a rest; got an act",
         )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ LOST = ("epoch_stale", "session_unknown")
 
 
 class RefusedError(Exception):
-    """An error message; its arguments are code, message, expected and came."""
+    """An error message; its arguments are code, message, expected and actual."""
 
 
 class EpisodeLostError(Exception):

@@ -98,20 +98,20 @@ def test_any_bytes_give_a_message_or_a_remote_protocol_error(data: bytes) -> Non
 
 @given(st.sampled_from(list(MessageType)), st.lists(msgpack_values, max_size=14))
 def test_any_array_behind_a_known_type_byte_gives_a_message_or_malformed(kind: int, fields: list[Any]) -> None:
-    came = decoded_or_refused(head(kind, fields))
-    if isinstance(came, RemoteProtocolError):
-        assert came.code is ErrorCode.MALFORMED
+    result = decoded_or_refused(head(kind, fields))
+    if isinstance(result, RemoteProtocolError):
+        assert result.code is ErrorCode.MALFORMED
     else:
-        assert type(came) is STRUCTS[MessageType(kind)]
+        assert type(result) is STRUCTS[MessageType(kind)]
 
 
 @given(messages, st.data())
 def test_a_head_cut_short_is_malformed(message: Message, data: st.DataObject) -> None:
     whole = encode(message)
     cut = data.draw(st.integers(0, len(whole) - 1))
-    came = decoded_or_refused(whole[:cut])
-    assert isinstance(came, RemoteProtocolError)
-    assert came.code is ErrorCode.MALFORMED
+    result = decoded_or_refused(whole[:cut])
+    assert isinstance(result, RemoteProtocolError)
+    assert result.code is ErrorCode.MALFORMED
 
 
 @given(messages, st.data())
@@ -140,9 +140,9 @@ def test_missing_trailing_fields_take_their_defaults(message: Message, data: st.
     required = sum(field.required for field in described)
     kept = data.draw(st.integers(required, len(described)))
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(message))[:kept]
-    came = decode(head(encode(message)[0], fields))
+    result = decode(head(encode(message)[0], fields))
     for index, field in enumerate(described):
-        value = getattr(came, field.name)
+        value = getattr(result, field.name)
         if index < kept:
             assert value == getattr(message, field.name)
         elif field.default is not msgspec.NODEFAULT:
@@ -156,15 +156,15 @@ def test_a_message_without_a_required_field_is_malformed(message: Message, data:
     required = sum(field.required for field in msgspec.structs.fields(type(message)))
     kept = data.draw(st.integers(0, required - 1))
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(message))[:kept]
-    came = decoded_or_refused(head(encode(message)[0], fields))
-    assert isinstance(came, RemoteProtocolError)
-    assert came.code is ErrorCode.MALFORMED
+    result = decoded_or_refused(head(encode(message)[0], fields))
+    assert isinstance(result, RemoteProtocolError)
+    assert result.code is ErrorCode.MALFORMED
 
 
 def test_deep_nesting_is_malformed() -> None:
-    came = decoded_or_refused(b"\x09" + b"\x91" * 60_000)
-    assert isinstance(came, RemoteProtocolError)
-    assert came.code is ErrorCode.MALFORMED
+    result = decoded_or_refused(b"\x09" + b"\x91" * 60_000)
+    assert isinstance(result, RemoteProtocolError)
+    assert result.code is ErrorCode.MALFORMED
 
 
 def test_a_head_beyond_the_limit_is_too_large_and_one_at_the_limit_is_read() -> None:
@@ -177,12 +177,12 @@ def test_a_head_beyond_the_limit_is_too_large_and_one_at_the_limit_is_read() -> 
         decode(at_the_limit + b"\x00")
     assert caught.value.code is ErrorCode.TOO_LARGE
     assert caught.value.expected == f"at most {HEAD_BYTES_MAX} bytes"
-    assert caught.value.came == f"{HEAD_BYTES_MAX + 1} bytes"
+    assert caught.value.actual == f"{HEAD_BYTES_MAX + 1} bytes"
 
 
 def test_an_error_reads_as_what_was_expected_and_what_came() -> None:
     error = ProtocolError(ErrorCode.ROWS_MISMATCH, "wrong number of rows", "2", "3")
-    assert str(error) == "wrong number of rows; expected 2; came 3"
+    assert str(error) == "wrong number of rows; expected 2; got 3"
     assert str(ProtocolError(ErrorCode.INTERNAL, "the engine failed")) == "the engine failed"
 
 

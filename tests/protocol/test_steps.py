@@ -39,8 +39,8 @@ def test_an_act_written_in_place_is_the_act_that_was_meant(
         assert decode(bytes(step[0])) == decode(encode(meant)) == meant
         assert step.sequence == sequence
         assert is_act_step(bytes(step[0]))
-        begin, came, middle, came_slot, came_generation = split_act(step[0])
-        assert (came, slot_number(came_slot), came_generation) == (sequence, slot, generation)
+        begin, result, middle, came_slot, came_generation = split_act(step[0])
+        assert (result, slot_number(came_slot), came_generation) == (sequence, slot, generation)
         assert (came_slot == NO_SLOT) == (slot == 0)
         assert begin + middle == BEGIN_AND_MIDDLE.setdefault((identity, rows, budget_us, deterministic), begin + middle)
 

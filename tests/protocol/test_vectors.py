@@ -95,9 +95,9 @@ def test_a_head_decodes_to_the_fields_beside_it(entry: dict[str, Any]) -> None:
     fields = msgspec.structs.asdict(message)
     assert list(fields) == list(entry["fields"])
     for name, value in fields.items():
-        came = from_plain(entry["fields"][name], value)
-        assert came == value
-        assert type(came) is type(value) or isinstance(value, str)
+        result = from_plain(entry["fields"][name], value)
+        assert result == value
+        assert type(result) is type(value) or isinstance(value, str)
 
 
 @pytest.mark.parametrize("entry", named([entry for entry in vectors("messages") if entry["reencodes"]]))

@@ -37,9 +37,9 @@ def check_graph(data: bytes | memoryview, title: str, whose: str) -> None:
         inspect_onnx(data, whose)
 
 
-def _check_tensors(expected: list[TensorCard], came: list[GraphTensor], kind: str, whose: str) -> None:
+def _check_tensors(expected: list[TensorCard], actual: list[GraphTensor], kind: str, whose: str) -> None:
     """Only what the graph states can be compared; the engine looks at the rest when it runs."""
-    offered = {tensor.name: tensor for tensor in came}
+    offered = {tensor.name: tensor for tensor in actual}
     for tensor in expected:
         if tensor.name not in offered:
             names = ", ".join(offered) or "none"

@@ -66,7 +66,7 @@ def decode_golden(data: bytes) -> Golden:
     golden = Golden(parts[_INPUT], parts[_OUTPUT])
     rows = {len(array) for array in tensors.values()}
     if len(rows) != 1 or not golden.inputs or not golden.outputs:
-        raise InvalidArtifactError(f"{GOLDEN_NAME}: expected inputs and outputs of as many rows each, came {rows}")
+        raise InvalidArtifactError(f"{GOLDEN_NAME}: expected inputs and outputs of as many rows each, got {rows}")
     return golden
 
 
@@ -78,21 +78,21 @@ def check_golden(run: Run, golden: Golden, tolerance: Tolerance, rows_max: int) 
     """
     for first in range(0, golden.rows, rows_max):
         part = golden.part(first, rows_max)
-        came = run(part.inputs)
+        actual = run(part.inputs)
         for name, expected in part.outputs.items():
-            if name in came:
-                compare(name, expected, came[name], tolerance.of(name), first)
+            if name in actual:
+                compare(name, expected, actual[name], tolerance.of(name), first)
 
 
-def compare(name: str, expected: Array, came: Array, bound: Bound, first_row: int = 0) -> float:
-    """The greatest absolute difference; raises `ParityError` where a row of `came` differs by more than `bound`."""
-    if expected.shape != came.shape or expected.dtype != came.dtype:
+def compare(name: str, expected: Array, actual: Array, bound: Bound, first_row: int = 0) -> float:
+    """The greatest absolute difference; raises `ParityError` where a row of `actual` differs by more than `bound`."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         raise ParityError(
-            f"output {name!r}: expected {expected.dtype} {list(expected.shape)}, came {came.dtype} {list(came.shape)}"
+            f"output {name!r}: expected {expected.dtype} {list(expected.shape)}, got {actual.dtype} {list(actual.shape)}"
         )
     if expected.size == 0:
         return 0.0
-    wanted, got = expected.reshape(len(expected), -1), came.reshape(len(came), -1)
+    wanted, got = expected.reshape(len(expected), -1), actual.reshape(len(actual), -1)
     difference = np.abs(wanted.astype(np.float64) - got.astype(np.float64))
     allowed = bound.absolute + bound.relative * np.abs(wanted.astype(np.float64))
     if expected.dtype.kind != "f":
@@ -104,7 +104,7 @@ def compare(name: str, expected: Array, came: Array, bound: Bound, first_row: in
         row, element = (int(index) for index in np.argwhere(is_wrong)[0])
         raise ParityError(
             f"output {name!r}, row {first_row + row}, element {element}: expected {wanted[row, element]!s}, "
-            f"came {got[row, element]!s}, which differs by {difference[row, element]:.3g}, "
+            f"got {got[row, element]!s}, which differs by {difference[row, element]:.3g}, "
             f"at most {allowed[row, element]:.3g} is tolerated"
         )
     return float(difference.max())

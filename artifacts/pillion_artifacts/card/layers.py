@@ -51,4 +51,4 @@ def kind_of(title: str) -> LayerKind:
     try:
         return _BY_TITLE[title]
     except KeyError:
-        raise InvalidArtifactError(f"expected one of {', '.join(_BY_TITLE)}, came {title!r}") from None
+        raise InvalidArtifactError(f"expected one of {', '.join(_BY_TITLE)}, got {title!r}") from None

@@ -219,7 +219,7 @@ def parse_card(text: bytes) -> ModelCard:
 def check_card(card: ModelCard) -> None:
     """Raises `InvalidArtifactError` where the parts of a card contradict each other."""
     if not semver.Version.is_valid(card.version):
-        raise InvalidArtifactError(f"model card: version: expected MAJOR.MINOR.PATCH, came {card.version!r}")
+        raise InvalidArtifactError(f"model card: version: expected MAJOR.MINOR.PATCH, got {card.version!r}")
     _check_tensors(card)
     _check_action(card)
     _check_state(card)
@@ -243,7 +243,7 @@ def _convert(fields: Any) -> ModelCard:
         case 2 | None:
             return msgspec.convert(fields, ModelCard)
         case other:
-            raise InvalidArtifactError(f"model card: schema: expected 1 or {SCHEMA}, came {other!r}")
+            raise InvalidArtifactError(f"model card: schema: expected 1 or {SCHEMA}, got {other!r}")
 
 
 def _check_tensors(card: ModelCard) -> None:
@@ -251,14 +251,14 @@ def _check_tensors(card: ModelCard) -> None:
     for field, tensors in (("observation", card.observation), ("outputs", card.outputs)):
         names = [tensor.name for tensor in tensors]
         if len(set(names)) != len(names):
-            raise InvalidArtifactError(f"model card: {field}: expected names that differ, came {', '.join(names)}")
+            raise InvalidArtifactError(f"model card: {field}: expected names that differ, got {', '.join(names)}")
         for tensor in tensors:
             elements = math.prod(tensor.shape)
             for bound, values in (("low", tensor.low), ("high", tensor.high)):
                 if len(values) not in (0, 1, elements):
                     raise InvalidArtifactError(
                         f"model card: {field}.{tensor.name}.{bound}: expected 0, 1 or {elements} numbers, "
-                        f"came {len(values)}"
+                        f"got {len(values)}"
                     )
 
 
@@ -266,7 +266,7 @@ def _check_action(card: ModelCard) -> None:
     """Raises `InvalidArtifactError` where the distribution or the safe action is not one of this action."""
     action = next((tensor for tensor in card.outputs if tensor.name == ACTION), None)
     if action is None:
-        raise InvalidArtifactError("model card: outputs: expected one called 'action', came none")
+        raise InvalidArtifactError("model card: outputs: expected one called 'action', got none")
     distribution = card.distribution
     fitting = {"deterministic": action.space, "categorical": "Discrete"}.get(distribution.kind, "Box")
     if action.space != fitting:
@@ -274,11 +274,11 @@ def _check_action(card: ModelCard) -> None:
             f"model card: distribution.kind: {distribution.kind} draws {fitting} actions, the action is {action.space}"
         )
     if action.space == "Discrete" and action.shape:
-        raise InvalidArtifactError(f"model card: outputs.action.shape: a Discrete action has none, came {action.shape}")
+        raise InvalidArtifactError(f"model card: outputs.action.shape: a Discrete action has none, got {action.shape}")
     _check_parameters(distribution, action)
     if card.safe_action is not None and len(card.safe_action) != math.prod(action.shape):
         raise InvalidArtifactError(
-            f"model card: safe_action: expected {math.prod(action.shape)} numbers, came {len(card.safe_action)}"
+            f"model card: safe_action: expected {math.prod(action.shape)} numbers, got {len(card.safe_action)}"
         )
 
 
@@ -300,9 +300,7 @@ def _check_state(card: ModelCard) -> None:
     outputs = [tensor.name for tensor in card.outputs] + [state.output for state in card.state]
     for field, names in (("name", inputs), ("output", outputs)):
         if len(set(names)) != len(names):
-            raise InvalidArtifactError(
-                f"model card: state.{field}: expected names that differ, came {', '.join(names)}"
-            )
+            raise InvalidArtifactError(f"model card: state.{field}: expected names that differ, got {', '.join(names)}")
 
 
 def _check_references(card: ModelCard) -> None:

@@ -62,9 +62,9 @@ def inspect_onnx(data: bytes | memoryview, whose: str) -> OnnxFile:
 def _check_disguise(view: memoryview, whose: str) -> None:
     begins = bytes(view[:4])
     if begins[:1] == b"\x80" and begins[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise InvalidArtifactError(f"{whose}: expected an ONNX file, came a pickle")
+        raise InvalidArtifactError(f"{whose}: expected an ONNX file, got a pickle")
     if begins == b"PK\x03\x04":
-        raise InvalidArtifactError(f"{whose}: expected an ONNX file, came a zip file")
+        raise InvalidArtifactError(f"{whose}: expected an ONNX file, got a zip file")
 
 
 def _inspect_model(view: memoryview) -> OnnxFile:
@@ -92,7 +92,7 @@ def _inspect_model(view: memoryview) -> OnnxFile:
 
 def _check_graph(graph: memoryview, held: set[tuple[str, str]], depth: int) -> None:
     if depth > GRAPH_DEPTH_MAX:
-        raise InvalidArtifactError(f"expected graphs nested at most {GRAPH_DEPTH_MAX} deep, came more")
+        raise InvalidArtifactError(f"expected graphs nested at most {GRAPH_DEPTH_MAX} deep, got more")
     for number, value in _fields(graph):
         if number == 5 and isinstance(value, memoryview):
             _check_tensor(value)
@@ -105,7 +105,7 @@ def _check_nodes(nodes: Iterator[memoryview], held: set[tuple[str, str]], depth:
     for node in nodes:
         domain, operator = _text(node, 7), _text(node, 4)
         if domain not in STANDARD_DOMAINS and (domain, operator) not in held:
-            raise InvalidArtifactError(f"expected operators that ONNX defines, came {operator!r} of {domain!r}")
+            raise InvalidArtifactError(f"expected operators that ONNX defines, got {operator!r} of {domain!r}")
         for attribute in _submessages(node, 5):
             _check_attribute(attribute, held, depth)
 
@@ -140,7 +140,7 @@ def _check_tensor(tensor: memoryview) -> None:
                 location = _text(value, 2)
     if external:
         name = _text(tensor, 8)
-        raise InvalidArtifactError(f"expected every weight in the file itself, came {name!r} in {location!r}")
+        raise InvalidArtifactError(f"expected every weight in the file itself, got {name!r} in {location!r}")
 
 
 def _tensor(value: memoryview) -> GraphTensor:

@@ -384,7 +384,7 @@ def verify(
     if not references and not everything:
         raise click.UsageError("expected a REF, or --all")
     if keys and trust:
-        raise click.UsageError("expected --key or --trust, came both")
+        raise click.UsageError("expected --key or --trust, got both")
     asked = trust_of_settings(trust) if trust else trust_of_keys(list(keys), threshold) if keys else None
     report = verify_and_report(open_store(store), references, everything, asked)
     finish_report(report, html, as_json)

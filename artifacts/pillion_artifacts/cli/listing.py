@@ -78,7 +78,7 @@ def move_or_read_alias(
     """Does what `pillion artifact alias` says; gives the alias as it then is, without a version where it is gone."""
     policy, separator, alias = name.partition("@")
     if not separator:
-        raise InvalidNameError(f"expected NAME@ALIAS, came {name!r}")
+        raise InvalidNameError(f"expected NAME@ALIAS, got {name!r}")
     checked_policy(policy), checked_alias(alias)
     if not version and not remove:
         return read_alias(store.root, policy, alias)

@@ -68,7 +68,7 @@ def _import(source: Path, folder: Path, policy: str, version: str, options: dict
     try:
         if not source.exists():
             raise InvalidSourceError(
-                f"{source}: expected a folder with {MODEL_NAME}, or a file that can be imported, came nothing"
+                f"{source}: expected a folder with {MODEL_NAME}, or a file that can be imported, got nothing"
             )
         return import_source(source, folder, policy, version, Options(**options))
     except ArtifactError as error:

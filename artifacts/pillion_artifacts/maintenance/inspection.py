@@ -115,7 +115,7 @@ def _layout_faults(root: Path) -> list[Fault]:
     except (ArtifactError, *UNREADABLE) as error:
         return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: {error}")]
     if version != msgspec.json.decode(LAYOUT):
-        return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: expected {LAYOUT.decode()}, came {version}")]
+        return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: expected {LAYOUT.decode()}, got {version}")]
     return []
 
 
@@ -173,10 +173,10 @@ def _state_faults(root: Path) -> list[Fault]:
     faults = []
     for name, digest in sorted(expected.items()):
         path = root / name
-        came = digest_of(path.read_bytes()) if path.is_file() else ""
-        if came != digest:
+        actual = digest_of(path.read_bytes()) if path.is_file() else ""
+        if actual != digest:
             kind = _KIND_OF.get(name, "route" if name.startswith(f"{ROUTES_NAME}/") else "alias")
-            what = "it is missing" if not came else "it was changed by hand, or is damaged"
+            what = "it is missing" if not actual else "it was changed by hand, or is damaged"
             faults.append(Fault(kind, name, f"{name}: {what}: the audit log does not know these bytes"))
     try:
         read_pins(root)
@@ -207,11 +207,11 @@ def _orphan_fault(path: Path, digest: str) -> Fault:
     whose = f"blobs/sha256/{path.name}"
     try:
         with open_regular(path, whose) as file:
-            came = f"sha256:{hash_file(file)[0]}"
+            actual = f"sha256:{hash_file(file)[0]}"
     except ArtifactError as error:
         return Fault("blob", digest, str(error))
-    if came != digest:
-        return Fault("blob", digest, f"{whose}: its bytes are those of {came}")
+    if actual != digest:
+        return Fault("blob", digest, f"{whose}: its bytes are those of {actual}")
     return Fault("orphan", digest, f"{whose}: nothing names it")
 
 

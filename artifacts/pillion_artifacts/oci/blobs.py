@@ -40,13 +40,13 @@ def open_regular(path: Path, whose: str) -> Iterator[BinaryIO]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise InvalidArtifactError(f"{whose}: expected a file, came a symbolic link") from None
+            raise InvalidArtifactError(f"{whose}: expected a file, got a symbolic link") from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO):
             raise InvalidArtifactError(f"{whose}: {error.strerror}") from None
         raise StoreError.from_os(whose, error) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InvalidArtifactError(f"{whose}: expected a file, came something else")
+        raise InvalidArtifactError(f"{whose}: expected a file, got something else")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         try:
             yield file
@@ -62,7 +62,7 @@ def open_blob(root: Path, descriptor: Descriptor, whose: str) -> Iterator[Binary
         # before a byte is read: a file that is far too long is not worth its time
         if size != descriptor.size:
             raise DigestMismatchError(
-                f"{whose} is not what was published: expected {descriptor.size} bytes, came {size}"
+                f"{whose} is not what was published: expected {descriptor.size} bytes, got {size}"
             )
         yield file
 
@@ -79,7 +79,7 @@ def read_small(path: Path, bytes_max: int, whose: str) -> bytes:
 def check_size(size: int, bytes_max: int, whose: str) -> None:
     """Raises `InvalidArtifactError` for more bytes than there may be."""
     if size > bytes_max:
-        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came {size}")
+        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got {size}")
 
 
 def read_all(file: BinaryIO) -> bytes:
@@ -154,5 +154,5 @@ def check_content(digest: str, size: int, descriptor: Descriptor, whose: str) ->
     if (f"sha256:{digest}", size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
             f"{whose} is not what was published: "
-            f"expected {descriptor.digest} ({descriptor.size} bytes), came sha256:{digest} ({size} bytes)"
+            f"expected {descriptor.digest} ({descriptor.size} bytes), got sha256:{digest} ({size} bytes)"
         )

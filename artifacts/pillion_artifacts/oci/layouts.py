@@ -105,7 +105,7 @@ def read_bounded(files: Files, path: str, bytes_max: int) -> bytes:
     for chunk in files.chunks(path):
         data += chunk
         if len(data) > bytes_max:
-            raise InvalidArtifactError(f"{files.where}: {path}: expected at most {bytes_max} bytes, came more")
+            raise InvalidArtifactError(f"{files.where}: {path}: expected at most {bytes_max} bytes, got more")
     return bytes(data)
 
 
@@ -126,7 +126,7 @@ def _meant(offers: list[Offer], reference: str, where: str) -> Offer:
     """The offer with that digest, or the newest that fits."""
     asked = parse_reference(reference)
     if asked.alias:
-        raise PolicyNotFoundError(f"{where}: aliases are not carried: expected a version, came {reference!r}")
+        raise PolicyNotFoundError(f"{where}: aliases are not carried: expected a version, got {reference!r}")
     of_policy = [offer for offer in offers if offer.policy == asked.policy]
     if asked.digest:
         found = [offer for offer in of_policy if offer.digest == asked.digest]

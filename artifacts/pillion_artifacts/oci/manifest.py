@@ -78,7 +78,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
         """The one layer of that media type; raises `InvalidArtifactError` where there is not exactly one."""
         found = [layer for layer in self.layers if layer.media_type == media_type]
         if len(found) != 1:
-            raise InvalidArtifactError(f"manifest: expected one layer {media_type}, came {len(found)}")
+            raise InvalidArtifactError(f"manifest: expected one layer {media_type}, got {len(found)}")
         return found[0]
 
 

@@ -132,7 +132,7 @@ def _import_sb3(source: Path, details: Details, card: ModelCard | None, options:
     from pillion_artifacts.publishing.sb3.source import import_sb3
 
     if card is not None:
-        raise InvalidSourceError(f"{source.name}: it describes itself: expected details, came a whole card")
+        raise InvalidSourceError(f"{source.name}: it describes itself: expected details, got a whole card")
     statistics = None if options.statistics is None else read_file(options.statistics, PICKLE_BYTES_MAX)
     return import_sb3(read_file(source), source.name, details, statistics)
 

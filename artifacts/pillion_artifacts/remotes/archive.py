@@ -83,7 +83,7 @@ class ArchiveFiles:
             name = _checked(member, self.where)
             total += member.size
             if total > ARCHIVE_BYTES_MAX or len(members) >= ARCHIVE_MEMBERS_MAX:
-                raise InvalidArtifactError(f"{self.where}: expected at most {ARCHIVE_BYTES_MAX} bytes, came more")
+                raise InvalidArtifactError(f"{self.where}: expected at most {ARCHIVE_BYTES_MAX} bytes, got more")
             if name in members:
                 raise InvalidArtifactError(f"{self.where}: {name!r} is in it twice")
             if member.isfile():
@@ -172,12 +172,12 @@ def _checked(member: tarfile.TarInfo, where: str) -> str:
     if member.isdir() and name in _FOLDERS:
         return name
     if not member.isreg() or member.issparse():
-        raise InvalidArtifactError(f"{where}: expected files only, came {_kind(member)} {member.name!r}")
+        raise InvalidArtifactError(f"{where}: expected files only, got {_kind(member)} {member.name!r}")
     if name not in ("index.json", LAYOUT_NAME) and _BLOB.fullmatch(name) is None:
-        raise InvalidArtifactError(f"{where}: expected the files of an OCI layout, came {member.name!r}")
+        raise InvalidArtifactError(f"{where}: expected the files of an OCI layout, got {member.name!r}")
     bytes_max = INDEX_BYTES_MAX if name == "index.json" else MODEL_BYTES_MAX
     if member.size > bytes_max:
-        raise InvalidArtifactError(f"{where}: {name}: expected at most {bytes_max} bytes, came {member.size}")
+        raise InvalidArtifactError(f"{where}: {name}: expected at most {bytes_max} bytes, got {member.size}")
     return name
 
 

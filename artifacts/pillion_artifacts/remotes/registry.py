@@ -70,7 +70,7 @@ class Registry:
     def __init__(self, url: str, *, plain_http: bool = False) -> None:
         parts = urlsplit(url)
         if parts.scheme != "oci" or not parts.netloc:
-            raise InvalidNameError(f"expected oci://HOST/PREFIX, came {url!r}")
+            raise InvalidNameError(f"expected oci://HOST/PREFIX, got {url!r}")
         self.where = url
         self._allows_plain_http = plain_http
         self._host = parts.netloc
@@ -98,7 +98,7 @@ class Registry:
     def offers(self, references: list[str]) -> list[Offer]:
         """What the references mean there; a registry does not list its policies, hence at least one must be named."""
         if not references:
-            raise PolicyNotFoundError(f"{self.where}: expected the name of a policy, came none")
+            raise PolicyNotFoundError(f"{self.where}: expected the name of a policy, got none")
         offers = [offer for reference in references for offer in self._offers_of(reference)]
         if not offers:
             raise PolicyNotFoundError(f"{self.where}: nothing there fits {', '.join(references)}")
@@ -258,7 +258,7 @@ class Registry:
             while chunk := self._run(self._read(response, CHUNK_BYTES)):
                 data += chunk
                 if len(data) > bytes_max:
-                    raise InvalidArtifactError(f"{self.where}: {what}: expected at most {bytes_max} bytes, came more")
+                    raise InvalidArtifactError(f"{self.where}: {what}: expected at most {bytes_max} bytes, got more")
             return bytes(data)
         finally:
             response.close()
@@ -314,7 +314,7 @@ class Registry:
         asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
         realm = asked.get("realm", "")
         if not realm.startswith("https://") and not self._allows_plain_http:
-            raise RemoteError(f"{self.where}: expected a token server with https, came {realm!r}")
+            raise RemoteError(f"{self.where}: expected a token server with https, got {realm!r}")
         basic = _basic(self._host)
         headers = {"Authorization": basic} if basic else {}
         parameters = {key: asked[key] for key in ("service", "scope") if key in asked}

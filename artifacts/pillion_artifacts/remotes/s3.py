@@ -123,7 +123,7 @@ def open_bucket(url: str) -> Any:
     from obstore.store import from_url
 
     if not is_bucket(url):
-        raise InvalidNameError(f"expected s3://BUCKET/PREFIX, came {url!r}")
+        raise InvalidNameError(f"expected s3://BUCKET/PREFIX, got {url!r}")
     try:
         return from_url(url)
     except (BaseError, ValueError) as error:

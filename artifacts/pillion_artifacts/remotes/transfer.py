@@ -137,7 +137,7 @@ def checked_chunks(
 def _check_sent(digest: str, size: int, descriptor: Descriptor, whose: str) -> None:
     if (f"sha256:{digest}", size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
-            f"{whose} is not what was published: expected {descriptor.digest}, came sha256:{digest} ({size} bytes)"
+            f"{whose} is not what was published: expected {descriptor.digest}, got sha256:{digest} ({size} bytes)"
         )
 
 
@@ -158,7 +158,7 @@ def _stage_version(change: Change, source: Source, offer: Offer, progress: Progr
     """Stages the blobs of a version, looked at as at its publication; gives their size in bytes."""
     whose = spoken(checked_policy(offer.policy), checked_version(offer.version))
     if digest_of(offer.manifest) != offer.digest:
-        raise DigestMismatchError(f"{whose}: manifest: expected {offer.digest}, came {digest_of(offer.manifest)}")
+        raise DigestMismatchError(f"{whose}: manifest: expected {offer.digest}, got {digest_of(offer.manifest)}")
     manifest = decode_named(offer.manifest, whose)
     if manifest.policy != offer.policy or manifest.version != offer.version:
         raise InvalidArtifactError(f"{whose}: the manifest is that of {spoken(manifest.policy, manifest.version)}")
@@ -185,12 +185,12 @@ def _stage(
     progress: Progress = no_progress,
 ) -> Staged:
     if descriptor.size > bytes_max:
-        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came {descriptor.size}")
+        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got {descriptor.size}")
     staged = change.stage_chunks(source.chunks(policy, descriptor, whose), descriptor.size, whose, progress)
     if (staged.digest, staged.size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
             f"{whose} is not what was published: expected {descriptor.digest} ({descriptor.size} bytes), "
-            f"came {staged.digest} ({staged.size} bytes)"
+            f"got {staged.digest} ({staged.size} bytes)"
         )
     return staged
 

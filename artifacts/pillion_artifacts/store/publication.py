@@ -95,9 +95,7 @@ def attestation_entry(manifest: AttestationManifest, data: bytes) -> Descriptor:
 
 def _check_names(folder: Path, whose: str) -> None:
     if not folder.is_dir():
-        raise InvalidArtifactError(
-            f"{whose}: expected a folder with {MODEL_NAME} and {CARD_NAME}, came {str(folder)!r}"
-        )
+        raise InvalidArtifactError(f"{whose}: expected a folder with {MODEL_NAME} and {CARD_NAME}, got {str(folder)!r}")
     for entry in sorted(folder.iterdir()):
         try:
             kind_of(entry.name)

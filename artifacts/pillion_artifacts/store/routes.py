@@ -65,7 +65,7 @@ def read_routes(root: Path, policy: str) -> list[Route]:
     except UNREADABLE as error:
         raise InvalidArtifactError(f"{target}: {error}") from None
     if any(route.policy != policy for route in routes):
-        raise InvalidArtifactError(f"{target}: expected routes of {policy}, came some of another policy")
+        raise InvalidArtifactError(f"{target}: expected routes of {policy}, got some of another policy")
     return routes
 
 

@@ -187,7 +187,7 @@ class Store:
         data = read_small(blob_path(self.root, digest), MANIFEST_BYTES_MAX, f"{whose}: manifest")
         if digest_of(data) != digest:
             raise DigestMismatchError(
-                f"{whose}: manifest is not what was published: expected {digest}, came {digest_of(data)}"
+                f"{whose}: manifest is not what was published: expected {digest}, got {digest_of(data)}"
             )
         return data
 
@@ -275,13 +275,13 @@ class Store:
         with Change(self.root, whose) as change, change.deciding():
             target = self.resolve(f"{policy}@{to}")
             now = _current(self.root, policy, alias)
-            came = now.version if now else ""
-            if came != expected:
+            actual = now.version if now else ""
+            if actual != expected:
                 raise AliasMovedError(
-                    f"{whose}: expected it to point at {expected or 'nothing'}, it points at {came or 'nothing'}"
+                    f"{whose}: expected it to point at {expected or 'nothing'}, it points at {actual or 'nothing'}"
                 )
             fields = {"policy": policy, "alias": alias, "version": target.version, "digest": target.digest}
-            record = self.record(action, by, reason, **fields, was=came)
+            record = self.record(action, by, reason, **fields, was=actual)
             moved = Alias(**fields, moved_at=record.at, moved_by=record.by, reason=record.reason)
             if now:
                 moved = msgspec.structs.replace(moved, was_version=now.version, was_digest=now.digest)
@@ -374,7 +374,7 @@ class Store:
                 raise LeaseExistsError(f"lease {name!r} holds {same.version}: end it first, or take another name")
             if same is None and len(mine) >= EVALUATION_LEASES_MAX:
                 raise LeaseExistsError(
-                    f"expected at most {EVALUATION_LEASES_MAX} leases of {target.policy}, came one more"
+                    f"expected at most {EVALUATION_LEASES_MAX} leases of {target.policy}, got one more"
                 )
             fields = {"policy": target.policy, "version": target.version, "digest": target.digest}
             record = self.record("lease", by, f"{name}: {reason}".rstrip(": "), **fields)
@@ -468,7 +468,7 @@ def check_layers(manifest: Manifest, whose: str) -> None:
             raise InvalidArtifactError(f"{whose}: manifest: expected one {layer.title} of type {kind.media_type}")
     for required in (kind for kind in KINDS if kind.required):
         if required.title not in titles:
-            raise InvalidArtifactError(f"{whose}: manifest: expected one layer {required.title}, came none")
+            raise InvalidArtifactError(f"{whose}: manifest: expected one layer {required.title}, got none")
 
 
 def _kind(title: str, whose: str) -> LayerKind:

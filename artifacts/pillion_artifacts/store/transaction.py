@@ -128,7 +128,7 @@ class Change:
         with open_regular(source, whose) as file:
             size = os.fstat(file.fileno()).st_size
             if size > bytes_max:
-                raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came {size}")
+                raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got {size}")
             return self.stage_chunks(chunks_of(file), bytes_max, whose, progress)
 
     def stage_chunks(
@@ -147,7 +147,7 @@ class Change:
                 for chunk in chunks:
                     size += len(chunk)
                     if size > bytes_max:
-                        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, came more")
+                        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got more")
                     hashed.update(chunk)
                     write_all(descriptor, chunk)
                     progress(len(chunk))
@@ -340,7 +340,7 @@ def _check_is_store(root: Path) -> None:
         return
     foreign = {entry.name for entry in root.iterdir()} - {LOCK_NAME, STAGING_NAME, INTENT_NAME, "blobs"}
     if foreign:
-        raise StoreError(f"{root}: expected a store or an empty folder, came one that holds {min(foreign)!r}")
+        raise StoreError(f"{root}: expected a store or an empty folder, got one that holds {min(foreign)!r}")
 
 
 def _sync_folder(folder: Path) -> None:

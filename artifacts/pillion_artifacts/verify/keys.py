@@ -60,9 +60,9 @@ def read_public_key(path: Path) -> Any:
     try:
         key = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm):
-        raise ArtifactError(f"{path}: expected a public key in PEM, came something else") from None
+        raise ArtifactError(f"{path}: expected a public key in PEM, got something else") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise ArtifactError(f"{path}: expected an Ed25519 key, came {type(key).__name__}")
+        raise ArtifactError(f"{path}: expected an Ed25519 key, got {type(key).__name__}")
     return SSlibKey.from_crypto(key)
 
 
@@ -77,7 +77,7 @@ def open_signer(private: str, public: Path | None, passphrase: str = "") -> Any:
     if scheme not in SIGNER_FOR_URI_SCHEME:
         return _signer_of_file(Path(private), passphrase)
     if public is None:
-        raise InvalidNameError(f"{private}: expected the public key of it with --public, came none")
+        raise InvalidNameError(f"{private}: expected the public key of it with --public, got none")
     try:
         return Signer.from_priv_key_uri(private, read_public_key(public), lambda _: passphrase)
     except Exception as error:  # noqa: BLE001 - whatever the driver of a module or the client of a cloud raises
@@ -99,7 +99,7 @@ def _signer_of_file(path: Path, passphrase: str) -> Any:
     except (ValueError, UnsupportedAlgorithm):
         raise ArtifactError(f"{path}: expected a private key in PEM, or another passphrase") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ArtifactError(f"{path}: expected an Ed25519 key, came {type(key).__name__}")
+        raise ArtifactError(f"{path}: expected an Ed25519 key, got {type(key).__name__}")
     return CryptoSigner(key)
 
 

@@ -54,12 +54,12 @@ def make_statement(name: str, digest: str, predicate: Signed) -> bytes:
 def read_statement(payload: bytes, payload_type: str, name: str, digest: str) -> Signed:
     """What a payload says about that very version; raises `InvalidArtifactError` where it is about something else."""
     if payload_type != PAYLOAD_TYPE:
-        raise InvalidArtifactError(f"expected a payload of type {PAYLOAD_TYPE}, came {payload_type!r}")
+        raise InvalidArtifactError(f"expected a payload of type {PAYLOAD_TYPE}, got {payload_type!r}")
     try:
         statement = msgspec.json.decode(payload, type=Statement)
     except UNREADABLE as error:
         raise InvalidArtifactError(f"expected an in-toto statement: {error}") from None
     subject = statement.subject[0]
     if subject.name != name or subject.digest.get("sha256") != digest.removeprefix("sha256:"):
-        raise InvalidArtifactError(f"expected a statement about {name} {digest}, came one about {subject.name}")
+        raise InvalidArtifactError(f"expected a statement about {name} {digest}, got one about {subject.name}")
     return statement.predicate

@@ -54,13 +54,13 @@ class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         names = [key.name for key in self.keys]
         if len(set(names)) != len(names):
-            raise ValueError(f"keys: expected names that differ, came {', '.join(names)}")
+            raise ValueError(f"keys: expected names that differ, got {', '.join(names)}")
         for rule in self.rules:
             for name in rule.keys:
                 if name not in names:
-                    raise ValueError(f"rules: expected a key of {', '.join(names) or 'none'}, came {name!r}")
+                    raise ValueError(f"rules: expected a key of {', '.join(names) or 'none'}, got {name!r}")
             if rule.threshold > len(set(rule.keys)):
-                raise ValueError(f"rules: threshold: expected at most {len(set(rule.keys))}, came {rule.threshold}")
+                raise ValueError(f"rules: threshold: expected at most {len(set(rule.keys))}, got {rule.threshold}")
 
     def rule_for(self, policy: str) -> TrustRule | None:
         """The rule that speaks of a policy, or None."""
@@ -125,7 +125,7 @@ def examine_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: da
     why = f" ({'; '.join(faults)})" if faults else ""
     refusal = (
         f"{resolved}: expected signatures of {rule.threshold} of {whom}, "
-        f"came {', '.join(signed_by) or 'none'} that count{why}"
+        f"got {', '.join(signed_by) or 'none'} that count{why}"
     )
     return Trust(signed_by, faults, refusal)
 

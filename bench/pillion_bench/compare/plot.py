@@ -27,7 +27,7 @@ _ROOM: Final = 4.0
 def check_plot(path: Path) -> None:
     """Raises `BadOptionError` for another kind of file, `ModuleNotFoundError` where matplotlib is not installed."""
     if path.suffix not in SUFFIXES:
-        raise BadOptionError(f"--plot: expected a name that ends with .png or .svg, came {path}")
+        raise BadOptionError(f"--plot: expected a name that ends with .png or .svg, got {path}")
     import matplotlib as mpl
 
     # A picture into a file needs no screen; letters stay letters, and the same figures give the same bytes.

@@ -88,7 +88,7 @@ def choose(named: list[str]) -> Field:
     """
     for name in named:
         if name not in NAMES:
-            raise BadOptionError(f"--contestants: expected some of {','.join(NAMES)}, came {name!r}")
+            raise BadOptionError(f"--contestants: expected some of {','.join(NAMES)}, got {name!r}")
     wanted = [contestant for contestant in CONTESTANTS if not named or contestant.name in named]
     left_out = {contestant.name: why for contestant in wanted if (why := _hindrance(contestant))}
     if named and left_out:

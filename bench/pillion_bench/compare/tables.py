@@ -50,7 +50,7 @@ def load_report(path: Path) -> Report:
     except (OSError, msgspec.DecodeError) as error:
         raise ReportError(f"{path}: expected a report of `pillion bench compare --json`: {error}") from None
     if report.get("report") != "pillion.compare":
-        raise ReportError(f"{path}: expected a report of `pillion bench compare --json`, came another JSON object")
+        raise ReportError(f"{path}: expected a report of `pillion bench compare --json`, got another JSON object")
     return report
 
 

@@ -43,7 +43,7 @@ class LoadOptions(msgspec.Struct, frozen=True):
         if self.sessions < self.processes * connections:
             raise BadOptionError(
                 f"--sessions: expected at least one for each connection of each process "
-                f"({self.processes * connections}), came {self.sessions}"
+                f"({self.processes * connections}), got {self.sessions}"
             )
         shares = [self.sessions // self.processes] * self.processes
         for index in range(self.sessions % self.processes):

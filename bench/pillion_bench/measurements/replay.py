@@ -98,7 +98,7 @@ def recorded_policy(files: list[Path]) -> str:
     """`NAME@VERSION` that the recordings were made with; raises `RecordingError` unless it is the same for all."""
     references = {f"{recording.policy}@{recording.version}" for recording in map(Recording.load, files)}
     if len(references) > 1:
-        raise RecordingError(f"expected recordings of one policy version, came {', '.join(sorted(references))}")
+        raise RecordingError(f"expected recordings of one policy version, got {', '.join(sorted(references))}")
     return references.pop()
 
 
@@ -175,6 +175,6 @@ def _check_shapes(path: Path, recording: Recording, opened: ReplayOpened) -> Non
     for tensor in decode_spec(opened.spec).observation:
         array = recording.observation.get(tensor.name)
         expected = f"{tensor.dtype} {tensor.shape}"
-        came = "none" if array is None else f"{array.dtype} {list(array.shape[1:])}"
-        if came != expected:
-            raise RecordingError(f"{path.name}: observation {tensor.name!r}: the policy takes {expected}, came {came}")
+        actual = "none" if array is None else f"{array.dtype} {list(array.shape[1:])}"
+        if actual != expected:
+            raise RecordingError(f"{path.name}: observation {tensor.name!r}: the policy takes {expected}, got {actual}")

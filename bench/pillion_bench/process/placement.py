@@ -81,7 +81,7 @@ def _explicit(text: str, allowed: CpuSet) -> Placement:
         separator = ""
     if not separator:
         raise PlacementError(
-            f"--pin: expected two-cores, one-core, none or SERVER:CLIENT cpus such as 0:1 or 0-1:2,3, came {text!r}"
+            f"--pin: expected two-cores, one-core, none or SERVER:CLIENT cpus such as 0:1 or 0-1:2,3, got {text!r}"
         )
     if not server | client <= allowed:
         raise PlacementError(f"--pin {text}: this process may run on cpu {_text(allowed)}")

@@ -26,24 +26,24 @@ def compare(recording: Recording, spec: Spec, answers_of_session: list[list[Fram
             expected = recording.action.get(tensor.name)
             if expected is None:
                 continue
-            came = _stacked(answers, position, np.dtype(tensor.dtype), tensor.shape)
-            wrong = differing_steps(expected, came, recording.tolerance)
+            actual = _stacked(answers, position, np.dtype(tensor.dtype), tensor.shape)
+            wrong = differing_steps(expected, actual, recording.tolerance)
             if wrong.any() and not first:
                 step = int(np.argmax(wrong))
-                first = f"session {index}, step {step}, {tensor.name}: expected {expected[step]}, came {came[step]}"
+                first = f"session {index}, step {step}, {tensor.name}: expected {expected[step]}, got {actual[step]}"
             differs |= wrong
         mismatches += int(differs.sum())
     return mismatches, first
 
 
-def differing_steps(expected: NDArray[Any], came: NDArray[Any], tolerance: Tolerance) -> NDArray[np.bool_]:
+def differing_steps(expected: NDArray[Any], actual: NDArray[Any], tolerance: Tolerance) -> NDArray[np.bool_]:
     """A bool for each step: whether any element differs by more than |expected| allows."""
-    if expected.shape != came.shape:
+    if expected.shape != actual.shape:
         return np.ones(len(expected), dtype=bool)
     if expected.dtype.kind == "f":
-        alike = np.isclose(came, expected, rtol=tolerance.relative, atol=tolerance.absolute, equal_nan=True)
+        alike = np.isclose(actual, expected, rtol=tolerance.relative, atol=tolerance.absolute, equal_nan=True)
     else:
-        alike = came == expected
+        alike = actual == expected
     differing: NDArray[np.bool_] = ~alike.reshape(len(expected), -1).all(axis=1)
     return differing
 

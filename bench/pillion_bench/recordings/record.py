@@ -52,8 +52,8 @@ class Tape:
 
     def acted(self, at_ns: int, observation: Mapping[str, Array], outputs: Mapping[str, Array], starts: bool) -> None:
         """Notes an act that was made at `at_ns`, and its answer."""
-        for kept, came in ((self.observation, observation), (self.action, outputs)):
-            for name, array in came.items():
+        for kept, actual in ((self.observation, observation), (self.action, outputs)):
+            for name, array in actual.items():
                 kept.setdefault(name, []).append(array)
         self.at_ns.append(at_ns)
         self.episode_start.append(starts)
@@ -143,19 +143,19 @@ def _play(
     tape: Tape,
     progress: Callable[[int], None],
 ) -> None:
-    came, _ = world.reset(seed=seed)
+    actual, _ = world.reset(seed=seed)
     steps = 0
     is_over = False
     with session.begin(seed) as episode:
         while not is_over:
-            observation = as_sent(session, came)
+            observation = as_sent(session, actual)
             at_ns = time.monotonic_ns()
             action = episode.act(observation)
             last = episode.last
             if last.digest != session.digest:
                 raise PlayError("another version began to answer while this was recorded; record again")
             tape.acted(at_ns, observation, last.outputs, steps == 0)
-            came, reward, terminated, truncated, _ = world.step(for_environment(world, action))
+            actual, reward, terminated, truncated, _ = world.step(for_environment(world, action))
             tape.stepped(float(reward), bool(terminated), bool(truncated))
             steps += 1
             is_over = bool(terminated or truncated) or steps == steps_max

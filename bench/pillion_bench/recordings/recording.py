@@ -107,8 +107,8 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def _from_parts(cls, metadata: dict[str, str], tensors: dict[str, Array]) -> Recording:
         if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, FORMAT_VERSION):
-            came = f"{metadata.get('format', 'nothing')} {metadata.get('format_version', '')}".strip()
-            raise ValueError(f"expected {FORMAT} {FORMAT_VERSION}, came {came}")
+            actual = f"{metadata.get('format', 'nothing')} {metadata.get('format_version', '')}".strip()
+            raise ValueError(f"expected {FORMAT} {FORMAT_VERSION}, got {actual}")
         for name, was in msgspec.json.decode(metadata["compressed"], type=dict[str, Compressed]).items():
             tensors[name] = _inflate(name, tensors[name], was)
         recording = cls(
@@ -131,10 +131,10 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
             _check_vector(key, getattr(self, key), kind, self.steps)
         _check_vector("seed", self.seed, "i8", int(self.episode_start.sum()))
         if not self.observation or not self.action:
-            raise ValueError("expected observation.… and action.… tensors, came none")
+            raise ValueError("expected observation.… and action.… tensors, got none")
         for name, array in {**self.observation, **self.action}.items():
             if array.shape[:1] != (self.steps,):
-                raise ValueError(f"{name}: expected {self.steps} steps, came shape {list(array.shape)}")
+                raise ValueError(f"{name}: expected {self.steps} steps, got shape {list(array.shape)}")
         if not self.steps or not self.episode_start[0]:
             raise ValueError("expected at least one step, the first of which begins an episode")
         if (np.diff(self.step_time_ns) < 0).any():
@@ -187,18 +187,18 @@ def _named(tensors: dict[str, Array], prefix: str) -> dict[str, Array]:
 
 def _check_vector(key: str, array: Array, kind: str, length: int) -> None:
     if array.dtype != np.dtype(kind) or array.shape != (length,):
-        raise ValueError(f"{key}: expected {np.dtype(kind)} [{length}], came {array.dtype} {list(array.shape)}")
+        raise ValueError(f"{key}: expected {np.dtype(kind)} [{length}], got {array.dtype} {list(array.shape)}")
 
 
 def _inflate(name: str, data: Array, was: Compressed) -> Array:
     dtype = np.dtype(was.dtype)
     expected = dtype.itemsize * int(np.prod(was.shape, dtype=np.int64))
     if was.codec != "deflate":
-        raise ValueError(f"{name}: expected codec deflate, came {was.codec!r}")
+        raise ValueError(f"{name}: expected codec deflate, got {was.codec!r}")
     if expected > _COMPRESSED_BYTES_MAX:
-        raise ValueError(f"{name}: expected at most {_COMPRESSED_BYTES_MAX} bytes, came {expected}")
+        raise ValueError(f"{name}: expected at most {_COMPRESSED_BYTES_MAX} bytes, got {expected}")
     # One byte more than expected shows what is too long; `max_length` 0 would mean no bound.
     raw = zlib.decompressobj().decompress(data.tobytes(), expected + 1)
     if len(raw) != expected:
-        raise ValueError(f"{name}: expected {expected} bytes, came {'more' if len(raw) > expected else len(raw)}")
+        raise ValueError(f"{name}: expected {expected} bytes, got {'more' if len(raw) > expected else len(raw)}")
     return np.frombuffer(raw, dtype).reshape(was.shape)

@@ -219,4 +219,4 @@ def _seeds(plan: LoadPlan, index: int) -> list[int]:
 
 def _check_rows(rows: int, rows_max: int) -> None:
     if rows > rows_max:
-        raise BadOptionError(f"--rows: the daemon takes at most {rows_max}, came {rows}")
+        raise BadOptionError(f"--rows: the daemon takes at most {rows_max}, got {rows}")

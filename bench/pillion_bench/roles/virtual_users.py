@@ -116,8 +116,8 @@ class SessionSwarm:
         for rider, seeds in zip(self.riders, seeds_of_rider, strict=True):
             rider.begin(seeds)
             while True:
-                came, message, _ = self.receive()
-                if came is rider:
+                actual, message, _ = self.receive()
+                if actual is rider:
                     break
             rider.begun(begun(rider, message).episode, len(seeds))
 

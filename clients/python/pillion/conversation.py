@@ -266,5 +266,5 @@ def is_turned_away(message: Message) -> bool:
 
 
 def _unexpected(expected: str, message: Message) -> PillionError:
-    came = type(message).__name__.lower()
-    return RefusedError(ErrorCode.UNKNOWN_MESSAGE, "the daemon answered with another message", expected, came)
+    actual = type(message).__name__.lower()
+    return RefusedError(ErrorCode.UNKNOWN_MESSAGE, "the daemon answered with another message", expected, actual)

@@ -25,21 +25,21 @@ class InvalidObservationError(PillionError, ValueError):
 class RefusedError(PillionError):
     """The daemon refused one request and said why; the session goes on.
 
-    `code` is one of `pillion_protocol.ErrorCode`, or a newer string; `expected` and `came` are for a person.
+    `code` is one of `pillion_protocol.ErrorCode`, or a newer string; `expected` and `actual` are for a person.
     """
 
-    def __init__(self, code: str, message: str, expected: str = "", came: str = "") -> None:
-        details = "".join(f"; {word} {value}" for word, value in (("expected", expected), ("came", came)) if value)
+    def __init__(self, code: str, message: str, expected: str = "", actual: str = "") -> None:
+        details = "".join(f"; {word} {value}" for word, value in (("expected", expected), ("got", actual)) if value)
         super().__init__(f"{code}: {message}{details}")
         self.code = code
         self.message = message
         self.expected = expected
-        self.came = came
+        self.actual = actual
 
     @classmethod
     def from_wire(cls, error: Error) -> RefusedError:
         """The exception for an error message."""
-        return cls(error.code, error.message, error.expected, error.came)
+        return cls(error.code, error.message, error.expected, error.actual)
 
 
 class EpisodeLostError(PillionError):

@@ -125,7 +125,7 @@ class Handle:
     def _mask(self, episode_start: ArrayLike) -> bytes:
         mask = np.asarray(episode_start, dtype=bool)
         if mask.shape != (self._rows or 1,):
-            raise InvalidObservationError(f"episode_start: expected shape [{self._rows or 1}], came {list(mask.shape)}")
+            raise InvalidObservationError(f"episode_start: expected shape [{self._rows or 1}], got {list(mask.shape)}")
         return mask.tobytes() if mask.any() else b""
 
     def _take(self, reply: Reply | Frames, sent_ns: int) -> Array:

@@ -20,8 +20,8 @@ def checked_seeds(seeds: Sequence[int], count: int) -> list[int]:
     """`count` seeds as the wire takes them; raises `InvalidObservationError`."""
     checked = [int(seed) for seed in seeds]
     if len(checked) != count:
-        raise InvalidObservationError(f"seeds: expected {count}, came {len(checked)}")
+        raise InvalidObservationError(f"seeds: expected {count}, got {len(checked)}")
     for seed in checked:
         if not 0 <= seed < 2**63:
-            raise InvalidObservationError(f"seed: expected 0 to 2^63 - 1, came {seed}")
+            raise InvalidObservationError(f"seed: expected 0 to 2^63 - 1, got {seed}")
     return checked

@@ -52,13 +52,13 @@ class TensorCodec:
         if not isinstance(observation, Mapping):
             raise InvalidObservationError(
                 f"expected a mapping of {', '.join(tensor.name for tensor in self._observation)}, "
-                f"came {type(observation).__name__}"
+                f"got {type(observation).__name__}"
             )
         unknown = observation.keys() - {tensor.name for tensor in self._observation}
         missing = [tensor.name for tensor in self._observation if tensor.name not in observation]
         if unknown or missing:
             expected = ", ".join(tensor.name for tensor in self._observation)
-            raise InvalidObservationError(f"expected observations {expected}, came {', '.join(observation) or 'none'}")
+            raise InvalidObservationError(f"expected observations {expected}, got {', '.join(observation) or 'none'}")
         return [_checked(tensor, observation[tensor.name], rows) for tensor in self._observation]
 
     def decode(self, frames: list[bytes | memoryview], rows: int | None) -> dict[str, Array]:
@@ -99,11 +99,11 @@ def _checked(tensor: _Tensor, value: ArrayLike, rows: int | None) -> Array:
         return array
     if array.shape != expected:
         raise InvalidObservationError(
-            f"observation {tensor.name!r}: expected shape {list(expected)}, came {list(array.shape)}"
+            f"observation {tensor.name!r}: expected shape {list(expected)}, got {list(array.shape)}"
         )
     if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
         raise InvalidObservationError(
-            f"observation {tensor.name!r}: expected {tensor.dtype}, came {array.dtype}, which does not convert"
+            f"observation {tensor.name!r}: expected {tensor.dtype}, got {array.dtype}, which does not convert"
         )
     converted = array.astype(tensor.wire_dtype)
     if array.dtype.kind in "iu" and not np.array_equal(converted, array):

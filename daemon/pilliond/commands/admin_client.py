@@ -78,7 +78,7 @@ class AdminClient:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https", "unix") or (parts.scheme != "unix" and not parts.hostname):
             raise AdminError(
-                f"--admin: expected unix:///PATH, http://HOST:PORT or https://HOST:PORT, came {address!r}", os.EX_USAGE
+                f"--admin: expected unix:///PATH, http://HOST:PORT or https://HOST:PORT, got {address!r}", os.EX_USAGE
             )
         if parts.scheme == "http" and self._credentials.token and not _is_loopback(parts.hostname or ""):
             raise AdminError(f"--admin: a token is not sent to {address} in the open: expected https://", os.EX_USAGE)

@@ -28,7 +28,7 @@ def seconds(_context: click.Context, _parameter: click.Parameter, value: str) ->
     """The seconds of `90m`, `24h`, `7d`, `30s`; raises `click.BadParameter`."""
     matched = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", value)
     if matched is None:
-        raise click.BadParameter(f"expected a time such as 90m, 24h or 7d, came {value!r}")
+        raise click.BadParameter(f"expected a time such as 90m, 24h or 7d, got {value!r}")
     return float(matched[1]) * _SECONDS[matched[2]]
 
 

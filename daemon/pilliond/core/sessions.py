@@ -151,7 +151,7 @@ class Sessions:
         else:
             self._page.refusal(error.code)
         reply = Error(
-            opening.session, opening.epoch, opening.sequence, error.code, error.message, error.expected, error.came
+            opening.session, opening.epoch, opening.sequence, error.code, error.message, error.expected, error.actual
         )
         replies.append([peer, encode(reply)])
 
@@ -318,7 +318,7 @@ class Sessions:
         group.settle()
         self._page.outcome(error.code, group.version.place)
         session = group.session
-        reply = Error(session.id, self.epoch, group.sequence, error.code, error.message, error.expected, error.came)
+        reply = Error(session.id, self.epoch, group.sequence, error.code, error.message, error.expected, error.actual)
         replies.append([session.peer, encode(reply)])
 
     # Everything else
@@ -635,9 +635,9 @@ def _episode_unknown(episode: int) -> RemoteProtocolError:
     )  # fmt: skip
 
 
-def _sequence_stale(last: int, came: int) -> RemoteProtocolError:
+def _sequence_stale(last: int, actual: int) -> RemoteProtocolError:
     return RemoteProtocolError(
-        ErrorCode.SEQUENCE_STALE, "an older request than one already taken", f"more than {last}", f"{came}"
+        ErrorCode.SEQUENCE_STALE, "an older request than one already taken", f"more than {last}", f"{actual}"
     )
 
 

@@ -38,15 +38,15 @@ def certify(
     alone = _run_alone(engine, spec, states, observations, count)
     for name, output in alone.items():
         if output.dtype.kind == "f" and not np.isfinite(output).all():
-            raise EngineError(f"output {name!r}: expected finite numbers, came a NaN or an infinity")
+            raise EngineError(f"output {name!r}: expected finite numbers, got a NaN or an infinity")
     random = np.random.default_rng(_SEED)
     difference = 0.0
     is_exact = True
     buckets = buckets_for(rows_max)
     for rows in [number for bucket in buckets for number in (bucket, max(1, bucket * _PADDED_QUARTERS // 4))]:
         chosen = random.permutation(np.arange(max(rows, count)) % count)[:rows]
-        came = _run(engine, spec, states, [array[chosen] for array in observations])
-        for name, output in came.items():
+        actual = _run(engine, spec, states, [array[chosen] for array in observations])
+        for name, output in actual.items():
             is_exact = is_exact and output.tobytes() == alone[name][chosen].tobytes()
             difference = max(difference, _difference(output, alone[name][chosen]))
     batch = EXACT if is_exact else CLOSE if difference <= _CLOSE_BOUND else WORSE
@@ -60,10 +60,10 @@ def _run(engine: InlineEngine, spec: Spec, states: list[StateCard], inputs: list
     for buffer, array in zip(buffers, inputs, strict=True):
         buffer[:rows] = array
     engine.runs[rows]()
-    came = {tensor.name: engine.outputs[tensor.name][:rows].copy() for tensor in spec.outputs}
+    actual = {tensor.name: engine.outputs[tensor.name][:rows].copy() for tensor in spec.outputs}
     for state, (_, after) in zip(states, engine.states, strict=True):
-        came[state.output] = after[:rows].copy()
-    return came
+        actual[state.output] = after[:rows].copy()
+    return actual
 
 
 def _run_alone(

@@ -154,19 +154,19 @@ class OnnxEngine:
         given: list[TensorSpec | StateCard] = [*spec.observation, *self._states]
         feed = {tensor.name: np.zeros((2, *tensor.shape), tensor.dtype) for tensor in given}
         try:
-            came = dict(zip(names, self._session.run(names, feed), strict=True))
+            actual = dict(zip(names, self._session.run(names, feed), strict=True))
         except Exception as error:  # noqa: BLE001 - as in `run`
             raise EngineError(f"the graph does not run on two rows of its card: {error}") from None
         for tensor in spec.outputs:
-            _check_output(tensor, came[tensor.name])
+            _check_output(tensor, actual[tensor.name])
         for name in parameters:
-            if came[name].shape[:1] != (2,) or came[name].dtype.kind != "f":
+            if actual[name].shape[:1] != (2,) or actual[name].dtype.kind != "f":
                 raise EngineError(
-                    f"output {name!r} of two rows: expected floats, came {came[name].dtype} {came[name].shape}"
+                    f"output {name!r} of two rows: expected floats, got {actual[name].dtype} {actual[name].shape}"
                 )
         for state in self._states:
-            _check_output(TensorSpec(state.output, state.dtype, state.shape), came[state.output])
-        return {name: aligned_zeros((rows_max, *came[name].shape[1:]), came[name].dtype) for name in made}
+            _check_output(TensorSpec(state.output, state.dtype, state.shape), actual[state.output])
+        return {name: aligned_zeros((rows_max, *actual[name].shape[1:]), actual[name].dtype) for name in made}
 
 
 def _round_up(rows: int, step: int) -> int:
@@ -190,13 +190,13 @@ def _open_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
 def _check_inputs(session: onnxruntime.InferenceSession, names: list[str]) -> None:
     offered = sorted(entry.name for entry in session.get_inputs())
     if sorted(names) != offered:
-        raise EngineError(f"the graph's inputs are not the card's: expected {sorted(names)}, came {offered}")
+        raise EngineError(f"the graph's inputs are not the card's: expected {sorted(names)}, got {offered}")
 
 
-def _check_output(tensor: TensorSpec, came: Array) -> None:
+def _check_output(tensor: TensorSpec, actual: Array) -> None:
     expected = (2, *tensor.shape)
-    if came.shape != expected or came.dtype != np.dtype(tensor.dtype):
+    if actual.shape != expected or actual.dtype != np.dtype(tensor.dtype):
         raise EngineError(
             f"output {tensor.name!r} of two rows: expected {tensor.dtype} {list(expected)}, "
-            f"came {came.dtype} {list(came.shape)}"
+            f"got {actual.dtype} {list(actual.shape)}"
         )

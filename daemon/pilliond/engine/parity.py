@@ -31,10 +31,10 @@ def check_parity(
         for state, (before, _) in zip(states, engine.states, strict=True):
             before[:rows] = inputs[state.name]
         engine.runs[rows]()
-        came = {name: buffer[:rows].copy() for name, buffer in engine.outputs.items()}
+        actual = {name: buffer[:rows].copy() for name, buffer in engine.outputs.items()}
         for state, (_, after) in zip(states, engine.states, strict=True):
-            came[state.output] = after[:rows].copy()
-        return came
+            actual[state.output] = after[:rows].copy()
+        return actual
 
     try:
         pairs = decode_golden(golden)
@@ -46,9 +46,9 @@ def check_parity(
 
 def _check_inputs(expected: Sequence[TensorSpec | StateCard], inputs: Arrays) -> None:
     for tensor in expected:
-        came = inputs.get(tensor.name)
-        if came is None or came.dtype != tensor.dtype or list(came.shape[1:]) != list(tensor.shape):
-            described = "none" if came is None else f"{came.dtype} {list(came.shape[1:])}"
+        actual = inputs.get(tensor.name)
+        if actual is None or actual.dtype != tensor.dtype or list(actual.shape[1:]) != list(tensor.shape):
+            described = "none" if actual is None else f"{actual.dtype} {list(actual.shape[1:])}"
             raise InvalidArtifactError(
-                f"golden pairs: input {tensor.name!r}: expected rows of {tensor.dtype} {list(tensor.shape)}, came {described}"
+                f"golden pairs: input {tensor.name!r}: expected rows of {tensor.dtype} {list(tensor.shape)}, got {described}"
             )

@@ -34,6 +34,6 @@ class Certificate(msgspec.Struct, frozen=True):
         if self.meets(gate):
             return ""
         return (
-            f"batch certificate: expected {gate}, came {self.batch}: an output differs by "
+            f"batch certificate: expected {gate}, got {self.batch}: an output differs by "
             f"{self.difference:.3g} between an observation alone and in a batch"
         )

@@ -21,18 +21,18 @@ class Probation:
 
     def fault(self, now: Reading) -> tuple[str, str] | None:
         """The bound that the version has crossed, in a word and in a sentence; None while it keeps within all."""
-        came = now.since(self._began)
+        actual = now.since(self._began)
         bounds = self._bounds
-        asked = came.acts + came.failures + came.late
-        if came.non_finite > bounds.non_finite_max:
-            return "non_finite", f"{came.non_finite} acts were answered with a NaN or an infinity"
+        asked = actual.acts + actual.failures + actual.late
+        if actual.non_finite > bounds.non_finite_max:
+            return "non_finite", f"{actual.non_finite} acts were answered with a NaN or an infinity"
         if asked < bounds.acts_min:
             return None
-        if came.failures > bounds.error_share_max * asked:
-            return "errors", f"the engine failed in {came.failures} of {asked} acts"
-        if came.late > bounds.late_share_max * asked:
-            return "deadlines", f"{came.late} of {asked} acts missed their deadline"
-        return self._slowness(came.p99_ns())
+        if actual.failures > bounds.error_share_max * asked:
+            return "errors", f"the engine failed in {actual.failures} of {asked} acts"
+        if actual.late > bounds.late_share_max * asked:
+            return "deadlines", f"{actual.late} of {asked} acts missed their deadline"
+        return self._slowness(actual.p99_ns())
 
     def _slowness(self, p99_ns: float | None) -> tuple[str, str] | None:
         bounds, usual_ns = self._bounds, self._usual_p99_ns

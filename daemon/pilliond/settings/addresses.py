@@ -25,7 +25,7 @@ def check_data_address(address: str) -> None:
     elif parts.scheme == "tcp":
         _check_loopback(address)
     else:
-        raise SettingsError(f"listen: expected lane:///PATH, ipc:///PATH or tcp://127.0.0.1:PORT, came {address!r}")
+        raise SettingsError(f"listen: expected lane:///PATH, ipc:///PATH or tcp://127.0.0.1:PORT, got {address!r}")
 
 
 def carrier_of(address: str) -> str:
@@ -44,11 +44,11 @@ def socket_path(address: str) -> str | None:
 def check_socket_path(path: str, address: str) -> None:
     """Raises `SettingsError` unless `path` can name a Unix socket."""
     if not path.startswith("/"):
-        raise SettingsError(f"listen: expected an absolute path, came {address!r}")
+        raise SettingsError(f"listen: expected an absolute path, got {address!r}")
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
         raise SettingsError(
             f"listen: expected a socket path of at most {SOCKET_PATH_BYTES_MAX} bytes, "
-            f"came {len(os.fsencode(path))}: {path}"
+            f"got {len(os.fsencode(path))}: {path}"
         )
 
 
@@ -57,9 +57,9 @@ def _check_loopback(address: str) -> None:
     try:
         host, port = ipaddress.ip_address(parts.hostname or ""), parts.port
     except ValueError:
-        raise SettingsError(f"listen: expected tcp://ADDRESS:PORT with a numeric address, came {address!r}") from None
+        raise SettingsError(f"listen: expected tcp://ADDRESS:PORT with a numeric address, got {address!r}") from None
     if port is None:
-        raise SettingsError(f"listen: expected a port, came {address!r}")
+        raise SettingsError(f"listen: expected a port, got {address!r}")
     if not host.is_loopback:
         raise SettingsError(f"listen: expected a loopback address ({address} would be open to others without keys)")
 

@@ -55,7 +55,7 @@ def parse_admin_address(text: str) -> AdminAddress:
     except ValueError:
         port = None
     if parts.scheme not in ("http", "https") or port is None or parts.path not in ("", "/"):
-        raise SettingsError(f"admin.listen: {EXPECTED}, came {text!r}")
+        raise SettingsError(f"admin.listen: {EXPECTED}, got {text!r}")
     return AdminAddress(text, "", host, port, parts.scheme == "https")
 
 

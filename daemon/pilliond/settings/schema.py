@@ -97,12 +97,12 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not 0 <= self.busy_poll_us <= 1_000_000:
-            raise ValueError(f"busy_poll_us: expected 0 to 1000000, came {self.busy_poll_us}")
+            raise ValueError(f"busy_poll_us: expected 0 to 1000000, got {self.busy_poll_us}")
         if not 1 <= self.switch_interval_us <= 1_000_000:
-            raise ValueError(f"switch_interval_us: expected 1 to 1000000, came {self.switch_interval_us}")
+            raise ValueError(f"switch_interval_us: expected 1 to 1000000, got {self.switch_interval_us}")
         usable = os.sched_getaffinity(0)
         if self.cpus and not cpu_numbers(self.cpus) <= usable:
-            raise ValueError(f"cpus: expected some of {_as_list(usable)}, came {self.cpus!r}")
+            raise ValueError(f"cpus: expected some of {_as_list(usable)}, got {self.cpus!r}")
 
 
 class VersionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,11 +117,11 @@ class VersionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not 0 <= self.old_max <= OLD_VERSIONS_MAX:
-            raise ValueError(f"old_max: expected 0 to {OLD_VERSIONS_MAX}, came {self.old_max}")
+            raise ValueError(f"old_max: expected 0 to {OLD_VERSIONS_MAX}, got {self.old_max}")
         if self.old_mb_max < 0:
-            raise ValueError(f"old_mb_max: expected 0 or more, came {self.old_mb_max}")
+            raise ValueError(f"old_mb_max: expected 0 or more, got {self.old_mb_max}")
         if self.lease_s_max < 0:
-            raise ValueError(f"lease_s_max: expected 0 or more, came {self.lease_s_max}")
+            raise ValueError(f"lease_s_max: expected 0 or more, got {self.lease_s_max}")
 
 
 class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -163,7 +163,7 @@ class ShadowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not 1 <= self.ring_mb <= 65_536:
-            raise ValueError(f"ring_mb: expected 1 to 65536, came {self.ring_mb}")
+            raise ValueError(f"ring_mb: expected 1 to 65536, got {self.ring_mb}")
         if self.states_mb_max < 1 or self.distance_max < 0 or self.silent_s_max <= 0:
             raise ValueError("states_mb_max, distance_max, silent_s_max: expected at least 1, 0 or more, more than 0")
 
@@ -189,7 +189,7 @@ class TakeBackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 or more, came {getattr(self, name)}")
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -203,9 +203,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 256:
-            raise ValueError(f"threads: expected 1 to 256, came {self.threads}")
+            raise ValueError(f"threads: expected 1 to 256, got {self.threads}")
         if not 1 <= self.strict_rows <= 4_096:
-            raise ValueError(f"strict_rows: expected 1 to 4096, came {self.strict_rows}")
+            raise ValueError(f"strict_rows: expected 1 to 4096, got {self.strict_rows}")
 
     @property
     def one_shape_rows(self) -> int:
@@ -252,7 +252,7 @@ def load_settings(
     for layer in (_read_file(file), _from_environment(environment), flags):
         for section, values in layer.items():
             if not isinstance(values, Mapping):
-                raise SettingsError(f"{section}: expected a section, came {values!r}")
+                raise SettingsError(f"{section}: expected a section, got {values!r}")
             merged.setdefault(section, {}).update(values)
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
@@ -276,7 +276,7 @@ def cpu_numbers(text: str) -> set[int]:
     except ValueError:
         numbers.clear()
     if not numbers:
-        raise ValueError(f"cpus: expected CPUs such as 3 or 2,4-6, came {text!r}")
+        raise ValueError(f"cpus: expected CPUs such as 3 or 2,4-6, got {text!r}")
     return numbers
 
 
@@ -286,7 +286,7 @@ def _group_id(name: str, setting: str) -> int | None:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise SettingsError(f"{setting}: expected the name of a group of this host, came {name!r}") from None
+        raise SettingsError(f"{setting}: expected the name of a group of this host, got {name!r}") from None
 
 
 def _as_list(numbers: Iterable[int]) -> str:

@@ -62,4 +62,4 @@ def _check_is_private(path: str, setting: str, found: os.stat_result, owner: int
         # systemd names the unit's user in an access list, whose mask is shown in the group's place.
         allowed &= ~stat.S_IRGRP
     if mode & allowed:
-        raise SettingsError(f"{setting}: {path}: expected mode 0600, came {mode:04o}: others can read it (chmod 600)")
+        raise SettingsError(f"{setting}: {path}: expected mode 0600, got {mode:04o}: others can read it (chmod 600)")

@@ -79,8 +79,8 @@ class Understudy:
                 self._states.lose(batch)
             return
         outputs = self._version.engine.outputs
-        came = [outputs[tensor.name][:rows] for tensor in self._version.spec.outputs]
-        self._comparison.add([sent[runnable] for sent in batch.outputs], came)
+        actual = [outputs[tensor.name][:rows] for tensor in self._version.spec.outputs]
+        self._comparison.add([sent[runnable] for sent in batch.outputs], actual)
         if self._states is not None:
             self._states.take(batch, runnable, [after[:rows] for _, after in self._version.states])
 

@@ -74,7 +74,7 @@ class Version:
         if len(self.spec_bytes) > SPEC_BYTES_MAX:
             raise EngineError(
                 f"the card's spec is too large for a welcome: expected at most {SPEC_BYTES_MAX} bytes, "
-                f"came {len(self.spec_bytes)}; one bound may stand for every element"
+                f"got {len(self.spec_bytes)}; one bound may stand for every element"
             )
         self.spec_hash = spec_hash(self.spec_bytes)
         self.lease = Lease(identity.version, identity.digest)
@@ -145,15 +145,15 @@ class Version:
 
     def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
         """Replaces the deterministic action of the rows `chosen` by a drawn one, in the output buffers."""
-        came = self.engine.outputs
-        action = came[ACTION]
+        actual = self.engine.outputs
+        action = actual[ACTION]
         drawn: NDArray[Any]
         if self._distribution.kind == "categorical":
-            drawn, density = sample_categorical(came[self._distribution.logits][chosen], seeds, steps)
+            drawn, density = sample_categorical(actual[self._distribution.logits][chosen], seeds, steps)
             drawn += int(self._action_start())
         else:
-            mean = came[self._distribution.mean or ACTION][chosen]
-            log_std = came[self._distribution.log_std][chosen]
+            mean = actual[self._distribution.mean or ACTION][chosen]
+            log_std = actual[self._distribution.log_std][chosen]
             low, high = self._bounds
             if self._distribution.kind == "squashed_gaussian":
                 drawn, density = sample_squashed_gaussian(mean, log_std, low, high, seeds, steps)
@@ -161,8 +161,8 @@ class Version:
                 drawn, density = sample_diagonal_gaussian(mean, log_std, seeds, steps)
                 drawn = np.clip(drawn, low, high)
         action[chosen] = drawn
-        if LOG_PROBABILITY in came:
-            came[LOG_PROBABILITY][chosen] = density
+        if LOG_PROBABILITY in actual:
+            actual[LOG_PROBABILITY][chosen] = density
 
     def fallback_tensors(self, fallback: Fallback, rows: int, last: Sequence[Frame]) -> Sequence[Frame] | None:
         """The output tensors that stand in for `rows` rows that were not run, or None where there are none."""
@@ -185,12 +185,12 @@ class Version:
         action = outputs[ACTION]
         logits = self._distribution.logits
         if logits and outputs[logits].ndim != 2:
-            raise EngineError(f"output {logits!r}: expected [rows, n], came {list(outputs[logits].shape)}")
+            raise EngineError(f"output {logits!r}: expected [rows, n], got {list(outputs[logits].shape)}")
         for name in (self._distribution.mean, self._distribution.log_std):
             if name and outputs[name].shape != action.shape:
                 raise EngineError(
                     f"output {name!r}: expected the shape of the action, {list(action.shape)}, "
-                    f"came {list(outputs[name].shape)}"
+                    f"got {list(outputs[name].shape)}"
                 )
 
     def _safe_outputs(self, safe_action: list[float]) -> list[bytes]:

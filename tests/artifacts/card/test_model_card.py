@@ -69,7 +69,7 @@ def test_everything_that_a_card_can_say_is_read_and_written_back() -> None:
         (("mean: mean, ", ""), r"distribution\.mean: expected the name"),
         (("shape: [2], low: [-1], high: [1]", "shape: [2]"), "stretched to low and high"),
         (("absolute: 1.0e-6", "absolute: -1"), r"at `\$\.tolerance\.outputs\[\.\.\.\]\.absolute`"),
-        (("schema: 2", "schema: 3"), "schema: expected 1 or 2, came 3"),
+        (("schema: 2", "schema: 3"), "schema: expected 1 or 2, got 3"),
         (("schema: 2\n", ""), "missing required field `schema`"),
         (("schema: 2", "schema: 1"), r"Invalid enum value 'squashed_gaussian' - at `\$\.distribution\.kind`"),
     ],

@@ -17,10 +17,10 @@ def test_plain_values_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"[" * 100_000, "line 1: expected values nested at most 32 deep, came more"),
-        (b"- " * 5_000, "line 1: expected values nested at most 32 deep, came more"),
-        (b"a: &a [1]\nb: [*a, *a]\n", "line 2: expected values, came an alias"),
-        (b"&a [*a]", "line 1: expected values, came an alias"),
+        (b"[" * 100_000, "line 1: expected values nested at most 32 deep, got more"),
+        (b"- " * 5_000, "line 1: expected values nested at most 32 deep, got more"),
+        (b"a: &a [1]\nb: [*a, *a]\n", "line 2: expected values, got an alias"),
+        (b"&a [*a]", "line 1: expected values, got an alias"),
         (b"{a: 1,\n b: {c: 1, c: 2}}", "line 2: key 'c' is given twice"),
         (b"{[a]: 1}", "not YAML: while constructing a mapping"),
         (b"a: !!python/object/apply:os.system [ls]", "not YAML: could not determine a constructor"),

@@ -37,8 +37,8 @@ def type_it(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     def type_line(line: str) -> tuple[int, str, str]:
         code = run(["artifact", *shlex.split(line)])
-        came = capsys.readouterr()
-        return code, came.out, came.err
+        result = capsys.readouterr()
+        return code, result.out, result.err
 
     return type_line
 
@@ -147,14 +147,14 @@ def test_verify_asks_for_the_signatures_that_it_is_told_to(type_it: Type, publis
     [
         ("publish FOLDER lunar-lander@v1.0.0", os.EX_CANTCREAT, "lunar-lander@v1.0.0 is published already"),
         ("publish FOLDER lunar-lander@v3.0.0", os.EX_DATAERR, "the card is that of lunar-lander@1.0.0"),
-        ("publish FOLDER lunar-lander", os.EX_USAGE, "expected NAME@vMAJOR.MINOR.PATCH, came 'lunar-lander'"),
+        ("publish FOLDER lunar-lander", os.EX_USAGE, "expected NAME@vMAJOR.MINOR.PATCH, got 'lunar-lander'"),
         (
             "publish /nowhere lunar-lander@v3.0.0",
             os.EX_DATAERR,
             "lunar-lander@v3.0.0: /nowhere: expected a folder with model.onnx",
         ),
         ("show walker", os.EX_DATAERR, "policy 'walker' is not in the store, which holds lunar-lander"),
-        ("alias lunar-lander stable", os.EX_USAGE, "expected NAME@ALIAS, came 'lunar-lander'"),
+        ("alias lunar-lander stable", os.EX_USAGE, "expected NAME@ALIAS, got 'lunar-lander'"),
         ("alias lunar-lander@stable 1.0.0 --expect 1.1.0", os.EX_CANTCREAT, "it points at nothing"),
         ("rollback lunar-lander", os.EX_DATAERR, "has no alias 'stable'"),
         ("unpin lunar-lander", os.EX_DATAERR, "lunar-lander@v1.1.0 is not pinned"),
@@ -171,8 +171,8 @@ def test_verify_asks_for_the_signatures_that_it_is_told_to(type_it: Type, publis
 def test_a_mistake_is_one_line_and_an_exit_code(
     type_it: Type, published: Path, line: str, code: int, message: str
 ) -> None:
-    came, out, err = type_it(line.replace("FOLDER", str(published)))
-    assert (came, out) == (code, "")
+    result, out, err = type_it(line.replace("FOLDER", str(published)))
+    assert (result, out) == (code, "")
     assert err.startswith("pillion: ")
     assert err.count("\n") == 1
     assert message in err
@@ -195,22 +195,22 @@ def test_the_shell_completes_commands_policies_and_versions(tmp_path: Path, word
         **os.environ, "_PILLION_COMPLETE": "bash_complete", "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split()) - 1), "PILLION_STORE__PATH": str(tmp_path / "store"),
     }  # fmt: skip
-    came = subprocess.run(
+    result = subprocess.run(
         [Path(sys.executable).parent / "pillion"], env=environment, capture_output=True, text=True, timeout=START_S_MAX
     )
-    assert came.stderr == ""
-    assert sorted(line.partition(",")[2] for line in came.stdout.splitlines()) == expected
+    assert result.stderr == ""
+    assert sorted(line.partition(",")[2] for line in result.stdout.splitlines()) == expected
 
 
 @pytest.mark.parametrize(("shell", "mark"), [("bash", "complete"), ("zsh", "#compdef pillion"), ("fish", "function")])
 def test_each_shell_gets_its_completion(shell: str, mark: str) -> None:
-    came = subprocess.run(
+    result = subprocess.run(
         [Path(sys.executable).parent / "pillion"],
         env={**os.environ, "_PILLION_COMPLETE": f"{shell}_source"}, capture_output=True, text=True, timeout=START_S_MAX,
     )  # fmt: skip
-    assert (came.returncode, came.stderr) == (0, "")
-    assert mark in came.stdout
-    assert f"_PILLION_COMPLETE={shell}_complete" in came.stdout
+    assert (result.returncode, result.stderr) == (0, "")
+    assert mark in result.stdout
+    assert f"_PILLION_COMPLETE={shell}_complete" in result.stdout
 
 
 def test_the_help_of_every_command_says_what_it_does() -> None:
@@ -234,11 +234,11 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
         words = shlex.split(line.replace(".venv/bin/", ""))
         if words[0] != "pillion" or "://" in line:
             continue
-        came = subprocess.run(
+        result = subprocess.run(
             [Path(sys.executable).parent / words[0], *words[1:]],
             env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=START_S_MAX,
         )  # fmt: skip
-        assert came.returncode == 0, (line, came.stderr)
+        assert result.returncode == 0, (line, result.stderr)
     assert Store(tmp_path / "store").aliases()
 
 

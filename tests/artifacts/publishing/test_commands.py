@@ -49,9 +49,9 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
     (commands,) = blocks("sh")
     said = []
     for line in commands.splitlines():
-        came = pillion(*shlex.split(line)[1:], cwd=tmp_path)
-        assert (came.returncode, came.stderr) == (0, ""), (line, came.stderr)
-        said.append(came.stdout)
+        result = pillion(*shlex.split(line)[1:], cwd=tmp_path)
+        assert (result.returncode, result.stderr) == (0, ""), (line, result.stderr)
+        said.append(result.stdout)
     assert "acts as its source on" in said[0]
     assert "(LunarLander-v3)" in said[0]
     assert json.loads(said[3])["intact"] is True
@@ -62,10 +62,10 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
 
 def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     (example,) = blocks("python")
-    came = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", example], capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path
     )
-    assert (came.returncode, came.stdout[:5]) == (0, "256 {"), came.stderr
+    assert (result.returncode, result.stdout[:5]) == (0, "256 {"), result.stderr
     folder = pillion("artifact", "publish", "balance", "balance@v1.0.0", "--store", "store", "--json", cwd=tmp_path)
     assert json.loads(folder.stdout)["digest"] == Store(tmp_path / "store").resolve("balance").digest
 
@@ -73,9 +73,9 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
 def test_real_observations_of_a_recording_are_compared_on(lander: Path) -> None:
     recording = ROOT / "bench" / "episodes" / "lunar-lander" / "seed-11.safetensors"
     words = ["--card", "card.yaml", "--observations", str(recording), "--store", "store", "--json"]
-    came = pillion("artifact", "publish", "lander.onnx", "other@v2.0.0", *words, cwd=lander)
-    assert came.returncode == 0, came.stderr
-    published = json.loads(came.stdout)
+    result = pillion("artifact", "publish", "lander.onnx", "other@v2.0.0", *words, cwd=lander)
+    assert result.returncode == 0, result.stderr
+    published = json.loads(result.stdout)
     assert published["parity"]["observations"] == "given"
     assert published["parity"]["differences"]["action"] == 0.0
     artifact = Store(lander / "store").load("other")
@@ -87,8 +87,8 @@ def test_real_observations_of_a_recording_are_compared_on(lander: Path) -> None:
 def test_observations_of_other_names_are_refused(lander: Path) -> None:
     save_file({"obs": np.zeros((3, 8), np.float32)}, lander / "rows.safetensors")
     words = ["--card", "card.yaml", "--observations", "rows.safetensors", "--store", "store"]
-    came = pillion("artifact", "publish", "lander.onnx", "other@v2.0.0", *words, cwd=lander)
-    assert (came.returncode, came.stderr) == (
+    result = pillion("artifact", "publish", "lander.onnx", "other@v2.0.0", *words, cwd=lander)
+    assert (result.returncode, result.stderr) == (
         65,
         "pillion: other@v2.0.0: the observations: there is no 'observation'\n",
     )
@@ -100,38 +100,40 @@ def test_a_zip_gets_its_metrics_from_details(tmp_path: Path) -> None:
     details = tmp_path / "details.yaml"
     details.write_text("metrics: {mean_return: {value: 500.0, standard_deviation: 0.0, episodes: 100}}\n")
     words = ["artifact", "publish", str(source), "cart-pole@v1.0.0", "--store", "store", "--details", str(details)]
-    came = pillion(*words, cwd=tmp_path)
-    assert came.returncode == 0, came.stderr
+    result = pillion(*words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     assert Store(tmp_path / "store").load("cart-pole").card.metrics["mean_return"].episodes == 100
     details.write_text("metric: {}\n")
-    came = pillion(*words, cwd=tmp_path)
-    assert came.returncode == 65
-    assert "details: Object contains unknown field `metric`" in came.stderr
+    result = pillion(*words, cwd=tmp_path)
+    assert result.returncode == 65
+    assert "details: Object contains unknown field `metric`" in result.stderr
 
 
 def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path) -> None:
     trap = Trap(tmp_path)
     for name in ("source.onnx", "source.zip", "source.pt2"):
         (tmp_path / name).write_bytes(pickle.dumps(trap.evil))
-        came = pillion("artifact", "publish", name, "evil@v1.0.0", "--store", "store", cwd=tmp_path)
-        assert came.returncode == 65
-        assert came.stderr.count("\n") == 1
-        assert f"{name}: a pickle, which is never executed" in came.stderr
+        result = pillion("artifact", "publish", name, "evil@v1.0.0", "--store", "store", cwd=tmp_path)
+        assert result.returncode == 65
+        assert result.stderr.count("\n") == 1
+        assert f"{name}: a pickle, which is never executed" in result.stderr
     trap.check()
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
-    came = pillion("artifact", "publish", "nothing.onnx", "nothing@v1.0.0", "--store", "store", cwd=tmp_path)
-    assert came.returncode == 65
-    assert came.stderr.startswith("pillion: nothing@v1.0.0: nothing.onnx: expected a folder with model.onnx, or a file")
+    result = pillion("artifact", "publish", "nothing.onnx", "nothing@v1.0.0", "--store", "store", cwd=tmp_path)
+    assert result.returncode == 65
+    assert result.stderr.startswith(
+        "pillion: nothing@v1.0.0: nothing.onnx: expected a folder with model.onnx, or a file"
+    )
 
 
 def test_a_card_is_migrated_to_standard_output(tmp_path: Path) -> None:
     shutil.copy(CARDS / "schema-1.yaml", tmp_path / "card.yaml")
     plain = pillion("artifact", "migrate", "card.yaml", cwd=tmp_path)
     assert plain.stdout == dump_card(parse_card((tmp_path / "card.yaml").read_bytes())).decode()
-    came = json.loads(pillion("artifact", "migrate", "card.yaml", "--json", cwd=tmp_path).stdout)
-    assert (came["was"], came["schema"], came["text"]) == (1, 2, plain.stdout)
+    result = json.loads(pillion("artifact", "migrate", "card.yaml", "--json", cwd=tmp_path).stdout)
+    assert (result["was"], result["schema"], result["text"]) == (1, 2, plain.stdout)
     (tmp_path / "card.yaml").write_text("schema: 7\n")
     refused = pillion("artifact", "migrate", "card.yaml", cwd=tmp_path)
-    assert (refused.returncode, refused.stderr) == (65, "pillion: model card: schema: expected 1 or 2, came 7\n")
+    assert (refused.returncode, refused.stderr) == (65, "pillion: model card: schema: expected 1 or 2, got 7\n")

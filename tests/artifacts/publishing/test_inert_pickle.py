@@ -113,25 +113,25 @@ def test_plain_data_is_read_as_it_is(protocol: int) -> None:
     ids=str,
 )
 def test_an_array_is_read_as_it_is(value: Any, protocol: int) -> None:
-    (came,) = read_pickle(pickle.dumps([value], protocol), "it")
-    np.testing.assert_array_equal(came, value)
-    assert came.dtype == value.dtype.newbyteorder("=")
+    (result,) = read_pickle(pickle.dumps([value], protocol), "it")
+    np.testing.assert_array_equal(result, value)
+    assert result.dtype == value.dtype.newbyteorder("=")
 
 
 def test_what_is_shared_stays_shared_and_loops_end() -> None:
     shared = [1]
     loop: list[Any] = [shared, shared]
     loop.append(loop)
-    came = read_pickle(pickle.dumps(loop), "it")
-    assert came[0] is came[1]
-    assert came[2] is came
+    result = read_pickle(pickle.dumps(loop), "it")
+    assert result[0] is result[1]
+    assert result[2] is result
 
 
 def test_what_would_run_becomes_a_name(trap: Trap) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        came = read_pickle(pickle.dumps([trap.evil], protocol), "it")
-        assert isinstance(came[0], Record)
-        assert came[0].name == "posix.system"
+        result = read_pickle(pickle.dumps([trap.evil], protocol), "it")
+        assert isinstance(result[0], Record)
+        assert result[0].name == "posix.system"
     trap.check()
 
 
@@ -150,7 +150,7 @@ def test_a_field_that_would_run_is_read_without_running_it(field: str, zip_bytes
 def test_an_option_that_would_run_is_never_run(option: str, zip_bytes: bytes, trap: Trap) -> None:
     data = with_field(zip_bytes, "policy_kwargs", {option: trap.evil})
     if option in ("activation_fn", "features_extractor_class"):
-        with pytest.raises(InvalidSourceError, match=f"{option}: expected one of .* came"):
+        with pytest.raises(InvalidSourceError, match=f"{option}: expected one of .* got"):
             import_sb3(data, "it", DETAILS)
     else:
         import_sb3(data, "it", DETAILS)
@@ -192,8 +192,8 @@ def test_shared_tuples_that_would_take_for_ever_are_read_at_once() -> None:
     value: Any = ()
     for _ in range(200):
         value = (value, value)
-    came = read_pickle(pickle.dumps(value), "it")
-    assert came[0] is came[1]
+    result = read_pickle(pickle.dumps(value), "it")
+    assert result[0] is result[1]
 
 
 @pytest.mark.parametrize(

@@ -328,8 +328,8 @@ def test_the_rows_of_a_state_come_first_wherever_the_graph_has_them(
         "cell": RANDOM.standard_normal((3, 1, 5)).astype(np.float32),
     }
     names = ["action", "hidden_next", "cell_next"]
-    for came, expected in zip(published.run(names, inputs), source.run(names, inputs), strict=True):
-        np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
+    for result, expected in zip(published.run(names, inputs), source.run(names, inputs), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_operator_that_draws_at_random_is_refused(tmp_path: Path) -> None:
@@ -364,8 +364,8 @@ def test_a_custom_operator_inside_a_branch_is_refused(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"", "expected ONNX"),
-        (b"\x80\x04\x95 a pickle", "expected ONNX, came a pickle"),
-        (b"PK\x03\x04 a zip", "expected ONNX, came a zip"),
+        (b"\x80\x04\x95 a pickle", "expected ONNX, got a pickle"),
+        (b"PK\x03\x04 a zip", "expected ONNX, got a zip"),
         (b"not a model at all", "expected ONNX"),
     ],
 )
@@ -390,9 +390,9 @@ def _sparse(file: Path) -> None:
     ("make", "message"),
     [
         (_sparse, "expected at most"),
-        (os.mkfifo, "expected a file, came something else"),
-        (os.mkdir, "expected a file, came something else"),
-        (lambda file: file.symlink_to("/etc/hostname"), "expected a file, came a symbolic link"),
+        (os.mkfifo, "expected a file, got something else"),
+        (os.mkdir, "expected a file, got something else"),
+        (lambda file: file.symlink_to("/etc/hostname"), "expected a file, got a symbolic link"),
         (lambda file: file.unlink(missing_ok=True), "No such file"),
     ],
     ids=["ten sparse gigabytes", "a pipe", "a folder", "a link", "nothing"],
@@ -407,8 +407,8 @@ def test_a_source_that_is_no_plain_file_of_a_fair_size_is_refused(
 @pytest.mark.parametrize(
     ("batch", "shape", "message"),
     [
-        (1, [2, 4], "expected one batch for all inputs and outputs, came 1, 2"),
-        ("rows", [1, 4], "came free, 1"),
+        (1, [2, 4], "expected one batch for all inputs and outputs, got 1, 2"),
+        ("rows", [1, 4], "got free, 1"),
         ("rows", ["rows", "more"], "expected sizes for all axes but the first"),
         ("rows", [], "expected a row axis"),
     ],
@@ -424,5 +424,5 @@ def test_a_graph_without_one_row_axis_is_refused(
         model.graph.node[0].CopyFrom(helper.make_node("ReduceSum", ["observation"], ["action"], keepdims=0))
     file = tmp_path / "source.onnx"
     file.write_bytes(model.SerializeToString())
-    came = refusal(file)
-    assert message in came or "not a valid model" in came
+    result = refusal(file)
+    assert message in result or "not a valid model" in result

@@ -133,9 +133,9 @@ def test_a_policy_of_every_family_acts_as_predict_does(kind: str, tmp_path: Path
     report = publish_sb3(model, tmp_path)
     observation = draw(model.observation_space)
     expected, _ = model.predict(observation, deterministic=True)
-    came = act(report.folder, by_name(observation))
+    result = act(report.folder, by_name(observation))
     assert len(np.unique(expected, axis=0)) > 1, "a policy that always does the same shows nothing"
-    np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
     assert report.rows >= ROWS
 
 
@@ -177,11 +177,11 @@ def test_a_real_policy_acts_as_predict_does_on_what_it_meets(
     for _ in range(400):
         seen = normalised.normalize_obs(observation) if normalised is not None else observation
         expected, _ = model.predict(seen, deterministic=True)
-        (came,) = published.run(["action"], {"observation": observation})
+        (result,) = published.run(["action"], {"observation": observation})
         if expected.dtype.kind == "f":
-            np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
         else:
-            disagreed += int((came != expected).sum())
+            disagreed += int((result != expected).sum())
         observation, *_ = vector.step(expected)
     vector.close()
     # two actions that are as good as each other may be told apart by rounding, which is rare
@@ -200,8 +200,8 @@ def test_each_activation_is_that_of_torch(name: str, tmp_path: Path) -> None:
     shake(model)
     observation = 3 * draw(VECTOR)
     expected, _ = model.predict(observation, deterministic=True)
-    came = act(publish_sb3(model, tmp_path).folder, by_name(observation))
-    np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-5)
+    result = act(publish_sb3(model, tmp_path).folder, by_name(observation))
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_recurrent_policy_carries_its_state_as_predict_does(tmp_path: Path) -> None:
@@ -290,9 +290,9 @@ def test_the_parameters_of_a_distribution_are_those_of_the_source(tmp_path: Path
     observation = draw(VECTOR)
     with torch.no_grad():
         mean, log_std, _ = model.actor.get_action_dist_params(torch.from_numpy(observation))
-    came = session(report.folder).run(["mean", "log_std"], {"observation": observation})
-    np.testing.assert_allclose(came[0], mean.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(came[1], log_std.numpy(), rtol=1e-4, atol=1e-5)
+    result = session(report.folder).run(["mean", "log_std"], {"observation": observation})
+    np.testing.assert_allclose(result[0], mean.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result[1], log_std.numpy(), rtol=1e-4, atol=1e-5)
     assert report.card.distribution.kind == "squashed_gaussian"
 
 
@@ -320,17 +320,17 @@ class Own(BaseFeaturesExtractor):
     [
         (
             lambda: PPO("MlpPolicy", Room(VECTOR, FOUR), **STEPS, policy_kwargs={"features_extractor_class": Own}),
-            r"features_extractor_class: expected one of Stable-Baselines3's own, came .*Own",
+            r"features_extractor_class: expected one of Stable-Baselines3's own, got .*Own",
         ),
         (
             lambda: PPO("MlpPolicy", Room(VECTOR, FOUR), **STEPS, policy_kwargs={"activation_fn": nn.PReLU}),
-            r"activation_fn: expected one of .*, came torch\.nn\.modules\.activation\.PReLU",
+            r"activation_fn: expected one of .*, got torch\.nn\.modules\.activation\.PReLU",
         ),
         (
             lambda: MaskablePPO("MlpPolicy", Room(VECTOR, FOUR), **STEPS),
-            "policy_class: expected one of PPO, A2C, TRPO, DQN, .* came sb3_contrib.common.maskable",
+            "policy_class: expected one of PPO, A2C, TRPO, DQN, .* got sb3_contrib.common.maskable",
         ),
-        (lambda: CrossQ("MlpPolicy", Room(VECTOR, DRIVE), **SMALL), "policy_class: .* came sb3_contrib.crossq"),
+        (lambda: CrossQ("MlpPolicy", Room(VECTOR, DRIVE), **SMALL), "policy_class: .* got sb3_contrib.crossq"),
     ],
 )
 def test_what_no_importer_knows_is_refused_by_name(
@@ -373,7 +373,7 @@ def _refusal(data: bytes) -> str:
 
 def test_a_zip_that_is_not_whole_is_refused(zip_bytes: bytes) -> None:
     assert "not a zip" in _refusal(zip_bytes[:1000])
-    assert "expected one member 'policy.pth', came 0" in _refusal(_rewritten(zip_bytes, "policy.pth", None))
+    assert "expected one member 'policy.pth', got 0" in _refusal(_rewritten(zip_bytes, "policy.pth", None))
     assert "data: " in _refusal(_rewritten(zip_bytes, "data", b"{"))
     assert "torch does not read it as weights" in _refusal(_rewritten(zip_bytes, "policy.pth", b"no tensors"))
 
@@ -405,7 +405,7 @@ def test_a_zip_that_was_saved_without_what_makes_the_policy_is_refused(name: str
         fields = json.loads(archive.read("data"))
     del fields[name]
     data = _rewritten(zip_bytes, "data", json.dumps(fields).encode())
-    assert f"data: expected {name}, with which the library saves it, came none" in _refusal(data)
+    assert f"data: expected {name}, with which the library saves it, got none" in _refusal(data)
 
 
 def test_weights_that_do_not_fit_are_refused(zip_bytes: bytes) -> None:
@@ -419,7 +419,7 @@ def test_weights_that_do_not_fit_are_refused(zip_bytes: bytes) -> None:
 
     assert "there is no 'action_net.weight'" in _refusal(changed(**{"action_net.weight": None}))
     assert "'action_net.extra' has no place in a PPO" in _refusal(changed(**{"action_net.extra": torch.zeros(3)}))
-    assert "action_net.bias: expected float32, came torch.int64" in _refusal(
+    assert "action_net.bias: expected float32, got torch.int64" in _refusal(
         changed(**{"action_net.bias": torch.zeros(4, dtype=torch.int64)})
     )
 

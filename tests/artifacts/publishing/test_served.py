@@ -63,8 +63,8 @@ def test_a_real_policy_is_served_as_its_golden_source_acted(
     )
     write_folder(tmp_path / "folder", draft)
     golden = decode_golden((tmp_path / "folder" / "golden.safetensors").read_bytes())
-    came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), golden.inputs["observation"])
-    np.testing.assert_allclose(came, golden.outputs["action"], rtol=1e-4, atol=1e-4)
+    result = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), golden.inputs["observation"])
+    np.testing.assert_allclose(result, golden.outputs["action"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_real_policy_that_draws_its_actions_is_shadowed_by_what_was_made_of_the_same_source(
@@ -101,9 +101,9 @@ def test_a_robot_policy_of_a_fixed_batch_is_served_in_groups(start_daemon: Start
     file = real_policies() / "onnx" / "go1-joystick.onnx"
     write_folder(tmp_path / "folder", import_onnx(file, Details(name="made-here", version="1.0.0")))
     observation = np.random.default_rng(4).standard_normal((20, 48)).astype(np.float32)
-    came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
+    result = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
     expected = session(tmp_path / "folder").run(["action"], {"obs": observation})[0]
-    np.testing.assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int64", "bool"])
@@ -117,8 +117,8 @@ def test_observations_of_every_dtype_are_served(dtype: str, start_daemon: StartD
     onnx.save(model_of(nodes, {"action": (TensorProto.FLOAT, ["rows", 4])}, dtype=kind), file)
     write_folder(tmp_path / "folder", import_onnx(file, Details(name="made-here", version="1.0.0")))
     observation = np.random.default_rng(4).integers(0, 2, (7, 6)).astype(dtype)
-    came = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
-    np.testing.assert_allclose(came, observation.astype(np.float32) @ WEIGHT, rtol=1e-5, atol=1e-6)
+    result = served(start_daemon, stored(tmp_path / "store", tmp_path / "folder"), observation)
+    np.testing.assert_allclose(result, observation.astype(np.float32) @ WEIGHT, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dictionary_of_observations_is_served_as_predict_acts(start_daemon: StartDaemon, tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_a_dictionary_of_observations_is_served_as_predict_acts(start_daemon: St
     report = publish_sb3(model, tmp_path)
     observation = draw(MIXED, 40)
     expected, _ = model.predict(observation, deterministic=True)
-    came = served(start_daemon, stored(tmp_path / "store", report.folder), observation)
-    np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+    result = served(start_daemon, stored(tmp_path / "store", report.folder), observation)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_squashed_gaussian_is_drawn_inside_its_bounds_around_its_mean(
@@ -180,11 +180,11 @@ def test_a_model_that_does_not_act_as_its_source_did_is_not_served(short_path: P
     logits = golden.outputs["logits"].copy()
     logits[7, 2] += 0.5
     other = msgspec.structs.replace(golden, outputs={**golden.outputs, "logits": logits})
-    came = _pilliond(stored(short_path / "other", _with_golden(folder, other)))
-    assert came.returncode == 65
-    assert "made-here@1.0.0: output 'logits', row 7, element 2: expected" in came.stderr
-    assert "which differs by 0.5, at most" in came.stderr
-    assert "Traceback" not in came.stderr
+    result = _pilliond(stored(short_path / "other", _with_golden(folder, other)))
+    assert result.returncode == 65
+    assert "made-here@1.0.0: output 'logits', row 7, element 2: expected" in result.stderr
+    assert "which differs by 0.5, at most" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,9 @@ def test_a_model_that_does_not_act_as_its_source_did_is_not_served(short_path: P
     [
         (
             {"observation": np.zeros((3, 6), np.float32)},
-            "input 'observation': expected rows of float32 [5], came float32",
+            "input 'observation': expected rows of float32 [5], got float32",
         ),
-        ({"other": np.zeros((3, 5), np.float32)}, "input 'observation': expected rows of float32 [5], came none"),
+        ({"other": np.zeros((3, 5), np.float32)}, "input 'observation': expected rows of float32 [5], got none"),
     ],
 )
 def test_golden_pairs_of_another_policy_are_refused(
@@ -202,9 +202,9 @@ def test_golden_pairs_of_another_policy_are_refused(
 ) -> None:
     golden = Golden(inputs, {"action": np.zeros(3, np.int64)})
     root = short_path / f"pairs-{next(iter(inputs))}"
-    came = _pilliond(stored(root, _with_golden(_lander(tmp_path), golden)))
-    assert came.returncode == 65
-    assert message in came.stderr
+    result = _pilliond(stored(root, _with_golden(_lander(tmp_path), golden)))
+    assert result.returncode == 65
+    assert message in result.stderr
 
 
 def test_a_policy_without_golden_pairs_is_served(start_daemon: StartDaemon, tmp_path: Path) -> None:
@@ -238,8 +238,8 @@ def test_a_recurrent_policy_is_served_as_predict_acts(
             starts = generator.random(rows) < 0.2
             observation = draw(space, rows, seed=step)
             expected, state = model.predict(observation, state, starts | (step == 0), deterministic=True)
-            came = group.act(observation, deterministic=True, episode_start=starts)
-            np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+            result = group.act(observation, deterministic=True, episode_start=starts)
+            np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
         assert group.last.observation_in_slot == isinstance(space, spaces.Dict)
 
 
@@ -252,6 +252,6 @@ def test_a_recurrent_policy_that_does_not_carry_as_its_source_did_is_not_served(
     cell = golden.outputs["lstm_cell_next"].copy()
     cell[3, 0, 2] += 0.5
     other = msgspec.structs.replace(golden, outputs={**golden.outputs, "lstm_cell_next": cell})
-    came = _pilliond(stored(short_path / "carries", _with_golden(folder, other)))
-    assert came.returncode == 65
-    assert "made-here@1.0.0: output 'lstm_cell_next', row 3, element 2: expected" in came.stderr
+    result = _pilliond(stored(short_path / "carries", _with_golden(folder, other)))
+    assert result.returncode == 65
+    assert "made-here@1.0.0: output 'lstm_cell_next', row 3, element 2: expected" in result.stderr

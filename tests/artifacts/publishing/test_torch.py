@@ -160,8 +160,8 @@ def test_a_module_with_several_observations_and_a_memory_is_exported(tmp_path: P
     }
     with torch.no_grad():
         expected = module(*(torch.from_numpy(values) for values in inputs.values()))
-    came = session(report.folder).run(["action", "memory_next"], inputs)
-    for wanted, got in zip(expected, came, strict=True):
+    result = session(report.folder).run(["action", "memory_next"], inputs)
+    for wanted, got in zip(expected, result, strict=True):
         np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_a_module_that_takes_one_row_only_is_refused(tmp_path: Path) -> None:
         ({"outputs": [msgspec.structs.replace(CARD.action(), dtype="int32")]}, "'action': the card says int32"),
         (
             {"distribution": msgspec.structs.replace(CARD.distribution, kind="deterministic", logits="")},
-            "came 1 inputs and 2",
+            "got 1 inputs and 2",
         ),
         ({"version": "one"}, "expected MAJOR.MINOR.PATCH"),
     ],
@@ -269,7 +269,7 @@ def test_a_program_with_more_in_it_is_refused(exported: Path) -> None:
         made = io.BytesIO(exported.read_bytes())
         with zipfile.ZipFile(made, "a") as archive:
             archive.writestr(f"source/{name}", b"")
-        with pytest.raises(InvalidSourceError, match=r"is no part of a program|came other members"):
+        with pytest.raises(InvalidSourceError, match=r"is no part of a program|got other members"):
             disarm(made.getvalue(), "it")
 
 

@@ -133,17 +133,17 @@ BLOB = f"blobs/sha256/{'0' * 64}"
 @pytest.mark.parametrize(
     ("intruder", "message"),
     [
-        (member("../escape"), r"expected the files of an OCI layout, came '\.\./escape'"),
+        (member("../escape"), r"expected the files of an OCI layout, got '\.\./escape'"),
         (member("blobs/sha256/../../../escape"), "expected the files of an OCI layout"),
-        (member("/etc/passwd"), "expected the files of an OCI layout, came '/etc/passwd'"),
+        (member("/etc/passwd"), "expected the files of an OCI layout, got '/etc/passwd'"),
         (member("audit.jsonl"), "expected the files of an OCI layout"),
-        (member(BLOB, tarfile.SYMTYPE, "/etc/passwd"), "expected files only, came the symbolic link"),
-        (member("blobs", tarfile.SYMTYPE, "/etc"), "expected files only, came the symbolic link"),
-        (member(BLOB, tarfile.LNKTYPE, "index.json"), "expected files only, came the link"),
-        (member(BLOB, tarfile.CHRTYPE), "expected files only, came the device"),
-        (member(BLOB, tarfile.BLKTYPE), "expected files only, came the device"),
-        (member(BLOB, tarfile.FIFOTYPE), "expected files only, came the device"),
-        (member("elsewhere", tarfile.DIRTYPE), "expected files only, came the folder"),
+        (member(BLOB, tarfile.SYMTYPE, "/etc/passwd"), "expected files only, got the symbolic link"),
+        (member("blobs", tarfile.SYMTYPE, "/etc"), "expected files only, got the symbolic link"),
+        (member(BLOB, tarfile.LNKTYPE, "index.json"), "expected files only, got the link"),
+        (member(BLOB, tarfile.CHRTYPE), "expected files only, got the device"),
+        (member(BLOB, tarfile.BLKTYPE), "expected files only, got the device"),
+        (member(BLOB, tarfile.FIFOTYPE), "expected files only, got the device"),
+        (member("elsewhere", tarfile.DIRTYPE), "expected files only, got the folder"),
         (member("index.json"), "'index.json' is in it twice"),
     ],
     ids=lambda value: value[0].name if isinstance(value, tuple) else "",
@@ -159,10 +159,10 @@ def test_what_no_layout_holds_is_refused(archive: Path, tmp_path: Path, intruder
 def test_a_device_in_place_of_the_archive_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(InvalidArtifactError, match="expected a file, came something else"):
+        with pytest.raises(InvalidArtifactError, match="expected a file, got something else"):
             read_archive(Store(tmp_path / "other"), path)
     (tmp_path / "link").symlink_to(STORE / "index.json")
-    with pytest.raises(InvalidArtifactError, match="came a symbolic link"):
+    with pytest.raises(InvalidArtifactError, match="got a symbolic link"):
         read_archive(Store(tmp_path / "other"), tmp_path / "link")
 
 
@@ -183,7 +183,7 @@ def test_a_member_that_says_it_has_10_gb_is_refused_before_it_is_read(archive: P
     with file.open("wb") as out:
         out.write(archive.read_bytes()[:end] + info.tobuf(tarfile.GNU_FORMAT))
         out.truncate(end + 512 + info.size + 1024)
-    with pytest.raises(InvalidArtifactError, match=f"{BLOB}: expected at most 2147483647 bytes, came 10000000000"):
+    with pytest.raises(InvalidArtifactError, match=f"{BLOB}: expected at most 2147483647 bytes, got 10000000000"):
         read_archive(Store(tmp_path / "other"), file)
 
 

@@ -285,9 +285,9 @@ def test_a_password_is_not_sent_in_clear_to_a_token_server(tmp_path: Path, store
         with registry(tmp_path, auth=tokens.settings(tmp_path), tls=certificate) as address:
             words = [sys.executable, "-m", "pillion", "artifact", "push", f"oci://{address}", POLICY]
             environment = {**os.environ, "SSL_CERT_FILE": str(certificate), "PILLION_STORE__PATH": str(store.root)}
-            came = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=START_S_MAX)
-    assert came.returncode == os.EX_UNAVAILABLE
-    assert "expected a token server with https, came 'http://127.0.0.1" in came.stderr
+            result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=START_S_MAX)
+    assert result.returncode == os.EX_UNAVAILABLE
+    assert "expected a token server with https, got 'http://127.0.0.1" in result.stderr
     assert tokens.scopes == []
 
 
@@ -311,10 +311,10 @@ def test_the_command_line_pushes_and_pulls(registry_url: str, bucket_url: str, s
             ["push", url, POLICY, "--store", str(store.root)],
             ["pull", url, POLICY, "--store", str(other.root)],
         ):
-            came = subprocess.run(
+            result = subprocess.run(
                 [sys.executable, "-m", "pillion", "artifact", *words, *(["--plain-http"] if "oci" in url else [])],
                 capture_output=True, text=True, timeout=START_S_MAX,
             )  # fmt: skip
-            assert (came.returncode, came.stderr) == (0, "")
-            assert "lunar-lander@v1.1.0" in came.stdout
+            assert (result.returncode, result.stderr) == (0, "")
+            assert "lunar-lander@v1.1.0" in result.stdout
     assert other.load(POLICY) == store.load(POLICY)

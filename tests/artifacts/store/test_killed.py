@@ -216,7 +216,7 @@ def test_a_kill_at_any_system_call_leaves_the_store_as_before_or_as_after(
     before, after = view(Store(before_root)), view(Store(after_root))
     assert before != after
 
-    came = set[bool]()
+    result = set[bool]()
     for changes in range(10_000):
         root = tmp_path / f"{changes}"
         if before_root.exists():
@@ -231,11 +231,11 @@ def test_a_kill_at_any_system_call_leaves_the_store_as_before_or_as_after(
         seen = view(store)
         assert seen in (before, after), changes
         is_after = seen == after
-        came.add(is_after)
+        result.add(is_after)
         check_that_the_next_command_cleans_up(store, folder, act, is_after, after)
         shutil.rmtree(root)
     assert changes > changes_min
-    assert came == {False, True}
+    assert result == {False, True}
 
 
 def check_as_it_lies(lies: View, before: View, after: View, act: Act) -> None:

@@ -113,7 +113,7 @@ def test_the_folder_of_another_version_or_policy_is_refused(store: Store, folder
 
 def test_files_that_no_version_has_are_refused(store: Store, folder: Path) -> None:
     (folder / "policy.pkl").write_bytes(pickle.dumps([1]))
-    with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: expected one of .*, came 'policy\.pkl'"):
+    with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: expected one of .*, got 'policy\.pkl'"):
         store.publish(POLICY, "1.0.0", folder)
 
 
@@ -125,24 +125,24 @@ def test_a_file_that_is_missing_or_is_none_is_named(store: Store, folder: Path, 
         store.publish(POLICY, "1.0.0", folder)
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(
-        InvalidArtifactError, match=rf"lunar-lander@v1\.0\.0: {name}: expected a file, came a symbolic link"
+        InvalidArtifactError, match=rf"lunar-lander@v1\.0\.0: {name}: expected a file, got a symbolic link"
     ):
         store.publish(POLICY, "1.0.0", folder)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(InvalidArtifactError, match=rf"lunar-lander@v1\.0\.0: {name}: expected a file, came something"):
+    with pytest.raises(InvalidArtifactError, match=rf"lunar-lander@v1\.0\.0: {name}: expected a file, got something"):
         store.publish(POLICY, "1.0.0", folder)
     path.unlink()
     if os.geteuid() == 0:
         os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))
-        with pytest.raises(InvalidArtifactError, match="expected a file, came something else"):
+        with pytest.raises(InvalidArtifactError, match="expected a file, got something else"):
             store.publish(POLICY, "1.0.0", folder)
 
 
 def test_a_sparse_model_of_10_gb_is_refused_before_it_is_read(store: Store, folder: Path) -> None:
     with (folder / "model.onnx").open("wb") as file:
         file.truncate(10_000_000_000)
-    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected at most 2147483647 bytes, came 10000000000"):
+    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected at most 2147483647 bytes, got 10000000000"):
         store.publish(POLICY, "1.0.0", folder)
 
 
@@ -193,23 +193,23 @@ def spoilt(spoil: Spoil) -> bytes:
 
 
 BAD_MODELS: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "a pickle": (lambda _: pickled(), "expected an ONNX file, came a pickle"),
-    "a zip": (zipped, "expected an ONNX file, came a zip file"),
+    "a pickle": (lambda _: pickled(), "expected an ONNX file, got a pickle"),
+    "a zip": (zipped, "expected an ONNX file, got a zip file"),
     "nothing": (lambda _: b"", "not an ONNX file: it holds no graph"),
     "text": (lambda _: b"certainly not ONNX", "not an ONNX file"),
     "half a model": (lambda _: example_model()[:10_000], "not an ONNX file: .* reaches beyond the end"),
     "no graph": (lambda _: spoilt(no_graph), "not an ONNX file: it holds no graph"),
     "weights elsewhere": (
         lambda _: spoilt(weights_elsewhere),
-        r"expected every weight in the file itself, came '.*' in '\.\./\.\./\.\./etc/passwd'",
+        r"expected every weight in the file itself, got '.*' in '\.\./\.\./\.\./etc/passwd'",
     ),
     "weights elsewhere in a branch": (
         lambda _: spoilt(weights_elsewhere_in_a_branch),
-        "expected every weight in the file itself, came 'hidden' in '/etc/passwd'",
+        "expected every weight in the file itself, got 'hidden' in '/etc/passwd'",
     ),
     "an operator of nobody": (
         lambda _: spoilt(operator_of_nobody),
-        "expected operators that ONNX defines, came 'Detonate' of 'com.example'",
+        "expected operators that ONNX defines, got 'Detonate' of 'com.example'",
     ),
 }
 
@@ -297,9 +297,9 @@ def run_pillion(*words: str, before: str, after: str = "true") -> subprocess.Com
 @pytest.fixture
 def mounts() -> None:
     """Skips where this process may not mount anything, not even for itself alone."""
-    came = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True)
-    if came.returncode != 0:
-        pytest.skip(f"unshare(1) and mount(8) do not give this user a mount of its own: {came.stderr.strip()}")
+    result = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True)
+    if result.returncode != 0:
+        pytest.skip(f"unshare(1) and mount(8) do not give this user a mount of its own: {result.stderr.strip()}")
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_store_as_it_was(
@@ -310,13 +310,13 @@ def test_a_full_disk_is_one_line_and_leaves_the_store_as_it_was(
     (big / "golden.safetensors").write_bytes(os.urandom(2_000_000))
     (tmp_path / "small").mkdir()
     there = tmp_path / "small"
-    came = run_pillion(
+    result = run_pillion(
         "artifact", "publish", str(big), "lunar-lander@v1.1.0", "--store", str(there / "store"),
         before=f"mount -t tmpfs -o size=1m none {there}; cp -r {store.root} {there}/store",
         after=f"ls {there}/store/staging > {tmp_path}/left; cp {there}/store/index.json {tmp_path}/index",
     )  # fmt: skip
-    assert came.returncode == os.EX_IOERR, came
-    assert came.stderr == "pillion: lunar-lander@v1.1.0: No space left on device\n"
+    assert result.returncode == os.EX_IOERR, result
+    assert result.stderr == "pillion: lunar-lander@v1.1.0: No space left on device\n"
     assert (tmp_path / "left").read_text() == ""
     assert (tmp_path / "index").read_bytes() == (store.root / "index.json").read_bytes()
 
@@ -324,15 +324,15 @@ def test_a_full_disk_is_one_line_and_leaves_the_store_as_it_was(
 def test_a_read_only_store_is_one_line_and_is_read_all_the_same(mounts: None, store: Store, folder: Path) -> None:
     store.publish(POLICY, "1.0.0", folder)
     read_only = f"mount --bind {store.root} {store.root}; mount -o remount,ro,bind {store.root}"
-    came = run_pillion(
+    result = run_pillion(
         "artifact", "publish", str(folder), f"{POLICY}@v1.0.0", "--store", str(store.root), before=read_only
     )
-    assert came.returncode == os.EX_NOPERM
-    assert came.stderr == f"pillion: {POLICY}@v1.0.0: Read-only file system\n"
+    assert result.returncode == os.EX_NOPERM
+    assert result.stderr == f"pillion: {POLICY}@v1.0.0: Read-only file system\n"
     for command in (["list"], ["verify", "--all"], ["show", POLICY], ["history"]):
-        came = run_pillion("artifact", *command, "--store", str(store.root), before=read_only)
-        assert (came.returncode, came.stderr) == (0, "")
-        assert POLICY in came.stdout
+        result = run_pillion("artifact", *command, "--store", str(store.root), before=read_only)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert POLICY in result.stdout
 
 
 def test_a_store_of_somebody_else_is_one_line(store: Store, folder: Path) -> None:
@@ -368,6 +368,6 @@ class nobody:  # noqa: N801 - used as a statement
 
 
 def test_a_mistyped_path_does_not_become_a_store(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(StoreError, match=r"expected a store or an empty folder, came one that holds 'model\.onnx'"):
+    with pytest.raises(StoreError, match=r"expected a store or an empty folder, got one that holds 'model\.onnx'"):
         publish(folder, POLICY, "1.0.0", example_model(), example_card())
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model_card.yaml"]

@@ -61,7 +61,7 @@ def test_a_flipped_bit_of_any_file_is_refused_and_leaves_no_memory_behind(title:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (pickle.dumps({}), "model.onnx: expected an ONNX file, came a pickle"),
+        (pickle.dumps({}), "model.onnx: expected an ONNX file, got a pickle"),
         (blob_of(STORE, "highway-fast", "model.onnx").read_bytes(), "the card says a row is"),
     ],
 )

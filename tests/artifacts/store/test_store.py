@@ -55,7 +55,7 @@ def test_a_flipped_bit_in_a_manifest_is_found(store: Store, position: float) -> 
 def test_a_truncated_or_missing_file_is_found(store: Store) -> None:
     file = blob_of(store.root, "lunar-lander", "model.onnx")
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DigestMismatchError, match="expected 21123 bytes, came 21122"):
+    with pytest.raises(DigestMismatchError, match="expected 21123 bytes, got 21122"):
         store.load("lunar-lander")
     file.unlink()
     with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: model\.onnx: No such file"):
@@ -110,15 +110,15 @@ def test_a_link_a_folder_or_a_pipe_in_place_of_a_blob_is_refused(store: Store, t
     model = blob_of(store.root, "lunar-lander", "model.onnx")
     shutil.move(model, tmp_path / "elsewhere")
     model.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, came a symbolic link"):
+    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, got a symbolic link"):
         store.load("lunar-lander")
     model.unlink()
     model.mkdir()
-    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, came something else"):
+    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, got something else"):
         store.load("lunar-lander")
     model.rmdir()
     os.mkfifo(model)
-    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, came something else"):
+    with pytest.raises(InvalidArtifactError, match=r"model\.onnx: expected a file, got something else"):
         store.load("lunar-lander")
 
 
@@ -200,9 +200,9 @@ def forge(store: Store, manifest: bytes) -> str:
     [
         (("licence:", "license:"), r"unknown field `license`|missing required field `licence`"),
         (("dtype: float32", "dtype: float99"), r"Invalid enum value 'float99' - at `\$\.observation\[0\]\.dtype`"),
-        (("version: 1.0.0", "version: one"), "expected MAJOR.MINOR.PATCH, came 'one'"),
+        (("version: 1.0.0", "version: one"), "expected MAJOR.MINOR.PATCH, got 'one'"),
         (("version: 1.0.0", "version: 1.0.0\nversion: 1.0.0"), "key 'version' is given twice"),
-        (("schema: 1", "schema: 3"), "schema: expected 1 or 2, came 3"),
+        (("schema: 1", "schema: 3"), "schema: expected 1 or 2, got 3"),
         (("name: lunar-lander", "name: ../etc"), "Expected `str` matching regex"),
         (("schema: 1", "schema: [1"), "not YAML"),
         (
@@ -211,9 +211,9 @@ def forge(store: Store, manifest: bytes) -> str:
         ),
         (("logits: logits", "logits: ''"), r"distribution\.logits: expected the name"),
         (("dtype: int64", "dtype: int64\n  shape: [1]"), "a Discrete action has none"),
-        (("name: action", "name: acceleration"), "expected one called 'action', came none"),
-        (("schema: 1", "schema: 1\nsafe_action: [1, 2]"), "safe_action: expected 1 numbers, came 2"),
-        (("shape: [8]", "shape: [9]"), r"observation\.observation\.low: expected 0, 1 or 9 numbers, came 8"),
+        (("name: action", "name: acceleration"), "expected one called 'action', got none"),
+        (("schema: 1", "schema: 1\nsafe_action: [1, 2]"), "safe_action: expected 1 numbers, got 2"),
+        (("shape: [8]", "shape: [9]"), r"observation\.observation\.low: expected 0, 1 or 9 numbers, got 8"),
     ],
 )
 def test_a_card_with_a_mistake_names_its_path(change: tuple[str, str], message: str) -> None:

@@ -29,9 +29,9 @@ def killed_after(changes: int, act: Callable[[], None], look: Callable[[], objec
     child = _Traced(act)
     seen = look()
     while child.enters_a_call():
-        came = look()
-        changes -= came != seen
-        seen = came
+        result = look()
+        changes -= result != seen
+        seen = result
         if changes <= 0:
             child.kill()
             return True

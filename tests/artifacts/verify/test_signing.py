@@ -88,11 +88,11 @@ def test_what_is_signed_is_an_in_toto_statement_about_the_manifest_in_a_dsse_env
 
 def test_a_policy_that_nobody_or_the_wrong_one_signed_is_refused(store: Store, keys: dict[str, Path]) -> None:
     with pytest.raises(
-        UntrustedArtifactError, match=r"^lunar-lander@v1\.0\.0: expected signatures of 1 of ann, came none that count$"
+        UntrustedArtifactError, match=r"^lunar-lander@v1\.0\.0: expected signatures of 1 of ann, got none that count$"
     ):
         check_trust(store, store.resolve(POLICY), trusting(keys, "ann"), NOW)
     eve = sign_by(store, keys["eve"])
-    with pytest.raises(UntrustedArtifactError, match=rf"came none that count \(key {eve[:12]} is not trusted\)"):
+    with pytest.raises(UntrustedArtifactError, match=rf"got none that count \(key {eve[:12]} is not trusted\)"):
         check_trust(store, store.resolve(POLICY), trusting(keys, "ann"), NOW)
 
 
@@ -100,9 +100,7 @@ def test_as_many_different_keys_must_sign_as_the_rule_says(store: Store, keys: d
     both = trusting(keys, "ann", "ben", threshold=2)
     sign_by(store, keys["ann"])
     sign_by(store, keys["ann"], reason="once more")
-    assert examine(store, both).refusal.startswith(
-        "lunar-lander@v1.0.0: expected signatures of 2 of ann, ben, came ann"
-    )
+    assert examine(store, both).refusal.startswith("lunar-lander@v1.0.0: expected signatures of 2 of ann, ben, got ann")
     sign_by(store, keys["ben"])
     assert sorted(examine(store, both).signed_by) == ["ann", "ben"]
     assert not examine(store, both).refusal
@@ -192,7 +190,7 @@ def test_a_flipped_bit_in_a_signature_is_found(store: Store, keys: dict[str, Pat
     verdict = Verifier(store).verify(store.resolve(POLICY))
     assert len(verdict.faults) == 1
     assert verdict.faults[0].startswith("lunar-lander@v1.0.0: attestation is not what was published")
-    assert "came none that count" in examine(store, trusting(keys, "ann")).refusal
+    assert "got none that count" in examine(store, trusting(keys, "ann")).refusal
 
 
 def test_what_is_damaged_is_not_signed(store: Store, keys: dict[str, Path]) -> None:
@@ -253,8 +251,8 @@ def test_what_is_no_key_is_one_line(tmp_path: Path, keys: dict[str, Path]) -> No
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ([TrustRule(["*"], ["carl"])], r"rules: expected a key of ann, came 'carl'"),
-        ([TrustRule(["*"], ["ann"], threshold=2)], "rules: threshold: expected at most 1, came 2"),
+        ([TrustRule(["*"], ["carl"])], r"rules: expected a key of ann, got 'carl'"),
+        ([TrustRule(["*"], ["ann"], threshold=2)], "rules: threshold: expected at most 1, got 2"),
     ],
 )
 def test_a_trust_policy_that_contradicts_itself_is_refused(rules: list[TrustRule], message: str) -> None:

@@ -238,7 +238,7 @@ def test_the_steps_of_the_bar_are_those_of_the_measurement() -> None:
     ("arguments", "code", "complaint"),
     [
         (["--contestants", "lane,nobody"], 64, "--contestants: expected some of floor,lane,"),
-        (["--clients", "1,0"], 64, "expected numbers from 1 on such as 1,8,64; came '1,0'"),
+        (["--clients", "1,0"], 64, "expected numbers from 1 on such as 1,8,64; got '1,0'"),
         (["--plot", "picture.jpeg"], 64, "--plot: expected a name that ends with .png or .svg"),
         (["--policies", "nobody", "--contestants", "lane"], 65, "'nobody' is not in the store"),
     ],

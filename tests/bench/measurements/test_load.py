@@ -84,7 +84,7 @@ def test_large_acts_are_made_in_smaller_number() -> None:
 
 
 def test_each_connection_needs_a_session() -> None:
-    with pytest.raises(BadOptionError, match=r"--sessions: expected at least .* \(4\), came 3"):
+    with pytest.raises(BadOptionError, match=r"--sessions: expected at least .* \(4\), got 3"):
         LoadOptions(sessions=3, processes=2, connections=2).plans(ANYWHERE)
 
 
@@ -102,7 +102,7 @@ def test_only_what_is_answered_in_the_counted_time_counts() -> None:
 def test_more_rows_than_the_daemon_takes_are_refused_in_one_line(daemon: Daemon) -> None:
     done = run_pillion("bench", "load", "--rows", "1000", "--address", daemon.address)
     assert done.returncode == 64
-    assert done.stderr == "pillion: --rows: the daemon takes at most 256, came 1000\n"
+    assert done.stderr == "pillion: --rows: the daemon takes at most 256, got 1000\n"
 
 
 def test_a_policy_that_is_not_there_is_refused_in_one_line() -> None:

@@ -46,10 +46,10 @@ def test_a_tampered_action_is_found(recording: Recording, daemon: Daemon, tmp_pa
     msgspec.structs.replace(recording, action={"action": action}).save(path)
     done = replay(path, daemon)
     assert done.returncode == 1
-    came = recording.action["action"][17]
+    result = recording.action["action"][17]
     assert done.stderr == (
         "pillion: tampered.safetensors: 1 of 100 actions are not the recorded ones; "
-        f"the first: session 0, step 17, action: expected {action[17]}, came {came}\n"
+        f"the first: session 0, step 17, action: expected {action[17]}, got {result}\n"
     )
 
 
@@ -70,7 +70,7 @@ def test_observations_of_another_shape_are_refused(recording: Recording, daemon:
     msgspec.structs.replace(recording, observation={"observation": short}).save(path)
     done = replay(path, daemon)
     assert done.returncode == 65
-    assert "the policy takes float32 [8], came float32 [5]" in done.stderr
+    assert "the policy takes float32 [8], got float32 [5]" in done.stderr
 
 
 def test_a_file_that_is_no_recording_is_refused_in_one_line(daemon: Daemon, tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ def test_a_box_action_is_clipped_to_its_bounds() -> None:
     class World(gymnasium.Env[Any, Any]):
         action_space = spaces.Box(-1.0, 1.0, (2,))
 
-    came = for_environment(World(), np.array([-3.0, 0.5]))
-    assert came.tolist() == [-1.0, 0.5]
-    assert came.dtype == np.float32
+    result = for_environment(World(), np.array([-3.0, 0.5]))
+    assert result.tolist() == [-1.0, 0.5]
+    assert result.dtype == np.float32
 
 
 @pytest.mark.parametrize(

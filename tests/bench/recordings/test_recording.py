@@ -53,9 +53,9 @@ def rewrite(path: Path, metadata: dict[str, str] | None = None, **tensors: Any) 
 def test_a_recording_comes_back_from_its_file_as_it_went_in(tmp_path: Path) -> None:
     recording = make_recording()
     recording.save(tmp_path / "a.safetensors")
-    came = Recording.load(tmp_path / "a.safetensors")
+    result = Recording.load(tmp_path / "a.safetensors")
     for field in msgspec.structs.fields(Recording):
-        expected, found = getattr(recording, field.name), getattr(came, field.name)
+        expected, found = getattr(recording, field.name), getattr(result, field.name)
         if isinstance(expected, dict):
             assert list(expected) == list(found)
             for name in expected:
@@ -97,15 +97,15 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "tensors", "complaint"),
     [
-        ({"format": "other"}, {}, "expected pillion.recording 1, came other 1"),
-        ({"format_version": "9"}, {}, "expected pillion.recording 1, came pillion.recording 9"),
+        ({"format": "other"}, {}, "expected pillion.recording 1, got other 1"),
+        ({"format_version": "9"}, {}, "expected pillion.recording 1, got pillion.recording 9"),
         ({"compressed": "{"}, {}, "Input data was truncated"),
         ({}, {"reward": None}, "key 'reward' is missing"),
-        ({}, {"reward": np.zeros(3)}, r"reward: expected float64 \[20\], came float64 \[3\]"),
-        ({}, {"seed": np.array([4])}, r"seed: expected int64 \[2\], came int64 \[1\]"),
+        ({}, {"reward": np.zeros(3)}, r"reward: expected float64 \[20\], got float64 \[3\]"),
+        ({}, {"seed": np.array([4])}, r"seed: expected int64 \[2\], got int64 \[1\]"),
         ({}, {"episode_start": np.roll(np.eye(1, 20, 0, dtype=bool)[0], 1), "seed": np.array([1])}, "the first of which"),
         ({}, {"step_time_ns": np.arange(20)[::-1].copy()}, "do not go back"),
-        ({}, {"action.action": np.zeros(3)}, r"action: expected 20 steps, came shape \[3\]"),
+        ({}, {"action.action": np.zeros(3)}, r"action: expected 20 steps, got shape \[3\]"),
         ({}, {"observation.image": np.zeros(9, np.uint8)}, "while decompressing"),
     ],
 )  # fmt: skip
@@ -124,5 +124,5 @@ def test_a_compressed_tensor_may_not_come_to_more_than_it_says(tmp_path: Path) -
     make_recording().save(path)
     claim = {"observation.image": {"codec": "deflate", "dtype": "uint8", "shape": [20, 4]}}
     rewrite(path, {"compressed": msgspec.json.encode(claim).decode()})
-    with pytest.raises(RecordingError, match="expected 80 bytes, came more"):
+    with pytest.raises(RecordingError, match="expected 80 bytes, got more"):
         Recording.load(path)

@@ -34,9 +34,9 @@ def test_each_answer_finds_its_session(daemon: Daemon, connections: int) -> None
     with begun_swarm(daemon.address, 6, connections) as swarm:
         for rider in swarm.riders:
             rider.act([bytes(32)])
-        came = [swarm.receive() for _ in swarm.riders]
-        assert {rider.index for rider, _, _ in came} == set(range(6))
-        for rider, message, tensors in came:
+        actual = [swarm.receive() for _ in swarm.riders]
+        assert {rider.index for rider, _, _ in actual} == set(range(6))
+        for rider, message, tensors in actual:
             assert isinstance(message, Action)
             assert (message.session, message.episode) == (rider.conversation.session, rider.episode)
             assert [len(tensor) for tensor in tensors] == [8]

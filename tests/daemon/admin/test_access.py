@@ -93,13 +93,13 @@ def ask_for(url: str, endpoint: Endpoint, token: str | None) -> Answer:
     return asked(url, endpoint.method, path_of(endpoint), token, body)
 
 
-def told_by(endpoint: Endpoint, came: Answer, kind: str) -> str:
+def told_by(endpoint: Endpoint, result: Answer, kind: str) -> str:
     """What a refusal says for people: as a problem of that kind, or as its endpoint has it."""
     if endpoint.error is not Problem:
-        return str(came.json["error"])
-    assert came.headers["Content-Type"] == "application/problem+json"
-    assert came.json["type"] == f"urn:pillion:{kind}"
-    return str(came.json["detail"])
+        return str(result.json["error"])
+    assert result.headers["Content-Type"] == "application/problem+json"
+    assert result.json["type"] == f"urn:pillion:{kind}"
+    return str(result.json["detail"])
 
 
 def over_unix(path: str, method: str, what: str, body: object = None) -> tuple[int, str]:
@@ -123,10 +123,10 @@ def test_no_verb_is_done_for_who_shows_no_token(daemon: Daemon, guarded: Daemon,
     assert lookers == {"/v2/repository/index"}
     for url in (daemon.tcp_admin, guarded.tcp_admin):
         for endpoint in verbs:
-            came = ask_for(url, endpoint, None)
-            assert came.status == 401, endpoint
-            assert came.headers["WWW-Authenticate"] == 'Bearer realm="pillion"'
-            assert "expected" in told_by(endpoint, came, "unauthorized")
+            result = ask_for(url, endpoint, None)
+            assert result.status == 401, endpoint
+            assert result.headers["WWW-Authenticate"] == 'Bearer realm="pillion"'
+            assert "expected" in told_by(endpoint, result, "unauthorized")
 
 
 def test_without_a_tokens_file_anybody_on_this_host_may_look(daemon: Daemon, endpoints: list[Endpoint]) -> None:
@@ -148,16 +148,16 @@ def test_every_endpoint_asks_for_its_scope_and_no_more(
     allowed = Scope[shown.upper()] if shown in secrets else Scope.OPEN
     assert len(endpoints) >= 15
     for endpoint in endpoints:
-        came = ask_for(guarded.tcp_admin, endpoint, token)
+        result = ask_for(guarded.tcp_admin, endpoint, token)
         if endpoint.scope <= allowed:
-            assert came.status not in REFUSED, endpoint
+            assert result.status not in REFUSED, endpoint
         elif shown in secrets:
-            assert came.status == 403, endpoint
-            assert f"expected the scope {endpoint.scope.word}" in told_by(endpoint, came, "forbidden")
-            assert f'scope="{endpoint.scope.word}"' in came.headers["WWW-Authenticate"]
+            assert result.status == 403, endpoint
+            assert f"expected the scope {endpoint.scope.word}" in told_by(endpoint, result, "forbidden")
+            assert f'scope="{endpoint.scope.word}"' in result.headers["WWW-Authenticate"]
         else:
-            assert came.status == 401, endpoint
-            assert told_by(endpoint, came, "unauthorized")
+            assert result.status == 401, endpoint
+            assert told_by(endpoint, result, "unauthorized")
 
 
 def test_who_shows_nothing_is_not_told_what_there_is(guarded: Daemon, endpoints: list[Endpoint]) -> None:
@@ -187,8 +187,8 @@ def test_a_head_is_asked_for_with_the_scope_of_its_get(guarded: Daemon, secrets:
     "header", ["", "Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "{secret}", "bearer  x", "Bearer \xff"]
 )
 def test_what_is_no_token_is_none(guarded: Daemon, secrets: dict[str, str], header: str) -> None:
-    came = asked(guarded.tcp_admin, headers={"Authorization": header.format(secret=secrets["admin"])})
-    assert came.status == 401
+    result = asked(guarded.tcp_admin, headers={"Authorization": header.format(secret=secrets["admin"])})
+    assert result.status == 401
 
 
 def test_a_token_is_good_until_it_expires(guarded: Daemon, tokens_file: Path) -> None:
@@ -196,9 +196,9 @@ def test_a_token_is_good_until_it_expires(guarded: Daemon, tokens_file: Path) ->
     over = make_token(tokens_file, "over", "admin", now - timedelta(seconds=1))
     good = make_token(tokens_file, "good", "view", now + timedelta(hours=1))
     assert asked(guarded.tcp_admin, token=good).status == 200
-    came = asked(guarded.tcp_admin, token=over)
-    assert (came.status, came.json["detail"]) == (401, "the token over has expired")
-    assert 'error="invalid_token"' in came.headers["WWW-Authenticate"]
+    result = asked(guarded.tcp_admin, token=over)
+    assert (result.status, result.json["detail"]) == (401, "the token over has expired")
+    assert 'error="invalid_token"' in result.headers["WWW-Authenticate"]
 
 
 def test_a_token_is_taken_back_and_another_given_without_a_restart(start_daemon: StartDaemon, tmp_path: Path) -> None:
@@ -253,10 +253,10 @@ def test_who_is_refused_often_is_told_to_wait_and_a_right_token_never_is(
     daemon = start_daemon(settings={"admin__tokens_file": tmp_path / "tokens"})
     source = another_address()
     wrong = [asked(daemon.tcp_admin, token=f"pillion_{number}", source=source) for number in range(60)]
-    assert [came.status for came in wrong[:REFUSALS_BURST_MAX]] == [401] * REFUSALS_BURST_MAX
-    late = [came for came in wrong if came.status == 429]
+    assert [result.status for result in wrong[:REFUSALS_BURST_MAX]] == [401] * REFUSALS_BURST_MAX
+    late = [result for result in wrong if result.status == 429]
     assert len(late) >= 30
-    assert all(int(came.headers["Retry-After"]) >= 1 for came in late)
+    assert all(int(result.headers["Retry-After"]) >= 1 for result in late)
     assert late[0].json["type"] == "urn:pillion:too-many-refusals"
     assert asked(daemon.tcp_admin, token=secret, source=source).status == 200
     assert asked(daemon.tcp_admin, token="pillion_x").status == 401
@@ -298,8 +298,8 @@ def test_a_page_of_another_origin_is_refused(daemon: Daemon, guarded: Daemon, se
         own = {"Origin": url}
         assert asked(url, token=token, headers=own).status == 200
         for origin in ("http://evil.example", "null", url + "1", url.replace("127.0.0.1", "localhost")):
-            came = asked(url, token=token, headers={"Origin": origin})
-            assert (came.status, came.json["detail"].split(",")[0]) == (
+            result = asked(url, token=token, headers={"Origin": origin})
+            assert (result.status, result.json["detail"].split(",")[0]) == (
                 403, "expected a request of this port's own pages",
             )  # fmt: skip
 
@@ -317,11 +317,11 @@ def test_a_name_that_was_made_to_point_here_is_refused_where_there_is_no_token(
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
 def test_a_body_that_a_form_may_send_is_refused(guarded: Daemon, secrets: dict[str, str], kind: str) -> None:
-    came = asked(
+    result = asked(
         guarded.tcp_admin, "POST", f"/v1/policies/{POLICY}/switch", secrets["operate"],
         {"version": "1.0.0"}, {"Content-Type": kind},
     )  # fmt: skip
-    assert (came.status, came.json["type"]) == (415, "urn:pillion:not-json")
+    assert (result.status, result.json["type"]) == (415, "urn:pillion:not-json")
     assert json.loads(guarded.get("/v1/policies")[1])["policies"][0]["operation"] is None
 
 
@@ -378,9 +378,9 @@ def test_the_audit_log_says_who_asked_and_not_only_who_they_say_they_are(
     user = getpass.getuser()
     verb = f"/v1/policies/{POLICY}/switch"
     for by, written in (("alice", "alice (token ci)"), ("", "token ci"), ("token ci", "token ci")):
-        came = asked(daemon.tcp_admin, "POST", verb, secret, {"version": "1.0.0", "by": by, "reason": "a try"})
-        assert came.status in (200, 202), came
-        assert daemon.operation((came.status, came.json, came.headers))["by"] == written
+        result = asked(daemon.tcp_admin, "POST", verb, secret, {"version": "1.0.0", "by": by, "reason": "a try"})
+        assert result.status in (200, 202), result
+        assert daemon.operation((result.status, result.json, result.headers))["by"] == written
         assert Store(tmp_path / "store").history(POLICY)[-1].by == written
     for by, written in (("alice", f"alice (user {user})"), (user, user), ("", user)):
         told = daemon.operation(daemon.ask("POST", verb, {"version": "1.0.0", "by": by}))

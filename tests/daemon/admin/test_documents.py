@@ -78,8 +78,8 @@ def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_ask_how_
         assert [address.partition(":")[0] for address in ready["listen"]] == ["lane", "ipc", "tcp"]
         act_everywhere(ready)
         curl = shlex.split(ask.replace("http://127.0.0.1:9475", ready["admin"][-1]))
-        came = subprocess.run(curl, capture_output=True, text=True, timeout=30, check=True)
-        assert json.loads(came.stdout)["phase"] == "ready"
+        result = subprocess.run(curl, capture_output=True, text=True, timeout=30, check=True)
+        assert json.loads(result.stdout)["phase"] == "ready"
 
 
 def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_where_the_users_clients_look(
@@ -101,8 +101,8 @@ def test_the_examples_of_the_kserve_section_get_their_answers(
     def answered(command: str) -> dict[str, Any]:
         command = command.replace("http://127.0.0.1:9475", daemon.tcp_admin)
         command = command.replace("$XDG_RUNTIME_DIR/pillion/admin.sock", daemon.admin.removeprefix("unix://"))
-        came = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=30, check=True)
-        told: dict[str, Any] = json.loads(came.stdout)
+        result = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=30, check=True)
+        told: dict[str, Any] = json.loads(result.stdout)
         return told
 
     assert answered(look)["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 8]}]
@@ -115,8 +115,8 @@ def test_the_examples_of_the_kserve_section_get_their_answers(
     (tmp_path / "operate-token").write_text(make_token(tmp_path / "tokens", "triton", "operate"))
     guarded = start_daemon(settings={"admin__tokens_file": tmp_path / "tokens"})
     code = code.replace("127.0.0.1:9475", guarded.tcp_admin.removeprefix("http://"))
-    came = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
     )
-    assert (came.returncode, came.stderr) == (0, "")
-    assert re.fullmatch(r"\[[0-3] [0-3]\] 1\.0\.0\n", came.stdout)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r"\[[0-3] [0-3]\] 1\.0\.0\n", result.stdout)

@@ -129,8 +129,8 @@ def test_what_is_refused_says_why_and_changes_nothing(
     unchanged: Daemon, store: Store, method: str, path: str, body: Any, headers: dict[str, str], status: int, kind: str
 ) -> None:
     before = state(unchanged, store)
-    came, told, answered = unchanged.ask(method, path, body, headers)
-    assert (came, told["type"], told["status"]) == (status, f"urn:pillion:{kind}", status)
+    result, told, answered = unchanged.ask(method, path, body, headers)
+    assert (result, told["type"], told["status"]) == (status, f"urn:pillion:{kind}", status)
     assert answered["Content-Type"].startswith("application/problem+json")
     assert told["title"]
     assert told["detail"]
@@ -178,8 +178,8 @@ def test_what_is_no_http_is_a_problem_too_and_leaves_nothing_in_the_log(
 ) -> None:
     before = state(unchanged, store)
     log = unchanged.stderr
-    came, kind, told = raw(unchanged, request_bytes)
-    assert (came, kind, told["status"]) == (status, "application/problem+json", status)
+    result, kind, told = raw(unchanged, request_bytes)
+    assert (result, kind, told["status"]) == (status, "application/problem+json", status)
     assert state(unchanged, store) == before
     assert unchanged.stderr == log
 
@@ -252,9 +252,9 @@ def test_of_operators_who_decide_by_the_same_tag_exactly_one_wins(followed: Daem
         def change(reason: str, tag: str = tag) -> tuple[int, dict[str, Any], dict[str, str]]:
             return followed.ask("PUT", ROUTE, {"arms": [], "reason": reason}, {"If-Match": tag})
 
-        came = at_once(lambda: change("one"), lambda: change("two"), lambda: change("three"))
-        assert sorted(status for status, _ in came) == [202, 412, 412]
-        (winner,) = [told for status, told in came if status == 202]
+        result = at_once(lambda: change("one"), lambda: change("two"), lambda: change("three"))
+        assert sorted(status for status, _ in result) == [202, 412, 412]
+        (winner,) = [told for status, told in result if status == 202]
         followed.operation((202, winner, {}))
 
 
@@ -273,25 +273,25 @@ def test_the_tag_is_looked_at_when_the_body_is_there(followed: Daemon) -> None:
 
 def test_of_two_who_roll_back_at_once_one_does_not_undo_what_the_other_did(followed: Daemon) -> None:
     followed.operation(followed.ask("POST", f"{PATH}/switch", {"version": "1.1.0"}))
-    came = at_once(*[lambda: followed.ask("POST", f"{PATH}/rollback", {})] * 2)
-    assert {status for status, _ in came} <= {200, 409}
-    done = [told for status, told in came if status == 200]
-    refused = [told for status, told in came if status == 409]
+    result = at_once(*[lambda: followed.ask("POST", f"{PATH}/rollback", {})] * 2)
+    assert {status for status, _ in result} <= {200, 409}
+    done = [told for status, told in result if status == 200]
+    refused = [told for status, told in result if status == 409]
     # They may also have come one after the other: then the second goes forward again.
     assert all(told["type"] == "urn:pillion:busy" for told in refused)
     assert followed.ask("GET", PATH)[1]["stable"] == ("1.0.0" if len(done) == 1 else "1.1.0")
-    assert "a bug" not in json.dumps(came)
+    assert "a bug" not in json.dumps(result)
 
 
 def test_what_is_cancelled_at_once_does_not_stand_in_the_way_of_the_next(followed: Daemon) -> None:
     for _ in range(40):
-        came = at_once(
+        result = at_once(
             lambda: followed.ask("POST", STAGE, {"version": "1.1.0"}),
             *[lambda: followed.ask("DELETE", STAGE, {"reason": "changed my mind"})] * 3,
         )
-        assert {status for status, _ in came} <= {200, 202, 409}
-        assert came[0][0] == 202, came[0]
-        ended = followed.operation((202, came[0][1], {}))
+        assert {status for status, _ in result} <= {200, 202, 409}
+        assert result[0][0] == 202, result[0]
+        ended = followed.operation((202, result[0][1], {}))
         assert ended["outcome"] in ("done", "cancelled"), ended
 
 

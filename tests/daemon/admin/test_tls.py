@@ -160,7 +160,7 @@ def test_operators_commands_ask_over_tls_with_a_token(url: str, folder: Path, se
     ("words", "environment", "exit_code", "text"),
     [
         (["status"], {}, os.EX_NOPERM, "expected Authorization: Bearer TOKEN"),
-        (["status"], {"PILLION_TOKEN": "pillion_wrong"}, os.EX_NOPERM, "expected a token of this daemon, came another"),
+        (["status"], {"PILLION_TOKEN": "pillion_wrong"}, os.EX_NOPERM, "expected a token of this daemon, got another"),
         (["drain"], {"PILLION_TOKEN": "{view}"}, os.EX_NOPERM, "expected the scope admin, the token view has view"),
         (["status"], {"PILLION_TOKEN": "x\r\ny"}, os.EX_USAGE, "not a token"),
         (["status", "--token-file", "/nowhere"], {}, os.EX_USAGE, "--token-file: /nowhere: No such file"),
@@ -173,13 +173,13 @@ def test_what_is_refused_is_one_line_and_an_exit_code(
     words: list[str], environment: dict[str, str], exit_code: int, text: str,
 ) -> None:  # fmt: skip
     shown = {name: value.format(**secrets) for name, value in environment.items()}
-    came = command(*words[:1], "--admin", url, "--ca-file", str(folder / "authority"), *words[1:], **shown)
-    assert (came.returncode, came.stdout) == (exit_code, "")
-    assert text in came.stderr
-    assert len(came.stderr.splitlines()) == 1
+    result = command(*words[:1], "--admin", url, "--ca-file", str(folder / "authority"), *words[1:], **shown)
+    assert (result.returncode, result.stdout) == (exit_code, "")
+    assert text in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_token_is_never_sent_in_the_open() -> None:
-    came = command("status", "--admin", "http://192.0.2.1:9475", PILLION_TOKEN="pillion_secret")
-    assert came.returncode == os.EX_USAGE
-    assert "a token is not sent to http://192.0.2.1:9475 in the open: expected https://" in came.stderr
+    result = command("status", "--admin", "http://192.0.2.1:9475", PILLION_TOKEN="pillion_secret")
+    assert result.returncode == os.EX_USAGE
+    assert "a token is not sent to http://192.0.2.1:9475 in the open: expected https://" in result.stderr

@@ -32,9 +32,9 @@ def token_command(*words: str, file: Path) -> subprocess.CompletedProcess[str]:
 
 
 def said(*words: str, file: Path) -> dict[str, Any]:
-    came = token_command(*words, "--json", file=file)
-    assert (came.returncode, came.stderr) == (0, ""), came
-    told: dict[str, Any] = json.loads(came.stdout)
+    result = token_command(*words, "--json", file=file)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    told: dict[str, Any] = json.loads(result.stdout)
     return told
 
 
@@ -79,24 +79,24 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(
 ) -> None:
     make_token(file, "ci", "view")
     before = file.read_bytes()
-    came = token_command(*words, file=file)
-    assert (came.returncode, came.stdout) == (exit_code, "")
-    assert text in came.stderr
-    assert len(came.stderr.splitlines()) == 1
+    result = token_command(*words, file=file)
+    assert (result.returncode, result.stdout) == (exit_code, "")
+    assert text in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert file.read_bytes() == before
     assert [entry.name for entry in file.parent.iterdir()] == ["tokens"]
 
 
 def test_a_file_that_is_not_there_is_no_empty_list(file: Path) -> None:
-    came = token_command("list", file=file)
-    assert (came.returncode, came.stdout) == (os.EX_CONFIG, "")
-    assert "there is no such file" in came.stderr
+    result = token_command("list", file=file)
+    assert (result.returncode, result.stdout) == (os.EX_CONFIG, "")
+    assert "there is no such file" in result.stderr
 
 
 def test_a_file_in_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    came = token_command("new", "ci", "--scope", "view", file=tmp_path / "nowhere" / "tokens")
-    assert (came.returncode, came.stderr.count("\n")) == (os.EX_CONFIG, 1)
-    assert "No such file or directory" in came.stderr
+    result = token_command("new", "ci", "--scope", "view", file=tmp_path / "nowhere" / "tokens")
+    assert (result.returncode, result.stderr.count("\n")) == (os.EX_CONFIG, 1)
+    assert "No such file or directory" in result.stderr
 
 
 def test_many_who_make_tokens_at_once_lose_none(file: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_daemon_does_not_believe_another_users_file(file: Path) -> None:
 def test_a_file_that_others_can_read_is_refused(file: Path, mode: int) -> None:
     make_token(file, "ci", "view")
     file.chmod(mode)
-    with pytest.raises(SettingsError, match=f"expected mode 0600, came {mode:04o}"):
+    with pytest.raises(SettingsError, match=f"expected mode 0600, got {mode:04o}"):
         read_tokens(str(file))
 
 
@@ -190,8 +190,8 @@ def test_every_token_command_of_the_page_is_one(tmp_path: Path) -> None:
     assert len(lines) == 3
     for line in lines:
         words = shlex.split(line.replace("/etc/pillion", str(tmp_path)))
-        came = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "pillion", *words], capture_output=True, text=True, timeout=START_S_MAX, check=False
         )
-        assert (came.returncode, came.stderr) == (0, ""), line
+        assert (result.returncode, result.stderr) == (0, ""), line
     assert read_tokens(str(tmp_path / "tokens")) == []

@@ -94,8 +94,8 @@ def test_many_sessions_are_told_of_page_by_page_without_one_left_out(daemon: Dae
         numbers = [session["id"] for session in paged]
         assert numbers == sorted(set(numbers)) == [session["id"] for session in whole["sessions"]]
         assert [session["handles"] for session in paged].count(1) == 1
-        came = pillion_command(daemon, "sessions", "--limit", "20")
-        assert came.stdout.splitlines()[-1] == f"there are more: --after {numbers[19]}"
+        result = pillion_command(daemon, "sessions", "--limit", "20")
+        assert result.stdout.splitlines()[-1] == f"there are more: --after {numbers[19]}"
 
 
 # Audit
@@ -112,9 +112,9 @@ def test_the_audit_log_is_told_newest_first_and_page_by_page(daemon: Daemon, sto
     first = daemon.ask("GET", "/v1/audit?limit=2")[1]
     rest = daemon.ask("GET", f"/v1/audit?limit=1000&before={first['next']}")[1]
     assert first["records"] + rest["records"] == told["records"]
-    came = pillion_command(daemon, "audit", "--limit", "1")
-    assert re.search(rf"^{newest['sequence']} .* ann \(user {USER}\) +alias +.*better$", came.stdout, re.MULTILINE)
-    assert came.stdout.splitlines()[-1] == f"there are more: --before {newest['sequence']}"
+    result = pillion_command(daemon, "audit", "--limit", "1")
+    assert re.search(rf"^{newest['sequence']} .* ann \(user {USER}\) +alias +.*better$", result.stdout, re.MULTILINE)
+    assert result.stdout.splitlines()[-1] == f"there are more: --before {newest['sequence']}"
 
 
 def test_a_log_that_was_tampered_with_is_told_of(daemon: Daemon, store: Store) -> None:
@@ -182,8 +182,8 @@ def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
     table = pillion_command(daemon, "leases").stdout
     assert re.search(r"^campaign-7 +1\.1\.0 +20\S+Z +yes +\S+ +the paper", table, re.MULTILINE)
     assert re.search(r"^1\.1\.0 +evaluation", pillion_command(daemon, "status").stdout, re.MULTILINE)
-    came = pillion_command(daemon, "leases", "end", POLICY, "campaign-7", "--reason", "done")
-    assert re.fullmatch(rf"lease campaign-7: {POLICY}@1\.1\.0 until 20\S+Z, not held\n", came.stdout)
+    result = pillion_command(daemon, "leases", "end", POLICY, "campaign-7", "--reason", "done")
+    assert re.fullmatch(rf"lease campaign-7: {POLICY}@1\.1\.0 until 20\S+Z, not held\n", result.stdout)
     assert said(daemon, "leases")["leases"] == []
 
 
@@ -196,10 +196,10 @@ def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
         ),
         (["leases", "add", POLICY, "1.1.0", "--name", "a", "--for", "1h"], "--reason"),
         (["leases", "end", POLICY, "nobody", "--reason", "x"], "there is no evaluation lease 'nobody'"),
-        (["warmup", "mars-lander"], f"expected {POLICY}, came mars-lander"),
+        (["warmup", "mars-lander"], f"expected {POLICY}, got mars-lander"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_an_exit_code(highway_daemon: Daemon, words: list[str], text: str) -> None:
-    came = pillion_command(highway_daemon, *words)
-    assert (came.returncode, came.stdout, len(came.stderr.splitlines())) == (os.EX_USAGE, "", 1)
-    assert text in came.stderr
+    result = pillion_command(highway_daemon, *words)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (os.EX_USAGE, "", 1)
+    assert text in result.stderr

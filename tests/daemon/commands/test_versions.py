@@ -31,9 +31,9 @@ def pillion_command(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[
 
 def said(daemon: Daemon, *words: str) -> dict[str, Any]:
     """The JSON that a command prints."""
-    came = pillion_command(daemon, *words, "--json")
-    assert (came.returncode, came.stderr) == (0, ""), came
-    told: dict[str, Any] = json.loads(came.stdout)
+    result = pillion_command(daemon, *words, "--json")
+    assert (result.returncode, result.stderr) == (0, ""), result
+    told: dict[str, Any] = json.loads(result.stdout)
     return told
 
 
@@ -106,8 +106,8 @@ def test_the_report_of_a_shadow_is_a_table_or_json(daemon: Daemon) -> None:
 
 def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session, session.begin():
-        came = pillion_command(daemon, "stage", POLICY, "1.1.0", "--wait")
-        assert came.stdout == f"stage 1: {POLICY}@1.1.0 done\n"
+        result = pillion_command(daemon, "stage", POLICY, "1.1.0", "--wait")
+        assert result.stdout == f"stage 1: {POLICY}@1.1.0 done\n"
         text = pillion_command(daemon, "status").stdout
     assert text.startswith(f"{POLICY}: ready, 1 sessions, follows stable\n")
     assert re.search(r"^1\.0\.0 +stable +\d +exact +nobody", text, re.MULTILINE)
@@ -119,7 +119,7 @@ def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
     ("words", "exit_code", "text"),
     [
         (["switch", POLICY, "9.0.0", "--reason", "x"], os.EX_USAGE, "has no version that fits"),
-        (["switch", "mars-lander", "1.0.0", "--reason", "x"], os.EX_USAGE, f"expected {POLICY}, came mars-lander"),
+        (["switch", "mars-lander", "1.0.0", "--reason", "x"], os.EX_USAGE, f"expected {POLICY}, got mars-lander"),
         (["switch", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
         (["shadow", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
         (["shadow", POLICY, "1.1.0", "--off", "--reason", "x"], os.EX_USAGE, "expected VERSION or --off"),
@@ -130,18 +130,18 @@ def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
 def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     daemon: Daemon, words: list[str], exit_code: int, text: str
 ) -> None:
-    came = pillion_command(daemon, *words)
-    assert (came.returncode, came.stdout) == (exit_code, "")
-    assert text in came.stderr
-    assert len(came.stderr.splitlines()) == 1
+    result = pillion_command(daemon, *words)
+    assert (result.returncode, result.stdout) == (exit_code, "")
+    assert text in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_drain_with_wait_returns_when_the_daemon_is_gone(daemon: Daemon) -> None:
     assert said(daemon, "drain", "--reason", "a new kernel", "--wait") == {"phase": "draining", "gone": True}
     assert daemon.process.wait(START_S_MAX) == 0
-    came = pillion_command(daemon, "status")
-    assert (came.returncode, came.stdout) == (os.EX_UNAVAILABLE, "")
-    assert "is pilliond running?" in came.stderr
+    result = pillion_command(daemon, "status")
+    assert (result.returncode, result.stdout) == (os.EX_UNAVAILABLE, "")
+    assert "is pilliond running?" in result.stderr
 
 
 def test_every_operators_command_of_the_readme_is_one(daemon: Daemon) -> None:
@@ -153,5 +153,5 @@ def test_every_operators_command_of_the_readme_is_one(daemon: Daemon) -> None:
     ]
     assert len(lines) >= 6
     for line in sorted(lines, key=lambda line: line.startswith("drain")):
-        came = pillion_command(daemon, *shlex.split(line.split("  #")[0]))
-        assert (came.returncode, came.stderr) == (0, ""), line
+        result = pillion_command(daemon, *shlex.split(line.split("  #")[0]))
+        assert (result.returncode, result.stderr) == (0, ""), line

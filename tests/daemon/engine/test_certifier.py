@@ -73,11 +73,11 @@ def test_a_certificate_meets_gates_no_better_than_itself() -> None:
     assert [made("within 1e-6").meets(gate) for gate in gates] == [True, True, False]
     assert [made("worse").meets(gate) for gate in gates] == [True, False, False]
     assert made("worse").shortfall("any") == ""
-    assert made("worse").shortfall("exact").startswith("batch certificate: expected exact, came worse: ")
+    assert made("worse").shortfall("exact").startswith("batch certificate: expected exact, got worse: ")
 
 
 def test_an_output_that_is_not_finite_is_refused(store: Store) -> None:
     spec = store.load("rounded").card.spec()
     engine = OnnxEngine(model_of("Log", 13), spec, [], ROWS_MAX)
-    with pytest.raises(EngineError, match="output 'action': expected finite numbers, came a NaN or an infinity"):
+    with pytest.raises(EngineError, match="output 'action': expected finite numbers, got a NaN or an infinity"):
         certify(engine, spec, [], None, ROWS_MAX)

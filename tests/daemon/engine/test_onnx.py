@@ -84,7 +84,7 @@ def test_a_card_that_lies_about_the_graph_is_refused(lander: Artifact, spec: Spe
 
 
 def test_parameters_that_do_not_fit_the_action_are_refused(lander: Artifact) -> None:
-    with pytest.raises(EngineError, match="output 'action' of two rows: expected floats, came int64"):
+    with pytest.raises(EngineError, match="output 'action' of two rows: expected floats, got int64"):
         OnnxEngine(lander.model, lander.card.spec(), ["action"], rows_max=4)
     engine = OnnxEngine(lander.model, lander.card.spec(), ["logits"], rows_max=4)
     identity = Identity("x", "1.0.0", bytes(32))

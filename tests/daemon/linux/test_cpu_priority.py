@@ -20,8 +20,8 @@ print(os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
 def policy_after(policy: int, priority: int) -> tuple[int, int]:
     """Policy and priority of a process of these, when it has asked for short turns."""
     words = [sys.executable, "-c", TAKE, str(policy), str(priority)]
-    came = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
-    first, second = came.stdout.split()
+    result = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+    first, second = result.stdout.split()
     return int(first), int(second)
 
 

@@ -17,9 +17,9 @@ KILLS = 300
 
 def test_killed_in_each_phase_and_at_any_moment_clients_leave_nothing_and_others_notice_nothing() -> None:
     command = [sys.executable, "-m", "tests.daemon.tools.client_hunt", "--kills", str(KILLS), "--json"]
-    came = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
-    assert (came.returncode, came.stderr) == (0, ""), came.stdout
-    report = json.loads(came.stdout)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    report = json.loads(result.stdout)
     assert report["kills"] == KILLS
     assert set(report["kills_in"]) == {*PHASES, "any moment"}
     assert all(acts > 1 for acts in report["bystander_acts"])

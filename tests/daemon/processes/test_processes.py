@@ -134,11 +134,11 @@ def test_a_port_or_a_socket_in_use_is_said_and_the_other_daemon_stays(daemon: Da
             ["--listen", daemon.address, "--admin", ""],
             ["--listen", "tcp://127.0.0.1:0", "--admin", f"http://127.0.0.1:{port}"],
         ):
-            came = pilliond(*common, *flags)
-            assert came.returncode == os.EX_UNAVAILABLE
-            assert came.stderr.startswith("pilliond: ")
-            assert came.stderr.strip().endswith("is in use")
-            assert came.stderr.count("\n") == 1
+            result = pilliond(*common, *flags)
+            assert result.returncode == os.EX_UNAVAILABLE
+            assert result.stderr.startswith("pilliond: ")
+            assert result.stderr.strip().endswith("is in use")
+            assert result.stderr.count("\n") == 1
     with pillion.connect(daemon.address) as session:
         session.begin().act(OBSERVATION)
 
@@ -191,11 +191,11 @@ def test_a_stopped_daemon_leaves_no_socket_file_of_its_own_and_none_of_its_succe
     ],
 )
 def test_a_mistake_is_one_clear_line_and_a_sysexits_code(arguments: list[str], code: int, message: str) -> None:
-    came = pilliond(*arguments)
-    assert (came.returncode, came.stdout) == (code, "")
-    assert came.stderr.startswith("pilliond: ")
-    assert message in came.stderr
-    assert came.stderr.count("\n") == 1
+    result = pilliond(*arguments)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert result.stderr.startswith("pilliond: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_no_artifact_reaches_a_loader_before_its_hash_has_been_checked(tmp_path: Path) -> None:
@@ -204,10 +204,10 @@ def test_no_artifact_reaches_a_loader_before_its_hash_has_been_checked(tmp_path:
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 0x10
     model.write_bytes(data)
-    came = pilliond("--store", str(tmp_path / "store"), "--policy", "lunar-lander", "--admin", "")
-    assert came.returncode == os.EX_DATAERR
-    assert "model.onnx is not what was published" in came.stderr
-    assert came.stderr.count("\n") == 1
+    result = pilliond("--store", str(tmp_path / "store"), "--policy", "lunar-lander", "--admin", "")
+    assert result.returncode == os.EX_DATAERR
+    assert "model.onnx is not what was published" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_published_model_that_does_not_run_is_one_line_and_no_traceback(tmp_path: Path) -> None:
@@ -215,10 +215,10 @@ def test_a_published_model_that_does_not_run_is_one_line_and_no_traceback(tmp_pa
     model = blob_of(STORE, "lunar-lander", "model.onnx").read_bytes()
     assert b"Gemm" in model
     publish(tmp_path / "store", "lunar-lander", "1.0.0", model.replace(b"Gemm", b"Gomm"), card)
-    came = pilliond("--store", str(tmp_path / "store"), "--listen", f"ipc://{tmp_path}/x.sock", "--admin", "")
-    assert came.returncode == os.EX_DATAERR
-    assert "lunar-lander@1.0.0: onnxruntime cannot load the model" in came.stderr
-    assert "Traceback" not in came.stderr
+    result = pilliond("--store", str(tmp_path / "store"), "--listen", f"ipc://{tmp_path}/x.sock", "--admin", "")
+    assert result.returncode == os.EX_DATAERR
+    assert "lunar-lander@1.0.0: onnxruntime cannot load the model" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
@@ -292,9 +292,9 @@ def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(
         "sys.exit(serving.main())\n"
     )
     command = [sys.executable, "-c", script, f"lane://{tmp_path}/lane.sock"]
-    came = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
-    assert came.returncode == os.EX_SOFTWARE
-    assert "ZeroDivisionError" in came.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    assert result.returncode == os.EX_SOFTWARE
+    assert "ZeroDivisionError" in result.stderr
 
 
 def test_a_killed_client_leaves_no_session_behind(start_daemon: StartDaemon) -> None:

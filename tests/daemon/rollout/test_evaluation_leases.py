@@ -237,8 +237,8 @@ def test_what_cannot_be_done_is_a_problem_and_changes_nothing(
     holding: Daemon, method: str, path: str, body: Any, status: int, kind: str
 ) -> None:
     before = holding.ask("GET", PATH)
-    came, told, _ = holding.ask(method, path, body)
-    assert (came, told["type"]) == (status, f"urn:pillion:{kind}")
+    result, told, _ = holding.ask(method, path, body)
+    assert (result, told["type"]) == (status, f"urn:pillion:{kind}")
     assert holding.ask("GET", PATH)[2]["ETag"] == before[2]["ETag"]
     assert [lease["name"] for lease in holding.ask("GET", LEASES)[1]["leases"]] == ["held"]
 

@@ -179,5 +179,5 @@ def test_a_version_whose_answers_are_not_finite_when_it_is_staged_never_serves(
     failed = daemon.operation(daemon.ask("POST", f"/v1/policies/{POLICY}/switch", {"version": "1.1.0"}))
     assert (failed["outcome"], failed["error"]) == (
         "failed",
-        "output 'value': expected finite numbers, came a NaN or an infinity",
+        "output 'value': expected finite numbers, got a NaN or an infinity",
     )

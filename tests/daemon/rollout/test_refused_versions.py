@@ -54,7 +54,7 @@ def test_one_whose_certificate_is_below_the_gate(store: Store, start_daemon: Sta
     publish_rounded(store.root, version="1.1.0")
     settings = {"staging__certificate": "exact"}
     daemon = start_daemon(policy="rounded@stable", store=store.root, settings=settings)
-    check_is_refused(daemon, store, "batch certificate: expected exact, came within 1e-6: an output differs by")
+    check_is_refused(daemon, store, "batch certificate: expected exact, got within 1e-6: an output differs by")
 
 
 def test_one_that_does_not_answer_its_golden_pairs(store: Store, start_daemon: StartDaemon) -> None:
@@ -76,7 +76,7 @@ def test_one_that_nobody_signed(store: Store, tmp_path: Path, start_daemon: Star
         '[[trust.rules]]\npolicies = ["*"]\nkeys = ["ann"]\n'
     )
     daemon = start_daemon("--config", str(settings), policy="rounded@stable", store=store.root)
-    check_is_refused(daemon, store, "expected signatures of 1 of ann, came none that count")
+    check_is_refused(daemon, store, "expected signatures of 1 of ann, got none that count")
     sign(store, "rounded@1.1.0", open_signer(str(tmp_path / "ann"), None))
     assert switch(daemon)["outcome"] == "done"
 

@@ -163,7 +163,7 @@ def test_a_version_whose_certificate_is_not_good_enough_is_refused(store: Store,
     assert certificate["buckets"][-1] == 256
     assert (done["outcome"] == "done") == (certificate["batch"] == "exact")
     if certificate["batch"] != "exact":
-        assert "batch certificate: expected exact, came" in done["error"]
+        assert "batch certificate: expected exact, got" in done["error"]
 
 
 def test_staging_is_confined_and_can_be_cancelled_one_at_a_time(followed: Daemon) -> None:
@@ -319,8 +319,8 @@ def test_what_cannot_be_done_is_a_problem_and_changes_nothing(
     highway: Daemon, method: str, path: str, body: Any, status: int, kind: str
 ) -> None:
     before = highway.ask("GET", PATH)
-    came, told, headers = highway.ask(method, path, body)
-    assert (came, told["type"], told["status"]) == (status, f"urn:pillion:{kind}", status)
+    result, told, headers = highway.ask(method, path, body)
+    assert (result, told["type"], told["status"]) == (status, f"urn:pillion:{kind}", status)
     assert headers["Content-Type"].startswith("application/problem+json")
     assert told["detail"]
     assert highway.ask("GET", PATH)[2]["ETag"] == before[2]["ETag"]

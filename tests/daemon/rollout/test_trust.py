@@ -47,23 +47,23 @@ def pilliond(settings: Path, store: Store, policy: str = "lunar-lander") -> subp
 
 
 def test_a_policy_without_the_signature_that_is_required_is_refused(settings: Path, store: Store) -> None:
-    came = pilliond(settings, store)
-    assert came.returncode == os.EX_DATAERR
-    assert came.stderr == ("pilliond: lunar-lander@v1.0.0: expected signatures of 1 of ann, came none that count\n")
+    result = pilliond(settings, store)
+    assert result.returncode == os.EX_DATAERR
+    assert result.stderr == ("pilliond: lunar-lander@v1.0.0: expected signatures of 1 of ann, got none that count\n")
 
 
 def test_it_is_refused_before_any_of_its_files_is_read(settings: Path, store: Store) -> None:
     blob_of(store.root, "lunar-lander", "model.onnx").unlink()
-    assert "came none that count" in pilliond(settings, store).stderr
+    assert "got none that count" in pilliond(settings, store).stderr
 
 
 def test_a_wrong_signature_is_refused(settings: Path, store: Store, tmp_path: Path) -> None:
     generate_keys(tmp_path / "eve")
     sign(store, "lunar-lander", open_signer(str(tmp_path / "eve"), None))
-    came = pilliond(settings, store)
-    assert came.returncode == os.EX_DATAERR
-    assert "is not trusted" in came.stderr
-    assert came.stderr.count("\n") == 1
+    result = pilliond(settings, store)
+    assert result.returncode == os.EX_DATAERR
+    assert "is not trusted" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_signed_policy_is_served_and_the_log_says_who_signed_it(
@@ -84,16 +84,16 @@ def test_a_policy_that_no_rule_fits_is_loaded_unless_all_must_be_signed(
 ) -> None:
     start_daemon("--config", str(settings), store=store.root, policy="highway-fast").stop()
     settings.write_text("[trust]\nrequired = true\n" + settings.read_text())
-    came = pilliond(settings, store, "highway-fast")
-    assert came.returncode == os.EX_DATAERR
-    assert came.stderr == "pilliond: highway-fast@v1.0.0: no rule of trust.rules speaks of it\n"
+    result = pilliond(settings, store, "highway-fast")
+    assert result.returncode == os.EX_DATAERR
+    assert result.stderr == "pilliond: highway-fast@v1.0.0: no rule of trust.rules speaks of it\n"
 
 
 def test_a_rule_about_a_key_that_is_not_there_is_a_mistake_in_the_settings(settings: Path, store: Store) -> None:
     settings.write_text(settings.read_text().replace('keys = ["ann"]', 'keys = ["carl"]'))
-    came = pilliond(settings, store)
-    assert came.returncode == os.EX_CONFIG
-    assert came.stderr == "pilliond: trust: rules: expected a key of ann, came 'carl'\n"
+    result = pilliond(settings, store)
+    assert result.returncode == os.EX_CONFIG
+    assert result.stderr == "pilliond: trust: rules: expected a key of ann, got 'carl'\n"
 
 
 def test_the_serving_process_never_imports_what_checks_signatures_or_changes_the_store() -> None:

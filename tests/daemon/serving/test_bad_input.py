@@ -36,7 +36,7 @@ def refused(peer: RawPeer, *frames: bytes) -> Error:
     assert isinstance(reply, Error), reply
     assert tensors == []
     assert reply.message
-    text = f"{reply.message} {reply.expected} {reply.came}"
+    text = f"{reply.message} {reply.expected} {reply.actual}"
     assert not re.search(r"Traceback|\.py|/[a-z]+/|pilliond\.|memfd", text), text
     return reply
 
@@ -108,7 +108,7 @@ def test_an_act_that_does_not_fit_gets_a_typed_error_and_the_session_goes_on(
     error = refused(raw_peer, encode(act), *tensors)
     assert (error.code, error.sequence) == (code, act.sequence)
     assert error.expected
-    assert error.came
+    assert error.actual
     good, _ = raw_peer.ask(Act(session, epoch, raw_peer.next(), begun.episode, 1, 0, True), bytes(32))
     assert isinstance(good, Action)
 

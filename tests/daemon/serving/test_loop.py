@@ -244,7 +244,7 @@ def test_a_non_finite_row_is_refused_alone(bench: Bench) -> None:
     replies = {decode(bytes(message[1])).sequence: message for message in bench.transport.sent}
     error = decode(bytes(replies[3][1]))
     assert isinstance(error, Error)
-    assert (error.code, error.came) == (ErrorCode.NON_FINITE, "a NaN or an infinity in row 1")
+    assert (error.code, error.actual) == (ErrorCode.NON_FINITE, "a NaN or an infinity in row 1")
     assert np.frombuffer(replies[4][2], np.float32).tolist() == [6.0]
 
 
@@ -281,7 +281,7 @@ def test_an_act_that_does_not_fit_is_refused_and_the_session_goes_on(
     assert isinstance(reply, Error)
     assert reply.code == code
     assert reply.expected
-    assert reply.came
+    assert reply.actual
     assert codes([bench.ask(b"peer", act(begun, 3), observation())]) == ["action"]
 
 

@@ -200,8 +200,8 @@ def test_on_one_shared_core_a_spinning_daemon_and_its_client_give_way_to_each_ot
         settings={"serving__busy_poll_us": SPIN_US, "serving__cpus": cpu},
     )
     command = [sys.executable, "-c", PINNED_CLIENT, daemon.address, str(cpu), str(client_busy_poll_us)]
-    came = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S_MAX, check=False)
-    assert (came.returncode, came.stderr) == (0, "")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S_MAX, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
     assert daemon.metric("pillion_requests_total", outcome="ok") == ONE_CORE_ACTS
     assert daemon.metric("pillion_resends_total") == 0
     assert daemon.health()["busy_poll"]["spun_s"] > 0

@@ -42,13 +42,13 @@ def alone(session: pillion.Session, observations: np.ndarray[Any, Any], **act: A
 
 def in_batches(session: pillion.Session, observations: np.ndarray[Any, Any], rows: int, **act: Any) -> list[bytes]:
     """The same in groups of `rows`, the last one smaller."""
-    came = []
+    result = []
     for first in range(0, len(observations), rows):
         chosen = observations[first : first + rows]
         group = session.begin_many(len(chosen), seeds=range(first, first + len(chosen)))
-        came += [action.tobytes() for action in group.act(chosen, **act)]
+        result += [action.tobytes() for action in group.act(chosen, **act)]
         group.end()
-    return came
+    return result
 
 
 def test_a_policy_that_rounds_otherwise_in_a_batch_says_so_in_the_welcome_and_on_the_admin_port(
@@ -105,12 +105,12 @@ async def test_the_same_episode_seed_gives_the_same_actions_whatever_else_was_in
 
     async def drive(session: pillion.aio.Session, seed: int) -> list[bytes]:
         episode = await session.begin(seed)
-        came = []
+        result = []
         for observation in np.roll(observations, seed, axis=0):
             await episode.act(observation, deterministic=False)
-            came.append(b"".join(array.tobytes() for array in episode.last.outputs.values()))
+            result.append(b"".join(array.tobytes() for array in episode.last.outputs.values()))
         await episode.end()
-        return came
+        return result
 
     async with pillion.aio.connect(highway_daemon.address) as session:
         assert session.certificate == "exact"
@@ -124,15 +124,15 @@ async def test_the_same_episode_seed_gives_the_same_actions_whatever_else_was_in
 
 def test_a_version_given_at_the_start_that_does_not_meet_the_gate_is_not_served(root: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "pilliond", "--store", str(root), "--policy", "rounded", "--admin", ""]
-    came = subprocess.run(
+    result = subprocess.run(
         [*line, "--listen", f"ipc://{tmp_path}/x.sock"],
         capture_output=True,
         text=True,
         timeout=START_S_MAX,
         env={**os.environ, "PILLION_STAGING__CERTIFICATE": "exact"},
     )
-    assert came.returncode == os.EX_DATAERR
-    assert "pilliond: rounded@1.0.0: batch certificate: expected exact, came within 1e-6: an output" in came.stderr
+    assert result.returncode == os.EX_DATAERR
+    assert "pilliond: rounded@1.0.0: batch certificate: expected exact, got within 1e-6: an output" in result.stderr
 
 
 def test_the_gate_is_met_by_running_strictly(root: Path, start_daemon: StartDaemon) -> None:

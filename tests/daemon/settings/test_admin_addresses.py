@@ -62,7 +62,7 @@ TLS = {"certificate_file": "good.crt", "key_file": "good.key"}
         ("http://0.0.0.0:0", {}, "expected https:// off loopback"),
         (WIDE, TLS, "would be open to other hosts: expected an admin.tokens_file (make it with: pillion token new"),
         (WIDE, {"tokens_file": "tokens"}, "needs admin.certificate_file and admin.key_file"),
-        (WIDE, {"tokens_file": "open-tokens", **TLS}, "expected mode 0600, came 0640: others can read it (chmod 600)"),
+        (WIDE, {"tokens_file": "open-tokens", **TLS}, "expected mode 0600, got 0640: others can read it (chmod 600)"),
         (WIDE, {"tokens_file": "broken-tokens", **TLS}, "admin.tokens_file: "),
         (WIDE, {"tokens_file": "nowhere", **TLS}, "nowhere: No such file or directory"),
         (WIDE, {"tokens_file": "tokens", **TLS, "key_file": "open.key"}, "admin.key_file: "),
@@ -76,13 +76,13 @@ def test_what_would_be_too_open_is_refused_at_the_start(
     settings = {f"PILLION_ADMIN__{name.upper()}": str(folder / path) for name, path in files.items()}
     line = [sys.executable, "-m", "pilliond", "--store", str(STORE), "--policy", "lunar-lander", "--admin", address]
     line += ["--listen", f"ipc://{folder}/never.sock"]
-    came = subprocess.run(
+    result = subprocess.run(
         line, capture_output=True, text=True, timeout=START_S_MAX, check=False, env={**os.environ, **settings}
     )
-    assert (came.returncode, came.stdout) == (os.EX_CONFIG, "")
-    assert came.stderr.startswith("pilliond: admin.")
-    assert message in came.stderr
-    assert came.stderr.count("\n") == 1
+    assert (result.returncode, result.stdout) == (os.EX_CONFIG, "")
+    assert result.stderr.startswith("pilliond: admin.")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_settings_of_the_page_are_taken(tmp_path: Path) -> None:
 
 
 def test_a_group_that_is_not_there_is_a_mistake_in_the_settings(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"admin\.group: expected the name of a group of this host, came 'x-y-z'"):
+    with pytest.raises(SettingsError, match=r"admin\.group: expected the name of a group of this host, got 'x-y-z'"):
         loaded('[admin]\ngroup = "x-y-z"\n', tmp_path)
 
 
@@ -193,9 +193,9 @@ def test_the_default_socket_is_where_the_operators_commands_look(
         assert daemon.admins[1].startswith("http://[::1]:")
         assert stat.S_IMODE((runtime / "pillion").stat().st_mode) == 0o700
         command = [sys.executable, "-m", "pillion", "status"]
-        came = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
-        assert (came.returncode, came.stderr) == (0, "")
-        assert came.stdout.startswith("lunar-lander: ready")
+        result = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith("lunar-lander: ready")
         assert asked(daemon.admins[1], source="::1").status == 200
 
 
@@ -210,6 +210,6 @@ def test_without_a_runtime_folder_the_default_is_loopback_alone_and_a_path_that_
         assert [address.partition(":")[0] for address in daemon.admins] == ["http"]
         assert "/proc/nowhere/pillion" in daemon.wait_for_event("no_admin_socket")["error"]
     command = [sys.executable, "-m", "pilliond", *common, "--admin", "unix:///proc/nowhere/admin.sock"]
-    came = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
-    assert (came.returncode, came.stdout) == (os.EX_UNAVAILABLE, "")
-    assert came.stderr.startswith("pilliond: cannot make /proc/nowhere for a socket")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
+    assert (result.returncode, result.stdout) == (os.EX_UNAVAILABLE, "")
+    assert result.stderr.startswith("pilliond: cannot make /proc/nowhere for a socket")

@@ -472,7 +472,7 @@ def test_a_version_that_cannot_be_compared_is_refused_and_what_shadows_goes_on(
 def test_what_is_no_shadow_is_a_problem_and_changes_nothing(
     daemon: Daemon, body: dict[str, Any], status: int, kind: str
 ) -> None:
-    came, told, _ = daemon.ask("PUT", f"/v1/policies/{LANDER}/route", body)
-    assert (came, told["type"]) == (status, f"urn:pillion:{kind}")
-    came, told, _ = daemon.ask("GET", f"/v1/policies/{LANDER}/shadow")
-    assert (came, told["type"]) == (404, "urn:pillion:shadow-not-found")
+    result, told, _ = daemon.ask("PUT", f"/v1/policies/{LANDER}/route", body)
+    assert (result, told["type"]) == (status, f"urn:pillion:{kind}")
+    result, told, _ = daemon.ask("GET", f"/v1/policies/{LANDER}/shadow")
+    assert (result, told["type"]) == (404, "urn:pillion:shadow-not-found")

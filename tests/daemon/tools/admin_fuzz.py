@@ -113,9 +113,9 @@ def ask(admin: str, secret: str, folder: Path, examples: int, seeds: list[int]) 
         "--warnings", "off", "--no-color", "--header", f"Authorization: Bearer {secret}",
     ]  # fmt: skip
     with ThreadPoolExecutor(len(seeds)) as pool:
-        came = list(pool.map(lambda seed: _run([*words, "--seed", str(seed)], folder / str(seed)), seeds))
-    print(*(each.stdout + each.stderr for each in came), sep="\n")
-    return all(each.returncode == 0 for each in came)
+        result = list(pool.map(lambda seed: _run([*words, "--seed", str(seed)], folder / str(seed)), seeds))
+    print(*(each.stdout + each.stderr for each in result), sep="\n")
+    return all(each.returncode == 0 for each in result)
 
 
 def _run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

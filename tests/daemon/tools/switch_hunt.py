@@ -167,7 +167,7 @@ class Scene:
             answered = (episode.last.version, episode.last.digest)
         shares = [arm["version"] for arm in self._state()["route"]]
         if answered not in [(each, self.store.resolve(f"{POLICY}@{each}").digest) for each in (self.stable, *shares)]:
-            raise Broken(f"expected answers of {self.stable}, came {answered}")
+            raise Broken(f"expected answers of {self.stable}, got {answered}")
         wait_until(lambda: not self.children("pilliond.staging"), "no staging process is left")
         if len(self.children("pilliond.serving")) != 1:
             raise Broken("expected one serving process")
@@ -187,7 +187,7 @@ class Scene:
             raise Broken(f"fsck: {report}")
         held = {self.store.resolve(f"{POLICY}@{each['version']}").digest for each in self._state()["resident"]}
         if (leased := leased_digests(self.store.root)) != held:
-            raise Broken(f"leases: expected those of {held}, came {leased}")
+            raise Broken(f"leases: expected those of {held}, got {leased}")
 
     def _state(self) -> dict[str, Any]:
         return self._ask("GET", PATH)

@@ -111,13 +111,13 @@ def test_acts_of_sessions_that_share_a_connection_are_each_answered_for_their_ow
         for _ in range(5):
             for rider in swarm.riders:
                 rider.act([observations[rider.index].tobytes()])
-            came = {}
+            result = {}
             for _ in swarm.riders:
                 rider, message, tensors = swarm.receive()
                 assert isinstance(message, Action)
                 batches.append(message.batch_rows)
-                came[rider.index] = int(np.frombuffer(tensors[0], np.int64)[0])
-            assert [came[index] for index in range(16)] == alone
+                result[rider.index] = int(np.frombuffer(tensors[0], np.int64)[0])
+            assert [result[index] for index in range(16)] == alone
     assert max(batches) > 1
 
 
@@ -138,10 +138,10 @@ def test_who_takes_the_lane_does_not_import_pyzmq(lane_daemon: Daemon) -> None:
         "    session.begin().act(numpy.zeros(8, 'float32'))\n"
         "print(*sys.modules)\n"
     )
-    came = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, lane_daemon.address], capture_output=True, text=True, check=True
     )
-    assert not {"zmq", "asyncio"} & set(came.stdout.split())
+    assert not {"zmq", "asyncio"} & set(result.stdout.split())
 
 
 def test_the_socket_is_for_this_user_alone(lane_daemon: Daemon) -> None:

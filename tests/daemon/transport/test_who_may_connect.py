@@ -139,6 +139,6 @@ def test_without_a_group_nobody_but_this_user_and_root_gets_in(start_daemon: Sta
 
 def test_a_group_that_is_not_there_is_a_mistake_in_the_settings(start_daemon: StartDaemon) -> None:
     with pytest.raises(
-        AssertionError, match=r"data\.group: expected the name of a group of this host, came 'nobody-here'"
+        AssertionError, match=r"data\.group: expected the name of a group of this host, got 'nobody-here'"
     ):
         start_daemon(settings={"data__group": "nobody-here"})

@@ -39,7 +39,7 @@ class Archive:
         if len(members) > ARCHIVE_MEMBERS_MAX or unpacked > ARCHIVE_BYTES_MAX:
             raise InvalidSourceError(
                 f"{what}: expected at most {ARCHIVE_MEMBERS_MAX} members of {ARCHIVE_BYTES_MAX} bytes in all, "
-                f"came {len(members)} of {unpacked}"
+                f"got {len(members)} of {unpacked}"
             )
         self.names = [member.filename for member in members]
 
@@ -51,7 +51,7 @@ class Archive:
     def read(self, name: str, bytes_max: int = SOURCE_BYTES_MAX) -> bytes:
         """The bytes of a member; raises `InvalidSourceError`."""
         if self.names.count(name) != 1:
-            raise InvalidSourceError(f"{self.what}: expected one member {name!r}, came {self.names.count(name)}")
+            raise InvalidSourceError(f"{self.what}: expected one member {name!r}, got {self.names.count(name)}")
         if self._zip.getinfo(name).file_size > bytes_max:
             raise InvalidSourceError(f"{self.what}: {name}: expected at most {bytes_max} bytes")
         try:

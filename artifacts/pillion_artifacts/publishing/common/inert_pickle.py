@@ -71,7 +71,7 @@ def read_pickle(data: bytes, what: str) -> Any:
     Raises `InvalidSourceError` where it is no pickle, too large, or uses steps that have no inert meaning.
     """
     if len(data) > PICKLE_BYTES_MAX:
-        raise InvalidSourceError(f"{what}: expected a pickle of at most {PICKLE_BYTES_MAX} bytes, came {len(data)}")
+        raise InvalidSourceError(f"{what}: expected a pickle of at most {PICKLE_BYTES_MAX} bytes, got {len(data)}")
     machine = _Machine()
     try:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):

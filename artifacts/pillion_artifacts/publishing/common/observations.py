@@ -82,7 +82,7 @@ def _row(observation: Any, cards: list[TensorCard], environment: str) -> Arrays:
         values = np.asarray(by_name.get(card.name))
         if list(values.shape) != list(card.shape):
             raise InvalidSourceError(
-                f"{environment}: observation {card.name!r}: expected shape {list(card.shape)}, came {list(values.shape)}"
+                f"{environment}: observation {card.name!r}: expected shape {list(card.shape)}, got {list(values.shape)}"
             )
         row[card.name] = values.astype(card.dtype)[None]
     return row

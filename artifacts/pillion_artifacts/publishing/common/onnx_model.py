@@ -30,15 +30,15 @@ class OnnxModel:
     def run(self, inputs: Arrays) -> Arrays:
         """All outputs by name; raises `InvalidSourceError` where the model does not run on these inputs."""
         try:
-            came = self._session.run(self.outputs, {name: inputs[name] for name in self.inputs})
+            actual = self._session.run(self.outputs, {name: inputs[name] for name in self.inputs})
         except Exception as error:  # noqa: BLE001 - as above
             raise InvalidSourceError(f"the model does not run: {first_line(error)}") from None
-        return dict(zip(self.outputs, came, strict=True))
+        return dict(zip(self.outputs, actual, strict=True))
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
     """The bytes of a model, the same for the same model; raises `InvalidSourceError` where it is too large."""
     if model.ByteSize() > SOURCE_BYTES_MAX - 1:
-        raise InvalidSourceError(f"the model: expected less than {SOURCE_BYTES_MAX} bytes, came {model.ByteSize()}")
+        raise InvalidSourceError(f"the model: expected less than {SOURCE_BYTES_MAX} bytes, got {model.ByteSize()}")
     data: bytes = model.SerializeToString(deterministic=True)
     return data

@@ -37,9 +37,9 @@ def compare_models(source: Source, model: OnnxModel, card: ModelCard, observatio
         raise ParityError("every observation is a tie between actions: nothing can be compared")
     kept = pairs if margin is None else _rows(pairs, np.flatnonzero(~is_tie))
     _check_is_number(kept.outputs)
-    came = model.run(kept.inputs)
+    actual = model.run(kept.inputs)
     differences = {
-        name: compare(name, expected, came[name], card.tolerance.of(name)) for name, expected in kept.outputs.items()
+        name: compare(name, expected, actual[name], card.tolerance.of(name)) for name, expected in kept.outputs.items()
     }
     return Parity(kept.rows, int(is_tie.sum()), differences, _golden_part(kept))
 
@@ -64,11 +64,11 @@ def _run_source(source: Source, card: ModelCard, observation: Arrays) -> tuple[G
     for step in range(steps):
         chosen = {name: values[step * episodes : (step + 1) * episodes] for name, values in observation.items()}
         given = {**chosen, **state}
-        came = source.run(given)
-        state = {part.name: came.outputs[part.output] for part in card.state}
+        actual = source.run(given)
+        state = {part.name: actual.outputs[part.output] for part in card.state}
         inputs.append(given)
-        outputs.append(came.outputs)
-        margins.append(came.margin)
+        outputs.append(actual.outputs)
+        margins.append(actual.margin)
     joined = [margin for margin in margins if margin is not None]
     return Golden(_join(inputs), _join(outputs)), np.concatenate(joined) if joined else None
 

@@ -87,7 +87,7 @@ def read_space(record: Any, what: str) -> TensorSpace | dict[str, TensorSpace]:
 def _kind(record: Any, what: str) -> str:
     name = record.name if isinstance(record, Record) else type(record).__name__
     if not name.startswith(_MODULES):
-        raise InvalidSourceError(f"{what}: expected a space of Gymnasium's, came {name}")
+        raise InvalidSourceError(f"{what}: expected a space of Gymnasium's, got {name}")
     return str(name.rpartition(".")[2])
 
 
@@ -99,7 +99,7 @@ def _read_tensor_space(record: Record, kind: str, what: str) -> TensorSpace:
         "MultiBinary": _read_multi_binary,
     }
     if kind not in readers:
-        raise InvalidSourceError(f"{what}: expected one of {', '.join(readers)} or Dict, came {kind}")
+        raise InvalidSourceError(f"{what}: expected one of {', '.join(readers)} or Dict, got {kind}")
     try:
         return readers[kind](record.state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -36,7 +36,7 @@ def fixed_batch(model: onnx.ModelProto) -> int | None:
     sizes = {_leading(value) for value in [*graph_inputs(model), *model.graph.output]}
     if len(sizes) != 1:
         shown = ", ".join("free" if size is None else str(size) for size in sorted(sizes, key=lambda size: size or 0))
-        raise InvalidSourceError(f"the graph: expected one batch for all inputs and outputs, came {shown}")
+        raise InvalidSourceError(f"the graph: expected one batch for all inputs and outputs, got {shown}")
     return sizes.pop()
 
 
@@ -71,19 +71,19 @@ def prove_free_batch(before: OnnxModel, after: OnnxModel, batch: int, inputs: Ar
     rows = len(next(iter(inputs.values())))
     for first in range(0, rows, batch):
         part = {name: values[first : first + batch] for name, values in inputs.items()}
-        expected, came = before.run(part), after.run(part)
+        expected, actual = before.run(part), after.run(part)
         for name, values in expected.items():
-            if values.tobytes() != came[name].tobytes() or values.dtype != came[name].dtype:
+            if values.tobytes() != actual[name].tobytes() or values.dtype != actual[name].dtype:
                 raise ParityError(f"output {name!r}, row {first}: not bit-equal with a free batch")
     for size in _CHECKED_BATCHES:
         taken = np.arange(size) % rows
         try:
-            came = after.run({name: values[taken] for name, values in inputs.items()})
+            actual = after.run({name: values[taken] for name, values in inputs.items()})
         except InvalidSourceError as error:
             raise InvalidSourceError(f"its batch of {batch} cannot be made free: with {size} rows {error}") from None
-        for name, values in came.items():
+        for name, values in actual.items():
             if len(values) != size:
-                raise ParityError(f"output {name!r}: expected {size} rows, came {len(values)}")
+                raise ParityError(f"output {name!r}: expected {size} rows, got {len(values)}")
 
 
 def _port(value: onnx.ValueInfoProto, what: str) -> Port:
@@ -96,7 +96,7 @@ def _port(value: onnx.ValueInfoProto, what: str) -> Port:
 def _leading(value: onnx.ValueInfoProto) -> int | None:
     dims = value.type.tensor_type.shape.dim
     if not dims:
-        raise InvalidSourceError(f"the graph: {value.name!r}: expected a row axis, came a scalar or no shape")
+        raise InvalidSourceError(f"the graph: {value.name!r}: expected a row axis, got a scalar or no shape")
     return dims[0].dim_value if dims[0].HasField("dim_value") else None
 
 

@@ -16,7 +16,7 @@ def rename_ports(model: onnx.ModelProto, inputs: list[str], outputs: list[str], 
     if (len(graph.input), len(graph.output)) != (len(inputs), len(outputs)):
         raise InvalidSourceError(
             f"{what}: expected {', '.join(inputs)} to {', '.join(outputs)}, "
-            f"came {len(graph.input)} inputs and {len(graph.output)} outputs"
+            f"got {len(graph.input)} inputs and {len(graph.output)} outputs"
         )
     names = {value.name: name for value, name in zip(graph.input, inputs, strict=True)}
     for value, name in zip(graph.output, outputs, strict=True):

@@ -44,14 +44,14 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
     """The model that the bytes hold; raises `InvalidSourceError`."""
     for magic, name in ((PICKLE_MAGIC, "a pickle"), (ZIP_MAGIC, "a zip")):
         if data.startswith(magic):
-            raise InvalidSourceError(f"{what}: expected ONNX, came {name}")
+            raise InvalidSourceError(f"{what}: expected ONNX, got {name}")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError as error:
         raise InvalidSourceError(f"{what}: expected ONNX: {first_line(error)}") from None
     if not model.graph.output:
-        raise InvalidSourceError(f"{what}: expected ONNX, came something without a graph")
+        raise InvalidSourceError(f"{what}: expected ONNX, got something without a graph")
     return model
 
 
@@ -100,7 +100,7 @@ def _take_in_tensor(tensor: TensorProto, path: Path, files: dict[str, bytes]) ->
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name = entries.get("location", "")
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise InvalidSourceError(f"{what}: expected its data in a file beside the model, came {name!r}")
+        raise InvalidSourceError(f"{what}: expected its data in a file beside the model, got {name!r}")
     if name not in files:
         if sum(map(len, files.values())) > SOURCE_BYTES_MAX:
             raise InvalidSourceError(f"{path.name}: expected at most {SOURCE_BYTES_MAX} bytes of data")

@@ -41,8 +41,8 @@ class OnnxSource:
 
     def run(self, inputs: Arrays) -> SourceRun:
         rows = len(next(iter(inputs.values())))
-        came = self._model.run(inputs) if self._batch is None else self._run_batches(inputs, rows, self._batch)
-        outputs = {self._names.get(name, name): values[:rows] for name, values in came.items()}
+        actual = self._model.run(inputs) if self._batch is None else self._run_batches(inputs, rows, self._batch)
+        outputs = {self._names.get(name, name): values[:rows] for name, values in actual.items()}
         return SourceRun(outputs, margin_of(outputs[self._logits]) if self._logits else None)
 
     def _run_batches(self, inputs: Arrays, rows: int, batch: int) -> Arrays:
@@ -117,9 +117,9 @@ def check_ports(model: onnx.ModelProto, card: ModelCard, what: str) -> None:
         if port.name not in among:
             raise InvalidSourceError(f"{what}: the graph has no output {port.name!r}, it has {', '.join(given)}")
         if among[port.name] != port:
-            came = among[port.name]
+            actual = among[port.name]
             raise InvalidSourceError(
-                f"{what}: {port.name!r}: the card says {port.dtype} {port.shape}, the graph {came.dtype} {came.shape}"
+                f"{what}: {port.name!r}: the card says {port.dtype} {port.shape}, the graph {actual.dtype} {actual.shape}"
             )
     for name in card.distribution.parameters():
         if name not in given:

@@ -59,7 +59,7 @@ def fuse_pipeline(draft: Draft, pipeline: Any, observation: TensorCard) -> Draft
     kinds = {"float32": FloatTensorType, "float64": DoubleTensorType}
     if observation.dtype not in kinds or len(observation.shape) != 1:
         raise InvalidSourceError(
-            f"the pipeline: expected one axis of float32 or float64, came {observation.dtype} {list(observation.shape)}"
+            f"the pipeline: expected one axis of float32 or float64, got {observation.dtype} {list(observation.shape)}"
         )
     model = onnx.load_model_from_string(draft.model)
     given = [(observation.name, kinds[observation.dtype]([None, observation.shape[0]]))]
@@ -92,7 +92,7 @@ def fuse_onnx(draft: Draft, path: Path, observation: str = "") -> Draft:
 
 def _single(parts: list[Any], kind: str, what: str) -> list[Any]:
     if len(parts) != 1:
-        raise InvalidSourceError(f"{what}: expected one {kind}, came {len(parts)}")
+        raise InvalidSourceError(f"{what}: expected one {kind}, got {len(parts)}")
     return parts
 
 

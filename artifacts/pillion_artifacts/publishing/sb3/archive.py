@@ -45,7 +45,7 @@ class Weights:
         if tensor is None:
             raise InvalidSourceError(f"policy.pth: there is no {name!r}")
         if tensor.dtype != torch.float32:
-            raise InvalidSourceError(f"policy.pth: {name}: expected float32, came {tensor.dtype}")
+            raise InvalidSourceError(f"policy.pth: {name}: expected float32, got {tensor.dtype}")
         self._taken.add(name)
         return tensor.detach().numpy()
 
@@ -90,14 +90,14 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
     fields = _read_fields(archive)
     for name in _NEEDED:
         if name not in fields:
-            raise InvalidSourceError(f"{what}: data: expected {name}, with which the library saves it, came none")
+            raise InvalidSourceError(f"{what}: data: expected {name}, with which the library saves it, got none")
     policy_class = _unfold(fields, "policy_class", what)
     if not isinstance(policy_class, Record) or policy_class.arguments is not None:
-        raise InvalidSourceError(f"{what}: policy_class: expected a class that has a name, came {policy_class!r}")
+        raise InvalidSourceError(f"{what}: policy_class: expected a class that has a name, got {policy_class!r}")
     observation = read_space(_unfold(fields, "observation_space", what), "observation_space")
     action = read_space(_unfold(fields, "action_space", what), "action_space")
     if isinstance(action, dict):
-        raise InvalidSourceError(f"{what}: action_space: expected one space, came a Dict")
+        raise InvalidSourceError(f"{what}: action_space: expected one space, got a Dict")
     kwargs = _unfold(fields, "policy_kwargs", what)
     version = archive.read("_stable_baselines3_version", 100) if "_stable_baselines3_version" in archive.names else b""
     return Sb3Archive(
@@ -141,7 +141,7 @@ def _read_weights(data: bytes, what: str) -> dict[str, torch.Tensor]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidSourceError(f"{what}: torch does not read it as weights: {reason[0]}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise InvalidSourceError(f"{what}: expected a dictionary of tensors, came a {type(loaded).__name__}")
+        raise InvalidSourceError(f"{what}: expected a dictionary of tensors, got a {type(loaded).__name__}")
     return {str(name): value for name, value in loaded.items()}
 
 

@@ -75,7 +75,7 @@ def linear(graph: GraphBuilder, value: str, weights: Weights, prefix: str) -> st
     """One fully connected layer, with its bias where it has one."""
     weight = weights.take(f"{prefix}.weight")
     if weight.ndim != 2:
-        raise InvalidSourceError(f"policy.pth: {prefix}.weight: expected two axes, came {weight.ndim}")
+        raise InvalidSourceError(f"policy.pth: {prefix}.weight: expected two axes, got {weight.ndim}")
     inputs = [value, graph.float32(weight)]
     if f"{prefix}.bias" in weights:
         inputs.append(graph.float32(weights.take(f"{prefix}.bias")))
@@ -94,7 +94,7 @@ def mlp(
     """The layers `prefix.0`, `prefix.2`, … with an activation after each, after the last where `ends_activated`."""
     numbers = layer_numbers(weights, prefix)
     if numbers != list(range(0, 2 * len(numbers), 2)):
-        raise InvalidSourceError(f"policy.pth: {prefix}: expected layers 0, 2, 4, …, came {numbers}")
+        raise InvalidSourceError(f"policy.pth: {prefix}: expected layers 0, 2, 4, …, got {numbers}")
     for number in numbers:
         value = linear(graph, value, weights, f"{prefix}.{number}")
         if ends_activated or number != numbers[-1]:
@@ -106,7 +106,7 @@ def nature_cnn(graph: GraphBuilder, value: str, weights: Weights, prefix: str) -
     """The convolutions of `NatureCNN`, flattened, and its linear layer."""
     numbers = layer_numbers(weights, f"{prefix}.cnn")
     if numbers != [0, 2, 4]:
-        raise InvalidSourceError(f"policy.pth: {prefix}.cnn: expected layers 0, 2, 4, came {numbers}")
+        raise InvalidSourceError(f"policy.pth: {prefix}.cnn: expected layers 0, 2, 4, got {numbers}")
     for number, stride in zip(numbers, _NATURE_STRIDES, strict=True):
         kernel = graph.float32(weights.take(f"{prefix}.cnn.{number}.weight"))
         bias = graph.float32(weights.take(f"{prefix}.cnn.{number}.bias"))

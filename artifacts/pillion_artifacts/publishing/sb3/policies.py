@@ -143,7 +143,7 @@ def family_of(archive: Sb3Archive) -> Family:
     if module not in FAMILIES or name not in FAMILIES[module].classes:
         raise InvalidSourceError(
             f"policy_class: expected one of {', '.join(family.algorithms for family in FAMILIES.values())}, "
-            f"came {archive.policy_class}"
+            f"got {archive.policy_class}"
         )
     return FAMILIES[module]
 
@@ -159,7 +159,7 @@ def _activation_name(archive: Sb3Archive, family: Family) -> str:
     name = given.name if isinstance(given, Record) else f"torch.nn.{family.activation}"
     short = str(name).rpartition(".")[2]
     if not str(name).startswith("torch.nn.") or short not in ACTIVATIONS:
-        raise InvalidSourceError(f"policy_kwargs: activation_fn: expected one of {', '.join(ACTIVATIONS)}, came {name}")
+        raise InvalidSourceError(f"policy_kwargs: activation_fn: expected one of {', '.join(ACTIVATIONS)}, got {name}")
     return short
 
 
@@ -184,7 +184,7 @@ def _check_extractor(archive: Sb3Archive) -> None:
     given = archive.policy_kwargs.get("features_extractor_class")
     if given is not None and (not isinstance(given, Record) or given.name not in _EXTRACTORS):
         raise InvalidSourceError(
-            f"policy_kwargs: features_extractor_class: expected one of Stable-Baselines3's own, came {given!r}; "
+            f"policy_kwargs: features_extractor_class: expected one of Stable-Baselines3's own, got {given!r}; "
             "publish its network with pillion_artifacts.export"
         )
 

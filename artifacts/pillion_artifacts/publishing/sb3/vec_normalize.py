@@ -43,7 +43,7 @@ def read_normaliser(data: bytes, observation: dict[str, TensorSpace], what: str)
     """The normaliser of a pickle, None where it leaves observations alone; raises `InvalidSourceError`."""
     record = read_pickle(data, what)
     if not isinstance(record, Record) or record.name != _CLASS:
-        raise InvalidSourceError(f"{what}: expected a VecNormalize, came {record!r}")
+        raise InvalidSourceError(f"{what}: expected a VecNormalize, got {record!r}")
     state = record.state
     if not state.get("norm_obs", True):
         return None
@@ -75,6 +75,6 @@ def _check_shapes(statistics: Statistics, observation: dict[str, TensorSpace], w
             raise InvalidSourceError(f"{what}: statistics of {name!r}, which the policy does not observe")
         shape = tuple(observation[name].shape)
         if mean.shape != shape or deviation.shape != shape:
-            raise InvalidSourceError(f"{what}: {name}: expected statistics of shape {shape}, came {mean.shape}")
+            raise InvalidSourceError(f"{what}: {name}: expected statistics of shape {shape}, got {mean.shape}")
         if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
             raise InvalidSourceError(f"{what}: {name}: expected finite means and positive deviations")

@@ -48,7 +48,7 @@ def disarm(data: bytes, what: str) -> bytes:
     root = archive.names[0].partition("/")[0] if archive.names else ""
     members = {name.removeprefix(f"{root}/"): name for name in archive.names}
     if _MODEL not in members or len(members) != len(archive.names):
-        raise InvalidSourceError(f"{what}: expected a file of torch.export with one model, came other members")
+        raise InvalidSourceError(f"{what}: expected a file of torch.export with one model, got other members")
     parts = {name: archive.read(members[name]) for name in members}
     for name in parts:
         _check_name(name, what)

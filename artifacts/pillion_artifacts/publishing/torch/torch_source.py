@@ -64,8 +64,8 @@ class TorchSource:
 
     def _run_batch(self, inputs: Arrays, taken: Any) -> Arrays:
         with torch.no_grad():
-            came = self._call(*(torch.from_numpy(inputs[name][taken]) for name in self._inputs))
-        tensors = [came] if isinstance(came, Tensor) else list(came)
+            actual = self._call(*(torch.from_numpy(inputs[name][taken]) for name in self._inputs))
+        tensors = [actual] if isinstance(actual, Tensor) else list(actual)
         return {name: tensor.detach().numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
 
 
@@ -160,7 +160,7 @@ def _example(example: Any, names: list[str]) -> tuple[Tensor, ...]:
     parts = [example[name] for name in names if name in example] if isinstance(example, dict) else example
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
     if len(parts) != len(names):
-        raise InvalidSourceError(f"the example: expected {', '.join(names)}, came {len(parts)} tensors")
+        raise InvalidSourceError(f"the example: expected {', '.join(names)}, got {len(parts)} tensors")
     tensors = [part if isinstance(part, Tensor) else torch.from_numpy(np.asarray(part)) for part in parts]
     return tuple(tensor if len(tensor) > 1 else tensor.repeat_interleave(_EXAMPLE_ROWS, dim=0) for tensor in tensors)
 

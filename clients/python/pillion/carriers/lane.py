@@ -94,7 +94,7 @@ class LaneCarrier:
         if len(packet) > PACKET_BYTES_MAX:
             raise InvalidObservationError(
                 f"expected at most {PACKET_BYTES_MAX} bytes in a message over the lane that has no slot for it, "
-                f"came {len(packet)}: connect over ipc:// for observations of this size"
+                f"got {len(packet)}: connect over ipc:// for observations of this size"
             )
         try:
             connection.send(packet, _SEND_FLAGS)

@@ -19,7 +19,7 @@ class Slots:
     def __init__(self, area: memoryview, spec: Spec, rows: int) -> None:
         layout = SlotLayout(spec, rows)
         if len(area) < layout.area_bytes:
-            raise ValueError(f"slots: expected {layout.area_bytes} bytes, came {len(area)}")
+            raise ValueError(f"slots: expected {layout.area_bytes} bytes, got {len(area)}")
         self._views = layout.slots(area)
         self._observations = [
             [

@@ -71,7 +71,7 @@ class Access:
         name = _user_name(user_id(connection))
         if not is_let_in(connection, self._group):
             whom = "this daemon's user and root" + ("" if self._group is None else ", and members of admin.group")
-            raise _forbidden("user", f"expected {whom}, came user {name}")
+            raise _forbidden("user", f"expected {whom}, got user {name}")
         return Asker(name, "user")
 
     def of_token(self, headers: Mapping[str, str], scope: Scope) -> Asker:
@@ -94,7 +94,7 @@ class Access:
     def _holder(self, secret: str, scope: Scope) -> Asker:
         token = find_token(self._tokens.now() if self._tokens is not None else (), secret)
         if token is None:
-            raise _unauthorized("wrong_token", "expected a token of this daemon, came another", "invalid_token")
+            raise _unauthorized("wrong_token", "expected a token of this daemon, got another", "invalid_token")
         if token.has_expired(datetime.now(UTC)):
             raise _unauthorized("expired_token", f"the token {token.name} has expired", "invalid_token")
         _check_scope(token, scope)
@@ -112,7 +112,7 @@ def _check_origin(headers: Mapping[str, str]) -> None:
     """A page that a browser has from elsewhere may not use it to ask here: what asks so says whence."""
     origin = headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("Host", ""):
-        raise _forbidden("origin", "expected a request of this port's own pages, came one of another origin")
+        raise _forbidden("origin", "expected a request of this port's own pages, got one of another origin")
 
 
 def _check_host(headers: Mapping[str, str]) -> None:

@@ -77,7 +77,7 @@ async def body_of(request: web.Request, kind: type[T]) -> T:
         raise ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", "expected a body that is not compressed")
     if data and "Content-Type" in request.headers and request.content_type != "application/json":
         raise ProblemError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", f"expected application/json, came {request.content_type}"
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", f"expected application/json, got {request.content_type}"
         )
     try:
         return msgspec.json.decode(data or b"{}", type=kind)

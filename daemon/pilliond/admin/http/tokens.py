@@ -66,7 +66,7 @@ def new_token(name: str, scope: ScopeWord, expires: datetime | None = None) -> t
         # A constructor checks nothing; what reads the file does.
         return msgspec.convert(msgspec.to_builtins(token), Token), secret
     except msgspec.ValidationError:
-        raise SettingsError(f"expected a name of at most 64 letters, digits, '.', '_' and '-', came {name!r}") from None
+        raise SettingsError(f"expected a name of at most 64 letters, digits, '.', '_' and '-', got {name!r}") from None
 
 
 def find_token(tokens: Sequence[Token], secret: str) -> Token | None:

@@ -40,7 +40,7 @@ async def read_body(request: web.Request, bytes_max: int) -> Body:
     encoding = request.headers.get("Content-Encoding", "identity").lower()
     if encoding not in _ENCODINGS:
         raise KServeError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Encoding: expected gzip or deflate, came {encoding[:20]!r}"
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Encoding: expected gzip or deflate, got {encoding[:20]!r}"
         )
     try:
         async with asyncio.timeout(KSERVE_BODY_S_MAX):
@@ -48,7 +48,7 @@ async def read_body(request: web.Request, bytes_max: int) -> Body:
     except TimeoutError:
         raise KServeError(HTTPStatus.REQUEST_TIMEOUT, f"expected the body within {KSERVE_BODY_S_MAX:g} s") from None
     except (ConnectionResetError, web.RequestPayloadError):
-        raise bad_request("body: expected as much as its head says, came less, or what is no chunk") from None
+        raise bad_request("body: expected as much as its head says, got less, or what is no chunk") from None
     if encoding != "identity":
         data = _inflated(data, bytes_max)
     return _divide(data, request.headers.get(HEADER_LENGTH))
@@ -80,18 +80,18 @@ def _inflated(data: bytes, bytes_max: int) -> bytes:
 
 
 def _not_compressed() -> KServeError:
-    return bad_request("body: expected one gzip or zlib stream, as Content-Encoding says, came something else")
+    return bad_request("body: expected one gzip or zlib stream, as Content-Encoding says, got something else")
 
 
 def _too_large(bytes_max: int) -> KServeError:
-    return KServeError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: expected at most {bytes_max} bytes, came more")
+    return KServeError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: expected at most {bytes_max} bytes, got more")
 
 
 def _divide(data: bytes, said: str | None) -> Body:
     length = len(data)
     if said is not None:
         if not (said.isascii() and said.isdecimal() and len(said) < 20 and int(said) <= len(data)):
-            raise bad_request(f"{HEADER_LENGTH}: expected 0 to {len(data)}, the bytes of the body, came {said[:20]!r}")
+            raise bad_request(f"{HEADER_LENGTH}: expected 0 to {len(data)}, the bytes of the body, got {said[:20]!r}")
         length = int(said)
     view = memoryview(data)
     try:

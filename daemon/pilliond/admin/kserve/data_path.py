@@ -190,7 +190,7 @@ class DataPath:
             raise _not_open(call.sequence)
         if sequence.group.rows != len(call.seeds):
             raise bad_request(
-                f"sequence {call.sequence!r}: expected {sequence.group.rows} rows, as it began, came {len(call.seeds)}"
+                f"sequence {call.sequence!r}: expected {sequence.group.rows} rows, as it began, got {len(call.seeds)}"
             )
         if sequence.digest and call.digest not in ("", sequence.digest):
             raise KServeError(HTTPStatus.NOT_FOUND, f"sequence {call.sequence!r}: another version answers it")

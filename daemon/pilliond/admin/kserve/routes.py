@@ -158,7 +158,7 @@ class KServeRoutes:
         if self._running >= KSERVE_REQUESTS_MAX:
             raise KServeError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"expected at most {KSERVE_REQUESTS_MAX} requests at once, came one more",
+                f"expected at most {KSERVE_REQUESTS_MAX} requests at once, got one more",
             )
         self._running += 1
         try:

@@ -57,7 +57,7 @@ def decode_inputs(request: InferRequest, binary: memoryview, spec: Spec, rows_ma
     given = _by_name(request.inputs, [tensor.name for tensor in spec.observation], "input")
     for tensor in spec.observation:
         if tensor.name not in given:
-            raise bad_request(f"input {tensor.name!r}: expected, came none")
+            raise bad_request(f"input {tensor.name!r}: expected, got none")
     rows = _rows(request.inputs, rows_max)
     tensors = {tensor.name: tensor for tensor in spec.observation}
     arrays: dict[str, Array] = {}
@@ -72,7 +72,7 @@ def decode_inputs(request: InferRequest, binary: memoryview, spec: Spec, rows_ma
             arrays[each.name] = _from_bytes(each, tensor, rows, binary[offset : offset + size])
             offset += size
     if offset != len(binary):
-        raise bad_request(f"binary data: expected {offset} bytes behind the JSON, came {len(binary)}")
+        raise bad_request(f"binary data: expected {offset} bytes behind the JSON, got {len(binary)}")
     return rows, arrays
 
 
@@ -126,7 +126,7 @@ def _by_name(tensors: list[Any], known: list[str], word: str) -> set[str]:
         if tensor.name not in known:
             raise bad_request(f"{word} {tensor.name[:80]!r}: expected one of {', '.join(known)}")
         if tensor.name in names:
-            raise bad_request(f"{word} {tensor.name!r}: expected once, came twice")
+            raise bad_request(f"{word} {tensor.name!r}: expected once, got twice")
         names.add(tensor.name)
     return names
 
@@ -135,16 +135,16 @@ def _rows(inputs: list[InputTensor], rows_max: int) -> int:
     """The leading axis, which all inputs share."""
     rows = inputs[0].shape[0] if inputs[0].shape else 0
     if not 1 <= rows <= rows_max:
-        raise bad_request(f"input {inputs[0].name!r}: expected 1 to {rows_max} rows, came shape {inputs[0].shape}")
+        raise bad_request(f"input {inputs[0].name!r}: expected 1 to {rows_max} rows, got shape {inputs[0].shape}")
     return rows
 
 
 def _check_form(given: InputTensor, tensor: TensorSpec, rows: int) -> None:
     datatype, shape = DATATYPES[tensor.dtype], [rows, *tensor.shape]
     if given.datatype != datatype:
-        raise bad_request(f"input {tensor.name!r}: expected datatype {datatype}, came {given.datatype[:20]}")
+        raise bad_request(f"input {tensor.name!r}: expected datatype {datatype}, got {given.datatype[:20]}")
     if given.shape != shape:
-        raise bad_request(f"input {tensor.name!r}: expected shape {shape}, came {given.shape}")
+        raise bad_request(f"input {tensor.name!r}: expected shape {shape}, got {given.shape}")
     if given.parameters.shared_memory_region:
         raise bad_request(f"input {tensor.name!r}: there is no shared memory here, send its data")
     if bool(bytes(given.data)) == (given.parameters.binary_data_size is not None):
@@ -155,7 +155,7 @@ def _from_bytes(given: InputTensor, tensor: TensorSpec, rows: int, data: memoryv
     expected, said = rows * tensor.row_bytes, given.parameters.binary_data_size
     if said != expected or len(data) != expected:
         raise bad_request(
-            f"input {tensor.name!r}: expected {expected} bytes of binary data, said {said}, came {len(data)}"
+            f"input {tensor.name!r}: expected {expected} bytes of binary data, said {said}, got {len(data)}"
         )
     array: Array = np.frombuffer(data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(rows, *tensor.shape)
     if tensor.dtype == "bool" and array.view(np.uint8).max() > 1:
@@ -173,13 +173,13 @@ def _from_json(given: InputTensor, tensor: TensorSpec, rows: int) -> Array:
     except msgspec.MsgspecError as error:
         raise bad_request(f"input {tensor.name!r}: data: {error}") from None
     except OverflowError:
-        raise bad_request(f"input {tensor.name!r}: expected {given.datatype}, came a number beyond it") from None
+        raise bad_request(f"input {tensor.name!r}: expected {given.datatype}, got a number beyond it") from None
     except ValueError:
         raise bad_request(
-            f"input {tensor.name!r}: expected data of shape {list(shape)}, came lists of several lengths"
+            f"input {tensor.name!r}: expected data of shape {list(shape)}, got lists of several lengths"
         ) from None
     if array.shape != shape and (array.ndim != 1 or array.size != math.prod(shape)):
-        raise bad_request(f"input {tensor.name!r}: expected data of shape {list(shape)}, came {list(array.shape)}")
+        raise bad_request(f"input {tensor.name!r}: expected data of shape {list(shape)}, got {list(array.shape)}")
     return array.reshape(shape)
 
 

@@ -303,7 +303,7 @@ class PolicyRoutes:
         """For what is below a policy; raises `ProblemError` (404)."""
         served, asked = self._supervisor.stable.policy, request.match_info["policy"]
         if asked != served:
-            raise ProblemError(HTTPStatus.NOT_FOUND, "policy-not-found", f"expected {served}, came {asked[:128]}")
+            raise ProblemError(HTTPStatus.NOT_FOUND, "policy-not-found", f"expected {served}, got {asked[:128]}")
 
     async def decided(self, request: web.Request, kind: type[T]) -> T:
         """The body of a verb. The tag is looked at after it: while it is waited for, another may change something."""

@@ -57,33 +57,33 @@ def _nobody_else_notices(lander: Daemon) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (asking(), "input 'observation': expected, came none"),
-        (asking(an_input(data=ROW), an_input(data=ROW)), "input 'observation': expected once, came twice"),
+        (asking(), "input 'observation': expected, got none"),
+        (asking(an_input(data=ROW), an_input(data=ROW)), "input 'observation': expected once, got twice"),
         (asking(an_input(name="other", data=ROW)), "input 'other': expected one of observation"),
-        (asking(an_input(shape=[1, 7], data=[0.0] * 7)), "expected shape [1, 8], came [1, 7]"),
-        (asking(an_input(shape=[8], data=ROW)), "expected shape [8, 8], came [8]"),
-        (asking(an_input(shape=[], data=ROW)), "expected 1 to 256 rows, came shape []"),
-        (asking(an_input(shape=[0, 8], data=[])), "expected 1 to 256 rows, came shape [0, 8]"),
-        (asking(an_input(shape=[257, 8], data=[])), "expected 1 to 256 rows, came shape [257, 8]"),
+        (asking(an_input(shape=[1, 7], data=[0.0] * 7)), "expected shape [1, 8], got [1, 7]"),
+        (asking(an_input(shape=[8], data=ROW)), "expected shape [8, 8], got [8]"),
+        (asking(an_input(shape=[], data=ROW)), "expected 1 to 256 rows, got shape []"),
+        (asking(an_input(shape=[0, 8], data=[])), "expected 1 to 256 rows, got shape [0, 8]"),
+        (asking(an_input(shape=[257, 8], data=[])), "expected 1 to 256 rows, got shape [257, 8]"),
         (asking(an_input(shape=[2**62, 8], data=ROW)), "expected 1 to 256 rows"),
         (asking(an_input(shape=[-1, 8], data=ROW)), "Expected `int` >= 0 - at `$.inputs[0].shape[0]`"),
         (asking(an_input(shape=[1.5, 8], data=ROW)), "Expected `int`, got `float`"),
-        (asking(an_input(datatype="FP64", data=ROW)), "expected datatype FP32, came FP64"),
-        (asking(an_input(datatype="BYTES", data=["a"] * 8)), "expected datatype FP32, came BYTES"),
+        (asking(an_input(datatype="FP64", data=ROW)), "expected datatype FP32, got FP64"),
+        (asking(an_input(datatype="BYTES", data=["a"] * 8)), "expected datatype FP32, got BYTES"),
         (asking(an_input(data=["a"] * 8)), "data: Expected `float`, got `str` - at `$[0]`"),
         (asking(an_input(data=[None] * 8)), "data: Expected `float`, got `null` - at `$[0]`"),
         (asking(an_input(data=[*ROW[:7], True])), "data: Expected `float`, got `bool` - at `$[7]`"),
         (asking(an_input(data={"0": 1})), "data: Expected `array`, got `object`"),
-        (asking(an_input(data=ROW[:7])), "expected data of shape [1, 8], came [7]"),
-        (asking(an_input(data=[ROW, ROW])), "expected data of shape [1, 8], came [2, 8]"),
-        (asking(an_input(data=[[0.0], ROW])), "expected data of shape [1, 8], came lists of several lengths"),
+        (asking(an_input(data=ROW[:7])), "expected data of shape [1, 8], got [7]"),
+        (asking(an_input(data=[ROW, ROW])), "expected data of shape [1, 8], got [2, 8]"),
+        (asking(an_input(data=[[0.0], ROW])), "expected data of shape [1, 8], got lists of several lengths"),
         (asking(an_input(data=[1e39] * 8)), "non_finite: observation 'observation' is not finite"),
         (asking(an_input()), "expected either data or binary_data_size"),
         (asking(an_input(data=ROW, parameters={"binary_data_size": 32})), "expected either data or binary_data_size"),
-        (asking(an_input(parameters={"binary_data_size": 32})), "expected 32 bytes of binary data, said 32, came 0"),
+        (asking(an_input(parameters={"binary_data_size": 32})), "expected 32 bytes of binary data, said 32, got 0"),
         (asking(an_input(parameters={"shared_memory_region": "x"})), "there is no shared memory here"),
         (asking(an_input(data=ROW), outputs=[{"name": "other"}]), "output 'other': expected one of action"),
-        (asking(an_input(data=ROW), outputs=[{"name": "action"}] * 2), "output 'action': expected once, came twice"),
+        (asking(an_input(data=ROW), outputs=[{"name": "action"}] * 2), "output 'action': expected once, got twice"),
         (
             asking(an_input(data=ROW), outputs=[{"name": "action", "parameters": {"classification": 2}}]),
             "there is no classification here",
@@ -128,9 +128,9 @@ LENGTH = len(binary())
 @pytest.mark.parametrize(
     ("length", "body", "sentence"),
     [
-        (LENGTH, binary(FLOATS[:31]), "said 32, came 31"),
-        (LENGTH, binary(FLOATS, b"\0"), "expected 32 bytes behind the JSON, came 33"),
-        (LENGTH, binary(), "said 32, came 0"),
+        (LENGTH, binary(FLOATS[:31]), "said 32, got 31"),
+        (LENGTH, binary(FLOATS, b"\0"), "expected 32 bytes behind the JSON, got 33"),
+        (LENGTH, binary(), "said 32, got 0"),
         (
             LENGTH,
             binary(struct.pack("<8f", *[float("nan")] * 8)),
@@ -143,7 +143,7 @@ LENGTH = len(binary())
         (-1, binary(FLOATS), "Inference-Header-Content-Length: expected 0 to"),
         ("9" * 40, binary(FLOATS), "Inference-Header-Content-Length: expected 0 to"),
         ("two", binary(FLOATS), "Inference-Header-Content-Length: expected 0 to"),
-        (len(json.dumps(GOOD)), json.dumps(GOOD).encode() + b"more", "expected 0 bytes behind the JSON, came 4"),
+        (len(json.dumps(GOOD)), json.dumps(GOOD).encode() + b"more", "expected 0 bytes behind the JSON, got 4"),
     ],
 )
 def test_binary_data_that_is_not_what_was_said_is_refused(
@@ -173,8 +173,8 @@ def test_binary_data_that_is_not_what_was_said_is_refused(
 def test_what_is_not_there_is_an_error_in_the_protocols_words(
     method: str, path: str, status: int, lander: Daemon
 ) -> None:
-    came, told, headers = lander.ask(method, path, [] if method == "POST" else None)
-    assert (came, list(told), headers["Content-Type"]) == (status, ["error"], "application/json")
+    result, told, headers = lander.ask(method, path, [] if method == "POST" else None)
+    assert (result, list(told), headers["Content-Type"]) == (status, ["error"], "application/json")
     assert ("Allow" in headers) == (status == 405)
 
 
@@ -184,7 +184,7 @@ def test_a_body_that_is_too_large_is_refused_plain_or_inflated(lander: Daemon) -
         status, told, _ = lander.ask("POST", INFER, body, headers)
         assert status == 413
         # 64 KB, and 32 bytes for each of 256 × 8 numbers
-        assert told["error"] == "body: expected at most 131072 bytes, came more"
+        assert told["error"] == "body: expected at most 131072 bytes, got more"
 
 
 def test_a_body_that_is_not_compressed_as_it_says_is_refused(lander: Daemon) -> None:
@@ -195,13 +195,13 @@ def test_a_body_that_is_not_compressed_as_it_says_is_refused(lander: Daemon) -> 
         assert "expected one gzip or zlib stream" in told["error"]
     assert lander.ask("POST", INFER, packed, {"Content-Encoding": "gzip"})[0] == 200
     status, told, _ = lander.ask("POST", INFER, packed, {"Content-Encoding": "br"})
-    assert (status, told["error"]) == (415, "Content-Encoding: expected gzip or deflate, came 'br'")
+    assert (status, told["error"]) == (415, "Content-Encoding: expected gzip or deflate, got 'br'")
 
 
 def test_a_content_length_beyond_all_bounds_is_refused_before_anything_is_read(lander: Daemon) -> None:
     status, told = _raw(lander, b"", {"Content-Length": "1000000000000"})
     assert status == 413
-    assert "came more" in json.loads(told)["error"]
+    assert "got more" in json.loads(told)["error"]
 
 
 @pytest.mark.parametrize("rest", ["Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n5\r\n{"])

@@ -207,14 +207,14 @@ def test_it_answers_bit_for_bit_as_pillions_own_client_is_answered(
             group.act(rows_of)
             expected = group.last
             names = list(expected.outputs)
-            came = connect(daemon).infer(
+            result = connect(daemon).infer(
                 policy, [tensor(rows_of, binary=binary)], outputs=wanted(*names, binary=binary), request_id="seven"
             )
             for name, output in expected.outputs.items():
-                array = came.as_numpy(name)
+                array = result.as_numpy(name)
                 assert (array.dtype, array.shape) == (output.dtype, output.shape)
                 assert array.tobytes() == output.tobytes()
-            told = came.get_response()
+            told = result.get_response()
             assert (told["id"], told["model_name"], told["model_version"]) == ("seven", policy, expected.version)
             assert told["parameters"] == {"digest": expected.digest}
 
@@ -227,8 +227,8 @@ def test_as_many_rows_as_a_batch_holds_are_answered_and_one_more_is_refused(
         expected = group.act(rows_of)
         one_more = np.concatenate([rows_of, rows_of[:1]])
     client = connect(pixels_daemon)
-    came = client.infer("cart-pole-pixels", [tensor(rows_of)])
-    assert came.as_numpy("action").tobytes() == expected.tobytes()
+    result = client.infer("cart-pole-pixels", [tensor(rows_of)])
+    assert result.as_numpy("action").tobytes() == expected.tobytes()
     with pytest.raises(InferenceServerException, match="expected 1 to 256 rows"):
         client.infer("cart-pole-pixels", [tensor(one_more)])
 
@@ -262,8 +262,8 @@ def test_a_draw_depends_on_the_seed_as_that_of_an_episode_does(highway_daemon: D
         expected = group.act(rows_of, deterministic=False)
 
     def drawn(**parameters: Any) -> Array:
-        came: Array = client.infer(POLICY, [tensor(rows_of)], parameters=parameters).as_numpy("action")
-        return came
+        result: Array = client.infer(POLICY, [tensor(rows_of)], parameters=parameters).as_numpy("action")
+        return result
 
     assert drawn(seed=7, deterministic=False).tolist() == expected.tolist()
     assert len(set(drawn(seed=7).tolist())) == 1
@@ -281,8 +281,8 @@ async def test_requests_side_by_side_get_each_its_own_answer(highway_daemon: Dae
                 with session.begin_many(len(rows_of)) as group:
                     group.act(rows_of)
                     expected.append(group.last.outputs["value"])
-        came = await asyncio.gather(*(client.infer(POLICY, [tensor(rows_of)]) for rows_of in asked))
-    for answer, value in zip(came, expected, strict=True):
+        result = await asyncio.gather(*(client.infer(POLICY, [tensor(rows_of)]) for rows_of in asked))
+    for answer, value in zip(result, expected, strict=True):
         assert answer.as_numpy("value").shape == value.shape
         # Another batch may round otherwise: what came must not be another one's.
         np.testing.assert_allclose(answer.as_numpy("value"), value, atol=1e-5)
@@ -298,7 +298,7 @@ def test_more_requests_than_may_be_at_once_are_told_to_come_again(highway_daemon
         wait_until(lambda: highway_daemon.ask("POST", INFER, {})[0] == 503)
         status, told, headers = highway_daemon.ask("POST", INFER, {})
         assert (status, headers["Retry-After"]) == (503, "1")
-        assert told["error"] == f"expected at most {KSERVE_REQUESTS_MAX} requests at once, came one more"
+        assert told["error"] == f"expected at most {KSERVE_REQUESTS_MAX} requests at once, got one more"
     finally:
         for connection in slow:
             connection.close()
@@ -346,15 +346,15 @@ class Sums:
         self.version = ""
 
     def __call__(self, sequence: int | str = 0, *, start: bool = False, end: bool = False, rows: int = 1) -> float:
-        came = self._client.infer(
+        result = self._client.infer(
             "summing",
             [tensor(np.ones((rows, 1), np.float32))],
             sequence_id=sequence,
             sequence_start=start,
             sequence_end=end,
         )
-        self.version = came.get_response()["model_version"]
-        return float(came.as_numpy("action")[0, 0])
+        self.version = result.get_response()["model_version"]
+        return float(result.as_numpy("action")[0, 0])
 
 
 def test_a_sequence_is_one_episode_and_a_request_without_one_an_episode_by_itself(
@@ -369,7 +369,7 @@ def test_a_sequence_is_one_episode_and_a_request_without_one_an_episode_by_itsel
         with pytest.raises(InferenceServerException, match="begin it with sequence_start") as refused:
             sums(sequence)
         assert refused.value.status() == "400"
-    with pytest.raises(InferenceServerException, match="expected 1 rows, as it began, came 2"):
+    with pytest.raises(InferenceServerException, match="expected 1 rows, as it began, got 2"):
         sums("six", rows=2)
     assert sums("six") == 3.0
     assert sums(9, start=True, end=True) == 1.0
@@ -450,10 +450,10 @@ def test_after_a_switch_to_other_tensors_requests_have_the_new_ones_and_an_open_
         "datatype": "FP64",
         "shape": [-1, 2],
     }
-    came = client.infer("summing", [tensor(np.array([[3.0, 4.0]]))])
-    assert (came.as_numpy("action").tolist(), came.get_response()["model_version"]) == ([[7.0]], "2.0.0")
+    result = client.infer("summing", [tensor(np.array([[3.0, 4.0]]))])
+    assert (result.as_numpy("action").tolist(), result.get_response()["model_version"]) == ([[7.0]], "2.0.0")
     assert (sums(5), sums.version) == (2.0, "1.0.0")
-    with pytest.raises(InferenceServerException, match="expected datatype FP64, came FP32"):
+    with pytest.raises(InferenceServerException, match="expected datatype FP64, got FP32"):
         sums()
 
 
@@ -545,17 +545,17 @@ def test_a_version_with_a_share_is_answered_by_when_it_is_named_and_the_rows_say
     assert client.get_model_metadata(POLICY)["versions"] == ["1.0.0", "1.1.0"]
     for version, value in (("1.0.0", base), ("1.1.0", base + STEP)):
         for parameters in ({}, {"deterministic": False}):
-            came = client.infer(POLICY, [tensor(rows_of)], model_version=version, parameters=parameters)
-            assert came.get_response()["model_version"] == version
-            np.testing.assert_allclose(came.as_numpy("value"), value, atol=1e-3)
+            result = client.infer(POLICY, [tensor(rows_of)], model_version=version, parameters=parameters)
+            assert result.get_response()["model_version"] == version
+            np.testing.assert_allclose(result.as_numpy("value"), value, atol=1e-3)
     # One request is answered by one version, unless its rows have seeds of their own.
     assert "row_versions" not in client.infer(POLICY, [tensor(rows_of)]).get_response()["parameters"]
-    came = client.infer(POLICY, [tensor(rows_of)], parameters={"seed": 1})
-    versions = came.get_response()["parameters"]["row_versions"].split(",")
+    result = client.infer(POLICY, [tensor(rows_of)], parameters={"seed": 1})
+    versions = result.get_response()["parameters"]["row_versions"].split(",")
     assert set(versions) == {"1.0.0", "1.1.0"}
     expected = [base + STEP * (version == "1.1.0") for version in versions]
-    np.testing.assert_allclose(came.as_numpy("value"), expected, atol=1e-3)
-    assert came.get_response()["model_version"] == versions[0]
+    np.testing.assert_allclose(result.as_numpy("value"), expected, atol=1e-3)
+    assert result.get_response()["model_version"] == versions[0]
     client.infer(POLICY, [tensor(rows_of)], sequence_id=5, sequence_start=True, model_version="1.1.0")
     going_on = client.infer(POLICY, [tensor(rows_of)], sequence_id=5, model_version="1.1.0")
     np.testing.assert_allclose(going_on.as_numpy("value"), base + STEP, atol=1e-3)

@@ -30,7 +30,7 @@ def modules_of(submodule: str = "") -> set[str]:
 
 
 def test_the_client_imports_numpy_pyzmq_and_msgspec_and_nothing_else_beside_the_standard_library() -> None:
-    packages = {name.partition(".")[0] for name in modules_of(".zmq_carrier")}
+    packages = {name.partition(".")[0] for name in modules_of(".carriers.zmq")}
     beside = {
         name for name in packages - sys.stdlib_module_names if not name.startswith(("_cython_", "cython_runtime", "__"))
     }

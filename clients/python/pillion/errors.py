@@ -11,7 +11,7 @@ PillionError
 from __future__ import annotations
 
 from pillion_protocol import Error
-from pillion_protocol.places import own_lane_address
+from pillion_protocol.default_addresses import own_lane_address
 
 
 class PillionError(Exception):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pillion_protocol.places import own_admin_address
+from pillion_protocol.default_addresses import own_admin_address
 from pilliond.commands.admin_client import AdminClient, AdminError, credentials_of
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class NamingStep(list[Any]):
-    """In the place of an `ActionStep` (see there): an action that names its leases, encoded anew for each.
+    """Stands in for an `ActionStep` (see there): an action that names its leases, encoded anew for each.
 
     It stays where rows differ; else it is for one action, and then gives way to `next_step`.
     """

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_protocol.lane import Frame
 from pillion_protocol.steps import ActionStep
-from pilliond.engine.batch_buffers import Place
+from pilliond.engine.batch_buffers import BatchView
 from pilliond.engine.sampling import next_seeds
 from pilliond.limits import NEVER_NS
 
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
     from pilliond.transport.slots import Slot, SlotArea
     from pilliond.versions.loaded_version import Version
 
-_NOWHERE: Final = Place(0, [], [])
+_NOWHERE: Final = BatchView(0, [], [])
 
 
 class EpisodeGroup:
     """One handle: a fixed number of rows, an episode in each, and at most one act that waits.
 
     Rule: an act is *waiting* from its admission until it is answered; while it waits, a newer one takes
-    its place and the older is answered `superseded`. Start marks of an act that was never run are kept for
+    its batch_view and the older is answered `superseded`. Start marks of an act that was never run are kept for
     the next, so that none is lost.
     """
 
     __slots__ = (
         "acts",
+        "batch_view",
         "budget_ns",
         "deadline_ns",
         "deterministic",
@@ -47,7 +48,6 @@ class EpisodeGroup:
         "last_outputs",
         "last_reply",
         "last_sequence",
-        "place",
         "queued_ns",
         "received_ns",
         "row_versions",
@@ -97,7 +97,7 @@ class EpisodeGroup:
         self.slots: SlotArea | None = None
         self.fits_packet = True
         """Whether its outputs can travel without a slot."""
-        self.place: Place = _NOWHERE
+        self.batch_view: BatchView = _NOWHERE
         """Where the rows of the act that runs lie in the batch."""
         self.slot: Slot | None = None
         """Where the observations of the act that waits lie, if it came by a slot."""
@@ -161,7 +161,7 @@ class EpisodeGroup:
 
     def put_states(self) -> None:
         """Writes what it carries into its rows of the engine's buffers; zeros where an episode begins."""
-        begin = self.place.first
+        begin = self.batch_view.first
         for row in self.starting:
             for kept in self.states:
                 kept[row] = 0
@@ -170,7 +170,7 @@ class EpisodeGroup:
 
     def take_states(self) -> None:
         """Keeps what its act made of them: it was run, and is answered with what came of it."""
-        begin = self.place.first
+        begin = self.batch_view.first
         for kept, (_, after) in zip(self.states, self.version.states, strict=True):
             kept[:] = after[begin : begin + self.rows]
 

@@ -41,7 +41,7 @@ class Scheduler:
         """Whether what waits was left of a batch that waited for nobody: it holds another version, or did not fit."""
 
     def add(self, group: EpisodeGroup, now_ns: int, lock_step_live: int) -> bool:
-        """Takes an act that was admitted at `now_ns`; one whose handle waits already keeps its place.
+        """Takes an act that was admitted at `now_ns`; one whose handle waits already keeps its turn in the queue.
 
         Tells whether the batch need not wait for more, where `lock_step_live` handles are in lock-step.
         """

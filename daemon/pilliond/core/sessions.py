@@ -316,7 +316,7 @@ class Sessions:
     def answer_error(self, group: EpisodeGroup, error: RemoteProtocolError, replies: list[Reply]) -> None:
         """Answers the act that waits under `group` with an error. It is not kept: the same act may be sent again."""
         group.settle()
-        self._page.outcome(error.code, group.version.place)
+        self._page.outcome(error.code, group.version.metrics_index)
         session = group.session
         reply = Error(session.id, self.epoch, group.sequence, error.code, error.message, error.expected, error.actual)
         replies.append([session.peer, encode(reply)])

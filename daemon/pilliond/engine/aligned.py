@@ -47,16 +47,16 @@ class Piece:
         self.before: list[tuple[Array, Array]] = []
         self.after: list[tuple[Array, Array]] = []
         for name, array in read.items():
-            place = _place(name, array, scratch)
-            if place is not array:
-                self.before.append((place, array))
-            self.binding.bind_input(name, "cpu", 0, place.dtype, list(place.shape), place.ctypes.data)
+            target = _aligned_or_scratch(name, array, scratch)
+            if target is not array:
+                self.before.append((target, array))
+            self.binding.bind_input(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
         for name, array in written.items():
-            place = _place(name, array, scratch)
-            if place is not array:
-                self.after.append((array, place))
-            self.binding.bind_output(name, "cpu", 0, place.dtype, list(place.shape), place.ctypes.data)
+            target = _aligned_or_scratch(name, array, scratch)
+            if target is not array:
+                self.after.append((array, target))
+            self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
 
 
-def _place(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:
+def _aligned_or_scratch(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:
     return array if array.ctypes.data % ALIGNMENT_BYTES == 0 or name not in scratch else scratch[name]

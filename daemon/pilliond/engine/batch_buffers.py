@@ -1,4 +1,4 @@
-"""Places: where an act's rows lie in the buffers of a batch, and what of a batch must be finite. Hot path."""
+"""BatchViews: where an act's rows lie in the buffers of a batch, and what of a batch must be finite. Hot path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Values = memoryview | Array
 """Floats in a row, of any number of rows: a view that Python reads where they are few, else an array."""
 
 
-class Place:
+class BatchView:
     """Views of the bytes of some rows from `first` on: of each observation's buffer, and of each output's."""
 
     __slots__ = ("first", "inputs", "outputs")
@@ -28,8 +28,8 @@ class Place:
         self.outputs = outputs
 
 
-class Places:
-    """The places in the buffers of one engine, each made when it is first asked for: to cut a view costs what a copy does.
+class BatchViews:
+    """The views in the buffers of one engine, each made when it is first asked for: to cut a view costs what a copy does.
 
     `inputs` and `outputs` hold for each tensor the bytes of its whole buffer, and how many of them make a row.
     """
@@ -37,17 +37,17 @@ class Places:
     def __init__(self, inputs: list[tuple[memoryview, int]], outputs: list[tuple[memoryview, int]]) -> None:
         self._inputs = inputs
         self._outputs = outputs
-        self._made: dict[tuple[int, int], Place] = {}
+        self._made: dict[tuple[int, int], BatchView] = {}
         self.other_inputs, self.other_outputs = range(1, len(inputs)), range(1, len(outputs))
         """The numbers of the tensors behind the first."""
         self.get = self._made.get
-        """`get((first, rows))`: that place if it was made already."""
+        """`get((first, rows))`: that view if it was made already."""
 
-    def make(self, first: int, rows: int) -> Place:
-        """The place of `rows` rows from row `first` on."""
-        place = Place(first, _cut(self._inputs, first, rows), _cut(self._outputs, first, rows))
-        self._made[first, rows] = place
-        return place
+    def make(self, first: int, rows: int) -> BatchView:
+        """The view of `rows` rows from row `first` on."""
+        view = BatchView(first, _cut(self._inputs, first, rows), _cut(self._outputs, first, rows))
+        self._made[first, rows] = view
+        return view
 
 
 def finite_values(spec: list[TensorSpec], inputs: list[Array]) -> list[Values]:

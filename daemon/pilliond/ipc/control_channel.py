@@ -37,7 +37,7 @@ class VersionOrder(msgspec.Struct, frozen=True):
     safe_action: list[float] | None
     tolerance: Tolerance
     states: list[StateCard]
-    place: int
+    metrics_index: int
     """Which cells of the metrics page are its own."""
     certificate: Certificate | None = None
     """How much the batch changes its answers; None: the serving process is to find out."""

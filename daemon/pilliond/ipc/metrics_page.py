@@ -34,7 +34,7 @@ ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096
 SAMPLES_MAX: Final = 1_024
 """Numbers of acts that are gathered before they go into the page; putting them there takes some 30 µs."""
 
-PLACES_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_LEASES_MAX + 4
+VERSION_CELLS_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_LEASES_MAX + 4
 """Versions that can be told apart at once: the stable one, arms, old ones, held ones, one that is being loaded, one that goes; and 0."""
 
 OUTCOMES: Final = ("ok", "fallback", *(code.value for code in ErrorCode))
@@ -73,8 +73,8 @@ class Histogram:
         self.sum_cell = self.first + len(edges) + 1
 
 
-class Place:
-    """Where the numbers of one loaded version lie. Whoever gives a place to a version clears it first."""
+class VersionCells:
+    """The cells of one loaded version. Clear them before another version gets the same index."""
 
     def __init__(self) -> None:
         self.first = _cells(4)
@@ -113,8 +113,8 @@ BATCH_CLOSES: Final = _cells(max(BatchClose) + 1)
 QUEUE_WAIT: Final = Histogram(LATENCY_BUCKETS_NS)
 BATCH_ROWS: Final = Histogram(ROW_BUCKETS)
 VERSIONS: Final = _cells()
-PLACES: Final = tuple(Place() for _ in range(PLACES_MAX))
-"""Place 0 is that of acts whose rows were run by more than one version."""
+VERSION_CELLS: Final = tuple(VersionCells() for _ in range(VERSION_CELLS_MAX))
+"""By metrics index. Index 0 counts acts whose rows were run by more than one version."""
 
 GAUGES: Final = (SESSIONS, EPISODES, QUEUE_ROWS, SPINNING, SLOT_BYTES)
 """What is nothing where no serving process lives."""
@@ -141,8 +141,8 @@ class MetricsPage:
         self.acts: list[int] = []
         """Two numbers for each act that was run: its time in the queue, and from its receipt to the end of its run, in ns."""
         self.batches: list[int] = []
-        """Five numbers for each batch that was run: its rows, why it was closed, the time of its run in ns, the place of its
-        version, and how many of its acts are in `acts`."""
+        """Five numbers for each batch that was run: its rows, why it was closed, the time of its run in ns, the metrics
+        index of its version, and how many of its acts are in `acts`."""
 
     def close(self) -> None:
         self.flush()
@@ -165,14 +165,14 @@ class MetricsPage:
         self._add(BATCH_CLOSES, batches[:, 1], len(BatchClose))
         self._observe(QUEUE_WAIT, acts[:, 0])
         self._observe(BATCH_ROWS, batches[:, 0])
-        places = np.repeat(batches[:, 3], batches[:, 4])
+        indices = np.repeat(batches[:, 3], batches[:, 4])
         # `np.unique` would import at its first call, which is a pause, and needs a descriptor.
         for index in set(batches[:, 3].tolist()):
-            place = PLACES[index]
+            of_version = VERSION_CELLS[index]
             runs = batches[batches[:, 3] == index]
-            self.cells[place.rows] += int(runs[:, 0].sum())
-            self._observe(place.request_duration, acts[places == index, 1])
-            self._observe(place.inference_duration, runs[:, 2])
+            self.cells[of_version.rows] += int(runs[:, 0].sum())
+            self._observe(of_version.request_duration, acts[indices == index, 1])
+            self._observe(of_version.inference_duration, runs[:, 2])
 
     def _observe(self, histogram: Histogram, values: NDArray[np.int64]) -> None:
         self._add(histogram.first, np.searchsorted(histogram.edges_array, values), len(histogram.edges))
@@ -182,17 +182,17 @@ class MetricsPage:
         counts = np.bincount(offsets, minlength=offset_max + 1)
         self._array[first : first + offset_max + 1] += counts.astype(np.uint64)
 
-    def outcome(self, name: str, place: int = 0) -> None:
-        """Counts what became of an act of the version that has that place."""
+    def outcome(self, name: str, metrics_index: int = 0) -> None:
+        """Counts the outcome of an act of the version with that metrics index."""
         self.cells[REQUESTS + OUTCOME_OFFSETS[name]] += 1
         if name == ErrorCode.INTERNAL:
-            self.cells[PLACES[place].failures] += 1
+            self.cells[VERSION_CELLS[metrics_index].failures] += 1
         elif name in _LATE:
-            self.cells[PLACES[place].late] += 1
+            self.cells[VERSION_CELLS[metrics_index].late] += 1
 
-    def clear(self, place: int) -> None:
-        """Makes every number of a place 0, for the next version that gets it."""
-        self._array[PLACES[place].first : PLACES[place].end] = 0
+    def clear(self, metrics_index: int) -> None:
+        """Sets the cells of a metrics index to 0, for the next version that gets it."""
+        self._array[VERSION_CELLS[metrics_index].first : VERSION_CELLS[metrics_index].end] = 0
 
     def refusal(self, name: str) -> None:
         """Counts a message other than an act that was refused."""

@@ -37,7 +37,7 @@ class SealedVersion:
         self.signed_by = signed_by or []
         self.certificate = certificate
         """How much the batch changes its answers; None where nobody has looked yet."""
-        self.place = 0
+        self.metrics_index = 0
         """Which cells of the metrics page are its own, while a serving process has it."""
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class SealedVersion:
             safe_action=card.safe_action,
             tolerance=card.tolerance,
             states=card.state,
-            place=self.place,
+            metrics_index=self.metrics_index,
             certificate=self.certificate,
         )
 

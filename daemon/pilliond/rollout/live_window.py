@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS, PLACES, MetricsPage
+from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS, VERSION_CELLS, MetricsPage
 
 SECONDS: Final = 10
 """How far back it looks, a look a second."""
@@ -20,11 +20,11 @@ ACTS_MIN: Final = 200
 class Reading:
     """Counts of one version at one moment, or between two."""
 
-    def __init__(self, page: MetricsPage, place: int) -> None:
+    def __init__(self, page: MetricsPage, metrics_index: int) -> None:
         cells = page.cells
-        its = PLACES[place]
+        its = VERSION_CELLS[metrics_index]
         first = its.request_duration.first
-        self.place = place
+        self.metrics_index = metrics_index
         self.counts: NDArray[np.int64] = np.array(cells[first : first + len(LATENCY_BUCKETS_NS) + 1], np.int64)
         self.failures: int = cells[its.failures]
         self.late: int = cells[its.late]
@@ -38,7 +38,7 @@ class Reading:
     def since(self, earlier: Reading) -> Reading:
         """What came between an earlier reading of the same version and this one."""
         between = Reading.__new__(Reading)
-        between.place = self.place
+        between.metrics_index = self.metrics_index
         between.counts = self.counts - earlier.counts
         between.failures = self.failures - earlier.failures
         between.late = self.late - earlier.late
@@ -62,15 +62,15 @@ class LiveWindow:
         self._page = page
         self._readings: deque[Reading] = deque(maxlen=SECONDS + 1)
 
-    def look(self, place: int) -> None:
+    def look(self, metrics_index: int) -> None:
         """Takes a reading; one of another version begins the window anew."""
-        if self._readings and self._readings[-1].place != place:
+        if self._readings and self._readings[-1].metrics_index != metrics_index:
             self._readings.clear()
-        self._readings.append(Reading(self._page, place))
+        self._readings.append(Reading(self._page, metrics_index))
 
-    def now(self, place: int) -> Reading:
+    def now(self, metrics_index: int) -> Reading:
         """A reading of a version, for a later `Reading.since`."""
-        return Reading(self._page, place)
+        return Reading(self._page, metrics_index)
 
     def recent(self) -> tuple[Reading, int] | None:
         """What came within the window, and over how many seconds; None where there is no window yet."""

@@ -182,7 +182,7 @@ class Releases:
             while True:
                 if loop.time() - looked_s >= LOOK_S:
                     looked_s = loop.time()
-                    self.window.look(self._supervisor.stable.place)
+                    self.window.look(self._supervisor.stable.metrics_index)
                     await self._judge(looked_s)
                     await self._judge_arms(looked_s)
                 if self.followed and self._task is None and self._supervisor.is_ready:
@@ -199,7 +199,7 @@ class Releases:
         if probation.is_over(now_s):
             self._probation = None
             return
-        fault = probation.fault(self.window.now(stable.place))
+        fault = probation.fault(self.window.now(stable.metrics_index))
         if fault is None:
             return
         kind, why = fault
@@ -217,7 +217,7 @@ class Releases:
         residents = self._supervisor.residents
         for arm in self._supervisor.residents.arms:
             version = residents.find(arm.digest)
-            fault = version and self._trials.fault(version.digest, self.window.now(version.place), now_s)
+            fault = version and self._trials.fault(version.digest, self.window.now(version.metrics_index), now_s)
             if not version or not fault:
                 continue
             kind, why = fault
@@ -370,7 +370,7 @@ class Releases:
         operation.step = _SWITCHING
         residents = self._supervisor.residents
         began = {
-            version.digest: self.window.now(version.place)
+            version.digest: self.window.now(version.metrics_index)
             for arm in arms
             if (version := residents.find(arm.digest)) is not None
         }
@@ -426,7 +426,7 @@ class Releases:
         lease = await asyncio.to_thread(self._leased, target)
         paused_before_s = self.stager.paused_s
         try:
-            version = await self.stager.stage(target, lease, self._supervisor.stable.place, on_step)
+            version = await self.stager.stage(target, lease, self._supervisor.stable.metrics_index, on_step)
         except BaseException:
             if lease is not None:
                 lease.close()
@@ -460,7 +460,7 @@ class Releases:
     async def _flip(self, operation: Operation, version: SealedVersion) -> None:
         self.settle(version)
         recent = self.window.recent()
-        began = self.window.now(version.place)
+        began = self.window.now(version.metrics_index)
         switched = await self._supervisor.switch(version)
         # A rollback is to what served before: that is not on probation.
         self._probation = None

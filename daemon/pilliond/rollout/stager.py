@@ -49,27 +49,27 @@ class Stager:
         self._is_paused = False
 
     async def stage(
-        self, resolved: Resolved, lease: Lease | None, live_place: int, on_step: Callable[[str], None]
+        self, resolved: Resolved, lease: Lease | None, live_metrics_index: int, on_step: Callable[[str], None]
     ) -> SealedVersion:
         """The sealed version, which takes `lease` over; raises `SwitchError` with the reason.
 
-        `live_place` is that of the version that serves meanwhile.
+        `live_metrics_index` is that of the version that serves meanwhile.
         """
         self._why_given_up = ""
         self._is_paused = False
         self._say(_FIRST_STEP, on_step)
         before = self._window.recent()
-        began = self._window.now(live_place)
+        began = self._window.now(live_metrics_index)
         end = self._start(resolved)
         guard = StagingGuard(self._settings.staging, before, began, time.monotonic())
-        watch = asyncio.create_task(self._watch(live_place, guard, on_step))
+        watch = asyncio.create_task(self._watch(live_metrics_index, guard, on_step))
         try:
             return await self._follow(end, resolved, lease, on_step)
         finally:
             watch.cancel()
             end.close()
             await self._reap()
-            during = self._window.now(live_place).since(began)
+            during = self._window.now(live_metrics_index).since(began)
             self.swap_impact = _ratio(during, before[0]) if before else None
 
     def give_up(self, why: str) -> None:
@@ -134,14 +134,14 @@ class Stager:
         memory_mb = self._settings.staging.memory_mb_max
         return f"the staging process ended with {code}; it may need more than staging.memory_mb_max ({memory_mb} MB)"
 
-    async def _watch(self, place: int, guard: StagingGuard, on_step: Callable[[str], None]) -> None:
+    async def _watch(self, metrics_index: int, guard: StagingGuard, on_step: Callable[[str], None]) -> None:
         """Stops the staging process and lets it go on as the guard says, and tells `on_step`."""
         process = self._process
         assert process is not None
         while True:
             await asyncio.sleep(_LOOK_S)
             was_s, pauses = guard.paused_s, guard.pauses
-            pace = guard.look(self._window.now(place), time.monotonic())
+            pace = guard.look(self._window.now(metrics_index), time.monotonic())
             self.paused_s += guard.paused_s - was_s
             self.pauses += guard.pauses - pauses
             if pace is Pace.GIVE_UP:

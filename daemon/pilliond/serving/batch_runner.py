@@ -12,9 +12,9 @@ from pillion_protocol.steps import ActionStep
 from pilliond.core.action_steps import NamingStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.sessions import Sessions
-from pilliond.engine.batch_buffers import Places, is_finite
+from pilliond.engine.batch_buffers import BatchViews, is_finite
 from pilliond.engine.interface import Array, EngineError
-from pilliond.ipc.metrics_page import PLACES, MetricsPage
+from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
 from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport.interface import Reply
 from pilliond.versions.loaded_version import Version
@@ -58,14 +58,14 @@ class BatchRunner:
             if slot.finite_values and not is_finite(slot.finite_values):
                 self._without_poisoned(groups, slot.inputs, replies)
                 return
-            groups[0].place = version.places.get((0, rows)) or version.places.make(0, rows)
+            groups[0].batch_view = version.batch_views.get((0, rows)) or version.batch_views.make(0, rows)
             run = slot.run
         else:
-            _gather(groups, version.places)
+            _gather(groups, version.batch_views)
             if not is_finite(version.finite_values[rows]):
                 groups = self._without_poisoned(groups, version.engine.inputs, replies)
                 self._rows = sum(group.rows for group in groups)
-                _gather(groups, version.places)
+                _gather(groups, version.batch_views)
             run = version.engine.runs[self._rows]
         if not groups:
             return
@@ -100,7 +100,7 @@ class BatchRunner:
             begin, first = first, first + group.rows
             finite = [np.isfinite(output[begin:first]).reshape(group.rows, -1).all(axis=1) for output in floats]
             for owner in version.owners_of(~np.logical_and.reduce(finite)):
-                self._page.cells[PLACES[owner.place].non_finite] += 1
+                self._page.cells[VERSION_CELLS[owner.metrics_index].non_finite] += 1
 
     def _answer_failed(self, groups: list[EpisodeGroup], error: EngineError, replies: list[Reply]) -> None:
         for group in groups:
@@ -111,25 +111,25 @@ class BatchRunner:
         acts = self._page.acts
         dispatched_ns, ran_ns = self._dispatched_ns, self._ran_ns
         rows, close = self._rows, self._close
-        others = groups[0].version.places.other_outputs
+        others = groups[0].version.batch_views.other_outputs
         answered = len(groups)
         for group in groups:
             received_ns = group.received_ns
             step = group.step
             reply: Reply = step
-            places = step.tensors
+            tensors = step.tensors
             if group.slots is not None:
                 if group.slot is not None and group.slot.generation() != group.generation:
                     self._sessions.answer_error(group, _WRITTEN_MEANWHILE, replies)
                     answered -= 1
                     continue
-                places, reply = _direct(group, step)
+                tensors, reply = _direct(group, step)
             acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
             group.acts += 1
-            outputs = group.place.outputs
-            places[0][:] = outputs[0]
+            outputs = group.batch_view.outputs
+            tensors[0][:] = outputs[0]
             for index in others:
-                places[index][:] = outputs[index]
+                tensors[index][:] = outputs[index]
             step.fill(
                 group.sequence,
                 received_ns,
@@ -140,11 +140,11 @@ class BatchRunner:
                 close,
             )
             reply[0] = group.session.peer
-            group.answered(reply, places)
+            group.answered(reply, tensors)
             if group.states:
                 group.take_states()
             replies.append(reply)
-        self._page.batches += (rows, close, ran_ns - dispatched_ns, groups[0].version.place, answered)
+        self._page.batches += (rows, close, ran_ns - dispatched_ns, groups[0].version.metrics_index, answered)
 
     def answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
         """Answers an act that is not run any more with what its session declared."""
@@ -153,9 +153,9 @@ class BatchRunner:
         if tensors is None:
             self._sessions.answer_error(group, _TOO_LATE, replies)
             return
-        places, reply = _direct(group, group.step)
-        for place, tensor in zip(places, tensors, strict=True):
-            place[:] = tensor
+        written, reply = _direct(group, group.step)
+        for target, tensor in zip(written, tensors, strict=True):
+            target[:] = tensor
         received_ns = group.received_ns
         offset_ns = self._clock() - received_ns
         is_in_slot = reply is group.step.in_slot
@@ -177,9 +177,9 @@ class BatchRunner:
             )
         )
         late = [session.peer, head, *reply[2:]]
-        group.answered(late, places)
+        group.answered(late, written)
         replies.append(late)
-        self._page.outcome("fallback", group.version.place)
+        self._page.outcome("fallback", group.version.metrics_index)
 
     def _without_poisoned(
         self, groups: list[EpisodeGroup], inputs: list[Array], replies: list[Reply]
@@ -203,15 +203,15 @@ class BatchRunner:
         return sound
 
 
-def _gather(groups: list[EpisodeGroup], places: Places) -> None:
-    """Gives every act its place in the batch, and writes its tensors there, once."""
+def _gather(groups: list[EpisodeGroup], views: BatchViews) -> None:
+    """Gives every act its rows of the batch, and writes its tensors there, once."""
     first = 0
-    others = places.other_inputs
+    others = views.other_inputs
     for group in groups:
         rows = group.rows
-        group.place = place = places.get((first, rows)) or places.make(first, rows)
+        group.batch_view = view = views.get((first, rows)) or views.make(first, rows)
         # By number: to pair them with `zip` costs more than the copy, and nearly every policy has one of each.
-        inputs, tensors = place.inputs, group.tensors
+        inputs, tensors = view.inputs, group.tensors
         inputs[0][:] = tensors[0]
         for index in others:
             inputs[index][:] = tensors[index]

@@ -113,7 +113,7 @@ class Orders:
         self._say_rest()
         self._page.cells[metrics_page.VERSIONS] = len(self._residence)
         for version in self._residence.versions():
-            self._page.cells[metrics_page.PLACES[version.place].episodes] = version.leases
+            self._page.cells[metrics_page.VERSION_CELLS[version.metrics_index].episodes] = version.leases
 
     def close(self) -> None:
         """Ends a load that is under way, and a shadow's tap."""

@@ -75,9 +75,9 @@ class ShadowTap:
         if at < 0:
             self._cells[cell.NO_ROOM_ROWS] += rows
             return
-        place = version.places.get((0, rows)) or version.places.make(0, rows)
-        inputs = place.inputs if slot is None else slot.observations
-        parts = [*self._about(version, groups, rows, size), *inputs, *place.outputs]
+        view = version.batch_views.get((0, rows)) or version.batch_views.make(0, rows)
+        inputs = view.inputs if slot is None else slot.observations
+        parts = [*self._about(version, groups, rows, size), *inputs, *view.outputs]
         if size <= _FEW_BYTES:
             self._ring[at : at + size] = b"".join(parts).ljust(size)
         else:

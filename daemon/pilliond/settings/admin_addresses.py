@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from pillion_protocol.places import own_admin_address
+from pillion_protocol.default_addresses import own_admin_address
 from pilliond.errors import SettingsError
 from pilliond.settings.addresses import check_socket_path
 

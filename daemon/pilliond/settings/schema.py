@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from pillion_artifacts.verify.trust_policy import TrustPolicy
-from pillion_protocol.places import own_lane_address, runtime_folder
+from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import OLD_VERSIONS_MAX, ServingLimits
 from pilliond.settings.addresses import check_data_address

@@ -169,8 +169,8 @@ class Supervisor:
     async def load(self, version: SealedVersion) -> Loaded:
         """Loads a staged version beside the one that serves, and takes it over; raises `SwitchError`."""
         self._check_is_ready()
-        version.place = self.residents.free_place()
-        self.page.clear(version.place)
+        version.metrics_index = self.residents.free_metrics_index()
+        self.page.clear(version.metrics_index)
         loaded = await self._ask(Load(version.order()), Loaded, version.key, [version.model_descriptor])
         self.residents.add(version)
         return loaded
@@ -268,7 +268,7 @@ class Supervisor:
             self._log.error("versions_left_out", policies=[str(version) for version in self.residents.beside()])
         self.residents.restart(alone)
         for version in self.residents:
-            self.page.clear(version.place)
+            self.page.clear(version.metrics_index)
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
         self._end, serving_end = channel.make_channel()

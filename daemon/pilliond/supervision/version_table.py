@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from pilliond.errors import SwitchError
 from pilliond.ipc.batch_certificate import Certificate
-from pilliond.ipc.metrics_page import PLACES_MAX
+from pilliond.ipc.metrics_page import VERSION_CELLS_MAX
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.traffic_split import Arm
 
@@ -21,7 +21,7 @@ class Residents:
         """Who gets which share of new episodes; the stable version gets the rest."""
         self.held: set[bytes] = set()
         """The versions that are held for evaluations."""
-        stable.place = 1
+        stable.metrics_index = 1
         self._versions = {stable.key: stable}
 
     def __iter__(self) -> Iterator[SealedVersion]:
@@ -31,12 +31,12 @@ class Residents:
         """The version with that digest, or None where it is not loaded."""
         return self._versions.get(digest)
 
-    def free_place(self) -> int:
-        """A place of the metrics page that no version has; raises `SwitchError` where there is none."""
-        taken = {version.place for version in self}
-        free = next((place for place in range(1, PLACES_MAX) if place not in taken), None)
+    def free_metrics_index(self) -> int:
+        """A metrics index that no version has; raises `SwitchError` where there is none."""
+        taken = {version.metrics_index for version in self}
+        free = next((index for index in range(1, VERSION_CELLS_MAX) if index not in taken), None)
         if free is None:
-            raise SwitchError(f"too many versions are loaded: expected at most {PLACES_MAX - 1}")
+            raise SwitchError(f"too many versions are loaded: expected at most {VERSION_CELLS_MAX - 1}")
         return free
 
     def add(self, version: SealedVersion) -> None:
@@ -59,7 +59,7 @@ class Residents:
 
     def resume(self, version: SealedVersion) -> None:
         """Takes over a version that the next serving process is to begin with; raises `SwitchError`."""
-        version.place = self.free_place()
+        version.metrics_index = self.free_metrics_index()
         self.add(version)
 
     def beside(self) -> list[SealedVersion]:

@@ -16,7 +16,7 @@ from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
-from pilliond.engine.batch_buffers import Places, Values, finite_values
+from pilliond.engine.batch_buffers import BatchViews, Values, finite_values
 from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 from pilliond.ipc.batch_certificate import Certificate
@@ -48,9 +48,9 @@ class Version:
         distribution: Distribution,
         engine: InlineEngine,
         safe_action: list[float] | None = None,
-        place: int = 0,
+        metrics_index: int = 0,
     ) -> None:
-        self.place = place
+        self.metrics_index = metrics_index
         """Which cells of the metrics page are its own."""
         self.leases = 0
         """Handles that hold it."""
@@ -84,7 +84,7 @@ class Version:
         self.states = engine.states
         self.state_row_bytes = sum(before[0].nbytes for before, _ in engine.states)
         self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
-        self.places = Places(
+        self.batch_views = BatchViews(
             list(zip(engine.input_views, self.observation_bytes, strict=True)),
             [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs],
         )
@@ -119,7 +119,7 @@ class Version:
         left.held = False
         left.leases = 0
         left.states = []
-        del left.engine, left.places, left.finite_values
+        del left.engine, left.batch_views, left.finite_values
         return left
 
     def suits(self, other: Version, version_range: str, fallback: Fallback) -> bool:
@@ -132,7 +132,7 @@ class Version:
         )
 
     def finite_among(self, inputs: list[Array]) -> list[Values]:
-        """What of `inputs` ([rows, …] each) must be finite; see `places.is_finite`."""
+        """What of `inputs` ([rows, …] each) must be finite; see `batch_buffers.is_finite`."""
         return finite_values(self.spec.observation, inputs)
 
     def first_states(self, rows: int) -> list[Array]:

@@ -34,7 +34,7 @@ def build_version(
     if golden is not None:
         check_parity(engine, order.spec, order.states, golden, order.tolerance, rows_max)
     identity = Identity(order.policy, order.version, order.digest)
-    version = Version(identity, order.spec, order.distribution, engine, order.safe_action, order.place)
+    version = Version(identity, order.spec, order.distribution, engine, order.safe_action, order.metrics_index)
     version.model_bytes = len(model)
     version.certificate = order.certificate
     return version

@@ -1,6 +1,6 @@
 """Rows of one handle that lease different versions: divided by row, run by each version, joined again.
 
-It is in the place of a `Version` while a switch is under way, so the path of a step knows nothing of it. A handle whose
+It stands in for a `Version` while a switch is under way, so the path of a step knows nothing of it. A handle whose
 rows differ is always a batch of its own; each engine gets its own rows only.
 """
 
@@ -19,7 +19,7 @@ from pilliond.engine.batch_buffers import Values
 from pilliond.engine.interface import Array
 from pilliond.versions.loaded_version import Version
 
-MIXED_PLACE: Final = 0
+MIXED_METRICS_INDEX: Final = 0
 """The cells of the metrics page for acts that more than one version ran."""
 
 
@@ -81,10 +81,10 @@ class JoinedEngine:
                 mine[part.rows] = after[:count]
             self.take(part, np.arange(count))
 
-    def take(self, part: Part, places: NDArray[np.intp]) -> None:
+    def take(self, part: Part, row_indices: NDArray[np.intp]) -> None:
         """Takes what the engine of a part gave for these of its rows."""
         for name, output in self.outputs.items():
-            output[part.rows[places]] = part.version.engine.outputs[name][places]
+            output[part.rows[row_indices]] = part.version.engine.outputs[name][row_indices]
 
 
 class JoinedVersion(Version):
@@ -97,7 +97,7 @@ class JoinedVersion(Version):
         engine = JoinedEngine(self.parts, len(row_versions))
         self._joined = engine
         first = distinct[0]
-        super().__init__(first.identity, first.spec, Distribution(), engine, place=MIXED_PLACE)
+        super().__init__(first.identity, first.spec, Distribution(), engine, metrics_index=MIXED_METRICS_INDEX)
         self.samplable = all(version.samplable for version in distinct)
         self.watched = any(version.watched for version in distinct)
         self.row_leases = [distinct.index(version) for version in row_versions]
@@ -122,9 +122,9 @@ class JoinedVersion(Version):
             is_of_part = np.zeros(self._rows, bool)
             is_of_part[part.rows] = True
             mine = is_of_part[chosen]
-            places = np.searchsorted(part.rows, chosen[mine])
-            part.version.resample(places, seeds[mine], steps[mine])
-            self._joined.take(part, places)
+            row_indices = np.searchsorted(part.rows, chosen[mine])
+            part.version.resample(row_indices, seeds[mine], steps[mine])
+            self._joined.take(part, row_indices)
 
     def fallback_tensors(self, fallback: Fallback, rows: int, last: Sequence[Frame]) -> Sequence[Frame] | None:
         """As `Version.fallback_tensors`, each row from its own version's card."""

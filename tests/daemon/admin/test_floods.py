@@ -24,7 +24,7 @@ CROWD = 4 * ADMIN_CONNECTIONS_MAX
 CUT_S_MAX = 30 * TIME_UNIT_S
 
 
-def place_of(url: str) -> tuple[str, int]:
+def host_and_port(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
@@ -37,7 +37,7 @@ def crowd(url: str, says: bytes) -> Iterator[list[socket.socket]]:
     with ExitStack() as stack:
         connections = []
         for _ in range(CROWD):
-            connection = stack.enter_context(socket.create_connection(place_of(url), WAIT_S_MAX))
+            connection = stack.enter_context(socket.create_connection(host_and_port(url), WAIT_S_MAX))
             connection.sendall(says)
             connections.append(connection)
         yield connections
@@ -83,7 +83,7 @@ def test_a_crowd_that_shakes_no_hands_keeps_nobody_out(start_daemon: StartDaemon
 
 
 def test_a_head_that_comes_a_byte_at_a_time_is_cut_off(daemon: Daemon) -> None:
-    with socket.create_connection(place_of(daemon.tcp_admin), WAIT_S_MAX) as connection:
+    with socket.create_connection(host_and_port(daemon.tcp_admin), WAIT_S_MAX) as connection:
         connection.settimeout(0.2)
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
         deadline_s = time.monotonic() + CUT_S_MAX
@@ -123,7 +123,7 @@ def test_who_asks_and_never_reads_keeps_nobody_out(daemon: Daemon) -> None:
 def test_what_is_no_http_is_refused_and_does_not_fill_the_log(daemon: Daemon, says: bytes) -> None:
     before = len(daemon.stderr)
     for _ in range(20):
-        with socket.create_connection(place_of(daemon.tcp_admin), WAIT_S_MAX) as connection:
+        with socket.create_connection(host_and_port(daemon.tcp_admin), WAIT_S_MAX) as connection:
             connection.sendall(says)
             assert connection.recv(1_000).startswith(b"HTTP/1.0 400 ")
     assert len(daemon.stderr) == before
@@ -131,7 +131,7 @@ def test_what_is_no_http_is_refused_and_does_not_fill_the_log(daemon: Daemon, sa
 
 def test_who_goes_before_the_answer_hurts_nobody(daemon: Daemon) -> None:
     for _ in range(100):
-        with socket.create_connection(place_of(daemon.tcp_admin), WAIT_S_MAX) as connection:
+        with socket.create_connection(host_and_port(daemon.tcp_admin), WAIT_S_MAX) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.sendall(b"POST /v1/drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
     assert asked(daemon.tcp_admin).status == 200

@@ -60,7 +60,7 @@ class Switchboard(Bench):
         """Version 1.`number`.0, not loaded yet."""
         engine = AddingEngine(self.limits.rows_max, 100.0 * number)
         digest = bytes([number]) + DIGEST[1:]
-        return Version(Identity("counter", f"1.{number}.0", digest), spec, GAUSSIAN, engine, place=number + 1)
+        return Version(Identity("counter", f"1.{number}.0", digest), spec, GAUSSIAN, engine, metrics_index=number + 1)
 
     def switch(self, number: int, spec: Spec = SPEC) -> Version:
         """Loads a version where it is not, and switches to it."""

@@ -58,7 +58,7 @@ class SummingBoard(Switchboard):
     def make(self, number: int, spec: Spec = SPEC) -> Version:
         engine = SummingEngine(self.limits.rows_max, 100.0 * number, carries=number != 9)
         identity = Identity("counter", f"1.{number}.0", bytes([number]) + DIGEST[1:])
-        return Version(identity, spec, GAUSSIAN, engine, place=number + 1)
+        return Version(identity, spec, GAUSSIAN, engine, metrics_index=number + 1)
 
     def numbers(self, begun: Any, sequence: int, rows: int = 1, starts: bytes = b"") -> list[float]:
         return self.acted(begun, sequence, rows, episode_start=starts)[1]

@@ -7,7 +7,7 @@ import pytest
 
 from pillion_protocol import TensorSpec
 from pillion_protocol.specs import DType
-from pilliond.engine.batch_buffers import Places, finite_values, is_finite
+from pilliond.engine.batch_buffers import BatchViews, finite_values, is_finite
 
 ROWS = 4
 
@@ -38,10 +38,10 @@ def test_whole_numbers_and_what_need_not_be_finite_are_not_looked_at() -> None:
 
 def test_places_side_by_side_cover_the_buffers() -> None:
     inputs, outputs = bytearray(12), bytearray(24)
-    places = Places([(memoryview(inputs), 3)], [(memoryview(outputs), 2), (memoryview(outputs)[12:], 1)])
-    places.make(0, 1).inputs[0][:] = b"abc"
-    places.make(1, 3).inputs[0][:] = b"defghijkl"
+    views = BatchViews([(memoryview(inputs), 3)], [(memoryview(outputs), 2), (memoryview(outputs)[12:], 1)])
+    views.make(0, 1).inputs[0][:] = b"abc"
+    views.make(1, 3).inputs[0][:] = b"defghijkl"
     assert inputs == b"abcdefghijkl"
-    assert [len(view) for view in places.make(1, 3).outputs] == [6, 3]
-    assert places.get((2, 2)) is None
-    assert places.get((1, 3)) is not None
+    assert [len(view) for view in views.make(1, 3).outputs] == [6, 3]
+    assert views.get((2, 2)) is None
+    assert views.get((1, 3)) is not None

@@ -11,14 +11,14 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_bench.variants import POLICY, publish_variant
-from pilliond.ipc.metrics_page import PLACES, MetricsPage, make_page
+from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage, make_page
 from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.probation import Probation
 from pilliond.settings.schema import TakeBackSettings
 from tests.conftest import StartDaemon
 from tests.harness import blob_of, publish
 
-PLACE = 2
+METRICS_INDEX = 2
 BOUNDS = TakeBackSettings(watch_s=60, acts_min=100, p99_us_max=1_000, p99_ratio_max=3)
 
 
@@ -31,17 +31,17 @@ def page() -> Iterator[MetricsPage]:
 
 def judged(page: MetricsPage, acts: int = 0, run_us: int = 40, usual_us: float | None = None, **counts: int) -> str:
     """The bound that is crossed by so many acts and counts, or nothing."""
-    place = PLACES[PLACE]
+    place = VERSION_CELLS[METRICS_INDEX]
     # What came before the switch counts for nobody.
     page.cells[place.failures] = 50
-    probation = Probation(BOUNDS, Reading(page, PLACE), 10.0, None if usual_us is None else usual_us * 1_000)
+    probation = Probation(BOUNDS, Reading(page, METRICS_INDEX), 10.0, None if usual_us is None else usual_us * 1_000)
     for _ in range(acts):
         page.acts += (0, run_us * 1_000)
-        page.batches += (1, 1, 1_000, PLACE, 1)
+        page.batches += (1, 1, 1_000, METRICS_INDEX, 1)
     page.flush()
     for name, count in counts.items():
         page.cells[getattr(place, name)] += count
-    fault = probation.fault(Reading(page, PLACE))
+    fault = probation.fault(Reading(page, METRICS_INDEX))
     return "" if fault is None else fault[0]
 
 
@@ -73,18 +73,18 @@ def test_p99_is_bounded_by_itself_and_by_that_of_the_version_before(page: Metric
 
 
 def test_probation_ends(page: MetricsPage) -> None:
-    probation = Probation(BOUNDS, Reading(page, PLACE), 10.0, None)
+    probation = Probation(BOUNDS, Reading(page, METRICS_INDEX), 10.0, None)
     assert (probation.is_over(69.9), probation.is_over(70.0)) == (False, True)
 
 
 def test_the_p99_of_a_reading_lies_within_the_bucket_that_holds_it(page: MetricsPage) -> None:
     window = LiveWindow(page)
-    window.look(PLACE)
+    window.look(METRICS_INDEX)
     for number in range(1_000):
         page.acts += (0, 400_000 if number < 30 else 15_000)
-        page.batches += (1, 1, 1_000, PLACE, 1)
+        page.batches += (1, 1, 1_000, METRICS_INDEX, 1)
     page.flush()
-    window.look(PLACE)
+    window.look(METRICS_INDEX)
     recent = window.recent()
     assert recent is not None
     p99_ns = recent[0].p99_ns()

@@ -17,14 +17,14 @@ import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.store.daemon_leases import leased_digests
 from pillion_bench.variants import POLICY, publish_variant
-from pilliond.ipc.metrics_page import PLACES, MetricsPage, make_page
+from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage, make_page
 from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.staging_guard import Pace, StagingGuard
 from pilliond.settings.schema import StagingSettings
 from tests.conftest import StartDaemon
 from tests.harness import START_S_MAX, Daemon
 
-PLACE = 2
+METRICS_INDEX = 2
 PATH = f"/v1/policies/{POLICY}"
 BOUNDS = StagingSettings(timeout_s=30, deadline_misses_max=20, p99_ratio_max=2.0, pause_s_max=5.0)
 LOOK_S = 0.1
@@ -36,17 +36,17 @@ class Staging:
     def __init__(self, page: MetricsPage, bounds: StagingSettings = BOUNDS, *, usual_late: int = 0) -> None:
         self.page = page
         window = LiveWindow(page)
-        window.look(PLACE)
+        window.look(METRICS_INDEX)
         self.acts(1_000, 40)
-        page.cells[PLACES[PLACE].late] += usual_late
-        window.look(PLACE)
+        page.cells[VERSION_CELLS[METRICS_INDEX].late] += usual_late
+        window.look(METRICS_INDEX)
         self.now_s = 100.0
-        self.guard = StagingGuard(bounds, window.recent(), Reading(page, PLACE), self.now_s)
+        self.guard = StagingGuard(bounds, window.recent(), Reading(page, METRICS_INDEX), self.now_s)
 
     def acts(self, count: int, run_us: int) -> None:
         for _ in range(count):
             self.page.acts += (0, run_us * 1_000)
-            self.page.batches += (1, 1, 1_000, PLACE, 1)
+            self.page.batches += (1, 1, 1_000, METRICS_INDEX, 1)
             if len(self.page.acts) >= 1_000:
                 self.page.flush()
         self.page.flush()
@@ -55,10 +55,10 @@ class Staging:
         """What the guard says after so many looks, each with so many acts and misses before it."""
         pace = Pace.GO
         for _ in range(number):
-            self.page.cells[PLACES[PLACE].late] += late
+            self.page.cells[VERSION_CELLS[METRICS_INDEX].late] += late
             self.acts(acts, run_us)
             self.now_s += LOOK_S
-            pace = self.guard.look(Reading(self.page, PLACE), self.now_s)
+            pace = self.guard.look(Reading(self.page, METRICS_INDEX), self.now_s)
         return pace
 
 

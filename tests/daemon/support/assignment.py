@@ -15,7 +15,7 @@ def assigned(address: str) -> Assignment:
     """To serve `lunar-lander` at `address`, with every setting at its default."""
     store = Store(STORE)
     sealed = seal(seal_artifact(store, store.resolve("lunar-lander")))
-    sealed.place = 1
+    sealed.metrics_index = 1
     settings = Settings()
     return Assignment(
         epoch=1,

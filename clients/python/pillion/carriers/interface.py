@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Protocol
 
 from pillion.conversation import Frames
-from pillion_protocol.places import own_lane_address
+from pillion_protocol.default_addresses import own_lane_address
 
 
 class Carrier(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pilliond.admin.kserve.messages import Duration, InferenceStatistics, ModelStatistics, Statistics
-from pilliond.ipc.metrics_page import PLACES, Histogram, MetricsPage
+from pilliond.ipc.metrics_page import VERSION_CELLS, Histogram, MetricsPage
 from pilliond.ipc.sealed_version import SealedVersion
 
 
@@ -15,16 +15,16 @@ def statistics_of(versions: Iterable[SealedVersion], page: MetricsPage) -> Stati
 
 
 def _of(version: SealedVersion, page: MetricsPage) -> ModelStatistics:
-    place, cells = PLACES[version.place], page.cells
-    runs = _duration(place.inference_duration, page)
+    version_cells, cells = VERSION_CELLS[version.metrics_index], page.cells
+    runs = _duration(version_cells.inference_duration, page)
     return ModelStatistics(
         name=version.policy,
         version=version.version,
-        inference_count=cells[place.rows],
+        inference_count=cells[version_cells.rows],
         execution_count=runs.count,
         inference_stats=InferenceStatistics(
-            success=_duration(place.request_duration, page),
-            fail=Duration(cells[place.failures] + cells[place.late], 0),
+            success=_duration(version_cells.request_duration, page),
+            fail=Duration(cells[version_cells.failures] + cells[version_cells.late], 0),
             compute_infer=runs,
         ),
     )

@@ -12,7 +12,7 @@ import pilliond
 from pillion_protocol import BatchClose
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.ipc import metrics_page as page
-from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, Place
+from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, VersionCells
 from pilliond.rollout.releases import Releases
 from pilliond.supervision.supervisor import Supervisor
 
@@ -64,7 +64,7 @@ class PageCollector(Collector):
         yield self._of_versions(
             "pillion_request_duration_seconds",
             "From an act's last byte to its answer.",
-            [(name, place.request_duration) for name, place in self._places()],
+            [(name, cells.request_duration) for name, cells in self._version_cells()],
         )
         yield self._seconds("pillion_queue_wait_seconds", "From admission to the engine.", page.QUEUE_WAIT)
 
@@ -80,7 +80,7 @@ class PageCollector(Collector):
         yield self._of_versions(
             "pillion_inference_duration_seconds",
             "One run of the engine.",
-            [(name, place.inference_duration) for name, place in self._places()],
+            [(name, cells.inference_duration) for name, cells in self._version_cells()],
         )
 
     def _versions(self) -> Iterator[Metric]:
@@ -88,7 +88,9 @@ class PageCollector(Collector):
         releases = self._releases
         leases = GaugeMetricFamily("pillion_version_leases", "Handles by the version that they lease.", labels=["policy", "version"])  # fmt: skip
         for version in self._supervisor.residents:
-            leases.add_metric([version.policy, version.version], cells[page.PLACES[version.place].episodes])
+            leases.add_metric(
+                [version.policy, version.version], cells[page.VERSION_CELLS[version.metrics_index].episodes]
+            )
         yield leases
         held = len(self._supervisor.residents.held)
         yield GaugeMetricFamily("pillion_held_versions", "Versions that are held for evaluations.", value=held)
@@ -130,10 +132,10 @@ class PageCollector(Collector):
         pause_s = cells[page.GC_PAUSE_NS] / _NANOSECONDS
         yield _counter("pillion_gc_pause_seconds", "Time in garbage collections of the serving process.", pause_s)
 
-    def _places(self) -> list[tuple[str, Place]]:
-        """The version that each place of the page is for, `mixed` for the first."""
-        return [("mixed", page.PLACES[0])] + [
-            (version.version, page.PLACES[version.place]) for version in self._supervisor.residents
+    def _version_cells(self) -> list[tuple[str, VersionCells]]:
+        """The cells of each version, and of the acts that several versions ran (`mixed`)."""
+        return [("mixed", page.VERSION_CELLS[0])] + [
+            (version.version, page.VERSION_CELLS[version.metrics_index]) for version in self._supervisor.residents
         ]
 
     def _of_versions(self, name: str, text: str, histograms: list[tuple[str, Histogram]]) -> Metric:

@@ -24,7 +24,7 @@ from pilliond.admin.v1.policy_state import (
 )
 from pilliond.errors import SwitchError
 from pilliond.ipc import metrics_page
-from pilliond.ipc.metrics_page import PLACES, Phase
+from pilliond.ipc.metrics_page import VERSION_CELLS, Phase
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import ARMS_MAX
 from pilliond.rollout.operation import Operation, OperationTold
@@ -233,7 +233,7 @@ class PolicyRoutes:
             version=version.version,
             digest=version.digest,
             role=self._role(version),
-            leases=self._supervisor.page.cells[PLACES[version.place].episodes],
+            leases=self._supervisor.page.cells[VERSION_CELLS[version.metrics_index].episodes],
             signed_by=version.signed_by,
             certificate=version.certificate,
         )

@@ -11,7 +11,7 @@ ArtifactError (65)
 ├── ConflictError (73)            somebody else was first
 │   ├── VersionExistsError        the version was published before
 │   ├── AliasMovedError           the alias points elsewhere than the caller thought
-│   └── LeaseExistsError          the name of an evaluation lease is taken, or there are too many
+│   └── HoldExistsError          the name of an evaluation hold is taken, or there are too many
 ├── StoreError (74, or 77)        the file system refuses, or the store is damaged beyond one artifact
 └── RemoteError (69)              a registry, a bucket or an archive cannot be read or written
 """
@@ -70,8 +70,8 @@ class AliasMovedError(ConflictError):
     """The alias does not point where the caller thought that it did."""
 
 
-class LeaseExistsError(ConflictError):
-    """The name of an evaluation lease is that of one on another version, or there are too many."""
+class HoldExistsError(ConflictError):
+    """An evaluation hold of that name holds another version, or there are too many."""
 
 
 class StoreError(ArtifactError):

@@ -52,8 +52,8 @@ GRAPH_DEPTH_MAX: Final = 32
 ROUTES_MAX: Final = 64
 """Things that daemons of one policy are told to serve: each has a route of its own."""
 
-EVALUATION_LEASES_MAX: Final = 8
-"""Evaluation leases of one policy at once; each keeps a version loaded."""
+EVALUATION_HOLDS_MAX: Final = 8
+"""Evaluation holds of one policy at once; each keeps a version loaded."""
 
 LOCK_S_MAX: Final = 60.0
 """How long a command waits for another one that changes the store; a change holds the lock for milliseconds."""

@@ -21,9 +21,9 @@ from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.linux.cpu_priority import give_way
 from pilliond.linux.spawner import Spawner
-from pilliond.rollout.evaluation_leases import Evaluations
+from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
-from pilliond.rollout.restore import Resumption, admitted
+from pilliond.rollout.restore import Restore, admitted
 from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings
 from pilliond.supervision.supervisor import Supervisor
@@ -36,9 +36,9 @@ async def serve(settings: Settings) -> None:
     reference, stable = load_policy(settings)
     spawner = Spawner()
     supervisor = Supervisor(settings, stable, spawner, log)
-    Resumption(settings, supervisor.residents, log).run(reference)
+    Restore(settings, supervisor.version_table, log).run(reference)
     releases = Releases(settings, supervisor, reference, log)
-    evaluations = Evaluations(supervisor, releases, log)
+    evaluations = EvaluationHolds(supervisor, releases, log)
     admin = Admin(supervisor, releases, evaluations, access)
     systemd = sdnotify.SystemdNotifier()
     try:
@@ -55,7 +55,7 @@ async def serve(settings: Settings) -> None:
                 digest=stable.digest,
                 listen=ready.listen,
                 admin=admin_addresses,
-                leased=stable.lease is not None,
+                leased=stable.lock is not None,
                 signed_by=stable.signed_by,
                 certificate=stable.certificate.batch if stable.certificate else "",
             )
@@ -84,7 +84,7 @@ async def serve(settings: Settings) -> None:
         spawner.close()
 
 
-async def look_after(releases: Releases, evaluations: Evaluations) -> None:
+async def look_after(releases: Releases, evaluations: EvaluationHolds) -> None:
     """Follows the alias, judges what is on probation and ends leases, until it is cancelled."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(releases.run())

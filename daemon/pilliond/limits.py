@@ -88,7 +88,7 @@ ARMS_MAX: Final = 3
 SESSIONS_PER_PIECE_MAX: Final = 16
 """Sessions that the serving process tells of at once; the loop waits meanwhile."""
 
-HANDLES_PER_PIECE_MAX: Final = 128
+EPISODE_GROUPS_PER_PIECE_MAX: Final = 128
 """Handles that it looks at for that."""
 
 EVALUATION_S_MAX: Final = 90 * 86_400
@@ -127,10 +127,10 @@ KSERVE_BODY_S_MAX: Final = 10.0
 KSERVE_ANSWER_S_MAX: Final = 10.0
 """How long an inference may take, from the data path's begin to its answer."""
 
-KSERVE_IDLE_HANDLES_MAX: Final = 8
+KSERVE_IDLE_GROUPS_MAX: Final = 8
 """Handles kept for the next request of as many rows, which then costs one round trip less; each leases a version."""
 
-KSERVE_IDLE_HANDLE_S: Final = 2.0
+KSERVE_IDLE_GROUP_S: Final = 2.0
 """How long they are kept: a version that is not current any more must not stay for their sake."""
 
 KSERVE_SEQUENCES_MAX: Final = 32

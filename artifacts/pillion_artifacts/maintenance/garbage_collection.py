@@ -13,8 +13,8 @@ from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.maintenance.inspection import named_digests
 from pillion_artifacts.oci.manifest import CREATED, Descriptor, Index
 from pillion_artifacts.store.aliases import read_aliases
-from pillion_artifacts.store.daemon_leases import LEASES_NAME, leased_digests, stale_leases
-from pillion_artifacts.store.evaluation_leases import held_digests
+from pillion_artifacts.store.daemon_locks import LOCKS_NAME, locked_digests, stale_locks
+from pillion_artifacts.store.evaluation_holds import held_digests
 from pillion_artifacts.store.pins import read_pins
 from pillion_artifacts.store.routes import routed_digests
 from pillion_artifacts.store.store import Store
@@ -22,7 +22,7 @@ from pillion_artifacts.store.transaction import Change
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 
-Claim = Literal["alias", "before an alias", "route", "pin", "evaluation", "lease", "young", "newest", ""]
+Claim = Literal["alias", "before an alias", "route", "pin", "evaluation", "daemon", "young", "newest", ""]
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -74,8 +74,8 @@ def collect(
             change.write_index(left)
         for name in orphans:
             change.remove(f"blobs/sha256/{name}")
-        for path in stale_leases(root):
-            change.remove(f"{LEASES_NAME}/{path.name}")
+        for path in stale_locks(root):
+            change.remove(f"{LOCKS_NAME}/{path.name}")
         change.commit(
             [
                 store.record("collect", by, reason, policy=each.policy, version=each.version, digest=each.digest)
@@ -95,7 +95,7 @@ def _claims(store: Store, index: Index, young_from: datetime, keep_newest: int) 
         ("route", routed_digests(root)),
         ("pin", {pin.digest for pin in read_pins(root)}),
         ("evaluation", held_digests(root, store.now())),
-        ("lease", leased_digests(root)),
+        ("daemon", locked_digests(root)),
         ("young", {entry.digest for entry in index.versions() if _is_young(entry, young_from)}),
         ("newest", _newest(index, keep_newest)),
     ]

@@ -23,8 +23,8 @@ from pillion_artifacts.oci.manifest import (
 )
 from pillion_artifacts.store.aliases import ALIASES_NAME, read_alias
 from pillion_artifacts.store.audit_log import AuditLog, Record
-from pillion_artifacts.store.daemon_leases import stale_leases
-from pillion_artifacts.store.evaluation_leases import EVALUATIONS_NAME
+from pillion_artifacts.store.daemon_locks import stale_locks
+from pillion_artifacts.store.evaluation_holds import EVALUATIONS_NAME
 from pillion_artifacts.store.pins import PINS_NAME, read_pins
 from pillion_artifacts.store.routes import ROUTES_NAME
 from pillion_artifacts.store.store import Store
@@ -217,7 +217,7 @@ def _orphan_fault(path: Path, digest: str) -> Fault:
 
 def _leftovers(root: Path) -> list[Fault]:
     faults = [Fault("leftover", name, f"staging/{name}: its owner is gone") for name in stale_stagings(root)]
-    faults += [Fault("leftover", path.name, f"leases/{path.name}: its owner is gone") for path in stale_leases(root)]
+    faults += [Fault("leftover", path.name, f"leases/{path.name}: its owner is gone") for path in stale_locks(root)]
     if (root / INTENT_NAME).exists():
         faults.append(
             Fault("leftover", INTENT_NAME, f"{INTENT_NAME}: a change that was decided is not yet carried out")

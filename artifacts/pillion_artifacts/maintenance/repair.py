@@ -25,7 +25,7 @@ from pillion_artifacts.oci.manifest import (
 )
 from pillion_artifacts.store.aliases import Alias, alias_target, encode_alias
 from pillion_artifacts.store.audit_log import AuditLog, Record
-from pillion_artifacts.store.daemon_leases import LEASES_NAME
+from pillion_artifacts.store.daemon_locks import LOCKS_NAME
 from pillion_artifacts.store.pins import PINS_NAME, Pin, encode_pins
 from pillion_artifacts.store.publication import attestation_entry, index_entry
 from pillion_artifacts.store.store import Store
@@ -116,7 +116,7 @@ class Repair:
                 change.quarantine(fault.subject)
                 self.done.append(f"put into quarantine {fault.text}")
             elif fault.kind == "leftover" and "." in fault.subject and len(fault.subject) > 64:
-                change.remove(f"{LEASES_NAME}/{fault.subject}")
+                change.remove(f"{LOCKS_NAME}/{fault.subject}")
 
 
 def rebuilt_index(root: Path) -> Index:

@@ -47,6 +47,9 @@ Action = Literal[
     "route",
     "shadow",
     "drain",
+    "hold",
+    "end-hold",
+    # What `hold` and `end-hold` were called before 0.1.0.
     "lease",
     "end-lease",
 ]

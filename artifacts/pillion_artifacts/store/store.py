@@ -18,11 +18,11 @@ from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import (
     AliasMovedError,
     DigestMismatchError,
+    HoldExistsError,
     InvalidArtifactError,
-    LeaseExistsError,
     PolicyNotFoundError,
 )
-from pillion_artifacts.limits import CARD_BYTES_MAX, EVALUATION_LEASES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
+from pillion_artifacts.limits import CARD_BYTES_MAX, EVALUATION_HOLDS_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.names import (
     Reference,
     checked_alias,
@@ -44,10 +44,10 @@ from pillion_artifacts.oci.manifest import (
 )
 from pillion_artifacts.store.aliases import Alias, alias_target, encode_alias, read_alias, read_aliases
 from pillion_artifacts.store.audit_log import REASON_CHARACTERS_MAX, Action, AuditLog, AuditPage, Record
-from pillion_artifacts.store.daemon_leases import Lease
-from pillion_artifacts.store.evaluation_leases import (
+from pillion_artifacts.store.daemon_locks import DaemonLock
+from pillion_artifacts.store.evaluation_holds import (
     EVALUATIONS_NAME,
-    EvaluationLease,
+    EvaluationHold,
     encode_evaluations,
     read_evaluations,
 )
@@ -211,16 +211,16 @@ class Store:
         settle_for_reading(self.root)
         return AuditLog(self.root).page(policy, limit, before)
 
-    def lease(self, reference: str) -> tuple[Resolved, Lease]:
-        """What `reference` means now, and a lease that keeps it from `gc`; the caller closes the lease.
+    def lock_version(self, reference: str) -> tuple[Resolved, DaemonLock]:
+        """What `reference` means now, and a lock that keeps it from `gc`; the caller closes the lock.
 
         Raises `StoreError` where this process may not write to the store.
         """
         self.check_is_there()
-        with refusals(f"{self.root}: lease"), locked(self.root):
+        with refusals(f"{self.root}: lock"), locked(self.root):
             settle(self.root)
             resolved = self.resolve(reference)
-            return resolved, Lease(self.root, resolved.digest)
+            return resolved, DaemonLock(self.root, resolved.digest)
 
     # Changing
 
@@ -354,50 +354,48 @@ class Store:
             )
             change.commit([record])
 
-    def evaluations(self, policy: str) -> list[EvaluationLease]:
-        """The evaluation leases of a policy that hold now. Raises `InvalidArtifactError`."""
+    def evaluations(self, policy: str) -> list[EvaluationHold]:
+        """The evaluation holds of a policy that hold now. Raises `InvalidArtifactError`."""
         settle_for_reading(self.root)
         now = self.now()
-        return [lease for lease in read_evaluations(self.root) if lease.policy == policy and lease.until > now]
+        return [hold for hold in read_evaluations(self.root) if hold.policy == policy and hold.until > now]
 
-    def hold(self, target: Resolved, name: str, until: datetime, *, by: str = "", reason: str = "") -> EvaluationLease:
+    def hold(self, target: Resolved, name: str, until: datetime, *, by: str = "", reason: str = "") -> EvaluationHold:
         """Holds a version for the campaign `name`; for the same version again, until another time.
 
-        Raises `LeaseExistsError` where the name is that of a lease on another version, or there are too many.
+        Raises `HoldExistsError` where the name is that of a hold on another version, or there are too many.
         """
-        with Change(self.root, f"{target}: lease {name}") as change, change.deciding():
+        with Change(self.root, f"{target}: hold {name}") as change, change.deciding():
             now = self.now()
-            kept = [lease for lease in read_evaluations(self.root) if lease.until > now]
-            mine = [lease for lease in kept if lease.policy == target.policy]
-            same = next((lease for lease in mine if lease.name == name), None)
+            kept = [hold for hold in read_evaluations(self.root) if hold.until > now]
+            mine = [hold for hold in kept if hold.policy == target.policy]
+            same = next((hold for hold in mine if hold.name == name), None)
             if same is not None and same.digest != target.digest:
-                raise LeaseExistsError(f"lease {name!r} holds {same.version}: end it first, or take another name")
-            if same is None and len(mine) >= EVALUATION_LEASES_MAX:
-                raise LeaseExistsError(
-                    f"expected at most {EVALUATION_LEASES_MAX} leases of {target.policy}, got one more"
-                )
+                raise HoldExistsError(f"hold {name!r} holds {same.version}: end it first, or take another name")
+            if same is None and len(mine) >= EVALUATION_HOLDS_MAX:
+                raise HoldExistsError(f"expected at most {EVALUATION_HOLDS_MAX} holds of {target.policy}, got one more")
             fields = {"policy": target.policy, "version": target.version, "digest": target.digest}
-            record = self.record("lease", by, f"{name}: {reason}".rstrip(": "), **fields)
+            record = self.record("hold", by, f"{name}: {reason}".rstrip(": "), **fields)
             number = same.id if same else f"{name}-{_next_number(self.root)}"
-            lease = EvaluationLease(number, name, **fields, at=record.at, until=until, by=record.by, reason=reason)
-            change.write(EVALUATIONS_NAME, encode_evaluations([each for each in kept if each is not same] + [lease]))
+            hold = EvaluationHold(number, name, **fields, at=record.at, until=until, by=record.by, reason=reason)
+            change.write(EVALUATIONS_NAME, encode_evaluations([each for each in kept if each is not same] + [hold]))
             change.commit([record])
-        return lease
+        return hold
 
-    def end_hold(self, policy: str, name: str, *, by: str = "", reason: str = "") -> EvaluationLease:
-        """Ends an evaluation lease, also one whose time is over; raises `PolicyNotFoundError` where there is none."""
-        with Change(self.root, f"{policy}: lease {name}") as change, change.deciding():
-            leases = read_evaluations(self.root)
-            lease = next((each for each in leases if (each.policy, each.name) == (policy, name)), None)
-            if lease is None:
-                raise PolicyNotFoundError(f"policy {policy!r} has no evaluation lease {name!r}")
-            change.write(EVALUATIONS_NAME, encode_evaluations([each for each in leases if each is not lease]))
+    def end_hold(self, policy: str, name: str, *, by: str = "", reason: str = "") -> EvaluationHold:
+        """Ends an evaluation hold, also one whose time is over; raises `PolicyNotFoundError` where there is none."""
+        with Change(self.root, f"{policy}: hold {name}") as change, change.deciding():
+            holds = read_evaluations(self.root)
+            hold = next((each for each in holds if (each.policy, each.name) == (policy, name)), None)
+            if hold is None:
+                raise PolicyNotFoundError(f"policy {policy!r} has no evaluation hold {name!r}")
+            change.write(EVALUATIONS_NAME, encode_evaluations([each for each in holds if each is not hold]))
             record = self.record(
-                "end-lease", by, f"{name}: {reason}".rstrip(": "),
-                policy=policy, version=lease.version, digest=lease.digest,
+                "end-hold", by, f"{name}: {reason}".rstrip(": "),
+                policy=policy, version=hold.version, digest=hold.digest,
             )  # fmt: skip
             change.commit([record])
-        return lease
+        return hold
 
     def note(self, action: Action, target: Resolved, *, was: str = "", by: str = "", reason: str = "") -> None:
         """Writes into the audit log what was done with a version outside the store: `stage`, `switch`, `route`, `shadow`, `drain`."""

@@ -13,8 +13,9 @@ from typing import Any, Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers.interface import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_turned_away
+from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_rejected
 from pillion.described import Described
+from pillion.episode_base import EpisodeBase
 from pillion.errors import (
     EpisodeLostError,
     PillionError,
@@ -22,7 +23,6 @@ from pillion.errors import (
     RequestTimeoutError,
     nobody_answers,
 )
-from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Error, Goodbye, Ping
@@ -196,7 +196,7 @@ class Session(Described):
         elif isinstance(message, Goodbye):
             self._conversation.closed(f"the daemon said goodbye ({message.reason})")
             self._fail_all(self._conversation.lost())
-        elif isinstance(message, Error) and is_turned_away(message):
+        elif isinstance(message, Error) and is_rejected(message):
             self._fail_all(RefusedError.from_wire(message))
 
     def _fail_all(self, error: PillionError) -> None:
@@ -205,7 +205,7 @@ class Session(Described):
                 answer.set_exception(error)
 
 
-class Episode(Handle):
+class Episode(EpisodeBase):
     """One episode: a row without a row axis. Made by `Session.begin`."""
 
     def __init__(self, session: Session, start: Beginning) -> None:
@@ -235,7 +235,7 @@ class Episode(Handle):
         await self.end()
 
 
-class EpisodeGroup(Handle):
+class EpisodeGroup(EpisodeBase):
     """Several episodes that act together, a row each. Made by `Session.begin_many`."""
 
     def __init__(self, session: Session, start: Beginning, rows: int) -> None:
@@ -304,7 +304,7 @@ class Connecting:
         return session
 
 
-async def _end(handle: Handle, session: Session) -> None:
+async def _end(handle: EpisodeBase, session: Session) -> None:
     if not handle._mark_ended():
         return
     try:

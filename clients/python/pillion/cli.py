@@ -21,7 +21,7 @@ GROUPS: Final = {
     "bench": ("pillion_bench.cli:bench", "Measures a daemon: load, replay, floors; and records episodes."),
     "canary": ("pilliond.commands.versions:canary", "Lets another version answer a share of a daemon's new episodes."),
     "drain": ("pilliond.commands.versions:drain", "Ends a daemon when all that has arrived is answered."),
-    "leases": ("pilliond.commands.leases:leases", "The versions that a daemon holds for campaigns."),
+    "holds": ("pilliond.commands.holds:holds", "The versions that a daemon holds for campaigns."),
     "rollback": ("pilliond.commands.versions:rollback", "Lets a daemon go back to the version that served before."),
     "sessions": ("pilliond.commands.inspect:sessions", "Who has a session with a daemon."),
     "shadow": (

@@ -47,7 +47,7 @@ TIMEOUT_S: Final = 10.0
 """How long a request waits for its answer unless the caller says otherwise."""
 
 _LOST: Final = frozenset({ErrorCode.EPOCH_STALE, ErrorCode.SESSION_UNKNOWN})
-_TURNED_AWAY: Final = frozenset({ErrorCode.NOT_ALLOWED, ErrorCode.OVERLOADED})
+_REJECTED: Final = frozenset({ErrorCode.NOT_ALLOWED, ErrorCode.OVERLOADED})
 
 
 class Reply:
@@ -194,7 +194,7 @@ class Conversation:
             return None
         if message.session != self.session or message.epoch != self.epoch:
             opens = not self.session and isinstance(message, Welcome) and message.sequence == self.sequence
-            if not opens and not is_turned_away(message):
+            if not opens and not is_rejected(message):
                 return None
         return Reply(message, frames[0], frames[1:])
 
@@ -260,9 +260,9 @@ class Conversation:
         return RefusedError.from_wire(message)
 
 
-def is_turned_away(message: Message) -> bool:
+def is_rejected(message: Message) -> bool:
     """Whether the daemon says, unasked and as its last word, that this client may not connect."""
-    return isinstance(message, Error) and not message.sequence and message.code in _TURNED_AWAY
+    return isinstance(message, Error) and not message.sequence and message.code in _REJECTED
 
 
 def _unexpected(expected: str, message: Message) -> PillionError:

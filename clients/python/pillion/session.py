@@ -11,15 +11,15 @@ from typing import Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers.interface import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_turned_away
+from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_rejected
 from pillion.described import Described
+from pillion.episode_base import EpisodeBase
 from pillion.errors import (
     EpisodeLostError,
     PillionError,
     RequestTimeoutError,
     nobody_answers,
 )
-from pillion.handle import Handle
 from pillion.seeds import checked_seeds, random_seeds
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Goodbye, Ping
@@ -170,10 +170,10 @@ class Session(Described):
         message = reply.message
         if isinstance(message, Ping):
             self._carrier.send_now(self._conversation.pong(message))
-        return isinstance(message, Goodbye) or is_turned_away(message)
+        return isinstance(message, Goodbye) or is_rejected(message)
 
 
-class Episode(Handle):
+class Episode(EpisodeBase):
     """One episode: a row without a row axis. Made by `Session.begin`."""
 
     def __init__(self, session: Session, start: Beginning) -> None:
@@ -207,7 +207,7 @@ class Episode(Handle):
         self.end()
 
 
-class EpisodeGroup(Handle):
+class EpisodeGroup(EpisodeBase):
     """Several episodes that act together, a row each. Made by `Session.begin_many`."""
 
     def __init__(self, session: Session, start: Beginning, rows: int) -> None:
@@ -246,7 +246,7 @@ class EpisodeGroup(Handle):
         self.end()
 
 
-def _end(handle: Handle, session: Session) -> None:
+def _end(handle: EpisodeBase, session: Session) -> None:
     if not handle._mark_ended():
         return
     try:

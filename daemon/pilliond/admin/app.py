@@ -13,7 +13,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 from pilliond.admin.http.access import Access
 from pilliond.admin.http.endpoints import Endpoint, Scope, json_response
 from pilliond.admin.http.guard import guard
-from pilliond.admin.http.listener import AdminSite, Visitors, bind
+from pilliond.admin.http.listener import AdminListener, Visitors, bind
 from pilliond.admin.http.openapi import describe
 from pilliond.admin.http.problems import problems
 from pilliond.admin.http.server import AdminRunner
@@ -24,13 +24,13 @@ from pilliond.admin.monitoring.health import Health, health_of
 from pilliond.admin.monitoring.info import Info, info_of
 from pilliond.admin.monitoring.prometheus import PageCollector
 from pilliond.admin.v1.audit import AuditRoutes
-from pilliond.admin.v1.leases import LeaseRoutes
+from pilliond.admin.v1.holds import HoldRoutes
 from pilliond.admin.v1.policies import PolicyRoutes
 from pilliond.admin.v1.sessions import SessionRoutes
 from pilliond.errors import FolderError
 from pilliond.ipc.metrics_page import Phase
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
-from pilliond.rollout.evaluation_leases import Evaluations
+from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
 from pilliond.settings.addresses import SocketFile
 from pilliond.settings.schema import AdminSettings
@@ -46,7 +46,9 @@ class Admin:
     Owns its listening sockets and their files.
     """
 
-    def __init__(self, supervisor: Supervisor, releases: Releases, evaluations: Evaluations, access: Access) -> None:
+    def __init__(
+        self, supervisor: Supervisor, releases: Releases, evaluations: EvaluationHolds, access: Access
+    ) -> None:
         self._supervisor = supervisor
         self._releases = releases
         self._started_ns = time.monotonic_ns()
@@ -73,7 +75,7 @@ class Admin:
             Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW, answer=Info),
             Endpoint("GET", "/openapi.json", self._openapi, "This description", Scope.VIEW, answer=dict[str, Any]),
             *policies.endpoints(),
-            *LeaseRoutes(policies, releases, evaluations).endpoints(),
+            *HoldRoutes(policies, releases, evaluations).endpoints(),
             *SessionRoutes(supervisor).endpoints(),
             *AuditRoutes(supervisor, releases.store).endpoints(),
             *self._kserve.endpoints(),
@@ -108,7 +110,7 @@ class Admin:
                 continue
             if address.path:
                 self._socket_files.append(SocketFile(address.path))
-            await AdminSite(self._runner, listener, tls, self._visitors).start()
+            await AdminListener(self._runner, listener, tls, self._visitors).start()
             taken.append(address.taken(0 if address.path else listener.getsockname()[1]))
         return taken
 

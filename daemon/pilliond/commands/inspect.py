@@ -81,7 +81,7 @@ def _print_sessions(told: list[dict[str, Any]]) -> None:
         rows.add_row(
             str(session["id"]),
             session["carrier"],
-            session["version"] + (" (held)" if session["is_of_campaign"] else ""),
+            session["version"] + (" (held)" if session["is_evaluation"] else ""),
             str(session["handles"]),
             str(session["rows"]),
             str(session["acts"]),

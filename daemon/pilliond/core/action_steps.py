@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pilliond.core.episodes import EpisodeGroup
 
 
-class NamingStep(list[Any]):
+class ExplicitActionStep(list[Any]):
     """Stands in for an `ActionStep` (see there): an action that names its leases, encoded anew for each.
 
     It stays where rows differ; else it is for one action, and then gives way to `next_step`.

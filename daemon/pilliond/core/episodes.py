@@ -15,10 +15,10 @@ from pilliond.engine.sampling import next_seeds
 from pilliond.limits import NEVER_NS
 
 if TYPE_CHECKING:
-    from pilliond.core.action_steps import NamingStep
+    from pilliond.core.action_steps import ExplicitActionStep
     from pilliond.core.session import Session
     from pilliond.transport.interface import Reply
-    from pilliond.transport.slots import Slot, SlotArea
+    from pilliond.transport.slots import Slot, SlotRegion
     from pilliond.versions.loaded_version import Version
 
 _NOWHERE: Final = BatchView(0, [], [])
@@ -94,7 +94,7 @@ class EpisodeGroup:
         self.head_middle = b""
         """What the head of the next act has between its numbers, if it is like the one before."""
         self.budget_ns = 0
-        self.slots: SlotArea | None = None
+        self.slots: SlotRegion | None = None
         self.fits_packet = True
         """Whether its outputs can travel without a slot."""
         self.batch_view: BatchView = _NOWHERE
@@ -110,7 +110,7 @@ class EpisodeGroup:
         self.last_sequence = 0
         self.last_reply: Reply | None = None
         self.last_outputs: Sequence[Frame] = ()
-        self.step: ActionStep | NamingStep = ActionStep(
+        self.step: ActionStep | ExplicitActionStep = ActionStep(
             session.id, epoch, group_id, self.rows, version.digest, [size * self.rows for size in version.output_bytes]
         )
 

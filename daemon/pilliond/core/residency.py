@@ -1,4 +1,4 @@
-"""Residence: which versions are loaded in the serving process, and how long those that are not current stay."""
+"""Residency: which versions are loaded in the serving process, and how long those that are not current stay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NANOSECONDS: Final = 1_000_000_000
 _BYTES_PER_MB: Final = 1_000_000
 
 
-class Residence:
+class Residency:
     """The versions that are loaded. Plain: it is told the time, and says which versions went.
 
     Rule: a version is *loaded*, then perhaps *stable*, then *retired*, then *gone*. Retired, it stays while a handle

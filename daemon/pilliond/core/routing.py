@@ -43,7 +43,7 @@ class Router:
             raise RemoteProtocolError(
                 ErrorCode.VERSION_NOT_FOUND,
                 "this is no version range",
-                "comparators joined by commas, such as >=1.2,<2",
+                "comparators version_of_rows by commas, such as >=1.2,<2",
                 hello.version_range,
             ) from None
         version = self._fitting(wanted)
@@ -65,7 +65,7 @@ class Router:
 
     def lease(self, session: Session, seed: int) -> Version:
         """The version for an episode of `session` that begins with `seed`; raises `RemoteProtocolError` (`version_gone`)."""
-        if session.is_of_campaign:
+        if session.is_evaluation:
             if session.version.held:
                 return session.version
             if not self.follow(session):
@@ -95,14 +95,14 @@ class Router:
 
     def follow(self, session: Session) -> bool:
         """Lets a session go over to the stable version, where it can; tells whether it is there."""
-        is_free = not (session.is_of_campaign and session.version.held)
+        is_free = not (session.is_evaluation and session.version.held)
         if (
             is_free
             and session.version is not self.stable
             and self.stable.suits(session.version, session.version_range, session.fallback)
         ):
             session.version = self.stable
-            session.is_of_campaign = False
+            session.is_evaluation = False
         return session.version is self.stable
 
 

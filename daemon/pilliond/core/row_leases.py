@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from pillion_protocol.steps import ActionStep
-from pilliond.core.action_steps import NamingStep
+from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.engine.interface import Array
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.mixed_version import JoinedVersion
+from pilliond.versions.mixed_version import MixedVersion
 
 
 def versions_of(group: EpisodeGroup) -> list[Version]:
@@ -19,10 +19,10 @@ def versions_of(group: EpisodeGroup) -> list[Version]:
     return group.row_versions or [group.version] * group.rows
 
 
-def joined(row_versions: list[Version]) -> Version:
+def version_of_rows(row_versions: list[Version]) -> Version:
     """What stands for the versions of all rows: the version itself, where there is only one."""
     first = row_versions[0]
-    return first if all(version is first for version in row_versions) else JoinedVersion(row_versions)
+    return first if all(version is first for version in row_versions) else MixedVersion(row_versions)
 
 
 def take_leases(group: EpisodeGroup) -> None:
@@ -53,7 +53,7 @@ def end_lease(group: EpisodeGroup, version: Version, left: Version) -> bool:
     return True
 
 
-def holds_gone(group: EpisodeGroup, mask: bytes = b"") -> Version | None:
+def find_unloaded(group: EpisodeGroup, mask: bytes = b"") -> Version | None:
     """A version that is gone and that a row leases which `mask` does not start anew; else None."""
     for row, version in enumerate(versions_of(group)):
         if version.gone and not (mask and mask[row]):
@@ -76,16 +76,16 @@ def lease_anew(group: EpisodeGroup, choose: Callable[[int], Version], epoch: int
 
 
 def _set_versions(group: EpisodeGroup, row_versions: list[Version], epoch: int) -> None:
-    version = joined(row_versions)
+    version = version_of_rows(row_versions)
     _carry_states(group, versions_of(group), row_versions, version)
     group.version = version
-    group.row_versions = row_versions if isinstance(version, JoinedVersion) else []
-    if isinstance(version, JoinedVersion):
-        group.step = NamingStep(group, epoch, version.named, version.row_leases, None)
+    group.row_versions = row_versions if isinstance(version, MixedVersion) else []
+    if isinstance(version, MixedVersion):
+        group.step = ExplicitActionStep(group, epoch, version.named, version.row_leases, None)
     else:
         tensor_bytes = [size * group.rows for size in version.output_bytes]
         plain = ActionStep(group.session.id, epoch, group.id, group.rows, version.digest, tensor_bytes)
-        group.step = NamingStep(group, epoch, [version.lease], [], plain)
+        group.step = ExplicitActionStep(group, epoch, [version.lease], [], plain)
     if group.slots is not None:
         for slot in group.slots.slots:
             slot.run = version.engine.bind(slot.inputs, group.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pillion_protocol import Hello, Message
 from pilliond.transport.interface import Peer
-from pilliond.transport.slots import SlotArea
+from pilliond.transport.slots import SlotRegion
 from pilliond.versions.loaded_version import Version
 
 
@@ -18,10 +18,10 @@ class Session:
         "control_request",
         "control_sequence",
         "fallback",
-        "handles",
+        "groups",
         "hello_key",
         "id",
-        "is_of_campaign",
+        "is_evaluation",
         "last_heard_ns",
         "lock_step",
         "number",
@@ -39,13 +39,13 @@ class Session:
         peer: Peer,
         hello: Hello,
         version: Version,
-        is_of_campaign: bool,
+        is_evaluation: bool,
         now_ns: int,
     ) -> None:
         self.id = session_id
         self.number = number
         """How many sessions of this serving process were opened before, and this one: what others may know of it."""
-        self.is_of_campaign = is_of_campaign
+        self.is_evaluation = is_evaluation
         """Whether it leases a version that is held for an evaluation; see `Router`."""
         self.acts_ended = 0
         """Acts of its handles that have ended."""
@@ -56,7 +56,7 @@ class Session:
         self.version = version
         """What its next episode leases, unless it can go over to another one; see `Router.lease`."""
         self.version_range = hello.version_range
-        self.handles: set[int] = set()
+        self.groups: set[int] = set()
         """The numbers of its handles; `Sessions` holds the handles themselves."""
         self.last_heard_ns = now_ns
         self.pinged_ns = now_ns
@@ -64,5 +64,5 @@ class Session:
         self.control_sequence = 0
         self.control_request: Message | None = None
         self.control_reply: bytes = b""
-        self.control_area: SlotArea | None = None
+        self.control_area: SlotRegion | None = None
         """The slots that travel with the reply, if it is a `begun` that has some."""

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from pilliond.ipc.session_info import SessionInfo
-from pilliond.limits import HANDLES_PER_PIECE_MAX, SESSIONS_PER_PIECE_MAX
+from pilliond.limits import EPISODE_GROUPS_PER_PIECE_MAX, SESSIONS_PER_PIECE_MAX
 
 if TYPE_CHECKING:
     from pilliond.core.session import Session
@@ -22,8 +22,8 @@ def list_sessions(sessions: Sessions, after: int, now_ns: int) -> tuple[list[Ses
     listed: list[SessionInfo] = []
     handles = 0
     for session in opened[first : first + SESSIONS_PER_PIECE_MAX]:
-        handles += len(session.handles)
-        if listed and handles > HANDLES_PER_PIECE_MAX:
+        handles += len(session.groups)
+        if listed and handles > EPISODE_GROUPS_PER_PIECE_MAX:
             break
         listed.append(_info(sessions, session, now_ns))
     return listed, first + len(listed) >= len(opened)
@@ -39,7 +39,7 @@ def _info(sessions: Sessions, session: Session, now_ns: int) -> SessionInfo:
         id=session.number,
         carrier="zmq" if isinstance(session.peer, bytes) else "lane",
         version=session.version.identity.version,
-        is_of_campaign=session.is_of_campaign,
+        is_evaluation=session.is_evaluation,
         handles=len(groups),
         rows=sum(group.rows for group in groups),
         acts=session.acts_ended + sum(group.acts for group in groups),

@@ -35,19 +35,26 @@ from pillion_protocol import (
 )
 from pillion_protocol.lane import TENSOR_BYTES_MAX, Frame
 from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
-from pilliond.core.action_steps import NamingStep
+from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.routing import Router, version_gone
-from pilliond.core.row_leases import end_lease, give_back_leases, holds_gone, joined, lease_anew, take_leases
+from pilliond.core.row_leases import (
+    end_lease,
+    find_unloaded,
+    give_back_leases,
+    lease_anew,
+    take_leases,
+    version_of_rows,
+)
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.session import Session
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import HEARTBEAT_MS, NEVER_NS, SILENT_MS_MAX, ServingLimits
 from pilliond.transport.interface import Incoming, Peer, Reply
-from pilliond.transport.slots import Slot, SlotLeases
+from pilliond.transport.slots import Slot, SlotGrants
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.mixed_version import JoinedVersion
+from pilliond.versions.mixed_version import MixedVersion
 
 _NANOSECONDS_PER_MS = 1_000_000
 _NO_TENSORS = 2
@@ -76,7 +83,7 @@ class Sessions:
         self._queue_rows_max = limits.queue_rows_max
         self._page = page
         self._queue = queue
-        self._slots = SlotLeases(limits.slots_mb_max * 1_000_000)
+        self._slots = SlotGrants(limits.slots_mb_max * 1_000_000)
         self._state_bytes = 0
         self._groups: dict[int, EpisodeGroup] = {}
         self._steps: dict[bytes, EpisodeGroup] = {}
@@ -97,7 +104,7 @@ class Sessions:
 
     def groups_of(self, session: Session) -> list[EpisodeGroup]:
         """The handles of a session."""
-        return [self._groups[number] for number in session.handles]
+        return [self._groups[number] for number in session.groups]
 
     def opened(self) -> list[Session]:
         """Every session, in the order in which they were opened."""
@@ -178,7 +185,7 @@ class Sessions:
     def _move(self, session: Session, peer: Peer) -> None:
         """Goes on with a session at another peer. Slots stay with the connection that they were leased to: they end."""
         session.peer = peer
-        for number in session.handles:
+        for number in session.groups:
             self._revoke_slots(self._groups[number])
 
     # Acts
@@ -232,9 +239,9 @@ class Sessions:
         slot = _slot_of(group, act) if act.slot else None
         tensors = message[2:] if slot is None else [*slot.observations, *message[2:]]
         self._check_act(group, act, tensors)
-        if group.version.gone and (gone := holds_gone(group, act.episode_start)) is not None:
+        if group.version.gone and (gone := find_unloaded(group, act.episode_start)) is not None:
             raise version_gone(gone)
-        if act.episode_start and group.session.is_of_campaign:
+        if act.episode_start and group.session.is_evaluation:
             # Refused before anything has changed: what it would begin may not begin any more.
             self._router.lease(group.session, 0)
         if group.waiting:
@@ -272,7 +279,7 @@ class Sessions:
 
     def _group_of(self, session: Session, number: int) -> EpisodeGroup:
         """The handle of a session with this number; raises `RemoteProtocolError` (`episode_unknown`)."""
-        if number not in session.handles:
+        if number not in session.groups:
             raise _episode_unknown(number)
         return self._groups[number]
 
@@ -375,8 +382,8 @@ class Sessions:
                 "safe",
             )
         number = next(self._session_numbers)
-        is_of_campaign = version is not self._router.stable
-        session = Session(secrets.randbits(62) + 1, number, peer, hello, version, is_of_campaign, now_ns)
+        is_evaluation = version is not self._router.stable
+        session = Session(secrets.randbits(62) + 1, number, peer, hello, version, is_evaluation, now_ns)
         if hasattr(peer, "expect"):
             peer.expect(version.observation_bytes)
         self._sessions[session.id] = session
@@ -437,18 +444,18 @@ class Sessions:
                 f"1 to {self._limits.rows_max}, one for each row",
                 f"{len(begin.seeds)}",
             )
-        if len(session.handles) >= self._limits.episodes_max:
+        if len(session.groups) >= self._limits.episodes_max:
             raise RemoteProtocolError(
                 ErrorCode.OVERLOADED, "too many handles in this session", f"at most {self._limits.episodes_max}",
                 "one more",
             )  # fmt: skip
         leased = [self._router.lease(session, seed) for seed in begin.seeds]
-        version = joined(leased)
+        version = version_of_rows(leased)
         self._check_state_bytes(version.state_row_bytes * len(begin.seeds))
         group = EpisodeGroup(next(self._episode_ids), session, self.epoch, version, begin.seeds)
-        if isinstance(version, JoinedVersion):
+        if isinstance(version, MixedVersion):
             group.row_versions = leased
-            group.step = NamingStep(group, self.epoch, version.named, version.row_leases, None)
+            group.step = ExplicitActionStep(group, self.epoch, version.named, version.row_leases, None)
         take_leases(group)
         self._state_bytes += group.state_bytes
         group.last_sequence = begin.sequence
@@ -456,14 +463,14 @@ class Sessions:
         if tensor_bytes_max is not None:
             group.fits_packet = sum(group.version.output_bytes) * group.rows <= tensor_bytes_max
             if begin.slots:
-                session.control_area = group.slots = self._slots.lease(group.version, group.rows)
-                self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_leased
-        session.handles.add(group.id)
+                session.control_area = group.slots = self._slots.grant(group.version, group.rows)
+                self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_granted
+        session.groups.add(group.id)
         self._groups[group.id] = group
         self.lock_step_live += session.lock_step
         slots = len(group.slots.slots) if group.slots else 0
         leases, row_leases = ([version.lease], [])
-        if isinstance(version, JoinedVersion):
+        if isinstance(version, MixedVersion):
             leases, row_leases = version.named, version.row_leases
         return Begun(session.id, self.epoch, begin.sequence, group.id, leases, row_leases, slots)
 
@@ -492,7 +499,7 @@ class Sessions:
         A session of a campaign that has ended can lease none.
         """
         return any(
-            session.version is version and not self._router.follow(session) and not session.is_of_campaign
+            session.version is version and not self._router.follow(session) and not session.is_evaluation
             for session in self._sessions.values()
         )
 
@@ -521,7 +528,7 @@ class Sessions:
             del self._hellos[session.hello_key]
 
     def _forget(self, group: EpisodeGroup) -> None:
-        group.session.handles.remove(group.id)
+        group.session.groups.remove(group.id)
         group.session.acts_ended += group.acts
         del self._groups[group.id]
         group.head_middle = b""
@@ -534,12 +541,12 @@ class Sessions:
     def _revoke_slots(self, group: EpisodeGroup) -> None:
         if group.slots is not None:
             self._slots.give_back(group.slots, group.version, group.rows)
-            self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_leased
+            self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_granted
             group.slots = None
 
     def close(self, session: Session) -> None:
         """Ends a session: its episodes end, its leases are free."""
-        for number in list(session.handles):
+        for number in list(session.groups):
             self._forget(self._groups[number])
         self._sessions.pop(session.id, None)
         self._steps.pop(session.step_key, None)

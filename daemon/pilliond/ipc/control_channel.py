@@ -1,6 +1,6 @@
 """What the control process and the serving process say to each other: msgpack over a socket pair.
 
-The control process sends one `Assignment`, then `Load`s, `Switch`es and at last `Drain`. The serving process answers with
+The control process sends one `StartupConfig`, then `Load`s, `Switch`es and at last `Drain`. The serving process answers with
 reports. The memory of a version travels beside its order, as descriptors (`SCM_RIGHTS`).
 """
 
@@ -26,7 +26,7 @@ _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS_MAX: Final = 2
 
 
-class VersionOrder(msgspec.Struct, frozen=True):
+class VersionRequest(msgspec.Struct, frozen=True):
     """What the serving process must know of a version, beside its bytes."""
 
     policy: str
@@ -44,14 +44,14 @@ class VersionOrder(msgspec.Struct, frozen=True):
 
 
 class Beside(msgspec.Struct, frozen=True):
-    """A version that is loaded beside the stable one when the process starts; the descriptors are as in `Assignment`."""
+    """A version that is loaded beside the stable one when the process starts; the descriptors are as in `StartupConfig`."""
 
-    version: VersionOrder
+    version: VersionRequest
     model_descriptor: int
     golden_descriptor: int
 
 
-class Assignment(msgspec.Struct, frozen=True, tag=True):
+class StartupConfig(msgspec.Struct, frozen=True, tag=True):
     """All that the serving process needs to know.
 
     The model itself is the sealed memfd `model_descriptor`, the golden pairs are `golden_descriptor`, -1 where the
@@ -60,14 +60,14 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
 
     epoch: int
     listen: list[str]
-    version: VersionOrder
+    version: VersionRequest
     model_descriptor: int
     golden_descriptor: int
     page_descriptor: int
     engine: EngineSettings
     limits: ServingLimits
     serving: ServingSettings
-    residence: VersionSettings
+    residency: VersionSettings
     watch_s: float
     """How long the outputs of a version are looked at after it was switched to."""
     certificate: str
@@ -84,7 +84,7 @@ class Assignment(msgspec.Struct, frozen=True, tag=True):
 class Load(msgspec.Struct, frozen=True, tag=True):
     """Load a version that was staged, beside those that serve. The sealed memfd of its model comes with the message."""
 
-    version: VersionOrder
+    version: VersionRequest
 
 
 class Switch(msgspec.Struct, frozen=True, tag=True):
@@ -250,13 +250,15 @@ class Event(msgspec.Struct, frozen=True, tag=True):
     fields: dict[str, Any]
 
 
-Order = Assignment | Load | Switch | Route | Hold | Warm | Shadow | EndShadow | ListSessions | Unload | Drain
+ControlMessage = (
+    StartupConfig | Load | Switch | Route | Hold | Warm | Shadow | EndShadow | ListSessions | Unload | Drain
+)
 Report = (
     Ready | Failed | Loaded | LoadFailed | Switched | Routed | Held | Warmed | Shadowed | SessionList | Unloaded | Event
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_control_message_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
 _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
@@ -267,16 +269,16 @@ def make_channel() -> tuple[socket.socket, socket.socket]:
     return control_end, serving_end
 
 
-def send(end: socket.socket, message: Order | Report, descriptors: Sequence[int] = ()) -> None:
+def send(end: socket.socket, message: ControlMessage | Report, descriptors: Sequence[int] = ()) -> None:
     """Sends a message whole, and copies of `descriptors`; raises `BlockingIOError` where the other side does not read."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
     end.sendmsg([_encoder.encode(message)], rights, socket.MSG_NOSIGNAL)
 
 
-def receive_order(end: socket.socket) -> tuple[Order | None, list[int]]:
+def receive_control_message(end: socket.socket) -> tuple[ControlMessage | None, list[int]]:
     """The next order (None where the control process is gone) and the descriptors with it, which the caller owns."""
     data, descriptors, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, _DESCRIPTORS_MAX)
-    return (_order_decoder.decode(data) if data else None), descriptors
+    return (_control_message_decoder.decode(data) if data else None), descriptors
 
 
 async def receive_report(end: socket.socket) -> Report | None:

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.limits import EVALUATION_LEASES_MAX
+from pillion_artifacts.limits import EVALUATION_HOLDS_MAX
 from pillion_protocol import BatchClose, ErrorCode
 from pilliond.limits import ARMS_MAX, OLD_VERSIONS_MAX
 
@@ -34,7 +34,7 @@ ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096
 SAMPLES_MAX: Final = 1_024
 """Numbers of acts that are gathered before they go into the page; putting them there takes some 30 µs."""
 
-VERSION_CELLS_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_LEASES_MAX + 4
+VERSION_CELLS_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_HOLDS_MAX + 4
 """Versions that can be told apart at once: the stable one, arms, old ones, held ones, one that is being loaded, one that goes; and 0."""
 
 OUTCOMES: Final = ("ok", "fallback", *(code.value for code in ErrorCode))

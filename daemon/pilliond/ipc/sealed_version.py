@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 from pillion_artifacts.card.model_card import ModelCard
-from pillion_artifacts.store.daemon_leases import Lease
+from pillion_artifacts.store.daemon_locks import DaemonLock
 from pillion_artifacts.store.sealed_artifact import SealedArtifact
 from pilliond.ipc.batch_certificate import Certificate
-from pilliond.ipc.control_channel import VersionOrder
+from pilliond.ipc.control_channel import VersionRequest
 
 
 class SealedVersion:
-    """Owns the sealed memfds of the model and the golden pairs (-1: none), and the lease on the stored version."""
+    """Owns the sealed memfds of the model and the golden pairs (-1: none), and the lock on the stored version."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class SealedVersion:
         card: ModelCard,
         model_descriptor: int,
         golden_descriptor: int = -1,
-        lease: Lease | None = None,
+        lock: DaemonLock | None = None,
         signed_by: list[str] | None = None,
         certificate: Certificate | None = None,
     ) -> None:
@@ -33,7 +33,7 @@ class SealedVersion:
         self.card = card
         self.model_descriptor = model_descriptor
         self.golden_descriptor = golden_descriptor
-        self.lease = lease
+        self.lock = lock
         self.signed_by = signed_by or []
         self.certificate = certificate
         """How much the batch changes its answers; None where nobody has looked yet."""
@@ -52,10 +52,10 @@ class SealedVersion:
         """Those that it owns."""
         return [descriptor for descriptor in (self.model_descriptor, self.golden_descriptor) if descriptor >= 0]
 
-    def order(self) -> VersionOrder:
+    def order(self) -> VersionRequest:
         """What a serving process must know of it."""
         card = self.card
-        return VersionOrder(
+        return VersionRequest(
             policy=self.policy,
             version=self.version,
             digest=self.key,
@@ -68,25 +68,25 @@ class SealedVersion:
             certificate=self.certificate,
         )
 
-    def copy(self, lease: Lease | None = None) -> SealedVersion:
-        """The same with descriptors of its own, which takes `lease` over; no serving process has it."""
+    def copy(self, lock: DaemonLock | None = None) -> SealedVersion:
+        """The same with descriptors of its own, which takes `lock` over; no serving process has it."""
         model, golden = (os.dup(each) if each >= 0 else -1 for each in (self.model_descriptor, self.golden_descriptor))
         return SealedVersion(
-            self.policy, self.version, self.digest, self.card, model, golden, lease, self.signed_by, self.certificate
+            self.policy, self.version, self.digest, self.card, model, golden, lock, self.signed_by, self.certificate
         )
 
     def close(self) -> None:
-        """Gives the memory and the lease back; harmless to repeat."""
+        """Gives the memory and the lock back; harmless to repeat."""
         for descriptor in self.descriptors():
             os.close(descriptor)
         self.model_descriptor = self.golden_descriptor = -1
-        if self.lease is not None:
-            self.lease.close()
-            self.lease = None
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
 
 
-def seal(artifact: SealedArtifact, lease: Lease | None = None, signed_by: list[str] | None = None) -> SealedVersion:
-    """What a serving process needs of a sealed artifact, which is taken over, as the lease is."""
+def seal(artifact: SealedArtifact, lock: DaemonLock | None = None, signed_by: list[str] | None = None) -> SealedVersion:
+    """What a serving process needs of a sealed artifact, which is taken over, as the lock is."""
     golden = artifact.golden
     for descriptor in artifact.files.values():
         if descriptor not in (artifact.model, golden):
@@ -98,6 +98,6 @@ def seal(artifact: SealedArtifact, lease: Lease | None = None, signed_by: list[s
         artifact.card,
         artifact.model,
         golden,
-        lease,
+        lock,
         signed_by,
     )

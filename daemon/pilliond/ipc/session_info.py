@@ -14,7 +14,7 @@ class SessionInfo(msgspec.Struct, frozen=True):
     """`lane` or `zmq`."""
     version: str
     """What its next episode leases, where it falls to no arm."""
-    is_of_campaign: bool
+    is_evaluation: bool
     """Whether it is held at that version by an evaluation lease."""
     handles: int
     rows: int

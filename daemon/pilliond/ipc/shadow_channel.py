@@ -10,17 +10,17 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts.card.model_card import Tolerance
-from pilliond.ipc.control_channel import VersionOrder
+from pilliond.ipc.control_channel import VersionRequest
 from pilliond.settings.schema import EngineSettings
 
 _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS: Final = 2
 
 
-class ShadowOrder(msgspec.Struct, frozen=True, tag=True):
+class ShadowRequest(msgspec.Struct, frozen=True, tag=True):
     """What to run beside the live version. The model's sealed memory and the shadow's page come with the message."""
 
-    version: VersionOrder
+    version: VersionRequest
     live_tolerance: Tolerance
     share: float
     """Of the live version's episodes, above 0 and at most 1."""
@@ -44,21 +44,21 @@ class ShadowFailed(msgspec.Struct, frozen=True, tag=True):
 ShadowReport = ShadowReady | ShadowFailed
 
 _encoder = msgspec.msgpack.Encoder()
-_order_decoder = msgspec.msgpack.Decoder(ShadowOrder)
+_control_message_decoder = msgspec.msgpack.Decoder(ShadowRequest)
 _report_decoder: msgspec.msgpack.Decoder[ShadowReport] = msgspec.msgpack.Decoder(ShadowReport)
 
 
-def send_order(end: socket.socket, order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> None:
+def send_order(end: socket.socket, order: ShadowRequest, model_descriptor: int, page_descriptor: int) -> None:
     """Sends the one order, and copies of the descriptors."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [model_descriptor, page_descriptor]))]
     end.sendmsg([_encoder.encode(order)], rights, socket.MSG_NOSIGNAL)
 
 
-def receive_order(end: socket.socket) -> tuple[ShadowOrder, int, int]:
+def receive_control_message(end: socket.socket) -> tuple[ShadowRequest, int, int]:
     """The one order, and the descriptors of the model and the page, which the caller owns."""
     data, descriptors, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, _DESCRIPTORS)
     model_descriptor, page_descriptor = descriptors
-    return _order_decoder.decode(data), model_descriptor, page_descriptor
+    return _control_message_decoder.decode(data), model_descriptor, page_descriptor
 
 
 def send_report(end: socket.socket, report: ShadowReport) -> None:

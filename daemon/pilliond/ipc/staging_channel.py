@@ -19,7 +19,7 @@ _MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS_MAX: Final = 2
 
 
-class StageOrder(msgspec.Struct, frozen=True, tag=True):
+class StageRequest(msgspec.Struct, frozen=True, tag=True):
     """Which version to try, and what it must come up to."""
 
     store: str
@@ -57,19 +57,19 @@ class StageFailed(msgspec.Struct, frozen=True, tag=True):
 StageReport = StageStep | Staged | StageFailed
 
 _encoder = msgspec.msgpack.Encoder()
-_order_decoder = msgspec.msgpack.Decoder(StageOrder)
+_control_message_decoder = msgspec.msgpack.Decoder(StageRequest)
 _report_decoder: msgspec.msgpack.Decoder[StageReport] = msgspec.msgpack.Decoder(StageReport)
 
 
-def send(end: socket.socket, message: StageOrder | StageReport, descriptors: Sequence[int] = ()) -> None:
+def send(end: socket.socket, message: StageRequest | StageReport, descriptors: Sequence[int] = ()) -> None:
     """Sends a message whole, and copies of `descriptors`."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
     end.sendmsg([_encoder.encode(message)], rights, socket.MSG_NOSIGNAL)
 
 
-def receive_order(end: socket.socket) -> StageOrder:
+def receive_control_message(end: socket.socket) -> StageRequest:
     """The one order."""
-    return _order_decoder.decode(end.recv(_MESSAGE_BYTES_MAX))
+    return _control_message_decoder.decode(end.recv(_MESSAGE_BYTES_MAX))
 
 
 async def receive_report(end: socket.socket) -> tuple[StageReport | None, list[int]]:

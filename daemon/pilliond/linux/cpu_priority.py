@@ -31,7 +31,7 @@ def give_way() -> None:
         os.nice(CONTROL_NICENESS)
 
 
-def take_short_turns() -> None:
+def request_short_slices() -> None:
     """Asks for slices of `SERVING_SLICE_US`, with which whoever wakes up interrupts a thread that has longer ones.
 
     Without it a message waits until the turn of whatever else runs on that CPU is over, some milliseconds. Kernels before 6.12

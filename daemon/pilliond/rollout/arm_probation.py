@@ -1,4 +1,4 @@
-"""Trials: an arm of a route is on probation for as long as it is one. Plain: it is told the time."""
+"""ArmProbation: an arm of a route is on probation for as long as it is one. Plain: it is told the time."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 from pilliond.rollout.live_window import Reading
 from pilliond.rollout.probation import Probation
-from pilliond.settings.schema import TakeBackSettings
+from pilliond.settings.schema import AutoRollbackSettings
 
 
-class Trials:
+class ArmProbation:
     """The arms that are watched, each by the same bounds as a version that was just switched to.
 
     Shares and p99 are those of spans of `watch_s`, one after another: what went wrong long ago is forgiven.
     """
 
-    def __init__(self, bounds: TakeBackSettings) -> None:
+    def __init__(self, bounds: AutoRollbackSettings) -> None:
         self._bounds = bounds
         self._usual_p99_ns: float | None = None
         self._of: dict[str, tuple[int, Probation]] = {}

@@ -11,7 +11,7 @@ import msgspec
 
 from pilliond.ipc.batch_certificate import Certificate
 
-Kind = Literal["stage", "switch", "rollback", "route", "lease", "warmup"]
+Kind = Literal["stage", "switch", "rollback", "route", "hold", "warmup"]
 
 
 class Outcome(StrEnum):
@@ -23,7 +23,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-class OperationTold(msgspec.Struct):
+class OperationStatus(msgspec.Struct):
     """What is done, for whom and why, and what came of it, as the admin port tells it."""
 
     number: int
@@ -54,14 +54,14 @@ class OperationTold(msgspec.Struct):
     certificate: Certificate | None = None
 
 
-class Operation(OperationTold):
+class Operation(OperationStatus):
     """An operation as the daemon keeps it."""
 
     began_ns: int = 0
 
-    def told(self) -> OperationTold:
+    def told(self) -> OperationStatus:
         """As it stands now."""
-        return msgspec.convert(self, OperationTold, from_attributes=True)
+        return msgspec.convert(self, OperationStatus, from_attributes=True)
 
     def end(self, outcome: Outcome, error: str = "") -> None:
         """Notes what came of it."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pilliond.rollout.live_window import Reading
-from pilliond.settings.schema import TakeBackSettings
+from pilliond.settings.schema import AutoRollbackSettings
 
 
 class Probation:
     """The first seconds of a version as the stable one. `began` is a reading at its start; `usual_p99_ns` its predecessor's."""
 
-    def __init__(self, bounds: TakeBackSettings, began: Reading, began_s: float, usual_p99_ns: float | None) -> None:
+    def __init__(
+        self, bounds: AutoRollbackSettings, began: Reading, began_s: float, usual_p99_ns: float | None
+    ) -> None:
         self._bounds = bounds
         self._began = began
         self._until_s = began_s + bounds.watch_s

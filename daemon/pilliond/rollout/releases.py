@@ -20,11 +20,11 @@ from pillion_artifacts.errors import StoreError
 from pillion_artifacts.names import parse_reference
 from pillion_artifacts.store.aliases import Alias, read_alias
 from pillion_artifacts.store.audit_log import Action
-from pillion_artifacts.store.daemon_leases import Lease
+from pillion_artifacts.store.daemon_locks import DaemonLock
 from pillion_artifacts.store.routes import RouteArm
 from pilliond.errors import BusyError, NotReadyError, SwitchError
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.rollout.arm_probation import Trials
+from pilliond.rollout.arm_probation import ArmProbation
 from pilliond.rollout.live_window import LiveWindow
 from pilliond.rollout.operation import Kind, Operation, Outcome, begin_operation
 from pilliond.rollout.probation import Probation
@@ -62,7 +62,7 @@ class Releases:
         self.revision = 0
         """How often anything changed; for `ETag`."""
         self.switches: dict[Outcome, int] = dict.fromkeys((Outcome.DONE, Outcome.FAILED, Outcome.CANCELLED), 0)
-        self.take_backs: dict[str, int] = {}
+        self.auto_rollbacks: dict[str, int] = {}
         """How often a version was taken back, by the bound that it crossed."""
         self.load_stall_ns = 0
         """The worst stall of the serving loop while a version was loaded there."""
@@ -80,9 +80,9 @@ class Releases:
         self._seen = supervisor.stable.digest
         self._failed: set[str] = set()
         self.shadows = Shadows(settings, supervisor, log, self.note, self._count_change)
-        self._bounds = settings.take_back
+        self._bounds = settings.auto_rollback
         self._probation: Probation | None = None
-        self._trials = Trials(self._bounds)
+        self._arm_probation = ArmProbation(self._bounds)
 
     # What is asked
 
@@ -152,7 +152,7 @@ class Releases:
             await asyncio.wait([self._task])
         # Of two who waited for the same, the other may have begun.
         self._check_no_rollback()
-        previous = self._supervisor.residents.previous
+        previous = self._supervisor.version_table.previous
         if previous is None:
             return self._begin("rollback", self._stored_previous(), by, reason)
         operation = self._note_begun("rollback", _resolved(previous), by, reason)
@@ -194,7 +194,7 @@ class Releases:
     async def _judge(self, now_s: float) -> None:
         """Takes the stable version back where it crosses a bound while it is on probation."""
         probation, stable = self._probation, self._supervisor.stable
-        if probation is None or self._supervisor.residents.previous is None:
+        if probation is None or self._supervisor.version_table.previous is None:
             return
         if probation.is_over(now_s):
             self._probation = None
@@ -205,25 +205,25 @@ class Releases:
         kind, why = fault
         self._probation = None
         self._failed.add(stable.digest)
-        self.take_backs[kind] = self.take_backs.get(kind, 0) + 1
-        self._log.error("taken_back", policy=str(stable), fault=kind, reason=why)
+        self.auto_rollbacks[kind] = self.auto_rollbacks.get(kind, 0) + 1
+        self._log.error("auto_rollback", policy=str(stable), fault=kind, reason=why)
         try:
             await self.roll_back("pilliond", f"taken back by itself: {why}")
         except SwitchError as error:
-            self._log.warning("take_back_refused", policy=str(stable), error=str(error))
+            self._log.warning("auto_rollback_refused", policy=str(stable), error=str(error))
 
     async def _judge_arms(self, now_s: float) -> None:
         """Ends an arm that crosses a bound; its share goes back to the stable version."""
-        residents = self._supervisor.residents
-        for arm in self._supervisor.residents.arms:
-            version = residents.find(arm.digest)
-            fault = version and self._trials.fault(version.digest, self.window.now(version.metrics_index), now_s)
+        version_table = self._supervisor.version_table
+        for arm in self._supervisor.version_table.arms:
+            version = version_table.find(arm.digest)
+            fault = version and self._arm_probation.fault(version.digest, self.window.now(version.metrics_index), now_s)
             if not version or not fault:
                 continue
             kind, why = fault
             self._failed.add(version.digest)
-            self.take_backs[kind] = self.take_backs.get(kind, 0) + 1
-            self._log.error("taken_back", policy=str(version), arm=arm.name, fault=kind, reason=why)
+            self.auto_rollbacks[kind] = self.auto_rollbacks.get(kind, 0) + 1
+            self._log.error("auto_rollback", policy=str(version), arm=arm.name, fault=kind, reason=why)
             await self._end_arm(arm, version, f"taken back by itself: {why}")
             return
 
@@ -232,7 +232,7 @@ class Releases:
         await self.cancel(f"the end of arm {arm.name}")
         if self._task is not None:
             await asyncio.wait([self._task])
-        left = [each for each in self._supervisor.residents.arms if each.digest != arm.digest]
+        left = [each for each in self._supervisor.version_table.arms if each.digest != arm.digest]
         operation = self._note_begun(
             "route", _resolved(self._supervisor.stable), "pilliond", f"{arm.name} {version.version} {reason}"
         )
@@ -334,14 +334,14 @@ class Releases:
         try:
             await self._flip(operation, version)
         except SwitchError:
-            if self._supervisor.residents.find(version.key) is not None or not self._supervisor.is_ready:
+            if self._supervisor.version_table.find(version.key) is not None or not self._supervisor.is_ready:
                 raise
             # An old one, beyond the bounds: it went between the look and the order.
             await self._flip(operation, await self.loaded(operation, target))
 
     async def loaded(self, operation: Operation, target: Resolved) -> SealedVersion:
         """The version, staged and loaded first where it is not; the next that is loaded may take its place."""
-        version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
+        version = self._supervisor.version_table.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
         return version or await self._load(operation, await self._stage(operation, target))
 
     def settle(self, version: SealedVersion) -> None:
@@ -354,7 +354,7 @@ class Releases:
         fresh = []
         try:
             for name, target, share in targets:
-                version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
+                version = self._supervisor.version_table.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
                 if version is None:
                     version = await self._load(operation, await self._stage(operation, target))
                     fresh.append(version)
@@ -368,16 +368,16 @@ class Releases:
 
     async def _set_arms(self, operation: Operation, arms: list[Arm]) -> None:
         operation.step = _SWITCHING
-        residents = self._supervisor.residents
+        version_table = self._supervisor.version_table
         began = {
             version.digest: self.window.now(version.metrics_index)
             for arm in arms
-            if (version := residents.find(arm.digest)) is not None
+            if (version := version_table.find(arm.digest)) is not None
         }
         await self._supervisor.route(arms)
         recent = self.window.recent()
         usual_p99_ns = recent[0].p99_ns() if recent else None
-        self._trials.begin(began, asyncio.get_running_loop().time(), usual_p99_ns)
+        self._arm_probation.begin(began, asyncio.get_running_loop().time(), usual_p99_ns)
         await self._note(operation)
 
     async def _set_route(
@@ -388,19 +388,19 @@ class Releases:
         reason: str,
     ) -> None:
         """The arms and the shadow: what may fail of the shadow comes before anything is changed."""
-        understudy = await self._understudy(operation, wish)
+        shadow_process = await self._prepare_shadow(operation, wish)
         try:
             await self._share_out(operation, targets)
         except BaseException:
-            if understudy is not None:
-                await understudy.close()
+            if shadow_process is not None:
+                await shadow_process.close()
             raise
-        if understudy is not None:
-            await self.shadows.begin(understudy, operation.by, reason)
+        if shadow_process is not None:
+            await self.shadows.begin(shadow_process, operation.by, reason)
         elif wish is None:
             await self.shadows.end(reason or "it was told to", operation.by)
 
-    async def _understudy(self, operation: Operation, wish: ShadowWish | UnsetType) -> ShadowProcess | None:
+    async def _prepare_shadow(self, operation: Operation, wish: ShadowWish | UnsetType) -> ShadowProcess | None:
         """A process that is ready to shadow as is wished; None where none is wished, or where one does so already."""
         if wish is UNSET or wish is None:
             return None
@@ -408,11 +408,11 @@ class Releases:
         current = self.shadows.current
         if current is not None and (current.digest, current.process.share) == (target.digest, share):
             return None
-        version = self._supervisor.residents.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
+        version = self._supervisor.version_table.find(bytes.fromhex(target.digest.removeprefix("sha256:")))
         if version is None:
             version = await self._stage(operation, target)
         else:
-            version = version.copy(await asyncio.to_thread(self._leased, target))
+            version = version.copy(await asyncio.to_thread(self._locked, target))
         operation.step = "starting the shadow"
         return await self.shadows.prepare(version, share)
 
@@ -423,22 +423,22 @@ class Releases:
         def on_step(step: str) -> None:
             operation.step = step
 
-        lease = await asyncio.to_thread(self._leased, target)
+        lock = await asyncio.to_thread(self._locked, target)
         paused_before_s = self.stager.paused_s
         try:
-            version = await self.stager.stage(target, lease, self._supervisor.stable.metrics_index, on_step)
+            version = await self.stager.stage(target, lock, self._supervisor.stable.metrics_index, on_step)
         except BaseException:
-            if lease is not None:
-                lease.close()
+            if lock is not None:
+                lock.close()
             raise
         finally:
             operation.paused_s += self.stager.paused_s - paused_before_s
         operation.swap_impact = self.stager.swap_impact
         return version
 
-    def _leased(self, target: Resolved) -> Lease | None:
+    def _locked(self, target: Resolved) -> DaemonLock | None:
         try:
-            return self.store.lease(f"{target.policy}@{target.digest}")[1]
+            return self.store.lock_version(f"{target.policy}@{target.digest}")[1]
         except StoreError:
             return None
 
@@ -510,7 +510,7 @@ class Releases:
         if operation.kind == "route":
             await self._keep("route", operation, stable, None)
         elif operation.kind in ("switch", "rollback"):
-            previous = self._supervisor.residents.previous
+            previous = self._supervisor.version_table.previous
             # A rollback has already gone back: what was stable before it is the previous one now.
             before = _resolved(previous) if previous is not None and operation.kind == "rollback" else None
             await self._keep("switch", operation, target, stable if target != stable else before)
@@ -519,11 +519,11 @@ class Releases:
 
     async def _keep(self, action: Action, operation: Operation, stable: Resolved, was: Resolved | None) -> None:
         """Keeps the route; where the store cannot be written to, it lasts until this process ends, and the log says so."""
-        residents = self._supervisor.residents
+        version_table = self._supervisor.version_table
         arms = [
             RouteArm(arm.name, version.version, version.digest, arm.share)
-            for arm in residents.arms
-            if (version := residents.find(arm.digest)) is not None and version.digest != stable.digest
+            for arm in version_table.arms
+            if (version := version_table.find(arm.digest)) is not None and version.digest != stable.digest
         ]
         try:
             await self._route_file.keep(action, stable, arms, was, operation.by, operation.reason)
@@ -537,7 +537,7 @@ class Releases:
         except ArtifactError as error:
             self._log.warning("route_unreadable", error=str(error))
             return False
-        arms = {f"sha256:{arm.digest.hex()}" for arm in self._supervisor.residents.arms}
+        arms = {f"sha256:{arm.digest.hex()}" for arm in self._supervisor.version_table.arms}
         return route is not None and {arm.digest for arm in route.arms} != arms
 
     async def _put_back(self, operation: Operation, was: SealedVersion) -> None:

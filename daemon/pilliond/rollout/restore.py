@@ -1,4 +1,4 @@
-"""Resumption: what a daemon goes on with when it is started again: the stable version, the arms, and what is held."""
+"""Restore: what a daemon goes on with when it is started again: the stable version, the arms, and what is held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
-from pillion_artifacts.store.daemon_leases import Lease
+from pillion_artifacts.store.daemon_locks import DaemonLock
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc.sealed_version import SealedVersion, seal
@@ -15,39 +15,39 @@ from pilliond.limits import ARMS_MAX
 from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings
 from pilliond.staging.preflight import admit
-from pilliond.supervision.version_table import Residents
+from pilliond.supervision.version_table import VersionTable
 from pilliond.traffic_split import Arm
 
 
 def admitted(store: Store, reference: str, trust: TrustPolicy) -> SealedVersion:
     """The verified version that `reference` means, sealed; the caller closes it. Raises `BadPolicyError`.
 
-    There is no lease on it where this process may not write to the store: then nobody keeps `gc` from the version,
+    There is no lock on it where this process may not write to the store: then nobody keeps `gc` from the version,
     which is in memory all the same.
     """
     try:
-        resolved, lease = _leased(store, reference)
+        resolved, lock = _locked(store, reference)
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
     try:
         artifact, signed_by = admit(store, resolved, trust)
     except BadPolicyError:
-        if lease is not None:
-            lease.close()
+        if lock is not None:
+            lock.close()
         raise
-    return seal(artifact, lease, signed_by)
+    return seal(artifact, lock, signed_by)
 
 
-class Resumption:
-    """Adds to `residents` what the first serving process is to begin with beside the stable version. Owns nothing.
+class Restore:
+    """Adds to `version_table` what the first serving process is to begin with beside the stable version. Owns nothing.
 
     Golden pairs are run there before anybody is answered. What cannot be had is said in the log; the rest serves.
     """
 
-    def __init__(self, settings: Settings, residents: Residents, log: Any) -> None:
+    def __init__(self, settings: Settings, version_table: VersionTable, log: Any) -> None:
         self._store = Store(Path(settings.store.path))
         self._trust = settings.trust
-        self._residents = residents
+        self._version_table = version_table
         self._log = log
 
     def run(self, reference: str) -> None:
@@ -61,32 +61,32 @@ class Resumption:
         except ArtifactError as error:
             self._log.error("route_not_resumed", error=str(error))
             return
-        residents = self._residents
+        version_table = self._version_table
         for arm in (route.arms if route else [])[:ARMS_MAX]:
-            version = None if arm.digest == residents.stable.digest else self._resident(arm.digest, arm=arm.name)
+            version = None if arm.digest == version_table.stable.digest else self._resident(arm.digest, arm=arm.name)
             if version is not None:
-                residents.arms.append(Arm(arm.name, version.key, arm.share))
+                version_table.arms.append(Arm(arm.name, version.key, arm.share))
 
     def _resume_held(self) -> None:
         try:
-            leases = self._store.evaluations(self._residents.stable.policy)
+            holds = self._store.evaluations(self._version_table.stable.policy)
         except ArtifactError as error:
-            self._log.error("leases_not_resumed", error=str(error))
+            self._log.error("holds_not_resumed", error=str(error))
             return
-        for lease in leases:
-            version = self._resident(lease.digest, lease=lease.name)
+        for hold in holds:
+            version = self._resident(hold.digest, hold=hold.name)
             if version is not None:
-                self._residents.held.add(version.key)
+                self._version_table.held.add(version.key)
 
     def _resident(self, digest: str, **what: str) -> SealedVersion | None:
         """The version with that digest, taken in where it is not there yet; None where it cannot be had."""
-        found = self._residents.find(bytes.fromhex(digest.removeprefix("sha256:")))
+        found = self._version_table.find(bytes.fromhex(digest.removeprefix("sha256:")))
         if found is not None:
             return found
         version = None
         try:
-            version = admitted(self._store, f"{self._residents.stable.policy}@{digest}", self._trust)
-            self._residents.resume(version)
+            version = admitted(self._store, f"{self._version_table.stable.policy}@{digest}", self._trust)
+            self._version_table.resume(version)
         except DaemonError as error:
             self._log.error("version_not_resumed", **what, error=str(error))
             if version is not None:
@@ -95,8 +95,8 @@ class Resumption:
         return version
 
 
-def _leased(store: Store, reference: str) -> tuple[Resolved, Lease | None]:
+def _locked(store: Store, reference: str) -> tuple[Resolved, DaemonLock | None]:
     try:
-        return store.lease(reference)
+        return store.lock_version(reference)
     except StoreError:
         return store.resolve(reference), None

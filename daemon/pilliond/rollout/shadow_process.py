@@ -15,7 +15,7 @@ from pillion_artifacts.card.model_card import Tolerance
 from pilliond.errors import SwitchError
 from pilliond.ipc import shadow_channel
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.ipc.shadow_channel import ShadowFailed, ShadowOrder, ShadowReady
+from pilliond.ipc.shadow_channel import ShadowFailed, ShadowReady, ShadowRequest
 from pilliond.ipc.shadow_page import ShadowCounts, ShadowPage, make_shadow_page
 from pilliond.limits import SHADOW_START_S_MAX
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
@@ -97,7 +97,7 @@ class ShadowProcess:
             self.page_descriptor = -1
         self.version.close()
 
-    def _spawn(self, order: ShadowOrder) -> None:
+    def _spawn(self, order: ShadowRequest) -> None:
         ring_bytes = self._settings.shadow.ring_mb * _BYTES_PER_MB // _PAGE * _PAGE
         self.page_descriptor = make_shadow_page(ring_bytes)
         self._page = ShadowPage(self.page_descriptor)
@@ -112,9 +112,9 @@ class ShadowProcess:
             )
         shadow_channel.send_order(self._end, order, self.version.model_descriptor, self.page_descriptor)
 
-    def _order(self, live_tolerance: Tolerance) -> ShadowOrder:
+    def _order(self, live_tolerance: Tolerance) -> ShadowRequest:
         settings = self._settings
-        return ShadowOrder(
+        return ShadowRequest(
             version=self.version.order(),
             live_tolerance=live_tolerance,
             share=self.share,

@@ -15,11 +15,11 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts import Resolved
-from pillion_artifacts.store.daemon_leases import Lease
+from pillion_artifacts.store.daemon_locks import DaemonLock
 from pilliond.errors import SwitchError
 from pilliond.ipc import staging_channel
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.ipc.staging_channel import Staged, StageFailed, StageOrder, StageStep
+from pilliond.ipc.staging_channel import Staged, StageFailed, StageRequest, StageStep
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.staging_guard import Pace, StagingGuard
@@ -49,9 +49,9 @@ class Stager:
         self._is_paused = False
 
     async def stage(
-        self, resolved: Resolved, lease: Lease | None, live_metrics_index: int, on_step: Callable[[str], None]
+        self, resolved: Resolved, lock: DaemonLock | None, live_metrics_index: int, on_step: Callable[[str], None]
     ) -> SealedVersion:
-        """The sealed version, which takes `lease` over; raises `SwitchError` with the reason.
+        """The sealed version, which takes `lock` over; raises `SwitchError` with the reason.
 
         `live_metrics_index` is that of the version that serves meanwhile.
         """
@@ -64,7 +64,7 @@ class Stager:
         guard = StagingGuard(self._settings.staging, before, began, time.monotonic())
         watch = asyncio.create_task(self._watch(live_metrics_index, guard, on_step))
         try:
-            return await self._follow(end, resolved, lease, on_step)
+            return await self._follow(end, resolved, lock, on_step)
         finally:
             watch.cancel()
             end.close()
@@ -91,9 +91,9 @@ class Stager:
         staging_channel.send(end, self._order(resolved))
         return end
 
-    def _order(self, resolved: Resolved) -> StageOrder:
+    def _order(self, resolved: Resolved) -> StageRequest:
         settings = self._settings
-        return StageOrder(
+        return StageRequest(
             store=settings.store.path,
             policy=resolved.policy,
             version=resolved.version,
@@ -106,7 +106,7 @@ class Stager:
         )
 
     async def _follow(
-        self, end: socket.socket, resolved: Resolved, lease: Lease | None, on_step: Callable[[str], None]
+        self, end: socket.socket, resolved: Resolved, lock: DaemonLock | None, on_step: Callable[[str], None]
     ) -> SealedVersion:
         while True:
             try:
@@ -120,7 +120,7 @@ class Stager:
                     # A model, then perhaps golden pairs.
                     model, golden = [*descriptors, -1][:2]
                     return SealedVersion(
-                        resolved.policy, resolved.version, resolved.digest, report.card, model, golden, lease,
+                        resolved.policy, resolved.version, resolved.digest, report.card, model, golden, lock,
                         report.signed_by, report.certificate,
                     )  # fmt: skip
                 case StageFailed():

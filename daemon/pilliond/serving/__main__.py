@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pillion_artifacts.card.golden_pairs import decode_golden
-from pilliond.core.residency import Residence
+from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
@@ -28,13 +28,13 @@ from pilliond.engine.interface import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
-from pilliond.ipc.control_channel import Assignment, Event, Failed, LoadFailed, Ready, VersionOrder
+from pilliond.ipc.control_channel import Event, Failed, LoadFailed, Ready, StartupConfig, VersionRequest
 from pilliond.ipc.metrics_page import MetricsPage, Phase
-from pilliond.linux.cpu_priority import slice_us, take_short_turns
+from pilliond.linux.cpu_priority import request_short_slices, slice_us
 from pilliond.linux.epoll import Poller
 from pilliond.linux.sandbox import die_with_parent
+from pilliond.serving.control_handler import ControlHandler
 from pilliond.serving.loop import ServingLoop
-from pilliond.serving.order_handler import Orders
 from pilliond.settings.addresses import carrier_of
 from pilliond.settings.schema import ServingSettings, cpu_numbers
 from pilliond.transport.interface import Transport
@@ -44,22 +44,22 @@ from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import build_version, read_descriptor
 
 
-def serve(end: socket.socket, assignment: Assignment) -> None:
+def serve(end: socket.socket, config: StartupConfig) -> None:
     """Starts, warms up, says READY, runs until told to drain, drains, stops."""
-    pin(assignment.serving)
-    page = MetricsPage(assignment.page_descriptor)
+    pin(config.serving)
+    page = MetricsPage(config.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
-    version = load_version(assignment)
-    beside, refused = load_beside(assignment)
+    version = load_version(config)
+    beside, refused = load_beside(config)
     poller = Poller()
     carriers: dict[str, Transport] = {
-        "lane": LaneTransport(version.observation_bytes, poller, page, assignment.group),
+        "lane": LaneTransport(version.observation_bytes, poller, page, config.group),
         "zmq": ZmqTransport(poller),
     }
     try:
-        listen = [carriers[carrier_of(address)].bind(address) for address in assignment.listen]
-        settle(assignment.serving)
-        loop, orders = make_loop(end, assignment, page, [version, *beside], poller, list(carriers.values()))
+        listen = [carriers[carrier_of(address)].bind(address) for address in config.listen]
+        settle(config.serving)
+        loop, control_handler = make_loop(end, config, page, [version, *beside], poller, list(carriers.values()))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
         certificates = {each.digest: each.certificate for each in (version, *beside) if each.certificate is not None}
@@ -67,7 +67,7 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
-        orders.close()
+        control_handler.close()
     finally:
         for transport in carriers.values():
             transport.close()
@@ -75,57 +75,57 @@ def serve(end: socket.socket, assignment: Assignment) -> None:
     page.cells[metrics_page.PHASE] = Phase.STOPPED
 
 
-def load_version(assignment: Assignment) -> Version:
+def load_version(config: StartupConfig) -> Version:
     """The stable version, as `certified`; raises `BadPolicyError`."""
-    order, golden_descriptor = assignment.version, assignment.golden_descriptor
-    model = read_descriptor(assignment.model_descriptor)
+    order, golden_descriptor = config.version, config.golden_descriptor
+    model = read_descriptor(config.model_descriptor)
     golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
     try:
-        return certified(order, model, golden, assignment)
+        return certified(order, model, golden, config)
     except EngineError as error:
         raise BadPolicyError(f"{order.policy}@{order.version}: {error}") from None
 
 
-def load_beside(assignment: Assignment) -> tuple[list[Version], list[LoadFailed]]:
+def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]:
     """Builds the versions that are loaded beside it, and says which of them cannot be: then the others serve."""
     built, refused = [], []
-    for beside in assignment.beside:
+    for beside in config.beside:
         descriptors = [each for each in (beside.model_descriptor, beside.golden_descriptor) if each >= 0]
         model, *golden = [read_descriptor(descriptor) for descriptor in descriptors]
         for descriptor in descriptors:
             os.close(descriptor)
         try:
-            built.append(certified(beside.version, model, golden[0] if golden else None, assignment))
+            built.append(certified(beside.version, model, golden[0] if golden else None, config))
         except (EngineError, MemoryError) as error:
             refused.append(LoadFailed(beside.version.digest, str(error) or "no memory is left for it"))
     return built, refused
 
 
-def certified(order: VersionOrder, model: bytes, golden: bytes | None, assignment: Assignment) -> Version:
+def certified(order: VersionRequest, model: bytes, golden: bytes | None, config: StartupConfig) -> Version:
     """A version from verified bytes: warm, true to its golden pairs, certified where it was not yet; raises `EngineError`."""
-    rows_max = assignment.limits.rows_max
-    version = build_version(order, model, golden, rows_max, assignment.engine)
+    rows_max = config.limits.rows_max
+    version = build_version(order, model, golden, rows_max, config.engine)
     if version.certificate is None:
         inputs = None if golden is None else decode_golden(golden).inputs
         version.certificate = certify(version.engine, version.spec, order.states, inputs, rows_max)
-    if shortfall := version.certificate.shortfall(assignment.certificate):
+    if shortfall := version.certificate.shortfall(config.certificate):
         raise EngineError(shortfall)
     return version
 
 
 def make_loop(
     end: socket.socket,
-    assignment: Assignment,
+    config: StartupConfig,
     page: MetricsPage,
     versions: list[Version],
     poller: Poller,
     transports: list[Transport],
-) -> tuple[ServingLoop, Orders]:
+) -> tuple[ServingLoop, ControlHandler]:
     """Puts the parts together. The first of `versions` is the stable one."""
-    limits = assignment.limits
+    limits = config.limits
     scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
     router = Router(versions[0])
-    sessions = Sessions(assignment.epoch, router, limits, page, scheduler)
+    sessions = Sessions(config.epoch, router, limits, page, scheduler)
 
     def report(name: str, fields: dict[str, Any]) -> None:
         try:
@@ -135,27 +135,27 @@ def make_loop(
             return
 
     end.setblocking(False)
-    busy_poll_us = assignment.serving.busy_poll_us
+    busy_poll_us = config.serving.busy_poll_us
     loop = ServingLoop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, report, busy_poll_us=busy_poll_us
     )
-    residence = Residence(router, sessions, assignment.residence, assignment.watch_s)
-    resume(residence, assignment, versions)
-    orders = Orders(end, assignment, poller, residence, sessions, page, loop.stop, loop.set_tap)
-    loop.on_tick = orders.sweep
-    poller.add(end.fileno(), orders)
-    return loop, orders
+    residency = Residency(router, sessions, config.residency, config.watch_s)
+    resume(residency, config, versions)
+    control_handler = ControlHandler(end, config, poller, residency, sessions, page, loop.stop, loop.set_tap)
+    loop.on_tick = control_handler.sweep
+    poller.add(end.fileno(), control_handler)
+    return loop, control_handler
 
 
-def resume(residence: Residence, assignment: Assignment, versions: list[Version]) -> None:
+def resume(residency: Residency, config: StartupConfig, versions: list[Version]) -> None:
     """Shares out new episodes, and holds versions for evaluations, as it was before the process was started again."""
     now_ns = time.monotonic_ns()
     for version in versions[1:]:
-        residence.add(version)
-    arms = [(residence.find(arm.digest), arm.share) for arm in assignment.arms]
-    held = [residence.find(digest) for digest in assignment.held]
-    residence.set_arms([(version, share) for version, share in arms if version is not None], now_ns)
-    residence.hold([version for version in held if version is not None], now_ns)
+        residency.add(version)
+    arms = [(residency.find(arm.digest), arm.share) for arm in config.arms]
+    held = [residency.find(digest) for digest in config.held]
+    residency.set_arms([(version, share) for version, share in arms if version is not None], now_ns)
+    residency.hold([version for version in held if version is not None], now_ns)
 
 
 def pin(settings: ServingSettings) -> None:
@@ -193,20 +193,20 @@ def take_all_descriptors() -> None:
 
 
 def main() -> int:
-    """Runs one assignment; gives the exit code."""
+    """Runs one config; gives the exit code."""
     die_with_parent()
     take_all_descriptors()
     # Before there are other threads, which take after this one.
-    take_short_turns()
+    request_short_slices()
     # The control process decides when to stop: a signal to the whole group must not cut a drain short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
-    assignment, _ = channel.receive_order(end)
-    if not isinstance(assignment, Assignment):
+    config, _ = channel.receive_control_message(end)
+    if not isinstance(config, StartupConfig):
         return os.EX_SOFTWARE
     try:
-        serve(end, assignment)
+        serve(end, config)
     except DaemonError as error:
         channel.send(end, Failed(str(error), error.exit_code))
         return error.exit_code

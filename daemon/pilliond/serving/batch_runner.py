@@ -9,7 +9,7 @@ import numpy as np
 
 from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
 from pillion_protocol.steps import ActionStep
-from pilliond.core.action_steps import NamingStep
+from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_buffers import BatchViews, is_finite
@@ -218,7 +218,7 @@ def _gather(groups: list[EpisodeGroup], views: BatchViews) -> None:
         first += rows
 
 
-def _direct(group: EpisodeGroup, step: ActionStep | NamingStep) -> tuple[list[memoryview], Reply]:
+def _direct(group: EpisodeGroup, step: ActionStep | ExplicitActionStep) -> tuple[list[memoryview], Reply]:
     """Where the outputs of the act that waits go, and the reply that says so."""
     slot = group.slot
     if slot is not None and slot.outputs:

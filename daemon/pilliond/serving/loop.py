@@ -63,7 +63,7 @@ class ServingLoop:
         self._replies: list[Reply] = []
         self._stop_reason: str | None = None
         self._now_ns = 0
-        self._turn_ns_max = 0
+        self._iteration_ns_max = 0
         self._tick_due_ns = 0
         self._ticks = 0
         self._gc_started_ns = 0
@@ -77,13 +77,13 @@ class ServingLoop:
         try:
             with Ticker(self._poller, _TICK_NS):
                 while self._stop_reason is None:
-                    self.turn(self._wait())
+                    self.run_once(self._wait())
         finally:
             gc.callbacks.remove(self._on_gc)
         return self._stop_reason
 
     def stop(self, reason: str) -> None:
-        """Makes `run` return after the turn that it is in."""
+        """Makes `run` return after the iteration it is in."""
         self._stop_reason = reason
 
     def set_tap(self, tap: ShadowTap | None) -> None:
@@ -102,7 +102,7 @@ class ServingLoop:
         self._receive_all()
         self._page.flush()
 
-    def turn(self, ready: Events) -> None:
+    def run_once(self, ready: Events) -> None:
         """Takes what came, runs what is due, and answers."""
         scheduler = self._scheduler
         began_ns = self._clock()
@@ -117,7 +117,7 @@ class ServingLoop:
             self._run(batch)
             self._send_replies()
         self._now_ns = now_ns = self._clock()
-        self._turn_ns_max = max(self._turn_ns_max, now_ns - began_ns)
+        self._iteration_ns_max = max(self._iteration_ns_max, now_ns - began_ns)
         if len(self._page.acts) >= SAMPLES_MAX:
             self._page.flush()
         if now_ns >= self._tick_due_ns:
@@ -234,8 +234,8 @@ class ServingLoop:
     def _tick(self) -> None:
         page = self._page
         cells = page.cells
-        cells[page_cells.LOOP_LAG_NS] = self._turn_ns_max
-        cells[page_cells.LOOP_LAG_NS_MAX] = max(cells[page_cells.LOOP_LAG_NS_MAX], self._turn_ns_max)
+        cells[page_cells.LOOP_LAG_NS] = self._iteration_ns_max
+        cells[page_cells.LOOP_LAG_NS_MAX] = max(cells[page_cells.LOOP_LAG_NS_MAX], self._iteration_ns_max)
         cells[page_cells.SESSIONS] = len(self._sessions)
         cells[page_cells.EPISODES] = self._sessions.episodes_live
         cells[page_cells.QUEUE_ROWS] = self._scheduler.rows_waiting
@@ -247,7 +247,7 @@ class ServingLoop:
         if self._ticks % _TICKS_PER_SWEEP == 0:
             self._sessions.sweep(self._now_ns, self._replies)
             self._send_replies()
-        self._turn_ns_max = 0
+        self._iteration_ns_max = 0
         # In step with the timer, however long this took: else it would be too early every other time.
         self._tick_due_ns += ((self._now_ns - self._tick_due_ns) // _TICK_NS + 1) * _TICK_NS
 

@@ -13,7 +13,7 @@ from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
 from pilliond.transport.slots import Slot
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.mixed_version import JoinedVersion
+from pilliond.versions.mixed_version import MixedVersion
 
 _BATCH_BYTES: Final = BATCH_HEAD.size
 _ACT_BYTES: Final = ACT_HEAD.size
@@ -127,10 +127,10 @@ class ShadowTap:
 
 
 def _has_part(version: Version, live: Version) -> bool:
-    return isinstance(version, JoinedVersion) and any(part.version is live for part in version.parts)
+    return isinstance(version, MixedVersion) and any(part.version is live for part in version.parts)
 
 
 def _leased(version: Version, live: Version) -> bytes:
     """1 for each row that leases `live`."""
-    assert isinstance(version, JoinedVersion)
+    assert isinstance(version, MixedVersion)
     return bytes(version.parts[part].version is live for part in version.row_leases)

@@ -168,7 +168,7 @@ class ShadowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("states_mb_max, distance_max, silent_s_max: expected at least 1, 0 or more, more than 0")
 
 
-class TakeBackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AutoRollbackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a version that was switched to is taken back by itself: what it must keep within at first."""
 
     watch_s: float = 300.0
@@ -232,7 +232,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     versions: VersionSettings = VersionSettings()
     staging: StagingSettings = StagingSettings()
     shadow: ShadowSettings = ShadowSettings()
-    take_back: TakeBackSettings = TakeBackSettings()
+    auto_rollback: AutoRollbackSettings = AutoRollbackSettings()
     limits: ServingLimits = ServingLimits()
     log: LogSettings = LogSettings()
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
-    from pilliond.ipc.shadow_channel import ShadowOrder
-    from pilliond.shadow.replayer import Understudy
+    from pilliond.ipc.shadow_channel import ShadowRequest
+    from pilliond.shadow.replayer import Replayer
 
 
 def main() -> int:
@@ -34,12 +34,12 @@ def main() -> int:
     from pilliond.ipc.shadow_channel import ShadowFailed, ShadowReady
     from pilliond.shadow.ring import RingError
 
-    order, model_descriptor, page_descriptor = shadow_channel.receive_order(end)
+    order, model_descriptor, page_descriptor = shadow_channel.receive_control_message(end)
     limit_memory(order.memory_mb_max)
     try:
-        understudy = prepare(order, model_descriptor, page_descriptor)
+        replayer = prepare(order, model_descriptor, page_descriptor)
         shadow_channel.send_report(end, ShadowReady())
-        understudy.run()
+        replayer.run()
     except (DaemonError, EngineError, RingError) as error:
         shadow_channel.send_report(end, ShadowFailed(str(error)))
     except (MemoryError, ImportError, OSError) as error:
@@ -49,10 +49,10 @@ def main() -> int:
     return os.EX_SOFTWARE
 
 
-def prepare(order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> Understudy:
+def prepare(order: ShadowRequest, model_descriptor: int, page_descriptor: int) -> Replayer:
     """The version of the order, warm, and the ring that it reads; raises `EngineError`."""
     from pilliond.ipc.shadow_page import ShadowPage
-    from pilliond.shadow.replayer import Understudy
+    from pilliond.shadow.replayer import Replayer
     from pilliond.versions.loader import build_version, read_descriptor
 
     model = read_descriptor(model_descriptor)
@@ -60,7 +60,7 @@ def prepare(order: ShadowOrder, model_descriptor: int, page_descriptor: int) -> 
     page = ShadowPage(page_descriptor)
     for descriptor in (model_descriptor, page_descriptor):
         os.close(descriptor)
-    return Understudy(order, version, page)
+    return Replayer(order, version, page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The understudy: a version that is run on the batches of the live one, and what it would have answered beside what was."""
+"""The replayer: a version that is run on the batches of the live one, and what it would have answered beside what was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pilliond.engine.interface import Array, EngineError
 from pilliond.engine.sampling import mix
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
-from pilliond.ipc.shadow_channel import ShadowOrder
+from pilliond.ipc.shadow_channel import ShadowRequest
 from pilliond.ipc.shadow_page import ShadowPage
 from pilliond.shadow.comparison import Comparison
 from pilliond.shadow.ring import SeenBatch, ShadowRing
@@ -29,10 +29,10 @@ _EDGES_NS: Final = np.array(LATENCY_BUCKETS_NS)
 _UNIT: Final = 2.0**-53
 
 
-class Understudy:
+class Replayer:
     """Runs what waits in the ring of `page`, and counts there what it finds. It looks by itself: nobody has to wake it."""
 
-    def __init__(self, order: ShadowOrder, version: Version, page: ShadowPage) -> None:
+    def __init__(self, order: ShadowRequest, version: Version, page: ShadowPage) -> None:
         self._version = version
         self._page = page
         self._ring = ShadowRing(page, version.spec)

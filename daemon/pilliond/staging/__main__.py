@@ -16,7 +16,7 @@ from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
     from pillion_artifacts.card.golden_pairs import Arrays
-    from pilliond.ipc.staging_channel import Staged, StageOrder
+    from pilliond.ipc.staging_channel import Staged, StageRequest
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     from pilliond.ipc import staging_channel
     from pilliond.ipc.staging_channel import StageFailed
 
-    order = staging_channel.receive_order(end)
+    order = staging_channel.receive_control_message(end)
     limit_memory(order.memory_mb_max)
     try:
         staged, descriptors = stage(end, order)
@@ -45,7 +45,7 @@ def main() -> int:
     return os.EX_OK
 
 
-def stage(end: socket.socket, order: StageOrder) -> tuple[Staged, list[int]]:
+def stage(end: socket.socket, order: StageRequest) -> tuple[Staged, list[int]]:
     """Everything that is asked of a version; raises `BadPolicyError` or `EngineError`."""
     from pillion_artifacts import Resolved, Store
     from pillion_artifacts.card.golden_pairs import decode_golden

@@ -17,7 +17,6 @@ from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, Switch
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
-    Assignment,
     Beside,
     Drain,
     EndShadow,
@@ -35,6 +34,7 @@ from pilliond.ipc.control_channel import (
     SessionList,
     Shadow,
     Shadowed,
+    StartupConfig,
     Switch,
     Switched,
     Unload,
@@ -56,7 +56,7 @@ from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.addresses import SocketFile, clear_socket_path, socket_path
 from pilliond.settings.schema import Settings
-from pilliond.supervision.version_table import Residents
+from pilliond.supervision.version_table import VersionTable
 from pilliond.traffic_split import Arm
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
@@ -79,7 +79,7 @@ class Supervisor:
     """
 
     def __init__(self, settings: Settings, stable: SealedVersion, spawner: Spawner, log: Any) -> None:
-        self.residents = Residents(stable)
+        self.version_table = VersionTable(stable)
         self.starts = 0
         self.ready: Ready | None = None
         self._settings = settings
@@ -100,7 +100,7 @@ class Supervisor:
     @property
     def stable(self) -> SealedVersion:
         """The version that new episodes lease."""
-        return self.residents.stable
+        return self.version_table.stable
 
     @property
     def phase(self) -> Phase:
@@ -149,7 +149,7 @@ class Supervisor:
             if self._stopping is not None:
                 return
             failures = 0 if came_up else failures + 1
-            is_alone = not self.residents.beside()
+            is_alone = not self.version_table.beside()
             if failures >= RESTARTS_WITHOUT_READY_MAX or (self.starts == 1 and not came_up and is_alone):
                 raise ServingDiedError(f"the serving process ended with {code} before it was ready")
             delay_s = min(RESTART_DELAY_S_MAX, 0.1 * 2**failures)
@@ -169,10 +169,10 @@ class Supervisor:
     async def load(self, version: SealedVersion) -> Loaded:
         """Loads a staged version beside the one that serves, and takes it over; raises `SwitchError`."""
         self._check_is_ready()
-        version.metrics_index = self.residents.free_metrics_index()
+        version.metrics_index = self.version_table.free_metrics_index()
         self.page.clear(version.metrics_index)
         loaded = await self._ask(Load(version.order()), Loaded, version.key, [version.model_descriptor])
-        self.residents.add(version)
+        self.version_table.add(version)
         return loaded
 
     async def switch(self, version: SealedVersion) -> Switched:
@@ -228,13 +228,15 @@ class Supervisor:
             file.remove()
         self.page.close()
         os.close(self._page_descriptor)
-        self.residents.close()
+        self.version_table.close()
 
     def _check_is_ready(self) -> None:
         if not self.is_ready:
             raise NotReadyError(f"the serving process is {self.phase.name.lower()}, not ready")
 
-    async def _ask(self, order: channel.Order, kind: type[R], digest: bytes, descriptors: Sequence[int] = ()) -> R:
+    async def _ask(
+        self, order: channel.ControlMessage, kind: type[R], digest: bytes, descriptors: Sequence[int] = ()
+    ) -> R:
         """Gives an order and waits for a report of that kind; one of a kind at a time."""
         assert kind not in self._asked
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -264,16 +266,16 @@ class Supervisor:
         for path in self._socket_paths():
             clear_socket_path(path, self._settings.data.group_id())
         self.page.cells[metrics_page.PHASE] = Phase.STARTING
-        if alone and self.residents.beside():
-            self._log.error("versions_left_out", policies=[str(version) for version in self.residents.beside()])
-        self.residents.restart(alone)
-        for version in self.residents:
+        if alone and self.version_table.beside():
+            self._log.error("versions_left_out", policies=[str(version) for version in self.version_table.beside()])
+        self.version_table.restart(alone)
+        for version in self.version_table:
             self.page.clear(version.metrics_index)
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
         self._end, serving_end = channel.make_channel()
         with serving_end:
-            sealed = [each for version in self.residents for each in version.descriptors()]
+            sealed = [each for version in self.version_table for each in version.descriptors()]
             descriptors = (serving_end.fileno(), self._page_descriptor, *sealed)
             self._process = self._spawner.spawn(
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
@@ -287,9 +289,9 @@ class Supervisor:
         paths = map(socket_path, self._settings.data_addresses())
         return [path for path in paths if path is not None]
 
-    def _assignment(self) -> Assignment:
+    def _assignment(self) -> StartupConfig:
         stable = self.stable
-        return Assignment(
+        return StartupConfig(
             epoch=self._epoch,
             listen=self._settings.data_addresses(),
             version=stable.order(),
@@ -299,16 +301,16 @@ class Supervisor:
             engine=self._settings.engine,
             limits=self._settings.limits,
             serving=self._settings.serving,
-            residence=self._settings.versions,
-            watch_s=self._settings.take_back.watch_s,
+            residency=self._settings.versions,
+            watch_s=self._settings.auto_rollback.watch_s,
             certificate=self._settings.staging.certificate,
             group=self._settings.data.group_id(),
             beside=[
                 Beside(version.order(), version.model_descriptor, version.golden_descriptor)
-                for version in self.residents.beside()
+                for version in self.version_table.beside()
             ],
-            arms=self.residents.arms,
-            held=sorted(self.residents.held),
+            arms=self.version_table.arms,
+            held=sorted(self.version_table.held),
         )
 
     async def _watch(self, on_ready: Callable[[Ready], None]) -> bool:
@@ -322,7 +324,7 @@ class Supervisor:
                         timer.cancel()
                         came_up = True
                         self.ready = report
-                        self.residents.certify(report.certificates)
+                        self.version_table.certify(report.certificates)
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
                         self._refuse(report.refused)
                         on_ready(report)
@@ -334,10 +336,10 @@ class Supervisor:
                     case LoadFailed():
                         self._fail(report.digest, SwitchError(report.message))
                     case Switched():
-                        self.residents.switch(report.digest)
+                        self.version_table.switch(report.digest)
                         self._answer(report)
                     case Routed():
-                        self.residents.arms = report.arms
+                        self.version_table.arms = report.arms
                         self._answer(report)
                     case Held():
                         self._note_held(report)
@@ -345,7 +347,7 @@ class Supervisor:
                         self._note_shadowed(report)
                     case Unloaded():
                         self._log_unloaded(report)
-                        self.residents.remove(report.digest)
+                        self.version_table.remove(report.digest)
                     case Event():
                         self._log.warning(report.name, **report.fields)
         finally:
@@ -356,18 +358,18 @@ class Supervisor:
         if report.error:
             self._fail(report.digest, SwitchError(report.error))
             return
-        self.residents.held = set(report.digests)
+        self.version_table.held = set(report.digests)
         self._answer(report)
 
     def _start_s_max(self) -> float:
-        return START_S_MAX * (1 + len(self.residents.beside()))
+        return START_S_MAX * (1 + len(self.version_table.beside()))
 
     def _refuse(self, refused: Sequence[LoadFailed]) -> None:
         """Forgets the versions that the serving process could not load when it was started."""
         for failed in refused:
-            version = self.residents.find(failed.digest)
+            version = self.version_table.find(failed.digest)
             self._log.error("version_not_resumed", policy=str(version), error=failed.message)
-            self.residents.refuse(failed.digest)
+            self.version_table.refuse(failed.digest)
 
     def _note_shadowed(self, report: Shadowed) -> None:
         if not report.error:
@@ -378,7 +380,7 @@ class Supervisor:
             self._log.error("shadow_gets_nothing", error=report.error)
 
     def _log_unloaded(self, report: Unloaded) -> None:
-        version = self.residents.find(report.digest)
+        version = self.version_table.find(report.digest)
         if version is not None:
             self._log.info("version_unloaded", version=str(version), digest=version.digest, leases=report.leases)
 

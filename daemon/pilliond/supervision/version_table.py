@@ -1,4 +1,4 @@
-"""The residents: which versions the serving process has, as the control process knows it."""
+"""The version_table: which versions the serving process has, as the control process knows it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.traffic_split import Arm
 
 
-class Residents:
-    """Owns the sealed versions that are loaded; `close` gives them all back. It mirrors `residence` over there."""
+class VersionTable:
+    """Owns the sealed versions that are loaded; `close` gives them all back. It mirrors `residency` over there."""
 
     def __init__(self, stable: SealedVersion) -> None:
         self.stable = stable

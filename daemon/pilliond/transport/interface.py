@@ -17,7 +17,7 @@ The head and the tensors may be views of a buffer that the next `receive` overwr
 """
 
 Reply = list[Any]
-"""A message to send: the peer, the head, then the tensors; or behind a `begun` of the lane its `SlotArea`."""
+"""A message to send: the peer, the head, then the tensors; or behind a `begun` of the lane its `SlotRegion`."""
 
 
 class Sent(Enum):

@@ -24,7 +24,7 @@ from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
 from pilliond.linux.epoll import Events, Poller
 from pilliond.linux.peer_credentials import is_let_in
 from pilliond.transport.interface import Incoming, Reply, Sent
-from pilliond.transport.slots import SlotArea
+from pilliond.transport.slots import SlotRegion
 
 _OWNER_ONLY_UMASK: Final = 0o177
 _GROUP_TOO_MODE: Final = 0o660
@@ -114,7 +114,7 @@ class LaneListener:
         except OSError as error:
             # Or the peer went before it was let in.
             if error.errno in _NO_DESCRIPTOR:
-                self._lane.turn_away(self.socket)
+                self._lane.reject(self.socket)
             return
         self._lane.welcome(accepted)
 
@@ -185,7 +185,7 @@ class LaneTransport:
                 return self._failed(message[0], error)
             return _OK
         connection, head, *tensors = message
-        if tensors and type(tensors[0]) is SlotArea:
+        if tensors and type(tensors[0]) is SlotRegion:
             return self._pass(connection, pack(head, ()), tensors[0])
         try:
             connection.send(pack(head, tensors), _SEND_FLAGS)
@@ -193,7 +193,7 @@ class LaneTransport:
             return self._failed(connection, error)
         return _OK
 
-    def _pass(self, connection: LaneConnection, packet: Frame, area: SlotArea) -> Sent:
+    def _pass(self, connection: LaneConnection, packet: Frame, area: SlotRegion) -> Sent:
         """Sends a packet together with the memory of the slots that it speaks of."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(area.descriptor))]
         try:
@@ -227,7 +227,7 @@ class LaneTransport:
         self._connections.add(connection)
         self._poller.add(connection.descriptor, connection)
 
-    def turn_away(self, listener: socket.socket) -> None:
+    def reject(self, listener: socket.socket) -> None:
         """Tells the next peer that there is no descriptor for it, over the one that is kept for this.
 
         Left alone it would stay in the backlog, and the poller would tell of it without end.

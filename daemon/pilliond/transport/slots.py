@@ -46,7 +46,7 @@ class Slot:
         return generation
 
 
-class SlotArea:
+class SlotRegion:
     """The slots of one handle. Owns their memory, which is leased to a connection: when that goes, `revoke` ends it."""
 
     __slots__ = ("descriptor", "slots")
@@ -73,30 +73,30 @@ class SlotArea:
             os.close(self.descriptor)
 
 
-class SlotLeases:
+class SlotGrants:
     """Who holds how much of the memory for slots, `bytes_max` in all."""
 
     def __init__(self, bytes_max: int) -> None:
-        self.bytes_leased = 0
+        self.bytes_granted = 0
         self._bytes_max = bytes_max
 
-    def lease(self, version: Version, rows: int) -> SlotArea | None:
+    def grant(self, version: Version, rows: int) -> SlotRegion | None:
         """Slots for a handle of `rows` rows; None where inline is quicker, or where the memory is spent."""
         layout = version.slot_layout(rows)
-        if not layout.is_worth_it or self.bytes_leased + layout.area_bytes > self._bytes_max:
+        if not layout.is_worth_it or self.bytes_granted + layout.area_bytes > self._bytes_max:
             return None
         try:
-            area = SlotArea(layout, version, rows)
+            area = SlotRegion(layout, version, rows)
         except OSError:
             # No descriptor, or no memory, is left: the lane itself goes on.
             return None
-        self.bytes_leased += layout.area_bytes
+        self.bytes_granted += layout.area_bytes
         return area
 
-    def give_back(self, area: SlotArea, version: Version, rows: int) -> None:
+    def give_back(self, area: SlotRegion, version: Version, rows: int) -> None:
         """Ends the lease of an area."""
         if area.slots:
-            self.bytes_leased -= version.slot_layout(rows).area_bytes
+            self.bytes_granted -= version.slot_layout(rows).area_bytes
             area.revoke()
 
 

@@ -15,7 +15,7 @@ from pillion_protocol import Spec
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
-from pilliond.ipc.control_channel import VersionOrder
+from pilliond.ipc.control_channel import VersionRequest
 from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
 from pilliond.linux.epoll import Poller
 from pilliond.linux.stall_probe import StallProbe
@@ -24,7 +24,7 @@ from pilliond.versions.loaded_version import Identity, Version
 
 
 def build_version(
-    order: VersionOrder, model: bytes, golden: bytes | None, rows_max: int, settings: EngineSettings
+    order: VersionRequest, model: bytes, golden: bytes | None, rows_max: int, settings: EngineSettings
 ) -> Version:
     """A warm version from verified bytes; runs the golden pairs, where there are some. Raises `EngineError`."""
     parameters = order.distribution.parameters()
@@ -50,7 +50,7 @@ def read_descriptor(descriptor: int) -> bytes:
 class Built(msgspec.Struct, frozen=True):
     """What came of a load."""
 
-    order: VersionOrder
+    order: VersionRequest
     version: Version | None
     error: str
     load_ns: int
@@ -85,7 +85,7 @@ class VersionLoader:
         """Whether a version is being loaded."""
         return self._thread is not None
 
-    def start(self, order: VersionOrder, model_descriptor: int) -> None:
+    def start(self, order: VersionRequest, model_descriptor: int) -> None:
         """Begins to load, and takes the descriptor over; raises `OSError` where there is no memory for the version, or no
         descriptor to measure with."""
         assert self._thread is None
@@ -121,7 +121,7 @@ class VersionLoader:
         self._poller.remove(self._descriptor)
         os.close(self._descriptor)
 
-    def _load(self, order: VersionOrder, model_descriptor: int) -> None:
+    def _load(self, order: VersionRequest, model_descriptor: int) -> None:
         began_ns = time.monotonic_ns()
         version, error = None, ""
         try:

@@ -23,7 +23,7 @@ MIXED_METRICS_INDEX: Final = 0
 """The cells of the metrics page for acts that more than one version ran."""
 
 
-class Part:
+class VersionPartition:
     """A version, and the rows of a handle that lease it."""
 
     __slots__ = ("rows", "states", "version")
@@ -39,13 +39,13 @@ class Part:
         """As `InlineEngine.states`, for all rows of the handle; those that lease the version are read and written."""
 
 
-class JoinedEngine:
+class MixedEngine:
     """Runs every version on its own rows of one buffer. `rows` is how many there are, always all of them."""
 
     kind = "joined"
     strict_rows = 0
 
-    def __init__(self, parts: list[Part], rows: int) -> None:
+    def __init__(self, parts: list[VersionPartition], rows: int) -> None:
         first = parts[0].version
         self._parts = parts
         self.inputs: list[Array] = [
@@ -81,21 +81,21 @@ class JoinedEngine:
                 mine[part.rows] = after[:count]
             self.take(part, np.arange(count))
 
-    def take(self, part: Part, row_indices: NDArray[np.intp]) -> None:
+    def take(self, part: VersionPartition, row_indices: NDArray[np.intp]) -> None:
         """Takes what the engine of a part gave for these of its rows."""
         for name, output in self.outputs.items():
             output[part.rows[row_indices]] = part.version.engine.outputs[name][row_indices]
 
 
-class JoinedVersion(Version):
+class MixedVersion(Version):
     """The versions of the rows of one handle; all have the same spec."""
 
     def __init__(self, row_versions: list[Version]) -> None:
         self._rows = len(row_versions)
         distinct = list(dict.fromkeys(row_versions))
-        self.parts = [Part(version, row_versions) for version in distinct]
-        engine = JoinedEngine(self.parts, len(row_versions))
-        self._joined = engine
+        self.parts = [VersionPartition(version, row_versions) for version in distinct]
+        engine = MixedEngine(self.parts, len(row_versions))
+        self._mixed_engine = engine
         first = distinct[0]
         super().__init__(first.identity, first.spec, Distribution(), engine, metrics_index=MIXED_METRICS_INDEX)
         self.samplable = all(version.samplable for version in distinct)
@@ -124,7 +124,7 @@ class JoinedVersion(Version):
             mine = is_of_part[chosen]
             row_indices = np.searchsorted(part.rows, chosen[mine])
             part.version.resample(row_indices, seeds[mine], steps[mine])
-            self._joined.take(part, row_indices)
+            self._mixed_engine.take(part, row_indices)
 
     def fallback_tensors(self, fallback: Fallback, rows: int, last: Sequence[Frame]) -> Sequence[Frame] | None:
         """As `Version.fallback_tensors`, each row from its own version's card."""

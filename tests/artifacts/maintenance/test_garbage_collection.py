@@ -13,7 +13,7 @@ from pillion_artifacts import InvalidArtifactError, PolicyNotFoundError, Store
 from pillion_artifacts.errors import VersionExistsError
 from pillion_artifacts.maintenance.garbage_collection import Collection, collect
 from pillion_artifacts.maintenance.inspection import inspect_store
-from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_artifacts.verify.keys import generate_keys, open_signer
 from pillion_artifacts.verify.signing import sign
 from pillion_artifacts.verify.verification import Verifier, all_versions
@@ -74,11 +74,11 @@ def test_what_nobody_has_a_claim_on_is_gone_with_its_blobs(store: Store) -> None
 def test_what_is_aliased_pinned_leased_young_or_newest_stays(store: Store) -> None:
     store.move_alias(POLICY, "stable", "1.0.0", expected="")
     store.pin(f"{POLICY}@1.1.0", by="ann", reason="the paper")
-    _, lease = store.lease(f"{POLICY}@1.2.0")
-    with lease:
+    _, lock = store.lock_version(f"{POLICY}@1.2.0")
+    with lock:
         found = collect_all(store, grace=timedelta(days=1, hours=1), keep_newest=0)
     assert claims(found) == {
-        "1.0.0": "alias", "1.1.0": "pin", "1.2.0": "lease", "2.0.0-rc.1": "", "2.0.0": "young"
+        "1.0.0": "alias", "1.1.0": "pin", "1.2.0": "daemon", "2.0.0-rc.1": "", "2.0.0": "young"
     }  # fmt: skip
     assert claims(collect_all(store, keep_newest=1)) == {
         "1.0.0": "alias", "1.1.0": "pin", "1.2.0": "", "2.0.0": "newest"
@@ -97,15 +97,15 @@ def test_what_a_rollback_would_go_back_to_stays(store: Store) -> None:
 def test_the_lease_of_a_process_that_was_killed_is_none(store: Store) -> None:
     script = (
         "import sys, time; from pathlib import Path; from pillion_artifacts import Store\n"
-        "held = Store(Path(sys.argv[1])).lease(sys.argv[2]); print('held', flush=True); time.sleep(100)\n"
+        "held = Store(Path(sys.argv[1])).lock_version(sys.argv[2]); print('held', flush=True); time.sleep(100)\n"
     )
     line = [sys.executable, "-c", script, str(store.root), f"{POLICY}@1.0.0"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        assert claims(collect_all(store))["1.0.0"] == "lease"
+        assert claims(collect_all(store))["1.0.0"] == "daemon"
         process.kill()
-    assert leased_digests(store.root) == set()
+    assert locked_digests(store.root) == set()
     assert [fault.kind for fault in inspect_store(store)] == ["leftover"]
     assert claims(collect_all(store)) == {"1.0.0": ""}
     assert inspect_store(store) == []

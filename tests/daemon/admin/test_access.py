@@ -27,7 +27,7 @@ from pilliond.admin.http.token_file import change_tokens
 from pilliond.control import load_policy
 from pilliond.limits import REFUSALS_BURST_MAX
 from pilliond.linux.spawner import Spawner
-from pilliond.rollout.evaluation_leases import Evaluations
+from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
 from pilliond.settings.schema import load_settings
 from pilliond.supervision.supervisor import Supervisor
@@ -76,7 +76,7 @@ def endpoints() -> list[Endpoint]:
     releases = Releases(settings, supervisor, reference, log)
     try:
         return Admin(
-            supervisor, releases, Evaluations(supervisor, releases, log), Access.of(settings.admin, log)
+            supervisor, releases, EvaluationHolds(supervisor, releases, log), Access.of(settings.admin, log)
         ).endpoints
     finally:
         supervisor.close()

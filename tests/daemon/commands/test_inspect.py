@@ -66,7 +66,7 @@ def test_every_session_is_told_of_with_what_it_does(daemon: Daemon) -> None:
         assert (other["carrier"], other["lock_step"], other["fallback"]) == ("zmq", False, "zeros")
         assert (other["handles"], other["rows"], other["acts"]) == (0, 0, 1)
         assert mine["id"] < other["id"]
-        assert all(session["idle_s"] >= 0 and not session["is_of_campaign"] for session in told["sessions"])
+        assert all(session["idle_s"] >= 0 and not session["is_evaluation"] for session in told["sessions"])
         table = pillion_command(daemon, "sessions").stdout
         assert re.search(r"^\d+ +lane +1\.0\.0 +1 +3 +4 +yes +error", table, re.MULTILINE)
     assert said(daemon, "sessions")["sessions"] == []
@@ -157,7 +157,7 @@ def test_a_warmup_runs_every_bucket_of_a_loaded_version_while_others_act(daemon:
 
 def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
     words = [
-        "leases",
+        "holds",
         "add",
         POLICY,
         "1.1.0",
@@ -169,33 +169,33 @@ def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
         "the paper",
         "--wait",
     ]
-    lease = said(daemon, *words)
-    assert (lease["name"], lease["version"], lease["is_held"], lease["reason"]) == (
+    hold = said(daemon, *words)
+    assert (hold["name"], hold["version"], hold["is_held"], hold["reason"]) == (
         "campaign-7",
         "1.1.0",
         True,
         "the paper",
     )
-    until_s = time.mktime(time.strptime(lease["until"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
+    until_s = time.mktime(time.strptime(hold["until"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
     assert abs(until_s - time.time() - 86_400) < 600
-    assert [each["name"] for each in said(daemon, "leases")["leases"]] == ["campaign-7"]
-    table = pillion_command(daemon, "leases").stdout
+    assert [each["name"] for each in said(daemon, "holds")["holds"]] == ["campaign-7"]
+    table = pillion_command(daemon, "holds").stdout
     assert re.search(r"^campaign-7 +1\.1\.0 +20\S+Z +yes +\S+ +the paper", table, re.MULTILINE)
     assert re.search(r"^1\.1\.0 +evaluation", pillion_command(daemon, "status").stdout, re.MULTILINE)
-    result = pillion_command(daemon, "leases", "end", POLICY, "campaign-7", "--reason", "done")
-    assert re.fullmatch(rf"lease campaign-7: {POLICY}@1\.1\.0 until 20\S+Z, not held\n", result.stdout)
-    assert said(daemon, "leases")["leases"] == []
+    result = pillion_command(daemon, "holds", "end", POLICY, "campaign-7", "--reason", "done")
+    assert re.fullmatch(rf"hold campaign-7: {POLICY}@1\.1\.0 until 20\S+Z, not held\n", result.stdout)
+    assert said(daemon, "holds")["holds"] == []
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         (
-            ["leases", "add", POLICY, "1.1.0", "--name", "a", "--for", "a while", "--reason", "x"],
+            ["holds", "add", POLICY, "1.1.0", "--name", "a", "--for", "a while", "--reason", "x"],
             "such as 90m, 24h or 7d",
         ),
-        (["leases", "add", POLICY, "1.1.0", "--name", "a", "--for", "1h"], "--reason"),
-        (["leases", "end", POLICY, "nobody", "--reason", "x"], "there is no evaluation lease 'nobody'"),
+        (["holds", "add", POLICY, "1.1.0", "--name", "a", "--for", "1h"], "--reason"),
+        (["holds", "end", POLICY, "nobody", "--reason", "x"], "there is no evaluation hold 'nobody'"),
         (["warmup", "mars-lander"], f"expected {POLICY}, got mars-lander"),
     ],
 )

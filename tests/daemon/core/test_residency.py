@@ -10,7 +10,7 @@ import pytest
 
 from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Action, Begin, Begun, End, Error, Goodbye, Spec, TensorSpec, decode
-from pilliond.core.residency import Residence
+from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
@@ -37,7 +37,7 @@ class AddingEngine(CountingEngine):
 
 
 class Switchboard(Bench):
-    """A serving loop with a residence; `version(n)` is version 1.n.0, whose action is 100 × n more."""
+    """A serving loop with a residency; `version(n)` is version 1.n.0, whose action is 100 × n more."""
 
     def __init__(self, bounds: VersionSettings | None = None, limits: ServingLimits | None = None) -> None:
         super().__init__(limits)
@@ -54,7 +54,7 @@ class Switchboard(Bench):
             self.clock,
             lambda name, fields: self.events.append(name),
         )
-        self.residence = Residence(self.router, self.sessions, bounds or VersionSettings())
+        self.residency = Residency(self.router, self.sessions, bounds or VersionSettings())
 
     def make(self, number: int, spec: Spec = SPEC) -> Version:
         """Version 1.`number`.0, not loaded yet."""
@@ -64,9 +64,9 @@ class Switchboard(Bench):
 
     def switch(self, number: int, spec: Spec = SPEC) -> Version:
         """Loads a version where it is not, and switches to it."""
-        version = self.residence.find(bytes([number]) + DIGEST[1:]) or self.make(number, spec)
-        self.residence.add(version)
-        self.residence.switch(version, self.clock.now_ns)
+        version = self.residency.find(bytes([number]) + DIGEST[1:]) or self.make(number, spec)
+        self.residency.add(version)
+        self.residency.switch(version, self.clock.now_ns)
         return version
 
     def acted(self, begun: Begun, sequence: int, rows: int = 1, **fields: object) -> tuple[Action, list[float]]:
@@ -80,7 +80,7 @@ class Switchboard(Bench):
     def pass_time(self, seconds: float) -> list[bytes]:
         """Lets time pass; gives the first byte of the digests that went."""
         self.clock.now_ns += int(seconds * SECOND)
-        return [digest[:1] for digest, _ in self.residence.sweep(self.clock.now_ns)]
+        return [digest[:1] for digest, _ in self.residency.sweep(self.clock.now_ns)]
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_an_old_version_goes_when_nobody_leases_it_but_the_last_stable_one_stays
     board.ask(b"peer", End(welcome.session, welcome.epoch, 2, old.episode))
     assert board.pass_time(1) == [b"\0"]
     assert board.pass_time(1) == []
-    assert {version.identity.version for version in board.residence.versions()} == {"1.1.0", "1.2.0"}
+    assert {version.identity.version for version in board.residency.versions()} == {"1.1.0", "1.2.0"}
 
 
 def test_a_version_that_went_gives_its_memory_back_though_a_handle_held_it() -> None:
@@ -248,7 +248,7 @@ def test_a_session_whose_spec_or_range_differs_stays_on_the_old_version_and_new_
     assert board.open(b"third").version == "1.2.0"
     # 1.0.0 is neither stable nor the one before; a session that can lease nothing else holds it.
     board.pass_time(1)
-    assert board.residence.find(board.first.digest) is not None
+    assert board.residency.find(board.first.digest) is not None
     board.ask(b"other", Goodbye(pinned.session, pinned.epoch, 9))
     assert board.pass_time(1) == [b"\0"]
 
@@ -276,10 +276,10 @@ def test_a_rollback_finds_the_version_before_and_its_old_leases(board: Switchboa
 
 def test_a_loaded_version_serves_nobody_before_the_switch_and_may_be_forgotten(board: Switchboard) -> None:
     waiting = board.make(3)
-    board.residence.add(waiting)
+    board.residency.add(waiting)
     assert board.begin(board.open(), 1).leases[0].version == "1.0.0"
     assert board.pass_time(10_000) == []
-    board.residence.forget(waiting)
+    board.residency.forget(waiting)
     assert board.pass_time(0) == [b"\3"]
 
 
@@ -297,8 +297,8 @@ def test_each_row_of_a_divided_act_is_answered_for_its_own_observation(board: Sw
 def test_a_canary_at_ten_percent_gets_ten_percent_of_ten_thousand_episodes_and_keeps_them() -> None:
     board = Switchboard(limits=ServingLimits(rows_max=250, queue_rows_max=250))
     canary = board.make(1)
-    board.residence.add(canary)
-    board.residence.set_arms([(canary, 0.1)], 0)
+    board.residency.add(canary)
+    board.residency.set_arms([(canary, 0.1)], 0)
     welcome = board.open()
     leased: dict[int, int] = {}
     for first in range(0, 10_000, 250):
@@ -320,12 +320,12 @@ def test_an_arm_that_ends_is_leased_by_nobody_new_and_goes_when_its_episodes_end
     board.switch(1)
     board.switch(2)
     arm = board.make(3)
-    board.residence.add(arm)
-    board.residence.set_arms([(arm, 1.0)], board.clock.now_ns)
+    board.residency.add(arm)
+    board.residency.set_arms([(arm, 1.0)], board.clock.now_ns)
     welcome = board.open()
     begun = board.begin(welcome, 1)
     assert begun.leases[0].version == "1.3.0"
-    board.residence.set_arms([], board.clock.now_ns)
+    board.residency.set_arms([], board.clock.now_ns)
     assert board.begin(welcome, 2).leases[0].version == "1.2.0"
     assert b"\3" not in board.pass_time(1)
     assert board.acted(begun, 3)[1] == [303.0]
@@ -337,9 +337,9 @@ def test_an_arm_keeps_its_share_when_the_one_before_it_becomes_the_stable_versio
     board = Switchboard(limits=ServingLimits(rows_max=256, queue_rows_max=256))
     first, second = board.make(1), board.make(2)
     for arm in (first, second):
-        board.residence.add(arm)
-    board.residence.set_arms([(first, 0.5), (second, 0.25)], 0)
-    board.residence.switch(first, 1)
+        board.residency.add(arm)
+    board.residency.set_arms([(first, 0.5), (second, 0.25)], 0)
+    board.residency.switch(first, 1)
     begun = board.begin(board.open(), 1, rows=256)
     shared = [begun.leases[index].version for index in begun.row_leases]
     assert set(shared) == {"1.1.0", "1.2.0"}
@@ -348,8 +348,8 @@ def test_an_arm_keeps_its_share_when_the_one_before_it_becomes_the_stable_versio
 
 def test_an_arm_that_a_session_cannot_go_over_to_is_not_leased_by_it(board: Switchboard) -> None:
     arm = board.make(3)
-    board.residence.add(arm)
-    board.residence.set_arms([(arm, 1.0)], 0)
+    board.residency.add(arm)
+    board.residency.set_arms([(arm, 1.0)], 0)
     assert board.begin(board.open(version_range="<1.2"), 1).leases[0].version == "1.0.0"
 
 
@@ -359,24 +359,24 @@ def test_an_arm_that_a_session_cannot_go_over_to_is_not_leased_by_it(board: Swit
 def test_a_held_version_stays_past_every_bound_and_does_not_count(board: Switchboard) -> None:
     board = Switchboard(VersionSettings(old_max=0, old_mb_max=0, lease_s_max=1))
     begun = board.begin(board.open(), 1)
-    board.residence.hold([board.first], 0)
+    board.residency.hold([board.first], 0)
     board.switch(1)
     board.switch(2)
     assert board.pass_time(10_000) == [b"\1"]
     assert board.acted(begun, 2)[1] == [3.0]
-    board.residence.hold([], board.clock.now_ns)
+    board.residency.hold([], board.clock.now_ns)
     assert board.pass_time(0) == [b"\0"]
 
 
 def test_a_version_whose_hold_has_ended_is_bounded_from_then_on_as_any_old_one() -> None:
     board = Switchboard(VersionSettings(lease_s_max=60))
     held = board.make(3)
-    board.residence.add(held)
-    board.residence.hold([held], 0)
+    board.residency.add(held)
+    board.residency.hold([held], 0)
     welcome = board.open(version_range="==1.3.0")
     begun = board.begin(welcome, 1)
     assert board.pass_time(10_000) == []
-    board.residence.hold([], board.clock.now_ns)
+    board.residency.hold([], board.clock.now_ns)
     assert board.pass_time(59) == []
     assert board.acted(begun, 2)[1] == [303.0]
     assert codes([board.ask(b"peer", Begin(welcome.session, welcome.epoch, 3, [5]))]) == ["version_gone"]
@@ -385,34 +385,34 @@ def test_a_version_whose_hold_has_ended_is_bounded_from_then_on_as_any_old_one()
 
 def test_the_end_of_a_hold_leaves_the_stable_version_and_arms_alone(board: Switchboard) -> None:
     arm = board.make(1)
-    board.residence.add(arm)
-    board.residence.set_arms([(arm, 0.5)], 0)
-    board.residence.hold([board.first, arm], 0)
-    board.residence.hold([], 1)
+    board.residency.add(arm)
+    board.residency.set_arms([(arm, 0.5)], 0)
+    board.residency.hold([board.first, arm], 0)
+    board.residency.hold([], 1)
     assert board.pass_time(100_000) == []
-    assert len(board.residence) == 2
+    assert len(board.residency) == 2
 
 
 def test_a_session_of_a_campaign_is_moved_neither_by_a_switch_nor_by_an_arm(board: Switchboard) -> None:
     held = board.make(3)
-    board.residence.add(held)
-    board.residence.hold([held], 0)
+    board.residency.add(held)
+    board.residency.hold([held], 0)
     asking = board.open(version_range=">=1.3")
     board.switch(5)
     arm = board.make(4)
-    board.residence.add(arm)
-    board.residence.set_arms([(arm, 1.0)], 0)
+    board.residency.add(arm)
+    board.residency.set_arms([(arm, 1.0)], 0)
     for sequence in range(1, 20):
         assert board.begin(asking, sequence).leases[0].version == "1.3.0"
 
 
 def test_a_session_of_a_campaign_that_ended_goes_over_where_the_stable_version_suits_it(board: Switchboard) -> None:
     held = board.make(3)
-    board.residence.add(held)
-    board.residence.hold([held], 0)
+    board.residency.add(held)
+    board.residency.hold([held], 0)
     asking = board.open(version_range=">=1.3")
     board.switch(5)
-    board.residence.hold([], 0)
+    board.residency.hold([], 0)
     assert board.begin(asking, 1).leases[0].version == "1.5.0"
     assert board.pass_time(0) == [b"\3"]
 
@@ -421,13 +421,13 @@ def test_a_waiting_act_outlives_one_that_may_not_begin_its_episode(board: Switch
     limits = ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000)
     board = Switchboard(limits=limits)
     held = board.make(3)
-    board.residence.add(held)
-    board.residence.hold([held], 0)
+    board.residency.add(held)
+    board.residency.hold([held], 0)
     begun = board.begin(board.open(version_range="==1.3.0"), 1, rows=2)
     other = board.begin(board.open(b"other"), 1, peer=b"other")
     assert other.leases[0].version == "1.0.0"
     board.put(b"peer", act(begun, 2, 2), observation(2))
-    board.residence.hold([], 0)
+    board.residency.hold([], 0)
     board.put(b"peer", act(begun, 3, 2, episode_start=b"\1\0"), observation(2))
     answers = board.pump()
     assert codes(answers) == ["version_gone"]

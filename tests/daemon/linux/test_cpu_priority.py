@@ -10,9 +10,9 @@ import pytest
 
 TAKE = """
 import os, sys
-from pilliond.linux.cpu_priority import take_short_turns
+from pilliond.linux.cpu_priority import request_short_slices
 os.sched_setscheduler(0, int(sys.argv[1]), os.sched_param(int(sys.argv[2])))
-take_short_turns()
+request_short_slices()
 print(os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
 """
 

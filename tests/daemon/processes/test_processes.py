@@ -18,7 +18,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
 from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, publish
 
@@ -227,9 +227,9 @@ def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
     shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("leases"))
     digest = Store(tmp_path / "store").resolve("lunar-lander").digest
     daemon = start_daemon(store=tmp_path / "store")
-    assert leased_digests(tmp_path / "store") == {digest}
+    assert locked_digests(tmp_path / "store") == {digest}
     daemon.kill()
-    assert leased_digests(tmp_path / "store") == set()
+    assert locked_digests(tmp_path / "store") == set()
 
 
 def test_an_alias_and_a_digest_name_what_is_served(start_daemon: StartDaemon, tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from pillion_bench.variants import POLICY, publish_variant
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage, make_page
 from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.probation import Probation
-from pilliond.settings.schema import TakeBackSettings
+from pilliond.settings.schema import AutoRollbackSettings
 from tests.conftest import StartDaemon
 from tests.harness import blob_of, publish
 
 METRICS_INDEX = 2
-BOUNDS = TakeBackSettings(watch_s=60, acts_min=100, p99_us_max=1_000, p99_ratio_max=3)
+BOUNDS = AutoRollbackSettings(watch_s=60, acts_min=100, p99_us_max=1_000, p99_ratio_max=3)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def filled(model: bytes, name: bytes, count: int, value: float) -> bytes:
     return model[:at] + np.full(count, value, "<f4").tobytes() + model[at + 4 * count :]
 
 
-def test_a_version_that_answers_with_infinities_is_taken_back_and_not_tried_again_by_itself(
+def test_a_version_that_answers_with_infinities_is_rolled_back_and_not_tried_again_automatically(
     tmp_path: Path, start_daemon: StartDaemon
 ) -> None:
     publish_variant(tmp_path / "store", "1.0.0", 0.0)
@@ -125,14 +125,14 @@ def test_a_version_that_answers_with_infinities_is_taken_back_and_not_tried_agai
         episode = session.begin()
         episode.act(overflow)
         assert not np.isfinite(episode.last.outputs["value"])
-        taken = daemon.wait_for_event("taken_back")
+        taken = daemon.wait_for_event("auto_rollback")
         assert (taken["policy"], taken["fault"]) == (f"{POLICY}@1.1.0", "non_finite")
         daemon.wait_for_event("rollback_done")
         assert session.begin().version == "1.0.0"
     last = store.history(POLICY)[-1]
     assert (last.action, last.version, last.by) == ("rollback", "1.0.0", "pilliond")
     assert last.reason.startswith("taken back by itself: 1 acts were answered with a NaN")
-    assert daemon.metric("pillion_take_backs_total", reason="non_finite") == 1
+    assert daemon.metric("pillion_auto_rollbacks_total", reason="non_finite") == 1
     store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0", reason="again")
     daemon.wait_for_event("alias_not_followed")
 
@@ -152,7 +152,7 @@ def test_an_arm_that_answers_with_infinities_ends_by_itself_and_its_share_goes_b
         group = session.begin_many(64, seeds=range(64))
         group.act(np.full((64, 5, 5), 1e10, np.float32))
         assert not np.isfinite(group.last.outputs["value"]).all()
-        taken = daemon.wait_for_event("taken_back")
+        taken = daemon.wait_for_event("auto_rollback")
         assert (taken["policy"], taken["arm"], taken["fault"]) == (f"{POLICY}@1.1.0", "canary", "non_finite")
         daemon.wait_for_event("route_done", 2)
         told = daemon.ask("GET", path)[1]
@@ -164,7 +164,7 @@ def test_an_arm_that_answers_with_infinities_ends_by_itself_and_its_share_goes_b
     last = store.history(POLICY)[-1]
     assert (last.action, last.by) == ("route", "pilliond")
     assert last.reason.startswith("canary 1.1.0 taken back by itself: ")
-    assert daemon.metric("pillion_take_backs_total", reason="non_finite") == 1
+    assert daemon.metric("pillion_auto_rollbacks_total", reason="non_finite") == 1
     daemon.kill()
     again = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
     assert again.ask("GET", path)[1]["route"] == [arms[1]]

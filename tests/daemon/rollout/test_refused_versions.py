@@ -11,7 +11,7 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.card.golden_pairs import Golden
-from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
 from tests.conftest import StartDaemon
@@ -47,7 +47,7 @@ def check_is_refused(daemon: Daemon, store: Store, why: str) -> None:
         assert session.begin().version == "1.0.0"
     assert daemon.events("switch_failed")[0]["error"] == failed["error"]
     assert store.resolve("rounded@stable").version == "1.0.0"
-    assert leased_digests(store.root) == {store.resolve("rounded@1.0.0").digest}
+    assert locked_digests(store.root) == {store.resolve("rounded@1.0.0").digest}
 
 
 def test_one_whose_certificate_is_below_the_gate(store: Store, start_daemon: StartDaemon) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.harness import START_S_MAX, USER, Daemon, blob_of
@@ -136,7 +136,7 @@ def test_a_version_that_was_changed_on_the_disk_is_refused_and_the_live_one_unto
         assert (value_of(episode), session.begin().version) == (before, "1.0.0")
     assert store.resolve(f"{POLICY}@stable").version == "1.0.0"
     assert followed.metric("pillion_switches_total", outcome="failed") == 1
-    assert list(leased_digests(store.root)) == [store.resolve(f"{POLICY}@1.0.0").digest]
+    assert list(locked_digests(store.root)) == [store.resolve(f"{POLICY}@1.0.0").digest]
 
 
 def test_an_alias_that_points_at_a_version_that_failed_is_not_tried_again_by_itself(
@@ -226,7 +226,7 @@ def test_old_versions_are_unloaded_and_their_leases_in_the_store_given_back(foll
     switch(followed, "1.2.0")
     unloaded = followed.wait_for_event("version_unloaded")
     assert (unloaded["version"], unloaded["leases"]) == (f"{POLICY}@1.0.0", 0)
-    wait_until(lambda: len(leased_digests(store.root)) == 2)
+    wait_until(lambda: len(locked_digests(store.root)) == 2)
     assert {entry["version"] for entry in followed.ask("GET", PATH)[1]["resident"]} == {"1.1.0", "1.2.0"}
 
 

@@ -43,7 +43,7 @@ def put_arms(daemon: Daemon, **shares: float) -> dict[str, Any]:
     return daemon.operation(daemon.ask("PUT", f"{PATH}/route", {"arms": arms, "by": "ann", "reason": "a try"}))
 
 
-def told_arms(daemon: Daemon) -> list[tuple[str, str, float]]:
+def arm_statuses(daemon: Daemon) -> list[tuple[str, str, float]]:
     return [(arm["name"], arm["version"], arm["share"]) for arm in daemon.ask("GET", PATH)[1]["route"]]
 
 
@@ -67,18 +67,18 @@ def test_a_canary_is_there_again_when_the_serving_process_was_killed_with_the_sa
 ) -> None:
     daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
     assert put_arms(daemon, v1_1_0=0.25, v1_2_0=0.25)["outcome"] == "done"
-    arms, before = told_arms(daemon), leased(daemon)
+    arms, before = arm_statuses(daemon), leased(daemon)
     assert {0, 1, 2} == set(before)
     daemon.kill_serving()
     kill_as_it_starts(daemon)
     daemon.wait_ready(2)
-    assert (told_arms(daemon), leased(daemon)) == (arms, before)
+    assert (arm_statuses(daemon), leased(daemon)) == (arms, before)
     # One that cannot start, perhaps because of an arm, begins with the stable version alone.
     daemon.kill_serving()
     for _ in range(2):
         kill_as_it_starts(daemon)
     daemon.wait_ready(3)
-    assert (told_arms(daemon), served(daemon)) == ([], "1.0.0")
+    assert (arm_statuses(daemon), served(daemon)) == ([], "1.0.0")
     assert set(daemon.wait_for_event("versions_left_out")["policies"]) == {f"{POLICY}@1.1.0", f"{POLICY}@1.2.0"}
 
 
@@ -103,13 +103,13 @@ def test_a_canary_is_there_again_when_the_daemon_was_killed_with_the_same_seeds(
 ) -> None:
     daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
     put_arms(daemon, v1_1_0=0.25)
-    arms, before = told_arms(daemon), leased(daemon)
+    arms, before = arm_statuses(daemon), leased(daemon)
     daemon.kill()
     again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
-    assert (told_arms(again), leased(again)) == (arms, before)
+    assert (arm_statuses(again), leased(again)) == (arms, before)
     put_arms(again)
     again.kill()
-    assert told_arms(start_daemon(policy=f"{POLICY}@stable", store=store.root)) == []
+    assert arm_statuses(start_daemon(policy=f"{POLICY}@stable", store=store.root)) == []
 
 
 def test_what_was_made_stable_stays_so_where_the_settings_say_no_version(
@@ -156,8 +156,8 @@ def test_daemons_that_were_told_to_serve_different_things_have_different_routes(
 ) -> None:
     one = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
     put_arms(one, v1_1_0=0.5)
-    assert told_arms(start_daemon(policy=f"{POLICY}@1.2.0", store=store.root)) == []
-    assert told_arms(start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)) == [("canary", "1.1.0", 0.5)]
+    assert arm_statuses(start_daemon(policy=f"{POLICY}@1.2.0", store=store.root)) == []
+    assert arm_statuses(start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)) == [("canary", "1.1.0", 0.5)]
 
 
 def test_a_switch_to_an_arms_version_ends_that_arm_for_good(store: Store, start_daemon: StartDaemon) -> None:
@@ -169,7 +169,7 @@ def test_a_switch_to_an_arms_version_ends_that_arm_for_good(store: Store, start_
     # While no daemon runs, too.
     store.move_alias(POLICY, "stable", "1.2.0", expected="1.0.0")
     again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
-    assert (served(again), told_arms(again)) == ("1.2.0", [])
+    assert (served(again), arm_statuses(again)) == ("1.2.0", [])
     switch(again, "1.0.0")
     route = find_route(store.root, POLICY, "stable")
     assert route is not None
@@ -186,7 +186,7 @@ def test_an_arm_that_cannot_be_loaded_any_more_does_not_keep_the_daemon_from_ser
     blob.chmod(0o644)
     blob.write_bytes(b"")
     again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
-    assert (served(again), told_arms(again)) == ("1.0.0", [("b", "1.2.0", 0.25)])
+    assert (served(again), arm_statuses(again)) == ("1.0.0", [("b", "1.2.0", 0.25)])
     assert "model.onnx" in again.wait_for_event("version_not_resumed")["error"]
 
 
@@ -200,7 +200,7 @@ def test_gc_leaves_what_a_route_names_while_no_daemon_runs(store: Store, start_d
     claims = {each.version: each.claim for each in collect(store, grace=timedelta(0), keep_newest=0).versions}
     assert claims == {"1.0.0": "route", "1.1.0": "route", "1.2.0": "route", "1.3.0": ""}
     again = start_daemon(policy=POLICY, store=store.root)
-    assert (set(leased(again)), told_arms(again)) == ({0, 1}, [("canary", "1.0.0", 0.25)])
+    assert (set(leased(again)), arm_statuses(again)) == ({0, 1}, [("canary", "1.0.0", 0.25)])
 
 
 def stopped_in_a_switch(daemon: Daemon, store: Store) -> tuple[int, dict[str, Any], dict[str, str]]:

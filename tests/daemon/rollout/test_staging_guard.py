@@ -15,7 +15,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage, make_page
 from pilliond.rollout.live_window import LiveWindow, Reading
@@ -240,7 +240,7 @@ def test_staging_gives_up_and_says_why_and_the_live_version_goes_on(
     assert failed["outcome"] == "failed"
     assert failed["error"].startswith(why)
     assert staging_processes(daemon) == []
-    assert list(leased_digests(store.root)) == [store.resolve(f"{POLICY}@1.0.0").digest]
+    assert list(locked_digests(store.root)) == [store.resolve(f"{POLICY}@1.0.0").digest]
     with pillion.connect(daemon.address) as session:
         episode = session.begin()
         episode.act(np.zeros((5, 5), np.float32))

@@ -90,8 +90,8 @@ def test_every_time_that_its_timer_wakes_it_is_a_tick_however_long_one_takes(ben
     start_ns = bench.clock.now_ns
     for number in range(10):
         bench.clock.now_ns = start_ns + number * TICK_MS * 1_000_000
-        bench.loop.turn([])
-        bench.loop.turn([])
+        bench.loop.run_once([])
+        bench.loop.run_once([])
     assert len(ticks) == 10
 
 
@@ -222,7 +222,7 @@ def test_a_peer_that_never_stops_sending_does_not_keep_the_loop(bench: Bench) ->
     taken_max = (ROUNDS_PER_BATCH_MAX + 1) * MESSAGES_PER_LOOK_MAX
     for _ in range(taken_max + 50):
         bench.transport.inbox.append([b"peer", b"garbage"])
-    bench.loop.turn(bench.poller.poll(0, 1))
+    bench.loop.run_once(bench.poller.poll(0, 1))
     assert len(bench.transport.inbox) == 50
     assert len(bench.transport.sent) == taken_max
 
@@ -231,7 +231,7 @@ def test_where_another_has_something_too_one_message_of_each_is_taken_at_a_look(
     for _ in range(ROUNDS_PER_BATCH_MAX * 2):
         bench.transport.inbox.append([b"peer", b"garbage"])
         bench.other_transport.inbox.append([b"other", b"garbage"])
-    bench.loop.turn(bench.poller.poll(0, 2))
+    bench.loop.run_once(bench.poller.poll(0, 2))
     assert len(bench.transport.inbox) == len(bench.other_transport.inbox) == ROUNDS_PER_BATCH_MAX - 1
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
-from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
 from tests.daemon.support.wide_policies import WIDTH, publish_wide
 from tests.harness import Daemon
@@ -56,7 +56,7 @@ def test_a_version_that_the_serving_process_has_no_memory_for_is_refused_and_the
             np.testing.assert_array_equal(episode.act(OBSERVATION), 2 * OBSERVATION)
         assert daemon.serving_pid == pid
         assert [each["version"] for each in daemon.ask("GET", PATH)[1]["resident"]] == ["1.0.0"]
-        assert leased_digests(store.root) == {store.resolve("wide@1.0.0").digest}
+        assert locked_digests(store.root) == {store.resolve("wide@1.0.0").digest}
         limit(daemon, None)
         assert stage(daemon)["outcome"] == "done"
         np.testing.assert_array_equal(episode.act(OBSERVATION), 2 * OBSERVATION)

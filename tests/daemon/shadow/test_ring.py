@@ -15,15 +15,15 @@ from pillion_protocol import Begun
 from pillion_protocol.slots import write_generation
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.ipc import shadow_page as cell
-from pilliond.ipc.control_channel import VersionOrder
-from pilliond.ipc.shadow_channel import ShadowOrder
+from pilliond.ipc.control_channel import VersionRequest
+from pilliond.ipc.shadow_channel import ShadowRequest
 from pilliond.ipc.shadow_page import BATCH_HEAD, ShadowPage, make_shadow_page
 from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.settings.schema import EngineSettings
-from pilliond.shadow.replayer import Understudy
+from pilliond.shadow.replayer import Replayer
 from pilliond.shadow.ring import RingError, SeenBatch, ShadowRing
 from pilliond.shadow.states import ShadowStates
-from pilliond.transport.slots import SlotArea
+from pilliond.transport.slots import SlotRegion
 from pilliond.versions.loaded_version import Identity, Version
 from tests.daemon.support.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, observation
 
@@ -63,13 +63,13 @@ class TappedBench(Bench):
         self.ring.release()
         return (batch, *seen)
 
-    def understudy(self, *, carries: bool = False, share: float = 1.0) -> tuple[Understudy, CountingEngine]:
+    def replayer(self, *, carries: bool = False, share: float = 1.0) -> tuple[Replayer, CountingEngine]:
         """Another version with the same engine, on the other side of the ring."""
         engine = CountingEngine(8, carries=carries)
         version = Version(Identity("counter", "1.2.4", DIGEST), SPEC, GAUSSIAN, engine)
-        named = VersionOrder("counter", "1.2.4", DIGEST, SPEC, GAUSSIAN, None, Tolerance(), [], 0)
-        order = ShadowOrder(named, Tolerance(), share, 0.0, 8, EngineSettings(), 1_000, 1)
-        return Understudy(order, version, self.shadow_page), engine
+        named = VersionRequest("counter", "1.2.4", DIGEST, SPEC, GAUSSIAN, None, Tolerance(), [], 0)
+        order = ShadowRequest(named, Tolerance(), share, 0.0, 8, EngineSettings(), 1_000, 1)
+        return Replayer(order, version, self.shadow_page), engine
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 8)), max_size=60), st.sampled_from([512, 1_024, 4_096]))
@@ -122,7 +122,7 @@ def test_acts_of_one_batch_stay_together_and_say_which_of_them_were_drawn() -> N
 
 def test_rows_that_a_client_changed_after_they_were_answered_are_not_taken() -> None:
     bench = TappedBench()
-    area = SlotArea(bench.version.slot_layout(1), bench.version, 1)
+    area = SlotRegion(bench.version.slot_layout(1), bench.version, 1)
     slot = area.slots[0]
     (session,) = bench.sessions._sessions.values()
     group = EpisodeGroup(1, session, 7, bench.version, [1])
@@ -150,14 +150,14 @@ def test_what_is_no_batch_is_refused() -> None:
 
 def test_the_same_engine_agrees_also_where_it_carries_a_state_and_rows_were_missed() -> None:
     bench = TappedBench(1_024, carries=True)
-    understudy, _ = bench.understudy(carries=True)
+    replayer, _ = bench.replayer(carries=True)
     begun = bench.handle(2)
     for turn in range(40):
         bench.act(begun, 2, float(turn), episode_start=b"\0\1" if turn % 10 == 5 else b"")
         if turn % 20 > 12:
             continue
-        understudy.look()
-    understudy.look()
+        replayer.look()
+    replayer.look()
     rows, agreed, missed, skipped = bench.cells(cell.ROWS, cell.AGREED_ROWS, cell.MID_EPISODE_ROWS, cell.NO_ROOM_ROWS)
     assert rows == agreed > 20
     assert missed > 0
@@ -166,16 +166,16 @@ def test_the_same_engine_agrees_also_where_it_carries_a_state_and_rows_were_miss
 
 def test_what_its_engine_fails_to_run_is_counted_and_its_episodes_are_not_gone_on_with() -> None:
     bench = TappedBench(carries=True)
-    understudy, engine = bench.understudy(carries=True)
+    replayer, engine = bench.replayer(carries=True)
     begun = bench.handle(2)
     bench.act(begun, 2)
     engine.fails = True
-    understudy.look()
+    replayer.look()
     engine.fails = False
     bench.act(begun, 2)
-    understudy.look()
+    replayer.look()
     bench.act(begun, 2, episode_start=b"\1\1")
-    understudy.look()
+    replayer.look()
     assert bench.cells(cell.FAILED_ROWS, cell.MID_EPISODE_ROWS, cell.ROWS, cell.AGREED_ROWS) == [2, 2, 2, 2]
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pillion_artifacts import Store
 from pillion_artifacts.store.sealed_artifact import seal_artifact
-from pilliond.ipc.control_channel import Assignment
+from pilliond.ipc.control_channel import StartupConfig
 from pilliond.ipc.metrics_page import make_page
 from pilliond.ipc.sealed_version import seal
 from pilliond.settings.schema import Settings
 from tests.harness import STORE
 
 
-def assigned(address: str) -> Assignment:
+def assigned(address: str) -> StartupConfig:
     """To serve `lunar-lander` at `address`, with every setting at its default."""
     store = Store(STORE)
     sealed = seal(seal_artifact(store, store.resolve("lunar-lander")))
     sealed.metrics_index = 1
     settings = Settings()
-    return Assignment(
+    return StartupConfig(
         epoch=1,
         listen=[address],
         version=sealed.order(),
@@ -27,8 +27,8 @@ def assigned(address: str) -> Assignment:
         engine=settings.engine,
         limits=settings.limits,
         serving=settings.serving,
-        residence=settings.versions,
-        watch_s=settings.take_back.watch_s,
+        residency=settings.versions,
+        watch_s=settings.auto_rollback.watch_s,
         certificate=settings.staging.certificate,
         group=None,
     )

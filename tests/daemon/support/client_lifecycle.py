@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 import numpy as np
 
 import pillion
-from tests.daemon.support.raw_lane import RawHandle, RawLane
+from tests.daemon.support.raw_lane import RawEpisodeGroup, RawLane
 from tests.daemon.support.wide_policies import WIDTH
 
 PHASES: Final = (
@@ -57,7 +57,7 @@ def life(address: str) -> Iterator[str]:
         yield from _leaving(lane, handle)
 
 
-def _opening(lane: RawLane) -> Generator[str, None, RawHandle]:
+def _opening(lane: RawLane) -> Generator[str, None, RawEpisodeGroup]:
     lane.say(lane.conversation.hello()[1][0])
     yield "hello sent"
     lane.conversation.opened(lane.hear_frames())
@@ -71,7 +71,7 @@ def _opening(lane: RawLane) -> Generator[str, None, RawHandle]:
     return handle
 
 
-def _acting(lane: RawLane, handle: RawHandle) -> Iterator[str]:
+def _acting(lane: RawLane, handle: RawEpisodeGroup) -> Iterator[str]:
     handle.set_generation(1, 0)
     handle.map()[64 : 64 + 2 * WIDTH] = bytes(2 * WIDTH)
     yield "slot half written"
@@ -108,7 +108,7 @@ def _erring(lane: RawLane) -> Iterator[str]:
     yield "both refused"
 
 
-def _leaving(lane: RawLane, handle: RawHandle) -> Iterator[str]:
+def _leaving(lane: RawLane, handle: RawEpisodeGroup) -> Iterator[str]:
     lane.say(lane.conversation.end(handle.episode)[1][0])
     yield "end sent"
     lane.hear()

@@ -198,7 +198,7 @@ class Bench:
         is_done = False
         while not is_done:
             ready = self.loop._wait()
-            self.loop.turn(ready)
+            self.loop.run_once(ready)
             is_done = not ready
 
     def ask(self, peer: bytes, message: Message, *tensors: bytes) -> Message:

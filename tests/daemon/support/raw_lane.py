@@ -20,7 +20,7 @@ from tests.harness import WAIT_S_MAX
 Floats = NDArray[np.float32]
 
 
-class RawHandle:
+class RawEpisodeGroup:
     """A handle and the memory of its slots, if it has some. Owns its mapping and its descriptor."""
 
     def __init__(self, lane: RawLane, begun: Begun, rows: int, descriptors: list[int]) -> None:
@@ -88,7 +88,7 @@ class RawLane:
 
     def __init__(self, address: str) -> None:
         self.conversation = Conversation("raw")
-        self.handles: list[RawHandle] = []
+        self.handles: list[RawEpisodeGroup] = []
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(WAIT_S_MAX)
         self.socket.connect(address.removeprefix("lane://"))
@@ -124,17 +124,17 @@ class RawLane:
         self.conversation.opened(self.hear_frames())
         return self
 
-    def begin(self, rows: int = 1, slots: bool = True) -> RawHandle:
+    def begin(self, rows: int = 1, slots: bool = True) -> RawEpisodeGroup:
         """Begins a handle."""
         self.say(self.conversation.begin(list(range(rows)), slots)[1][0])
         return self.take_begun(rows)
 
-    def take_begun(self, rows: int = 1) -> RawHandle:
+    def take_begun(self, rows: int = 1) -> RawEpisodeGroup:
         """Receives a `begun` and the descriptor that comes with it."""
         packet, descriptors, _, _ = socket.recv_fds(self.socket, PACKET_BYTES_MAX, 4)
         begun = decode(unpack(memoryview(packet), [1])[0])
         assert isinstance(begun, Begun), begun
-        self.handles.append(RawHandle(self, begun, rows, descriptors))
+        self.handles.append(RawEpisodeGroup(self, begun, rows, descriptors))
         return self.handles[-1]
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ import psutil
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.cli.verification_report import verify_and_report
-from pillion_artifacts.store.daemon_leases import leased_digests
+from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_artifacts.store.transaction import locked
 from pillion_bench.variants import POLICY, publish_variant
 from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon
@@ -186,7 +186,7 @@ class Scene:
         if not report.intact:
             raise Broken(f"fsck: {report}")
         held = {self.store.resolve(f"{POLICY}@{each['version']}").digest for each in self._state()["resident"]}
-        if (leased := leased_digests(self.store.root)) != held:
+        if (leased := locked_digests(self.store.root)) != held:
             raise Broken(f"leases: expected those of {held}, got {leased}")
 
     def _state(self) -> dict[str, Any]:

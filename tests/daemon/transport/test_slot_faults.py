@@ -22,7 +22,7 @@ from pillion_protocol import Action, Ended, Error, Message, Pong
 from pillion_protocol.lane import TENSOR_BYTES_MAX, pack
 from pilliond.limits import LANE_SEND_BUFFER_BYTES
 from tests.conftest import StartDaemon
-from tests.daemon.support.raw_lane import Floats, RawHandle, RawLane
+from tests.daemon.support.raw_lane import Floats, RawEpisodeGroup, RawLane
 from tests.daemon.support.wide_policies import NARROW, WIDTH, publish_tall, publish_wide
 from tests.daemon.transport.test_slots import memfds, wait_for_no_memfd
 from tests.harness import WAIT_S_MAX, Daemon
@@ -100,7 +100,7 @@ def refused(message: Message) -> str:
     return message.code
 
 
-def acts_run(lane: RawLane, handle: RawHandle) -> int:
+def acts_run(lane: RawLane, handle: RawEpisodeGroup) -> int:
     """Ends a handle and gives how many acts of it the daemon says it has run."""
     ended = lane.ask(lane.conversation.end(handle.episode)[1][0])
     assert isinstance(ended, Ended)

@@ -47,7 +47,7 @@ class Visitors:
         return noted
 
 
-class AdminSite(web.BaseSite):
+class AdminListener(web.BaseSite):
     """Owns a listening socket and the connections that came of it until they are shaken hands with.
 
     Rule: of `ADMIN_CONNECTIONS_MAX` connections, the oldest of those whose request is not being answered goes for another one.

@@ -13,7 +13,7 @@ import pilliond
 from pilliond.admin.http.endpoints import Endpoint, Scope
 from pilliond.admin.http.problems import TYPE as PROBLEM_TYPE
 from pilliond.admin.http.problems import Problem
-from pilliond.rollout.operation import OperationTold
+from pilliond.rollout.operation import OperationStatus
 
 Tree = dict[str, Any]
 
@@ -183,7 +183,7 @@ def _answer(endpoint: Endpoint, status: HTTPStatus, schemas: dict[Any, Tree]) ->
 
 def _link(endpoints: Sequence[Endpoint], paths: dict[str, Tree]) -> None:
     """Says of each answer that is an operation under way where that can be looked at."""
-    looks = [each for each in endpoints if each.method == "GET" and each.answer is OperationTold]
+    looks = [each for each in endpoints if each.method == "GET" and each.answer is OperationStatus]
     for endpoint in endpoints:
         if looks and _begins(endpoint):
             link = {"operationId": _identity(looks[0]), "parameters": {"number": "$response.body#/number"}}
@@ -193,7 +193,7 @@ def _link(endpoints: Sequence[Endpoint], paths: dict[str, Tree]) -> None:
 
 
 def _begins(endpoint: Endpoint) -> bool:
-    return endpoint.answer is OperationTold and HTTPStatus.ACCEPTED in endpoint.statuses
+    return endpoint.answer is OperationStatus and HTTPStatus.ACCEPTED in endpoint.statuses
 
 
 def _headers(endpoint: Endpoint) -> Tree:

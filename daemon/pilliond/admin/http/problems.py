@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from pillion_artifacts import ArtifactError
-from pillion_artifacts.errors import ConflictError, LeaseExistsError, PolicyNotFoundError, StoreError
+from pillion_artifacts.errors import ConflictError, HoldExistsError, PolicyNotFoundError, StoreError
 from pilliond.errors import BusyError, SwitchError
 
 TYPE: Final = "application/problem+json"
@@ -76,8 +76,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem(HTTPStatus.CONFLICT, "cannot-switch", str(error))
     except PolicyNotFoundError as error:
         return problem(HTTPStatus.NOT_FOUND, "version-not-found", str(error))
-    except LeaseExistsError as error:
-        return problem(HTTPStatus.CONFLICT, "lease-exists", str(error))
+    except HoldExistsError as error:
+        return problem(HTTPStatus.CONFLICT, "hold-exists", str(error))
     except ConflictError as error:
         return problem(HTTPStatus.CONFLICT, "moved-meanwhile", str(error))
     except StoreError as error:

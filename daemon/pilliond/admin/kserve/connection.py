@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pillion import PillionError, RefusedError, aio
-from pilliond.limits import KSERVE_ANSWER_S_MAX, KSERVE_IDLE_HANDLE_S, KSERVE_IDLE_HANDLES_MAX
+from pilliond.limits import KSERVE_ANSWER_S_MAX, KSERVE_IDLE_GROUP_S, KSERVE_IDLE_GROUPS_MAX
 
 
 class Target(NamedTuple):
@@ -46,7 +46,7 @@ class Line:
             if group.rows == len(seeds):
                 del self._idle[index]
                 return group
-        while len(self._idle) >= KSERVE_IDLE_HANDLES_MAX:
+        while len(self._idle) >= KSERVE_IDLE_GROUPS_MAX:
             await self.end(self._idle.pop(0)[1])
         return await self.begin(seeds)
 
@@ -60,7 +60,7 @@ class Line:
 
     async def end_idle(self, now_s: float) -> None:
         """Ends the handles that were not asked for lately."""
-        while self._idle and self._idle[0][0] + KSERVE_IDLE_HANDLE_S <= now_s:
+        while self._idle and self._idle[0][0] + KSERVE_IDLE_GROUP_S <= now_s:
             await self.end(self._idle.pop(0)[1])
 
     async def end(self, group: aio.EpisodeGroup) -> None:

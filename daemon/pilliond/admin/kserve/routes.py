@@ -133,11 +133,11 @@ class KServeRoutes:
 
     async def _statistics(self, request: web.Request) -> web.Response:
         self._check_model(request)
-        wanted = [self._loaded(request)] if "version" in request.match_info else self._supervisor.residents
+        wanted = [self._loaded(request)] if "version" in request.match_info else self._supervisor.version_table
         return json_response(statistics_of(wanted, self._supervisor.page))
 
     async def _all_statistics(self, request: web.Request) -> web.Response:
-        return json_response(statistics_of(self._supervisor.residents, self._supervisor.page))
+        return json_response(statistics_of(self._supervisor.version_table, self._supervisor.page))
 
     async def _index(self, request: web.Request) -> web.Response:
         await body_of(request, IndexRequest)
@@ -145,7 +145,7 @@ class KServeRoutes:
         return json_response(
             [
                 IndexEntry(each.policy, each.version, "READY", "" if each in answering else "it answers no new episode")
-                for each in self._supervisor.residents
+                for each in self._supervisor.version_table
             ]
         )
 
@@ -162,7 +162,7 @@ class KServeRoutes:
             )
         self._running += 1
         try:
-            specs = [version.card.spec() for version in self._supervisor.residents]
+            specs = [version.card.spec() for version in self._supervisor.version_table]
             bytes_max = max(body_bytes_max(spec, self._rows_max) for spec in specs)
             return await self._answer(request, await read_body(request, bytes_max))
         finally:
@@ -195,7 +195,7 @@ class KServeRoutes:
         if parameters.begins:
             return self._asked(request)
         digest = self._data_path.digest_of(parameters.sequence_id)
-        held = next((each for each in self._supervisor.residents if each.digest == digest), None)
+        held = next((each for each in self._supervisor.version_table if each.digest == digest), None)
         return self._loaded(request) if held is None or "version" in request.match_info else held
 
     def _response(self, asked: InferRequest, wanted: list[RequestedOutput], ran: Ran) -> web.Response:
@@ -224,7 +224,7 @@ class KServeRoutes:
         if parameters.seed is not None:
             return [parameters.seed + row for row in range(rows)]
         count = 1 if parameters.deterministic else rows
-        if named is not None and parameters.begins and self._supervisor.residents.arms:
+        if named is not None and parameters.begins and self._supervisor.version_table.arms:
             seeds = self._seeds_for(named, count)
         else:
             seeds = [_random_seed() for _ in range(count)]
@@ -248,7 +248,7 @@ class KServeRoutes:
     def _digest_for(self, unit: float) -> bytes:
         """The version that an episode falls to, as `Router` decides it."""
         end = 0.0
-        for arm in self._supervisor.residents.arms:
+        for arm in self._supervisor.version_table.arms:
             end += arm.share
             if unit < end:
                 return arm.digest
@@ -276,9 +276,9 @@ class KServeRoutes:
 
     def _answering(self) -> list[SealedVersion]:
         """The versions that answer new episodes, the stable one first."""
-        residents = self._supervisor.residents
-        arms = [residents.find(arm.digest) for arm in residents.arms]
-        return [residents.stable, *(version for version in arms if version is not None)]
+        version_table = self._supervisor.version_table
+        arms = [version_table.find(arm.digest) for arm in version_table.arms]
+        return [version_table.stable, *(version for version in arms if version is not None)]
 
     def _asked(self, request: web.Request) -> SealedVersion:
         """The version that a request names, which must answer new episodes; the stable one where it names none."""
@@ -293,11 +293,11 @@ class KServeRoutes:
 
     def _loaded(self, request: web.Request) -> SealedVersion:
         """The version that a request names, which must be loaded; the stable one where it names none."""
-        residents = self._supervisor.residents
-        named = request.match_info.get("version", residents.stable.version)
-        version = next((each for each in residents if each.version == named), None)
+        version_table = self._supervisor.version_table
+        named = request.match_info.get("version", version_table.stable.version)
+        version = next((each for each in version_table if each.version == named), None)
         if version is None:
-            loaded = ", ".join(each.version for each in residents)
+            loaded = ", ".join(each.version for each in version_table)
             raise KServeError(HTTPStatus.NOT_FOUND, f"version {_short(named)}: expected one that is loaded, {loaded}")
         return version
 
@@ -307,7 +307,7 @@ class KServeRoutes:
             raise KServeError(HTTPStatus.NOT_FOUND, f"model {_short(asked)}: expected {served}")
 
     def _version_of(self, digest: str) -> str:
-        version = self._supervisor.residents.find(bytes.fromhex(digest.removeprefix("sha256:")))
+        version = self._supervisor.version_table.find(bytes.fromhex(digest.removeprefix("sha256:")))
         return digest if version is None else version.version
 
 

@@ -43,7 +43,7 @@ class GcPauses(msgspec.Struct, frozen=True):
     max_ms: float
 
 
-class EngineTold(msgspec.Struct, frozen=True):
+class EngineInfo(msgspec.Struct, frozen=True):
     """What runs the policy."""
 
     kind: str
@@ -102,7 +102,7 @@ class Health(msgspec.Struct, frozen=True):
     busy_poll: BusyPoll
     gc_pauses: GcPauses
     shadow: ShadowHealth | None
-    engine: EngineTold | None
+    engine: EngineInfo | None
     uptime_s: float
     ready_s: float | None
     serving: ServingProcess
@@ -138,7 +138,7 @@ def health_of(supervisor: Supervisor, shadows: Shadows, started_ns: int) -> Heal
             max_ms=cells[page.GC_PAUSE_NS_MAX] / _MS,
         ),
         shadow=_shadow(shadows),
-        engine=msgspec.convert(ready.engine, EngineTold) if ready else None,
+        engine=msgspec.convert(ready.engine, EngineInfo) if ready else None,
         uptime_s=(now_ns - started_ns) / _S,
         ready_s=(now_ns - cells[page.READY_AT_NS]) / _S if is_ready else None,
         serving=_serving(supervisor),

@@ -87,19 +87,19 @@ class PageCollector(Collector):
         cells = self._page.cells
         releases = self._releases
         leases = GaugeMetricFamily("pillion_version_leases", "Handles by the version that they lease.", labels=["policy", "version"])  # fmt: skip
-        for version in self._supervisor.residents:
+        for version in self._supervisor.version_table:
             leases.add_metric(
                 [version.policy, version.version], cells[page.VERSION_CELLS[version.metrics_index].episodes]
             )
         yield leases
-        held = len(self._supervisor.residents.held)
+        held = len(self._supervisor.version_table.held)
         yield GaugeMetricFamily("pillion_held_versions", "Versions that are held for evaluations.", value=held)
         switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks by what became of them.", labels=["outcome"])  # fmt: skip
         for outcome, count in releases.switches.items():
             switches.add_metric([outcome.value], count)
         yield switches
-        taken = CounterMetricFamily("pillion_take_backs", "Versions taken back by the bound that they crossed.", labels=["reason"])  # fmt: skip
-        for reason, count in releases.take_backs.items():
+        taken = CounterMetricFamily("pillion_auto_rollbacks", "Versions taken back by the bound that they crossed.", labels=["reason"])  # fmt: skip
+        for reason, count in releases.auto_rollbacks.items():
             taken.add_metric([reason], count)
         yield taken
         if releases.stager.swap_impact is not None:
@@ -135,7 +135,7 @@ class PageCollector(Collector):
     def _version_cells(self) -> list[tuple[str, VersionCells]]:
         """The cells of each version, and of the acts that several versions ran (`mixed`)."""
         return [("mixed", page.VERSION_CELLS[0])] + [
-            (version.version, page.VERSION_CELLS[version.metrics_index]) for version in self._supervisor.residents
+            (version.version, page.VERSION_CELLS[version.metrics_index]) for version in self._supervisor.version_table
         ]
 
     def _of_versions(self, name: str, text: str, histograms: list[tuple[str, Histogram]]) -> Metric:

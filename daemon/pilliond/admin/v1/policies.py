@@ -13,12 +13,12 @@ from pilliond.admin.http.endpoints import Endpoint, Scope, T, Text, Version, bod
 from pilliond.admin.http.guard import asked_by
 from pilliond.admin.http.problems import ProblemError
 from pilliond.admin.v1.policy_state import (
-    ArmTold,
+    ArmStatus,
     Draining,
     PolicyList,
     PolicyState,
     Resident,
-    ShadowTold,
+    ShadowStatus,
     StoredVersion,
     VersionList,
 )
@@ -27,7 +27,7 @@ from pilliond.ipc import metrics_page
 from pilliond.ipc.metrics_page import VERSION_CELLS, Phase
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import ARMS_MAX
-from pilliond.rollout.operation import Operation, OperationTold
+from pilliond.rollout.operation import Operation, OperationStatus
 from pilliond.rollout.releases import Releases
 from pilliond.shadow.report import ShadowReport
 from pilliond.supervision.supervisor import Supervisor
@@ -107,7 +107,7 @@ class PolicyRoutes:
         policy = "/v1/policies/{policy}"
         begun = (HTTPStatus.ACCEPTED, HTTPStatus.OK)
         view, operate = Scope.VIEW, Scope.OPERATE
-        done = OperationTold
+        done = OperationStatus
         return [
             Endpoint("GET", "/v1/policies", self._list, "The policies that are served", view, PolicyList),
             Endpoint(
@@ -165,7 +165,7 @@ class PolicyRoutes:
         policy = self._supervisor.stable.policy
         entries = [entry for entry in self._releases.store.index().versions() if entry.title == policy]
         aliases = self._releases.store.aliases(policy)
-        roles = {version.digest: self._role(version) for version in self._supervisor.residents}
+        roles = {version.digest: self._role(version) for version in self._supervisor.version_table}
         shadow = self._releases.shadows.current
         if shadow is not None:
             roles.setdefault(shadow.digest, "shadow")
@@ -197,7 +197,7 @@ class PolicyRoutes:
 
     def _state(self) -> PolicyState:
         supervisor, releases = self._supervisor, self._releases
-        operations, previous = releases.operations, supervisor.residents.previous
+        operations, previous = releases.operations, supervisor.version_table.previous
         return PolicyState(
             policy=supervisor.stable.policy,
             phase=supervisor.phase.name.lower(),
@@ -206,27 +206,27 @@ class PolicyRoutes:
             previous=previous.version if previous else None,
             follows=releases.followed or None,
             sessions=supervisor.page.cells[metrics_page.SESSIONS],
-            resident=[self._resident(version) for version in supervisor.residents],
+            resident=[self._resident(version) for version in supervisor.version_table],
             route=self._arms(),
             shadow=self._shadow_now(),
             swap_impact=releases.stager.swap_impact,
             operation=operations[-1].told() if operations else None,
         )
 
-    def _arms(self) -> list[ArmTold]:
-        residents = self._supervisor.residents
+    def _arms(self) -> list[ArmStatus]:
+        version_table = self._supervisor.version_table
         return [
-            ArmTold(arm.name, version.version, arm.share)
-            for arm in residents.arms
-            if (version := residents.find(arm.digest)) is not None
+            ArmStatus(arm.name, version.version, arm.share)
+            for arm in version_table.arms
+            if (version := version_table.find(arm.digest)) is not None
         ]
 
-    def _shadow_now(self) -> ShadowTold | None:
+    def _shadow_now(self) -> ShadowStatus | None:
         shadow = self._releases.shadows.current
         if shadow is None:
             return None
         state = self._releases.shadows.state(shadow)
-        return ShadowTold(shadow.version, shadow.process.share, shadow.live_version, state)
+        return ShadowStatus(shadow.version, shadow.process.share, shadow.live_version, state)
 
     def _resident(self, version: SealedVersion) -> Resident:
         return Resident(
@@ -239,13 +239,13 @@ class PolicyRoutes:
         )
 
     def _role(self, version: SealedVersion) -> str:
-        residents = self._supervisor.residents
-        if version is residents.stable:
+        version_table = self._supervisor.version_table
+        if version is version_table.stable:
             return "stable"
-        arm = next((arm.name for arm in residents.arms if arm.digest == version.key), None)
-        if arm is None and version is residents.previous:
+        arm = next((arm.name for arm in version_table.arms if arm.digest == version.key), None)
+        if arm is None and version is version_table.previous:
             return "previous"
-        return arm or ("evaluation" if version.key in residents.held else "resident")
+        return arm or ("evaluation" if version.key in version_table.held else "resident")
 
     # Changing
 
@@ -272,10 +272,10 @@ class PolicyRoutes:
 
     async def _warm_up(self, request: web.Request) -> web.Response:
         body = await self.decided(request, WarmupBody)
-        residents = self._supervisor.residents
+        version_table = self._supervisor.version_table
         target = self._releases.resolve(body.version) if body.version else None
-        key = bytes.fromhex(target.digest.removeprefix("sha256:")) if target else residents.stable.key
-        version = residents.find(key)
+        key = bytes.fromhex(target.digest.removeprefix("sha256:")) if target else version_table.stable.key
+        version = version_table.find(key)
         if version is None:
             raise SwitchError(f"{target} is not loaded: expected one that is; stage it first")
         return _begun(self._releases.warm_up(version, asked_by(request, body.by), body.reason))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pilliond.ipc.batch_certificate import Certificate
-from pilliond.rollout.operation import OperationTold
+from pilliond.rollout.operation import OperationStatus
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class Resident(msgspec.Struct, frozen=True):
     """None where it was not staged."""
 
 
-class ArmTold(msgspec.Struct, frozen=True):
+class ArmStatus(msgspec.Struct, frozen=True):
     """An arm of the route."""
 
     name: str
@@ -30,7 +30,7 @@ class ArmTold(msgspec.Struct, frozen=True):
     share: float
 
 
-class ShadowTold(msgspec.Struct, frozen=True):
+class ShadowStatus(msgspec.Struct, frozen=True):
     """The shadow that runs."""
 
     version: str
@@ -52,10 +52,10 @@ class PolicyState(msgspec.Struct, frozen=True):
     """The alias that is followed."""
     sessions: int
     resident: list[Resident]
-    route: list[ArmTold]
-    shadow: ShadowTold | None
+    route: list[ArmStatus]
+    shadow: ShadowStatus | None
     swap_impact: float | None
-    operation: OperationTold | None
+    operation: OperationStatus | None
     """The last one."""
 
 

@@ -15,8 +15,8 @@ from pilliond.admin.kserve.connection import Target
 from pilliond.admin.kserve.data_path import Call, DataPath
 from pilliond.admin.kserve.errors import KServeError
 from pilliond.limits import (
-    KSERVE_IDLE_HANDLE_S,
-    KSERVE_IDLE_HANDLES_MAX,
+    KSERVE_IDLE_GROUP_S,
+    KSERVE_IDLE_GROUPS_MAX,
     KSERVE_REQUESTS_MAX,
     KSERVE_SEQUENCE_IDLE_S,
     KSERVE_SEQUENCES_MAX,
@@ -92,28 +92,28 @@ async def test_a_handle_is_used_again_for_as_many_rows_and_begins_anew_each_time
 
 async def test_idle_handles_are_ended_after_a_while(side: Side) -> None:
     await side.run(1)
-    side.clock.now_s += KSERVE_IDLE_HANDLE_S / 2
+    side.clock.now_s += KSERVE_IDLE_GROUP_S / 2
     await side.run(2)
-    side.clock.now_s += KSERVE_IDLE_HANDLE_S / 2
+    side.clock.now_s += KSERVE_IDLE_GROUP_S / 2
     await side.path.tend(side.clock())
     await side.holds(sessions=1, episodes=1)
-    side.clock.now_s += KSERVE_IDLE_HANDLE_S
+    side.clock.now_s += KSERVE_IDLE_GROUP_S
     await side.path.tend(side.clock())
     await side.holds(sessions=0, episodes=0)
     assert await side.run() == 1.0
 
 
 async def test_handles_of_many_sizes_stay_bounded(side: Side) -> None:
-    for rows in range(1, KSERVE_IDLE_HANDLES_MAX + 5):
+    for rows in range(1, KSERVE_IDLE_GROUPS_MAX + 5):
         await side.run(rows)
-    await side.holds(sessions=1, episodes=KSERVE_IDLE_HANDLES_MAX)
+    await side.holds(sessions=1, episodes=KSERVE_IDLE_GROUPS_MAX)
     assert await asyncio.gather(*(side.run(1) for _ in range(KSERVE_REQUESTS_MAX))) == [1.0] * KSERVE_REQUESTS_MAX
     assert await side.run(99) == 1.0
-    await side.holds(sessions=1, episodes=KSERVE_IDLE_HANDLES_MAX)
+    await side.holds(sessions=1, episodes=KSERVE_IDLE_GROUPS_MAX)
 
 
 def test_handles_of_requests_and_of_sequences_fit_into_a_session_each() -> None:
-    assert ServingLimits().episodes_max >= KSERVE_REQUESTS_MAX + KSERVE_IDLE_HANDLES_MAX
+    assert ServingLimits().episodes_max >= KSERVE_REQUESTS_MAX + KSERVE_IDLE_GROUPS_MAX
     assert ServingLimits().episodes_max >= KSERVE_REQUESTS_MAX + KSERVE_SEQUENCES_MAX
 
 

@@ -1,4 +1,4 @@
-"""Evaluation leases: a version is held for a campaign, whatever is switched, collected or restarted. Real daemons and stores."""
+"""Evaluation holds: a version is held for a campaign, whatever is switched, collected or restarted. Real daemons and stores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import StartDaemon
 from tests.daemon.rollout.test_releases import OBSERVATION, PATH, STEP, switch, value_of, wait_until
 from tests.harness import USER, Daemon, blob_of
 
-LEASES = f"{PATH}/leases"
+HOLDS = f"{PATH}/holds"
 STRICT = {"versions__old_max": 0, "versions__lease_s_max": 0.2}
 """Under these settings an old version is gone at once."""
 
@@ -39,13 +39,13 @@ def followed(store: Store, start_daemon: StartDaemon) -> Daemon:
 
 
 def hold(daemon: Daemon, version: str, name: str = "campaign-7", ttl_s: float = 3_600, **fields: str) -> dict[str, Any]:
-    """Makes a lease, and waits until its version is held."""
+    """Makes a hold, and waits until its version is held."""
     body = {"name": name, "version": version, "ttl_s": ttl_s, **fields}
-    status, lease, _ = daemon.ask("POST", LEASES, body)
-    assert status == 201, lease
-    done = daemon.operation(daemon.ask("GET", f"/v1/operations/{lease['operation']}"))
-    assert (done["kind"], done["outcome"]) == ("lease", "done"), done
-    return lease
+    status, hold, _ = daemon.ask("POST", HOLDS, body)
+    assert status == 201, hold
+    done = daemon.operation(daemon.ask("GET", f"/v1/operations/{hold['operation']}"))
+    assert (done["kind"], done["outcome"]) == ("hold", "done"), done
+    return hold
 
 
 def campaign(daemon: Daemon, steps: int = 8) -> list[bytes]:
@@ -94,8 +94,8 @@ def test_gc_leaves_a_held_version_alone_while_the_daemon_is_down(store: Store, f
 
 
 def test_only_a_session_that_asks_for_it_gets_a_held_version_and_a_switch_does_not_move_it(followed: Daemon) -> None:
-    lease = hold(followed, "1.1.0", by="ann", reason="the paper")
-    assert (lease["name"], lease["version"], lease["by"], lease["reason"]) == (
+    made = hold(followed, "1.1.0", by="ann", reason="the paper")
+    assert (made["name"], made["version"], made["by"], made["reason"]) == (
         "campaign-7",
         "1.1.0",
         f"ann (user {USER})",
@@ -131,7 +131,7 @@ def test_after_its_end_no_episode_of_the_campaign_begins_and_its_version_goes(fo
     with pillion.connect(followed.address, version="==1.1.0") as session:
         episode = session.begin()
         value_of(episode)
-        status, ended, _ = followed.ask("DELETE", f"{LEASES}/campaign-7", {"by": "bob", "reason": "it is done"})
+        status, ended, _ = followed.ask("DELETE", f"{HOLDS}/campaign-7", {"by": "bob", "reason": "it is done"})
         assert (status, ended["is_held"]) == (200, False)
         with pytest.raises(pillion.RefusedError) as refused:
             session.begin()
@@ -143,10 +143,10 @@ def test_after_its_end_no_episode_of_the_campaign_begins_and_its_version_goes(fo
     with pytest.raises(pillion.RefusedError) as refused:
         pillion.connect(followed.address, version="==1.1.0")
     assert refused.value.code == "version_not_found"
-    assert followed.ask("GET", LEASES)[1]["leases"] == []
+    assert followed.ask("GET", HOLDS)[1]["holds"] == []
     last = store.history(POLICY)[-1]
     assert (last.action, last.version, last.by, last.reason) == (
-        "end-lease",
+        "end-hold",
         "1.1.0",
         f"bob (user {USER})",
         "campaign-7: it is done",
@@ -163,7 +163,7 @@ def test_after_its_end_an_episode_goes_on_as_on_any_old_version_and_a_row_does_n
         observations = np.stack([OBSERVATION] * 2)
         group.act(observations)
         before = group.last.outputs["value"].tolist()
-        daemon.ask("DELETE", f"{LEASES}/campaign-7")
+        daemon.ask("DELETE", f"{HOLDS}/campaign-7")
         with pytest.raises(pillion.RefusedError) as refused:
             group.act(observations, episode_start=[True, False])
         assert refused.value.code == "version_gone"
@@ -178,9 +178,9 @@ def test_a_lease_ends_by_itself_when_its_time_is_over_and_lasts_longer_when_it_i
     again = hold(followed, "1.1.0", "short", ttl_s=1)
     assert again["id"] == first["id"]
     assert again["until"] < first["until"]
-    wait_until(lambda: followed.ask("GET", LEASES)[1]["leases"] == [])
+    wait_until(lambda: followed.ask("GET", HOLDS)[1]["holds"] == [])
     last = store.history(POLICY)[-1]
-    assert (last.action, last.by, last.reason) == ("end-lease", "pilliond", "short: its time is over")
+    assert (last.action, last.by, last.reason) == ("end-hold", "pilliond", "short: its time is over")
     followed.wait_for_event("version_unloaded")
 
 
@@ -189,7 +189,7 @@ def test_a_lease_that_is_ended_in_the_store_by_another_holds_nothing_any_more(fo
     hold(followed, "1.2.0", "b")
     store.end_hold(POLICY, "a", by="another daemon")
     assert followed.wait_for_event("version_unloaded")["version"] == f"{POLICY}@1.1.0"
-    (left,) = followed.ask("GET", LEASES)[1]["leases"]
+    (left,) = followed.ask("GET", HOLDS)[1]["holds"]
     assert (left["name"], left["is_held"]) == ("b", True)
 
 
@@ -197,34 +197,34 @@ def test_a_version_that_cannot_be_loaded_is_not_held(followed: Daemon, store: St
     blob = blob_of(store.root, f"{POLICY}@1.1.0", "model.onnx")
     blob.chmod(0o644)
     blob.write_bytes(b"")
-    _, lease, _ = followed.ask("POST", LEASES, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 60})
-    assert not lease["is_held"]
-    failed = followed.operation(followed.ask("GET", f"/v1/operations/{lease['operation']}"))
+    _, hold, _ = followed.ask("POST", HOLDS, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 60})
+    assert not hold["is_held"]
+    failed = followed.operation(followed.ask("GET", f"/v1/operations/{hold['operation']}"))
     assert failed["outcome"] == "failed"
     assert "model.onnx" in failed["error"]
-    assert followed.ask("GET", LEASES)[1]["leases"] == []
+    assert followed.ask("GET", HOLDS)[1]["holds"] == []
     assert store.evaluations(POLICY) == []
-    assert store.history(POLICY)[-1].action == "end-lease"
+    assert store.history(POLICY)[-1].action == "end-hold"
 
 
 def test_a_lease_that_is_cancelled_while_it_is_staged_is_none(followed: Daemon, store: Store) -> None:
-    followed.ask("POST", LEASES, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 60})
+    followed.ask("POST", HOLDS, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 60})
     assert followed.ask("DELETE", f"{PATH}/stage")[0] == 200
     wait_until(lambda: store.evaluations(POLICY) == [])
-    assert followed.ask("GET", LEASES)[1]["leases"] == []
+    assert followed.ask("GET", HOLDS)[1]["holds"] == []
 
 
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "kind"),
     [
-        ("POST", LEASES, {"name": "held", "version": "1.1.0", "ttl_s": 60}, 409, "lease-exists"),
-        ("POST", LEASES, {"name": "a", "version": "9.9.9", "ttl_s": 60}, 404, "version-not-found"),
-        ("POST", LEASES, {"name": "a", "version": "1.1.0"}, 400, "malformed"),
-        ("POST", LEASES, {"name": "a", "version": "1.1.0", "ttl_s": 0}, 400, "malformed"),
-        ("POST", LEASES, {"name": "a", "version": "1.1.0", "ttl_s": 1e9}, 400, "malformed"),
-        ("POST", LEASES, {"name": "a/b", "version": "1.1.0", "ttl_s": 60}, 400, "malformed"),
-        ("DELETE", f"{LEASES}/nobody", {}, 404, "lease-not-found"),
-        ("GET", "/v1/policies/mars-lander/leases", None, 404, "policy-not-found"),
+        ("POST", HOLDS, {"name": "held", "version": "1.1.0", "ttl_s": 60}, 409, "hold-exists"),
+        ("POST", HOLDS, {"name": "a", "version": "9.9.9", "ttl_s": 60}, 404, "version-not-found"),
+        ("POST", HOLDS, {"name": "a", "version": "1.1.0"}, 400, "malformed"),
+        ("POST", HOLDS, {"name": "a", "version": "1.1.0", "ttl_s": 0}, 400, "malformed"),
+        ("POST", HOLDS, {"name": "a", "version": "1.1.0", "ttl_s": 1e9}, 400, "malformed"),
+        ("POST", HOLDS, {"name": "a/b", "version": "1.1.0", "ttl_s": 60}, 400, "malformed"),
+        ("DELETE", f"{HOLDS}/nobody", {}, 404, "hold-not-found"),
+        ("GET", "/v1/policies/mars-lander/holds", None, 404, "policy-not-found"),
         ("POST", f"{PATH}/warmup", {"version": "1.1.0"}, 409, "cannot-switch"),
         ("POST", f"{PATH}/warmup", {"version": "9.9.9"}, 404, "version-not-found"),
         ("GET", "/v1/sessions?limit=0", None, 400, "malformed"),
@@ -240,7 +240,7 @@ def test_what_cannot_be_done_is_a_problem_and_changes_nothing(
     result, told, _ = holding.ask(method, path, body)
     assert (result, told["type"]) == (status, f"urn:pillion:{kind}")
     assert holding.ask("GET", PATH)[2]["ETag"] == before[2]["ETag"]
-    assert [lease["name"] for lease in holding.ask("GET", LEASES)[1]["leases"]] == ["held"]
+    assert [hold["name"] for hold in holding.ask("GET", HOLDS)[1]["holds"]] == ["held"]
 
 
 def test_metrics_say_how_many_versions_are_held(holding: Daemon) -> None:
@@ -249,7 +249,7 @@ def test_metrics_say_how_many_versions_are_held(holding: Daemon) -> None:
 
 @pytest.fixture(scope="module")
 def holding(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
-    """A daemon with a lease on the version that it serves, which no test changes."""
+    """A daemon with a hold on the version that it serves, which no test changes."""
     root = tmp_path_factory.mktemp("store")
     publish_variant(root, "1.0.0", 0.0)
     publish_variant(root, "1.1.0", STEP)
@@ -261,18 +261,18 @@ def holding(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory
 def test_of_two_operators_the_second_is_told_that_the_first_was_there(followed: Daemon) -> None:
     headers = {"If-Match": followed.ask("GET", PATH)[2]["ETag"]}
     body = {"name": "campaign-7", "version": "1.0.0", "ttl_s": 60}
-    assert followed.ask("POST", LEASES, body, headers)[0] == 201
-    status, told, _ = followed.ask("DELETE", f"{LEASES}/campaign-7", {}, headers)
+    assert followed.ask("POST", HOLDS, body, headers)[0] == 201
+    status, told, _ = followed.ask("DELETE", f"{HOLDS}/campaign-7", {}, headers)
     assert (status, told["type"]) == (412, "urn:pillion:changed-meanwhile")
 
 
 def test_a_lease_whose_version_is_being_staged_when_the_daemon_ends_is_there_when_it_starts_again(
     store: Store, start_daemon: StartDaemon, followed: Daemon
 ) -> None:
-    followed.ask("POST", LEASES, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 600})
+    followed.ask("POST", HOLDS, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 600})
     assert followed.stop() == 0
     again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
-    (lease,) = again.ask("GET", LEASES)[1]["leases"]
-    assert (lease["name"], lease["is_held"]) == ("campaign-7", True)
+    (hold,) = again.ask("GET", HOLDS)[1]["holds"]
+    assert (hold["name"], hold["is_held"]) == ("campaign-7", True)
     with pillion.connect(again.address, version="==1.1.0") as session:
         assert session.begin().version == "1.1.0"

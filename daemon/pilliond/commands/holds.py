@@ -1,4 +1,4 @@
-"""The operator's `pillion leases`: versions that are held for campaigns."""
+"""The operator's `pillion holds`: versions that are held for campaigns."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class OperatorGroup(click.Group):
             raise Failure(str(error), error.exit_code) from None
 
 
-@click.group("leases", cls=OperatorGroup, invoke_without_command=True)
+@click.group("holds", cls=OperatorGroup, invoke_without_command=True)
 @admin_option
 @json_option
 @click.pass_context
-def leases(context: click.Context, admin: str, as_json: bool) -> None:
+def holds(context: click.Context, admin: str, as_json: bool) -> None:
     """The versions that are held for campaigns: neither a switch nor the collection of garbage takes them away."""
     if context.invoked_subcommand is not None:
         # What stands before the subcommand counts, unless it says otherwise.
@@ -55,14 +55,14 @@ def leases(context: click.Context, admin: str, as_json: bool) -> None:
         context.default_map = {context.invoked_subcommand: given}
         return
     client = client_of(admin)
-    told = client.get(f"/v1/policies/{client.policy()['policy']}/leases")
+    told = client.get(f"/v1/policies/{client.policy()['policy']}/holds")
     if as_json:
         print_json(told)
     else:
-        _print_leases(told["leases"])
+        _print_holds(told["holds"])
 
 
-@leases.command("add", cls=OperatorCommand)
+@holds.command("add", cls=OperatorCommand)
 @click.argument("policy")
 @click.argument("version")
 @click.option("--name", required=True, help="What the campaign calls it.")
@@ -75,39 +75,39 @@ def add(policy: str, version: str, name: str, ttl_s: float, reason: str, wait: b
     """Holds VERSION for a campaign, whose sessions ask for it with version "==1.2.3". Again: it lasts from now on."""
     client = client_of(admin)
     body = {"name": name, "version": version, "ttl_s": ttl_s, "reason": reason, "by": who()}
-    path = f"/v1/policies/{policy}/leases"
+    path = f"/v1/policies/{policy}/holds"
     told = client.post(path, body)
     if wait:
         wait_for(client, client.get(f"/v1/operations/{told['operation']}"))
-        told = next(lease for lease in client.get(path)["leases"] if lease["name"] == name)
+        told = next(hold for hold in client.get(path)["holds"] if hold["name"] == name)
     _show(told, as_json)
 
 
-@leases.command("end", cls=OperatorCommand)
+@holds.command("end", cls=OperatorCommand)
 @click.argument("policy")
 @click.argument("name")
 @why_option
 @admin_option
 @json_option
 def end(policy: str, name: str, reason: str, admin: str, as_json: bool) -> None:
-    """Ends the lease NAME: its campaign begins no more episodes, and its version may go."""
-    path = f"/v1/policies/{policy}/leases/{name}"
+    """Ends the hold NAME: its campaign begins no more episodes, and its version may go."""
+    path = f"/v1/policies/{policy}/holds/{name}"
     _show(client_of(admin).delete(path, {"reason": reason, "by": who()}), as_json)
 
 
-def _show(lease: dict[str, Any], as_json: bool) -> None:
+def _show(hold: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json(lease)
+        print_json(hold)
         return
-    state = "held" if lease["is_held"] else "not held"
-    click.echo(f"lease {lease['name']}: {lease['policy']}@{lease['version']} until {_moment(lease['until'])}, {state}")
+    state = "held" if hold["is_held"] else "not held"
+    click.echo(f"hold {hold['name']}: {hold['policy']}@{hold['version']} until {_moment(hold['until'])}, {state}")
 
 
-def _print_leases(told: list[dict[str, Any]]) -> None:
+def _print_holds(told: list[dict[str, Any]]) -> None:
     rows = table("NAME", "VERSION", "UNTIL", "HELD", "BY", "WHY")
-    for lease in told:
-        held = "yes" if lease["is_held"] else "not yet"
-        rows.add_row(lease["name"], lease["version"], _moment(lease["until"]), held, lease["by"], lease["reason"])
+    for hold in told:
+        held = "yes" if hold["is_held"] else "not yet"
+        rows.add_row(hold["name"], hold["version"], _moment(hold["until"]), held, hold["by"], hold["reason"])
     print_table(rows)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation leases and routes in the store: what `gc` leaves alone, who said so, and what is done when a file is damaged."""
+"""Evaluation holds and routes in the store: what `gc` leaves alone, who said so, and what is done when a file is damaged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from pillion_artifacts import Store
 from pillion_artifacts.cli.verification_report import repair_and_report
-from pillion_artifacts.errors import InvalidArtifactError, LeaseExistsError, PolicyNotFoundError
+from pillion_artifacts.errors import HoldExistsError, InvalidArtifactError, PolicyNotFoundError
 from pillion_artifacts.maintenance.garbage_collection import collect
 from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.store.routes import Route, RouteArm
@@ -68,8 +68,8 @@ def test_the_audit_log_says_who_held_what_and_why(store: Store) -> None:
     store.end_hold(POLICY, "campaign-7", by="bob", reason="done")
     said = [(record.action, record.version, record.by, record.reason) for record in store.history(POLICY)[-2:]]
     assert said == [
-        ("lease", "1.0.0", "ann", "campaign-7: the paper"),
-        ("end-lease", "1.0.0", "bob", "campaign-7: done"),
+        ("hold", "1.0.0", "ann", "campaign-7: the paper"),
+        ("end-hold", "1.0.0", "bob", "campaign-7: done"),
     ]
     assert inspect_store(store) == []
 
@@ -80,23 +80,23 @@ def test_a_lease_is_renewed_for_the_same_version_and_refused_for_another(store: 
     hold(store, "1.0.0", "campaign-7", hours=2)
     (again,) = store.evaluations(POLICY)
     assert (again.id, again.until - first.until) == (first.id, timedelta(hours=1))
-    with pytest.raises(LeaseExistsError, match=r"holds 1\.0\.0: end it first"):
+    with pytest.raises(HoldExistsError, match=r"holds 1\.0\.0: end it first"):
         hold(store, "1.1.0", "campaign-7")
     store.end_hold(POLICY, "campaign-7")
     hold(store, "1.0.0", "campaign-7")
     assert store.evaluations(POLICY)[0].id != first.id
-    with pytest.raises(PolicyNotFoundError, match="no evaluation lease 'campaign-9'"):
+    with pytest.raises(PolicyNotFoundError, match="no evaluation hold 'campaign-9'"):
         store.end_hold(POLICY, "campaign-9")
 
 
 def test_leases_are_bounded_in_number_and_those_whose_time_is_over_do_not_count(store: Store, clock: Wound) -> None:
     for number in range(8):
         hold(store, "1.0.0", f"campaign-{number}", hours=number + 1)
-    with pytest.raises(LeaseExistsError, match="at most 8 leases"):
+    with pytest.raises(HoldExistsError, match="at most 8 holds"):
         hold(store, "1.0.0", "campaign-8")
     clock.now += timedelta(hours=1)
     hold(store, "1.0.0", "campaign-8")
-    assert [lease.name for lease in store.evaluations(POLICY)][-1] == "campaign-8"
+    assert [hold.name for hold in store.evaluations(POLICY)][-1] == "campaign-8"
 
 
 @pytest.mark.parametrize("name", ["evaluations.json", f"routes/{POLICY}.json"])

@@ -1,4 +1,4 @@
-"""Leases: a running daemon says which version it serves by a locked file, which its death unlocks however it dies."""
+"""Daemon locks: a running daemon says which version it serves by a locked file, which its death unlocks however it dies."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-LEASES_NAME: Final = "leases"
+LOCKS_NAME: Final = "leases"
 
 
-class Lease:
+class DaemonLock:
     """Keeps `gc` from a version for as long as it is open. Owns its file: `close` gives it back."""
 
     def __init__(self, root: Path, digest: str) -> None:
-        folder = root / LEASES_NAME
+        folder = root / LOCKS_NAME
         folder.mkdir(exist_ok=True)
         self._descriptor, name = tempfile.mkstemp(dir=folder, prefix=f"{digest.removeprefix('sha256:')}.")
         self._path = Path(name)
@@ -36,18 +36,18 @@ class Lease:
         self.close()
 
 
-def leased_digests(root: Path) -> set[str]:
-    """The digests that living processes hold. For who holds the lock of the store: a lease is made under it."""
-    return {f"sha256:{path.name.partition('.')[0]}" for path in _lease_files(root) if is_held(path)}
+def locked_digests(root: Path) -> set[str]:
+    """The digests that living processes hold. For who holds the lock of the store: a lock is made under it."""
+    return {f"sha256:{path.name.partition('.')[0]}" for path in _lock_files(root) if is_held(path)}
 
 
-def stale_leases(root: Path) -> list[Path]:
+def stale_locks(root: Path) -> list[Path]:
     """The files of processes that are gone. For who holds the lock of the store."""
-    return [path for path in _lease_files(root) if not is_held(path)]
+    return [path for path in _lock_files(root) if not is_held(path)]
 
 
 def is_held(path: Path) -> bool:
-    """Whether the process that made a lease still lives."""
+    """Whether the process that made a lock still lives."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -61,6 +61,6 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _lease_files(root: Path) -> list[Path]:
-    folder = root / LEASES_NAME
+def _lock_files(root: Path) -> list[Path]:
+    folder = root / LOCKS_NAME
     return sorted(folder.iterdir()) if folder.is_dir() else []

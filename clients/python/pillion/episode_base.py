@@ -19,7 +19,7 @@ from pillion_protocol import Action, ErrorCode, decode
 from pillion_protocol.steps import ActStep
 
 
-class Handle:
+class EpisodeBase:
     """One begin: a row (`rows` None, no row axis), or several rows that act together.
 
     Rule: it belongs to the epoch it was begun in; when the conversation is opened again, it is lost.

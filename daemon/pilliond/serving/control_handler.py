@@ -1,4 +1,4 @@
-"""The orders of the control process, as a source of the serving loop: load, switch, hold, warm, tell of sessions, unload, drain."""
+"""The control_handler of the control process, as a source of the serving loop: load, switch, hold, warm, tell of sessions, unload, drain."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
-from pilliond.core.residency import Residence
+from pilliond.core.residency import Residency
 from pilliond.core.session_list import list_sessions
 from pilliond.core.sessions import Sessions
 from pilliond.engine.interface import EngineError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
-    Assignment,
     Drain,
     EndShadow,
     Held,
@@ -31,6 +30,7 @@ from pilliond.ipc.control_channel import (
     SessionList,
     Shadow,
     Shadowed,
+    StartupConfig,
     Switch,
     Switched,
     Unload,
@@ -45,7 +45,7 @@ from pilliond.versions.loader import Built, VersionLoader
 from pilliond.versions.warmer import Warmer
 
 
-class Orders:
+class ControlHandler:
     """Does what the control process says, and reports what came of it; `on_end` is told why to end. Owns the loader.
 
     An order changes what new episodes lease, and nothing else: whoever acts goes on as before.
@@ -56,28 +56,28 @@ class Orders:
     def __init__(
         self,
         end: socket.socket,
-        assignment: Assignment,
+        config: StartupConfig,
         poller: Poller,
-        residence: Residence,
+        residency: Residency,
         sessions: Sessions,
         page: MetricsPage,
         on_end: Callable[[str], None],
         set_tap: Callable[[ShadowTap | None], None],
     ) -> None:
         self._end = end
-        self._residence = residence
+        self._residency = residency
         self._sessions = sessions
         self._page = page
         self._on_end = on_end
-        self._epoch = assignment.epoch
+        self._epoch = config.epoch
         self._set_tap = set_tap
         self._tap: ShadowTap | None = None
         self._unsaid: deque[Report] = deque()
         self._warmer = Warmer(time.monotonic_ns)
-        self._loader = VersionLoader(poller, assignment.limits, assignment.engine, self._take)
+        self._loader = VersionLoader(poller, config.limits, config.engine, self._take)
 
     def receive(self) -> None:
-        order, descriptors = channel.receive_order(self._end)
+        order, descriptors = channel.receive_control_message(self._end)
         match order:
             case Load() if descriptors:
                 self._load(order, descriptors[0])
@@ -107,12 +107,12 @@ class Orders:
 
     def sweep(self) -> None:
         """Lets go the versions that need not stay, and says what could not be said. To be called every tick."""
-        for digest, leases in self._residence.sweep(time.monotonic_ns()):
+        for digest, leases in self._residency.sweep(time.monotonic_ns()):
             self._unsaid.append(Unloaded(digest, leases))
         self._warm_on()
         self._say_rest()
-        self._page.cells[metrics_page.VERSIONS] = len(self._residence)
-        for version in self._residence.versions():
+        self._page.cells[metrics_page.VERSIONS] = len(self._residency)
+        for version in self._residency.versions():
             self._page.cells[metrics_page.VERSION_CELLS[version.metrics_index].episodes] = version.leases
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Orders:
         self._end_tap()
 
     def _load(self, order: Load, descriptor: int) -> None:
-        if self._loader.is_busy or self._residence.find(order.version.digest) is not None:
+        if self._loader.is_busy or self._residency.find(order.version.digest) is not None:
             os.close(descriptor)
             self._say(LoadFailed(order.version.digest, "a version is being loaded, or this one is loaded already"))
             return
@@ -137,39 +137,39 @@ class Orders:
         if built.version is None:
             self._say(LoadFailed(built.order.digest, built.error))
             return
-        self._residence.add(built.version)
+        self._residency.add(built.version)
         engine = built.version.engine.describe()
         self._say(Loaded(built.order.digest, engine, built.load_ns, built.stall_ns))
 
     def _switch(self, order: Switch) -> None:
-        version = self._residence.find(order.digest)
+        version = self._residency.find(order.digest)
         if version is None:
             self._say(LoadFailed(order.digest, "it is not loaded any more"))
             return
         at_ns = time.monotonic_ns()
-        was = self._residence.switch(version, at_ns)
+        was = self._residency.switch(version, at_ns)
         self._say(Switched(version.digest, was.digest, at_ns))
 
     def _route(self, order: Route) -> None:
-        found = [(self._residence.find(arm.digest), arm.share) for arm in order.arms]
+        found = [(self._residency.find(arm.digest), arm.share) for arm in order.arms]
         arms = [(version, share) for version, share in found if version is not None]
         if len(arms) < len(order.arms):
             self._say(LoadFailed(order.digest, "a version of the route is not loaded any more"))
             return
-        self._residence.set_arms(arms, time.monotonic_ns())
+        self._residency.set_arms(arms, time.monotonic_ns())
         self._say(Routed(order.digest, order.arms))
 
     def _hold(self, order: Hold) -> None:
-        found = [self._residence.find(digest) for digest in order.digests]
+        found = [self._residency.find(digest) for digest in order.digests]
         held = [version for version in found if version is not None]
         if len(held) < len(order.digests):
             self._say(Held([], "a version that is to be held is not loaded any more"))
             return
-        self._residence.hold(held, time.monotonic_ns())
+        self._residency.hold(held, time.monotonic_ns())
         self._say(Held(order.digests))
 
     def _warm(self, order: Warm) -> None:
-        version = self._residence.find(order.digest)
+        version = self._residency.find(order.digest)
         if version is None:
             self._say(LoadFailed(order.digest, "it is not loaded any more"))
             return
@@ -180,7 +180,7 @@ class Orders:
         version = self._warmer.version
         if version is None:
             return
-        if self._residence.find(version.digest) is not version:
+        if self._residency.find(version.digest) is not version:
             self._warmer.stop()
             self._unsaid.append(LoadFailed(version.digest, "it was unloaded meanwhile"))
             return
@@ -194,7 +194,7 @@ class Orders:
             self._unsaid.append(Warmed(version.digest, self._warmer.buckets, self._warmer.longest_ns))
 
     def _shadow(self, order: Shadow, descriptors: list[int]) -> None:
-        live = self._residence.find(order.digest)
+        live = self._residency.find(order.digest)
         self._end_tap()
         try:
             if live is None or not descriptors:
@@ -218,9 +218,9 @@ class Orders:
             self._tap = None
 
     def _unload(self, order: Unload) -> None:
-        version = self._residence.find(order.digest)
+        version = self._residency.find(order.digest)
         if version is not None:
-            self._residence.forget(version)
+            self._residency.forget(version)
 
     def _say(self, report: Report) -> None:
         self._unsaid.append(report)

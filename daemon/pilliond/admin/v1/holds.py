@@ -1,4 +1,4 @@
-"""The admin port's evaluation leases: which versions are held for campaigns, and the verbs that hold and free them."""
+"""The admin port's evaluation holds: which versions are held for campaigns, and the verbs that hold and free them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from pillion_artifacts.store.evaluation_leases import EvaluationLease
+from pillion_artifacts.store.evaluation_holds import EvaluationHold
 from pilliond.admin.http.endpoints import Endpoint, Scope, Text, Version, json_response
 from pilliond.admin.http.guard import asked_by
 from pilliond.admin.http.problems import ProblemError
 from pilliond.admin.v1.policies import PolicyRoutes, Why
 from pilliond.limits import EVALUATION_S_MAX
-from pilliond.rollout.evaluation_leases import Evaluations
+from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.operation import Operation
 from pilliond.rollout.releases import Releases
 
-LeaseName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""What a campaign calls its lease."""
+HoldName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""What a campaign calls its hold."""
 
 
-class LeaseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HoldBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which version is to be held, for whom and for how long."""
 
-    name: LeaseName
+    name: HoldName
     version: Version
     """`1.2.3`, a range, an alias or a digest."""
     ttl_s: Annotated[float, msgspec.Meta(gt=0, le=EVALUATION_S_MAX)]
@@ -34,8 +34,8 @@ class LeaseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: Text = ""
 
 
-class LeaseTold(msgspec.Struct, frozen=True):
-    """An evaluation lease."""
+class HoldStatus(msgspec.Struct, frozen=True):
+    """An evaluation hold."""
 
     id: str
     name: str
@@ -54,56 +54,56 @@ class LeaseTold(msgspec.Struct, frozen=True):
     """The operation that loads the version, where this answer began one."""
 
 
-class LeaseList(msgspec.Struct, frozen=True):
-    """The evaluation leases of a policy."""
+class HoldList(msgspec.Struct, frozen=True):
+    """The evaluation holds of a policy."""
 
     policy: str
-    leases: list[LeaseTold]
+    holds: list[HoldStatus]
 
 
-class LeaseRoutes:
-    """The handlers below `/v1/policies/{policy}/leases`."""
+class HoldRoutes:
+    """The handlers below `/v1/policies/{policy}/holds`."""
 
-    def __init__(self, policies: PolicyRoutes, releases: Releases, evaluations: Evaluations) -> None:
+    def __init__(self, policies: PolicyRoutes, releases: Releases, evaluations: EvaluationHolds) -> None:
         self._policies = policies
         self._releases = releases
         self._evaluations = evaluations
 
     def endpoints(self) -> list[Endpoint]:
         """What is served."""
-        path = "/v1/policies/{policy}/leases"
+        path = "/v1/policies/{policy}/holds"
         return [
-            Endpoint("GET", path, self._list, "The evaluation leases", Scope.VIEW, LeaseList),
+            Endpoint("GET", path, self._list, "The evaluation holds", Scope.VIEW, HoldList),
             Endpoint(
                 "POST", path, self._add, "Hold a version for a campaign", Scope.OPERATE,
-                LeaseTold, LeaseBody, (HTTPStatus.CREATED,), tagged=True,
+                HoldStatus, HoldBody, (HTTPStatus.CREATED,), tagged=True,
             ),
-            Endpoint("DELETE", f"{path}/{{name}}", self._end, "End a lease", Scope.OPERATE, LeaseTold, Why, tagged=True),
+            Endpoint("DELETE", f"{path}/{{name}}", self._end, "End a hold", Scope.OPERATE, HoldStatus, Why, tagged=True),
         ]  # fmt: skip
 
     async def _list(self, request: web.Request) -> web.Response:
         self._policies.check_policy(request)
-        leases = [self._told(lease) for lease in self._evaluations.leases()]
-        return json_response(LeaseList(request.match_info["policy"], leases))
+        holds = [self._status(hold) for hold in self._evaluations.holds()]
+        return json_response(HoldList(request.match_info["policy"], holds))
 
     async def _add(self, request: web.Request) -> web.Response:
-        body = await self._policies.decided(request, LeaseBody)
+        body = await self._policies.decided(request, HoldBody)
         target = self._releases.resolve(body.version)
         by = asked_by(request, body.by)
-        lease, operation = await self._evaluations.add(target, body.name, body.ttl_s, by, body.reason)
-        response = json_response(self._told(lease, operation), HTTPStatus.CREATED)
-        response.headers["Location"] = f"{request.path}/{lease.name}"
+        hold, operation = await self._evaluations.add(target, body.name, body.ttl_s, by, body.reason)
+        response = json_response(self._status(hold, operation), HTTPStatus.CREATED)
+        response.headers["Location"] = f"{request.path}/{hold.name}"
         return response
 
     async def _end(self, request: web.Request) -> web.Response:
         why = await self._policies.decided(request, Why)
         name = request.match_info["name"]
         if self._evaluations.find(name) is None:
-            raise ProblemError(HTTPStatus.NOT_FOUND, "lease-not-found", f"there is no evaluation lease {name[:64]!r}")
+            raise ProblemError(HTTPStatus.NOT_FOUND, "hold-not-found", f"there is no evaluation hold {name[:64]!r}")
         ended = await self._evaluations.end(name, asked_by(request, why.by), why.reason)
-        return json_response(self._told(ended))
+        return json_response(self._status(ended))
 
-    def _told(self, lease: EvaluationLease, operation: Operation | None = None) -> LeaseTold:
+    def _status(self, hold: EvaluationHold, operation: Operation | None = None) -> HoldStatus:
         number = operation.number if operation else None
-        is_held = self._evaluations.holds(lease)
-        return LeaseTold(**msgspec.structs.asdict(lease), is_held=is_held, operation=number)
+        is_held = self._evaluations.is_held(hold)
+        return HoldStatus(**msgspec.structs.asdict(hold), is_held=is_held, operation=number)

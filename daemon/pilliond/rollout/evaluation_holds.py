@@ -1,0 +1,191 @@
+"""EvaluationHolds: the versions that campaigns hold, in the store and in the serving process.
+
+Rule: a hold is *made* in the store first, so that `gc` and a restart know of it, and holds its version once that is loaded; it is
+*ended* in the store first too. One whose version cannot be loaded is taken out of the store again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from pillion_artifacts import ArtifactError, Resolved
+from pillion_artifacts.store.evaluation_holds import EvaluationHold
+from pilliond.errors import SwitchError
+from pilliond.rollout.operation import Operation
+from pilliond.rollout.releases import Releases
+from pilliond.supervision.supervisor import Supervisor
+
+_LOOK_S: Final = 0.5
+_DAEMON: Final = "pilliond"
+
+
+class EvaluationHolds:
+    """The evaluation holds of the policy that is served. Owns nothing; `run` ends those whose time is over."""
+
+    def __init__(self, supervisor: Supervisor, releases: Releases, log: Any) -> None:
+        self._supervisor = supervisor
+        self._releases = releases
+        self._store = releases.store
+        self._log = log
+        self._holding = asyncio.Lock()
+        self._holds = {hold.name: hold for hold in self._read()}
+
+    def holds(self) -> list[EvaluationHold]:
+        """All that were made and not ended."""
+        return list(self._holds.values())
+
+    def find(self, name: str) -> EvaluationHold | None:
+        """The hold of that name, or None."""
+        return self._holds.get(name)
+
+    def is_held(self, hold: EvaluationHold) -> bool:
+        """Whether its version is loaded, so that sessions of the campaign get it."""
+        return _key(hold) in self._supervisor.version_table.held
+
+    async def add(
+        self, target: Resolved, name: str, ttl_s: float, by: str, reason: str
+    ) -> tuple[EvaluationHold, Operation]:
+        """Makes a hold, or lets one of that name and version last until later; and begins to load its version.
+
+        Raises `BusyError`, `HoldExistsError` or `StoreError`; then there is none.
+        """
+        self._releases.check_free()
+        until = datetime.now(UTC) + timedelta(seconds=ttl_s)
+        before = self._holds.get(name)
+        hold = await asyncio.to_thread(self._store.hold, target, name, until, by=by, reason=reason)
+        self._holds[name] = hold
+        try:
+            operation = self._releases.begin(
+                "hold",
+                target,
+                by,
+                f"{name}: {reason}".rstrip(": "),
+                lambda begun: self._hold(begun, target, hold, before),
+            )
+        except SwitchError:
+            await self._withdraw(hold, before, "another operation was first")
+            raise
+        return hold, operation
+
+    async def end(self, name: str, by: str, reason: str) -> EvaluationHold:
+        """Ends a hold: its version is one like any other now. Raises `PolicyNotFoundError` or `StoreError`."""
+        hold = await asyncio.to_thread(self._store.end_hold, self._supervisor.stable.policy, name, by=by, reason=reason)
+        await self._forget(hold)
+        self._log.info("hold_ended", hold=name, policy=f"{hold.policy}@{hold.version}", by=by, reason=reason)
+        return hold
+
+    async def run(self) -> None:
+        """Ends the holds whose time is over, or that somebody else has ended, until it is cancelled."""
+        while True:
+            await self._follow_store()
+            now = datetime.now(UTC)
+            for hold in self.holds():
+                if hold.until <= now:
+                    await self._expire(hold)
+            await asyncio.sleep(_LOOK_S)
+
+    async def _follow_store(self) -> None:
+        """Another daemon of the policy may end a hold, or let it last longer; its own begin only there, until the next start."""
+        known = self.holds()
+        try:
+            stored = await asyncio.to_thread(self._store.evaluations, self._supervisor.stable.policy)
+        except ArtifactError:
+            # What is damaged says nothing; it is found by `fsck`, and keeps `gc` from its work.
+            return
+        by_id = {hold.id: hold for hold in stored}
+        for hold in known:
+            if self._holds.get(hold.name) is not hold:
+                continue
+            if hold.id in by_id:
+                self._holds[hold.name] = by_id[hold.id]
+            elif hold.until > datetime.now(UTC):
+                await self._forget(hold)
+                self._log.info("hold_ended", hold=hold.name, reason="it was ended elsewhere")
+
+    async def _expire(self, hold: EvaluationHold) -> None:
+        try:
+            await self.end(hold.name, _DAEMON, "its time is over")
+        except ArtifactError as error:
+            # It holds nothing any more whether or not the store can be told: its time stands there.
+            self._log.warning("hold_ended", hold=hold.name, reason="its time is over", error=str(error))
+            await self._forget(hold)
+
+    async def _hold(
+        self, operation: Operation, target: Resolved, hold: EvaluationHold, before: EvaluationHold | None
+    ) -> None:
+        try:
+            # An old version may go between the look and the order, once.
+            if not (
+                await self._load_and_hold(operation, target, hold) or await self._load_and_hold(operation, target, hold)
+            ):
+                raise SwitchError("its version was unloaded meanwhile")
+        except asyncio.CancelledError:
+            # A daemon that ends goes on with it when it is started again.
+            if not self._supervisor.is_stopping:
+                await self._withdraw(hold, before, "it was cancelled")
+            raise
+        except (SwitchError, ArtifactError) as error:
+            await self._withdraw(hold, before, str(error))
+            raise
+
+    async def _load_and_hold(self, operation: Operation, target: Resolved, hold: EvaluationHold) -> bool:
+        """Tells whether the version is held; else it was unloaded meanwhile. Raises `SwitchError`."""
+        version = await self._releases.loaded(operation, target)
+        if not self._is_current(hold):
+            raise SwitchError("the hold was ended meanwhile")
+        operation.step = "holding"
+        version_table = self._supervisor.version_table
+        try:
+            await self._apply()
+        except SwitchError:
+            if version_table.find(version.key) is not None:
+                raise
+        self._releases.settle(version)
+        return version.key in version_table.held
+
+    async def _withdraw(self, hold: EvaluationHold, before: EvaluationHold | None, why: str) -> None:
+        """Takes back a hold that came to nothing; one that was there before stays, as long as it now lasts."""
+        if before is not None or not self._is_current(hold):
+            return
+        del self._holds[hold.name]
+        try:
+            await asyncio.to_thread(self._store.end_hold, hold.policy, hold.name, by=_DAEMON, reason=why)
+        except ArtifactError as error:
+            self._log.error("hold_left_behind", hold=hold.name, error=str(error))
+
+    async def _forget(self, hold: EvaluationHold) -> None:
+        self._holds.pop(hold.name, None)
+        self._releases.revision += 1
+        try:
+            await self._apply()
+        except SwitchError:
+            # No serving process is there that could be told: the next one begins without it.
+            self._supervisor.version_table.held = self._wanted()
+
+    async def _apply(self) -> None:
+        """Lets the serving process hold what the holds say; raises `SwitchError`."""
+        async with self._holding:
+            await self._supervisor.hold(self._wanted())
+
+    def _wanted(self) -> set[bytes]:
+        """What the holds say, of what is loaded: a hold that was just made waits for its version."""
+        wanted = {_key(hold) for hold in self.holds()}
+        return {version.key for version in self._supervisor.version_table if version.key in wanted}
+
+    def _is_current(self, hold: EvaluationHold) -> bool:
+        """Whether that very hold, which may last longer by now, was not ended."""
+        current = self._holds.get(hold.name)
+        return current is not None and current.id == hold.id
+
+    def _read(self) -> list[EvaluationHold]:
+        try:
+            return self._store.evaluations(self._supervisor.stable.policy)
+        except ArtifactError as error:
+            self._log.error("holds_unreadable", error=str(error))
+            return []
+
+
+def _key(hold: EvaluationHold) -> bytes:
+    return bytes.fromhex(hold.digest.removeprefix("sha256:"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ import yaml
 from pillion_artifacts import InvalidArtifactError, ModelCard, Store, parse_card
 from pillion_artifacts.card import Bound, StateCard, schema_of
 from pillion_artifacts.card_text import card_schema, dump_card, migrate_card, shipped_card_schema
+from pillion_artifacts.json_schema import canonical
 from tests.harness import STORE as EXAMPLES
 from tests.harness import blob_of
 
@@ -117,3 +120,20 @@ def test_the_json_schema_that_ships_is_made_from_the_types() -> None:
 def test_the_json_schema_knows_every_field() -> None:
     properties = msgspec.json.decode(card_schema())["$defs"]["ModelCard"]["properties"]
     assert list(properties) == [field.name for field in msgspec.structs.fields(ModelCard)]
+
+
+def test_a_schema_does_not_show_how_a_docstring_was_indented() -> None:
+    indented = {"description": "One line.\n\n    Another line.\n    The last one.\n    "}
+    plain = {"description": "One line.\n\nAnother line.\nThe last one."}
+    schema = {"$defs": {"Layer": {**indented, "properties": {"description": {"type": "string", **indented}}}}}
+    assert canonical(schema) == {
+        "$defs": {"Layer": {**plain, "properties": {"description": {"type": "string", **plain}}}}
+    }
+    assert canonical(canonical(schema)) == canonical(schema)
+
+
+def test_a_schema_does_not_show_in_which_order_its_maker_had_the_alternatives() -> None:
+    alternatives: list[dict[str, Any]] = [{"type": "null"}, {"$ref": "#/$defs/Layer"}, {"type": "array", "items": {}}]
+    schemas = [{"properties": {"anyOf": {"anyOf": list(order)}}} for order in permutations(alternatives)]
+    assert all(canonical(schema) == canonical(schemas[0]) for schema in schemas)
+    assert canonical(schemas[0])["properties"]["anyOf"]["anyOf"][-1] == {"type": "null"}

@@ -106,7 +106,7 @@ def test_a_zip_gets_its_metrics_from_details(tmp_path: Path) -> None:
     details.write_text("metric: {}\n")
     came = pillion(*words, cwd=tmp_path)
     assert came.returncode == 65
-    assert "details: Object contains unknown field `metric`" in came.stderr
+    assert re.search("details: .*`metric`", came.stderr)
 
 
 def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from pillion_artifacts.errors import (
     DigestMismatchError,
     InvalidArtifactError,
     LeaseExistsError,
+    MissingFileError,
     PolicyNotFoundError,
 )
 from pillion_artifacts.evaluations import EVALUATIONS_NAME, EvaluationLease, encode_evaluations, read_evaluations
@@ -429,9 +430,11 @@ class Store:
             raise PolicyNotFoundError(f"there is no store at {self.root}")
 
     def _read_pinned(self, asked: Reference) -> Manifest:
-        if not blob_path(self.root, asked.digest).exists():
-            raise PolicyNotFoundError(f"policy {asked.policy!r} has no version {asked.digest}")
-        manifest = decode_named(self.read_manifest(asked.digest, str(asked)), str(asked))
+        try:
+            data = self.read_manifest(asked.digest, str(asked))
+        except MissingFileError:
+            raise PolicyNotFoundError(f"policy {asked.policy!r} has no version {asked.digest}") from None
+        manifest = decode_named(data, str(asked))
         if manifest.policy != asked.policy:
             raise InvalidArtifactError(f"{asked}: the manifest is that of {manifest.policy}@{manifest.version}")
         return manifest

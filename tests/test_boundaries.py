@@ -54,7 +54,7 @@ FLOORS = {
         ["publishing/common"],
         ["oci", "card"],
         ["names", "yaml_text"],
-        ["errors", "limits", "version_range"],
+        ["errors", "limits", "version_range", "json_schema"],
     ],
     "pillion_bench": [
         ["cli"],

@@ -1,6 +1,6 @@
 """The artifact store: what serves is what was published."""
 
-from pillion_artifacts.card.model_card import ModelCard, parse_card
+from pillion_artifacts.card.model_card import Distribution, ModelCard, StateCard, TensorCard, parse_card
 from pillion_artifacts.errors import (
     ArtifactError,
     DigestMismatchError,
@@ -17,13 +17,16 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "DigestMismatchError",
+    "Distribution",
     "InvalidArtifactError",
     "InvalidSourceError",
     "ModelCard",
     "ParityError",
     "PolicyNotFoundError",
     "Resolved",
+    "StateCard",
     "Store",
+    "TensorCard",
     "VersionRange",
     "export",
     "parse_card",

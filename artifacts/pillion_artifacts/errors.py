@@ -4,6 +4,7 @@ ArtifactError (65)
 ├── PolicyNotFoundError (65)      the store has no such policy, or no version that fits
 ├── InvalidArtifactError (65)     it is there, and it is not what it says it is
 │   ├── DigestMismatchError       its bytes are not those that were published
+│   ├── MissingFileError          there is no file of that name
 │   └── ParityError               it does not act as its source did
 ├── InvalidSourceError (65)       what was to be published cannot become a policy
 ├── UntrustedArtifactError (65)   the signatures that the trust policy asks for are missing or wrong
@@ -44,6 +45,10 @@ class InvalidArtifactError(ArtifactError):
 
 class DigestMismatchError(InvalidArtifactError):
     """The bytes that were read are not those that were published."""
+
+
+class MissingFileError(InvalidArtifactError):
+    """There is no file of that name, or no longer: others may remove files while this process reads."""
 
 
 class UntrustedArtifactError(ArtifactError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 from typing import Any, Final
 
 import yaml
@@ -26,7 +28,7 @@ def read_yaml(text: bytes, what: str) -> Any:
         raise InvalidArtifactError(f"{what}: not YAML: {said}") from None
     except ValueError as error:
         # a date that is none, a number without end
-        raise InvalidArtifactError(f"{what}: {error}") from None
+        raise InvalidArtifactError(f"{what}: not a value: {error}") from None
     except _DuplicateKeyError as error:
         raise InvalidArtifactError(f"{what}: {error}") from None
 
@@ -47,6 +49,18 @@ class _UniqueKeyLoader(yaml.CSafeLoader):
 
 
 def _check_events(text: bytes, what: str) -> None:
+    try:
+        _check_shape(text, what)
+    except yaml.MarkedYAMLError as error:
+        # The library reads ahead, and some versions have a bound of their own: what is before the place that stopped it
+        # may be nested too deep already. That part has no end, hence it is no YAML either.
+        if error.problem_mark is not None:
+            with contextlib.suppress(yaml.YAMLError):
+                _check_shape(_decoded(text)[: error.problem_mark.index], what)
+        raise
+
+
+def _check_shape(text: str | bytes, what: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -55,3 +69,9 @@ def _check_events(text: bytes, what: str) -> None:
             line = event.start_mark.line + 1 if event.start_mark else 0
             said = "values, got an alias" if is_alias else f"values nested at most {DEPTH_MAX} deep, got more"
             raise InvalidArtifactError(f"{what}: line {line}: expected {said}")
+
+
+def _decoded(text: bytes) -> str:
+    """The characters that the library counted."""
+    is_utf16 = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return text.decode("utf-16" if is_utf16 else "utf-8", errors="replace")

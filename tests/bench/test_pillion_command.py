@@ -34,13 +34,13 @@ def test_importing_the_client_imports_no_command_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nothing"], "No such command 'nothing'."),
-        (["bench", "load", "--bogus"], "No such option"),
-        (["bench", "load", "--sessions", "many"], "'many' is not a valid integer"),
-        (["bench", "load", "--sessions", "0"], "0 is not in the range"),
+        (["nothing"], "nothing"),
+        (["bench", "load", "--bogus"], "--bogus"),
+        (["bench", "load", "--sessions", "many"], "--sessions"),
+        (["bench", "load", "--sessions", "0"], "--sessions"),
         (["bench", "load", "--pin", "sideways"], "--pin: expected two-cores, one-core, none or SERVER:CLIENT"),
-        (["bench", "load", "--carrier", "pigeon"], "'pigeon' is not"),
-        (["bench", "replay"], "Missing argument 'FILE...'"),
+        (["bench", "load", "--carrier", "pigeon"], "pigeon"),
+        (["bench", "replay"], "FILE"),
     ],
 )
 def test_a_mistyped_line_gets_one_line_and_code_64(arguments: list[str], complaint: str) -> None:

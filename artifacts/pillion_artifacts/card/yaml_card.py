@@ -9,6 +9,7 @@ import msgspec
 import yaml
 
 from pillion_artifacts.card.model_card import ModelCard, parse_card
+from pillion_artifacts.json_schema import canonical
 
 SCHEMA_NAME: Final = "model_card.schema.json"
 """The file beside this one that holds the JSON Schema."""
@@ -36,7 +37,7 @@ def migrate_card(text: bytes) -> bytes:
 
 def card_schema() -> bytes:
     """The JSON Schema of a card, made from the types."""
-    schema = msgspec.json.schema(ModelCard)
+    schema = canonical(msgspec.json.schema(ModelCard))
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Pillion model card"}
     return msgspec.json.format(msgspec.json.encode({**head, **schema}), indent=2) + b"\n"
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError, StoreError
+from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError, MissingFileError, StoreError
 from pillion_artifacts.limits import CHUNK_BYTES
 from pillion_artifacts.oci.manifest import Descriptor
 
@@ -31,7 +31,8 @@ def no_progress(_count: int) -> None:
 
 @contextmanager
 def open_regular(path: Path, whose: str) -> Iterator[BinaryIO]:
-    """The file at `path`, which is a file: no link, device, pipe or folder. Raises `InvalidArtifactError`.
+    """The file at `path`, which is a file: no link, device, pipe or folder. Raises `InvalidArtifactError`, and
+    `MissingFileError` where there is none.
 
     `whose` is what the error is about. What is wrong with the reading itself comes as `StoreError`.
     """
@@ -41,7 +42,9 @@ def open_regular(path: Path, whose: str) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise InvalidArtifactError(f"{whose}: expected a file, got a symbolic link") from None
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO):
+        if error.errno == errno.ENOENT:
+            raise MissingFileError(f"{whose}: {error.strerror}") from None
+        if error.errno in (errno.ENOTDIR, errno.ENXIO):
             raise InvalidArtifactError(f"{whose}: {error.strerror}") from None
         raise StoreError.from_os(whose, error) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, PolicyNotFoundError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, MissingFileError, PolicyNotFoundError
 from pillion_artifacts.limits import STATE_BYTES_MAX
 from pillion_artifacts.names import is_alias_name, is_policy_name
 from pillion_artifacts.oci.blobs import read_small
@@ -44,29 +44,33 @@ def encode_alias(alias: Alias) -> bytes:
 
 def read_alias(root: Path, policy: str, alias: str) -> Alias:
     """Where the alias points; raises `PolicyNotFoundError` where there is none of that name."""
-    path = root / alias_target(policy, alias)
-    if not path.exists():
+    found = _decode(root / alias_target(policy, alias), policy, alias)
+    if found is None:
         held = ", ".join(sorted(each.alias for each in read_aliases(root, policy))) or "none"
         raise PolicyNotFoundError(f"policy {policy!r} has no alias {alias!r}, it has {held}")
-    return _decode(path, policy, alias)
+    return found
 
 
 def read_aliases(root: Path, policy: str = "") -> list[Alias]:
     """All aliases of a policy, or of all, sorted."""
     folders = [root / ALIASES_NAME / policy] if policy else sorted((root / ALIASES_NAME).glob("*"))
-    return [
+    found = [
         _decode(path, folder.name, path.stem)
         for folder in folders
         if is_policy_name(folder.name)
         for path in sorted(folder.glob("*.json"))
         if is_alias_name(path.stem)
     ]
+    return [alias for alias in found if alias is not None]
 
 
-def _decode(path: Path, policy: str, name: str) -> Alias:
+def _decode(path: Path, policy: str, name: str) -> Alias | None:
+    """The alias in a file, None where there is no file: others may take an alias away at any time."""
     whose = f"{policy}@{name}"
     try:
         alias = _decoder.decode(read_small(path, STATE_BYTES_MAX, whose))
+    except MissingFileError:
+        return None
     except UNREADABLE as error:
         raise InvalidArtifactError(f"{whose}: the alias cannot be read: {error}") from None
     if (alias.policy, alias.alias) != (policy, name):

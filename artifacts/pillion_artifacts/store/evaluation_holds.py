@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, MissingFileError
 from pillion_artifacts.limits import STATE_BYTES_MAX
 from pillion_artifacts.oci.blobs import read_small
 
@@ -40,10 +40,10 @@ def encode_evaluations(holds: list[EvaluationHold]) -> bytes:
 def read_evaluations(root: Path) -> list[EvaluationHold]:
     """All that were made and not ended, also those whose time is over; raises `InvalidArtifactError`."""
     path = root / EVALUATIONS_NAME
-    if not path.exists():
-        return []
     try:
         return msgspec.json.decode(read_small(path, STATE_BYTES_MAX, EVALUATIONS_NAME), type=list[EvaluationHold])
+    except MissingFileError:
+        return []
     except UNREADABLE as error:
         raise InvalidArtifactError(f"{EVALUATIONS_NAME}: {error}") from None
 

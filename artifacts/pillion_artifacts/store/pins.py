@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, MissingFileError
 from pillion_artifacts.limits import STATE_BYTES_MAX
 from pillion_artifacts.oci.blobs import read_small
 
@@ -33,9 +33,9 @@ def encode_pins(pins: list[Pin]) -> bytes:
 def read_pins(root: Path) -> list[Pin]:
     """All pins; raises `InvalidArtifactError` where the file is none."""
     path = root / PINS_NAME
-    if not path.exists():
-        return []
     try:
         return msgspec.json.decode(read_small(path, STATE_BYTES_MAX, PINS_NAME), type=list[Pin])
+    except MissingFileError:
+        return []
     except UNREADABLE as error:
         raise InvalidArtifactError(f"{PINS_NAME}: {error}") from None

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
+from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, MissingFileError
 from pillion_artifacts.limits import ROUTES_MAX, STATE_BYTES_MAX
 from pillion_artifacts.oci.blobs import read_small
 
@@ -57,11 +57,10 @@ def encode_routes(routes: list[Route]) -> bytes:
 def read_routes(root: Path, policy: str) -> list[Route]:
     """The routes of a policy; raises `InvalidArtifactError` where the file is none."""
     target = route_target(policy)
-    path = root / target
-    if not path.exists():
-        return []
     try:
-        routes = msgspec.json.decode(read_small(path, STATE_BYTES_MAX, target), type=list[Route])
+        routes = msgspec.json.decode(read_small(root / target, STATE_BYTES_MAX, target), type=list[Route])
+    except MissingFileError:
+        return []
     except UNREADABLE as error:
         raise InvalidArtifactError(f"{target}: {error}") from None
     if any(route.policy != policy for route in routes):

@@ -20,6 +20,7 @@ from pillion_artifacts.errors import (
     DigestMismatchError,
     HoldExistsError,
     InvalidArtifactError,
+    MissingFileError,
     PolicyNotFoundError,
 )
 from pillion_artifacts.limits import CARD_BYTES_MAX, EVALUATION_HOLDS_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
@@ -432,9 +433,11 @@ class Store:
             raise PolicyNotFoundError(f"there is no store at {self.root}")
 
     def _read_pinned(self, asked: Reference) -> Manifest:
-        if not blob_path(self.root, asked.digest).exists():
-            raise PolicyNotFoundError(f"policy {asked.policy!r} has no version {asked.digest}")
-        manifest = decode_named(self.read_manifest(asked.digest, str(asked)), str(asked))
+        try:
+            data = self.read_manifest(asked.digest, str(asked))
+        except MissingFileError:
+            raise PolicyNotFoundError(f"policy {asked.policy!r} has no version {asked.digest}") from None
+        manifest = decode_named(data, str(asked))
         if manifest.policy != asked.policy:
             raise InvalidArtifactError(f"{asked}: the manifest is that of {manifest.policy}@{manifest.version}")
         return manifest

@@ -104,17 +104,23 @@ class Change:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._owner)
-        # what was decided and not carried out needs its files; what cannot be removed now, the next change sweeps away
-        if not self._owes:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            if self._folder.exists():
+                # what cannot be removed now, the next change sweeps away
+                with contextlib.suppress(OSError, StoreError), locked(self._root):
+                    self._clear()
+        finally:
+            os.close(self._owner)
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:
-        """Holds the lock: nobody else changes the store until the block ends."""
+        """Holds the lock: nobody else changes the store until the block ends, and with it the change."""
         with refusals(self._whose), locked(self._root):
             settle(self._root)
-            yield
+            try:
+                yield
+            finally:
+                self._clear()
 
     def read_index(self) -> Index:
         """The index as it stands, an empty one where there is none yet."""
@@ -215,6 +221,12 @@ class Change:
         _sync_folder(self._root)
         _carry_out(self._root, intent)
         self._owes = False
+
+    def _clear(self) -> None:
+        """Removes the staging folder. For who holds the lock: else another change could sweep the same folder meanwhile."""
+        # what was decided and not carried out needs its files
+        if not self._owes:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _move(self, name: str, target: str) -> None:
         self._moves[target] = Move(f"{STAGING_NAME}/{self._folder.name}/{name}", _checked(target))
@@ -336,10 +348,12 @@ def _is_owned(folder: Path) -> bool:
 
 def _check_is_store(root: Path) -> None:
     """Raises `StoreError` for a folder that holds something else: a mistyped path should not become a store."""
-    if not root.is_dir() or (root / INDEX_NAME).exists() or (root / LAYOUT_NAME).exists():
+    if not root.is_dir():
         return
-    foreign = {entry.name for entry in root.iterdir()} - {LOCK_NAME, STAGING_NAME, INTENT_NAME, "blobs"}
-    if foreign:
+    # looked at once: another change may be making the store meanwhile
+    names = {entry.name for entry in root.iterdir()}
+    foreign = names - {LOCK_NAME, STAGING_NAME, INTENT_NAME, "blobs"}
+    if foreign and not names & {INDEX_NAME, LAYOUT_NAME}:
         raise StoreError(f"{root}: expected a store or an empty folder, got one that holds {min(foreign)!r}")
 
 

@@ -101,7 +101,7 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
             return cls._from_parts(metadata, tensors)
         except KeyError as error:
             raise RecordingError(f"{path}: key {error.args[0]!r} is missing") from None
-        except (ValueError, TypeError, zlib.error) as error:
+        except (msgspec.MsgspecError, ValueError, TypeError, zlib.error) as error:
             raise RecordingError(f"{path}: {error}") from None
 
     @classmethod

@@ -22,7 +22,7 @@ from tests.artifacts.support.policy_sources import real_policies
 from tests.harness import ROOT, STORE, blob_of
 
 README = (ROOT / "artifacts" / "pillion_artifacts" / "publishing" / "README.md").read_text()
-CARDS = ROOT / "tests" / "artifacts" / "cards"
+CARDS = ROOT / "tests" / "artifacts" / "card" / "cards"
 
 
 def pillion(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -106,7 +106,7 @@ def test_a_zip_gets_its_metrics_from_details(tmp_path: Path) -> None:
     details.write_text("metric: {}\n")
     result = pillion(*words, cwd=tmp_path)
     assert result.returncode == 65
-    assert "details: Object contains unknown field `metric`" in result.stderr
+    assert re.search("details: .*`metric`", result.stderr)
 
 
 def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path) -> None:

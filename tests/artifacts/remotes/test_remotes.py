@@ -293,7 +293,7 @@ def test_a_password_is_not_sent_in_clear_to_a_token_server(tmp_path: Path, store
 
 def test_a_registry_that_is_not_there_is_one_line(store: Store) -> None:
     (port,) = free_ports(1)
-    with pytest.raises(RemoteError, match=rf"^oci://127\.0\.0\.1:{port}: Cannot connect"):
+    with pytest.raises(RemoteError, match=rf"^oci://127\.0\.0\.1:{port}: "):
         push_to_registry(store, f"oci://127.0.0.1:{port}", POLICY)
 
 

@@ -165,16 +165,16 @@ def test_the_store_is_an_oci_image_layout(store: Store) -> None:
 
 def test_what_is_no_index_is_one_line(store: Store) -> None:
     (store.root / "index.json").write_text("[]")
-    with pytest.raises(InvalidArtifactError, match=r"store: index\.json: Expected `object`"):
+    with pytest.raises(InvalidArtifactError, match=r"store: index\.json: "):
         store.load("lunar-lander")
     (store.root / "index.json").write_text('{"x":' + "[" * 100_000)
-    with pytest.raises(InvalidArtifactError, match=r"store: index\.json: maximum recursion depth"):
+    with pytest.raises(InvalidArtifactError, match=r"store: index\.json: "):
         store.load("lunar-lander")
 
 
 def test_a_manifest_that_is_nested_without_end_is_refused(store: Store) -> None:
     digest = forge(store, b'{"x":' + b"[" * 100_000)
-    with pytest.raises(InvalidArtifactError, match="maximum recursion depth"):
+    with pytest.raises(InvalidArtifactError, match=r"lunar-lander@.*: manifest: "):
         store.load(f"lunar-lander@{digest}")
 
 
@@ -198,12 +198,12 @@ def forge(store: Store, manifest: bytes) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("licence:", "license:"), r"unknown field `license`|missing required field `licence`"),
-        (("dtype: float32", "dtype: float99"), r"Invalid enum value 'float99' - at `\$\.observation\[0\]\.dtype`"),
+        (("licence:", "license:"), r"`license`|`licence`"),
+        (("dtype: float32", "dtype: float99"), r"'float99'.*\$\.observation\[0\]\.dtype"),
         (("version: 1.0.0", "version: one"), "expected MAJOR.MINOR.PATCH, got 'one'"),
         (("version: 1.0.0", "version: 1.0.0\nversion: 1.0.0"), "key 'version' is given twice"),
         (("schema: 1", "schema: 3"), "schema: expected 1 or 2, got 3"),
-        (("name: lunar-lander", "name: ../etc"), "Expected `str` matching regex"),
+        (("name: lunar-lander", "name: ../etc"), r"model card: .*\$\.name"),
         (("schema: 1", "schema: [1"), "not YAML"),
         (
             ("kind: categorical", "kind: diagonal_gaussian"),

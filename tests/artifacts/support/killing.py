@@ -38,6 +38,37 @@ def killed_after(changes: int, act: Callable[[], None], look: Callable[[], objec
     return False
 
 
+def stopped_at(calls: int, act: Callable[[], None], meanwhile: Callable[[], None]) -> bool:
+    """Runs `act` in a child that stands still as it enters its `calls`-th system call until `meanwhile` has returned, and
+    then goes on. False where it ended before.
+
+    Raises `AssertionError` where the act failed.
+    """
+    child = _Traced(act)
+    reached = False
+    while child.enters_a_call():
+        if calls == 0:
+            try:
+                meanwhile()
+            except BaseException:
+                child.kill()
+                raise
+            reached = True
+        calls -= 1
+    return reached
+
+
+def stopped_at_each(act: Callable[[], None], meanwhile: Callable[[], None]) -> None:
+    """Runs `act` in a child that stands still as it enters each of its system calls until `meanwhile` has returned."""
+    child = _Traced(act)
+    while child.enters_a_call():
+        try:
+            meanwhile()
+        except BaseException:
+            child.kill()
+            raise
+
+
 class _Traced:
     """An act in a child that stands still as it enters a call."""
 

@@ -99,14 +99,14 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     [
         ({"format": "other"}, {}, "expected pillion.recording 1, got other 1"),
         ({"format_version": "9"}, {}, "expected pillion.recording 1, got pillion.recording 9"),
-        ({"compressed": "{"}, {}, "Input data was truncated"),
+        ({"compressed": "{"}, {}, r"a\.safetensors: "),
         ({}, {"reward": None}, "key 'reward' is missing"),
         ({}, {"reward": np.zeros(3)}, r"reward: expected float64 \[20\], got float64 \[3\]"),
         ({}, {"seed": np.array([4])}, r"seed: expected int64 \[2\], got int64 \[1\]"),
         ({}, {"episode_start": np.roll(np.eye(1, 20, 0, dtype=bool)[0], 1), "seed": np.array([1])}, "the first of which"),
         ({}, {"step_time_ns": np.arange(20)[::-1].copy()}, "do not go back"),
         ({}, {"action.action": np.zeros(3)}, r"action: expected 20 steps, got shape \[3\]"),
-        ({}, {"observation.image": np.zeros(9, np.uint8)}, "while decompressing"),
+        ({}, {"observation.image": np.zeros(9, np.uint8)}, r"a\.safetensors: "),
     ],
 )  # fmt: skip
 def test_a_file_with_something_wrong_says_what(

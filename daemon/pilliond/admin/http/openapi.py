@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 import pilliond
+from pillion_artifacts.json_schema import canonical
 from pilliond.admin.http.endpoints import Endpoint, Scope
 from pilliond.admin.http.problems import TYPE as PROBLEM_TYPE
 from pilliond.admin.http.problems import Problem
@@ -70,7 +71,8 @@ def _schemas(endpoints: Iterable[Endpoint]) -> tuple[dict[Any, Tree], Tree]:
     """The schema of each type that the endpoints name, and the components that these refer to."""
     named = [kind for endpoint in endpoints for kind in (endpoint.answer, endpoint.body, endpoint.error)]
     kinds = [kind for kind in dict.fromkeys(named) if kind is not None]
-    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    made = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    schemas, components = canonical(list(made))
     return dict(zip(kinds, schemas, strict=True)), dict(sorted(components.items()))
 
 
@@ -140,7 +142,7 @@ def _parameters(endpoint: Endpoint) -> list[Tree]:
 
 def _query(kind: type[msgspec.Struct]) -> list[Tree]:
     _, components = msgspec.json.schema_components([kind])
-    schema = components[kind.__name__]
+    schema = canonical(components[kind.__name__])
     return [
         {"name": name, "in": "query", "required": name in schema["required"], "schema": told}
         for name, told in schema["properties"].items()

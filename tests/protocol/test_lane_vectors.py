@@ -16,8 +16,7 @@ from pillion_protocol import MessageType, RemoteProtocolError, decode
 from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from pillion_protocol.slots import SlotLayout
 from pilliond.ipc.metrics_page import MetricsPage, make_page
-from pilliond.linux.epoll import Poller
-from pilliond.transport.interface import Sent
+from pilliond.transport.interface import MessagePoller, Sent
 from pilliond.transport.lane import LaneConnection, LaneTransport
 from tests.harness import ROOT, WAIT_S_MAX
 from tests.protocol.test_vectors import generator
@@ -40,7 +39,7 @@ class Pair:
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "vectors.sock")
-        self.poller = Poller()
+        self.poller = MessagePoller()
         self.page = MetricsPage(make_page())
 
     def transport(self, row_bytes: list[int]) -> tuple[LaneTransport, LaneConnection, socket.socket]:
@@ -77,7 +76,7 @@ def test_the_daemon_sends_and_receives_the_packet(entry: dict[str, Any], pair: P
     transport, connection, peer = pair.transport(entry["row_bytes"])
     with peer:
         peer.send(packet)
-        assert connection.receive() == [connection, *frames]
+        assert connection.receive() == (connection, *frames)
         assert transport.send([connection, *frames]) is Sent.OK
         assert peer.recv(PACKET_BYTES_MAX) == packet
         transport.close()
@@ -109,7 +108,7 @@ def test_a_packet_that_holds_no_message_has_the_code_beside_it(entry: dict[str, 
         peer.send(broken_packet(entry))
         received = connection.receive()
         assert received is not None
-        _, error = received
+        error = received[1]
         assert isinstance(error, RemoteProtocolError)
         assert error.code == entry["code"]
         transport.close()

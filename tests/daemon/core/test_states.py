@@ -118,7 +118,7 @@ def test_what_all_handles_carry_is_bounded_and_given_back() -> None:
     welcome = bench.open()
     refused = bench.ask(b"peer", Begin(welcome.session, welcome.epoch, 1, [0]))
     assert isinstance(refused, Error)
-    assert (refused.code, refused.expected) == ("overloaded", "at most 0 MB for all handles")
+    assert (refused.code, refused.expected) == ("overloaded", "at most 0 MB for all episode groups")
     bench = Bench(carries=True)
     welcome = bench.open()
     begun = bench.begin(welcome, rows=4)

@@ -33,7 +33,7 @@ from pillion_protocol.steps import ActStep
 from pilliond.ipc import metrics_page
 from pilliond.limits import (
     HEARTBEAT_MS,
-    MESSAGES_PER_LOOK_MAX,
+    MESSAGES_PER_POLL_MAX,
     ROUNDS_PER_BATCH_MAX,
     SILENT_MS_MAX,
     TICK_MS,
@@ -219,7 +219,7 @@ def test_start_marks_of_an_act_that_was_not_run_are_kept_for_the_next() -> None:
 
 
 def test_a_peer_that_never_stops_sending_does_not_keep_the_loop(bench: Bench) -> None:
-    taken_max = (ROUNDS_PER_BATCH_MAX + 1) * MESSAGES_PER_LOOK_MAX
+    taken_max = (ROUNDS_PER_BATCH_MAX + 1) * MESSAGES_PER_POLL_MAX
     for _ in range(taken_max + 50):
         bench.transport.inbox.append([b"peer", b"garbage"])
     bench.loop.run_once(bench.poller.poll(0, 1))

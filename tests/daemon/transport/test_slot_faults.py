@@ -206,7 +206,7 @@ def test_a_slot_that_is_written_while_it_is_read_gets_slot_stale_and_its_neighbo
         stale, _ = lane.hear()
         assert refused(stale) == "slot_stale"
         assert isinstance(stale, Error)
-        assert "while it was read" in stale.message
+        assert "overwritten before the answer" in stale.message
         neighbour.end()
         observation = some()
         handle.write(1, 2, observation)

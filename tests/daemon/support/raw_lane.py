@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 
 
 class RawEpisodeGroup:
-    """A handle and the memory of its slots, if it has some. Owns its mapping and its descriptor."""
+    """A group and the memory of its slots, if it has some. Owns its mapping and its descriptor."""
 
     def __init__(self, lane: RawLane, begun: Begun, rows: int, descriptors: list[int]) -> None:
         self.lane = lane
@@ -84,11 +84,11 @@ class RawEpisodeGroup:
 
 
 class RawLane:
-    """One connection. Owns its socket and its handles."""
+    """One connection. Owns its socket and its groups."""
 
     def __init__(self, address: str) -> None:
         self.conversation = Conversation("raw")
-        self.handles: list[RawEpisodeGroup] = []
+        self.groups: list[RawEpisodeGroup] = []
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(WAIT_S_MAX)
         self.socket.connect(address.removeprefix("lane://"))
@@ -125,7 +125,7 @@ class RawLane:
         return self
 
     def begin(self, rows: int = 1, slots: bool = True) -> RawEpisodeGroup:
-        """Begins a handle."""
+        """Begins a group."""
         self.say(self.conversation.begin(list(range(rows)), slots)[1][0])
         return self.take_begun(rows)
 
@@ -134,13 +134,13 @@ class RawLane:
         packet, descriptors, _, _ = socket.recv_fds(self.socket, PACKET_BYTES_MAX, 4)
         begun = decode(unpack(memoryview(packet), [1])[0])
         assert isinstance(begun, Begun), begun
-        self.handles.append(RawEpisodeGroup(self, begun, rows, descriptors))
-        return self.handles[-1]
+        self.groups.append(RawEpisodeGroup(self, begun, rows, descriptors))
+        return self.groups[-1]
 
     def close(self) -> None:
         """Closes everything."""
-        for handle in self.handles:
-            handle.close()
+        for group in self.groups:
+            group.close()
         self.socket.close()
 
     def __enter__(self) -> Self:

@@ -250,7 +250,7 @@ def test_connecting_to_nobody_over_the_lane_ends(tmp_path: Path) -> None:
 async def test_acts_of_both_carriers_in_one_batch_are_all_answered(start_daemon: StartDaemon, short_path: Path) -> None:
     import asyncio
 
-    # A batch that waits for every lock-step handle is run by whichever carrier brings the last act.
+    # A batch that waits for every lock-step group is run by whichever carrier brings the last act.
     daemon = start_daemon(
         listen=[f"lane://{short_path}/mixed.sock", f"ipc://{short_path}/mixed-zmq.sock"],
         settings={"limits__batch_wait_us_max": 20_000},

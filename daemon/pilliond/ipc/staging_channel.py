@@ -6,6 +6,7 @@ import asyncio
 import socket
 from array import array
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -34,10 +35,18 @@ class StageRequest(msgspec.Struct, frozen=True, tag=True):
     """What the certificate must meet: `any`, `within 1e-6` or `exact`."""
 
 
+class StagingStep(StrEnum):
+    """The steps of the staging process, in their order."""
+
+    VERIFYING = "verifying"
+    TRYING = "loading, warming and running the golden pairs"
+    CERTIFYING = "certifying"
+
+
 class StageStep(msgspec.Struct, frozen=True, tag=True):
     """What is being done now."""
 
-    name: str
+    name: StagingStep
 
 
 class Staged(msgspec.Struct, frozen=True, tag=True):

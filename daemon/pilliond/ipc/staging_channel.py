@@ -6,6 +6,7 @@ import asyncio
 import socket
 from array import array
 from collections.abc import Sequence
+from enum import StrEnum
 
 import msgspec
 
@@ -31,10 +32,18 @@ class StageRequest(msgspec.Struct, frozen=True, tag=True):
     """The certificate that it must reach: `any`, `within 1e-6` or `exact`."""
 
 
+class StagingStep(StrEnum):
+    """The steps of the staging process, in their order."""
+
+    VERIFYING = "verifying"
+    TRYING = "loading, warming and running the golden pairs"
+    CERTIFYING = "certifying"
+
+
 class StageStep(msgspec.Struct, frozen=True, tag=True):
     """The current step."""
 
-    name: str
+    name: StagingStep
 
 
 class Staged(msgspec.Struct, frozen=True, tag=True):

@@ -29,7 +29,7 @@ limit_option = click.option(
 @admin_option
 @json_option
 def sessions(limit: int, after: int, admin: str, as_json: bool) -> None:
-    """The live sessions: which version each leases, its handles and acts, and how long it has been silent."""
+    """The live sessions: which version each leases, its episode groups and acts, and how long it has been silent."""
     told = client_of(admin).get("/v1/sessions", {"limit": limit, "after": after})
     if as_json:
         print_json(told)
@@ -76,13 +76,13 @@ def warmup(policy: str, version: str, reason: str, wait: bool, admin: str, as_js
 
 
 def _print_sessions(told: list[dict[str, Any]]) -> None:
-    rows = table("SESSION", "CARRIER", "VERSION", "HANDLES", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S")
+    rows = table("SESSION", "CARRIER", "VERSION", "GROUPS", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S")
     for session in told:
         rows.add_row(
             str(session["id"]),
             session["carrier"],
             session["version"] + (" (held)" if session["is_evaluation"] else ""),
-            str(session["handles"]),
+            str(session["groups"]),
             str(session["rows"]),
             str(session["acts"]),
             "yes" if session["lock_step"] else "no",

@@ -20,10 +20,10 @@ def list_sessions(sessions: Sessions, after: int, now_ns: int) -> tuple[list[Ses
     opened = sessions.opened()
     first = bisect_right(opened, after, key=_number)
     listed: list[SessionInfo] = []
-    handles = 0
+    groups = 0
     for session in opened[first : first + SESSIONS_PER_PIECE_MAX]:
-        handles += len(session.groups)
-        if listed and handles > EPISODE_GROUPS_PER_PIECE_MAX:
+        groups += len(session.groups)
+        if listed and groups > EPISODE_GROUPS_PER_PIECE_MAX:
             break
         listed.append(_info(sessions, session, now_ns))
     return listed, first + len(listed) >= len(opened)
@@ -40,7 +40,7 @@ def _info(sessions: Sessions, session: Session, now_ns: int) -> SessionInfo:
         carrier="zmq" if isinstance(session.peer, bytes) else "lane",
         version=session.version.identity.version,
         is_evaluation=session.is_evaluation,
-        handles=len(groups),
+        groups=len(groups),
         rows=sum(group.rows for group in groups),
         acts=session.acts_ended + sum(group.acts for group in groups),
         lock_step=session.lock_step,

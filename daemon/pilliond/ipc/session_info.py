@@ -16,9 +16,10 @@ class SessionInfo(msgspec.Struct, frozen=True):
     """What its next episode leases, where it falls to no arm."""
     is_evaluation: bool
     """Whether it is held at that version by an evaluation lease."""
-    handles: int
+    groups: int
+    """Its episode groups."""
     rows: int
-    """Of all its handles."""
+    """Of all its episode groups."""
     acts: int
     """That were answered since it was opened."""
     lock_step: bool

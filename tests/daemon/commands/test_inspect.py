@@ -122,7 +122,7 @@ def test_a_log_that_was_tampered_with_is_told_of(daemon: Daemon, store: Store) -
     path.write_text(path.read_text().replace('"reason":"the first"', '"reason":"the last!"'))
     assert "was changed after it was written" in said(daemon, "audit")["faults"][0]
     lines = pillion_command(daemon, "audit").stdout.splitlines()
-    assert lines[-1].startswith("the log is not as it was written: ")
+    assert lines[-1].startswith("the log is not intact: ")
 
 
 # Warming up

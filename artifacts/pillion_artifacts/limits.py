@@ -66,3 +66,6 @@ GRACE_DAYS: Final = 30.0
 
 assert max(MODEL_BYTES_MAX, GOLDEN_BYTES_MAX, PREPROCESSOR_BYTES_MAX) < ARCHIVE_BYTES_MAX
 assert CARD_BYTES_MAX < MODEL_BYTES_MAX
+
+PROGRESS_BYTES_MIN: Final = 50_000_000
+"""Shorter work shows no progress bar: it ends before anybody could read one."""

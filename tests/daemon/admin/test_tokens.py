@@ -65,7 +65,7 @@ def test_a_token_is_made_listed_and_taken_back(file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "exit_code", "text"),
     [
-        (["new", "ci", "--scope", "view"], os.EX_CONFIG, "there is a token ci already"),
+        (["new", "ci", "--scope", "view"], os.EX_CONFIG, "token ci exists"),
         (["revoke", "nobody"], os.EX_CONFIG, "there is no token nobody"),
         (["new", "a b", "--scope", "view"], os.EX_CONFIG, "expected a name"),
         (["new", '"]\n', "--scope", "view"], os.EX_CONFIG, "expected a name"),

@@ -283,8 +283,10 @@ def alias(
 @json_option
 def rollback(alias: str, by: str, reason: str, store: Path, as_json: bool) -> None:
     """Points NAME@ALIAS (NAME: its alias 'stable') at what it pointed at before; again: at what was before that."""
+    from pillion_artifacts.store.aliases import roll_back_alias
+
     policy, _, name = alias.partition("@")
-    show_json_or_line(open_store(store).roll_back(policy, name or "stable", by=by, reason=reason), as_json)
+    show_json_or_line(roll_back_alias(open_store(store), policy, name or "stable", by=by, reason=reason), as_json)
 
 
 @artifact.command(short_help="Keep a version from gc.")
@@ -294,7 +296,9 @@ def rollback(alias: str, by: str, reason: str, store: Path, as_json: bool) -> No
 @json_option
 def pin(reference: str, by: str, reason: str, store: Path, as_json: bool) -> None:
     """Keeps a version from gc until it is unpinned."""
-    pinned = open_store(store).pin(reference, by=by, reason=reason)
+    from pillion_artifacts.store.pins import pin_version
+
+    pinned = pin_version(open_store(store), reference, by=by, reason=reason)
     show_json(pinned) if as_json else print(f"{pinned.policy}@v{pinned.version} is pinned")
 
 
@@ -305,7 +309,9 @@ def pin(reference: str, by: str, reason: str, store: Path, as_json: bool) -> Non
 @json_option
 def unpin(reference: str, by: str, reason: str, store: Path, as_json: bool) -> None:
     """Takes the pin of a version out."""
-    unpinned = open_store(store).unpin(reference, by=by, reason=reason)
+    from pillion_artifacts.store.pins import unpin_version
+
+    unpinned = unpin_version(open_store(store), reference, by=by, reason=reason)
     show_json(unpinned) if as_json else print(f"{unpinned} is not pinned any more")
 
 

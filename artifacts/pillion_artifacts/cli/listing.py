@@ -13,7 +13,7 @@ from pillion_artifacts.maintenance.garbage_collection import Collection
 from pillion_artifacts.names import checked_alias, checked_policy, checked_version, spoken
 from pillion_artifacts.oci.manifest import CREATED, PUBLISHED_BY, Descriptor
 from pillion_artifacts.remotes.transfer import Transfer
-from pillion_artifacts.store.aliases import Alias, read_alias
+from pillion_artifacts.store.aliases import Alias, move_alias, read_alias, remove_alias
 from pillion_artifacts.store.audit_log import Record
 from pillion_artifacts.store.store import Store
 
@@ -85,9 +85,9 @@ def move_or_read_alias(
     now = next((each.version for each in store.aliases(policy) if each.alias == alias), "")
     expected = now if expect is None else "" if expect == "none" else checked_version(expect)
     if remove:
-        store.remove_alias(policy, alias, expected=expected, by=by, reason=reason)
+        remove_alias(store, policy, alias, expected=expected, by=by, reason=reason)
         return Alias(policy, alias, "", "")
-    return store.move_alias(policy, alias, version, expected=expected, by=by, reason=reason)
+    return move_alias(store, policy, alias, version, expected=expected, by=by, reason=reason)
 
 
 def print_listing(rows: list[Row]) -> None:

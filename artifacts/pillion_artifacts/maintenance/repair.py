@@ -26,8 +26,9 @@ from pillion_artifacts.oci.manifest import (
 from pillion_artifacts.store.aliases import Alias, alias_target, encode_alias
 from pillion_artifacts.store.audit_log import AuditLog, Record
 from pillion_artifacts.store.daemon_locks import LOCKS_NAME
-from pillion_artifacts.store.pins import PINS_NAME, Pin, encode_pins
+from pillion_artifacts.store.pins import PINS_NAME, Pin
 from pillion_artifacts.store.publication import attestation_entry, index_entry
+from pillion_artifacts.store.state_files import encode_list
 from pillion_artifacts.store.store import Store
 from pillion_artifacts.store.transaction import INDEX_NAME, LAYOUT, LAYOUT_NAME, Change
 from pillion_artifacts.verify.verification import Verdict
@@ -89,7 +90,7 @@ class Repair:
                 policy, alias = Path(fault.subject).parent.name, Path(fault.subject).stem
                 self._mend_alias(change, policy, alias, records)
         if any(fault.kind == "pins" for fault in faults):
-            change.write(PINS_NAME, encode_pins(_pins_of(records)))
+            change.write(PINS_NAME, encode_list(_pins_of(records)))
             self.done.append(f"wrote {PINS_NAME} anew from the audit log")
         for name in sorted({fault.subject for fault in faults if fault.kind in ("route", "evaluations")}):
             # The audit log has who and why, not every share: what was damaged is nowhere else.

@@ -19,8 +19,9 @@ from pillion_artifacts.oci.manifest import (
     digest_of,
 )
 from pillion_artifacts.oci.remote_interface import Offer, Source, Target
+from pillion_artifacts.store.manifest_checks import check_layers, decode_named
 from pillion_artifacts.store.publication import attestation_entry, check_is_new, check_staged, index_entry
-from pillion_artifacts.store.store import Resolved, Store, check_layers, decode_named
+from pillion_artifacts.store.store import Resolved, Store
 from pillion_artifacts.store.transaction import Change, Staged
 
 

@@ -8,8 +8,10 @@ that was changed by anything but a change of the store.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import os
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -108,6 +110,16 @@ def chained(records: Iterable[Record], last: Record | None) -> list[Record]:
     return made
 
 
+def current_user() -> str:
+    """The user and host of this process, as `user@host`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # a container may run as a number without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
 class AuditLog:
     """Reads and appends to the log of the store at `root`. Owns nothing; appending is for who holds the lock."""
 
@@ -132,6 +144,11 @@ class AuditLog:
         lines = self._tail().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
         return self._decode(whole[-1], 0) if whole else None
+
+    def next_sequence(self) -> int:
+        """The number of the record that is appended next."""
+        last = self.last()
+        return last.sequence + 1 if last else 1
 
     def append(self, records: list[Record]) -> None:
         """Appends what is not there yet, and reaches the disk. Repeating it changes nothing."""

@@ -19,8 +19,9 @@ from pillion_artifacts.oci.manifest import (
     encode_attestation,
     encode_json,
 )
+from pillion_artifacts.store.audit_log import current_user
 from pillion_artifacts.store.publication import attestation_entry
-from pillion_artifacts.store.store import Resolved, Store, who
+from pillion_artifacts.store.store import Resolved, Store
 from pillion_artifacts.store.transaction import Change
 from pillion_artifacts.verify.statement import ENVELOPE_MEDIA_TYPE, PAYLOAD_TYPE, Signed, make_statement
 from pillion_artifacts.verify.verification import Verifier
@@ -50,7 +51,7 @@ def sign(
     verdict = Verifier(store).verify(resolved)
     if not verdict.intact:
         raise InvalidArtifactError(f"what is damaged is not signed: {verdict.faults[0]}")
-    said = Signed(store.now(), by or who(), expires_at, reason)
+    said = Signed(store.now(), by or current_user(), expires_at, reason)
     envelope = Envelope(make_statement(str(resolved), resolved.digest, said), PAYLOAD_TYPE, {})
     try:
         key: str = envelope.sign(signer).keyid

@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.names import parse_reference
-from pillion_artifacts.store.aliases import Alias, read_alias
+from pillion_artifacts.store.aliases import Alias, move_alias, previous_version, read_alias, roll_back_alias
 from pillion_artifacts.store.audit_log import Action
 from pillion_artifacts.store.daemon_locks import DaemonLock
 from pillion_artifacts.store.routes import RouteArm
@@ -499,9 +499,9 @@ class Releases:
         now = read_alias(self.store.root, policy, alias)
         if now.digest == operation.digest:
             return now
-        if operation.kind == "rollback" and self.store.before(now) == operation.version:
-            return self.store.roll_back(policy, alias, by=by, reason=reason)
-        return self.store.move_alias(policy, alias, operation.version, expected=operation.was, by=by, reason=reason)
+        if operation.kind == "rollback" and previous_version(self.store, now) == operation.version:
+            return roll_back_alias(self.store, policy, alias, by=by, reason=reason)
+        return move_alias(self.store, policy, alias, operation.version, expected=operation.was, by=by, reason=reason)
 
     async def _note(self, operation: Operation) -> None:
         """Writes into the audit log who did what and why, and with that the route file, where the route changes."""
@@ -547,8 +547,8 @@ class Releases:
             if self.followed:
                 policy, alias = operation.policy, self.followed
                 moved = await asyncio.to_thread(
-                    lambda: self.store.move_alias(
-                        policy, alias, was.digest, expected=operation.version, by=by, reason=reason
+                    lambda: move_alias(
+                        self.store, policy, alias, was.digest, expected=operation.version, by=by, reason=reason
                     )
                 )
                 self._seen = moved.digest

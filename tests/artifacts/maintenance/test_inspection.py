@@ -13,6 +13,8 @@ from pillion_artifacts import InvalidArtifactError, Store
 from pillion_artifacts.cli.verification_report import as_html, repair_and_report, report_as_json, verify_and_report
 from pillion_artifacts.maintenance.inspection import Fault, inspect_store
 from pillion_artifacts.oci.manifest import encode_json
+from pillion_artifacts.store.aliases import move_alias
+from pillion_artifacts.store.pins import pin_version
 from pillion_artifacts.verify.keys import generate_keys, open_signer
 from pillion_artifacts.verify.signing import sign
 from tests.artifacts.support.stores import POLICY, example_card, example_model, flip
@@ -27,9 +29,9 @@ def store(tmp_path: Path) -> Store:
     for version in ("1.0.0", "1.1.0"):
         publish(tmp_path / "store", POLICY, version, example_model(), example_card(version))
     store = Store(tmp_path / "store")
-    store.move_alias(POLICY, "stable", "1.0.0", expected="")
-    store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0")
-    store.pin(f"{POLICY}@1.0.0", reason="the paper")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="")
+    move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0")
+    pin_version(store, f"{POLICY}@1.0.0", reason="the paper")
     generate_keys(tmp_path / "ann")
     sign(store, POLICY, open_signer(str(tmp_path / "ann"), None))
     return store

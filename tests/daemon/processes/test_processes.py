@@ -18,6 +18,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
 from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, publish
@@ -235,7 +236,7 @@ def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
 def test_an_alias_and_a_digest_name_what_is_served(start_daemon: StartDaemon, tmp_path: Path) -> None:
     shutil.copytree(STORE, tmp_path / "store")
     store = Store(tmp_path / "store")
-    digest = store.move_alias("lunar-lander", "stable", "1.0.0", expected="").digest
+    digest = move_alias(store, "lunar-lander", "stable", "1.0.0", expected="").digest
     for policy in ("lunar-lander@stable", f"lunar-lander@{digest}"):
         daemon = start_daemon(store=store.root, policy=policy)
         assert daemon.health()["digest"] == digest

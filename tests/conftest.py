@@ -16,6 +16,10 @@ import uvloop
 import zmq
 
 from tests.harness import STORE, Answer, Daemon, FakeDaemon, RawPeer, running
+from tests.isolation import isolate
+
+# before any test is collected, and in each worker by itself
+_own_environment = isolate()
 
 hypothesis.settings.register_profile("pillion", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("pillion")
@@ -35,6 +39,11 @@ class StartDaemon(Protocol):
         listen: list[str] | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> Daemon: ...
+
+
+def pytest_unconfigure() -> None:
+    """Removes the home and the runtime folder of this process's tests."""
+    _own_environment.cleanup()
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], Any]]:

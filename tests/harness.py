@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import http.client
 import json
 import os
+import pwd
 import re
 import signal
 import socket
@@ -60,7 +60,7 @@ TIME_UNIT_S = float(os.environ.get("PILLION_TEST_TIME_UNIT_S", "1"))
 START_S_MAX = 30 * TIME_UNIT_S
 WAIT_S_MAX = 10 * TIME_UNIT_S
 
-USER = getpass.getuser()
+USER = pwd.getpwuid(os.getuid()).pw_name
 """As the daemon knows who asks at its Unix socket."""
 
 Frame = bytes | memoryview

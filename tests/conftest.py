@@ -15,7 +15,7 @@ import pytest
 import uvloop
 import zmq
 
-from tests.harness import STORE, Answer, Daemon, FakeDaemon, RawPeer, running
+from tests.harness import STORE, Answer, Daemon, FakeDaemon, RawPeer, running, traces
 from tests.isolation import isolate
 
 # before any test is collected, and in each worker by itself
@@ -127,6 +127,14 @@ def fake_daemon(short_path: Path) -> Iterator[Callable[[Answer], FakeDaemon]]:
     yield make
     for fake in made:
         fake.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_ships_stays_as_it_is() -> Iterator[None]:
+    """Whatever daemons and commands of the tests do with the store that ships, they write nothing there."""
+    before = traces(STORE)
+    yield
+    assert traces(STORE) == before
 
 
 def _zmq_sockets() -> int:

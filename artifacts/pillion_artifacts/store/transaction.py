@@ -10,6 +10,7 @@ after, and a change of several files is one change.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -35,6 +36,9 @@ LAYOUT_NAME: Final = "oci-layout"
 LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 INTENT_NAME: Final = "intent.json"
 LOCK_NAME: Final = "lock"
+READ_ONLY_NAME: Final = "read-only"
+"""A store that holds a file of this name is read, and never written to: the policies that ship, for example."""
+
 STAGING_NAME: Final = "staging"
 
 _OWNER_NAME: Final = "owner"
@@ -92,6 +96,7 @@ class Change:
     def __enter__(self) -> Self:
         with refusals(self._whose):
             _check_is_store(self._root)
+            _check_may_change(self._root)
             (self._root / STAGING_NAME).mkdir(parents=True, exist_ok=True)
             with locked(self._root):
                 settle(self._root)
@@ -270,9 +275,10 @@ def stale_stagings(root: Path) -> list[str]:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds the lock of the store; raises `StoreError` where another command holds it for too long."""
+    """Holds the lock of the store; raises `StoreError` where another command holds it for too long, else `OSError`."""
     import filelock
 
+    _check_may_change(root)
     try:
         with filelock.FileLock(root / LOCK_NAME, timeout=LOCK_S_MAX):
             yield
@@ -355,6 +361,12 @@ def _check_is_store(root: Path) -> None:
     foreign = names - {LOCK_NAME, STAGING_NAME, INTENT_NAME, "blobs"}
     if foreign and not names & {INDEX_NAME, LAYOUT_NAME}:
         raise StoreError(f"{root}: expected a store or an empty folder, got one that holds {min(foreign)!r}")
+
+
+def _check_may_change(root: Path) -> None:
+    """Raises what a read-only file system would for a store that is to be read only: nothing is left in it, no lock either."""
+    if (root / READ_ONLY_NAME).exists():
+        raise OSError(errno.EROFS, f"the store is marked read-only: to change it, copy it without {READ_ONLY_NAME!r}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,13 +19,12 @@ from pillion_artifacts import (
 )
 from pillion_artifacts.oci.manifest import decode_index, decode_manifest, digest_of, encode_json
 from tests.artifacts.support.stores import example_card, example_folder, example_model, flip
-from tests.harness import ROOT, STORE, blob_of, publish
+from tests.harness import ROOT, STORE, blob_of, copy_examples, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("lock", "leases", "staging"))
-    return Store(tmp_path / "store")
+    return copy_examples(tmp_path / "store")
 
 
 @pytest.mark.parametrize("policy", Store(STORE).policies())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +14,12 @@ from pillion_artifacts import Store
 from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
 from tests.conftest import StartDaemon
-from tests.harness import START_S_MAX, STORE, blob_of
+from tests.harness import START_S_MAX, blob_of, copy_examples
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("lock", "leases", "staging"))
-    return Store(tmp_path / "store")
+    return copy_examples(tmp_path / "store")
 
 
 @pytest.fixture

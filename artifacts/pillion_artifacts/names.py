@@ -10,15 +10,13 @@ NAME@sha256:…    the version with that digest
 from __future__ import annotations
 
 import re
-from typing import Final
 
 import msgspec
 import semver
 
 from pillion_artifacts.errors import InvalidNameError, PolicyNotFoundError
+from pillion_artifacts.limits import NAME_CHARACTERS_MAX
 from pillion_artifacts.version_range import VersionRange
-
-NAME_CHARACTERS_MAX: Final = 128
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ALIAS = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

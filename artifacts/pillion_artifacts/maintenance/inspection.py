@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from pillion_artifacts.errors import UNREADABLE, ArtifactError, InvalidArtifactError
-from pillion_artifacts.limits import INDEX_BYTES_MAX
+from pillion_artifacts.limits import INDEX_BYTES_MAX, LAYOUT_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.names import is_alias_name, is_policy_name, spoken
 from pillion_artifacts.oci.blobs import hash_file, open_regular, read_small
 from pillion_artifacts.oci.manifest import (
@@ -82,7 +82,7 @@ def named_digests(root: Path, index: Index) -> tuple[set[str], list[str]]:
         named.add(entry.digest)
         path = root / "blobs" / "sha256" / entry.digest.removeprefix("sha256:")
         try:
-            data = read_small(path, 1 << 20, entry.digest)
+            data = read_small(path, MANIFEST_BYTES_MAX, entry.digest)
             decode = decode_manifest if entry.artifact_type == ARTIFACT_TYPE else decode_attestation
             manifest = decode(data)
             if digest_of(data) != entry.digest:
@@ -111,7 +111,7 @@ def _index(root: Path) -> Index | list[Fault]:
 
 def _layout_faults(root: Path) -> list[Fault]:
     try:
-        version = msgspec.json.decode(read_small(root / LAYOUT_NAME, 1 << 12, LAYOUT_NAME))
+        version = msgspec.json.decode(read_small(root / LAYOUT_NAME, LAYOUT_BYTES_MAX, LAYOUT_NAME))
     except (ArtifactError, *UNREADABLE) as error:
         return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: {error}")]
     if version != msgspec.json.decode(LAYOUT):

@@ -10,9 +10,8 @@ import msgspec
 
 from pillion_artifacts.card.model_card import Environment, ModelCard, parse_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.limits import CARD_BYTES_MAX
+from pillion_artifacts.limits import CARD_BYTES_MAX, PICKLE_BYTES_MAX
 from pillion_artifacts.publishing.common.files import PICKLE_MAGIC, ZIP_MAGIC, Archive, read_file
-from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX
 from pillion_artifacts.yaml_text import read_yaml
 
 if TYPE_CHECKING:

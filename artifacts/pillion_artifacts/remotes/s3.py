@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError
-from pillion_artifacts.limits import CHUNK_BYTES
+from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError, first_line
+from pillion_artifacts.limits import BUCKET_TRIES_MAX, CHUNK_BYTES, ERROR_CHARACTERS_MAX
 from pillion_artifacts.names import spoken
 from pillion_artifacts.oci.layouts import blob_name
 from pillion_artifacts.oci.manifest import EMPTY_INDEX, Descriptor, Index, decode_index, encode_json
@@ -14,9 +14,6 @@ from pillion_artifacts.oci.remote_interface import Chunks
 from pillion_artifacts.store.transaction import LAYOUT, LAYOUT_NAME
 
 _INDEX_NAME: Final = "index.json"
-_TRIES_MAX: Final = 16
-"""How often the index is read again because somebody else wrote it meanwhile."""
-
 _SCHEMES: Final = ("s3://", "gs://", "az://", "memory://")
 
 
@@ -71,7 +68,7 @@ class BucketTarget:
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-        for _ in range(_TRIES_MAX):
+        for _ in range(BUCKET_TRIES_MAX):
             try:
                 index, mode = self._read_index()
                 obstore.put(self._bucket, LAYOUT_NAME, LAYOUT)
@@ -81,7 +78,7 @@ class BucketTarget:
             except BaseError as error:
                 raise RemoteError(f"{self._where}: {_INDEX_NAME}: {_line(error)}") from None
             return
-        raise RemoteError(f"{self._where}: {_INDEX_NAME}: others wrote it {_TRIES_MAX} times meanwhile")
+        raise RemoteError(f"{self._where}: {_INDEX_NAME}: others wrote it {BUCKET_TRIES_MAX} times meanwhile")
 
     def _merged(self, index: Index) -> Index:
         for entry in self._entries:
@@ -131,5 +128,5 @@ def open_bucket(url: str) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """The first sentence of what object_store says, which can be a page."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    # object_store puts whole XML documents into one line
+    return first_line(error)[:ERROR_CHARACTERS_MAX]

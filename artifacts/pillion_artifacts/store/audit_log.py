@@ -21,16 +21,9 @@ from typing import Final, Literal
 import msgspec
 
 from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
+from pillion_artifacts.limits import AUDIT_FAULTS_MAX, AUDIT_TAIL_BYTES
 
 AUDIT_NAME: Final = "audit.jsonl"
-
-_TAIL_BYTES: Final = 1 << 16
-"""More than a line can have: reasons are cut."""
-
-FAULTS_TOLD_MAX: Final = 8
-"""What is wrong with a log that was tampered with may be said of each line."""
-
-REASON_CHARACTERS_MAX: Final = 1_000
 
 Action = Literal[
     "publish",
@@ -182,7 +175,7 @@ class AuditLog:
 
     def page(self, policy: str, limit: int, before: int) -> AuditPage:
         """The newest `limit` records of a policy (empty: of all) whose number is below `before`, and what is wrong with the log."""
-        faults = list(islice(self.faults(), FAULTS_TOLD_MAX))
+        faults = list(islice(self.faults(), AUDIT_FAULTS_MAX))
         found: deque[Record] = deque(maxlen=limit + 1)
         with contextlib.suppress(InvalidArtifactError):
             # The line that cannot be read is among the faults.
@@ -194,7 +187,7 @@ class AuditLog:
     def _tail(self) -> bytes:
         try:
             with self._path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+                file.seek(max(0, os.fstat(file.fileno()).st_size - AUDIT_TAIL_BYTES))
                 return file.read()
         except FileNotFoundError:
             return b""

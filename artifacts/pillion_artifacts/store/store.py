@@ -18,7 +18,7 @@ from pillion_artifacts.card.content_checks import check_card, check_graph, check
 from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, CARD_NAME, MODEL_NAME, kind_of
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError, MissingFileError, PolicyNotFoundError
-from pillion_artifacts.limits import CARD_BYTES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
+from pillion_artifacts.limits import CARD_BYTES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX, REASON_CHARACTERS_MAX
 from pillion_artifacts.names import Reference, checked_policy, checked_version, parse_reference, spoken
 from pillion_artifacts.oci.blobs import Progress, blob_path, no_progress, read_blob, read_small
 from pillion_artifacts.oci.manifest import (
@@ -31,14 +31,7 @@ from pillion_artifacts.oci.manifest import (
     encode_manifest,
 )
 from pillion_artifacts.store.aliases import Alias, read_alias, read_aliases
-from pillion_artifacts.store.audit_log import (
-    REASON_CHARACTERS_MAX,
-    Action,
-    AuditLog,
-    AuditPage,
-    Record,
-    current_user,
-)
+from pillion_artifacts.store.audit_log import Action, AuditLog, AuditPage, Record, current_user
 from pillion_artifacts.store.daemon_locks import DaemonLock
 from pillion_artifacts.store.evaluation_holds import EvaluationHold, read_evaluations
 from pillion_artifacts.store.manifest_checks import check_layers, decode_named

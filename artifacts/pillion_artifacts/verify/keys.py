@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pillion_artifacts.errors import ArtifactError, InvalidNameError
+from pillion_artifacts.limits import KEY_BYTES_MAX
 from pillion_artifacts.oci.blobs import read_small
 from pillion_artifacts.store.transaction import refusals
 
-KEY_BYTES_MAX: Final = 1 << 16
 PASSPHRASE_VARIABLE: Final = "PILLION_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 

@@ -12,8 +12,8 @@ from pillion_artifacts.card.layers import CARD_NAME, GOLDEN_NAME, MODEL_NAME
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.card.yaml_card import dump_card
 from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.limits import PARITY_ROWS
 from pillion_artifacts.publishing.common.draft import Draft
-from pillion_artifacts.publishing.common.limits import PARITY_ROWS
 from pillion_artifacts.publishing.common.observations import draw_observations, play_environment
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
 from pillion_artifacts.publishing.common.parity import Parity, compare_models

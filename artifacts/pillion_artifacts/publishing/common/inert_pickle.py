@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX, PICKLE_OPCODES_MAX
+from pillion_artifacts.limits import PICKLE_BYTES_MAX, PICKLE_OPCODES_MAX
 
 _PLAIN: Final = {
     *("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays, Golden, compare
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import ParityError
-from pillion_artifacts.publishing.common.limits import GOLDEN_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
+from pillion_artifacts.limits import GOLDEN_KEPT_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
 from pillion_artifacts.publishing.common.source import Source
 
@@ -94,6 +94,6 @@ def _rows(golden: Golden, chosen: NDArray[Any]) -> Golden:
 def _golden_part(pairs: Golden) -> Golden:
     """The rows that are kept, spread over all, no more bytes than are allowed."""
     row_bytes = sum(values[0].nbytes for values in [*pairs.inputs.values(), *pairs.outputs.values()])
-    count = max(1, min(GOLDEN_ROWS_MAX, pairs.rows, GOLDEN_BYTES_MAX // max(1, row_bytes)))
+    count = max(1, min(GOLDEN_ROWS_MAX, pairs.rows, GOLDEN_KEPT_BYTES_MAX // max(1, row_bytes)))
     spread = np.unique(np.linspace(0, pairs.rows - 1, count).astype(np.int64))
     return _rows(pairs, spread)

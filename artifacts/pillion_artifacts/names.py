@@ -105,7 +105,7 @@ def precedence(version: str) -> semver.Version:
     return semver.Version.parse(version) if semver.Version.is_valid(version) else semver.Version(0, 0, 0, "0")
 
 
-def spoken(policy: str, version: str) -> str:
+def version_name(policy: str, version: str) -> str:
     """The name of a version as people write it."""
     return f"{policy}@v{version}"
 

@@ -43,28 +43,28 @@ class OnnxFile(msgspec.Struct, frozen=True):
     outputs: list[GraphTensor]
 
 
-def inspect_onnx(data: bytes | memoryview, whose: str) -> OnnxFile:
+def inspect_onnx(data: bytes | memoryview, what: str) -> OnnxFile:
     """The inputs and outputs of the ONNX file in `data`.
 
     Raises `InvalidArtifactError` for what is no ONNX file, for weights that lie in another file, and for operators
     that ONNX does not define.
     """
     view = memoryview(data)
-    _check_disguise(view, whose)
+    _check_disguise(view, what)
     try:
         return _inspect_model(view)
     except InvalidArtifactError as error:
-        raise InvalidArtifactError(f"{whose}: {error}") from None
+        raise InvalidArtifactError(f"{what}: {error}") from None
     except (IndexError, ValueError) as error:
-        raise InvalidArtifactError(f"{whose}: not an ONNX file: {error}") from None
+        raise InvalidArtifactError(f"{what}: not an ONNX file: {error}") from None
 
 
-def _check_disguise(view: memoryview, whose: str) -> None:
+def _check_disguise(view: memoryview, what: str) -> None:
     begins = bytes(view[:4])
     if begins[:1] == b"\x80" and begins[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise InvalidArtifactError(f"{whose}: expected an ONNX file, got a pickle")
+        raise InvalidArtifactError(f"{what}: expected an ONNX file, got a pickle")
     if begins == b"PK\x03\x04":
-        raise InvalidArtifactError(f"{whose}: expected an ONNX file, got a zip file")
+        raise InvalidArtifactError(f"{what}: expected an ONNX file, got a zip file")
 
 
 def _inspect_model(view: memoryview) -> OnnxFile:

@@ -10,7 +10,7 @@ import semver
 from pillion_artifacts.cli.tables import columns, short_digest, size
 from pillion_artifacts.errors import InvalidNameError
 from pillion_artifacts.maintenance.garbage_collection import Collection
-from pillion_artifacts.names import checked_alias, checked_policy, checked_version, spoken
+from pillion_artifacts.names import checked_alias, checked_policy, checked_version, version_name
 from pillion_artifacts.oci.manifest import CREATED, PUBLISHED_BY, Descriptor
 from pillion_artifacts.remotes.transfer import Transfer
 from pillion_artifacts.store.aliases import Alias, move_alias, read_alias, remove_alias
@@ -109,7 +109,7 @@ def print_listing(rows: list[Row]) -> None:
 
 def print_description(description: dict[str, Any]) -> None:
     """A version as a page."""
-    print(spoken(description["policy"], description["version"]), description["digest"])
+    print(version_name(description["policy"], description["version"]), description["digest"])
     print(f"published   {description['published_at'][:19]} by {description['published_by']}")
     print(f"aliases     {', '.join(description['aliases']) or 'none'}")
     print(f"pinned      {'yes' if description['pinned'] else 'no'}")
@@ -158,7 +158,7 @@ def print_collection(found: Collection, dry_run: bool) -> None:
     """What a collection took and left."""
     rows = [
         (
-            spoken(each.policy, each.version),
+            version_name(each.policy, each.version),
             short_digest(each.digest),
             each.claim or ("would go" if dry_run else "gone"),
         )
@@ -183,7 +183,7 @@ def _row(entry: Descriptor, aliases: dict[str, list[str]], pinned: set[str], sig
 
 
 def _subject(record: Record) -> str:
-    name = spoken(record.policy, record.version) if record.version else record.policy
+    name = version_name(record.policy, record.version) if record.version else record.policy
     return (
         f"{record.policy}@{record.alias} -> {f'v{record.version}' if record.version else 'nothing'}"
         if record.alias

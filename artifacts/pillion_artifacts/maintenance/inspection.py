@@ -11,7 +11,7 @@ import msgspec
 
 from pillion_artifacts.errors import UNREADABLE, ArtifactError, InvalidArtifactError
 from pillion_artifacts.limits import INDEX_BYTES_MAX, LAYOUT_BYTES_MAX, MANIFEST_BYTES_MAX
-from pillion_artifacts.names import is_alias_name, is_policy_name, spoken
+from pillion_artifacts.names import is_alias_name, is_policy_name, version_name
 from pillion_artifacts.oci.blobs import hash_file, open_regular, read_small
 from pillion_artifacts.oci.manifest import (
     ARTIFACT_TYPE,
@@ -123,14 +123,14 @@ def _index_faults(root: Path, index: Index) -> list[Fault]:
     """Names given twice, and versions that the audit log knows with another digest."""
     faults = []
     entries = index.versions()
-    for name, count in Counter(spoken(entry.title, entry.version) for entry in entries).items():
+    for name, count in Counter(version_name(entry.title, entry.version) for entry in entries).items():
         if count > 1:
             faults.append(Fault("index", name, f"{name}: it stands {count} times in the index"))
     published = published_digests(root)
     for entry in entries:
         known = published.get((entry.title, entry.version), entry.digest)
         if known != entry.digest:
-            name = spoken(entry.title, entry.version)
+            name = version_name(entry.title, entry.version)
             faults.append(
                 Fault("index", name, f"{name}: the index says {entry.digest}, the audit log that {known} was published")
             )
@@ -204,15 +204,15 @@ def _blob_faults(root: Path, index: Index) -> list[Fault]:
 
 
 def _orphan_fault(path: Path, digest: str) -> Fault:
-    whose = f"blobs/sha256/{path.name}"
+    what = f"blobs/sha256/{path.name}"
     try:
-        with open_regular(path, whose) as file:
+        with open_regular(path, what) as file:
             actual = f"sha256:{hash_file(file)[0]}"
     except ArtifactError as error:
         return Fault("blob", digest, str(error))
     if actual != digest:
-        return Fault("blob", digest, f"{whose}: its bytes are those of {actual}")
-    return Fault("orphan", digest, f"{whose}: nothing names it")
+        return Fault("blob", digest, f"{what}: its bytes are those of {actual}")
+    return Fault("orphan", digest, f"{what}: nothing names it")
 
 
 def _leftovers(root: Path) -> list[Fault]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
 from pillion_artifacts.limits import INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.maintenance.inspection import Fault, inspect_store
-from pillion_artifacts.names import spoken
+from pillion_artifacts.names import version_name
 from pillion_artifacts.oci.blobs import read_small
 from pillion_artifacts.oci.manifest import (
     EMPTY_INDEX,
@@ -80,7 +80,7 @@ class Repair:
         change.write_index(index.replaced(kept))
         for digest in digests:
             change.quarantine(digest)
-        self.done += [f"took {spoken(*name)} out of the index" for name in sorted(gone)]
+        self.done += [f"took {version_name(*name)} out of the index" for name in sorted(gone)]
 
     def _mend_small_files(self, change: Change, faults: list[Fault]) -> None:
         records = _readable_records(self._store.root)

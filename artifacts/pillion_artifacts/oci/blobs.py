@@ -30,59 +30,57 @@ def no_progress(_count: int) -> None:
 
 
 @contextmanager
-def open_regular(path: Path, whose: str) -> Iterator[BinaryIO]:
+def open_regular(path: Path, what: str) -> Iterator[BinaryIO]:
     """The file at `path`, which is a file: no link, device, pipe or folder. Raises `InvalidArtifactError`, and
     `MissingFileError` where there is none.
 
-    `whose` is what the error is about. What is wrong with the reading itself comes as `StoreError`.
+    `what` is what the error is about. What is wrong with the reading itself comes as `StoreError`.
     """
     try:
         # without O_NONBLOCK the opening of a pipe would wait for a writer
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise InvalidArtifactError(f"{whose}: expected a file, got a symbolic link") from None
+            raise InvalidArtifactError(f"{what}: expected a file, got a symbolic link") from None
         if error.errno == errno.ENOENT:
-            raise MissingFileError(f"{whose}: {error.strerror}") from None
+            raise MissingFileError(f"{what}: {error.strerror}") from None
         if error.errno in (errno.ENOTDIR, errno.ENXIO):
-            raise InvalidArtifactError(f"{whose}: {error.strerror}") from None
-        raise StoreError.from_os(whose, error) from None
+            raise InvalidArtifactError(f"{what}: {error.strerror}") from None
+        raise StoreError.from_os(what, error) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InvalidArtifactError(f"{whose}: expected a file, got something else")
+        raise InvalidArtifactError(f"{what}: expected a file, got something else")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         try:
             yield file
         except OSError as error:
-            raise StoreError.from_os(whose, error) from None
+            raise StoreError.from_os(what, error) from None
 
 
 @contextmanager
-def open_blob(root: Path, descriptor: Descriptor, whose: str) -> Iterator[BinaryIO]:
+def open_blob(root: Path, descriptor: Descriptor, what: str) -> Iterator[BinaryIO]:
     """The file of a blob, as long as `descriptor` says; raises as `open_regular`, and `DigestMismatchError`."""
-    with open_regular(blob_path(root, descriptor.digest), whose) as file:
+    with open_regular(blob_path(root, descriptor.digest), what) as file:
         size = os.fstat(file.fileno()).st_size
         # before a byte is read: a file that is far too long is not worth its time
         if size != descriptor.size:
-            raise DigestMismatchError(
-                f"{whose} is not what was published: expected {descriptor.size} bytes, got {size}"
-            )
+            raise DigestMismatchError(f"{what} is not what was published: expected {descriptor.size} bytes, got {size}")
         yield file
 
 
-def read_small(path: Path, bytes_max: int, whose: str) -> bytes:
+def read_small(path: Path, bytes_max: int, what: str) -> bytes:
     """The whole of a file that has at most `bytes_max` bytes. Raises as `open_regular`, and for what is larger."""
-    with open_regular(path, whose) as file:
-        check_size(os.fstat(file.fileno()).st_size, bytes_max, whose)
+    with open_regular(path, what) as file:
+        check_size(os.fstat(file.fileno()).st_size, bytes_max, what)
         data = read_all(file)
-    check_size(len(data), bytes_max, whose)
+    check_size(len(data), bytes_max, what)
     return data
 
 
-def check_size(size: int, bytes_max: int, whose: str) -> None:
+def check_size(size: int, bytes_max: int, what: str) -> None:
     """Raises `InvalidArtifactError` for more bytes than there may be."""
     if size > bytes_max:
-        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got {size}")
+        raise InvalidArtifactError(f"{what}: expected at most {bytes_max} bytes, got {size}")
 
 
 def read_all(file: BinaryIO) -> bytes:
@@ -93,24 +91,24 @@ def read_all(file: BinaryIO) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_blob(root: Path, descriptor: Descriptor, bytes_max: int, whose: str) -> bytes:
+def read_blob(root: Path, descriptor: Descriptor, bytes_max: int, what: str) -> bytes:
     """The bytes of a blob, hashed after they were read: these very bytes are checked.
 
     Raises `DigestMismatchError` where they are not what `descriptor` says, `InvalidArtifactError` where there is
     no such file or more than `bytes_max`, `StoreError` where it cannot be read.
     """
-    check_size(descriptor.size, bytes_max, whose)
-    with open_blob(root, descriptor, whose) as file:
+    check_size(descriptor.size, bytes_max, what)
+    with open_blob(root, descriptor, what) as file:
         data = read_all(file)
-    check_content(hashlib.sha256(data).hexdigest(), len(data), descriptor, whose)
+    check_content(hashlib.sha256(data).hexdigest(), len(data), descriptor, what)
     return data
 
 
-def check_blob(root: Path, descriptor: Descriptor, whose: str, progress: Progress = no_progress) -> None:
+def check_blob(root: Path, descriptor: Descriptor, what: str, progress: Progress = no_progress) -> None:
     """Hashes a blob a chunk at a time; raises as `read_blob`."""
-    with open_blob(root, descriptor, whose) as file:
+    with open_blob(root, descriptor, what) as file:
         digest, size = hash_file(file, progress)
-    check_content(digest, size, descriptor, whose)
+    check_content(digest, size, descriptor, what)
 
 
 def map_file(path: Path) -> memoryview:
@@ -152,10 +150,10 @@ def write_all(descriptor: int, data: memoryview | bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def check_content(digest: str, size: int, descriptor: Descriptor, whose: str) -> None:
+def check_content(digest: str, size: int, descriptor: Descriptor, what: str) -> None:
     """Raises `DigestMismatchError` for a hexadecimal SHA-256, or a size, that is not what was published."""
     if (f"sha256:{digest}", size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
-            f"{whose} is not what was published: "
+            f"{what} is not what was published: "
             f"expected {descriptor.digest} ({descriptor.size} bytes), got sha256:{digest} ({size} bytes)"
         )

@@ -10,7 +10,7 @@ import semver
 
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError, PolicyNotFoundError, RemoteError
 from pillion_artifacts.limits import ATTESTATIONS_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
-from pillion_artifacts.names import checked_version, parse_reference, spoken
+from pillion_artifacts.names import checked_version, parse_reference, version_name
 from pillion_artifacts.oci.blobs import chunks_of, open_regular
 from pillion_artifacts.oci.manifest import (
     Descriptor,
@@ -62,7 +62,7 @@ class LayoutSource:
         ]
         return select(offers, references, self._files.where)
 
-    def chunks(self, policy: str, descriptor: Descriptor, whose: str) -> Chunks:
+    def chunks(self, policy: str, descriptor: Descriptor, what: str) -> Chunks:
         return self._files.chunks(blob_name(descriptor.digest))
 
     def _index(self) -> Index:
@@ -137,7 +137,7 @@ def _meant(offers: list[Offer], reference: str, where: str) -> Offer:
         except ValueError as error:
             raise PolicyNotFoundError(str(error)) from None
     if not found:
-        held = ", ".join(spoken(offer.policy, offer.version) for offer in offers[:8])
+        held = ", ".join(version_name(offer.policy, offer.version) for offer in offers[:8])
         raise PolicyNotFoundError(f"{where}: nothing there fits {reference!r}, it has {held}")
     return max(found, key=lambda offer: semver.Version.parse(offer.version))
 

@@ -25,19 +25,19 @@ class Offer(msgspec.Struct, frozen=True):
     attestations: list[bytes]
 
 
-class Source(Protocol):
+class RemoteSource(Protocol):
     """Where versions come from. Everything that it gives is hashed by whoever takes it."""
 
     def offers(self, references: list[str]) -> list[Offer]:
         """The versions that the references mean there, or all where none is given; raises `RemoteError`."""
         ...
 
-    def chunks(self, policy: str, descriptor: Descriptor, whose: str) -> Chunks:
-        """The bytes of a blob; raises `RemoteError` or `InvalidArtifactError` about `whose`."""
+    def chunks(self, policy: str, descriptor: Descriptor, what: str) -> Chunks:
+        """The bytes of a blob; raises `RemoteError` or `InvalidArtifactError` about `what`."""
         ...
 
 
-class Target(Protocol):
+class RemoteTarget(Protocol):
     """Where versions go. `finish` makes what was put visible, where that is one step."""
 
     def put_blob(self, policy: str, descriptor: Descriptor, chunks: Chunks) -> None:

@@ -104,10 +104,10 @@ class Registry:
             raise PolicyNotFoundError(f"{self.where}: nothing there fits {', '.join(references)}")
         return select(offers, references, self.where)
 
-    def chunks(self, policy: str, descriptor: Descriptor, whose: str) -> Iterator[bytes]:
+    def chunks(self, policy: str, descriptor: Descriptor, what: str) -> Iterator[bytes]:
         response = self._run(self._request("GET", f"{self._repository(policy)}/blobs/{descriptor.digest}"))
         try:
-            self._check(response, _OK, whose)
+            self._check(response, _OK, what)
             left = descriptor.size + 1
             while left > 0 and (chunk := self._run(self._read(response, min(CHUNK_BYTES, left)))):
                 left -= len(chunk)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError, first_line
 from pillion_artifacts.limits import BUCKET_TRIES_MAX, CHUNK_BYTES, ERROR_CHARACTERS_MAX
-from pillion_artifacts.names import spoken
+from pillion_artifacts.names import version_name
 from pillion_artifacts.oci.layouts import blob_name
 from pillion_artifacts.oci.manifest import EMPTY_INDEX, Descriptor, Index, decode_index, encode_json
 from pillion_artifacts.oci.remote_interface import Chunks
@@ -84,7 +84,7 @@ class BucketTarget:
         for entry in self._entries:
             there = index.find(entry.title, entry.version) if entry.title else None
             if there is not None and there.digest != entry.digest:
-                name = spoken(entry.title, entry.version)
+                name = version_name(entry.title, entry.version)
                 raise VersionExistsError(f"{self._where}: {name} is there already, as {there.digest}")
         known = {entry.digest for entry in index.manifests}
         return index.replaced([*index.manifests, *(entry for entry in self._entries if entry.digest not in known)])

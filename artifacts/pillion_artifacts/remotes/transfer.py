@@ -11,14 +11,14 @@ import msgspec
 from pillion_artifacts.card.layers import kind_of
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError
 from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
-from pillion_artifacts.names import checked_policy, checked_version, spoken
+from pillion_artifacts.names import checked_policy, checked_version, version_name
 from pillion_artifacts.oci.blobs import Progress, blob_path, chunks_of, no_progress, open_regular
 from pillion_artifacts.oci.manifest import (
     Descriptor,
     decode_attestation,
     digest_of,
 )
-from pillion_artifacts.oci.remote_interface import Offer, Source, Target
+from pillion_artifacts.oci.remote_interface import Offer, RemoteSource, RemoteTarget
 from pillion_artifacts.store.manifest_checks import check_layers, decode_named
 from pillion_artifacts.store.publication import attestation_entry, check_is_new, check_staged, index_entry
 from pillion_artifacts.store.store import Resolved, Store
@@ -36,7 +36,7 @@ class Transfer(msgspec.Struct, frozen=True):
 
 def take(
     store: Store,
-    source: Source,
+    source: RemoteSource,
     references: list[str],
     *,
     where: str,
@@ -87,7 +87,7 @@ def take(
     return Transfer(taken, present, len(said), size)
 
 
-def give(store: Store, target: Target, references: list[str], progress: Progress = no_progress) -> Transfer:
+def give(store: Store, target: RemoteTarget, references: list[str], progress: Progress = no_progress) -> Transfer:
     """Gives what the references mean, with what was said about it, to the target. Raises as `Store.read`, `RemoteError`."""
     given: list[Resolved] = []
     count = size = 0
@@ -96,8 +96,8 @@ def give(store: Store, target: Target, references: list[str], progress: Progress
         manifest = store.manifest(resolved)
         data = store.read_manifest(resolved.digest, str(resolved))
         for descriptor in [manifest.config, *manifest.layers]:
-            whose = f"{resolved}: {descriptor.title or 'config'}"
-            target.put_blob(resolved.policy, descriptor, checked_chunks(store.root, descriptor, whose, progress))
+            what = f"{resolved}: {descriptor.title or 'config'}"
+            target.put_blob(resolved.policy, descriptor, checked_chunks(store.root, descriptor, what, progress))
             size += descriptor.size
         entry = index.find(resolved.policy, resolved.version)
         if entry is None:
@@ -118,10 +118,10 @@ def give_size(store: Store, references: list[str]) -> int:
 
 
 def checked_chunks(
-    root: Path, descriptor: Descriptor, whose: str, progress: Progress = no_progress
+    root: Path, descriptor: Descriptor, what: str, progress: Progress = no_progress
 ) -> Iterator[memoryview]:
     """The bytes of a blob of the store; raises `DigestMismatchError` before they end, where they are not what they were."""
-    with open_regular(blob_path(root, descriptor.digest), whose) as file:
+    with open_regular(blob_path(root, descriptor.digest), what) as file:
         hashed = hashlib.sha256()
         size = 0
         for chunk in chunks_of(file):
@@ -129,16 +129,16 @@ def checked_chunks(
             size += len(chunk)
             # before the last chunk is given away: who has all the bytes that he waits for asks for no more
             if size >= descriptor.size:
-                _check_sent(hashed.hexdigest(), size, descriptor, whose)
+                _check_sent(hashed.hexdigest(), size, descriptor, what)
             yield chunk
             progress(len(chunk))
-        _check_sent(hashed.hexdigest(), size, descriptor, whose)
+        _check_sent(hashed.hexdigest(), size, descriptor, what)
 
 
-def _check_sent(digest: str, size: int, descriptor: Descriptor, whose: str) -> None:
+def _check_sent(digest: str, size: int, descriptor: Descriptor, what: str) -> None:
     if (f"sha256:{digest}", size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
-            f"{whose} is not what was published: expected {descriptor.digest}, got sha256:{digest} ({size} bytes)"
+            f"{what} is not what was published: expected {descriptor.digest}, got sha256:{digest} ({size} bytes)"
         )
 
 
@@ -146,29 +146,29 @@ def _resolved(offer: Offer) -> Resolved:
     return Resolved(offer.policy, offer.version, offer.digest)
 
 
-def _give_attestation(store: Store, target: Target, about: Resolved, entry: Descriptor) -> None:
-    whose = f"{about}: attestation"
-    data = store.read_manifest(entry.digest, whose)
+def _give_attestation(store: Store, target: RemoteTarget, about: Resolved, entry: Descriptor) -> None:
+    what = f"{about}: attestation"
+    data = store.read_manifest(entry.digest, what)
     manifest = decode_attestation(data)
     for descriptor in [manifest.config, *manifest.layers]:
-        target.put_blob(about.policy, descriptor, checked_chunks(store.root, descriptor, whose))
+        target.put_blob(about.policy, descriptor, checked_chunks(store.root, descriptor, what))
     target.put_attestation(about.policy, entry, data)
 
 
-def _stage_version(change: Change, source: Source, offer: Offer, progress: Progress) -> int:
+def _stage_version(change: Change, source: RemoteSource, offer: Offer, progress: Progress) -> int:
     """Stages the blobs of a version, looked at as at its publication; gives their size in bytes."""
-    whose = spoken(checked_policy(offer.policy), checked_version(offer.version))
+    what = version_name(checked_policy(offer.policy), checked_version(offer.version))
     if digest_of(offer.manifest) != offer.digest:
-        raise DigestMismatchError(f"{whose}: manifest: expected {offer.digest}, got {digest_of(offer.manifest)}")
-    manifest = decode_named(offer.manifest, whose)
+        raise DigestMismatchError(f"{what}: manifest: expected {offer.digest}, got {digest_of(offer.manifest)}")
+    manifest = decode_named(offer.manifest, what)
     if manifest.policy != offer.policy or manifest.version != offer.version:
-        raise InvalidArtifactError(f"{whose}: the manifest is that of {spoken(manifest.policy, manifest.version)}")
-    check_layers(manifest, whose)
+        raise InvalidArtifactError(f"{what}: the manifest is that of {version_name(manifest.policy, manifest.version)}")
+    check_layers(manifest, what)
     change.stage_blob(offer.manifest)
-    _stage(change, source, offer.policy, manifest.config, 2, f"{whose}: config")
+    _stage(change, source, offer.policy, manifest.config, 2, f"{what}: config")
     staged = {
         layer.title: _stage(
-            change, source, offer.policy, layer, kind_of(layer.title).bytes_max, f"{whose}: {layer.title}", progress
+            change, source, offer.policy, layer, kind_of(layer.title).bytes_max, f"{what}: {layer.title}", progress
         )
         for layer in manifest.layers
     }
@@ -178,35 +178,35 @@ def _stage_version(change: Change, source: Source, offer: Offer, progress: Progr
 
 def _stage(
     change: Change,
-    source: Source,
+    source: RemoteSource,
     policy: str,
     descriptor: Descriptor,
     bytes_max: int,
-    whose: str,
+    what: str,
     progress: Progress = no_progress,
 ) -> Staged:
     if descriptor.size > bytes_max:
-        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got {descriptor.size}")
-    staged = change.stage_chunks(source.chunks(policy, descriptor, whose), descriptor.size, whose, progress)
+        raise InvalidArtifactError(f"{what}: expected at most {bytes_max} bytes, got {descriptor.size}")
+    staged = change.stage_chunks(source.chunks(policy, descriptor, what), descriptor.size, what, progress)
     if (staged.digest, staged.size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
-            f"{whose} is not what was published: expected {descriptor.digest} ({descriptor.size} bytes), "
+            f"{what} is not what was published: expected {descriptor.digest} ({descriptor.size} bytes), "
             f"got {staged.digest} ({staged.size} bytes)"
         )
     return staged
 
 
-def _stage_attestations(change: Change, source: Source, offer: Offer, held: set[str]) -> list[Descriptor]:
+def _stage_attestations(change: Change, source: RemoteSource, offer: Offer, held: set[str]) -> list[Descriptor]:
     """Stages what was said about a version and is not here yet; gives the entries for the index."""
     entries = []
     for data in offer.attestations:
         manifest = decode_attestation(data)
         if digest_of(data) in held or manifest.subject.digest != offer.digest:
             continue
-        whose = f"{spoken(offer.policy, offer.version)}: attestation"
-        _stage(change, source, offer.policy, manifest.config, 2, whose)
+        what = f"{version_name(offer.policy, offer.version)}: attestation"
+        _stage(change, source, offer.policy, manifest.config, 2, what)
         for layer in manifest.layers:
-            _stage(change, source, offer.policy, layer, ATTESTATION_BYTES_MAX, whose)
+            _stage(change, source, offer.policy, layer, ATTESTATION_BYTES_MAX, what)
         change.stage_blob(data)
         entries.append(attestation_entry(manifest, data))
     return entries

@@ -8,7 +8,7 @@ from pathlib import Path
 from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
 from pillion_artifacts.card.layers import CARD_NAME, KINDS, MODEL_NAME, kind_of
 from pillion_artifacts.errors import InvalidArtifactError, VersionExistsError
-from pillion_artifacts.names import ref_name, spoken
+from pillion_artifacts.names import ref_name, version_name
 from pillion_artifacts.oci.blobs import Progress, map_file
 from pillion_artifacts.oci.manifest import (
     ARTIFACT_TYPE,
@@ -33,11 +33,11 @@ def stage_layers(change: Change, folder: Path, policy: str, version: str, progre
 
     Raises `InvalidArtifactError` for what is missing, not known, or not what it should be.
     """
-    whose = spoken(policy, version)
-    _check_names(folder, whose)
+    what = version_name(policy, version)
+    _check_names(folder, what)
     present = [kind for kind in KINDS if kind.required or os.path.lexists(folder / kind.title)]
     staged = {
-        kind.title: change.stage_file(folder / kind.title, kind.bytes_max, f"{whose}: {kind.title}", progress)
+        kind.title: change.stage_file(folder / kind.title, kind.bytes_max, f"{what}: {kind.title}", progress)
         for kind in present
     }
     check_staged(staged, policy, version)
@@ -49,13 +49,13 @@ def stage_layers(change: Change, folder: Path, policy: str, version: str, progre
 
 def check_staged(staged: dict[str, Staged], policy: str, version: str) -> None:
     """Raises `InvalidArtifactError` for files, by their names, that no loader should see."""
-    whose = spoken(policy, version)
+    what = version_name(policy, version)
     card = check_card(staged[CARD_NAME].path.read_bytes(), policy, version)
     for title, copy in staged.items():
         if title == MODEL_NAME:
-            check_model(map_file(copy.path), card, f"{whose}: {title}")
+            check_model(map_file(copy.path), card, f"{what}: {title}")
         else:
-            check_graph(map_file(copy.path), title, f"{whose}: {title}")
+            check_graph(map_file(copy.path), title, f"{what}: {title}")
 
 
 def check_is_new(root: Path, index: Index, policy: str, version: str, digest: str) -> None:
@@ -66,12 +66,12 @@ def check_is_new(root: Path, index: Index, policy: str, version: str, digest: st
     entry = index.find(policy, version)
     if entry is not None:
         same = "the same content" if entry.digest == digest else f"this is {digest}"
-        raise VersionExistsError(f"{spoken(policy, version)} is published already, as {entry.digest}; {same}")
+        raise VersionExistsError(f"{version_name(policy, version)} is published already, as {entry.digest}; {same}")
     for record in AuditLog(root).records():
         published = record.action in ("publish", "import") and (record.policy, record.version) == (policy, version)
         if published and record.digest != digest:
             raise VersionExistsError(
-                f"{spoken(policy, version)} was published before, as {record.digest}; a version never changes"
+                f"{version_name(policy, version)} was published before, as {record.digest}; a version never changes"
             )
 
 
@@ -93,11 +93,11 @@ def attestation_entry(manifest: AttestationManifest, data: bytes) -> Descriptor:
     return Descriptor(MANIFEST_MEDIA_TYPE, digest_of(data), len(data), annotations, manifest.artifact_type)
 
 
-def _check_names(folder: Path, whose: str) -> None:
+def _check_names(folder: Path, what: str) -> None:
     if not folder.is_dir():
-        raise InvalidArtifactError(f"{whose}: expected a folder with {MODEL_NAME} and {CARD_NAME}, got {str(folder)!r}")
+        raise InvalidArtifactError(f"{what}: expected a folder with {MODEL_NAME} and {CARD_NAME}, got {str(folder)!r}")
     for entry in sorted(folder.iterdir()):
         try:
             kind_of(entry.name)
         except InvalidArtifactError as error:
-            raise InvalidArtifactError(f"{whose}: {error}") from None
+            raise InvalidArtifactError(f"{what}: {error}") from None

@@ -83,29 +83,29 @@ def seal_bytes(data: bytes) -> int:
     return descriptor
 
 
-def _seal_layer(store: Store, layer: Descriptor, sealed: SealedArtifact, whose: str) -> None:
+def _seal_layer(store: Store, layer: Descriptor, sealed: SealedArtifact, what: str) -> None:
     """Copies a file into `sealed`, and looks at the copy as at publication."""
-    check_size(layer.size, kind_of(layer.title).bytes_max, whose)
+    check_size(layer.size, kind_of(layer.title).bytes_max, what)
     hashed = hashlib.sha256()
-    with open_blob(store.root, layer, whose) as file, _sealing(whose) as descriptor:
+    with open_blob(store.root, layer, what) as file, _sealing(what) as descriptor:
         sealed.files[layer.title] = descriptor
         for chunk in chunks_of(file):
             hashed.update(chunk)
             write_all(descriptor, chunk)
-    check_content(hashed.hexdigest(), os.fstat(descriptor).st_size, layer, whose)
+    check_content(hashed.hexdigest(), os.fstat(descriptor).st_size, layer, what)
     content = map_descriptor(descriptor)
     if layer.title == MODEL_NAME:
-        check_model(content, sealed.card, whose)
+        check_model(content, sealed.card, what)
     else:
-        check_graph(content, layer.title, whose)
+        check_graph(content, layer.title, what)
 
 
 @contextmanager
-def _sealing(whose: str = "artifact") -> Iterator[int]:
+def _sealing(what: str = "artifact") -> Iterator[int]:
     """A memfd to be written to, which is sealed after the block."""
     descriptor = os.memfd_create("pillion-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         yield descriptor
     except OSError as error:
-        raise StoreError.from_os(whose, error) from None
+        raise StoreError.from_os(what, error) from None
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)

@@ -19,7 +19,7 @@ from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, CARD_NAME, MODEL_NAME
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError, MissingFileError, PolicyNotFoundError
 from pillion_artifacts.limits import CARD_BYTES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX, REASON_CHARACTERS_MAX
-from pillion_artifacts.names import Reference, checked_policy, checked_version, parse_reference, spoken
+from pillion_artifacts.names import Reference, checked_policy, checked_version, parse_reference, version_name
 from pillion_artifacts.oci.blobs import Progress, blob_path, no_progress, read_blob, read_small
 from pillion_artifacts.oci.manifest import (
     EMPTY_JSON,
@@ -65,7 +65,7 @@ class Resolved(msgspec.Struct, frozen=True):
     """`sha256:` and 64 hexadecimal digits: the hash of the manifest, which hashes the rest."""
 
     def __str__(self) -> str:
-        return spoken(self.policy, self.version)
+        return version_name(self.policy, self.version)
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -154,7 +154,7 @@ class Store:
         manifest = decode_named(self.read_manifest(resolved.digest, str(resolved)), str(resolved))
         if (manifest.policy, manifest.version) != (resolved.policy, resolved.version):
             raise InvalidArtifactError(
-                f"{resolved}: the manifest is that of {spoken(manifest.policy, manifest.version)}"
+                f"{resolved}: the manifest is that of {version_name(manifest.policy, manifest.version)}"
             )
         check_layers(manifest, str(resolved))
         return manifest
@@ -228,7 +228,7 @@ class Store:
         Raises `VersionExistsError` if the version was published before, `InvalidArtifactError` for a wrong file,
         and `StoreError` if the file system refuses.
         """
-        what = spoken(checked_policy(policy), checked_version(version))
+        what = version_name(checked_policy(policy), checked_version(version))
         version = checked_version(version)
         # copying and checking take long, so the lock is only held for the decision
         with Change(self.root, what) as change:

@@ -80,12 +80,12 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Change:
     """A change in the making. Owns its staging folder; leaving it undecided leaves the store as it was.
 
-    `whose` is what errors are about. Raises `StoreError` where the file system refuses.
+    `what` is what errors are about. Raises `StoreError` where the file system refuses.
     """
 
-    def __init__(self, root: Path, whose: str) -> None:
+    def __init__(self, root: Path, what: str) -> None:
         self._root = root
-        self._whose = whose
+        self._what = what
         self._folder = Path()
         self._owner = -1
         self._moves: dict[str, Move] = {}
@@ -94,7 +94,7 @@ class Change:
         self._owes = False
 
     def __enter__(self) -> Self:
-        with refusals(self._whose):
+        with refusals(self._what):
             _check_is_store(self._root)
             _check_may_change(self._root)
             (self._root / STAGING_NAME).mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ class Change:
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:
         """Holds the lock: nobody else changes the store until the block ends, and with it the change."""
-        with refusals(self._whose), locked(self._root):
+        with refusals(self._what), locked(self._root):
             settle(self._root)
             try:
                 yield
@@ -134,31 +134,31 @@ class Change:
             return EMPTY_INDEX
         return decode_index(read_small(path, INDEX_BYTES_MAX, INDEX_NAME))
 
-    def stage_file(self, source: Path, bytes_max: int, whose: str, progress: Progress = no_progress) -> Staged:
+    def stage_file(self, source: Path, bytes_max: int, what: str, progress: Progress = no_progress) -> Staged:
         """Copies a file into the staging folder and hashes what it copies."""
-        with open_regular(source, whose) as file:
+        with open_regular(source, what) as file:
             size = os.fstat(file.fileno()).st_size
             if size > bytes_max:
-                raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got {size}")
-            return self.stage_chunks(chunks_of(file), bytes_max, whose, progress)
+                raise InvalidArtifactError(f"{what}: expected at most {bytes_max} bytes, got {size}")
+            return self.stage_chunks(chunks_of(file), bytes_max, what, progress)
 
     def stage_chunks(
         self,
         chunks: Iterator[memoryview] | Iterator[bytes],
         bytes_max: int,
-        whose: str,
+        what: str,
         progress: Progress = no_progress,
     ) -> Staged:
         """Writes a blob of these chunks; nothing more is written than `bytes_max`."""
         hashed = hashlib.sha256()
         size = 0
-        with refusals(self._whose):
+        with refusals(self._what):
             descriptor, name = tempfile.mkstemp(dir=self._folder)
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 for chunk in chunks:
                     size += len(chunk)
                     if size > bytes_max:
-                        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got more")
+                        raise InvalidArtifactError(f"{what}: expected at most {bytes_max} bytes, got more")
                     hashed.update(chunk)
                     write_all(descriptor, chunk)
                     progress(len(chunk))
@@ -170,11 +170,11 @@ class Change:
 
     def stage_blob(self, data: bytes) -> str:
         """Stages a blob that is at hand, and gives its digest."""
-        return self.stage_chunks(iter([data]), len(data), self._whose).digest
+        return self.stage_chunks(iter([data]), len(data), self._what).digest
 
     def write(self, target: str, data: bytes) -> None:
         """Stages a small file of the store."""
-        with refusals(self._whose):
+        with refusals(self._what):
             descriptor, name = tempfile.mkstemp(dir=self._folder)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -296,12 +296,12 @@ def locked_where_possible(root: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refusals(whose: str) -> Iterator[None]:
-    """Turns a refusal of the file system into one line about `whose`."""
+def refusals(what: str) -> Iterator[None]:
+    """Turns a refusal of the file system into one line about `what`."""
     try:
         yield
     except OSError as error:
-        raise StoreError.from_os(whose, error) from None
+        raise StoreError.from_os(what, error) from None
 
 
 def _carry_out(root: Path, intent: Intent) -> None:

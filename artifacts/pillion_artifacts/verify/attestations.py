@@ -16,12 +16,12 @@ from pillion_artifacts.verify.statement import ENVELOPE_MEDIA_TYPE
 
 def read_attestation(store: Store, resolved: Resolved, entry: Descriptor) -> list[bytes]:
     """The envelopes of one attestation about a version, hashed; raises `InvalidArtifactError`."""
-    whose = f"{resolved}: attestation"
-    manifest = decode_attestation(store.read_manifest(entry.digest, whose))
+    what = f"{resolved}: attestation"
+    manifest = decode_attestation(store.read_manifest(entry.digest, what))
     if manifest.subject.digest != resolved.digest:
-        raise InvalidArtifactError(f"{whose}: it is about {manifest.subject.digest}")
+        raise InvalidArtifactError(f"{what}: it is about {manifest.subject.digest}")
     return [
-        read_blob(store.root, layer, ATTESTATION_BYTES_MAX, whose)
+        read_blob(store.root, layer, ATTESTATION_BYTES_MAX, what)
         for layer in manifest.layers
         if layer.media_type == ENVELOPE_MEDIA_TYPE
     ]

@@ -72,9 +72,9 @@ class Verifier:
             seconds=time.monotonic() - started_s,
         )
 
-    def blob_fault(self, descriptor: Descriptor, whose: str) -> str:
+    def blob_fault(self, descriptor: Descriptor, what: str) -> str:
         """What is wrong with a blob, or nothing; it is hashed the first time that it is asked about."""
-        about = f"{whose}: {descriptor.title or 'config'}"
+        about = f"{what}: {descriptor.title or 'config'}"
         key = (descriptor.digest, descriptor.size)
         if key not in self._hashed:
             self._hashed[key] = _fault(lambda: check_blob(self._store.root, descriptor, "", self._progress))
@@ -93,14 +93,14 @@ class Verifier:
         return [fault for fault in [_fault(lambda: self._check_contents(resolved, manifest))] if fault]
 
     def _check_contents(self, resolved: Resolved, manifest: Manifest) -> None:
-        root, whose = self._store.root, str(resolved)
+        root, what = self._store.root, str(resolved)
         card = self._store.card(resolved, manifest)
         for layer in manifest.layers:
             content = map_file(blob_path(root, layer.digest))
             if layer.title == MODEL_NAME:
-                check_model(content, card, f"{whose}: {layer.title}")
+                check_model(content, card, f"{what}: {layer.title}")
             else:
-                check_graph(content, layer.title, f"{whose}: {layer.title}")
+                check_graph(content, layer.title, f"{what}: {layer.title}")
 
 
 def all_versions(store: Store) -> list[Resolved]:

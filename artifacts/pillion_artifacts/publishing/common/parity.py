@@ -13,7 +13,7 @@ from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import ParityError
 from pillion_artifacts.limits import GOLDEN_KEPT_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
-from pillion_artifacts.publishing.common.source import Source
+from pillion_artifacts.publishing.common.source import SourcePolicy
 
 
 class Parity(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class Parity(msgspec.Struct, frozen=True):
     """The rows that are kept."""
 
 
-def compare_models(source: Source, model: OnnxModel, card: ModelCard, observation: Arrays) -> Parity:
+def compare_models(source: SourcePolicy, model: OnnxModel, card: ModelCard, observation: Arrays) -> Parity:
     """Runs both on all rows; raises `ParityError` where an output differs by more than the card's tolerance."""
     pairs, margin = _run_source(source, card, observation)
     is_tie = _ties(margin, card, len(margin) if margin is not None else 0)
@@ -54,7 +54,9 @@ def _check_is_number(outputs: Arrays) -> None:
             )
 
 
-def _run_source(source: Source, card: ModelCard, observation: Arrays) -> tuple[Golden, NDArray[np.float64] | None]:
+def _run_source(
+    source: SourcePolicy, card: ModelCard, observation: Arrays
+) -> tuple[Golden, NDArray[np.float64] | None]:
     """All pairs; where there is state, the rows are episodes of some steps that are run one after the other."""
     rows = len(next(iter(observation.values())))
     steps = PARITY_STEPS if card.state else 1

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pillion_artifacts.errors import UNREADABLE, InvalidSourceError, first_line
 from pillion_artifacts.limits import PICKLE_BYTES_MAX, ZIP_VERSION_BYTES_MAX
 from pillion_artifacts.publishing.common.files import Archive
-from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
+from pillion_artifacts.publishing.common.inert_pickle import InertObject, read_pickle
 from pillion_artifacts.publishing.common.spaces import TensorSpace, read_space
 
 _SERIALIZED: Final = ":serialized:"
@@ -92,7 +92,7 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
         if name not in fields:
             raise InvalidSourceError(f"{what}: data: expected {name}, with which the library saves it, got none")
     policy_class = _unfold(fields, "policy_class", what)
-    if not isinstance(policy_class, Record) or policy_class.arguments is not None:
+    if not isinstance(policy_class, InertObject) or policy_class.arguments is not None:
         raise InvalidSourceError(f"{what}: policy_class: expected a class that has a name, got {policy_class!r}")
     observation = read_space(_unfold(fields, "observation_space", what), "observation_space")
     action = read_space(_unfold(fields, "action_space", what), "action_space")

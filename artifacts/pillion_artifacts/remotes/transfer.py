@@ -1,4 +1,4 @@
-"""Takes versions into a store from a source, and gives them from it to a target. Every byte is hashed on its way."""
+"""Imports versions from a remote, and exports them to one. Every byte is hashed on its way."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pillion_artifacts.store.transaction import Change, Staged
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """What was carried, and what was there already."""
+    """The versions that were copied, and those that the store had already."""
 
     carried: list[Resolved]
     present: list[Resolved]
@@ -34,7 +34,7 @@ class Transfer(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-def take(
+def import_versions(
     store: Store,
     source: RemoteSource,
     references: list[str],
@@ -44,21 +44,21 @@ def take(
     reason: str = "",
     progress: Progress = no_progress,
 ) -> Transfer:
-    """Takes what the references mean at the source (all, where there are none) into the store, as one change.
+    """Imports the versions that the references mean (without references, all) as one change of the store.
 
-    A version is looked at as if it were published here. Raises `VersionExistsError` where the store has such a version
-    with other content, `InvalidArtifactError` for what is not what it says, `RemoteError`, `StoreError`.
+    Each version is checked as if it were published here. Raises `VersionExistsError` if the store has such a version
+    with other content, `InvalidArtifactError` for a wrong file, `RemoteError`, `StoreError`.
     """
     offers = source.offers(references)
-    taken: list[Resolved] = []
+    carried: list[Resolved] = []
     size = 0
     with Change(store.root, where) as change:
-        held = {entry.digest for entry in change.read_index().manifests}
+        in_store = {entry.digest for entry in change.read_index().manifests}
         for offer in offers:
-            if offer.digest not in held:
+            if offer.digest not in in_store:
                 size += _stage_version(change, source, offer, progress)
         attestations = {
-            entry.digest: entry for offer in offers for entry in _stage_attestations(change, source, offer, held)
+            entry.digest: entry for offer in offers for entry in _stage_attestations(change, source, offer, in_store)
         }
         with change.deciding():
             index = change.read_index()
@@ -72,24 +72,26 @@ def take(
                 for offer in new
             ]
             known = {entry.digest for entry in index.manifests}
-            said = [entry for digest, entry in attestations.items() if digest not in known]
-            if said and not new:
-                records = [store.record("import", by, reason or f"{len(said)} attestations from {where}")]
+            new_attestations = [entry for digest, entry in attestations.items() if digest not in known]
+            if new_attestations and not new:
+                records = [store.record("import", by, reason or f"{len(new_attestations)} attestations from {where}")]
             entries = [
                 index_entry(offer.policy, offer.version, offer.digest, len(offer.manifest), record.at, record.by)
                 for offer, record in zip(new, records, strict=False)
             ]
-            if entries or said:
-                change.write_index(index.replaced([*index.manifests, *entries, *said]))
+            if entries or new_attestations:
+                change.write_index(index.replaced([*index.manifests, *entries, *new_attestations]))
                 change.commit(records)
-            taken = [Resolved(offer.policy, offer.version, offer.digest) for offer in new]
-    present = [_resolved(offer) for offer in offers if _resolved(offer) not in taken]
-    return Transfer(taken, present, len(said), size)
+            carried = [Resolved(offer.policy, offer.version, offer.digest) for offer in new]
+    present = [_resolved(offer) for offer in offers if _resolved(offer) not in carried]
+    return Transfer(carried, present, len(new_attestations), size)
 
 
-def give(store: Store, target: RemoteTarget, references: list[str], progress: Progress = no_progress) -> Transfer:
-    """Gives what the references mean, with what was said about it, to the target. Raises as `Store.read`, `RemoteError`."""
-    given: list[Resolved] = []
+def export_versions(
+    store: Store, target: RemoteTarget, references: list[str], progress: Progress = no_progress
+) -> Transfer:
+    """Exports the versions that the references mean, with their attestations. Raises as `Store.read`, and `RemoteError`."""
+    carried: list[Resolved] = []
     count = size = 0
     index = store.index()
     for resolved in dict.fromkeys(store.resolve(reference) for reference in references):
@@ -103,16 +105,16 @@ def give(store: Store, target: RemoteTarget, references: list[str], progress: Pr
         if entry is None:
             raise InvalidArtifactError(f"{resolved}: it is not in the index")
         target.put_version(entry, data)
-        for said in index.about(resolved.digest):
-            _give_attestation(store, target, resolved, said)
+        for attestation in index.about(resolved.digest):
+            _export_attestation(store, target, resolved, attestation)
             count += 1
-        given.append(resolved)
+        carried.append(resolved)
     target.finish()
-    return Transfer(given, [], count, size)
+    return Transfer(carried, [], count, size)
 
 
-def give_size(store: Store, references: list[str]) -> int:
-    """How many bytes `give` will carry."""
+def export_size(store: Store, references: list[str]) -> int:
+    """The number of bytes that `export_versions` would copy."""
     resolved = {store.resolve(reference) for reference in references}
     return sum(layer.size for each in resolved for layer in store.manifest(each).layers)
 
@@ -120,14 +122,14 @@ def give_size(store: Store, references: list[str]) -> int:
 def checked_chunks(
     root: Path, descriptor: Descriptor, what: str, progress: Progress = no_progress
 ) -> Iterator[memoryview]:
-    """The bytes of a blob of the store; raises `DigestMismatchError` before they end, where they are not what they were."""
+    """The bytes of a blob of the store. Raises `DigestMismatchError` before its end if they are not the published ones."""
     with open_regular(blob_path(root, descriptor.digest), what) as file:
         hashed = hashlib.sha256()
         size = 0
         for chunk in chunks_of(file):
             hashed.update(chunk)
             size += len(chunk)
-            # before the last chunk is given away: who has all the bytes that he waits for asks for no more
+            # checked before the last chunk: a reader that has all its bytes does not ask for more
             if size >= descriptor.size:
                 _check_sent(hashed.hexdigest(), size, descriptor, what)
             yield chunk
@@ -146,7 +148,7 @@ def _resolved(offer: Offer) -> Resolved:
     return Resolved(offer.policy, offer.version, offer.digest)
 
 
-def _give_attestation(store: Store, target: RemoteTarget, about: Resolved, entry: Descriptor) -> None:
+def _export_attestation(store: Store, target: RemoteTarget, about: Resolved, entry: Descriptor) -> None:
     what = f"{about}: attestation"
     data = store.read_manifest(entry.digest, what)
     manifest = decode_attestation(data)
@@ -156,13 +158,13 @@ def _give_attestation(store: Store, target: RemoteTarget, about: Resolved, entry
 
 
 def _stage_version(change: Change, source: RemoteSource, offer: Offer, progress: Progress) -> int:
-    """Stages the blobs of a version, looked at as at its publication; gives their size in bytes."""
+    """Stages and checks the blobs of a version. Returns their size in bytes."""
     what = version_name(checked_policy(offer.policy), checked_version(offer.version))
     if digest_of(offer.manifest) != offer.digest:
         raise DigestMismatchError(f"{what}: manifest: expected {offer.digest}, got {digest_of(offer.manifest)}")
     manifest = decode_named(offer.manifest, what)
     if manifest.policy != offer.policy or manifest.version != offer.version:
-        raise InvalidArtifactError(f"{what}: the manifest is that of {version_name(manifest.policy, manifest.version)}")
+        raise InvalidArtifactError(f"{what}: the manifest belongs to {version_name(manifest.policy, manifest.version)}")
     check_layers(manifest, what)
     change.stage_blob(offer.manifest)
     _stage(change, source, offer.policy, manifest.config, 2, f"{what}: config")
@@ -196,12 +198,12 @@ def _stage(
     return staged
 
 
-def _stage_attestations(change: Change, source: RemoteSource, offer: Offer, held: set[str]) -> list[Descriptor]:
-    """Stages what was said about a version and is not here yet; gives the entries for the index."""
+def _stage_attestations(change: Change, source: RemoteSource, offer: Offer, present: set[str]) -> list[Descriptor]:
+    """Stages the attestations of a version that are not in the store. Returns their index entries."""
     entries = []
     for data in offer.attestations:
         manifest = decode_attestation(data)
-        if digest_of(data) in held or manifest.subject.digest != offer.digest:
+        if digest_of(data) in present or manifest.subject.digest != offer.digest:
             continue
         what = f"{version_name(offer.policy, offer.version)}: attestation"
         _stage(change, source, offer.policy, manifest.config, 2, what)

@@ -1,4 +1,4 @@
-"""Takes the files of a folder into the store as a new version: copied, hashed and looked at before anybody can read them."""
+"""Publication: copies, hashes and checks the files of a version before anyone can read them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from pillion_artifacts.store.transaction import Change, Staged
 
 
 def stage_layers(change: Change, folder: Path, policy: str, version: str, progress: Progress) -> list[Descriptor]:
-    """Copies the files of a version into the change and looks at the copies; gives their descriptors.
+    """Copies the files of a version into the change, checks the copies, and returns their descriptors.
 
-    Raises `InvalidArtifactError` for what is missing, not known, or not what it should be.
+    Raises `InvalidArtifactError` for a missing, unknown or wrong file.
     """
     what = version_name(policy, version)
     _check_names(folder, what)
@@ -48,7 +48,7 @@ def stage_layers(change: Change, folder: Path, policy: str, version: str, progre
 
 
 def check_staged(staged: dict[str, Staged], policy: str, version: str) -> None:
-    """Raises `InvalidArtifactError` for files, by their names, that no loader should see."""
+    """Raises `InvalidArtifactError` if one of the staged files, by name, should reach no loader."""
     what = version_name(policy, version)
     card = check_card(staged[CARD_NAME].path.read_bytes(), policy, version)
     for title, copy in staged.items():
@@ -59,9 +59,9 @@ def check_staged(staged: dict[str, Staged], policy: str, version: str) -> None:
 
 
 def check_is_new(root: Path, index: Index, policy: str, version: str, digest: str) -> None:
-    """Raises `VersionExistsError` where that version is there, or was there with other content.
+    """Raises `VersionExistsError` if the version exists, or existed with other content.
 
-    A version that was collected may come back as what it was, and as nothing else.
+    A version that `gc` removed may come back only with the same content.
     """
     entry = index.find(policy, version)
     if entry is not None:
@@ -76,7 +76,7 @@ def check_is_new(root: Path, index: Index, policy: str, version: str, digest: st
 
 
 def index_entry(policy: str, version: str, digest: str, size: int, at: str, by: str) -> Descriptor:
-    """The entry of a version in the index."""
+    """The index entry of a version."""
     annotations = {
         TITLE: policy,
         VERSION: version,
@@ -88,7 +88,7 @@ def index_entry(policy: str, version: str, digest: str, size: int, at: str, by: 
 
 
 def attestation_entry(manifest: AttestationManifest, data: bytes) -> Descriptor:
-    """The entry of an attestation in the index."""
+    """The index entry of an attestation."""
     annotations = {**manifest.annotations, SUBJECT: manifest.subject.digest}
     return Descriptor(MANIFEST_MEDIA_TYPE, digest_of(data), len(data), annotations, manifest.artifact_type)
 

@@ -154,7 +154,7 @@ class Store:
         manifest = decode_named(self.read_manifest(resolved.digest, str(resolved)), str(resolved))
         if (manifest.policy, manifest.version) != (resolved.policy, resolved.version):
             raise InvalidArtifactError(
-                f"{resolved}: the manifest is that of {version_name(manifest.policy, manifest.version)}"
+                f"{resolved}: the manifest belongs to {version_name(manifest.policy, manifest.version)}"
             )
         check_layers(manifest, str(resolved))
         return manifest
@@ -290,7 +290,7 @@ class Store:
             raise PolicyNotFoundError(f"policy {asked.policy!r} has no version {asked.digest}") from None
         manifest = decode_named(data, str(asked))
         if manifest.policy != asked.policy:
-            raise InvalidArtifactError(f"{asked}: the manifest is that of {manifest.policy}@{manifest.version}")
+            raise InvalidArtifactError(f"{asked}: the manifest belongs to {manifest.policy}@{manifest.version}")
         return manifest
 
 

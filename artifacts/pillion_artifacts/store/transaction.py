@@ -1,10 +1,10 @@
-"""One change of the store: prepared beside it, decided by one rename, then carried out, and carried out again if need be.
+"""One change of the store, as a transaction that survives a crash at any step.
 
 Rule: a change is *staged* (files in a folder of its own, which nobody reads), *decided* (its intent is renamed to
-`intent.json`, under the lock), *carried out* (files are renamed into place, the audit log is appended to, files are
-removed) and *done* (the intent is removed). Who dies before the decision leaves a staging folder, which the next change
-sweeps away. Who dies after it leaves an intent, which the next command carries out. So the store reads as before or as
-after, and a change of several files is one change.
+`intent.json`, under the lock), *carried out* (files are renamed into place, records appended to the audit log, files
+removed) and *done* (the intent is removed). A process killed before the decision leaves a staging folder, which the next
+change removes. A process killed after it leaves an intent, which the next command carries out. So readers see the store as
+before or as after the change, also if the change writes several files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 INTENT_NAME: Final = "intent.json"
 LOCK_NAME: Final = "lock"
 READ_ONLY_NAME: Final = "read-only"
-"""A store that holds a file of this name is read, and never written to: the policies that ship, for example."""
+"""The mark of a store that is never written to, such as the policies that ship."""
 
 STAGING_NAME: Final = "staging"
 
@@ -50,18 +50,18 @@ _TARGET = re.compile(
     r"|evaluations\.json|routes/[a-z0-9-]+\.json"
     r"|quarantine/[0-9a-f]{64}|leases/[0-9a-f]{64}\.[0-9a-z_]+"
 )
-"""What a change may write or remove: an intent that somebody planted reaches nothing else."""
+"""The files that a change may write or remove. A forged intent reaches no others."""
 
 
 class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the staging folder, or of the store, and where it comes to lie."""
+    """A rename of a file in the staging folder or the store. Both paths are relative to the store."""
 
     source: str
     target: str
 
 
 class Staged(msgspec.Struct, frozen=True):
-    """A blob that waits for the decision."""
+    """A staged blob."""
 
     path: Path
     digest: str
@@ -69,7 +69,7 @@ class Staged(msgspec.Struct, frozen=True):
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a change that is decided does."""
+    """The content of a decided change."""
 
     folder: str
     moves: list[Move]
@@ -78,9 +78,9 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Change:
-    """A change in the making. Owns its staging folder; leaving it undecided leaves the store as it was.
+    """A change that is not decided yet. Owns its staging folder. Without a commit, the store stays as it is.
 
-    `what` is what errors are about. Raises `StoreError` where the file system refuses.
+    Errors start with `what`. Raises `StoreError` if the file system refuses.
     """
 
     def __init__(self, root: Path, what: str) -> None:
@@ -111,7 +111,7 @@ class Change:
     ) -> None:
         try:
             if self._folder.exists():
-                # what cannot be removed now, the next change sweeps away
+                # the next change removes what cannot be removed now
                 with contextlib.suppress(OSError, StoreError), locked(self._root):
                     self._clear()
         finally:
@@ -119,7 +119,7 @@ class Change:
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:
-        """Holds the lock: nobody else changes the store until the block ends, and with it the change."""
+        """Holds the store's lock during the block, and ends the change after it."""
         with refusals(self._what), locked(self._root):
             settle(self._root)
             try:
@@ -128,14 +128,14 @@ class Change:
                 self._clear()
 
     def read_index(self) -> Index:
-        """The index as it stands, an empty one where there is none yet."""
+        """The current index, an empty one in a new store."""
         path = self._root / INDEX_NAME
         if not path.exists():
             return EMPTY_INDEX
         return decode_index(read_small(path, INDEX_BYTES_MAX, INDEX_NAME))
 
     def stage_file(self, source: Path, bytes_max: int, what: str, progress: Progress = no_progress) -> Staged:
-        """Copies a file into the staging folder and hashes what it copies."""
+        """Copies a file into the staging folder and hashes it."""
         with open_regular(source, what) as file:
             size = os.fstat(file.fileno()).st_size
             if size > bytes_max:
@@ -149,7 +149,7 @@ class Change:
         what: str,
         progress: Progress = no_progress,
     ) -> Staged:
-        """Writes a blob of these chunks; nothing more is written than `bytes_max`."""
+        """Stages a blob of these chunks. Raises `InvalidArtifactError` before it writes more than `bytes_max` bytes."""
         hashed = hashlib.sha256()
         size = 0
         with refusals(self._what):
@@ -169,7 +169,7 @@ class Change:
         return Staged(Path(name), digest, size)
 
     def stage_blob(self, data: bytes) -> str:
-        """Stages a blob that is at hand, and gives its digest."""
+        """Stages a blob and returns its digest."""
         return self.stage_chunks(iter([data]), len(data), self._what).digest
 
     def write(self, target: str, data: bytes) -> None:
@@ -185,7 +185,7 @@ class Change:
         self._state[target] = digest_of(data)
 
     def write_index(self, index: Index) -> None:
-        """Stages the index, sorted: the same entries give the same bytes."""
+        """Stages the index, sorted, so that the same entries have the same bytes."""
         ordered = sorted(
             index.manifests,
             key=lambda entry: (entry.title, entry.artifact_type, precedence(entry.version), entry.digest),
@@ -193,21 +193,21 @@ class Change:
         self.write(INDEX_NAME, encode_json(index.replaced(ordered)))
 
     def remove(self, target: str) -> None:
-        """Removes a file of the store, once the change is decided."""
+        """Removes a file of the store when the change is carried out."""
         self._removals.append(_checked(target))
         if not target.startswith(("blobs/", "leases/")):
             self._state[target] = ""
 
     def quarantine(self, digest: str) -> None:
-        """Moves a blob to where nothing reads it."""
+        """Moves a blob to the quarantine folder, which nothing reads."""
         digits = digest.removeprefix("sha256:")
         source, target = f"blobs/sha256/{digits}", f"quarantine/{digits}"
         self._moves[target] = Move(_checked(source), _checked(target))
 
     def commit(self, records: list[Record]) -> None:
-        """Decides the change and carries it out. Only inside `deciding`.
+        """Decides the change and carries it out. The caller is inside `deciding`.
 
-        Where the file system refuses after the decision, the change holds all the same: the next command completes it.
+        If the file system refuses after the decision, the change stays decided and the next command completes it.
         """
         if not (self._root / LAYOUT_NAME).exists():
             self.write(LAYOUT_NAME, LAYOUT)
@@ -228,8 +228,8 @@ class Change:
         self._owes = False
 
     def _clear(self) -> None:
-        """Removes the staging folder. For who holds the lock: else another change could sweep the same folder meanwhile."""
-        # what was decided and not carried out needs its files
+        """Removes the staging folder. The caller holds the lock, so that no other change sweeps the folder meanwhile."""
+        # a decided change needs its files until it is carried out
         if not self._owes:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -238,7 +238,7 @@ class Change:
 
 
 def settle(root: Path) -> None:
-    """Carries out what was decided and not done. For who holds the lock."""
+    """Carries out a decided change that is not done. The caller holds the lock."""
     path = root / INTENT_NAME
     if not path.exists():
         return
@@ -250,16 +250,16 @@ def settle(root: Path) -> None:
 
 
 def settle_for_reading(root: Path) -> None:
-    """Completes what a killed command left, where this process may write; else the store is read as it stands."""
+    """Completes the change of a killed command, if this process may write to the store."""
     if not (root / INTENT_NAME).exists():
         return
-    # a reader that may not write sees each file as before or as after
+    # a reader without write access sees each file as before or as after the change
     with contextlib.suppress(OSError), locked(root):
         settle(root)
 
 
 def sweep(root: Path) -> list[str]:
-    """Removes the staging folders whose owners are gone, and names them. For who holds the lock."""
+    """Removes the staging folders of ended processes and returns their names. The caller holds the lock."""
     swept = stale_stagings(root)
     for name in swept:
         shutil.rmtree(root / STAGING_NAME / name)
@@ -267,7 +267,7 @@ def sweep(root: Path) -> list[str]:
 
 
 def stale_stagings(root: Path) -> list[str]:
-    """The staging folders whose owners are gone. For who holds the lock."""
+    """The staging folders of ended processes. The caller holds the lock."""
     folder = root / STAGING_NAME
     names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
     return [name for name in names if not _is_owned(folder / name)]
@@ -275,7 +275,7 @@ def stale_stagings(root: Path) -> list[str]:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds the lock of the store; raises `StoreError` where another command holds it for too long, else `OSError`."""
+    """Holds the store's lock. Raises `StoreError` if another command holds it for too long, and `OSError`."""
     import filelock
 
     _check_may_change(root)
@@ -288,7 +288,7 @@ def locked(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_where_possible(root: Path) -> Iterator[None]:
-    """Holds the lock, where this process may: else another command may change the store meanwhile."""
+    """Holds the lock if this process may write. Otherwise another command may change the store meanwhile."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(locked(root))
@@ -297,7 +297,7 @@ def locked_where_possible(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Turns a refusal of the file system into one line about `what`."""
+    """Converts errors of the file system into `StoreError`s that start with `what`."""
     try:
         yield
     except OSError as error:
@@ -311,7 +311,7 @@ def _carry_out(root: Path, intent: Intent) -> None:
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True)
             folders |= {target.parent.parent, root}
-        # it is not there where this was done before
+        # a killed process may have moved it already
         if source.exists():
             source.replace(target)
             folders.add(target.parent)
@@ -338,7 +338,7 @@ def _checked_source(source: str, folder: str) -> str:
 
 
 def _is_owned(folder: Path) -> bool:
-    """Whether the process that made a staging folder still holds it."""
+    """Whether the process that made a staging folder still runs."""
     try:
         descriptor = os.open(folder / _OWNER_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -353,18 +353,18 @@ def _is_owned(folder: Path) -> bool:
 
 
 def _check_is_store(root: Path) -> None:
-    """Raises `StoreError` for a folder that holds something else: a mistyped path should not become a store."""
+    """Raises `StoreError` for a folder with foreign files, so that a mistyped path does not become a store."""
     if not root.is_dir():
         return
-    # looked at once: another change may be making the store meanwhile
+    # listed only once, because another change may be creating the store meanwhile
     names = {entry.name for entry in root.iterdir()}
     foreign = names - {LOCK_NAME, STAGING_NAME, INTENT_NAME, "blobs"}
     if foreign and not names & {INDEX_NAME, LAYOUT_NAME}:
-        raise StoreError(f"{root}: expected a store or an empty folder, got one that holds {min(foreign)!r}")
+        raise StoreError(f"{root}: expected a store or an empty folder, got one with {min(foreign)!r}")
 
 
 def _check_may_change(root: Path) -> None:
-    """Raises what a read-only file system would for a store that is to be read only: nothing is left in it, no lock either."""
+    """Raises the error of a read-only file system if the store is marked read-only. Not even a lock file is left in it."""
     if (root / READ_ONLY_NAME).exists():
         raise OSError(errno.EROFS, f"the store is marked read-only: to change it, copy it without {READ_ONLY_NAME!r}")
 

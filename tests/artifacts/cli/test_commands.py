@@ -146,7 +146,7 @@ def test_verify_asks_for_the_signatures_that_it_is_told_to(type_it: Type, publis
     ("line", "code", "message"),
     [
         ("publish FOLDER lunar-lander@v1.0.0", os.EX_CANTCREAT, "lunar-lander@v1.0.0 is published already"),
-        ("publish FOLDER lunar-lander@v3.0.0", os.EX_DATAERR, "the card is that of lunar-lander@1.0.0"),
+        ("publish FOLDER lunar-lander@v3.0.0", os.EX_DATAERR, "the card belongs to lunar-lander@1.0.0"),
         ("publish FOLDER lunar-lander", os.EX_USAGE, "expected NAME@vMAJOR.MINOR.PATCH, got 'lunar-lander'"),
         (
             "publish /nowhere lunar-lander@v3.0.0",

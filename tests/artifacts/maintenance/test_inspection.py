@@ -113,7 +113,7 @@ def test_a_log_without_its_last_line_shows(store: Store) -> None:
     path = store.root / "audit.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
-    assert any("the audit log does not know these bytes" in fault.text for fault in inspect_store(store))
+    assert any("the audit log does not have these bytes" in fault.text for fault in inspect_store(store))
 
 
 def test_a_damaged_version_is_put_into_quarantine_and_the_others_stay(store: Store) -> None:
@@ -122,7 +122,7 @@ def test_a_damaged_version_is_put_into_quarantine_and_the_others_stay(store: Sto
     assert not report.intact
     assert store.versions(POLICY) == ["1.0.0", "1.1.0"]
     report = repair_and_report(store, True, "ann", "a disk that forgets")
-    assert "took lunar-lander@v1.0.0 out of the index" in report.repairs
+    assert "removed lunar-lander@v1.0.0 from the index" in report.repairs
     assert store.versions(POLICY) == ["1.1.0"]
     assert report.intact
     # the manifest, and the card that was damaged; the model is that of the other version too
@@ -150,7 +150,7 @@ def test_an_alias_of_a_version_that_is_gone_is_named(store: Store) -> None:
     digest = store.resolve(f"{POLICY}@stable").digest.removeprefix("sha256:")
     (store.root / "blobs" / "sha256" / digest).unlink()
     assert Fault(
-        "alias", f"{POLICY}@stable", "the alias lunar-lander@stable does not hold: "
+        "alias", f"{POLICY}@stable", "the alias lunar-lander@stable is broken: "
         "lunar-lander@v1.1.0: manifest: No such file or directory"
     ) in inspect_store(store)  # fmt: skip
 

@@ -119,5 +119,5 @@ def test_a_damaged_file_is_found_keeps_gc_from_its_work_and_is_taken_away_by_a_r
             claims(store)
     assert [fault.kind for fault in inspect_store(store)] == ["route" if "route" in name else "evaluations"]
     report = repair_and_report(store, False, "ann", "")
-    assert (report.intact, report.repairs) == (True, [f"removed {name}, which was not as the last change wrote it"])
+    assert (report.intact, report.repairs) == (True, [f"removed {name}, which differed from the last change"])
     assert not path.exists()

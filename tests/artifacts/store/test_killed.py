@@ -19,7 +19,7 @@ from pillion_artifacts.oci.layouts import LayoutSource
 from pillion_artifacts.oci.manifest import encode_json
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.remotes.registry import Registry
-from pillion_artifacts.remotes.transfer import give, take
+from pillion_artifacts.remotes.transfer import export_versions, import_versions
 from pillion_artifacts.store.aliases import move_alias, roll_back_alias
 from pillion_artifacts.store.pins import pin_version, unpin_version
 from pillion_artifacts.verify.keys import generate_keys, open_signer
@@ -82,13 +82,13 @@ def move_stable(store: Store, _folder: Path) -> None:
 
 def take_archive(store: Store, folder: Path) -> None:
     with ArchiveFiles(folder / "policy.tar") as files:
-        take(store, LayoutSource(files), [], where="policy.tar", by="a test")
+        import_versions(store, LayoutSource(files), [], where="policy.tar", by="a test")
 
 
 def pull(store: Store, folder: Path) -> None:
     url = (folder / "url").read_text()
     with Registry(url, plain_http=True) as source:
-        take(store, source, [POLICY], where=url, by="a test")
+        import_versions(store, source, [POLICY], where=url, by="a test")
 
 
 def collect_all(store: Store, _folder: Path) -> None:
@@ -158,7 +158,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     origin = Store(folder / "origin")
     two_versions(origin, folder)
     with ArchiveTarget(folder / "policy.tar") as target:
-        give(origin, target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
+        export_versions(origin, target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
     generate_keys(folder / "ann")
     return folder
 
@@ -169,7 +169,7 @@ def pushed(folder: Path) -> Iterator[None]:
     with registry(folder) as address:
         (folder / "url").write_text(f"oci://{address}")
         with Registry(f"oci://{address}", plain_http=True) as target:
-            give(Store(folder / "origin"), target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
+            export_versions(Store(folder / "origin"), target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
         yield
 
 

@@ -206,11 +206,11 @@ def forge(store: Store, manifest: bytes) -> str:
         (("schema: 1", "schema: [1"), "not YAML"),
         (
             ("kind: categorical", "kind: diagonal_gaussian"),
-            "diagonal_gaussian draws Box actions, the action is Discrete",
+            "diagonal_gaussian samples Box actions, the action is Discrete",
         ),
         (("logits: logits", "logits: ''"), r"distribution\.logits: expected the name"),
         (("dtype: int64", "dtype: int64\n  shape: [1]"), "a Discrete action has none"),
-        (("name: action", "name: acceleration"), "expected one called 'action', got none"),
+        (("name: action", "name: acceleration"), "expected one named 'action', got none"),
         (("schema: 1", "schema: 1\nsafe_action: [1, 2]"), "safe_action: expected 1 numbers, got 2"),
         (("shape: [8]", "shape: [9]"), r"observation\.observation\.low: expected 0, 1 or 9 numbers, got 8"),
     ],

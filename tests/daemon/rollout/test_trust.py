@@ -84,7 +84,7 @@ def test_a_policy_that_no_rule_fits_is_loaded_unless_all_must_be_signed(
     settings.write_text("[trust]\nrequired = true\n" + settings.read_text())
     result = pilliond(settings, store, "highway-fast")
     assert result.returncode == os.EX_DATAERR
-    assert result.stderr == "pilliond: highway-fast@v1.0.0: no rule of trust.rules speaks of it\n"
+    assert result.stderr == "pilliond: highway-fast@v1.0.0: trust.rules has no rule for it\n"
 
 
 def test_a_rule_about_a_key_that_is_not_there_is_a_mistake_in_the_settings(settings: Path, store: Store) -> None:

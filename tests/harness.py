@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
+import hashlib
 import http.client
 import json
 import os
+import pwd
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -27,6 +29,7 @@ import msgspec
 import zmq
 
 from pillion_artifacts import Resolved, Store
+from pillion_artifacts.store.transaction import READ_ONLY_NAME
 from pillion_protocol import (
     Act,
     Action,
@@ -60,7 +63,7 @@ TIME_UNIT_S = float(os.environ.get("PILLION_TEST_TIME_UNIT_S", "1"))
 START_S_MAX = 30 * TIME_UNIT_S
 WAIT_S_MAX = 10 * TIME_UNIT_S
 
-USER = getpass.getuser()
+USER = pwd.getpwuid(os.getuid()).pw_name
 """As the daemon knows who asks at its Unix socket."""
 
 Frame = bytes | memoryview
@@ -79,6 +82,22 @@ def blob_of(root: Path, reference: str, title: str) -> Path:
     store = Store(root)
     (layer,) = [each for each in store.manifest(store.resolve(reference)).layers if each.title == title]
     return root / "blobs" / "sha256" / layer.digest.removeprefix("sha256:")
+
+
+def copy_examples(target: Path) -> Store:
+    """The policies that ship, in a store at `target` that may be changed."""
+    shutil.copytree(STORE, target, ignore=shutil.ignore_patterns(READ_ONLY_NAME))
+    return Store(target)
+
+
+def traces(root: Path) -> dict[str, tuple[int, int, str]]:
+    """Of each file and folder when it was last written to, its mode and what it holds."""
+    found = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        status = path.lstat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[str(path.relative_to(root))] = (status.st_mtime_ns, status.st_mode, content)
+    return found
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -10,15 +10,14 @@ import msgspec
 
 from pillion_artifacts.card.model_card import Environment, ModelCard, parse_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.limits import CARD_BYTES_MAX
+from pillion_artifacts.limits import CARD_BYTES_MAX, PICKLE_BYTES_MAX
 from pillion_artifacts.publishing.common.files import PICKLE_MAGIC, ZIP_MAGIC, Archive, read_file
-from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX
 from pillion_artifacts.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from pillion_artifacts.card.golden_pairs import Arrays
     from pillion_artifacts.publishing.common.draft import Details, Draft
-    from pillion_artifacts.publishing.common.folder import Report
+    from pillion_artifacts.publishing.common.folder import PublishReport
 
 _PREFIXES: Final = ("", "observation.", "input.")
 
@@ -48,7 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """TorchScript is a program: read one only where one would run it anyway."""
 
 
-def import_source(source: Path, folder: Path, name: str, version: str, options: Options) -> Report:
+def import_source(source: Path, folder: Path, name: str, version: str, options: Options) -> PublishReport:
     """Makes `folder`, ready to be published as `name` and `version`, of the file `source`.
 
     Raises `InvalidSourceError` where it cannot be read safely or at all, `InvalidArtifactError` where the card is not
@@ -77,7 +76,7 @@ def export(
     *,
     preprocessor: Any = None,
     observations: Arrays | None = None,
-) -> Report:
+) -> PublishReport:
     """Makes a folder, ready to be published, of a torch module; `folder` is by default `NAME-VERSION`.
 
     `example` is one observation tensor or array, rows first, or a tuple or dictionary of them. The module takes the

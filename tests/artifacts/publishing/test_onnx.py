@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, parse_card
 from pillion_artifacts.publishing.common.draft import Details
-from pillion_artifacts.publishing.common.folder import Report, write_folder
+from pillion_artifacts.publishing.common.folder import PublishReport, write_folder
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
 from pillion_artifacts.publishing.onnx.free_batch import prove_free_batch
 from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
@@ -87,7 +87,7 @@ def reshaped(*shape: int) -> onnx.ModelProto:
     return model_of(nodes, {"action": (TensorProto.FLOAT, [1, 2])}, weights, batch=1)
 
 
-def publish(model: onnx.ModelProto, folder: Path, card: ModelCard | None = None, action: str = "") -> Report:
+def publish(model: onnx.ModelProto, folder: Path, card: ModelCard | None = None, action: str = "") -> PublishReport:
     file = folder / "source.onnx"
     onnx.save(model, file)
     return write_folder(folder / "published", import_onnx(file, DETAILS, card, action))

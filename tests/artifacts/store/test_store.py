@@ -19,13 +19,12 @@ from pillion_artifacts import (
 )
 from pillion_artifacts.oci.manifest import decode_index, decode_manifest, digest_of, encode_json
 from tests.artifacts.support.stores import example_card, example_folder, example_model, flip
-from tests.harness import ROOT, STORE, blob_of, publish
+from tests.harness import ROOT, STORE, blob_of, copy_examples, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("lock", "leases", "staging"))
-    return Store(tmp_path / "store")
+    return copy_examples(tmp_path / "store")
 
 
 @pytest.mark.parametrize("policy", Store(STORE).policies())
@@ -207,11 +206,11 @@ def forge(store: Store, manifest: bytes) -> str:
         (("schema: 1", "schema: [1"), "not YAML"),
         (
             ("kind: categorical", "kind: diagonal_gaussian"),
-            "diagonal_gaussian draws Box actions, the action is Discrete",
+            "diagonal_gaussian samples Box actions, the action is Discrete",
         ),
         (("logits: logits", "logits: ''"), r"distribution\.logits: expected the name"),
         (("dtype: int64", "dtype: int64\n  shape: [1]"), "a Discrete action has none"),
-        (("name: action", "name: acceleration"), "expected one called 'action', got none"),
+        (("name: action", "name: acceleration"), "expected one named 'action', got none"),
         (("schema: 1", "schema: 1\nsafe_action: [1, 2]"), "safe_action: expected 1 numbers, got 2"),
         (("shape: [8]", "shape: [9]"), r"observation\.observation\.low: expected 0, 1 or 9 numbers, got 8"),
     ],

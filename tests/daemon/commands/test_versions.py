@@ -17,6 +17,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.harness import ROOT, START_S_MAX, Daemon
@@ -42,7 +43,7 @@ def daemon(tmp_path: Path, start_daemon: StartDaemon) -> Daemon:
     """Serves `stable`, which is the first of two versions."""
     for number in range(2):
         publish_variant(tmp_path / "store", f"1.{number}.0", number * 100.0)
-    Store(tmp_path / "store").move_alias(POLICY, "stable", "1.0.0", expected="")
+    move_alias(Store(tmp_path / "store"), POLICY, "stable", "1.0.0", expected="")
     return start_daemon(policy=f"{POLICY}@stable", store=tmp_path / "store")
 
 

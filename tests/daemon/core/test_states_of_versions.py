@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_protocol import End, Spec
 from pilliond.limits import ServingLimits
 from pilliond.settings.schema import VersionSettings
@@ -210,7 +211,7 @@ def test_a_real_daemon_stages_and_certifies_a_recurrent_policy_and_no_state_cros
 ) -> None:
     publish_summing(tmp_path / "store", "1.0.0", 0.0)
     publish_summing(tmp_path / "store", "1.1.0", 100.0)
-    Store(tmp_path / "store").move_alias("summing", "stable", "1.0.0", expected="", by="a test")
+    move_alias(Store(tmp_path / "store"), "summing", "stable", "1.0.0", expected="", by="a test")
     daemon = start_daemon(policy="summing@stable", store=tmp_path / "store")
     ones = np.ones((3, 1), np.float32)
     with pillion.connect(daemon.address) as session:

@@ -9,7 +9,7 @@ import msgspec
 
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import Contributor, Environment, Lineage, Metric, ModelCard, Tolerance
-from pillion_artifacts.publishing.common.source import Source
+from pillion_artifacts.publishing.common.source import SourcePolicy
 
 NO_LICENCE = "NOASSERTION"
 """SPDX's word for a licence that nobody has stated."""
@@ -38,7 +38,7 @@ class Draft(msgspec.Struct, frozen=True):
 
     model: bytes
     card: ModelCard
-    source: Source
+    source: SourcePolicy
     centres: Arrays = {}
     """The mean of observations, where the source knows it: they are drawn around it."""
     spreads: Arrays = {}

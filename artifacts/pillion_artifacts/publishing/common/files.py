@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from pillion_artifacts.errors import InvalidArtifactError, InvalidSourceError
+from pillion_artifacts.limits import SOURCE_BYTES_MAX, ZIP_BYTES_MAX, ZIP_MEMBERS_MAX
 from pillion_artifacts.oci.blobs import read_small
-from pillion_artifacts.publishing.common.limits import ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, SOURCE_BYTES_MAX
 
 PICKLE_MAGIC: Final = b"\x80"
 ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -36,9 +36,9 @@ class Archive:
             raise InvalidSourceError(f"{what}: not a zip: {error}") from None
         members = self._zip.infolist()
         unpacked = sum(member.file_size for member in members)
-        if len(members) > ARCHIVE_MEMBERS_MAX or unpacked > ARCHIVE_BYTES_MAX:
+        if len(members) > ZIP_MEMBERS_MAX or unpacked > ZIP_BYTES_MAX:
             raise InvalidSourceError(
-                f"{what}: expected at most {ARCHIVE_MEMBERS_MAX} members of {ARCHIVE_BYTES_MAX} bytes in all, "
+                f"{what}: expected at most {ZIP_MEMBERS_MAX} members of {ZIP_BYTES_MAX} bytes in all, "
                 f"got {len(members)} of {unpacked}"
             )
         self.names = [member.filename for member in members]

@@ -12,14 +12,14 @@ from pillion_artifacts.card.layers import CARD_NAME, GOLDEN_NAME, MODEL_NAME
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.card.yaml_card import dump_card
 from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.limits import PARITY_ROWS
 from pillion_artifacts.publishing.common.draft import Draft
-from pillion_artifacts.publishing.common.limits import PARITY_ROWS
 from pillion_artifacts.publishing.common.observations import draw_observations, play_environment
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
 from pillion_artifacts.publishing.common.parity import Parity, compare_models
 
 
-class Report(msgspec.Struct, frozen=True):
+class PublishReport(msgspec.Struct, frozen=True):
     """What was written, and how well the model agrees with its source."""
 
     folder: str
@@ -33,7 +33,9 @@ class Report(msgspec.Struct, frozen=True):
     differences: dict[str, float]
 
 
-def write_folder(folder: Path, draft: Draft, observations: Arrays | None = None, *, plays: bool = False) -> Report:
+def write_folder(
+    folder: Path, draft: Draft, observations: Arrays | None = None, *, plays: bool = False
+) -> PublishReport:
     """Compares the draft's model with its source and writes the folder, which need not exist.
 
     `observations` are real ones by name; without them the environment of the card is played where `plays`, else
@@ -43,7 +45,7 @@ def write_folder(folder: Path, draft: Draft, observations: Arrays | None = None,
     given, origin = _observations(draft, model, observations, plays=plays)
     parity = compare_models(draft.source, model, draft.card, given)
     _write(folder, draft, parity)
-    return Report(
+    return PublishReport(
         folder=str(folder),
         card=draft.card,
         model_bytes=len(draft.model),

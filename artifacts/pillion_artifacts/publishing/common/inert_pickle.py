@@ -2,7 +2,7 @@
 
 A pickle is a program for a small stack machine. `pickletools` splits it into steps without running any; this reader
 runs those that make plain data, makes numpy arrays of their bytes itself, and for every other class or function that
-the pickle names it makes an inert `Record` of the name and of what it would have been called with.
+the pickle names it makes an inert `InertObject` of the name and of what it would have been called with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX, PICKLE_OPCODES_MAX
+from pillion_artifacts.limits import PICKLE_BYTES_MAX, PICKLE_OPCODES_MAX
 
 _PLAIN: Final = {
     *("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
@@ -45,7 +45,7 @@ _FROM_BUFFER: Final = {"numpy.core.numeric._frombuffer", "numpy._core.numeric._f
 _SCALAR: Final = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
 
 
-class Record:
+class InertObject:
     """An object that a pickle describes, not made: the name of what would make it, its arguments and its state.
 
     `name` is `module.qualified_name`; a class or function that is only named has no `arguments`.
@@ -58,7 +58,7 @@ class Record:
         self.items: list[Any] = []
 
     def __repr__(self) -> str:
-        return f"Record({self.name})"
+        return f"InertObject({self.name})"
 
 
 class _Mark:
@@ -66,7 +66,7 @@ class _Mark:
 
 
 def read_pickle(data: bytes, what: str) -> Any:
-    """The plain data, arrays and `Record`s that `data` describes; `what` names it in errors.
+    """The plain data, arrays and `InertObject`s that `data` describes; `what` names it in errors.
 
     Raises `InvalidSourceError` where it is no pickle, too large, or uses steps that have no inert meaning.
     """
@@ -185,13 +185,13 @@ class _Machine:
 
     def _on_global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self._stack.append(Record(f"{module}.{name}"))
+        self._stack.append(InertObject(f"{module}.{name}"))
 
     def _on_stack_global(self, _: Any) -> None:
         module, name = self._pop_many(2)
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError("a class is named by two strings")
-        self._stack.append(Record(f"{module}.{name}"))
+        self._stack.append(InertObject(f"{module}.{name}"))
 
     def _on_reduce(self, _: Any) -> None:
         function, arguments = self._pop_many(2)
@@ -207,25 +207,25 @@ class _Machine:
     def _on_build(self, _: Any) -> None:
         state = self._pop()
         target = self._stack[-1]
-        if isinstance(target, Record):
+        if isinstance(target, InertObject):
             self._set_state(target, state)
         else:
             raise TypeError(f"a {type(target).__name__} has no state")
 
     def _extend(self, values: list[Any]) -> None:
         target = self._stack[-1]
-        (target.items if isinstance(target, Record) else target).extend(values)
+        (target.items if isinstance(target, InertObject) else target).extend(values)
 
     def _set_items(self, group: list[Any]) -> None:
         target = self._stack[-1]
-        (target.state if isinstance(target, Record) else target).update(_pairs(group))
+        (target.state if isinstance(target, InertObject) else target).update(_pairs(group))
 
     def _describe_call(self, function: Any, arguments: Any) -> Any:
         """What calling `function` would give, where that is data; else the record of it."""
-        if not isinstance(function, Record) or not isinstance(arguments, tuple):
+        if not isinstance(function, InertObject) or not isinstance(arguments, tuple):
             raise TypeError("a call of something that has no name, or without a tuple of arguments")
         if function.arguments is not None:
-            return Record(f"{function.name}()", arguments)
+            return InertObject(f"{function.name}()", arguments)
         if function.name in _RECONSTRUCT:
             return _Array(function.name, arguments)
         if function.name in _FROM_BUFFER:
@@ -236,9 +236,9 @@ class _Machine:
             return self._array(data, dtype, (), "C")[()]
         if function.name == "collections.OrderedDict" and not arguments:
             return {}
-        return Record(function.name, arguments)
+        return InertObject(function.name, arguments)
 
-    def _set_state(self, target: Record, state: Any) -> None:
+    def _set_state(self, target: InertObject, state: Any) -> None:
         if isinstance(target, _Array):
             _, shape, dtype, is_fortran, data = state
             target.state["array"] = self._array(data, dtype, shape, "F" if is_fortran else "C")
@@ -266,7 +266,7 @@ _HANDLERS: Final[dict[str, Callable[[_Machine, Any], None]]] = {
 }
 
 
-class _Array(Record):
+class _Array(InertObject):
     """An array whose shape, dtype and bytes come with its state."""
 
 
@@ -284,7 +284,7 @@ def _pairs(group: list[Any]) -> list[tuple[Any, Any]]:
 
 def _make_array(data: Any, dtype: Any, shape: Any, order: str) -> NDArray[Any]:
     """Raises `TypeError` or `ValueError` where the parts do not fit each other."""
-    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, Record) or dtype.name != "numpy.dtype":
+    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, InertObject) or dtype.name != "numpy.dtype":
         raise TypeError("an array that is not bytes with a dtype")
     code = str((dtype.arguments or ("?",))[0])
     kind = np.dtype(code if code[:1] in _DTYPE_KINDS and code[1:].isdigit() else "V1")
@@ -325,7 +325,7 @@ class _Settler:
             made.extend(self.settle(inner) for inner in item)
         elif isinstance(item, tuple):
             self._settled[id(item)] = tuple(self.settle(inner) for inner in item)
-        elif isinstance(item, Record):
+        elif isinstance(item, InertObject):
             item.state = {key: self.settle(inner) for key, inner in item.state.items()}
             item.arguments = None if item.arguments is None else tuple(map(self.settle, item.arguments))
             item.items = [self.settle(inner) for inner in item.items]

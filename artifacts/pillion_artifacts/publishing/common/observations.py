@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import Environment, TensorCard
 from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.limits import DRAWN_BOUND_MAX
 
 _SEED: Final = 7
-_BOUND_MAX: Final = 1e6
-"""A bound beyond this is none: numbers drawn evenly below the greatest float are all enormous."""
-
-_BYTE_MAX: Final = 255
+_WHITE: Final = 255
+"""The highest value of a pixel."""
 
 Act = Callable[[Arrays], NDArray[Any]]
 """Observations of one row by name, to the action of that row."""
@@ -37,7 +36,7 @@ def _draw(card: TensorCard, rows: int, generator: np.random.Generator) -> NDArra
     low, high = _bounds(card, dtype)
     if dtype.kind in "iu":
         return generator.integers(low.astype(np.int64), high.astype(np.int64), shape, endpoint=True).astype(dtype)
-    is_bounded = (np.abs(low) <= _BOUND_MAX) & (np.abs(high) <= _BOUND_MAX)
+    is_bounded = (np.abs(low) <= DRAWN_BOUND_MAX) & (np.abs(high) <= DRAWN_BOUND_MAX)
     even = generator.uniform(np.where(is_bounded, low, 0.0), np.where(is_bounded, high, 1.0), shape)
     return np.where(is_bounded, even, generator.standard_normal(shape)).astype(dtype)
 
@@ -45,7 +44,7 @@ def _draw(card: TensorCard, rows: int, generator: np.random.Generator) -> NDArra
 def _bounds(card: TensorCard, dtype: np.dtype[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     size = math.prod(card.shape)
     is_integer = dtype.kind in "iu"
-    least, most = (0.0, float(min(_BYTE_MAX, np.iinfo(dtype).max))) if is_integer else (-math.inf, math.inf)
+    least, most = (0.0, float(min(_WHITE, np.iinfo(dtype).max))) if is_integer else (-math.inf, math.inf)
 
     def shaped(bound: list[float], otherwise: float) -> NDArray[np.float64]:
         return np.broadcast_to(np.asarray(bound or [otherwise], np.float64), (size,)).reshape(card.shape)

@@ -7,7 +7,7 @@ import onnxruntime
 
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.publishing.common.limits import SOURCE_BYTES_MAX
+from pillion_artifacts.limits import SOURCE_BYTES_MAX
 
 _FATAL_ONLY = 4
 """What goes wrong is raised, and need not be printed too."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays, Golden, compare
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import ParityError
-from pillion_artifacts.publishing.common.limits import GOLDEN_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
+from pillion_artifacts.limits import GOLDEN_KEPT_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
-from pillion_artifacts.publishing.common.source import Source
+from pillion_artifacts.publishing.common.source import SourcePolicy
 
 
 class Parity(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class Parity(msgspec.Struct, frozen=True):
     """The rows that are kept."""
 
 
-def compare_models(source: Source, model: OnnxModel, card: ModelCard, observation: Arrays) -> Parity:
+def compare_models(source: SourcePolicy, model: OnnxModel, card: ModelCard, observation: Arrays) -> Parity:
     """Runs both on all rows; raises `ParityError` where an output differs by more than the card's tolerance."""
     pairs, margin = _run_source(source, card, observation)
     is_tie = _ties(margin, card, len(margin) if margin is not None else 0)
@@ -54,7 +54,9 @@ def _check_is_number(outputs: Arrays) -> None:
             )
 
 
-def _run_source(source: Source, card: ModelCard, observation: Arrays) -> tuple[Golden, NDArray[np.float64] | None]:
+def _run_source(
+    source: SourcePolicy, card: ModelCard, observation: Arrays
+) -> tuple[Golden, NDArray[np.float64] | None]:
     """All pairs; where there is state, the rows are episodes of some steps that are run one after the other."""
     rows = len(next(iter(observation.values())))
     steps = PARITY_STEPS if card.state else 1
@@ -94,6 +96,6 @@ def _rows(golden: Golden, chosen: NDArray[Any]) -> Golden:
 def _golden_part(pairs: Golden) -> Golden:
     """The rows that are kept, spread over all, no more bytes than are allowed."""
     row_bytes = sum(values[0].nbytes for values in [*pairs.inputs.values(), *pairs.outputs.values()])
-    count = max(1, min(GOLDEN_ROWS_MAX, pairs.rows, GOLDEN_BYTES_MAX // max(1, row_bytes)))
+    count = max(1, min(GOLDEN_ROWS_MAX, pairs.rows, GOLDEN_KEPT_BYTES_MAX // max(1, row_bytes)))
     spread = np.unique(np.linspace(0, pairs.rows - 1, count).astype(np.int64))
     return _rows(pairs, spread)

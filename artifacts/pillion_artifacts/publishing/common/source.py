@@ -19,7 +19,7 @@ class SourceRun(msgspec.Struct, frozen=True):
     """By how much the chosen action of each row was better than the next; None where nothing is chosen."""
 
 
-class Source(Protocol):
+class SourcePolicy(Protocol):
     """Runs the policy as it was before it was published."""
 
     def run(self, inputs: Arrays) -> SourceRun:

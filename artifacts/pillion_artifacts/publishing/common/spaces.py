@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import TensorCard
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.publishing.common.inert_pickle import Record
+from pillion_artifacts.publishing.common.inert_pickle import InertObject
 from pillion_protocol.specs import Space
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ def read_space(record: Any, what: str) -> TensorSpace | dict[str, TensorSpace]:
 
 
 def _kind(record: Any, what: str) -> str:
-    name = record.name if isinstance(record, Record) else type(record).__name__
+    name = record.name if isinstance(record, InertObject) else type(record).__name__
     if not name.startswith(_MODULES):
         raise InvalidSourceError(f"{what}: expected a space of Gymnasium's, got {name}")
     return str(name.rpartition(".")[2])
 
 
-def _read_tensor_space(record: Record, kind: str, what: str) -> TensorSpace:
+def _read_tensor_space(record: InertObject, kind: str, what: str) -> TensorSpace:
     readers = {
         "Box": _read_box,
         "Discrete": _read_discrete,
@@ -111,7 +111,7 @@ def _read_box(state: dict[str, Any]) -> TensorSpace:
     if low.shape != high.shape:
         raise ValueError(f"bounds of shape {low.shape} and {high.shape}")
     # older versions of gym keep no dtype of their own
-    dtype = np.dtype(state["dtype"].arguments[0]) if isinstance(state.get("dtype"), Record) else low.dtype
+    dtype = np.dtype(state["dtype"].arguments[0]) if isinstance(state.get("dtype"), InertObject) else low.dtype
     return TensorSpace("Box", str(dtype), list(low.shape), low, high)
 
 

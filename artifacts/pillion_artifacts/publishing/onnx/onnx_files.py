@@ -12,8 +12,8 @@ from onnx import TensorProto, inliner
 
 from pillion_artifacts.card.onnx_checks import STANDARD_DOMAINS
 from pillion_artifacts.errors import InvalidSourceError, first_line
+from pillion_artifacts.limits import SOURCE_BYTES_MAX
 from pillion_artifacts.publishing.common.files import PICKLE_MAGIC, ZIP_MAGIC, read_file
-from pillion_artifacts.publishing.common.limits import SOURCE_BYTES_MAX
 
 _RANDOM: Final = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")

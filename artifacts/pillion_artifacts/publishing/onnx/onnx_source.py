@@ -12,9 +12,9 @@ from onnx import helper
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.limits import PROVEN_ROWS
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import NO_LICENCE, Details, Draft, tool_versions
-from pillion_artifacts.publishing.common.limits import PROVEN_ROWS
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of

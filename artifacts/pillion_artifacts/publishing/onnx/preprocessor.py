@@ -21,7 +21,7 @@ from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import Draft
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
-from pillion_artifacts.publishing.common.source import Source, SourceRun
+from pillion_artifacts.publishing.common.source import SourcePolicy, SourceRun
 from pillion_artifacts.publishing.onnx.free_batch import Port, fixed_batch, free_batch, graph_inputs, ports
 from pillion_artifacts.publishing.onnx.graph import OPSET
 from pillion_artifacts.publishing.onnx.graph_names import rename_ports
@@ -36,7 +36,7 @@ Transform = Callable[[NDArray[Any]], NDArray[Any]]
 class PreprocessedSource:
     """A source that is given what a preprocessor makes of one observation."""
 
-    def __init__(self, source: Source, name: str, transform: Transform, dtype: str) -> None:
+    def __init__(self, source: SourcePolicy, name: str, transform: Transform, dtype: str) -> None:
         self._source = source
         self._name = name
         self._transform = transform

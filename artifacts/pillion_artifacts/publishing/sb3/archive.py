@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pillion_artifacts.errors import UNREADABLE, InvalidSourceError
+from pillion_artifacts.errors import UNREADABLE, InvalidSourceError, first_line
+from pillion_artifacts.limits import PICKLE_BYTES_MAX, ZIP_VERSION_BYTES_MAX
 from pillion_artifacts.publishing.common.files import Archive
-from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
-from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX
+from pillion_artifacts.publishing.common.inert_pickle import InertObject, read_pickle
 from pillion_artifacts.publishing.common.spaces import TensorSpace, read_space
 
 _SERIALIZED: Final = ":serialized:"
@@ -92,14 +92,18 @@ def read_archive(data: bytes, what: str) -> Sb3Archive:
         if name not in fields:
             raise InvalidSourceError(f"{what}: data: expected {name}, with which the library saves it, got none")
     policy_class = _unfold(fields, "policy_class", what)
-    if not isinstance(policy_class, Record) or policy_class.arguments is not None:
+    if not isinstance(policy_class, InertObject) or policy_class.arguments is not None:
         raise InvalidSourceError(f"{what}: policy_class: expected a class that has a name, got {policy_class!r}")
     observation = read_space(_unfold(fields, "observation_space", what), "observation_space")
     action = read_space(_unfold(fields, "action_space", what), "action_space")
     if isinstance(action, dict):
         raise InvalidSourceError(f"{what}: action_space: expected one space, got a Dict")
     kwargs = _unfold(fields, "policy_kwargs", what)
-    version = archive.read("_stable_baselines3_version", 100) if "_stable_baselines3_version" in archive.names else b""
+    version = (
+        archive.read("_stable_baselines3_version", ZIP_VERSION_BYTES_MAX)
+        if "_stable_baselines3_version" in archive.names
+        else b""
+    )
     return Sb3Archive(
         policy_class=policy_class.name,
         observation=observation if isinstance(observation, dict) else {_OBSERVATION: observation},
@@ -138,8 +142,7 @@ def _read_weights(data: bytes, what: str) -> dict[str, torch.Tensor]:
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch says with many types that it will not read a file
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InvalidSourceError(f"{what}: torch does not read it as weights: {reason[0]}") from None
+        raise InvalidSourceError(f"{what}: torch does not read it as weights: {first_line(error)}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise InvalidSourceError(f"{what}: expected a dictionary of tensors, got a {type(loaded).__name__}")
     return {str(name): value for name, value in loaded.items()}

@@ -16,7 +16,7 @@ from onnx.shape_inference import InferenceError
 
 from pillion_artifacts.card.model_card import ACTION, Distribution, Preprocessing, StateCard, TensorCard
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.publishing.common.inert_pickle import Record
+from pillion_artifacts.publishing.common.inert_pickle import InertObject
 from pillion_artifacts.publishing.onnx.graph import GraphBuilder
 from pillion_artifacts.publishing.sb3.archive import Sb3Archive
 from pillion_artifacts.publishing.sb3.networks import (
@@ -156,7 +156,7 @@ def features_prefix(archive: Sb3Archive, family: Family) -> str:
 
 def _activation_name(archive: Sb3Archive, family: Family) -> str:
     given = archive.policy_kwargs.get("activation_fn")
-    name = given.name if isinstance(given, Record) else f"torch.nn.{family.activation}"
+    name = given.name if isinstance(given, InertObject) else f"torch.nn.{family.activation}"
     short = str(name).rpartition(".")[2]
     if not str(name).startswith("torch.nn.") or short not in ACTIVATIONS:
         raise InvalidSourceError(f"policy_kwargs: activation_fn: expected one of {', '.join(ACTIVATIONS)}, got {name}")
@@ -182,7 +182,7 @@ def _features(parts: Parts, normaliser: Normaliser | None) -> tuple[str, list[Pr
 
 def _check_extractor(archive: Sb3Archive) -> None:
     given = archive.policy_kwargs.get("features_extractor_class")
-    if given is not None and (not isinstance(given, Record) or given.name not in _EXTRACTORS):
+    if given is not None and (not isinstance(given, InertObject) or given.name not in _EXTRACTORS):
         raise InvalidSourceError(
             f"policy_kwargs: features_extractor_class: expected one of Stable-Baselines3's own, got {given!r}; "
             "publish its network with pillion_artifacts.export"

@@ -16,7 +16,7 @@ from torch import nn
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.publishing.common.inert_pickle import Record
+from pillion_artifacts.publishing.common.inert_pickle import InertObject
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of
 from pillion_artifacts.publishing.sb3.archive import Sb3Archive, Weights
 from pillion_artifacts.publishing.sb3.networks import layer_numbers
@@ -143,7 +143,7 @@ def _arguments(archive: Sb3Archive) -> dict[str, Any]:
     given = archive.policy_kwargs
     arguments: dict[str, Any] = {name: given[name] for name in _PLAIN_OPTIONS if name in given}
     activation = given.get("activation_fn")
-    if isinstance(activation, Record):
+    if isinstance(activation, InertObject):
         arguments["activation_fn"] = getattr(nn, activation.name.rpartition(".")[2])
     module = archive.policy_class.rpartition(".")[0]
     is_linear = archive.policy_class.endswith("ARSLinearPolicy")
@@ -197,7 +197,7 @@ def _extractor_arguments(archive: Sb3Archive) -> dict[str, Any]:
     """The extractor's class by its name, and its widths from the weights."""
     given = archive.policy_kwargs.get("features_extractor_class")
     arguments: dict[str, Any] = {}
-    if isinstance(given, Record):
+    if isinstance(given, InertObject):
         layers = importlib.import_module(_EXTRACTOR_MODULE)
         arguments["features_extractor_class"] = getattr(layers, given.name.rpartition(".")[2])
     widths = {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.oci.manifest import digest_of
-from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
+from pillion_artifacts.publishing.common.inert_pickle import InertObject, read_pickle
 from pillion_artifacts.publishing.common.spaces import TensorSpace
 
 _CLASS: Final = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
@@ -42,7 +42,7 @@ class Normaliser(msgspec.Struct, frozen=True):
 def read_normaliser(data: bytes, observation: dict[str, TensorSpace], what: str) -> Normaliser | None:
     """The normaliser of a pickle, None where it leaves observations alone; raises `InvalidSourceError`."""
     record = read_pickle(data, what)
-    if not isinstance(record, Record) or record.name != _CLASS:
+    if not isinstance(record, InertObject) or record.name != _CLASS:
         raise InvalidSourceError(f"{what}: expected a VecNormalize, got {record!r}")
     state = record.state
     if not state.get("norm_obs", True):

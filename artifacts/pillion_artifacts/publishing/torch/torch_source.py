@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError, first_line
+from pillion_artifacts.limits import EXPORT_ROWS_MAX
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import Details, Draft, tool_versions
 from pillion_artifacts.publishing.common.files import read_file
-from pillion_artifacts.publishing.common.limits import ROWS_MAX
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import serialize
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of
@@ -33,7 +33,7 @@ from pillion_artifacts.publishing.torch.pt2_archive import disarm
 
 _EXAMPLE_ROWS: Final = 2
 _EXPORT_OPSET: Final = 18
-_IR_VERSION_MAX: Final = 10
+_IR_VERSION_NEWEST: Final = 10
 
 # it says of every package of operators that it is not installed
 logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
@@ -166,7 +166,7 @@ def _example(example: Any, names: list[str]) -> tuple[Tensor, ...]:
 
 
 def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
-    rows = torch.export.Dim(ROWS, min=1, max=ROWS_MAX)
+    rows = torch.export.Dim(ROWS, min=1, max=EXPORT_ROWS_MAX)
 
     def export() -> Any:
         program = torch.export.export(module, example, dynamic_shapes=tuple({0: rows} for _ in example))
@@ -188,7 +188,7 @@ def _to_onnx(export: Callable[[], Any], what: str) -> onnx.ModelProto:
         raise InvalidSourceError(f"{what}: torch cannot export it: {first_line(error.__cause__ or error)}") from None
     model = made if isinstance(made, onnx.ModelProto) else made.model_proto
     _anonymise(model)
-    model.ir_version = min(model.ir_version, _IR_VERSION_MAX)
+    model.ir_version = min(model.ir_version, _IR_VERSION_NEWEST)
     return model
 
 

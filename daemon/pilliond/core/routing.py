@@ -43,7 +43,7 @@ class Router:
             raise RemoteProtocolError(
                 ErrorCode.VERSION_NOT_FOUND,
                 "this is no version range",
-                "comparators version_of_rows by commas, such as >=1.2,<2",
+                "comparators joined by commas, such as >=1.2,<2",
                 hello.version_range,
             ) from None
         version = self._fitting(wanted)

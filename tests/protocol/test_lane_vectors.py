@@ -15,7 +15,8 @@ from lane_vectors import STEPS_BY_HAND
 from pillion.carriers.lane import LaneCarrier
 from pillion.conversation import Frames
 from pillion_protocol import MessageType, RemoteProtocolError, decode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.slots import SlotLayout
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.linux.epoll import Poller

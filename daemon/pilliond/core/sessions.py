@@ -33,7 +33,8 @@ from pillion_protocol import (
     decode,
     encode,
 )
-from pillion_protocol.lane import TENSOR_BYTES_MAX, Frame
+from pillion_protocol.lane import Frame
+from pillion_protocol.limits import TENSOR_BYTES_MAX
 from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup

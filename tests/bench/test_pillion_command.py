@@ -75,7 +75,7 @@ def test_nobody_at_the_address_is_unavailable(
         signal.signal(signal.SIGTERM, before)
     assert code == 69
     message = capsys.readouterr().err
-    assert message.startswith("pillion: nobody answers at ipc:///nowhere/at/all")
+    assert message.startswith("pillion: no response from ipc:///nowhere/at/all")
     assert message.count("\n") == 1
 
 

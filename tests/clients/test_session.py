@@ -63,7 +63,7 @@ def test_an_episode_acts_as_the_model_does(session: pillion.Session, model: onnx
 
 def test_the_last_outcome_tells_what_ran_and_when(session: pillion.Session, artifact: Artifact) -> None:
     episode = session.begin(seed=7)
-    with pytest.raises(pillion.PillionError, match="nothing has been answered yet"):
+    with pytest.raises(pillion.PillionError, match="no act has been answered yet"):
         _ = episode.last
     action = episode.act(OBSERVATION)
     outcome = episode.last
@@ -350,10 +350,10 @@ BAD_OBSERVATIONS: list[tuple[Any, str]] = [
     ({**DRIVE, "speed": np.zeros(3, np.float32)}, r"expected shape \[2\], got \[3\]"),
     ({**DRIVE, "speed": np.zeros((1, 2), np.float32)}, r"expected shape \[2\], got \[1, 2\]"),
     ({**DRIVE, "camera": np.zeros((2, 2), np.float32)}, "expected uint8, got float32"),
-    ({**DRIVE, "camera": np.array([[0, 1], [2, 256]], np.uint16)}, "do not fit uint8"),
+    ({**DRIVE, "camera": np.array([[0, 1], [2, 256]], np.uint16)}, "values that uint8 can hold, got uint16 values"),
     ({**DRIVE, "gear": 1.5}, "expected int64, got float64"),
-    ({**DRIVE, "speed": [0.0, "fast"]}, "does not convert"),
-    ({**DRIVE, "speed": [[0.0], [0.0, 1.0]]}, "no array"),
+    ({**DRIVE, "speed": [0.0, "fast"]}, "cannot be converted"),
+    ({**DRIVE, "speed": [[0.0], [0.0, 1.0]]}, "cannot be converted to an array"),
     (np.zeros(2, np.float32), "expected a mapping of camera, speed, gear"),
     ({}, "got none"),
 ]
@@ -498,7 +498,7 @@ def test_what_is_served_here_may_be_asked_for_by_name_range_and_spec_hash(daemon
 
 
 def test_an_unknown_fallback_is_refused_before_anything_is_sent(daemon: Daemon) -> None:
-    with pytest.raises(ValueError, match="guess"):
+    with pytest.raises(ValueError, match="expected error, last, zeros, safe, got 'guess'"):
         pillion.connect(daemon.address, fallback="guess")
 
 

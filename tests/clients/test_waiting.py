@@ -70,7 +70,7 @@ def test_connecting_to_a_daemon_that_never_answers_ends(fake_daemon: MakeFake) -
 
 def test_a_begin_that_is_never_answered_ends(fake_daemon: MakeFake) -> None:
     with pillion.connect(fake_daemon(silent_on(Begin)).address, timeout_s=SHORT_S) as session:
-        with pytest.raises(pillion.RequestTimeoutError, match="no answer from ipc"):
+        with pytest.raises(pillion.RequestTimeoutError, match="no response from ipc"):
             session.begin()
         with pytest.raises(pillion.RequestTimeoutError):
             session.begin_many(2)
@@ -372,7 +372,7 @@ def test_another_message_than_the_one_asked_for_is_an_error(fake_daemon: MakeFak
 
     with pillion.connect(fake_daemon(answer).address) as session:
         episode = session.begin()
-        with pytest.raises(pillion.RefusedError, match="expected action; got pong"):
+        with pytest.raises(pillion.RefusedError, match="expected action, got pong"):
             episode.act(OBSERVATION)
 
 
@@ -388,7 +388,7 @@ def test_an_error_code_from_the_future_is_told_as_it_came(fake_daemon: MakeFake)
         with pytest.raises(pillion.RefusedError) as refused:
             session.begin().act(OBSERVATION)
         assert (refused.value.code, str(refused.value)) == (
-            "tired", "tired: not now; expected a rest; got an act",
+            "tired", "tired: not now; expected a rest, got an act",
         )  # fmt: skip
 
 

@@ -180,10 +180,11 @@ def test_a_head_beyond_the_limit_is_too_large_and_one_at_the_limit_is_read() -> 
     assert caught.value.actual == f"{HEAD_BYTES_MAX + 1} bytes"
 
 
-def test_an_error_reads_as_what_was_expected_and_what_came() -> None:
+def test_the_text_of_an_error_states_what_was_expected_and_what_it_got() -> None:
     error = ProtocolError(ErrorCode.ROWS_MISMATCH, "wrong number of rows", "2", "3")
-    assert str(error) == "wrong number of rows; expected 2; got 3"
+    assert str(error) == "wrong number of rows; expected 2, got 3"
     assert str(ProtocolError(ErrorCode.INTERNAL, "the engine failed")) == "the engine failed"
+    assert str(ProtocolError(ErrorCode.DRAINING, "the daemon stops", actual="an act")) == "the daemon stops; got an act"
 
 
 def test_the_type_bytes_are_those_of_the_specification() -> None:

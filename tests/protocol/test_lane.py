@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion_protocol import ErrorCode, RemoteProtocolError
-from pillion_protocol.lane import HEAD_SPACE_BYTES, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import HEAD_SPACE_BYTES
 
 
 def test_a_packet_by_hand() -> None:

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
+import example_values
+from lane_vectors import STEPS_BY_HAND
 from pillion.carriers.lane import LaneCarrier
 from pillion.conversation import Frames
 from pillion_protocol import MessageType, RemoteProtocolError, decode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.slots import SlotLayout
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.transport.interface import MessagePoller, Sent
 from pilliond.transport.lane import LaneConnection, LaneTransport
 from tests.harness import ROOT, WAIT_S_MAX
-from tests.protocol.test_vectors import generator
 
 VECTORS: dict[str, Any] = json.loads((ROOT / "protocol" / "vectors" / "lane.json").read_bytes())
 PACKETS = [pytest.param(entry, id=entry["name"]) for entry in VECTORS["packets"]]
@@ -116,7 +118,7 @@ def test_a_packet_that_holds_no_message_has_the_code_beside_it(entry: dict[str, 
 
 @pytest.mark.parametrize("entry", VECTORS["slots"], ids=lambda entry: f"{entry['spec']}, {entry['rows']} rows")
 def test_tensors_lie_in_a_slot_where_the_vectors_say(entry: dict[str, Any]) -> None:
-    spec = getattr(generator(), entry["spec"].upper())
+    spec = getattr(example_values, entry["spec"].upper())
     layout = SlotLayout(spec, entry["rows"])
     assert layout.slot_bytes == entry["slot_bytes"]
     slot = memoryview(bytearray(layout.slot_bytes))
@@ -131,7 +133,6 @@ def test_tensors_lie_in_a_slot_where_the_vectors_say(entry: dict[str, Any]) -> N
 
 
 def test_the_steps_written_by_hand_mean_what_is_beside_them() -> None:
-    by_hand = generator().STEPS_BY_HAND
-    assert {bytes.fromhex(data)[0] for data, _ in by_hand.values()} == {MessageType.ACT, MessageType.ACTION}
-    for data, message in by_hand.values():
+    assert {bytes.fromhex(data)[0] for data, _ in STEPS_BY_HAND.values()} == {MessageType.ACT, MessageType.ACTION}
+    for data, message in STEPS_BY_HAND.values():
         assert decode(bytes.fromhex(data)) == message

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion_protocol import Act, Action, decode, encode
-from pillion_protocol.lane import HEAD_SPACE_BYTES, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import HEAD_SPACE_BYTES
 from pillion_protocol.steps import NO_SLOT, ActionStep, ActStep, is_act_step, slot_number, split_act
 
 numbers = st.integers(0, 2**63 - 1)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+import make_vectors
 from pillion.conversation import Conversation
 from pillion.tensors import TensorCodec
 from pillion_artifacts import Store
@@ -48,16 +47,6 @@ def vectors(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.json").read_bytes())
 
 
-@cache
-def generator() -> ModuleType:
-    location = importlib.util.spec_from_file_location("make_vectors", ROOT / "protocol" / "make_vectors.py")
-    assert location is not None
-    assert location.loader is not None
-    module = importlib.util.module_from_spec(location)
-    location.loader.exec_module(module)
-    return module
-
-
 def named(entries: list[dict[str, Any]]) -> list[Any]:
     return [pytest.param(entry, id=entry["name"]) for entry in entries]
 
@@ -77,10 +66,10 @@ def from_plain(value: Any, like: Any) -> Any:
 
 
 def test_the_files_are_what_the_generator_makes() -> None:
-    made = generator().files()
+    made = make_vectors.files()
     assert sorted(made) == sorted(path.name for path in FOLDER.iterdir())
     for name, data in made.items():
-        assert (FOLDER / name).read_bytes() == data, f"run python protocol/make_vectors.py: {name} differs"
+        assert (FOLDER / name).read_bytes() == data, f"{name} differs: run python protocol/tools/make_vectors.py"
 
 
 def test_every_message_type_has_a_vector_written_by_hand() -> None:
@@ -252,12 +241,11 @@ def test_the_conversation_holds_every_message_type() -> None:
 
 
 def test_the_generator_says_which_file_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = generator()
-    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    monkeypatch.setattr(make_vectors, "FOLDER", tmp_path)
     monkeypatch.setattr("sys.argv", ["make_vectors.py", "--check"])
-    assert module.main() == 1
+    assert make_vectors.main() == 1
     monkeypatch.setattr("sys.argv", ["make_vectors.py"])
-    assert module.main() == 0
+    assert make_vectors.main() == 0
     monkeypatch.setattr("sys.argv", ["make_vectors.py", "--check"])
-    assert module.main() == 0
+    assert make_vectors.main() == 0
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(NAMES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pillion_protocol import Act, ErrorCode, Hello, RemoteProtocolError
-from pillion_protocol.lane import TENSOR_BYTES_MAX, Frame
+from pillion_protocol.lane import Frame
+from pillion_protocol.limits import TENSOR_BYTES_MAX
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.versions.loaded_version import Identity, Version
 

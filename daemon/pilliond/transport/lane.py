@@ -10,13 +10,8 @@ import struct
 from typing import ClassVar, Final, cast
 
 from pillion_protocol import Error, ErrorCode, RemoteProtocolError, encode
-from pillion_protocol.lane import (
-    PACKET_BYTES_MAX,
-    TENSOR_BYTES_MAX,
-    Frame,
-    pack,
-    unpack,
-)
+from pillion_protocol.lane import Frame, pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX, TENSOR_BYTES_MAX
 from pillion_protocol.steps import ACT_STEP_BYTES, Packed
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.ipc.metrics_page import MetricsPage

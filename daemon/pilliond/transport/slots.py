@@ -54,9 +54,9 @@ class SlotRegion:
     def __init__(self, layout: SlotLayout, version: Version, rows: int) -> None:
         self.descriptor = os.memfd_create("pillion-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self.descriptor, layout.area_bytes)
+            os.ftruncate(self.descriptor, layout.region_bytes)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            mapped = mmap.mmap(self.descriptor, layout.area_bytes)
+            mapped = mmap.mmap(self.descriptor, layout.region_bytes)
             self.slots = [Slot(view, layout, version, rows) for view in layout.slots(memoryview(mapped))]
         except BaseException:
             os.close(self.descriptor)
@@ -83,20 +83,20 @@ class SlotGrants:
     def grant(self, version: Version, rows: int) -> SlotRegion | None:
         """Returns slots for a group of `rows` rows; None if inline is faster, or if the memory is used up."""
         layout = version.slot_layout(rows)
-        if not layout.is_worth_it or self.bytes_granted + layout.area_bytes > self._bytes_max:
+        if not layout.is_worth_it or self.bytes_granted + layout.region_bytes > self._bytes_max:
             return None
         try:
             region = SlotRegion(layout, version, rows)
         except OSError:
             # No descriptor or no memory is left. The lane works without slots.
             return None
-        self.bytes_granted += layout.area_bytes
+        self.bytes_granted += layout.region_bytes
         return region
 
     def release(self, region: SlotRegion, version: Version, rows: int) -> None:
         """Ends a grant."""
         if region.slots:
-            self.bytes_granted -= version.slot_layout(rows).area_bytes
+            self.bytes_granted -= version.slot_layout(rows).region_bytes
             region.revoke()
 
 

@@ -252,7 +252,7 @@ def test_sigterm_drains_says_goodbye_and_exits_0(start_daemon: StartDaemon) -> N
         episode.act(OBSERVATION)
         serving_pid = daemon.serving_pid
         assert daemon.stop() == 0
-        with pytest.raises(pillion.EpisodeLostError, match="goodbye"):
+        with pytest.raises(pillion.EpisodeLostError, match="the daemon ended the session"):
             episode.act(OBSERVATION)
     wait_until_gone(serving_pid)
 

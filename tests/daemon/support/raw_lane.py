@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pillion.conversation import Conversation, Reply
 from pillion_protocol import Act, Begun, Message, decode, encode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.slots import SlotLayout, read_generation, write_generation
 from tests.harness import WAIT_S_MAX
 
@@ -34,7 +35,7 @@ class RawEpisodeGroup:
     def map(self) -> mmap.mmap:
         """The memory of its slots."""
         if self.area is None:
-            self.area = mmap.mmap(self.descriptor, self.layout.area_bytes)
+            self.area = mmap.mmap(self.descriptor, self.layout.region_bytes)
         return self.area
 
     def write(self, slot: int, generation: int, observation: Floats) -> None:

@@ -19,7 +19,8 @@ import pytest
 
 import pillion
 from pillion_protocol import Action, Ended, Error, Message, Pong
-from pillion_protocol.lane import TENSOR_BYTES_MAX, pack
+from pillion_protocol.lane import pack
+from pillion_protocol.limits import TENSOR_BYTES_MAX
 from pilliond.limits import LANE_SEND_BUFFER_BYTES
 from tests.conftest import StartDaemon
 from tests.daemon.support.raw_lane import Floats, RawEpisodeGroup, RawLane
@@ -259,12 +260,12 @@ def test_a_peer_that_unmaps_its_slots_and_closes_them_is_answered_all_the_same(l
 def test_a_peer_can_neither_shrink_nor_grow_nor_seal_the_memory_and_a_hole_in_it_reads_as_zeros(lane: RawLane) -> None:
     group = lane.begin()
     group.write(1, 3, some())
-    for size in (0, 1, group.layout.area_bytes * 2):
+    for size in (0, 1, group.layout.region_bytes * 2):
         with pytest.raises(PermissionError):
             os.ftruncate(group.descriptor, size)
     with pytest.raises(PermissionError):
         fcntl.fcntl(group.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-    length = ctypes.c_long(group.layout.area_bytes)
+    length = ctypes.c_long(group.layout.region_bytes)
     assert ctypes.CDLL(None).fallocate(group.descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(0), length) == 0
     assert refused(lane.ask(group.act_head(1, 3))) == "slot_stale"
     group.set_generation(1, 4)
@@ -381,7 +382,7 @@ def test_the_page_counts_acts_in_slots_and_the_memory_leased_for_them(wide_daemo
         lane.say(group.act_head(), some().tobytes())
         assert isinstance(lane.hear(4 * WIDTH)[0], Action)
         assert wide_daemon.metric("pillion_slot_acts_total") == acts + 1
-        assert wide_daemon.metric("pillion_slot_bytes") == group.layout.area_bytes
+        assert wide_daemon.metric("pillion_slot_bytes") == group.layout.region_bytes
     eventually(lambda: wide_daemon.metric("pillion_slot_bytes") == 0)
 
 

@@ -16,7 +16,8 @@ import pytest
 import pillion
 import pillion.aio
 from pillion_protocol import Action, Error
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack
+from pillion_protocol.lane import pack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.support.raw_lane import RawLane
 from tests.harness import STORE, WAIT_S_MAX, Daemon, running
@@ -125,7 +126,7 @@ def test_an_unknown_slot_and_another_generation_are_refused_and_the_session_goes
 def test_the_memory_of_slots_can_neither_shrink_nor_grow(pixel_daemon: Daemon) -> None:
     with RawLane(pixel_daemon.address) as lane:
         group = lane.hello().begin()
-        for size in (0, group.layout.area_bytes * 2):
+        for size in (0, group.layout.region_bytes * 2):
             with pytest.raises(PermissionError):
                 os.ftruncate(group.descriptor, size)
 

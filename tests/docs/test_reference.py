@@ -106,6 +106,7 @@ def logged() -> set[str]:
                 kind, became = event.values
                 assert isinstance(kind, ast.FormattedValue), ast.unparse(event)
                 assert isinstance(became, ast.Constant), ast.unparse(event)
+                assert isinstance(became.value, str)
                 assert ast.unparse(kind.value).split(".")[-1] == "kind"
                 events |= {f"{each}{became.value}" for each in get_args(Kind)}
             else:

@@ -1,4 +1,4 @@
-"""Every command of the documentation is typed by a test: here it is said by which."""
+"""Every command of the documentation is typed by a test; this table names which."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TYPED = {
     },
     REFERENCE: {
         r"curl .* -o daemon/openapi\.json": "daemon/admin/test_openapi.py::test_the_file_in_the_repository_is_what_the_command_of_the_reference_makes",
-        r"curl .*/v2/.*": f"{DOCUMENTS}::test_the_examples_of_the_kserve_section_get_their_answers",
+        r"curl .*/v2/.*": f"{DOCUMENTS}::test_the_examples_of_the_kserve_section_are_answered",
     },
     CONCEPTS: {},
     GLOSSARY: {},

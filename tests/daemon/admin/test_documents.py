@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 
 @contextmanager
 def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
-    """Types a `pilliond` command of a document, with `runtime` as the user's runtime folder; gives its `ready` record."""
+    """Types a `pilliond` command of a document, with `runtime` as the user's runtime folder; yields its `ready` record."""
     words = shlex.split(command)
     words[0] = words[0].replace(".venv/bin", str(Path(sys.executable).parent))
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "PILLION_ADMIN__LISTEN": "unix://,http://127.0.0.1:0"}
@@ -47,7 +47,7 @@ def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
 
 
 def act_everywhere(ready: dict[str, Any]) -> None:
-    """One act at each address that a daemon says it listens at."""
+    """Acts once at each address of a daemon's `ready` record."""
     for address in ready["listen"]:
         with pillion.connect(address) as session, session.begin(seed=1) as episode:
             assert episode.act(np.zeros(8, np.float32)).shape == ()
@@ -90,7 +90,7 @@ def test_the_commands_of_the_daemons_page_start_one_and_ask_for_its_health(short
         assert asked(ask, ready)["phase"] == "ready"
 
 
-def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_where_the_users_clients_look(
+def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_at_the_default_addresses(
     short_path: Path,
 ) -> None:
     (start,) = commands(ROOT / "conf" / "README.md")
@@ -100,7 +100,7 @@ def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_where_the_u
         act_everywhere(ready)
 
 
-def test_the_examples_of_the_kserve_section_get_their_answers(
+def test_the_examples_of_the_kserve_section_are_answered(
     daemon: Daemon, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     look, ask = [command for command in commands(REFERENCE) if "/v2/" in command]
@@ -109,8 +109,8 @@ def test_the_examples_of_the_kserve_section_get_their_answers(
         command = command.replace("http://127.0.0.1:9475", daemon.tcp_admin)
         command = command.replace("$XDG_RUNTIME_DIR/pillion/admin.sock", daemon.admin.removeprefix("unix://"))
         result = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=30, check=True)
-        told: dict[str, Any] = json.loads(result.stdout)
-        return told
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
 
     assert answered(look)["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 8]}]
     assert answered(ask)["outputs"][0]["shape"] == [1]

@@ -256,7 +256,7 @@ class Actor:
 
 
 def act(server: Server, actor: Actor) -> list[Call]:
-    """Lets `actor` act, and returns the calls that answered it."""
+    """Sends the next act of `actor`, and returns the calls that answered it."""
     actor.act()
     calls = server.recorded()
     assert isinstance(server.reply_to(actor.client), Action)

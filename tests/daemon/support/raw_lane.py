@@ -30,13 +30,13 @@ class RawEpisodeGroup:
         self.rows = rows
         self.layout = SlotLayout(lane.conversation.spec, rows)
         self.descriptor = descriptors[0] if descriptors else -1
-        self.area: mmap.mmap | None = None
+        self.region: mmap.mmap | None = None
 
     def map(self) -> mmap.mmap:
         """The memory of its slots."""
-        if self.area is None:
-            self.area = mmap.mmap(self.descriptor, self.layout.region_bytes)
-        return self.area
+        if self.region is None:
+            self.region = mmap.mmap(self.descriptor, self.layout.region_bytes)
+        return self.region
 
     def write(self, slot: int, generation: int, observation: Floats) -> None:
         """Writes an observation and its generation into a slot, as a client should."""
@@ -76,9 +76,9 @@ class RawEpisodeGroup:
 
     def close(self) -> None:
         """Unmaps and closes what it has."""
-        if self.area is not None:
-            self.area.close()
-            self.area = None
+        if self.region is not None:
+            self.region.close()
+            self.region = None
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1

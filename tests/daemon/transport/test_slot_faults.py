@@ -220,15 +220,15 @@ def test_a_slot_that_is_written_while_it_is_read_gets_slot_stale_and_its_neighbo
 @pytest.mark.usefixtures("bystander")
 def test_a_peer_that_writes_all_the_time_gets_one_reply_for_each_act_and_hurts_nobody(lane: RawLane) -> None:
     group = lane.begin()
-    area = memoryview(group.map())
+    region = memoryview(group.map())
     is_done = threading.Event()
 
     def scribble() -> None:
         chance = random.Random(5)
         while not is_done.is_set():
             # Now and then it is the generation.
-            offset = chance.randrange(0, len(area), 8) if chance.randrange(256) else 0
-            area[offset : offset + 8] = struct.pack("<2f", chance.random(), chance.random())
+            offset = chance.randrange(0, len(region), 8) if chance.randrange(256) else 0
+            region[offset : offset + 8] = struct.pack("<2f", chance.random(), chance.random())
 
     scribbler = threading.Thread(target=scribble)
     scribbler.start()
@@ -240,7 +240,7 @@ def test_a_peer_that_writes_all_the_time_gets_one_reply_for_each_act_and_hurts_n
     finally:
         is_done.set()
         scribbler.join()
-        area.release()
+        region.release()
     codes = {message.code if isinstance(message, Error) else "action" for message in answers}
     assert codes == {"action", "slot_stale"}
 

@@ -131,11 +131,7 @@ def _index_faults(root: Path, index: Index) -> list[Fault]:
         known = published.get((entry.title, entry.version), entry.digest)
         if known != entry.digest:
             name = version_name(entry.title, entry.version)
-            faults.append(
-                Fault(
-                    "index", name, f"{name}: the index has {entry.digest}, but {known} was published by the audit log"
-                )
-            )
+            faults.append(Fault("index", name, f"{name}: the index has {entry.digest}, the audit log has {known}"))
     return faults
 
 

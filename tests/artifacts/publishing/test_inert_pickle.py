@@ -168,7 +168,7 @@ def test_weights_that_would_run_are_refused(zip_bytes: bytes, trap: Trap) -> Non
     saved = io.BytesIO()
     torch.save({"action_net.weight": trap.evil}, saved)
     for content in (saved.getvalue(), pickle.dumps(trap.evil)):
-        with pytest.raises(InvalidSourceError, match="torch does not read it as weights"):
+        with pytest.raises(InvalidSourceError, match="torch cannot read it as weights"):
             import_sb3(with_member(zip_bytes, "policy.pth", content), "it", DETAILS)
     trap.check()
 

@@ -97,11 +97,11 @@ def test_a_forged_manifest_is_not_the_one_that_was_pinned(store: Store) -> None:
 def test_a_manifest_of_another_policy_is_refused(store: Store) -> None:
     forge(store, manifest_of(store, "highway-fast").read_bytes())
     with pytest.raises(
-        InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: the manifest is that of highway-fast@v1\.0\.0"
+        InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: the manifest belongs to highway-fast@v1\.0\.0"
     ):
         store.load("lunar-lander")
     digest = store.resolve("highway-fast").digest
-    with pytest.raises(InvalidArtifactError, match="the manifest is that of highway-fast"):
+    with pytest.raises(InvalidArtifactError, match="the manifest belongs to highway-fast"):
         store.load(f"lunar-lander@{digest}")
 
 

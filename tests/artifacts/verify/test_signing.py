@@ -244,7 +244,7 @@ def test_what_is_no_key_is_one_line(tmp_path: Path, keys: dict[str, Path]) -> No
         key_id(keys["ann"])
     with pytest.raises(ArtifactError, match="No such file"):
         key_id(tmp_path / "nothing")
-    with pytest.raises(ArtifactError, match="expected the public key of it with --public"):
+    with pytest.raises(ArtifactError, match="expected its public key with --public"):
         open_signer("hsm:2?label=x", None)
 
 

@@ -37,7 +37,7 @@ def broken_packet(entry: dict[str, Any]) -> bytes:
 
 
 class Pair:
-    """A packet socket of the test, connected to a daemon's transport, or to be connected to by a client's carrier."""
+    """The path of a packet socket, and the poller and metrics page that a daemon's transport needs."""
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "vectors.sock")
@@ -45,7 +45,7 @@ class Pair:
         self.page = MetricsPage(make_page())
 
     def transport(self, row_bytes: list[int]) -> tuple[LaneTransport, LaneConnection, socket.socket]:
-        """The daemon's side, its connection, and the peer."""
+        """Returns the daemon's transport, its connection, and the peer's socket."""
         transport = LaneTransport(row_bytes, self.poller, self.page)
         transport.bind(f"lane://{self.path}")
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -117,7 +117,7 @@ def test_a_packet_that_holds_no_message_has_the_code_beside_it(entry: dict[str, 
 
 
 @pytest.mark.parametrize("entry", VECTORS["slots"], ids=lambda entry: f"{entry['spec']}, {entry['rows']} rows")
-def test_tensors_lie_in_a_slot_where_the_vectors_say(entry: dict[str, Any]) -> None:
+def test_tensors_in_a_slot_have_the_offsets_of_the_vectors(entry: dict[str, Any]) -> None:
     spec = getattr(example_values, entry["spec"].upper())
     layout = SlotLayout(spec, entry["rows"])
     assert layout.slot_bytes == entry["slot_bytes"]
@@ -126,10 +126,12 @@ def test_tensors_lie_in_a_slot_where_the_vectors_say(entry: dict[str, Any]) -> N
         (spec.observation, layout.observations(slot), entry["observation"]),
         (spec.outputs, layout.outputs(slot), entry["outputs"]),
     ):
-        assert [tensor.name for tensor in described] == [place["name"] for place in listed]
-        for number, (part, place) in enumerate(zip(cut, listed, strict=True), 1):
+        assert [tensor.name for tensor in described] == [entry["name"] for entry in listed]
+        for number, (part, expected) in enumerate(zip(cut, listed, strict=True), 1):
             part[:] = bytes([number]) * len(part)
-            assert bytes(slot[place["offset"] : place["offset"] + place["bytes"]]) == bytes([number]) * len(part)
+            assert bytes(slot[expected["offset"] : expected["offset"] + expected["bytes"]]) == bytes([number]) * len(
+                part
+            )
 
 
 def test_the_steps_written_by_hand_mean_what_is_beside_them() -> None:

@@ -8,6 +8,7 @@ no tick falls into the iteration that is recorded. After a change of the path, p
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import socket
@@ -27,6 +28,9 @@ import pilliond
 from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, encode
 from pillion_protocol.lane import pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX
+from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, decode_spec, encode
+from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.slots import SLOTS, SlotLayout, write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
@@ -44,8 +48,7 @@ from tests.daemon.support.fakes import Clock
 from tests.harness import ROOT, WAIT_S_MAX
 
 PAGE = ROOT / "docs" / "internals.md"
-CARRIERS = ["lane", "zmq"]
-SHORT, GENERAL = "The short path", "The general path"
+SHORT, SLOT, GENERAL = "The short path", "The short path through a slot", "The general path"
 
 SYSTEM_CALLS = {"epoll.poll", "socket.recv_into", "socket.send"}
 """Of what is written in C, only these are drawn."""
@@ -56,8 +59,8 @@ DRAWN_LINE = re.compile(r"(lane|zmq )?( *)([\w.]+) {2,}(\S+)(?: {2,}.*)?")
 COLUMN = 6
 """Where a line begins that both carriers share."""
 
-OBSERVATION_BYTES = 8 * 4
-OUTPUT_BYTES = 8
+VECTOR, IMAGE = "lunar-lander", "cart-pole-pixels"
+"""Policies that ship: observations of the first travel in the packet, over the lane those of the second in a slot."""
 
 
 class Call(NamedTuple):
@@ -142,7 +145,11 @@ class LaneClient:
     def __init__(self, address: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.connect(address.removeprefix("lane://"))
-        self.close = self._socket.close
+        self.descriptors: list[int] = []
+        """What came beside the messages; the caller closes them."""
+
+    def close(self) -> None:
+        self._socket.close()
 
     def send(self, head: bytes | memoryview, *tensors: bytes | memoryview) -> None:
         self._socket.send(pack(head, tensors))
@@ -154,8 +161,9 @@ class LaneClient:
             return False
 
     def receive(self) -> Message:
-        head = unpack(memoryview(self._socket.recv(PACKET_BYTES_MAX)), [OUTPUT_BYTES])[0]
-        return decode(bytes(head))
+        packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX, 1)
+        self.descriptors += descriptors
+        return decode(bytes(unpack(memoryview(packet), [1])[0]))
 
 
 class ZmqClient:
@@ -182,11 +190,11 @@ class ZmqClient:
 class Server:
     """The data plane of a serving process, joined as `pilliond.serving` joins it, and driven by hand."""
 
-    def __init__(self, folder: Path, carrier: str, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, carrier: str, policy: str, stack: ExitStack) -> None:
         self._carrier = carrier
         self._stack = stack
         self._addresses = {"lane": f"lane://{folder}/path-lane.sock", "zmq": f"ipc://{folder}/path-zmq.sock"}
-        config = assigned("")
+        config = assigned("", policy)
         limits = config.limits
         version = load_version(config)
         page = MetricsPage(config.page_descriptor)
@@ -236,24 +244,49 @@ class Server:
 
 
 class Actor:
-    """A session with one episode of one row. It writes its acts as the Python client does, over one packet."""
+    """A session with one episode of one row. It writes its acts as the Python client does: into one packet."""
 
-    def __init__(self, server: Server, seed: int) -> None:
+    def __init__(self, server: Server, seed: int, *, slots: bool = False) -> None:
         self.client = server.connect()
         self.client.send(encode(Hello(0, 0, seed)))
         welcome = server.reply_to(self.client)
         assert isinstance(welcome, Welcome)
-        self.client.send(encode(Begin(welcome.session, welcome.epoch, 1, [seed])))
+        self.spec = decode_spec(welcome.spec)
+        self.client.send(encode(Begin(welcome.session, welcome.epoch, 1, [seed], slots)))
         begun = server.reply_to(self.client)
         assert isinstance(begun, Begun)
-        self._sequence = 1
-        self._step = ActStep(begun.session, begun.epoch, begun.episode, 1, [OBSERVATION_BYTES])
+        self.sequence = 1
+        sizes = [tensor.row_bytes for tensor in self.spec.observation]
+        self.step = ActStep(begun.session, begun.epoch, begun.episode, 1, sizes)
 
     def act(self) -> None:
-        """Sends the next act."""
-        self._sequence += 1
-        self._step.fill(self._sequence, 0, deterministic=True)
-        self.client.send(bytes(self._step[0]), *map(bytes, self._step.tensors))
+        """Sends the next act, with its observation in the packet."""
+        self.sequence += 1
+        self.step.fill(self.sequence, 0, deterministic=True)
+        self.client.send(bytes(self.step[0]), *map(bytes, self.step.tensors))
+
+
+class SlotActor(Actor):
+    """The same, with its observations in the slots of its group. Owns its view of them."""
+
+    def __init__(self, server: Server, seed: int, stack: ExitStack) -> None:
+        super().__init__(server, seed, slots=True)
+        assert isinstance(self.client, LaneClient)
+        (descriptor,) = self.client.descriptors
+        layout = SlotLayout(self.spec, 1)
+        self._area = mmap.mmap(descriptor, layout.area_bytes)
+        stack.callback(self._area.close)
+        os.close(descriptor)
+        self._slot_bytes = layout.slot_bytes
+
+    def act(self) -> None:
+        """Sends the next act. Its observation, all zeros, is in one slot or the other, under a new generation."""
+        self.sequence += 1
+        slot = self.sequence % SLOTS
+        write_generation(self._area, slot * self._slot_bytes, self.sequence)
+        self.step.fill(self.sequence, 0, deterministic=True)
+        self.step.point(slot + 1, self.sequence)
+        self.client.send(bytes(self.step[0]))
 
 
 def act(server: Server, actor: Actor) -> list[Call]:
@@ -264,27 +297,42 @@ def act(server: Server, actor: Actor) -> list[Call]:
     return calls
 
 
-def short_path(server: Server) -> list[Call]:
+def short_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
     """The second act of an episode, of the only session."""
+    server = Server(folder, carrier, VECTOR, stack)
     actor = Actor(server, 1)
     act(server, actor)
     return act(server, actor)
 
 
-def general_path(server: Server) -> list[Call]:
+def slot_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
+    """The same, with the observation in a slot."""
+    server = Server(folder, carrier, IMAGE, stack)
+    actor = SlotActor(server, 1, stack)
+    act(server, actor)
+    return act(server, actor)
+
+
+def general_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
     """The first act of an episode, while another session might act too."""
+    server = Server(folder, carrier, VECTOR, stack)
     act(server, Actor(server, 1))
     return act(server, Actor(server, 2))
 
 
-PATHS = {SHORT: short_path, GENERAL: general_path}
+PATHS = {
+    (SHORT, "lane"): short_path,
+    (SHORT, "zmq"): short_path,
+    (SLOT, "lane"): slot_path,
+    (GENERAL, "lane"): general_path,
+    (GENERAL, "zmq"): general_path,
+}
 
 
-@pytest.mark.parametrize("carrier", CARRIERS)
-@pytest.mark.parametrize("title", PATHS)
+@pytest.mark.parametrize(("title", "carrier"), PATHS)
 def test_an_act_takes_the_path_that_the_page_draws(title: str, carrier: str, folder: Path) -> None:
     with ExitStack() as stack:
-        assert PATHS[title](Server(folder, carrier, stack)) == drawn(title, carrier)
+        assert PATHS[title, carrier](folder, carrier, stack) == drawn(title, carrier)
 
 
 @pytest.fixture
@@ -294,12 +342,11 @@ def folder(short_path: Path) -> Path:
 
 def print_paths() -> None:
     """Prints each path as the page draws it, without explanations."""
-    for title, path in PATHS.items():
-        for carrier in CARRIERS:
-            print(f"\n### {title} ({carrier})\n")
-            with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-                for call in path(Server(Path(name), carrier, stack)):
-                    print(f"{' ' * COLUMN}{'  ' * call.depth}{call.name}".ljust(54), call.module)
+    for (title, carrier), path in PATHS.items():
+        print(f"\n### {title} ({carrier})\n")
+        with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+            for call in path(Path(name), carrier, stack):
+                print(f"{' ' * COLUMN}{'  ' * call.depth}{call.name}".ljust(47), call.module)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def logged() -> set[str]:
             isinstance(function, ast.Attribute)
             and function.attr in LEVELS
             and ast.unparse(function.value).split(".")[-1] in ("log", "_log")
-        ) or ast.unparse(function) in ("log", "self._report")
+        ) or ast.unparse(function) in ("log", "self._log_event")
         if is_log:
             event = call.args[0]
             if isinstance(event, ast.Constant):
@@ -164,7 +164,11 @@ def test_it_lists_the_exit_codes_of_the_daemon() -> None:
 
 
 def test_it_lists_the_exit_codes_of_the_operators_commands() -> None:
-    used = exit_codes(SOURCES / "commands") | {os.EX_OK}
+    commands = SOURCES / "commands"
+    raised = {
+        kind.exit_code for kind in every_error() if any(kind.__name__ in f.read_text() for f in commands.glob("*.py"))
+    }
+    used = exit_codes(commands) | raised | {os.EX_OK}
     assert listed_codes("The `pillion` commands", "[`pillion artifact`]") == used
 
 

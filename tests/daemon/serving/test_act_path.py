@@ -25,11 +25,9 @@ import zmq
 
 import pillion_protocol
 import pilliond
-from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, encode
+from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, decode_spec, encode
 from pillion_protocol.lane import pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX
-from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, decode_spec, encode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
 from pillion_protocol.slots import SLOTS, SlotLayout, write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.core.routing import Router
@@ -274,7 +272,7 @@ class SlotActor(Actor):
         assert isinstance(self.client, LaneClient)
         (descriptor,) = self.client.descriptors
         layout = SlotLayout(self.spec, 1)
-        self._area = mmap.mmap(descriptor, layout.area_bytes)
+        self._area = mmap.mmap(descriptor, layout.region_bytes)
         stack.callback(self._area.close)
         os.close(descriptor)
         self._slot_bytes = layout.slot_bytes

@@ -106,7 +106,7 @@ class Session(SessionBase):
             try:
                 return self._conversation.begun(self._exchange(*self._conversation.begin(seeds, slots)))
             except EpisodeLostError:
-                # The daemon was restarted. Nothing is lost yet, so open a new session and begin there.
+                # The daemon was restarted. A new episode loses nothing by that, so open a new session and begin there.
                 pass
         self._open()
         return self._conversation.begun(self._exchange(*self._conversation.begin(seeds, slots)))

@@ -145,7 +145,7 @@ def test_the_default_is_a_unix_socket_of_this_user_and_loopback(
 
 
 @pytest.mark.parametrize(
-    ("text", "variable", "taken"),
+    ("text", "variable", "expected"),
     [
         ('listen = "http://127.0.0.1:80"', None, ["http://127.0.0.1:80"]),
         ('listen = ["http://localhost:80", "http://[::1]:80"]', None, ["http://127.0.0.1:80", "http://[::1]:80"]),
@@ -154,10 +154,10 @@ def test_the_default_is_a_unix_socket_of_this_user_and_loopback(
         ('listen = ["unix:///x/a.sock"]', "", []),
     ],
 )
-def test_one_address_or_a_list_can_be_set(tmp_path: Path, text: str, variable: str | None, taken: list[str]) -> None:
+def test_one_address_or_a_list_can_be_set(tmp_path: Path, text: str, variable: str | None, expected: list[str]) -> None:
     environment = {} if variable is None else {"PILLION_ADMIN__LISTEN": variable}
     addresses = loaded(f"[admin]\n{text}\n", tmp_path, environment).admin.addresses()
-    assert [address.taken(address.port) for address in addresses] == taken
+    assert [address.taken(address.port) for address in addresses] == expected
 
 
 def test_settings_override_the_credentials_of_systemd(tmp_path: Path) -> None:

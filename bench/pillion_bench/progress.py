@@ -1,4 +1,4 @@
-"""A progress bar on standard error, where that is a terminal; standard output holds the report alone."""
+"""A progress bar on standard error. Standard output has the report alone."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(steps: int) -> Iterator[Callable[[str], None]]:
-    """What is to be called with words as each of `steps` steps begins."""
+    """Shows a bar if standard error is a terminal; yields a function to call with a label as each step begins."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    described = TextColumn("{task.description}")
+    label = TextColumn("{task.description}")
     is_terminal = sys.stderr.isatty()
-    with Progress(*columns, described, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar:
+    with Progress(*columns, label, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar:
         task = bar.add_task("", total=steps)
         begun = 0
 
-        def advance(words: str) -> None:
+        def advance(step: str) -> None:
             nonlocal begun
-            bar.update(task, description=words, completed=begun)
+            bar.update(task, description=step, completed=begun)
             begun += 1
 
         yield advance

@@ -67,7 +67,7 @@ def test_a_mistyped_line_gets_one_line_and_code_64(arguments: list[str], complai
 def test_nobody_at_the_address_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(studio, "ANSWER_S_MAX", 0.2)
+    monkeypatch.setattr(studio, "RECORD_ANSWER_S_MAX", 0.2)
     before = signal.getsignal(signal.SIGTERM)
     try:
         code = cli.run(["bench", "record", "LunarLander-v3", "--address", "ipc:///nowhere/at/all"])

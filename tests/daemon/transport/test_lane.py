@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import pillion
-from pillion_bench.roles.virtual_users import SessionSwarm
+from pillion_bench.roles.virtual_users import VirtualUserPool
 from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, Ping, Welcome, decode, encode
 from pillion_protocol.lane import pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX
@@ -106,18 +106,18 @@ def test_acts_of_sessions_that_share_a_connection_are_each_answered_for_their_ow
         alone = [int(episode.act(observation)) for observation in observations]
     assert len(set(alone)) > 2
     batches = []
-    with SessionSwarm(lane_daemon.address, sessions=16, connections=1) as swarm:
-        swarm.open()
-        swarm.begin([[index] for index in range(16)])
+    with VirtualUserPool(lane_daemon.address, sessions=16, connections=1) as pool:
+        pool.open()
+        pool.begin([[index] for index in range(16)])
         for _ in range(5):
-            for rider in swarm.riders:
-                rider.act([observations[rider.index].tobytes()])
+            for user in pool.users:
+                user.act([observations[user.index].tobytes()])
             result = {}
-            for _ in swarm.riders:
-                rider, message, tensors = swarm.receive()
+            for _ in pool.users:
+                user, message, tensors = pool.receive()
                 assert isinstance(message, Action)
                 batches.append(message.batch_rows)
-                result[rider.index] = int(np.frombuffer(tensors[0], np.int64)[0])
+                result[user.index] = int(np.frombuffer(tensors[0], np.int64)[0])
             assert [result[index] for index in range(16)] == alone
     assert max(batches) > 1
 

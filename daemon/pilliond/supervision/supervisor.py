@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
@@ -61,6 +61,8 @@ from pilliond.supervision.version_table import VersionTable
 from pilliond.traffic_split import Arm
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
+_ENDED: Final = "the serving process ended meanwhile"
+
 R = TypeVar("R", Loaded, Switched, Routed, Held, Warmed, Shadowed, SessionList)
 
 
@@ -232,6 +234,8 @@ class Supervisor:
         self.version_table.close()
 
     def _check_is_ready(self) -> None:
+        if self._end is None and self.phase is Phase.READY:
+            raise NotReadyError(_ENDED)
         if not self.is_ready:
             raise NotReadyError(f"the serving process is {self.phase.name.lower()}, not ready")
 
@@ -247,6 +251,8 @@ class Supervisor:
             return await asyncio.wait_for(answer, LOAD_S_MAX)
         except TimeoutError:
             raise SwitchError(f"the serving process did not answer within {LOAD_S_MAX:g} s") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise SwitchError(_ENDED) from None
         except OSError as error:
             raise SwitchError(f"the serving process cannot be told: {error.strerror}") from None
         finally:
@@ -395,7 +401,7 @@ class Supervisor:
     async def _reap(self) -> int:
         """Waits for the end of the serving process, and gives its exit code."""
         assert self._process is not None
-        self._fail(None, SwitchError("the serving process ended meanwhile"))
+        self._fail(None, SwitchError(_ENDED))
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)

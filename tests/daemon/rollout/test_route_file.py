@@ -228,7 +228,9 @@ def test_a_serving_process_that_is_killed_before_it_switches_leaves_the_route_as
     answer = stopped_in_a_switch(daemon, store)
     daemon.kill_serving()
     failed = daemon.operation(answer)
-    assert (failed["outcome"], failed["error"]) == ("failed", "the serving process ended meanwhile")
+    assert failed["outcome"] == "failed"
+    # The order may be on its way, or not, when its end is noticed.
+    assert failed["error"] in ("the serving process ended meanwhile", "the serving process is failed, not ready")
     daemon.wait_ready(2)
     assert store.resolve(f"{POLICY}@stable").version == served(daemon) == "1.0.0"
     last = store.history(POLICY)[-1]

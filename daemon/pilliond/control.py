@@ -20,7 +20,7 @@ from pilliond.admin.http.access import Access
 from pilliond.errors import BadPolicyError
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.linux.cpu_priority import give_way
+from pilliond.linux.cpu_priority import lower_priority
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
@@ -46,7 +46,7 @@ async def serve(settings: Settings) -> None:
     systemd = sdnotify.SystemdNotifier()
     try:
         spawner.start()
-        give_way()
+        lower_priority()
         admin_addresses = await admin.start(settings.admin, log)
 
         def on_ready(ready: Ready) -> None:

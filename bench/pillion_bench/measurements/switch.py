@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.errors import ActionMismatchError
 from pillion_bench.host import describe_host
 from pillion_bench.measurements.floor import ANSWER_S_MAX
@@ -86,7 +87,7 @@ def measure_switch(placement: Placement, options: SwitchOptions, advance: Callab
         for number, version in enumerate(options.versions):
             publish_variant(root, version, number * SHIFT)
             expected.update(expected_outputs(Store(root), version))
-        Store(root).move_alias(POLICY, "stable", VERSIONS[0], expected="", by="the bench")
+        move_alias(Store(root), POLICY, "stable", VERSIONS[0], expected="", by="the bench")
         with DaemonProcess(root, f"{POLICY}@stable", placement.server, "lane", has_admin=True) as daemon:
             plan = SwitchPlan(daemon.address, options.sessions, options.acts_of_episode, expected)
             with Worker("switch", plan, placement.client) as driver:

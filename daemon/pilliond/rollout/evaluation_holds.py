@@ -13,7 +13,7 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Resolved
-from pillion_artifacts.store.evaluation_holds import EvaluationHold
+from pillion_artifacts.store.evaluation_holds import EvaluationHold, end_hold, hold_version
 from pilliond.errors import SwitchError
 from pilliond.rollout.operation import Operation, Step
 from pilliond.rollout.releases import Releases
@@ -57,7 +57,7 @@ class EvaluationHolds:
         self._releases.operations.check_free()
         until = datetime.now(UTC) + timedelta(seconds=ttl_s)
         before = self._holds.get(name)
-        hold = await asyncio.to_thread(self._store.hold, target, name, until, by=by, reason=reason)
+        hold = await asyncio.to_thread(hold_version, self._store, target, name, until, by=by, reason=reason)
         self._holds[name] = hold
         try:
             operation = self._releases.operations.begin(
@@ -74,7 +74,9 @@ class EvaluationHolds:
 
     async def end(self, name: str, by: str, reason: str) -> EvaluationHold:
         """Ends a hold: its version is one like any other now. Raises `PolicyNotFoundError` or `StoreError`."""
-        hold = await asyncio.to_thread(self._store.end_hold, self._supervisor.stable.policy, name, by=by, reason=reason)
+        hold = await asyncio.to_thread(
+            end_hold, self._store, self._supervisor.stable.policy, name, by=by, reason=reason
+        )
         await self._forget(hold)
         self._log.info("hold_ended", hold=name, policy=f"{hold.policy}@{hold.version}", by=by, reason=reason)
         return hold
@@ -93,7 +95,7 @@ class EvaluationHolds:
         """Another daemon of the policy may end a hold, or let it last longer; its own begin only there, until the next start."""
         known = self.holds()
         try:
-            stored = await asyncio.to_thread(self._store.evaluations, self._supervisor.stable.policy)
+            stored = await asyncio.to_thread(self._store.evaluation_holds, self._supervisor.stable.policy)
         except ArtifactError:
             # What is damaged says nothing; it is found by `fsck`, and keeps `gc` from its work.
             return
@@ -154,7 +156,7 @@ class EvaluationHolds:
             return
         del self._holds[hold.name]
         try:
-            await asyncio.to_thread(self._store.end_hold, hold.policy, hold.name, by=_DAEMON, reason=why)
+            await asyncio.to_thread(end_hold, self._store, hold.policy, hold.name, by=_DAEMON, reason=why)
         except ArtifactError as error:
             self._log.error("hold_left_behind", hold=hold.name, error=str(error))
 
@@ -184,7 +186,7 @@ class EvaluationHolds:
 
     def _read(self) -> list[EvaluationHold]:
         try:
-            return self._store.evaluations(self._supervisor.stable.policy)
+            return self._store.evaluation_holds(self._supervisor.stable.policy)
         except ArtifactError as error:
             self._log.error("holds_unreadable", error=str(error))
             return []

@@ -70,7 +70,7 @@ class Restore:
 
     def _resume_held(self) -> None:
         try:
-            holds = self._store.evaluations(self._version_table.stable.policy)
+            holds = self._store.evaluation_holds(self._version_table.stable.policy)
         except ArtifactError as error:
             self._log.error("holds_not_resumed", error=str(error))
             return

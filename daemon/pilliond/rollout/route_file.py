@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pillion_artifacts import Resolved, Store
 from pillion_artifacts.names import Reference, parse_reference
 from pillion_artifacts.store.audit_log import Action
-from pillion_artifacts.store.routes import Route, RouteArm, find_route
+from pillion_artifacts.store.routes import Route, RouteArm, find_route, keep_route
 from pillion_artifacts.version_range import VersionRange
 
 
@@ -57,7 +57,7 @@ class RouteFile:
             stable.policy, _asked(self._reference), stable.version, stable.digest, list(arms), was_version, was_digest
         )
         before = kept.version if kept else ""
-        await asyncio.to_thread(self._store.keep_route, action, route, was=before, by=by, reason=reason)
+        await asyncio.to_thread(keep_route, self._store, action, route, was=before, by=by, reason=reason)
 
 
 def _asked(reference: Reference) -> str:

@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.names import parse_reference
-from pillion_artifacts.store.aliases import Alias, read_alias
+from pillion_artifacts.store.aliases import Alias, move_alias, previous_version, read_alias, roll_back_alias
 from pillion_artifacts.store.audit_log import Action
 from pillion_artifacts.store.routes import RouteArm
 from pilliond.errors import SwitchError
@@ -81,8 +81,8 @@ class RouteKeeper:
             if self.alias.name:
                 policy, alias = operation.policy, self.alias.name
                 moved = await asyncio.to_thread(
-                    lambda: self._store.move_alias(
-                        policy, alias, was.digest, expected=operation.version, by=by, reason=reason
+                    lambda: move_alias(
+                        self._store, policy, alias, was.digest, expected=operation.version, by=by, reason=reason
                     )
                 )
                 self.alias.acted_on = moved.digest
@@ -127,9 +127,9 @@ class RouteKeeper:
         now = read_alias(self._store.root, policy, alias)
         if now.digest == operation.digest:
             return now
-        if operation.kind == "rollback" and self._store.before(now) == operation.version:
-            return self._store.roll_back(policy, alias, by=by, reason=reason)
-        return self._store.move_alias(policy, alias, operation.version, expected=operation.was, by=by, reason=reason)
+        if operation.kind == "rollback" and previous_version(self._store, now) == operation.version:
+            return roll_back_alias(self._store, policy, alias, by=by, reason=reason)
+        return move_alias(self._store, policy, alias, operation.version, expected=operation.was, by=by, reason=reason)
 
     async def _keep(self, action: Action, operation: Operation, stable: Resolved, was: Resolved | None) -> None:
         """Keeps the route. Where the store cannot be written to, the route lasts until this process ends; that is logged."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pillion_artifacts import Resolved
 from pilliond.errors import SwitchError
 from pilliond.ipc.batch_certificate import Certificate
-from pilliond.ipc.metrics_page import VERSION_CELLS_MAX
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.limits import VERSION_CELLS_MAX
 from pilliond.traffic_split import Arm
 
 

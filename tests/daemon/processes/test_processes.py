@@ -18,9 +18,10 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, publish
+from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
 
 OBSERVATION = np.zeros(8, np.float32)
 RESIDENT_BYTES_MAX = 250 * 1024 * 1024
@@ -199,7 +200,7 @@ def test_a_mistake_is_one_clear_line_and_a_sysexits_code(arguments: list[str], c
 
 
 def test_no_artifact_reaches_a_loader_before_its_hash_has_been_checked(tmp_path: Path) -> None:
-    shutil.copytree(STORE, tmp_path / "store")
+    copy_examples(tmp_path / "store")
     model = blob_of(tmp_path / "store", "lunar-lander", "model.onnx")
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 0x10
@@ -224,7 +225,7 @@ def test_a_published_model_that_does_not_run_is_one_line_and_no_traceback(tmp_pa
 def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
-    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("leases"))
+    copy_examples(tmp_path / "store")
     digest = Store(tmp_path / "store").resolve("lunar-lander").digest
     daemon = start_daemon(store=tmp_path / "store")
     assert locked_digests(tmp_path / "store") == {digest}
@@ -233,9 +234,8 @@ def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
 
 
 def test_an_alias_and_a_digest_name_what_is_served(start_daemon: StartDaemon, tmp_path: Path) -> None:
-    shutil.copytree(STORE, tmp_path / "store")
-    store = Store(tmp_path / "store")
-    digest = store.move_alias("lunar-lander", "stable", "1.0.0", expected="").digest
+    store = copy_examples(tmp_path / "store")
+    digest = move_alias(store, "lunar-lander", "stable", "1.0.0", expected="").digest
     for policy in ("lunar-lander@stable", f"lunar-lander@{digest}"):
         daemon = start_daemon(store=store.root, policy=policy)
         assert daemon.health()["digest"] == digest
@@ -252,7 +252,7 @@ def test_sigterm_drains_says_goodbye_and_exits_0(start_daemon: StartDaemon) -> N
         episode.act(OBSERVATION)
         serving_pid = daemon.serving_pid
         assert daemon.stop() == 0
-        with pytest.raises(pillion.EpisodeLostError, match="goodbye"):
+        with pytest.raises(pillion.EpisodeLostError, match="the daemon ended the session"):
             episode.act(OBSERVATION)
     wait_until_gone(serving_pid)
 
@@ -282,12 +282,12 @@ def test_the_serving_process_dies_with_its_parent(start_daemon: StartDaemon) -> 
 def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from pilliond import channel, serving\n"
-        "from pilliond.ipc.control_channel import Drain\n"
+        "from pilliond.ipc import control_channel as channel\n"
+        "from pilliond.serving import __main__ as serving\n"
         "from tests.daemon.support.assignment import assigned\n"
         "end, serving_end = channel.make_channel()\n"
         "channel.send(end, assigned(sys.argv[1]))\n"
-        "serving.ServingLoop.turn = lambda self, ready: 1 / 0\n"
+        "serving.ServingLoop.run_once = lambda self, ready: 1 / 0\n"
         "sys.argv[1] = str(serving_end.detach())\n"
         "sys.exit(serving.main())\n"
     )

@@ -12,6 +12,8 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.maintenance.garbage_collection import collect
+from pillion_artifacts.store.aliases import move_alias
+from pillion_artifacts.store.evaluation_holds import end_hold
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.rollout.test_releases import OBSERVATION, PATH, STEP, switch, value_of, wait_until
@@ -28,7 +30,7 @@ def store(tmp_path: Path) -> Store:
     for number in range(3):
         publish_variant(tmp_path / "store", f"1.{number}.0", number * STEP)
     store = Store(tmp_path / "store")
-    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="", by="a test")
     return store
 
 
@@ -187,7 +189,7 @@ def test_a_lease_ends_by_itself_when_its_time_is_over_and_lasts_longer_when_it_i
 def test_a_lease_that_is_ended_in_the_store_by_another_holds_nothing_any_more(followed: Daemon, store: Store) -> None:
     hold(followed, "1.1.0", "a")
     hold(followed, "1.2.0", "b")
-    store.end_hold(POLICY, "a", by="another daemon")
+    end_hold(store, POLICY, "a", by="another daemon")
     assert followed.wait_for_event("version_unloaded")["version"] == f"{POLICY}@1.1.0"
     (left,) = followed.ask("GET", HOLDS)[1]["holds"]
     assert (left["name"], left["is_held"]) == ("b", True)
@@ -203,14 +205,14 @@ def test_a_version_that_cannot_be_loaded_is_not_held(followed: Daemon, store: St
     assert failed["outcome"] == "failed"
     assert "model.onnx" in failed["error"]
     assert followed.ask("GET", HOLDS)[1]["holds"] == []
-    assert store.evaluations(POLICY) == []
+    assert store.evaluation_holds(POLICY) == []
     assert store.history(POLICY)[-1].action == "end-hold"
 
 
 def test_a_lease_that_is_cancelled_while_it_is_staged_is_none(followed: Daemon, store: Store) -> None:
     followed.ask("POST", HOLDS, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 60})
     assert followed.ask("DELETE", f"{PATH}/stage")[0] == 200
-    wait_until(lambda: store.evaluations(POLICY) == [])
+    wait_until(lambda: store.evaluation_holds(POLICY) == [])
     assert followed.ask("GET", HOLDS)[1]["holds"] == []
 
 

@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import Resolved, Store
 from pillion_artifacts.errors import ArtifactError
+from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.errors import BusyError, NotReadyError, SwitchError
@@ -373,7 +374,7 @@ def test_verbs_and_cancels_in_any_order_take_no_illegal_step_and_end_once(
 def reset_alias(store: Store) -> None:
     now = {alias.alias: alias.version for alias in store.aliases(POLICY)}.get("stable", "")
     if now != "1.0.0":
-        store.move_alias(POLICY, "stable", "1.0.0", expected=now, by="a test", reason=datetime.now(UTC).isoformat())
+        move_alias(store, POLICY, "stable", "1.0.0", expected=now, by="a test", reason=datetime.now(UTC).isoformat())
 
 
 async def run_verbs(store: Store, source: random.Random, commands: list[str], reference: str) -> None:

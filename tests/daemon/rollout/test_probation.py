@@ -10,6 +10,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage, make_page
 from pilliond.rollout.live_window import LiveWindow, Reading
@@ -115,12 +116,12 @@ def test_a_version_that_answers_with_infinities_is_rolled_back_and_not_tried_aga
     publish_variant(tmp_path / "store", "1.0.0", 0.0)
     store = Store(tmp_path / "store")
     publish_steep(store, "1.1.0")
-    store.move_alias(POLICY, "stable", "1.0.0", expected="")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="")
     daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
     overflow = np.full((5, 5), 1e10, np.float32)
     with pillion.connect(daemon.address) as session:
         session.begin().act(overflow)
-        store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0", reason="promoted")
+        move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0", reason="promoted")
         daemon.wait_for_event("switch_done")
         episode = session.begin()
         episode.act(overflow)
@@ -133,7 +134,7 @@ def test_a_version_that_answers_with_infinities_is_rolled_back_and_not_tried_aga
     assert (last.action, last.version, last.by) == ("rollback", "1.0.0", "pilliond")
     assert last.reason.startswith("taken back by itself: 1 acts were answered with a NaN")
     assert daemon.metric("pillion_auto_rollbacks_total", reason="non_finite") == 1
-    store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0", reason="again")
+    move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0", reason="again")
     daemon.wait_for_event("alias_not_followed")
 
 

@@ -11,6 +11,7 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.card.golden_pairs import Golden
+from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> Store:
     """`stable` is 1.0.0, which comes up to everything; 1.1.0 is a test's own."""
     publish_plain(tmp_path / "store", "1.0.0")
     store = Store(tmp_path / "store")
-    store.move_alias("rounded", "stable", "1.0.0", expected="", by="a test")
+    move_alias(store, "rounded", "stable", "1.0.0", expected="", by="a test")
     return store
 
 

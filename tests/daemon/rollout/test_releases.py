@@ -14,6 +14,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
@@ -43,7 +44,7 @@ def store(tmp_path: Path) -> Store:
     for number in range(3):
         publish_variant(tmp_path / "store", f"1.{number}.0", number * STEP)
     store = Store(tmp_path / "store")
-    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="", by="a test")
     return store
 
 
@@ -96,7 +97,7 @@ def test_a_switch_moves_the_alias_and_the_audit_log_says_who_and_why(followed: D
 
 def test_moving_the_alias_switches_a_daemon_that_follows_it_without_a_restart(followed: Daemon, store: Store) -> None:
     pid = followed.serving_pid
-    store.move_alias(POLICY, "stable", "1.2.0", expected="1.0.0", by="a registry", reason="promoted")
+    move_alias(store, POLICY, "stable", "1.2.0", expected="1.0.0", by="a registry", reason="promoted")
     wait_until(lambda: bool(followed.ask("GET", PATH)[1]["stable"] == "1.2.0"))
     told = followed.ask("GET", PATH)[1]
     assert (told["operation"]["by"], told["operation"]["reason"]) == ("a registry", "promoted")
@@ -143,12 +144,12 @@ def test_an_alias_that_points_at_a_version_that_failed_is_not_tried_again_by_its
     store: Store, start_daemon: StartDaemon
 ) -> None:
     daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings={"staging__memory_mb_max": 120})
-    store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0")
+    move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0")
     failed = daemon.wait_for_event("switch_failed")
     assert "staging.memory_mb_max" in failed["error"]
-    store.move_alias(POLICY, "stable", "1.0.0", expected="1.1.0")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="1.1.0")
     time.sleep(1.2)
-    store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0")
+    move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0")
     daemon.wait_for_event("alias_not_followed")
     assert len(daemon.events("switch_begun")) == 1
     with pillion.connect(daemon.address) as session:

@@ -15,7 +15,8 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.maintenance.garbage_collection import collect
-from pillion_artifacts.store.routes import Route, RouteArm, find_route, read_routes
+from pillion_artifacts.store.aliases import move_alias, remove_alias
+from pillion_artifacts.store.routes import Route, RouteArm, find_route, keep_route, read_routes
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.rollout.test_releases import OBSERVATION, PATH, STEP, switch, wait_until
@@ -30,7 +31,7 @@ def store(tmp_path: Path) -> Store:
     for number in range(3):
         publish_variant(tmp_path / "store", f"1.{number}.0", number * STEP)
     store = Store(tmp_path / "store")
-    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="", by="a test")
     return store
 
 
@@ -167,7 +168,7 @@ def test_a_switch_to_an_arms_version_ends_that_arm_for_good(store: Store, start_
     switch(daemon, "1.0.0")
     daemon.kill()
     # While no daemon runs, too.
-    store.move_alias(POLICY, "stable", "1.2.0", expected="1.0.0")
+    move_alias(store, POLICY, "stable", "1.2.0", expected="1.0.0")
     again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
     assert (served(again), arm_statuses(again)) == ("1.2.0", [])
     switch(again, "1.0.0")
@@ -195,7 +196,7 @@ def test_gc_leaves_what_a_route_names_while_no_daemon_runs(store: Store, start_d
     switch(daemon, "1.1.0")
     put_arms(daemon, v1_0_0=0.25)
     daemon.kill()
-    store.remove_alias(POLICY, "stable", expected="1.0.0")
+    remove_alias(store, POLICY, "stable", expected="1.0.0")
     publish_variant(store.root, "1.3.0", 3 * STEP)
     claims = {each.version: each.claim for each in collect(store, grace=timedelta(0), keep_newest=0).versions}
     assert claims == {"1.0.0": "route", "1.1.0": "route", "1.2.0": "route", "1.3.0": ""}
@@ -242,9 +243,9 @@ def test_the_store_keeps_one_route_for_each_thing_that_is_asked_for(tmp_path: Pa
     store = Store(tmp_path)
     digest = store.resolve(POLICY).digest
     for number in range(70):
-        store.keep_route("switch", Route(POLICY, f"1.{number}", "1.0.0", digest))
+        keep_route(store, "switch", Route(POLICY, f"1.{number}", "1.0.0", digest))
     arm = RouteArm("canary", "1.0.0", digest, 0.5)
-    store.keep_route("route", Route(POLICY, "1.69", "1.0.0", digest, [arm]))
+    keep_route(store, "route", Route(POLICY, "1.69", "1.0.0", digest, [arm]))
     assert len(read_routes(tmp_path, POLICY)) == 64
     assert find_route(tmp_path, POLICY, "1.0") is None
     found = find_route(tmp_path, POLICY, "1.69")

@@ -17,6 +17,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.recordings.recording import Recording
 from tests.conftest import StartDaemon
 from tests.daemon.core.test_states_of_versions import publish_summing
@@ -77,7 +78,7 @@ def landers(tmp_path: Path) -> Path:
     publish_copy(tmp_path / "store", LANDER, "1.0.0")
     publish_copy(tmp_path / "store", LANDER, "1.1.0")
     publish_copy(tmp_path / "store", LANDER, "2.0.0", biased=2.0)
-    Store(tmp_path / "store").move_alias(LANDER, "stable", "1.0.0", expected="", by="a test")
+    move_alias(Store(tmp_path / "store"), LANDER, "stable", "1.0.0", expected="", by="a test")
     return tmp_path / "store"
 
 

@@ -28,6 +28,7 @@ import psutil
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.cli.verification_report import verify_and_report
+from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_artifacts.store.transaction import locked
 from pillion_bench.variants import POLICY, publish_variant
@@ -64,7 +65,7 @@ class Scene:
         self.store = Store(folder / "store")
         for number, version in enumerate(VERSIONS):
             publish_variant(self.store.root, version, number * STEP)
-        self.store.move_alias(POLICY, "stable", VERSIONS[0], expected="", by="a test")
+        move_alias(self.store, POLICY, "stable", VERSIONS[0], expected="", by="a test")
         self._folder = folder
         self._starts = 0
         self.daemon = self._start()

@@ -183,7 +183,9 @@ class Releases:
             if self._supervisor.version_table.find(version.key) is not None or not self._supervisor.is_ready:
                 raise
             # An old version beyond the bounds: it was unloaded between the look at the table and the order.
-            await self._switch(operation, await self.loaded(operation, target))
+            reloaded = await self.loaded(operation, target)
+            operation.advance(Step.SWITCHING)
+            await self._switch(operation, reloaded)
 
     async def _switch(self, operation: Operation, version: SealedVersion) -> None:
         self.settle(version)

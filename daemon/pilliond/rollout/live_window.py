@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS, VERSION_CELLS, MetricsPage
+from pilliond.limits import P99_ACTS_MIN
 
 SECONDS: Final = 10
 """How far back it looks, a look a second."""
-
-ACTS_MIN: Final = 200
-"""Fewer acts give no p99."""
 
 
 class Reading:
@@ -47,8 +45,8 @@ class Reading:
 
     def p99_ns(self) -> float | None:
         """The 99th percentile of the time from an act's receipt to its answer, straight lines between the edges of
-        buckets; None of fewer than `ACTS_MIN` acts."""
-        if self.acts < ACTS_MIN:
+        buckets; None of fewer than `P99_ACTS_MIN` acts."""
+        if self.acts < P99_ACTS_MIN:
             return None
         cumulated = np.concatenate([[0], np.cumsum(self.counts)])
         edges = np.array([0, *LATENCY_BUCKETS_NS, 2 * LATENCY_BUCKETS_NS[-1]], np.float64)

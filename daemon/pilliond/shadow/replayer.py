@@ -15,6 +15,7 @@ from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
 from pilliond.ipc.shadow_channel import ShadowRequest
 from pilliond.ipc.shadow_page import ShadowPage
+from pilliond.limits import SHADOW_LOOK_S_MAX
 from pilliond.shadow.comparison import Comparison
 from pilliond.shadow.ring import SeenBatch, ShadowRing
 from pilliond.shadow.states import ShadowStates
@@ -22,8 +23,8 @@ from pilliond.traffic_split import salt_of
 from pilliond.versions.loaded_version import Version
 
 LOOK_S: Final = 0.002
-"""How long it sleeps where nothing waits, at first; twice as long each time, up to `LOOK_S_MAX`."""
-LOOK_S_MAX: Final = 0.02
+"""First sleep where no batch waits. Each further one is twice as long, up to `SHADOW_LOOK_S_MAX`."""
+
 _BYTES_PER_MB: Final = 1_000_000
 _EDGES_NS: Final = np.array(LATENCY_BUCKETS_NS)
 _UNIT: Final = 2.0**-53
@@ -46,7 +47,7 @@ class Replayer:
         self._ring.touch()
         look_s = LOOK_S
         while True:
-            look_s = LOOK_S if self.look() else min(2 * look_s, LOOK_S_MAX)
+            look_s = LOOK_S if self.look() else min(2 * look_s, SHADOW_LOOK_S_MAX)
             sleep(look_s)
 
     def look(self) -> int:

@@ -52,7 +52,7 @@ def wait_until_gone(pid: int) -> None:
 # The admin port
 
 
-def test_health_tells_how_the_daemon_is(daemon: Daemon) -> None:
+def test_health_returns_the_state_of_the_daemon(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session:
         session.begin().act(OBSERVATION)
         status, body = daemon.get("/health")
@@ -126,7 +126,7 @@ def test_ipc_and_tcp_are_served_at_once_and_ipc_is_for_this_user_alone(
     assert actions[0] == actions[1]
 
 
-def test_a_port_or_a_socket_in_use_is_said_and_the_other_daemon_stays(daemon: Daemon) -> None:
+def test_a_port_or_a_socket_in_use_is_an_error_and_the_other_daemon_stays(daemon: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         common = ["--store", str(STORE), "--policy", "lunar-lander"]
@@ -222,7 +222,7 @@ def test_a_published_model_that_does_not_run_is_one_line_and_no_traceback(tmp_pa
     assert "Traceback" not in result.stderr
 
 
-def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
+def test_a_running_daemon_locks_the_version_that_it_serves_until_it_ends(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     copy_examples(tmp_path / "store")
@@ -257,7 +257,7 @@ def test_sigterm_drains_says_goodbye_and_exits_0(start_daemon: StartDaemon) -> N
     wait_until_gone(serving_pid)
 
 
-def test_a_serving_process_that_dies_is_started_again_and_said(start_daemon: StartDaemon) -> None:
+def test_a_serving_process_that_dies_is_restarted_and_logged(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     with pillion.connect(daemon.address) as session:
         episode = session.begin()

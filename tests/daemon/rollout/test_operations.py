@@ -98,9 +98,9 @@ def test_every_step_leads_to_every_outcome_and_none_leads_on_from_there() -> Non
     assert {step for step in Step if step.is_final} == FINAL == {step for step in Step if not NEXT_STEPS[step]}
 
 
-def test_what_the_serving_process_was_told_to_do_is_not_cancelled() -> None:
-    told = {Step.LOADING, Step.HOLDING, Step.SWITCHING}
-    assert {step for step in Step if not step.is_cancellable} == told | FINAL
+def test_steps_in_which_the_serving_process_acts_are_not_cancelled() -> None:
+    uncancellable = {Step.LOADING, Step.HOLDING, Step.SWITCHING}
+    assert {step for step in Step if not step.is_cancellable} == uncancellable | FINAL
 
 
 # One operation at a time
@@ -251,7 +251,7 @@ def test_an_operation_that_is_cancelled_at_once_cleans_up_after_itself(stable: S
     assert cleaned == [1, 2]
 
 
-def test_a_cancel_changes_nothing_while_the_serving_process_is_told(stable: SealedVersion) -> None:
+def test_a_cancel_changes_nothing_while_the_serving_process_switches(stable: SealedVersion) -> None:
     async def work(operation: Operation) -> None:
         operation.advance(Step.SWITCHING)
         for _ in range(5):

@@ -156,8 +156,8 @@ def test_an_arm_that_answers_with_infinities_ends_by_itself_and_its_share_goes_b
         taken = daemon.wait_for_event("auto_rollback")
         assert (taken["policy"], taken["arm"], taken["fault"]) == (f"{POLICY}@1.1.0", "canary", "non_finite")
         daemon.wait_for_event("route_done", 2)
-        told = daemon.ask("GET", path)[1]
-        assert (told["route"], told["stable"]) == ([arms[1]], "1.0.0")
+        reply = daemon.ask("GET", path)[1]
+        assert (reply["route"], reply["stable"]) == ([arms[1]], "1.0.0")
         group = session.begin_many(64, seeds=range(64))
         group.act(np.zeros((64, 5, 5), np.float32))
         kept = {store.resolve(f"{POLICY}@{version}").digest for version in ("1.0.0", "1.2.0")}

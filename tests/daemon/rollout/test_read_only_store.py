@@ -72,9 +72,9 @@ def test_a_hold_that_could_not_be_kept_is_refused(store: Store, start_daemon: St
     before = traces(store.root)
     daemon = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
     body = {"name": "campaign", "version": "1.1.0", "ttl_s": 60}
-    status, told, _ = daemon.ask("POST", f"{PATH}/holds", body)
-    assert (status, told["type"].rpartition(":")[2]) == (503, "store"), told
-    assert REASON in told["detail"]
+    status, reply, _ = daemon.ask("POST", f"{PATH}/holds", body)
+    assert (status, reply["type"].rpartition(":")[2]) == (503, "store"), reply
+    assert REASON in reply["detail"]
     assert traces(store.root) == before
 
 

@@ -85,8 +85,8 @@ def test_a_canary_is_there_again_when_the_serving_process_was_killed_with_the_sa
 
 def starting_pid(daemon: Daemon) -> int | None:
     """The serving process, while it starts."""
-    told = daemon.health()
-    return told["serving"]["pid"] if told["phase"] in ("starting", "warming") else None
+    reply = daemon.health()
+    return reply["serving"]["pid"] if reply["phase"] in ("starting", "warming") else None
 
 
 def kill_as_it_starts(daemon: Daemon) -> None:
@@ -152,9 +152,7 @@ def test_the_settings_are_obeyed_where_they_say_which_version(
     assert served(start_daemon(policy=f"{POLICY}@{asked}", store=store.root)) == expected
 
 
-def test_daemons_that_were_told_to_serve_different_things_have_different_routes(
-    store: Store, start_daemon: StartDaemon
-) -> None:
+def test_daemons_that_serve_different_references_have_different_routes(store: Store, start_daemon: StartDaemon) -> None:
     one = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
     put_arms(one, v1_1_0=0.5)
     assert arm_statuses(start_daemon(policy=f"{POLICY}@1.2.0", store=store.root)) == []

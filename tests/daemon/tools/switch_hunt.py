@@ -95,15 +95,15 @@ class Scene:
 
     def finish(self, verb: str) -> None:
         """Gives an order and waits until it is done."""
-        told = self.order(verb)
-        wait_until(lambda: self.operation(told)["outcome"] != "running", f"{verb} ends")
+        reply = self.order(verb)
+        wait_until(lambda: self.operation(reply)["outcome"] != "running", f"{verb} ends")
 
-    def operation(self, told: dict[str, Any]) -> dict[str, Any]:
-        return self._ask("GET", f"/v1/operations/{told['number']}")
+    def operation(self, reply: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("GET", f"/v1/operations/{reply['number']}")
 
-    def wait_for_step(self, told: dict[str, Any], step: str) -> None:
+    def wait_for_step(self, reply: dict[str, Any], step: str) -> None:
         """Waits until an operation is at a step, or past it."""
-        while (now := self.operation(told))["outcome"] == "running" and now["step"] != step:
+        while (now := self.operation(reply))["outcome"] == "running" and now["step"] != step:
             if step in STAGE_STEPS and now["step"] in STAGE_STEPS[STAGE_STEPS.index(step) :]:
                 return
             time.sleep(0.002)
@@ -194,10 +194,10 @@ class Scene:
         return self._ask("GET", PATH)
 
     def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        status, told, _ = self.daemon.ask(method, path, body)
+        status, reply, _ = self.daemon.ask(method, path, body)
         if status not in (200, 202):
-            raise Broken(f"{method} {path}: {told}")
-        return told
+            raise Broken(f"{method} {path}: {reply}")
+        return reply
 
     def _start(self) -> Daemon:
         self._starts += 1
@@ -308,8 +308,8 @@ def _routed_not_noted(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _staged_not_noted(scene: Scene) -> Iterator[None]:
-    told = scene.order("stage")
-    scene.wait_for_step(told, "certifying")
+    reply = scene.order("stage")
+    scene.wait_for_step(reply, "certifying")
     with scene.locked():
         wait_until(lambda: len(scene.daemon.ask("GET", PATH)[1]["resident"]) == 2, "it is loaded")
         yield

@@ -172,7 +172,7 @@ class Shadows:
 
     async def begin(self, process: ShadowProcess, by: str, reason: str) -> None:
         """Feeds it the rows of the stable version, instead of the shadow before. Takes over `process`; raises `SwitchError`."""
-        await self.end(f"{process.version.version} takes its place", by)
+        await self.end(f"{process.version.version} replaces it", by)
         live, version = self._supervisor.stable, process.version
         shadow = ShadowRun(
             process, live, by, reason, _now(), time.monotonic_ns(), version.policy, version.version, version.digest,
@@ -241,7 +241,7 @@ class Shadows:
         return (time.monotonic_ns() - max(looked_ns, shadow.began_ns)) / 1e9
 
     def _serve_again(self) -> None:
-        """Lets a new serving process fill the ring from where the old one stopped."""
+        """Makes a new serving process continue the ring where the old one stopped."""
         if self.current is None:
             return
         try:

@@ -67,7 +67,7 @@ R = TypeVar("R", Loaded, Switched, Routed, Held, Warmed, Shadowed, SessionList)
 
 
 class StartRefusedError(DaemonError):
-    """The serving process said why it cannot start."""
+    """The serving process refuses to start."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The daemon as its operator sees it: start, admin port, faults, stop, exit codes. Real processes, real sockets."""
+"""The daemon from the operator's side: start, admin port, faults, stop, exit codes. Real processes and sockets."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ RESIDENT_BYTES_MAX = 250 * 1024 * 1024
 
 
 def pilliond(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A daemon that is expected to end by itself."""
+    """Runs a daemon that is expected to end by itself."""
     return subprocess.run(
         [sys.executable, "-m", "pilliond", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process lives; a zombie does not."""
+    """Returns whether a process lives; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def test_promtool_accepts_the_metrics(daemon: Daemon) -> None:
 
 
 def check_metrics(daemon: Daemon) -> None:
-    """Lets promtool look at the metrics of a daemon; skips where it is not installed."""
+    """Checks the metrics of a daemon with promtool; skips if that is not installed."""
     if shutil.which("promtool") is None:
         message = "promtool is not installed: apt-get install prometheus"
         if os.environ.get("PILLION_REQUIRE_SYSTEM_PACKAGES"):

@@ -21,7 +21,7 @@ from tests.harness import USER, Daemon, blob_of
 
 HOLDS = f"{PATH}/holds"
 STRICT = {"versions__old_max": 0, "versions__lease_s_max": 0.2}
-"""Under these settings an old version is gone at once."""
+"""With these settings an old version is unloaded at once."""
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def hold(daemon: Daemon, version: str, name: str = "campaign-7", ttl_s: float = 
 
 
 def campaign(daemon: Daemon, steps: int = 8) -> list[bytes]:
-    """What a campaign on 1.0.0 sees: the bytes of drawn actions and values, of two seeds."""
+    """Returns what a campaign on 1.0.0 gets: the bytes of drawn actions and values, for two seeds."""
     seen = []
     with pillion.connect(daemon.address, version="==1.0.0") as session:
         for seed in (3, 4):
@@ -108,7 +108,7 @@ def test_only_a_session_that_asks_for_it_gets_a_held_version_and_a_switch_does_n
         pillion.connect(followed.address, version=">=1.1") as asking,
     ):
         assert (usual.begin().version, asking.begin().version) == ("1.0.0", "1.1.0")
-        # Another version that would suit its range too.
+        # Another version in its range.
         switch(followed, "1.2.0")
         assert (usual.begin().version, asking.begin().version) == ("1.2.0", "1.1.0")
         group = asking.begin_many(2)

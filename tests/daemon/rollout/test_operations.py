@@ -1,6 +1,6 @@
-"""The steps of an operation: the table by itself, and the verbs and cancels that go through it in any order.
+"""The steps of an operation: the table by itself, and verbs and cancels in any order.
 
-The serving process and the staging process are fakes here, which answer late, fail, and lose versions. The store is real.
+The serving process and the staging process are fakes that answer late, fail and lose versions. The store is real.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def test_steps_in_which_the_serving_process_acts_are_not_cancelled() -> None:
 
 
 def captured_log() -> tuple[FilteringBoundLogger, list[dict[str, Any]]]:
-    """A log, and what is written into it."""
+    """Returns a log, and the list of its entries."""
     capture = LogCapture()
     wrapper = structlog.make_filtering_bound_logger(0)
     log = structlog.wrap_logger(None, processors=[capture], wrapper_class=wrapper)
@@ -115,7 +115,7 @@ def captured_log() -> tuple[FilteringBoundLogger, list[dict[str, Any]]]:
 
 
 def endings(log: list[dict[str, Any]]) -> dict[int, list[str]]:
-    """The outcomes that the log has for each operation."""
+    """Returns the outcomes in the log, by the number of the operation."""
     found: dict[int, list[str]] = {}
     for entry in log:
         kind, _, word = entry["event"].partition("_")
@@ -125,7 +125,7 @@ def endings(log: list[dict[str, Any]]) -> dict[int, list[str]]:
 
 
 class Pace:
-    """Makes whoever awaits it wait for a few rounds of the event loop, and sometimes fail."""
+    """Makes the caller wait for a few iterations of the event loop, and sometimes fail."""
 
     def __init__(self, source: random.Random) -> None:
         self.source = source
@@ -155,7 +155,7 @@ def stable(store: Store) -> Iterator[SealedVersion]:
 
 
 def walk(operation: Operation, pace: Pace, source: random.Random) -> Coroutine[None, None, None]:
-    """Takes steps of the table as they come, until it may be done or fails."""
+    """Takes random steps of the table until it is done or fails."""
 
     async def work() -> None:
         while True:
@@ -221,7 +221,7 @@ async def run_walks(stable: SealedVersion, source: random.Random, commands: list
 
 
 async def cancelled(operations: Operations) -> Operation | None:
-    """Cancels, and checks that what may not be cancelled is not."""
+    """Cancels the operation that runs, and checks the result."""
     before = operations.current
     result = await operations.cancel("ann wants it")
     if result is not None:
@@ -289,7 +289,7 @@ def test_a_step_that_the_table_does_not_have_fails_the_operation_as_a_bug(stable
 
 
 class FakeSupervisor:
-    """A serving process that answers late, refuses, and now and then unloads a version that nobody waits for."""
+    """A serving process that answers late, refuses, and sometimes unloads a version before it is switched to."""
 
     def __init__(self, stable: SealedVersion, page: MetricsPage, pace: Pace) -> None:
         self.version_table = VersionTable(stable)
@@ -337,7 +337,7 @@ class FakeSupervisor:
 
 
 class FakeStager:
-    """Stages as the staging process does: the same steps, with a pause between any two."""
+    """Stages in the steps of the staging process, with random pauses and failures."""
 
     def __init__(self, store: Store, pace: Pace) -> None:
         self._store = store
@@ -416,7 +416,7 @@ async def run_verbs(store: Store, source: random.Random, commands: list[str], re
 
 
 async def ask(releases: Releases, supervisor: FakeSupervisor, source: random.Random, verb: str) -> None:
-    """Asks for a verb of some version, as the admin port does."""
+    """Asks for a verb on a random version, as the admin port does."""
     target = releases.resolve(f"1.{source.randrange(4)}.0")
     try:
         match verb:

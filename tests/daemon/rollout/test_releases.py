@@ -26,7 +26,7 @@ STEP = 100.0
 
 
 def value_of(episode: pillion.Episode) -> float:
-    """The value that an act came with; that of version 1.n.0 is n × STEP more."""
+    """Returns the `value` output of an act; version 1.n.0 returns n × STEP more than 1.0.0."""
     episode.act(OBSERVATION)
     return float(episode.last.outputs["value"])
 

@@ -1,4 +1,4 @@
-"""When staging pauses, goes on and is given up: the rule by itself, and a daemon whose clients really miss deadlines."""
+"""When staging pauses, continues and ends: the rule by itself, and a daemon with clients that miss deadlines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOOK_S = 0.1
 
 
 class Staging:
-    """A guard, and a live version that does what the test says, a look at a time."""
+    """A guard, and a live version that the test controls, look by look."""
 
     def __init__(self, page: MetricsPage, bounds: StagingSettings = BOUNDS, *, usual_late: int = 0) -> None:
         self.page = page
@@ -52,7 +52,7 @@ class Staging:
         self.page.flush()
 
     def looks(self, number: int, *, late: int = 0, acts: int = 0, run_us: int = 40) -> Pace:
-        """What the guard says after so many looks, each with so many acts and misses before it."""
+        """Returns the pace after so many looks, each with so many acts and misses before it."""
         pace = Pace.GO
         for _ in range(number):
             self.page.cells[VERSION_CELLS[METRICS_INDEX].late] += late
@@ -147,7 +147,7 @@ def store(tmp_path: Path) -> Store:
 
 @contextmanager
 def missing(daemon: Daemon) -> Iterator[threading.Event]:
-    """A client whose budgets nobody can meet, until the event is set or the block ends."""
+    """Runs a client with budgets that cannot be met, until the event is set or the block ends."""
     stop = threading.Event()
 
     def act() -> None:
@@ -194,7 +194,7 @@ def test_staging_stops_while_the_live_version_misses_deadlines_and_then_ends_wel
     with missing(daemon) as stop:
         wait_for_step(daemon, answer, "paused")
         (process,) = staging_processes(daemon)
-        # A signal reaches a process of SCHED_IDLE when it gets the processor.
+        # A process of SCHED_IDLE takes a signal only when it gets a CPU.
         deadline_s = time.monotonic() + START_S_MAX
         while process.status() != psutil.STATUS_STOPPED:
             assert time.monotonic() < deadline_s

@@ -1,4 +1,4 @@
-"""The ring between the serving process and a shadow: what is read is what was answered, whole and in order, or nothing."""
+"""The ring between the serving process and a shadow: a shadow reads the answered batches whole and in order, or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GAUSSIAN = Distribution("diagonal_gaussian", log_std="log_std")
 
 
 class TappedBench(Bench):
-    """A serving loop whose batches are copied into a ring of `ring_bytes`, and the other side of it."""
+    """A serving loop whose batches are copied into a ring of `ring_bytes`, and the reading side of the ring."""
 
     def __init__(self, ring_bytes: int = 8_192, *, carries: bool = False) -> None:
         super().__init__(carries=carries)
@@ -56,7 +56,7 @@ class TappedBench(Bench):
         return [self.shadow_page.cells[each] for each in which]
 
     def read(self) -> tuple[SeenBatch, float, float]:
-        """The next batch, the value that it observed and the action that it got."""
+        """Rerounds the next batch, the value that was observed and the action that was sent."""
         batch = self.ring.next()
         assert batch is not None
         seen = float(batch.observations[0][0, 0]), float(batch.outputs[0][0])
@@ -64,7 +64,7 @@ class TappedBench(Bench):
         return (batch, *seen)
 
     def replayer(self, *, carries: bool = False, share: float = 1.0) -> tuple[Replayer, CountingEngine]:
-        """Another version with the same engine, on the other side of the ring."""
+        """Rerounds a replayer with the same engine, at the reading side of the ring."""
         engine = CountingEngine(8, carries=carries)
         version = Version(Identity("counter", "1.2.4", DIGEST), SPEC, GAUSSIAN, engine)
         named = VersionRequest("counter", "1.2.4", DIGEST, SPEC, GAUSSIAN, None, Tolerance(), [], 0)
@@ -74,13 +74,13 @@ class TappedBench(Bench):
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 8)), max_size=60), st.sampled_from([512, 1_024, 4_096]))
 def test_what_is_read_is_what_was_answered_whole_and_in_order_or_was_counted(
-    turns: list[int | None], ring_bytes: int
+    rounds: list[int | None], ring_bytes: int
 ) -> None:
     bench = TappedBench(ring_bytes)
     groups = {rows: bench.begin_group(rows) for rows in range(1, 9)}
     waiting: list[tuple[int, float]] = []
     skipped = 0
-    for number, rows in enumerate([*turns, *[None] * len(turns)]):
+    for number, rows in enumerate([*rounds, *[None] * len(rounds)]):
         if rows is not None:
             bench.act(groups[rows], rows, float(number))
             if bench.cells(cell.NO_ROOM_ROWS) == [skipped + rows]:
@@ -152,9 +152,9 @@ def test_the_same_engine_agrees_also_where_it_carries_a_state_and_rows_were_miss
     bench = TappedBench(1_024, carries=True)
     replayer, _ = bench.replayer(carries=True)
     begun = bench.begin_group(2)
-    for turn in range(40):
-        bench.act(begun, 2, float(turn), episode_start=b"\0\1" if turn % 10 == 5 else b"")
-        if turn % 20 > 12:
+    for number in range(40):
+        bench.act(begun, 2, float(number), episode_start=b"\0\1" if number % 10 == 5 else b"")
+        if number % 20 > 12:
             continue
         replayer.look()
     replayer.look()

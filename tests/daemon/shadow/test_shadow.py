@@ -1,4 +1,4 @@
-"""A shadow: real daemons, real policies, real clients. What was sent is compared with what another version would have sent."""
+"""A shadow: real daemons, policies and clients. Sent answers are compared with those of another version."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def shadow(daemon: Daemon, policy: str, version: str | None, **fields: Any) -> dict[str, Any]:
-    """Lets a version shadow, or none, beside the arms that are there; gives the operation, ended."""
+    """Makes a version shadow, or none, and leaves the arms; returns the ended operation."""
     wish = None if version is None else {"version": version, "share": fields.pop("share", 1.0)}
     body = {"arms": daemon.ask("GET", f"/v1/policies/{policy}")[1]["route"], "shadow": wish, **fields}
     return daemon.operation(daemon.ask("PUT", f"/v1/policies/{policy}/route", body))
@@ -49,7 +49,7 @@ def report(daemon: Daemon, policy: str) -> dict[str, Any]:
 
 
 def settled(daemon: Daemon, policy: str, rows: int) -> dict[str, Any]:
-    """The report, as soon as so many rows were compared or skipped."""
+    """Returns the report as soon as so many rows were compared or skipped."""
 
     def is_seen() -> bool:
         reply = report(daemon, policy)
@@ -60,7 +60,7 @@ def settled(daemon: Daemon, policy: str, rows: int) -> dict[str, Any]:
 
 
 def episode_observations(policy: str, steps: int) -> np.ndarray[Any, Any]:
-    """What a real environment gave, as it was recorded."""
+    """Returns recorded observations of a real environment."""
     recording = Recording.load(ROOT / "bench" / "episodes" / policy / "seed-11.safetensors")
     return recording.observation["observation"][:steps]
 
@@ -74,7 +74,7 @@ def act_through(
 
 @pytest.fixture
 def landers(tmp_path: Path) -> Path:
-    """A store with a real policy: twice the same, and one that prefers its first action more."""
+    """A store with a real policy twice, and a third version that prefers its first action more."""
     publish_copy(tmp_path / "store", LANDER, "1.0.0")
     publish_copy(tmp_path / "store", LANDER, "1.1.0")
     publish_copy(tmp_path / "store", LANDER, "2.0.0", biased=2.0)
@@ -253,7 +253,7 @@ def shadow_process(daemon: Daemon) -> psutil.Process:
 
 
 def pages_of(pid: int) -> int:
-    """Descriptors and mappings of shadows' pages in a process."""
+    """Returns the descriptors and mappings of shadow pages in a process."""
     found = Path(f"/proc/{pid}/maps").read_text().count("pillion-shadow")
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         # A connection may be closed meanwhile.
@@ -263,13 +263,13 @@ def pages_of(pid: int) -> int:
 
 
 def audited(root: Path) -> list[tuple[str, str, str]]:
-    """What the audit log of the store says of shadows: which, by whom, and why."""
+    """Returns the audit records about shadows: version, `by` and reason."""
     records = [each for each in Store(root).history(LANDER) if each.action == "shadow"]
     return [(f"{each.version} beside {each.was}", each.by, each.reason) for each in records]
 
 
 def ended(daemon: Daemon, policy: str) -> dict[str, Any]:
-    """The report, as soon as the shadow has ended."""
+    """Returns the report as soon as the shadow has ended."""
     wait_until(lambda: bool(report(daemon, policy)["state"] == "ended"))
     return report(daemon, policy)
 

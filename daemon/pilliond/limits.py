@@ -117,6 +117,9 @@ CHANNEL_DESCRIPTORS_MAX: Final = 2
 SHADOW_START_S_MAX: Final = 300.0
 """From the start of a shadow process until its version is warm: it runs at the lowest priority."""
 
+SHADOW_LOOK_S_MAX: Final = 0.02
+"""Longest sleep of the shadow process between two looks into its ring."""
+
 SHADOW_OUTPUTS_MAX: Final = 64
 """Outputs of a shadowed version: each has cells in the shadow page."""
 
@@ -143,6 +146,12 @@ VERSION_CELLS_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_HOLDS_MAX + 
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
+
+OPERATIONS_KEPT_MAX: Final = 32
+"""Operations that the admin port still returns by their number: the last ones."""
+
+P99_ACTS_MIN: Final = 200
+"""Acts without which a p99 says too little: two of 200 lie above it."""
 
 EVALUATION_S_MAX: Final = 90 * 86_400
 """The longest evaluation hold; it can be renewed."""

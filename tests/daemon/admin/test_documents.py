@@ -1,4 +1,4 @@
-"""What the documents of the daemon say is so, and what they tell one to type works."""
+"""The documents of the daemon are true, and their commands work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def commands(document: Path) -> list[str]:
 
 @contextmanager
 def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
-    """Types a `pilliond` command of a document, with `runtime` as the user's runtime folder; gives its `ready` record."""
+    """Runs a `pilliond` command of a document, with `runtime` as the user's runtime folder; yields its `ready` record."""
     words = shlex.split(command)
     words[0] = words[0].replace(".venv/bin", str(Path(sys.executable).parent))
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "PILLION_ADMIN__LISTEN": "unix://,http://127.0.0.1:0"}
@@ -53,7 +53,7 @@ def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
 
 
 def act_everywhere(ready: dict[str, Any]) -> None:
-    """One act at each address that a daemon says it listens at."""
+    """Runs one act at each address of a daemon's `ready` record."""
     for address in ready["listen"]:
         with pillion.connect(address) as session, session.begin(seed=1) as episode:
             assert episode.act(np.zeros(8, np.float32)).shape == ()
@@ -65,7 +65,7 @@ def test_the_example_settings_name_every_setting_at_its_default() -> None:
     assert tomllib.loads(file.read_text()) == msgspec.to_builtins(Settings())
 
 
-def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_ask_how_it_is(short_path: Path) -> None:
+def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_show_its_health(short_path: Path) -> None:
     start, ask, *_ = commands(ROOT / "daemon" / "README.md")
     folder = short_path / "daemon-page"
     for printed, ours in (
@@ -92,9 +92,7 @@ def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_where_the_u
         act_everywhere(ready)
 
 
-def test_the_examples_of_the_kserve_section_get_their_answers(
-    daemon: Daemon, start_daemon: StartDaemon, tmp_path: Path
-) -> None:
+def test_the_examples_of_the_kserve_section_work(daemon: Daemon, start_daemon: StartDaemon, tmp_path: Path) -> None:
     page = ROOT / "daemon" / "README.md"
     look, ask = [command for command in commands(page) if "/v2/" in command]
 

@@ -224,6 +224,25 @@ SECRET_BYTES_MAX: Final = 1024 * 1024
 """A file that holds a secret: tokens, a certificate or a key."""
 
 
+ADMIN_REQUEST_BYTES_MAX: Final = 64 * 1024
+"""A request's body; larger ones get 413. Inference requests have a bound of their own."""
+
+ADMIN_DETAIL_CHARACTERS_MAX: Final = 200
+"""How much of a request's own text a problem or the log repeats."""
+
+ADMIN_PAGE_MAX: Final = 1_000
+"""Sessions, or records of the audit log, in one answer."""
+
+OPERATION_DIGITS_MAX: Final = 18
+"""Digits of an operation's number in a path: it fits into 64 bits."""
+
+ADMIN_ANSWER_S_MAX: Final = 10.0
+"""How long an operator's command waits for the admin port."""
+
+KSERVE_TENSORS_MAX: Final = 64
+"""Inputs, or requested outputs, of one inference request."""
+
+
 class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The bounds that an operator can set: section `[limits]`."""
 

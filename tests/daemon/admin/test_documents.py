@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 
 @contextmanager
 def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
-    """Types a `pilliond` command of a document, with `runtime` as the user's runtime folder; yields its `ready` record."""
+    """Runs a `pilliond` command of a document, with `runtime` as the user's runtime folder; yields its `ready` record."""
     words = shlex.split(command)
     words[0] = words[0].replace(".venv/bin", str(Path(sys.executable).parent))
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "PILLION_ADMIN__LISTEN": "unix://,http://127.0.0.1:0"}

@@ -1,4 +1,4 @@
-"""The admin port under schemathesis: what its description allows and what it does not, while somebody acts."""
+"""The admin port under schemathesis: valid and invalid requests, while a client acts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPERATORS: Final = 2
 SEED: Final = 20_260_101
 
 
-def test_whatever_is_asked_gets_an_answer_that_the_description_has_and_no_act_is_disturbed() -> None:
+def test_every_request_gets_a_described_answer_and_no_act_is_disturbed() -> None:
     words = [sys.executable, "-m", "tests.daemon.tools.admin_fuzz", "--seed", str(SEED)]
     words += ["--examples", str(EXAMPLES), "--operators", str(OPERATORS)]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)

@@ -1,4 +1,4 @@
-"""The description of the admin port: served, kept in the repository, valid, and what the documents say."""
+"""The description of the admin port: served, kept in the repository, valid, and in line with the documents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILE = ROOT / "daemon" / "openapi.json"
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What the description says of each method of each path."""
+    """The description of each method of each path."""
     return {
         (method.upper(), path): told for path, methods in document["paths"].items() for method, told in methods.items()
     }
@@ -32,7 +32,7 @@ def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]
 
 @pytest.fixture
 def served(daemon: Daemon) -> dict[str, Any]:
-    """The description that a daemon gives."""
+    """The description that a daemon serves."""
     status, document, _ = daemon.ask("GET", "/openapi.json")
     assert status == HTTPStatus.OK
     return document
@@ -57,7 +57,7 @@ def test_the_reference_has_a_row_for_each_endpoint(served: dict[str, Any]) -> No
     assert sorted((found[1] or "GET", found[2]) for found in listed) == sorted(operations(served))
 
 
-def test_every_endpoint_says_what_it_answers_and_which_scope_it_needs(served: dict[str, Any]) -> None:
+def test_every_endpoint_describes_its_answers_and_its_scope(served: dict[str, Any]) -> None:
     for (method, path), told in operations(served).items():
         statuses = set(told["responses"])
         assert statuses & {"200", "201", "202", "204"}, path
@@ -72,7 +72,7 @@ def test_every_endpoint_says_what_it_answers_and_which_scope_it_needs(served: di
             assert {"401", "403", "429"} <= statuses
 
 
-def test_every_answer_is_as_the_description_has_it(daemon: Daemon, served: dict[str, Any]) -> None:
+def test_every_answer_matches_the_description(daemon: Daemon, served: dict[str, Any]) -> None:
     policy = daemon.ask("GET", "/v1/policies")[1]["policies"][0]["policy"]
     asked = 0
     for (method, path), told in operations(served).items():
@@ -121,7 +121,7 @@ async def handler(request: web.Request) -> web.Response:
     raise NotImplementedError
 
 
-def test_a_row_of_the_table_is_all_that_an_endpoint_needs_to_be_described() -> None:
+def test_a_row_of_the_table_describes_an_endpoint_completely() -> None:
     row = Endpoint(
         "POST", "/v2/models/{model}/infer", handler, "Infer", Scope.OPERATE, Said, Asked,
         problems=(HTTPStatus.GATEWAY_TIMEOUT,), error=Wrong,
@@ -140,7 +140,7 @@ def test_a_row_of_the_table_is_all_that_an_endpoint_needs_to_be_described() -> N
     assert set(document["components"]["schemas"]) == {"Asked", "Said", "Wrong"}
 
 
-def test_a_row_that_is_tagged_has_a_tag_and_takes_one() -> None:
+def test_a_tagged_row_returns_an_etag_and_accepts_if_match() -> None:
     path = "/v1/things/{thing}"
     rows = [
         Endpoint("GET", path, handler, "Look", Scope.VIEW, Said, tagged=True),
@@ -153,14 +153,14 @@ def test_a_row_that_is_tagged_has_a_tag_and_takes_one() -> None:
     assert "412" in put["responses"]
 
 
-def test_what_gives_text_says_which() -> None:
+def test_a_text_endpoint_describes_its_media_types() -> None:
     row = Endpoint("GET", "/metrics", handler, "Figures", Scope.OPEN, media_types=("text/plain", "text/csv"))
     told = describe([row])["paths"]["/metrics"]["get"]
     assert set(told["responses"]["200"]["content"]) == {"text/plain", "text/csv"}
     assert told["security"] == []
 
 
-def test_a_row_with_a_query_has_a_parameter_for_each_field_and_what_is_made_has_a_place() -> None:
+def test_each_field_of_a_query_is_a_parameter_and_a_created_thing_has_a_location() -> None:
     row = Endpoint(
         "POST", "/v1/things", handler, "Make", Scope.OPERATE, Said, statuses=(HTTPStatus.CREATED,), query=Page
     )

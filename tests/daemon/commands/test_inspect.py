@@ -1,4 +1,4 @@
-"""Who is connected, who changed what, and warming up: the admin port and the commands, against real daemons."""
+"""Sessions, the audit log, warm-ups and holds: the admin port and the commands, against real daemons."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def daemon(store: Store, start_daemon: StartDaemon, short_path: Path) -> Daemon:
 # Sessions
 
 
-def test_every_session_is_told_of_with_what_it_does(daemon: Daemon) -> None:
+def test_every_session_is_listed_with_its_groups_rows_and_acts(daemon: Daemon) -> None:
     lane, zmq = daemon.addresses
     with (
         pillion.connect(lane, lock_step=True) as first,
@@ -73,14 +73,14 @@ def test_every_session_is_told_of_with_what_it_does(daemon: Daemon) -> None:
     assert said(daemon, "sessions")["sessions"] == []
 
 
-def test_the_list_of_sessions_never_tells_the_number_that_their_messages_carry(daemon: Daemon) -> None:
+def test_the_list_of_sessions_never_shows_the_session_number_of_the_wire(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session:
         secret = session._conversation.session
         assert secret > 1_000_000
         assert str(secret) not in daemon.get("/v1/sessions")[1]
 
 
-def test_many_sessions_are_told_of_page_by_page_without_one_left_out(daemon: Daemon) -> None:
+def test_many_sessions_are_listed_page_by_page_and_none_is_left_out(daemon: Daemon) -> None:
     with ExitStack() as stack:
         sessions = [stack.enter_context(pillion.connect(daemon.address)) for _ in range(300)]
         sessions[7].begin()
@@ -102,7 +102,7 @@ def test_many_sessions_are_told_of_page_by_page_without_one_left_out(daemon: Dae
 # Audit
 
 
-def test_the_audit_log_is_told_newest_first_and_page_by_page(daemon: Daemon, store: Store) -> None:
+def test_the_audit_log_is_listed_newest_first_and_page_by_page(daemon: Daemon, store: Store) -> None:
     daemon.operation(daemon.ask("POST", f"{PATH}/switch", {"version": "1.1.0", "by": "ann", "reason": "better"}))
     written = store.history(POLICY)
     told = daemon.ask("GET", "/v1/audit")[1]
@@ -118,7 +118,7 @@ def test_the_audit_log_is_told_newest_first_and_page_by_page(daemon: Daemon, sto
     assert result.stdout.splitlines()[-1] == f"there are more: --before {newest['sequence']}"
 
 
-def test_a_log_that_was_tampered_with_is_told_of(daemon: Daemon, store: Store) -> None:
+def test_a_tampered_log_is_reported(daemon: Daemon, store: Store) -> None:
     path = store.root / "audit.jsonl"
     path.write_text(path.read_text().replace('"reason":"the first"', '"reason":"the last!"'))
     assert "was changed after it was written" in said(daemon, "audit")["faults"][0]
@@ -156,7 +156,7 @@ def test_a_warmup_runs_every_bucket_of_a_loaded_version_while_others_act(daemon:
 # Leases
 
 
-def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
+def test_an_operator_adds_lists_and_ends_a_hold(daemon: Daemon) -> None:
     words = [
         "holds",
         "add",

@@ -1,4 +1,4 @@
-"""The operator's commands, typed: against real daemons, as text and as JSON, and the exit codes of what goes wrong."""
+"""The operator's commands against real daemons: text, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.terminal import on_a_terminal
 
 
 def pillion_command(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command line with the admin port of `daemon`."""
+    """Runs a command with the admin port of `daemon`."""
     command = [sys.executable, "-m", "pillion", *words, "--admin", daemon.admin]
     return subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
 
@@ -48,7 +48,7 @@ def daemon(tmp_path: Path, start_daemon: StartDaemon) -> Daemon:
     return start_daemon(policy=f"{POLICY}@stable", store=tmp_path / "store")
 
 
-def test_an_operator_switches_looks_and_rolls_back(daemon: Daemon, tmp_path: Path) -> None:
+def test_an_operator_switches_inspects_and_rolls_back(daemon: Daemon, tmp_path: Path) -> None:
     switched = said(daemon, "switch", POLICY, "1.1.0", "--reason", "it flies better", "--wait")
     assert (switched["outcome"], switched["reason"]) == ("done", "it flies better")
     status = said(daemon, "status")
@@ -61,7 +61,7 @@ def test_an_operator_switches_looks_and_rolls_back(daemon: Daemon, tmp_path: Pat
     assert reasons == ["it flies better", "it does not"]
 
 
-def test_who_waits_at_a_terminal_sees_at_which_step_it_is(daemon: Daemon) -> None:
+def test_with_wait_a_terminal_shows_the_current_step(daemon: Daemon) -> None:
     words = ["stage", POLICY, "1.1.0", "--reason", "for tonight", "--wait", "--admin", daemon.admin]
     out, shown = on_a_terminal([sys.executable, "-m", "pillion", *words])
     assert re.fullmatch(rf"stage \d+: {POLICY}@1\.1\.0 done\n", out)
@@ -106,7 +106,7 @@ def test_the_report_of_a_shadow_is_a_table_or_json(daemon: Daemon) -> None:
     assert "\nshadow: 1.1.0 beside 1.0.0, share 1, running\n" in pillion_command(daemon, "status").stdout
 
 
-def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
+def test_tables_show_the_same_as_the_json(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session, session.begin():
         result = pillion_command(daemon, "stage", POLICY, "1.1.0", "--wait")
         assert result.stdout == f"stage 1: {POLICY}@1.1.0 done\n"
@@ -125,7 +125,7 @@ def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
         (["switch", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
         (["shadow", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
         (["shadow", POLICY, "1.1.0", "--off", "--reason", "x"], os.EX_USAGE, "expected VERSION or --off"),
-        (["shadow", POLICY], os.EX_USAGE, "nothing has shadowed"),
+        (["shadow", POLICY], os.EX_USAGE, "there has been no shadow"),
         (["rollback", "--reason", "x"], os.EX_UNAVAILABLE, "no version was served before 1.0.0"),
     ],
 )
@@ -146,7 +146,7 @@ def test_drain_with_wait_returns_when_the_daemon_is_gone(daemon: Daemon) -> None
     assert "is pilliond running?" in result.stderr
 
 
-def test_every_operators_command_of_the_page_is_one(daemon: Daemon) -> None:
+def test_every_operators_command_of_the_page_runs(daemon: Daemon) -> None:
     text = OPERATING.read_text()
     lines = [
         line

@@ -109,14 +109,14 @@ def highway_daemon(short_path: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def raw_peer(daemon: Daemon) -> Iterator[RawPeer]:
-    """A raw DEALER, connected to the shared daemon; it has said nothing."""
+    """A raw DEALER, connected to the shared daemon; it has sent nothing yet."""
     with RawPeer(daemon.address) as peer:
         yield peer
 
 
 @pytest.fixture
 def fake_daemon(short_path: Path) -> Iterator[Callable[[Answer], FakeDaemon]]:
-    """Makes ROUTERs that answer as the test says."""
+    """Makes fake daemons that answer as the test defines."""
     made: list[FakeDaemon] = []
 
     def make(answer: Answer) -> FakeDaemon:

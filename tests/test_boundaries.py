@@ -18,13 +18,21 @@ PACKAGES = {
     "pilliond": ROOT / "daemon" / "pilliond",
     "pillion_bench": ROOT / "bench" / "pillion_bench",
 }
+CLI_SUPPORT = "pillion.cli_support"
+"""The plumbing of every command line. It lies in the client because that is the only package that all others see, and
+it imports nothing of the client."""
 MAY_IMPORT = {
     "pillion_protocol": set[str](),
-    "pillion": {"pillion_protocol"},
-    "pillion_artifacts": {"pillion_protocol"},
-    "pilliond": {"pillion_protocol", "pillion_artifacts"},
-    "pillion_bench": set(PACKAGES),
+    "pillion": {"pillion_protocol", CLI_SUPPORT},
+    "pillion_artifacts": {"pillion_protocol", CLI_SUPPORT},
+    "pilliond": {"pillion_protocol", "pillion_artifacts", CLI_SUPPORT},
+    "pillion_bench": {*PACKAGES, CLI_SUPPORT},
 }
+COMMAND_LINES = {
+    "pillion_artifacts": PACKAGES["pillion_artifacts"] / "cli",
+    "pilliond": PACKAGES["pilliond"] / "commands",
+}
+"""The only rooms of these packages that import `CLI_SUPPORT`."""
 AS_ONE_MORE_CLIENT = {PACKAGES["pilliond"] / "admin" / "kserve"}
 """KServe goes through the daemon's own data path, with the code that every client speaks the wire with."""
 FLOORS = {
@@ -85,17 +93,24 @@ UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "m
 
 
 def imported(package: str, without: Iterable[Path] = ()) -> set[str]:
-    """The top-level modules that a package imports, in any function too; not those of the files and folders `without`."""
+    """The top-level modules that a package imports, in any function too; not those of the files and folders `without`.
+
+    `CLI_SUPPORT` counts as a module of its own.
+    """
+    files = [file for file in PACKAGES[package].rglob("*.py") if not any(file.is_relative_to(each) for each in without)]
+    return {name for file in files for name in imported_by(file)}
+
+
+def imported_by(file: Path) -> set[str]:
+    """The top-level modules that a file imports, and `CLI_SUPPORT`."""
     names: set[str] = set()
-    for file in PACKAGES[package].rglob("*.py"):
-        if any(file.is_relative_to(each) for each in without):
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                names.add(node.module.split(".")[0])
-    return names
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    is_support = {name for name in names if f"{name}.".startswith(f"{CLI_SUPPORT}.")}
+    return {name.split(".")[0] for name in names - is_support} | ({CLI_SUPPORT} if is_support else set())
 
 
 def room_of(package: str, file: Path) -> str:
@@ -165,6 +180,17 @@ def test_imports_between_our_packages_go_one_way(package: str) -> None:
     assert imported(package, AS_ONE_MORE_CLIENT) & set(PACKAGES) <= MAY_IMPORT[package] | {package}
 
 
+@pytest.mark.parametrize("package", COMMAND_LINES)
+def test_only_command_lines_import_the_plumbing_of_commands(package: str) -> None:
+    importers = [file for file in PACKAGES[package].rglob("*.py") if CLI_SUPPORT in imported_by(file)]
+    assert importers
+    assert all(file.is_relative_to(COMMAND_LINES[package]) for file in importers)
+
+
+def test_the_plumbing_of_commands_imports_nothing_of_the_client() -> None:
+    assert not imported_by(PACKAGES["pillion"] / "cli_support.py") & {*PACKAGES, CLI_SUPPORT}
+
+
 def test_the_serving_process_does_not_hold_the_client() -> None:
     code = "import sys, pilliond.serving.__main__, pilliond.staging.__main__; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -186,9 +212,11 @@ def test_no_pickle_anywhere(package: str) -> None:
 
 
 def test_the_client_and_the_wire_need_three_packages() -> None:
-    outside = (imported("pillion") | imported("pillion_protocol")) - set(PACKAGES) - set(sys.stdlib_module_names)
-    # click is the command line's, and only imported there.
-    assert outside - {"click"} == {"msgspec", "numpy", "zmq"}
+    command_line = [PACKAGES["pillion"] / name for name in ("cli.py", "cli_support.py")]
+    ours = {*PACKAGES, *sys.stdlib_module_names, CLI_SUPPORT}
+    client = (imported("pillion", command_line) | imported("pillion_protocol")) - ours
+    assert client == {"msgspec", "numpy", "zmq"}
+    assert {name for file in command_line for name in imported_by(file)} - ours == {"click", "msgspec", "rich"}
 
 
 @pytest.mark.parametrize("package", ["pilliond", "pillion_artifacts"])

@@ -153,6 +153,9 @@ GOLDEN_KEPT_BYTES_MAX: Final = 4 << 20
 PROOF_BATCHES: Final = 8
 """Batches that a graph is run on before and after its batch was made free."""
 
+PROGRESS_BYTES_MIN: Final = 50_000_000
+"""Shorter work shows no progress bar: it ends before anybody could read one."""
+
 assert max(MODEL_BYTES_MAX, GOLDEN_BYTES_MAX, PREPROCESSOR_BYTES_MAX) < ARCHIVE_BYTES_MAX
 assert CARD_BYTES_MAX < MODEL_BYTES_MAX <= SOURCE_BYTES_MAX <= ZIP_BYTES_MAX
 assert PICKLE_BYTES_MAX < SOURCE_BYTES_MAX

@@ -1,4 +1,4 @@
-"""The command line of the daemon."""
+"""The command line of the daemon, `pilliond`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,29 @@ import pilliond
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--config", type=click.Path(path_type=Path), envvar="PILLION_CONFIG", help="Settings, a TOML file.")
-@click.option("--store", metavar="DIR", help="The store to read policies from.")
-@click.option("--policy", metavar="NAME[@VERSION]", help="The policy to serve.")
 @click.option(
-    "--listen", metavar="URL", multiple=True, help="lane:///PATH, ipc:///PATH or tcp://127.0.0.1:PORT; may be repeated."
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    envvar="PILLION_CONFIG",
+    help="Settings file, TOML. Environment: PILLION_CONFIG.",
+)
+@click.option("--store", metavar="DIR", help="Store folder with the policies.")
+@click.option("--policy", metavar="NAME[@VERSION]", help="Policy to serve.")
+@click.option(
+    "--listen",
+    metavar="URL",
+    multiple=True,
+    help="Data address: lane:///PATH, ipc:///PATH or tcp://127.0.0.1:PORT. May be repeated.",
 )
 @click.option(
     "--admin",
     metavar="URL",
     multiple=True,
-    help="unix:///PATH, http://127.0.0.1:PORT or https://ADDRESS:PORT; may be repeated; '' for none.",
+    help="Admin address: unix:///PATH, http://127.0.0.1:PORT or https://ADDRESS:PORT; '' for none. May be repeated.",
 )
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="How it is logged.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Lowest level to log.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Format of the log.")
 @click.version_option(pilliond.__version__, prog_name="pilliond")
 def command(
     config: Path | None,
@@ -41,11 +50,11 @@ def command(
     log_level: str | None,
     log_format: str | None,
 ) -> None:
-    """Serves a policy to the simulators of this host.
+    """Serve a policy to the simulators of this host.
 
-    Settings come from defaults, then --config, then PILLION_SECTION__KEY variables, then these flags.
+    Settings come from the defaults, then --config, then variables PILLION_SECTION__KEY, then these options.
     """
-    # Imported here: --help and a mistyped flag should not wait for them.
+    # Imported here, so that --help and a usage error are quick.
     import asyncio
 
     from pilliond.control import serve
@@ -64,7 +73,7 @@ def command(
 
 
 def main() -> int:
-    """Runs the daemon; gives a sysexits code, and one line on standard error where something is wrong."""
+    """Runs the daemon and returns a sysexits code; a known error is one line on standard error."""
     from pilliond.errors import DaemonError
 
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import sdnotify
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Store
 from pilliond.admin.app import Admin
@@ -19,12 +20,13 @@ from pilliond.admin.http.access import Access
 from pilliond.errors import BadPolicyError
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.linux.cpu_priority import give_way
+from pilliond.linux.cpu_priority import lower_priority
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
 from pilliond.rollout.restore import Restore, admitted
 from pilliond.rollout.route_file import RouteFile
+from pilliond.rollout.watch import Watch
 from pilliond.settings.schema import Settings
 from pilliond.supervision.supervisor import Supervisor
 
@@ -38,12 +40,13 @@ async def serve(settings: Settings) -> None:
     supervisor = Supervisor(settings, stable, spawner, log)
     Restore(settings, supervisor.version_table, log).run(reference)
     releases = Releases(settings, supervisor, reference, log)
+    watch = Watch(supervisor, releases, log)
     evaluations = EvaluationHolds(supervisor, releases, log)
     admin = Admin(supervisor, releases, evaluations, access)
     systemd = sdnotify.SystemdNotifier()
     try:
         spawner.start()
-        give_way()
+        lower_priority()
         admin_addresses = await admin.start(settings.admin, log)
 
         def on_ready(ready: Ready) -> None:
@@ -68,7 +71,7 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        looking = asyncio.create_task(look_after(releases, evaluations))
+        looking = asyncio.create_task(look_after(watch, evaluations, releases))
         looking.add_done_callback(lambda _: supervisor.stop("nobody looks after its versions any more"))
         try:
             await supervisor.run(on_ready)
@@ -84,11 +87,14 @@ async def serve(settings: Settings) -> None:
         spawner.close()
 
 
-async def look_after(releases: Releases, evaluations: EvaluationHolds) -> None:
-    """Follows the alias, judges what is on probation and ends leases, until it is cancelled."""
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(releases.run())
-        tasks.create_task(evaluations.run())
+async def look_after(watch: Watch, evaluations: EvaluationHolds, releases: Releases) -> None:
+    """Follows the alias, judges versions and ends evaluation holds until it is cancelled; then closes `releases`."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watch.run())
+            tasks.create_task(evaluations.run())
+    finally:
+        await releases.close()
 
 
 def load_policy(settings: Settings) -> tuple[str, SealedVersion]:
@@ -113,7 +119,7 @@ def _only_policy(store: Store) -> str:
     return policies[0]
 
 
-def make_log(settings: Settings) -> Any:
+def make_log(settings: Settings) -> FilteringBoundLogger:
     """The log of this process, on standard error."""
     renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
     if settings.log.format == "json":
@@ -128,7 +134,8 @@ def make_log(settings: Settings) -> Any:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    return structlog.get_logger()
+    log: FilteringBoundLogger = structlog.get_logger()
+    return log
 
 
 def _to_json(event: Any, **_: Any) -> str:

@@ -27,8 +27,20 @@ def test_help_waits_for_nothing_heavy(arguments: list[str]) -> None:
     assert not HEAVY & modules_after(f"from pillion import cli\ncli.run({arguments!r})")
 
 
+@pytest.mark.parametrize("arguments", [["artifact", "--help"], ["artifact", "publish", "--help"], ["token", "--help"]])
+def test_help_of_the_store_and_of_the_operator_waits_for_no_engine(arguments: list[str]) -> None:
+    loaded = modules_after(f"from pillion import cli\ncli.run({arguments!r})")
+    assert not loaded & {"torch", "onnxruntime", "aiohttp", "zmq", "gymnasium", "rich", "hdrh"}
+
+
 def test_importing_the_client_imports_no_command_line() -> None:
     assert not {"click", "pillion_bench", "numpy"} & modules_after("import pillion")
+
+
+def test_the_plumbing_of_commands_imports_click_alone() -> None:
+    loaded = modules_after("import pillion.cli_support")
+    assert "click" in loaded
+    assert not (HEAVY | {"msgspec", "pillion_protocol"}) & loaded
 
 
 @pytest.mark.parametrize(
@@ -63,7 +75,7 @@ def test_nobody_at_the_address_is_unavailable(
         signal.signal(signal.SIGTERM, before)
     assert code == 69
     message = capsys.readouterr().err
-    assert message.startswith("pillion: nobody answers at ipc:///nowhere/at/all")
+    assert message.startswith("pillion: no response from ipc:///nowhere/at/all")
     assert message.count("\n") == 1
 
 

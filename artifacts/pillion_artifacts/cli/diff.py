@@ -1,4 +1,4 @@
-"""What differs between two versions: their files, and their cards key by key."""
+"""The differences between two versions: their files, and their cards key by key."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from pillion_artifacts.cli.tables import columns, short_digest
+from pillion.cli_support import columns, short_digest
 from pillion_artifacts.store.store import Resolved, Store
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Something that one version has and the other has not, or has otherwise."""
+    """A file or a key of the card that the two versions do not have alike; None: that version has none."""
 
     part: Literal["file", "card"]
     path: str
@@ -20,7 +20,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Two versions and what differs between them."""
+    """Two versions and their differences."""
 
     before: Resolved
     after: Resolved
@@ -28,7 +28,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare(store: Store, before: str, after: str) -> Comparison:
-    """What differs between the versions that two references mean. Raises as `Store.resolve` and `Store.manifest`."""
+    """Compares the versions that two references name. Raises as `Store.resolve` and `Store.manifest`."""
     sides = [store.resolve(reference) for reference in (before, after)]
     manifests = [store.manifest(side) for side in sides]
     files = [{layer.title: layer.digest for layer in manifest.layers} for manifest in manifests]
@@ -41,7 +41,7 @@ def compare(store: Store, before: str, after: str) -> Comparison:
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings and lists of mappings, by their path; a list of plain values is a leaf."""
+    """Returns the leaves of nested mappings and lists of mappings, by their path; a list of plain values is a leaf."""
     if isinstance(value, dict):
         pairs = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
@@ -52,12 +52,12 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def print_differences(comparison: Comparison) -> None:
-    """The differences as a table."""
+    """Prints the differences as a table."""
     if not comparison.differences:
         print(f"{comparison.before} and {comparison.after} do not differ")
         return
     rows = [
-        (found.part, found.path, _spoken(found, found.before), _spoken(found, found.after))
+        (found.part, found.path, _cell(found, found.before), _cell(found, found.after))
         for found in comparison.differences
     ]
     print(columns(("PART", "WHERE", str(comparison.before), str(comparison.after)), rows))
@@ -68,7 +68,7 @@ def _differing(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str,
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
-def _spoken(found: Difference, value: Any) -> str:
+def _cell(found: Difference, value: Any) -> str:
     if value is None:
         return "-"
     return short_digest(value) if found.part == "file" else str(value)

@@ -1,4 +1,4 @@
-"""What a store holds, as rows and pages for people and programs."""
+"""Listings of a store: versions, one version, its history, and what a transfer or a collection did."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import semver
 
-from pillion_artifacts.cli.tables import columns, short_digest, size
+from pillion.cli_support import columns, format_bytes, short_digest
 from pillion_artifacts.errors import InvalidNameError
 from pillion_artifacts.maintenance.garbage_collection import Collection
 from pillion_artifacts.names import checked_alias, checked_policy, checked_version, version_name
@@ -19,7 +19,7 @@ from pillion_artifacts.store.store import Store
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A version in a list."""
+    """A version in a listing."""
 
     policy: str
     version: str
@@ -32,7 +32,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def list_store(store: Store, policy: str = "") -> list[Row]:
-    """The versions of a policy, or of all, by name and then oldest first. Raises `PolicyNotFoundError`."""
+    """Returns the versions of a policy, or of all, by name and then oldest first. Raises `PolicyNotFoundError`."""
     index = store.index()
     if policy:
         store.versions(policy)
@@ -50,7 +50,7 @@ def list_store(store: Store, policy: str = "") -> list[Row]:
 
 
 def describe_version(store: Store, reference: str) -> dict[str, Any]:
-    """All that is known of the version that `reference` means."""
+    """Returns everything about the version that `reference` names, as `pillion artifact show --json` prints it."""
     resolved = store.resolve(reference)
     manifest = store.manifest(resolved)
     card = store.card(resolved, manifest)
@@ -75,7 +75,7 @@ def describe_version(store: Store, reference: str) -> dict[str, Any]:
 def move_or_read_alias(
     store: Store, name: str, version: str, expect: str | None, remove: bool, by: str, reason: str
 ) -> Alias:
-    """Does what `pillion artifact alias` says; gives the alias as it then is, without a version where it is gone."""
+    """Shows, moves or removes an alias; returns it as it then is, without a version if it was removed."""
     policy, separator, alias = name.partition("@")
     if not separator:
         raise InvalidNameError(f"expected NAME@ALIAS, got {name!r}")
@@ -91,7 +91,7 @@ def move_or_read_alias(
 
 
 def print_listing(rows: list[Row]) -> None:
-    """The rows as a table."""
+    """Prints the rows as a table."""
     head = ("POLICY", "VERSION", "DIGEST", "PUBLISHED", "BY", "ALIASES", "PINNED", "SIGNATURES")
     print(
         columns(
@@ -108,14 +108,14 @@ def print_listing(rows: list[Row]) -> None:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """A version as a page."""
+    """Prints a version as a page."""
     print(version_name(description["policy"], description["version"]), description["digest"])
     print(f"published   {description['published_at'][:19]} by {description['published_by']}")
     print(f"aliases     {', '.join(description['aliases']) or 'none'}")
     print(f"pinned      {'yes' if description['pinned'] else 'no'}")
     print(f"signatures  {description['signatures']}")
     print()
-    files = [(file["name"], size(file["size_bytes"]), file["digest"]) for file in description["files"]]
+    files = [(file["name"], format_bytes(file["size_bytes"]), file["digest"]) for file in description["files"]]
     print(columns(("FILE", "SIZE", "DIGEST"), files))
     print()
     import yaml
@@ -130,7 +130,7 @@ def print_description(description: dict[str, Any]) -> None:
 
 
 def print_history(records: list[Record]) -> None:
-    """The audit log as a table."""
+    """Prints the audit log as a table."""
     rows = [
         (
             str(record.sequence),
@@ -143,30 +143,32 @@ def print_history(records: list[Record]) -> None:
         )
         for record in records
     ]
-    print(columns(("NUMBER", "WHEN", "WHO", "DID", "TO", "FROM", "WHY"), rows))
+    print(columns(("NUMBER", "TIME", "BY", "ACTION", "VERSION", "BEFORE", "REASON"), rows))
 
 
 def print_transfer(transfer: Transfer, way: str) -> None:
-    """What was carried."""
-    rows = [(str(each), each.digest, "carried") for each in transfer.carried]
-    rows += [(str(each), each.digest, "there already") for each in transfer.present]
+    """Prints what a transfer copied."""
+    rows = [(str(each), each.digest, "copied") for each in transfer.carried]
+    rows += [(str(each), each.digest, "already there") for each in transfer.present]
     print(columns(("VERSION", "DIGEST", ""), rows))
-    print(f"{len(transfer.carried)} versions, {size(transfer.size_bytes)}, {transfer.attestations} attestations {way}")
+    print(
+        f"{len(transfer.carried)} versions, {format_bytes(transfer.size_bytes)}, {transfer.attestations} attestations {way}"
+    )
 
 
 def print_collection(found: Collection, dry_run: bool) -> None:
-    """What a collection took and left."""
+    """Prints what a collection removed and kept."""
     rows = [
         (
             version_name(each.policy, each.version),
             short_digest(each.digest),
-            each.claim or ("would go" if dry_run else "gone"),
+            each.claim or ("would be removed" if dry_run else "removed"),
         )
         for each in found.versions
     ]
     print(columns(("VERSION", "DIGEST", "KEPT BY"), rows))
     verb = "would free" if dry_run else "freed"
-    print(f"{verb} {size(found.freed_bytes)} in {found.blobs} blobs, of {len(found.taken)} versions")
+    print(f"{verb} {format_bytes(found.freed_bytes)} in {found.blobs} blobs, of {len(found.taken)} versions")
 
 
 def _row(entry: Descriptor, aliases: dict[str, list[str]], pinned: set[str], signatures: dict[str, int]) -> Row:

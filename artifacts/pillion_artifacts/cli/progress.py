@@ -1,27 +1,23 @@
-"""A progress bar on standard error, where that is a terminal and the work is long enough to wait for."""
+"""The progress bar of a long copy or check."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
+from pillion import cli_support
+from pillion_artifacts.limits import PROGRESS_BYTES_MIN
 from pillion_artifacts.oci.blobs import Progress, no_progress
-
-LONG_BYTES: Final = 50_000_000
-"""Below this nobody sees a bar before the work is done."""
 
 
 @contextmanager
-def bytes_bar(what: str, total_bytes: int | None) -> Iterator[Progress]:
-    """A bar of bytes, of unknown length where `total_bytes` is None; gives what is to be told how many more are done."""
-    if total_bytes is not None and total_bytes < LONG_BYTES:
+def bytes_bar(text: str, total_bytes: int | None) -> Iterator[Progress]:
+    """Shows a bar of bytes on standard error, of unknown length if `total_bytes` is None; yields what adds bytes to it."""
+    if total_bytes is not None and total_bytes < PROGRESS_BYTES_MIN:
         yield no_progress
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
     shown = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -29,6 +25,6 @@ def bytes_bar(what: str, total_bytes: int | None) -> Iterator[Progress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total_bytes)
+    with cli_support.progress(*shown) as bar:
+        task = bar.add_task(text, total=total_bytes)
         yield lambda count: bar.advance(task, count)

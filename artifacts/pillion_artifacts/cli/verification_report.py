@@ -1,16 +1,18 @@
-"""The report of a verification: as text, as JSON, and as one web page that needs nothing else."""
+"""The report of a verification: as text, as JSON, and as a web page that loads nothing else."""
 
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 
+from pillion.cli_support import columns, format_bytes, print_json, short_digest
 from pillion_artifacts.cli.progress import bytes_bar
-from pillion_artifacts.cli.tables import columns, short_digest, size
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.maintenance.inspection import Fault, inspect_store
 from pillion_artifacts.maintenance.repair import Repair
@@ -22,7 +24,7 @@ from pillion_artifacts.verify.verification import Verdict, Verifier, all_version
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What was found of versions, and of the store as a whole where that was asked for."""
+    """The verdicts on versions, and the faults of the store itself if it was checked too."""
 
     store: str
     at: str
@@ -38,7 +40,7 @@ class Report(msgspec.Struct, frozen=True):
 def verify_and_report(
     store: Store, references: Sequence[str], everything: bool, trust: TrustPolicy | None = None
 ) -> Report:
-    """Verifies what the references mean, or all versions and the store itself. Raises `PolicyNotFoundError`."""
+    """Verifies the versions that the references name, or all versions and the store itself. Raises `PolicyNotFoundError`."""
     at = store.now().isoformat(timespec="seconds")
     if not everything:
         versions = [store.resolve(reference) for reference in references]
@@ -52,19 +54,19 @@ def verify_and_report(
 
 
 def repair_and_report(store: Store, quarantine: bool, by: str, reason: str) -> Report:
-    """Mends what can be mended, then verifies everything."""
+    """Repairs what can be repaired, then verifies everything. With `quarantine` it takes damaged versions out of the index."""
     before = verify_and_report(store, (), everything=True)
     damaged = [verdict for verdict in before.verdicts if not verdict.intact] if quarantine else []
     repair = Repair(store, by=by, reason=reason)
     repair.run(damaged)
-    # what the first run took out of the index, or wrote anew, says what nothing names
+    # Only after the first run is it known which blobs no version uses.
     repair.run([])
     after = verify_and_report(store, (), everything=True)
     return msgspec.structs.replace(after, repairs=repair.done)
 
 
 def report_as_json(report: Report) -> dict[str, Any]:
-    """The report for programs; the verdicts with their `intact`."""
+    """Returns the report for programs, each verdict with its `intact`."""
     fields: dict[str, Any] = msgspec.to_builtins(report)
     for verdict, found in zip(fields["verdicts"], report.verdicts, strict=True):
         verdict["intact"] = found.intact
@@ -72,31 +74,40 @@ def report_as_json(report: Report) -> dict[str, Any]:
 
 
 def print_report(report: Report) -> None:
-    """The report as text."""
+    """Prints the report as text."""
     rows = [
         (
             version_name(verdict.policy, verdict.version),
             short_digest(verdict.digest),
             str(verdict.files),
-            size(verdict.size_bytes),
+            format_bytes(verdict.size_bytes),
             ", ".join(verdict.signed_by) or str(verdict.attestations or ""),
             "intact" if verdict.intact else "REFUSED",
         )
         for verdict in report.verdicts
     ]
-    print(columns(("VERSION", "DIGEST", "FILES", "SIZE", "SIGNED", "IS"), rows))
+    print(columns(("VERSION", "DIGEST", "FILES", "SIZE", "SIGNED", "VERDICT"), rows))
     for line in _lines(report):
         print(line)
 
 
 def write_html(report: Report, file: Path) -> None:
-    """The report as a page that loads nothing. Raises `StoreError` where it cannot be written."""
+    """Writes the report as a web page that loads nothing. Raises `StoreError` if it cannot be written."""
     with refusals(str(file)):
         file.write_text(as_html(report), encoding="utf-8")
 
 
+def finish_report(report: Report, html_file: Path | None, as_json: bool) -> None:
+    """Prints the report, and writes it to `html_file` if given; ends the command with exit code 65 if something is wrong."""
+    if html_file is not None:
+        write_html(report, html_file)
+    print_json(report_as_json(report)) if as_json else print_report(report)
+    if not report.intact:
+        raise click.exceptions.Exit(os.EX_DATAERR)
+
+
 def as_html(report: Report) -> str:
-    """The report as a page; whatever comes from the store is escaped."""
+    """Returns the report as a web page; everything from the store is escaped."""
     state = "intact" if report.intact else "damaged"
     rows = "".join(
         _html_row(
@@ -105,7 +116,7 @@ def as_html(report: Report) -> str:
                 version_name(verdict.policy, verdict.version),
                 verdict.digest,
                 str(verdict.files),
-                size(verdict.size_bytes),
+                format_bytes(verdict.size_bytes),
                 ", ".join(verdict.signed_by) or str(verdict.attestations or ""),
                 "intact" if verdict.intact else "; ".join(verdict.faults),
             ],
@@ -118,14 +129,14 @@ def as_html(report: Report) -> str:
         state=state,
         store=html.escape(report.store),
         at=html.escape(report.at),
-        versions=_html_table(["version", "digest", "files", "size", "signed", "is"], rows),
-        faults=_html_table(["kind", "what"], faults) if faults else "<p>Nothing is wrong with the store itself.</p>",
+        versions=_html_table(["version", "digest", "files", "size", "signed", "verdict"], rows),
+        faults=_html_table(["kind", "fault"], faults) if faults else "<p>The store itself has no faults.</p>",
         repairs=_html_table(["repaired"], repairs) if repairs else "",
     )
 
 
 def _versions(store: Store) -> list[Resolved]:
-    """Every version, or none where the index cannot be read: that is a fault of its own."""
+    """Returns every version, or none if the index cannot be read: that is a fault of its own."""
     try:
         return all_versions(store)
     except InvalidArtifactError:
@@ -176,7 +187,7 @@ tr.damaged td {{ background: #fdecea; color: #8a1c12; }}
 </head>
 <body>
 <h1>{state}</h1>
-<p>Store <code>{store}</code>, looked at {at}.</p>
+<p>Store <code>{store}</code>, checked at {at}.</p>
 <h2>Versions</h2>
 {versions}
 <h2>The store</h2>

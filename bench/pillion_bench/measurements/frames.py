@@ -25,8 +25,7 @@ from pillion_bench.process.placement import Placement
 from pillion_bench.process.worker import Worker
 from pillion_bench.roles.echo import EchoPlan, PingOrder, PingResult
 from pillion_bench.roles.frame_driver import FrameOrder, FramePlan, FrameResult
-from pillion_protocol.lane import TENSOR_BYTES_MAX
-from pillion_protocol.slots import SLOT_BYTES_MIN
+from pillion_protocol.limits import SLOT_BYTES_MIN, TENSOR_BYTES_MAX
 
 _OPSET: Final = 17
 _IR_VERSION: Final = 9

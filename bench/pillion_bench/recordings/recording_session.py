@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import pillion
+from pillion import cli_support
 from pillion_artifacts import Artifact, ArtifactError, Store
 from pillion_artifacts.card.model_card import Tolerance
 from pillion_bench.process.placement import parse_placement
@@ -70,12 +71,10 @@ def summary(path: Path, recording: Recording) -> dict[str, Any]:
 
 @contextmanager
 def progress_bar(episodes: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where that is a terminal."""
-    from rich.console import Console
+    """A bar on standard error, if that is a terminal."""
     from rich.progress import Progress, TextColumn
 
-    console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[steps]} steps"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("recording", total=episodes, steps=0)
-        yield lambda episode, steps: progress.update(task, completed=episode, steps=steps)
+    with cli_support.progress(*columns) as bar:
+        task = bar.add_task("recording", total=episodes, steps=0)
+        yield lambda episode, steps: bar.update(task, completed=episode, steps=steps)

@@ -14,7 +14,8 @@ import zmq
 import pillion
 from pillion.carriers.interface import Carrier, open_carrier
 from pillion.carriers.zmq import ZmqCarrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Conversation, Frames, Reply
+from pillion.conversation import Conversation, Frames, Reply
+from pillion.limits import RESEND_S, TIMEOUT_S
 from pillion_protocol import Action, Begun, Error, Goodbye, Message, Ping, Welcome, decode
 from pillion_protocol.steps import ActStep
 

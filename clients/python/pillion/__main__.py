@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> int:
-    """Runs a command; gives a sysexits code, and one line on standard error where something is wrong."""
+    """Runs a command and returns a sysexits code; a known error is one line on standard error."""
     try:
         from pillion import cli
     except ModuleNotFoundError as error:

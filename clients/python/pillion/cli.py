@@ -1,95 +1,75 @@
-"""The commands, each imported when it is called for: `pillion --help` waits for none of them."""
+"""The `pillion` command. Each of its commands is imported when it is called: `pillion --help` imports none of them."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import click
 
 import pillion
+from pillion.cli_support import CONTEXT_SETTINGS, Failure, PillionGroup, missing_package, run_guarded
 
-GROUPS: Final = {
-    "artifact": (
-        "pillion_artifacts.cli.commands:artifact",
-        "Publishes, verifies, signs and moves policies in a store.",
-    ),
-    "audit": ("pilliond.commands.inspect:audit", "Who changed what of the policy that a daemon serves."),
-    "bench": ("pillion_bench.cli:bench", "Measures a daemon: load, replay, floors; and records episodes."),
-    "canary": ("pilliond.commands.versions:canary", "Lets another version answer a share of a daemon's new episodes."),
-    "drain": ("pilliond.commands.versions:drain", "Ends a daemon when all that has arrived is answered."),
-    "holds": ("pilliond.commands.holds:holds", "The versions that a daemon holds for campaigns."),
-    "rollback": ("pilliond.commands.versions:rollback", "Lets a daemon go back to the version that served before."),
-    "sessions": ("pilliond.commands.inspect:sessions", "Who has a session with a daemon."),
-    "shadow": (
-        "pilliond.commands.versions:shadow",
-        "Compares another version with the live one, on a daemon's own rows.",
-    ),
-    "stage": ("pilliond.commands.versions:stage", "Lets a daemon try a version and load it beside the live one."),
-    "status": ("pilliond.commands.versions:status", "Which version a daemon serves, and which are loaded."),
-    "switch": ("pilliond.commands.versions:switch", "Lets a daemon serve another version to new episodes."),
-    "token": ("pilliond.commands.tokens:token", "Makes, lists and takes back tokens for a daemon's admin port."),
-    "versions": ("pilliond.commands.versions:versions", "The versions in a daemon's store, and what they are to it."),
-    "warmup": ("pilliond.commands.inspect:warmup", "Lets a daemon run every bucket of a version once."),
+COMMANDS: Final = {
+    "artifact": ("pillion_artifacts.cli.commands:artifact", "Publish, verify, sign and move policies in a store."),
+    "audit": ("pilliond.commands.inspect:audit", "Show the audit log."),
+    "bench": ("pillion_bench.cli.commands:bench", "Measure a daemon, and record episodes."),
+    "canary": ("pilliond.commands.versions:canary", "Route a share of new episodes to another version."),
+    "drain": ("pilliond.commands.versions:drain", "Answer pending requests, then stop the daemon."),
+    "holds": ("pilliond.commands.holds:holds", "List, add and end evaluation holds."),
+    "rollback": ("pilliond.commands.versions:rollback", "Roll back to the previous version."),
+    "sessions": ("pilliond.commands.inspect:sessions", "List the live sessions."),
+    "shadow": ("pilliond.commands.versions:shadow", "Compare a version with the stable one on live rows."),
+    "stage": ("pilliond.commands.versions:stage", "Check a version and load it beside the stable one."),
+    "status": ("pilliond.commands.versions:status", "Show the stable version and the loaded versions."),
+    "switch": ("pilliond.commands.versions:switch", "Switch new episodes to another version."),
+    "token": ("pilliond.commands.tokens:token", "Create, list and revoke tokens."),
+    "versions": ("pilliond.commands.versions:versions", "List versions and their state."),
+    "warmup": ("pilliond.commands.inspect:warmup", "Run every bucket of a loaded version once."),
 }
-"""Where each command, or group of commands, is, and what the help says of it."""
-
-SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""The import path of each command or group, and its help line: a test compares that with the command's own."""
 
 
-class CommandGroups(click.Group):
-    """Finds a group in `GROUPS` by its import path, when it is called for."""
+def explain(error: Exception) -> Failure | None:
+    """Returns the failure of a command whose packages are not installed; None for any other error."""
+    return missing_package(error, {}, "daemon")
+
+
+class LazyGroup(PillionGroup):
+    """Imports a command of `COMMANDS` when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(GROUPS)
+        return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in GROUPS:
+        if cmd_name not in COMMANDS:
             return None
-        module_name, _, attribute = GROUPS[cmd_name][0].partition(":")
+        module_name, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module_name), attribute)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, GROUPS[name][1]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=CommandGroups, invoke_without_command=True, context_settings=SETTINGS)
+@click.group(cls=LazyGroup, explain=explain, invoke_without_command=True, context_settings=CONTEXT_SETTINGS)
 @click.version_option(pillion.__version__, prog_name="pillion")
 @click.pass_context
 def command(context: click.Context) -> None:
-    """The tools of Pillion, a policy server for simulators and controllers on the same host."""
+    """Publish policies, operate a running daemon, and measure it.
+
+    Pillion serves policies to simulators and controllers on the same host. `pilliond` is its daemon.
+    """
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line (the process's own where `arguments` is None) and gives its exit code."""
-    # ONNX Runtime, which some commands import, reports to its maker unless it is told not to before.
+    """Runs a command line, that of this process if `arguments` is None, and returns its exit code."""
+    # ONNX Runtime, which some commands import, sends telemetry unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return guarded(lambda: command.main(arguments, "pillion", standalone_mode=False))
-
-
-def guarded(call: Callable[[], object]) -> int:
-    """Runs `call`; what is known to go wrong becomes one line on standard error and a sysexits code."""
-    try:
-        result = call()
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.Abort:
-        return _complain("interrupted", 130)
-    except click.UsageError as error:
-        return _complain(error.format_message(), os.EX_USAGE)
-    except click.ClickException as error:
-        return _complain(error.format_message(), error.exit_code)
-    return result if isinstance(result, int) else os.EX_OK
-
-
-def _complain(message: str, exit_code: int) -> int:
-    print(f"pillion: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
+    return run_guarded("pillion", lambda: command.main(arguments, "pillion", standalone_mode=False))

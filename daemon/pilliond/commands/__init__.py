@@ -1,5 +1,5 @@
 """The operator's commands: `pillion status`, `switch`, `canary`, `token` and the others.
 
-They speak to a running daemon through its admin port only, with `admin_client.py`.
-Imported lazily: `pillion --help` loads none of them.
+They talk to a running daemon only through its admin port, with `admin_client.py`; `token` edits the tokens file.
+`pillion --help` imports none of them.
 """

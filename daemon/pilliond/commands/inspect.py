@@ -1,4 +1,4 @@
-"""The operator's `pillion sessions` and `pillion audit`, and `pillion warmup`: who is there, who did what, and be ready."""
+"""`pillion sessions`, `audit` and `warmup`."""
 
 from __future__ import annotations
 
@@ -7,82 +7,97 @@ from typing import Any
 import click
 import msgspec
 
+from pillion.cli_support import json_option, new_table, print_json, print_table
 from pilliond.commands.options import (
     admin_option,
     client_of,
     command,
-    json_option,
+    optional_version_argument,
+    policy_argument,
     reason_option,
+    user_name,
     wait_option,
-    who,
 )
-from pilliond.commands.output import print_json, print_table, show_operation, table
+from pilliond.commands.output import show_operation
 
 limit_option = click.option(
-    "--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="At most so many."
+    "--limit", metavar="N", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Show at most N."
 )
 
 
 @command("sessions")
 @limit_option
-@click.option("--after", type=click.IntRange(0), default=0, help="Those that were opened after this one.")
+@click.option(
+    "--after", metavar="SESSION", type=click.IntRange(0), default=0, help="Show only sessions opened after this one."
+)
 @admin_option
 @json_option
 def sessions(limit: int, after: int, admin: str, as_json: bool) -> None:
-    """The live sessions: which version each leases, its handles and acts, and how long it has been silent."""
-    told = client_of(admin).get("/v1/sessions", {"limit": limit, "after": after})
+    """List the live sessions.
+
+    For each session: its version, episode groups, rows and acts, and how long it has been silent.
+    """
+    page = client_of(admin).get("/v1/sessions", {"limit": limit, "after": after})
     if as_json:
-        print_json(told)
+        print_json(page)
         return
-    _print_sessions(told["sessions"])
-    if told["next"] is not None:
-        click.echo(f"there are more: --after {told['next']}")
+    _print_sessions(page["sessions"])
+    if page["next"] is not None:
+        click.echo(f"there are more: --after {page['next']}")
 
 
 @command("audit")
 @limit_option
-@click.option("--before", type=click.IntRange(1), default=None, help="Those below this number.")
+@click.option(
+    "--before", metavar="NUMBER", type=click.IntRange(1), default=None, help="Show only records before this number."
+)
 @admin_option
 @json_option
 def audit(limit: int, before: int | None, admin: str, as_json: bool) -> None:
-    """Who changed what, newest first, and whether the log is as it was written."""
+    """Show the audit log.
+
+    It lists the changes to the served policy, newest first, and reports whether the log was tampered with.
+    """
     query = {"limit": limit} | ({} if before is None else {"before": before})
-    told = client_of(admin).get("/v1/audit", query)
+    page = client_of(admin).get("/v1/audit", query)
     if as_json:
-        print_json(told)
+        print_json(page)
         return
     from pillion_artifacts.cli.listing import print_history
     from pillion_artifacts.store.audit_log import Record
 
-    print_history([msgspec.convert(record, Record) for record in told["records"]])
-    if told["next"] is not None:
-        click.echo(f"there are more: --before {told['next']}")
-    for fault in told["faults"]:
-        click.echo(f"the log is not as it was written: {fault}")
+    print_history([msgspec.convert(record, Record) for record in page["records"]])
+    if page["next"] is not None:
+        click.echo(f"there are more: --before {page['next']}")
+    for fault in page["faults"]:
+        click.echo(f"the log is not intact: {fault}")
 
 
 @command("warmup")
-@click.argument("policy")
-@click.argument("version", default="")
+@policy_argument
+@optional_version_argument
 @reason_option
 @wait_option
 @admin_option
 @json_option
 def warmup(policy: str, version: str, reason: str, wait: bool, admin: str, as_json: bool) -> None:
-    """Runs every bucket of a loaded version once, the stable one where none is named: after idleness, before an episode."""
+    """Run every bucket of a loaded version once.
+
+    Without VERSION it warms the stable version. Use it after a pause, before an episode that must be fast at once.
+    """
     client = client_of(admin)
-    begun = client.post(f"/v1/policies/{policy}/warmup", {"version": version, "reason": reason, "by": who()})
-    show_operation(client, begun, wait, as_json)
+    body = {"version": version, "reason": reason, "by": user_name()}
+    show_operation(client, client.post(f"/v1/policies/{policy}/warmup", body), wait, as_json)
 
 
-def _print_sessions(told: list[dict[str, Any]]) -> None:
-    rows = table("SESSION", "CARRIER", "VERSION", "HANDLES", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S")
-    for session in told:
+def _print_sessions(sessions: list[dict[str, Any]]) -> None:
+    rows = new_table("SESSION", "CARRIER", "VERSION", "GROUPS", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S")
+    for session in sessions:
         rows.add_row(
             str(session["id"]),
             session["carrier"],
             session["version"] + (" (held)" if session["is_evaluation"] else ""),
-            str(session["handles"]),
+            str(session["groups"]),
             str(session["rows"]),
             str(session["acts"]),
             "yes" if session["lock_step"] else "no",

@@ -1,92 +1,113 @@
-"""`pillion token`: makes, lists and takes back the tokens of a daemon's admin port."""
+"""`pillion token`: create, list and revoke the tokens of a daemon's admin port."""
 
 from __future__ import annotations
 
-import json
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from pillion.cli_support import (
+    Failure,
+    PillionGroup,
+    examples,
+    json_option,
+    missing_package,
+    new_table,
+    print_json,
+    print_table,
+)
 from pilliond.admin.http.token_file import change_tokens, tokens_to_change
 from pilliond.admin.http.tokens import ScopeWord, Token, new_token
 from pilliond.errors import SettingsError
 
-
-class TokenCommand(click.Command):
-    """Turns what is wrong with a file of tokens into one line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SettingsError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = os.EX_CONFIG  # type: ignore[misc]  # click declares it on the class
-            raise failure from None
-
-
 file_option = click.option(
     "--file",
+    metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="PILLION_ADMIN__TOKENS_FILE",
     required=True,
-    help="The daemon's admin.tokens_file. A daemon that runs sees the change.",
+    help="Tokens file, the setting admin.tokens_file. A running daemon rereads it. "
+    "Environment: PILLION_ADMIN__TOKENS_FILE.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group("token")
+def explain(error: Exception) -> Failure | None:
+    """Returns the failure that `error` means; None if it is a bug."""
+    if isinstance(error, SettingsError):
+        return Failure(str(error), error.exit_code)
+    return missing_package(error, {}, "daemon")
+
+
+@click.group(
+    "token",
+    cls=PillionGroup,
+    explain=explain,
+    epilog=examples(
+        "pillion token new grafana --scope view --file /etc/pillion/tokens.toml",
+        "pillion token revoke grafana --file /etc/pillion/tokens.toml",
+    ),
+)
 def token() -> None:
-    """Who may ask a daemon's admin port, and for what."""
+    """Create, list and revoke tokens.
+
+    A token gives access to the admin port over TCP. The tokens file holds hashes, no secrets.
+    """
 
 
-@token.command("new", cls=TokenCommand)
-@click.argument("name")
-@click.option("--scope", type=click.Choice(get_args(ScopeWord)), required=True, help="What it is good for.")
-@click.option(
-    "--days", type=click.IntRange(1, 36_500), help="It counts no more after so many; without: until it is taken back."
-)
+@token.command("new")
+@click.argument("name", metavar="NAME")
+@click.option("--scope", type=click.Choice(get_args(ScopeWord)), required=True, help="What the token allows.")
+@click.option("--days", metavar="DAYS", type=click.IntRange(1, 36_500), help="Days until it expires; default: never.")
 @file_option
 @json_option
 def new(name: str, scope: ScopeWord, days: int | None, file: Path, as_json: bool) -> None:
-    """Makes a token and prints its secret, once: what is kept is its hash."""
+    """Create a token and print its secret.
+
+    The secret is printed only once: the file keeps its hash.
+    """
     expires = None if days is None else datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
     made, secret = new_token(name, scope, expires)
 
     def with_it(tokens: list[Token]) -> list[Token]:
         if any(other.name == name for other in tokens):
-            raise SettingsError(f"{file}: there is a token {name} already: take it back first (pillion token revoke)")
+            raise SettingsError(f"{file}: token {name} exists: revoke it first (pillion token revoke)")
         return [*tokens, made]
 
     change_tokens(file, with_it)
     if as_json:
-        click.echo(json.dumps({**_told(made), "token": secret, "file": str(file)}, indent=2))
+        print_json({**_fields(made), "token": secret, "file": str(file)})
     else:
         click.echo(secret)
 
 
-@token.command("list", cls=TokenCommand)
+@token.command("list")
 @file_option
 @json_option
 def list_tokens(file: Path, as_json: bool) -> None:
-    """The tokens of a file; no secrets, they are not in it."""
+    """List the tokens in a file.
+
+    The list shows names, scopes and expiry times, but no secrets.
+    """
     if not file.exists():
         raise SettingsError(f"{file}: there is no such file")
-    told = [_told(entry) for entry in tokens_to_change(file)]
+    entries = [_fields(entry) for entry in tokens_to_change(file)]
     if as_json:
-        click.echo(json.dumps({"tokens": told}, indent=2))
+        print_json({"tokens": entries})
     else:
-        _print_table(told)
+        _print_tokens(entries)
 
 
-@token.command("revoke", cls=TokenCommand)
-@click.argument("name")
+@token.command("revoke")
+@click.argument("name", metavar="NAME")
 @file_option
 @json_option
 def revoke(name: str, file: Path, as_json: bool) -> None:
-    """Takes a token back, at once."""
+    """Revoke a token.
+
+    A running daemon refuses it from its next request on.
+    """
 
     def without_it(tokens: list[Token]) -> list[Token]:
         left = [other for other in tokens if other.name != name]
@@ -95,10 +116,13 @@ def revoke(name: str, file: Path, as_json: bool) -> None:
         return left
 
     change_tokens(file, without_it)
-    click.echo(json.dumps({"revoked": name, "file": str(file)}, indent=2) if as_json else f"{name} is taken back")
+    if as_json:
+        print_json({"revoked": name, "file": str(file)})
+    else:
+        click.echo(f"{name} is revoked")
 
 
-def _told(entry: Token) -> dict[str, Any]:
+def _fields(entry: Token) -> dict[str, Any]:
     expires = None if entry.expires is None else entry.expires.isoformat()
     return {
         "name": entry.name,
@@ -108,12 +132,9 @@ def _told(entry: Token) -> dict[str, Any]:
     }
 
 
-def _print_table(told: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("NAME", "SCOPE", "EXPIRES", box=None, pad_edge=False, header_style="bold")
-    for entry in told:
+def _print_tokens(entries: list[dict[str, Any]]) -> None:
+    rows = new_table("NAME", "SCOPE", "EXPIRES")
+    for entry in entries:
         expires = entry["expires"] or "never"
-        table.add_row(entry["name"], entry["scope"], f"{expires} (over)" if entry["has_expired"] else expires)
-    Console(highlight=False).print(table)
+        rows.add_row(entry["name"], entry["scope"], f"{expires} (expired)" if entry["has_expired"] else expires)
+    print_table(rows)

@@ -1,4 +1,4 @@
-"""The operator's commands: `pillion status`, `versions`, `stage`, `canary`, `shadow`, `switch`, `rollback`, `drain`. They ask the admin port."""
+"""`pillion status`, `versions`, `stage`, `switch`, `canary`, `shadow`, `rollback` and `drain`."""
 
 from __future__ import annotations
 
@@ -7,104 +7,153 @@ from typing import Any, Final
 
 import click
 
+from pillion.cli_support import examples, json_option, new_table, print_json, print_table, short_digest
 from pilliond.commands.options import (
     admin_option,
     client_of,
     command,
-    json_option,
+    optional_policy_argument,
+    optional_version_argument,
+    policy_argument,
     reason_option,
+    required_reason_option,
+    user_name,
+    version_argument,
     wait_option,
-    who,
-    why_option,
 )
-from pilliond.commands.output import print_json, print_table, show_operation, table
+from pilliond.commands.output import show_operation
 from pilliond.commands.shadow_tables import print_shadow
 
-_LOOK_S: Final = 0.05
+_POLL_S: Final = 0.05
 
 
 @command("status")
 @admin_option
 @json_option
 def status(admin: str, as_json: bool) -> None:
-    """Which version serves, which are loaded, who leases them, and what is under way."""
-    told = client_of(admin).policy()
+    """Show the stable version and the loaded versions.
+
+    It also shows how many episodes lease each version, the shadow, and the last operation.
+    """
+    state = client_of(admin).policy()
     if as_json:
-        print_json(told)
+        print_json(state)
     else:
-        _print_status(told)
+        _print_status(state)
 
 
 @command("versions")
-@click.argument("policy", default="")
+@optional_policy_argument
 @admin_option
 @json_option
 def versions(policy: str, admin: str, as_json: bool) -> None:
-    """The versions in the daemon's store, and what each is to it."""
+    """List versions and their state.
+
+    It lists the versions in the daemon's store, each with its role: stable, previous, the name of an arm, shadow,
+    evaluation, resident (loaded without a role) or stored.
+    """
     client = client_of(admin)
-    told = client.get(f"/v1/policies/{policy or client.policy()['policy']}/versions")
+    listed = client.get(f"/v1/policies/{policy or client.policy()['policy']}/versions")
     if as_json:
-        print_json(told)
+        print_json(listed)
     else:
-        _print_versions(told)
+        _print_versions(listed)
 
 
 @command("stage")
-@click.argument("policy")
-@click.argument("version")
+@policy_argument
+@version_argument
 @reason_option
 @wait_option
 @admin_option
 @json_option
 def stage(policy: str, version: str, reason: str, wait: bool, admin: str, as_json: bool) -> None:
-    """Tries a version and loads it beside the live one; it serves nobody yet."""
+    """Check a version and load it beside the stable one.
+
+    The version answers no episode until a switch or a canary routes episodes to it.
+    """
     client = client_of(admin)
-    begun = client.post(f"/v1/policies/{policy}/stage", {"version": version, "reason": reason, "by": who()})
+    begun = client.post(f"/v1/policies/{policy}/stage", {"version": version, "reason": reason, "by": user_name()})
     show_operation(client, begun, wait, as_json)
 
 
-@command("switch")
-@click.argument("policy")
-@click.argument("version")
-@why_option
+@command(
+    "switch",
+    epilog=examples(
+        "pillion switch walker 1.2.3 --reason 'passed the canary' --wait",
+        "pillion switch walker '>=1.2,<2' --reason 'newest 1.x'",
+    ),
+)
+@policy_argument
+@version_argument
+@required_reason_option
 @wait_option
 @admin_option
 @json_option
 def switch(policy: str, version: str, reason: str, wait: bool, admin: str, as_json: bool) -> None:
-    """Lets new episodes lease VERSION: 1.2.3, a range, an alias or sha256:…. Those under way go on as they began."""
+    """Switch new episodes to another version.
+
+    VERSION is 1.2.3, a range, an alias or sha256:DIGEST. Episodes under way end on the version that they began with.
+    """
     client = client_of(admin)
-    begun = client.post(f"/v1/policies/{policy}/switch", {"version": version, "reason": reason, "by": who()})
+    begun = client.post(f"/v1/policies/{policy}/switch", {"version": version, "reason": reason, "by": user_name()})
     show_operation(client, begun, wait, as_json)
 
 
-@command("canary")
-@click.argument("policy")
-@click.argument("version", default="")
-@click.option("--share", type=click.FloatRange(0.0, 1.0), required=True, help="Of new episodes; 0 ends it.")
-@why_option
+@command(
+    "canary",
+    epilog=examples(
+        "pillion canary walker 1.3.0 --share 0.05 --reason 'first 5 %' --wait",
+        "pillion canary walker --share 0 --reason 'end the canary'",
+    ),
+)
+@policy_argument
+@optional_version_argument
+@click.option(
+    "--share",
+    metavar="FRACTION",
+    type=click.FloatRange(0.0, 1.0),
+    required=True,
+    help="Fraction of new episodes, 0 to 1; 0 ends the canary.",
+)
+@required_reason_option
 @wait_option
 @admin_option
 @json_option
 def canary(policy: str, version: str, share: float, reason: str, wait: bool, admin: str, as_json: bool) -> None:
-    """Lets VERSION answer a share of the new episodes, by a hash of their seeds. Other arms and the shadow stay."""
+    """Route a share of new episodes to another version.
+
+    A hash of its seed decides which version an episode gets. Other arms and the shadow stay as they are.
+    """
     if share and not version:
         raise click.UsageError("expected VERSION, unless --share is 0")
     client = client_of(admin)
-    told = client.get(f"/v1/policies/{policy}")
-    arms = [arm for arm in told["route"] if arm["name"] != "canary"]
+    state = client.get(f"/v1/policies/{policy}")
+    arms = [arm for arm in state["route"] if arm["name"] != "canary"]
     if share:
         arms.insert(0, {"name": "canary", "version": version, "share": share})
-    body = {"arms": arms, "reason": reason, "by": who()}
+    body = {"arms": arms, "reason": reason, "by": user_name()}
     show_operation(client, client.put(f"/v1/policies/{policy}/route", body, client.tag), wait, as_json)
 
 
-@command("shadow")
-@click.argument("policy", default="")
-@click.argument("version", default="")
-@click.option(
-    "--share", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, help="Of the episodes. Default: all."
+@command(
+    "shadow",
+    epilog=examples(
+        "pillion shadow walker 1.3.0 --share 0.1 --reason 'compare before the canary' --wait",
+        "pillion shadow",
+        "pillion shadow walker --off --reason 'seen enough'",
+    ),
 )
-@click.option("--off", is_flag=True, help="End it.")
+@optional_policy_argument
+@optional_version_argument
+@click.option(
+    "--share",
+    metavar="FRACTION",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    default=1.0,
+    help="Fraction of the episodes, up to 1; default: all.",
+)
+@click.option("--off", is_flag=True, help="Stop the shadow.")
 @reason_option
 @wait_option
 @admin_option
@@ -112,37 +161,44 @@ def canary(policy: str, version: str, share: float, reason: str, wait: bool, adm
 def shadow(
     policy: str, version: str, share: float, off: bool, reason: str, wait: bool, admin: str, as_json: bool
 ) -> None:
-    """Runs VERSION on what the stable one is asked and answers nobody; without VERSION: tells how the two compare."""
+    """Compare a version with the stable one on live rows.
+
+    The shadow runs the observations that the stable version gets; its actions are compared and never sent. Without
+    VERSION, the command prints the comparison so far.
+    """
     client = client_of(admin)
     name = policy or client.policy()["policy"]
     if not version and not off:
-        told = client.get(f"/v1/policies/{name}/shadow")
+        report = client.get(f"/v1/policies/{name}/shadow")
         if as_json:
-            print_json(told)
+            print_json(report)
         else:
-            print_shadow(told)
+            print_shadow(report)
         return
     if not reason:
         raise click.UsageError("expected --reason")
     if version and off:
         raise click.UsageError("expected VERSION or --off")
-    told = client.get(f"/v1/policies/{name}")
-    body = {"arms": told["route"], "shadow": None if off else {"version": version, "share": share}}
-    begun = client.put(f"/v1/policies/{name}/route", {**body, "reason": reason, "by": who()}, client.tag)
+    state = client.get(f"/v1/policies/{name}")
+    body = {"arms": state["route"], "shadow": None if off else {"version": version, "share": share}}
+    begun = client.put(f"/v1/policies/{name}/route", {**body, "reason": reason, "by": user_name()}, client.tag)
     show_operation(client, begun, wait, as_json)
 
 
 @command("rollback")
-@click.argument("policy", default="")
-@why_option
+@optional_policy_argument
+@required_reason_option
 @wait_option
 @admin_option
 @json_option
 def rollback(policy: str, reason: str, wait: bool, admin: str, as_json: bool) -> None:
-    """Goes back to the version that served before, at once where it is still loaded."""
+    """Roll back to the previous version.
+
+    It takes effect at once if the previous version is still loaded.
+    """
     client = client_of(admin)
     name = policy or client.policy()["policy"]
-    begun = client.post(f"/v1/policies/{name}/rollback", {"reason": reason, "by": who()})
+    begun = client.post(f"/v1/policies/{name}/rollback", {"reason": reason, "by": user_name()})
     show_operation(client, begun, wait, as_json)
 
 
@@ -152,45 +208,48 @@ def rollback(policy: str, reason: str, wait: bool, admin: str, as_json: bool) ->
 @admin_option
 @json_option
 def drain(reason: str, wait: bool, admin: str, as_json: bool) -> None:
-    """Answers what has arrived, says goodbye to every session, and ends the daemon."""
+    """Answer pending requests, then stop the daemon.
+
+    Every session gets a goodbye message.
+    """
     client = client_of(admin)
-    told = client.post("/v1/drain", {"reason": reason, "by": who()})
+    answer = client.post("/v1/drain", {"reason": reason, "by": user_name()})
     while wait and client.is_there():
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     if as_json:
-        print_json({**told, "gone": wait})
+        print_json({**answer, "gone": wait})
     else:
-        click.echo("gone" if wait else "draining")
+        click.echo("stopped" if wait else "draining")
 
 
-def _print_status(told: dict[str, Any]) -> None:
-    rows = table("VERSION", "ROLE", "LEASES", "BATCH CERTIFICATE", "SIGNED BY", "DIGEST")
-    for version in told["resident"]:
+def _print_status(state: dict[str, Any]) -> None:
+    rows = new_table("VERSION", "ROLE", "LEASES", "BATCH CERTIFICATE", "SIGNED BY", "DIGEST")
+    for version in state["resident"]:
         certificate = version["certificate"]
         rows.add_row(
             version["version"],
             version["role"],
             str(version["leases"]),
-            certificate["batch"] if certificate else "not known",
+            certificate["batch"] if certificate else "unknown",
             ", ".join(version["signed_by"]) or "nobody",
-            version["digest"].removeprefix("sha256:")[:12],
+            short_digest(version["digest"]),
         )
-    follows = f", follows {told['follows']}" if told["follows"] else ""
-    click.echo(f"{told['policy']}: {told['phase']}, {told['sessions']} sessions{follows}")
+    follows = f", follows {state['follows']}" if state["follows"] else ""
+    click.echo(f"{state['policy']}: {state['phase']}, {state['sessions']} sessions{follows}")
     print_table(rows)
-    shadow = told["shadow"]
+    shadow = state["shadow"]
     if shadow:
         click.echo(f"shadow: {shadow['version']} beside {shadow['live']}, share {shadow['share']:g}, {shadow['state']}")
-    operation = told["operation"]
+    operation = state["operation"]
     if operation:
         error = f": {operation['error']}" if operation["error"] else ""
-        what = f"{operation['kind']} {operation['number']}: {operation['version']} by {operation['by']}"
-        click.echo(f"{what}, {operation['step']}{error}")
+        label = f"{operation['kind']} {operation['number']}: {operation['version']} by {operation['by']}"
+        click.echo(f"{label}, {operation['step']}{error}")
 
 
-def _print_versions(told: dict[str, Any]) -> None:
-    rows = table("VERSION", "ROLE", "ALIASES", "DIGEST")
-    for version in told["versions"]:
-        digest = version["digest"].removeprefix("sha256:")[:12]
-        rows.add_row(version["version"], version["role"], ", ".join(version["aliases"]), digest)
+def _print_versions(listed: dict[str, Any]) -> None:
+    rows = new_table("VERSION", "ROLE", "ALIASES", "DIGEST")
+    for version in listed["versions"]:
+        aliases = ", ".join(version["aliases"])
+        rows.add_row(version["version"], version["role"], aliases, short_digest(version["digest"]))
     print_table(rows)

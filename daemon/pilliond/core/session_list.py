@@ -1,4 +1,4 @@
-"""The list of sessions: what an operator is listed of each, a few at a time. Plain; it runs in the serving process."""
+"""Session summaries for `GET /v1/sessions`, paged. Runs in the serving process, so each page is small."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NANOSECONDS: Final = 1_000_000_000
 
 
 def list_sessions(sessions: Sessions, after: int, now_ns: int) -> tuple[list[SessionInfo], bool]:
-    """Some of the sessions that were opened after number `after`, oldest first, and whether there are no more."""
+    """Returns some sessions opened after number `after`, oldest first, and whether they are the last."""
     opened = sessions.opened()
     first = bisect_right(opened, after, key=_number)
     listed: list[SessionInfo] = []
-    handles = 0
+    groups = 0
     for session in opened[first : first + SESSIONS_PER_PIECE_MAX]:
-        handles += len(session.groups)
-        if listed and handles > EPISODE_GROUPS_PER_PIECE_MAX:
+        groups += len(session.groups)
+        if listed and groups > EPISODE_GROUPS_PER_PIECE_MAX:
             break
         listed.append(_info(sessions, session, now_ns))
     return listed, first + len(listed) >= len(opened)
@@ -40,7 +40,7 @@ def _info(sessions: Sessions, session: Session, now_ns: int) -> SessionInfo:
         carrier="zmq" if isinstance(session.peer, bytes) else "lane",
         version=session.version.identity.version,
         is_evaluation=session.is_evaluation,
-        handles=len(groups),
+        groups=len(groups),
         rows=sum(group.rows for group in groups),
         acts=session.acts_ended + sum(group.acts for group in groups),
         lock_step=session.lock_step,

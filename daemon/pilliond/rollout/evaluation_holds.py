@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Resolved
 from pillion_artifacts.store.evaluation_holds import EvaluationHold, end_hold, hold_version
 from pilliond.errors import SwitchError
-from pilliond.rollout.operation import Operation
+from pilliond.rollout.operation import Operation, Step
 from pilliond.rollout.releases import Releases
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.version_table import key_of
 
 _LOOK_S: Final = 0.5
 _DAEMON: Final = "pilliond"
@@ -24,7 +27,7 @@ _DAEMON: Final = "pilliond"
 class EvaluationHolds:
     """The evaluation holds of the policy that is served. Owns nothing; `run` ends those whose time is over."""
 
-    def __init__(self, supervisor: Supervisor, releases: Releases, log: Any) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases, log: FilteringBoundLogger) -> None:
         self._supervisor = supervisor
         self._releases = releases
         self._store = releases.store
@@ -51,13 +54,13 @@ class EvaluationHolds:
 
         Raises `BusyError`, `HoldExistsError` or `StoreError`; then there is none.
         """
-        self._releases.check_free()
+        self._releases.operations.check_free()
         until = datetime.now(UTC) + timedelta(seconds=ttl_s)
         before = self._holds.get(name)
         hold = await asyncio.to_thread(hold_version, self._store, target, name, until, by=by, reason=reason)
         self._holds[name] = hold
         try:
-            operation = self._releases.begin(
+            operation = self._releases.operations.begin(
                 "hold",
                 target,
                 by,
@@ -137,7 +140,7 @@ class EvaluationHolds:
         version = await self._releases.loaded(operation, target)
         if not self._is_current(hold):
             raise SwitchError("the hold was ended meanwhile")
-        operation.step = "holding"
+        operation.advance(Step.HOLDING)
         version_table = self._supervisor.version_table
         try:
             await self._apply()
@@ -159,7 +162,7 @@ class EvaluationHolds:
 
     async def _forget(self, hold: EvaluationHold) -> None:
         self._holds.pop(hold.name, None)
-        self._releases.revision += 1
+        self._releases.operations.count_change()
         try:
             await self._apply()
         except SwitchError:
@@ -190,4 +193,4 @@ class EvaluationHolds:
 
 
 def _key(hold: EvaluationHold) -> bytes:
-    return bytes.fromhex(hold.digest.removeprefix("sha256:"))
+    return key_of(hold.digest)

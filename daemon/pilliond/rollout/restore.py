@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Resolved, Store
 from pillion_artifacts.errors import StoreError
@@ -15,7 +16,7 @@ from pilliond.limits import ARMS_MAX
 from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings
 from pilliond.staging.preflight import admit
-from pilliond.supervision.version_table import VersionTable
+from pilliond.supervision.version_table import VersionTable, key_of
 from pilliond.traffic_split import Arm
 
 
@@ -44,7 +45,7 @@ class Restore:
     Golden pairs are run there before anybody is answered. What cannot be had is said in the log; the rest serves.
     """
 
-    def __init__(self, settings: Settings, version_table: VersionTable, log: Any) -> None:
+    def __init__(self, settings: Settings, version_table: VersionTable, log: FilteringBoundLogger) -> None:
         self._store = Store(Path(settings.store.path))
         self._trust = settings.trust
         self._version_table = version_table
@@ -80,7 +81,7 @@ class Restore:
 
     def _resident(self, digest: str, **what: str) -> SealedVersion | None:
         """The version with that digest, taken in where it is not there yet; None where it cannot be had."""
-        found = self._version_table.find(bytes.fromhex(digest.removeprefix("sha256:")))
+        found = self._version_table.find(key_of(digest))
         if found is not None:
             return found
         version = None

@@ -7,16 +7,21 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
+from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import Resolved
 from pillion_protocol import encode_spec
 from pilliond.errors import SwitchError
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.rollout.operation import Operation, Step
+from pilliond.rollout.route_keeper import RouteKeeper
 from pilliond.rollout.shadow_process import ShadowProcess
+from pilliond.rollout.stager import Stager
 from pilliond.settings.schema import Settings
 from pilliond.shadow.report import (
     ShadowReport,
@@ -27,15 +32,19 @@ from pilliond.shadow.report import (
     inference_of,
 )
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.version_table import key_of
 
 _LOOK_S: Final = 0.1
 _OURSELVES: Final = "pilliond"
 
-Note = Callable[[str, Resolved, str, str, str], Awaitable[None]]
-"""Writes into the audit log: action, version, the version it was compared with, who and why."""
+Stage = Callable[[Operation, Resolved], Awaitable[SealedVersion]]
+"""Stages a version for an operation; raises `SwitchError`."""
+
+ShadowWish = tuple[Resolved, float] | None
+"""The version that is to shadow, and its share of the live version's episodes; None: no version is to."""
 
 
-class Shadow(msgspec.Struct):
+class ShadowRun(msgspec.Struct):
     """One shadow: what it is of, for whom and why, and what became of it."""
 
     process: ShadowProcess
@@ -60,15 +69,22 @@ class Shadows:
     """
 
     def __init__(
-        self, settings: Settings, supervisor: Supervisor, log: Any, note: Note, on_end: Callable[[], None]
+        self,
+        settings: Settings,
+        supervisor: Supervisor,
+        stager: Stager,
+        keeper: RouteKeeper,
+        log: FilteringBoundLogger,
+        on_end: Callable[[], None],
     ) -> None:
-        self.current: Shadow | None = None
-        self._ended: Shadow | None = None
+        self.current: ShadowRun | None = None
+        self._ended: ShadowRun | None = None
         self._bounds = settings.shadow
         self._settings = settings
         self._supervisor = supervisor
+        self._stager = stager
+        self._keeper = keeper
         self._log = log
-        self._note = note
         self._on_end = on_end
         self._watcher: asyncio.Task[None] | None = None
         supervisor.on_serving = self._serve_again
@@ -76,7 +92,7 @@ class Shadows:
     # Looking
 
     @property
-    def last(self) -> Shadow | None:
+    def last(self) -> ShadowRun | None:
         """The one that runs, else the one that ran last."""
         return self.current or self._ended
 
@@ -113,7 +129,7 @@ class Shadows:
             inference=inference_of(counts),
         )
 
-    def state(self, shadow: Shadow) -> ShadowState:
+    def state(self, shadow: ShadowRun) -> ShadowState:
         """Where it is."""
         if shadow is not self.current:
             return ShadowState.ENDED
@@ -122,8 +138,28 @@ class Shadows:
 
     # Changing
 
-    async def prepare(self, version: SealedVersion, share: float) -> ShadowProcess:
-        """A process that is ready to shadow the stable version, of a version that it takes over; raises `SwitchError`."""
+    async def prepare(self, operation: Operation, wish: ShadowWish | UnsetType, stage: Stage) -> ShadowProcess | None:
+        """Returns a process that is ready to shadow the stable version as wished; raises `SwitchError`.
+
+        None where no version is to shadow, where nothing is wished, or where the wish is what runs. A version that is not
+        loaded is staged first. The caller owns the process.
+        """
+        if wish is UNSET or wish is None:
+            return None
+        target, share = wish
+        current = self.current
+        if current is not None and (current.digest, current.process.share) == (target.digest, share):
+            return None
+        loaded = self._supervisor.version_table.find(key_of(target.digest))
+        if loaded is None:
+            version = await stage(operation, target)
+        else:
+            version = loaded.copy(await self._stager.lock(target))
+        operation.advance(Step.STARTING_SHADOW)
+        return await self._start(version, share)
+
+    async def _start(self, version: SealedVersion, share: float) -> ShadowProcess:
+        """Takes over `version`."""
         process = ShadowProcess(self._settings, version, share)
         try:
             live = self._supervisor.stable
@@ -138,7 +174,7 @@ class Shadows:
         """Gives it the rows of the stable version, in the place of the shadow before; raises `SwitchError`."""
         await self.end(f"{process.version.version} takes its place", by)
         live, version = self._supervisor.stable, process.version
-        shadow = Shadow(
+        shadow = ShadowRun(
             process, live, by, reason, _now(), time.monotonic_ns(), version.policy, version.version, version.digest,
             live.version,
         )  # fmt: skip
@@ -150,8 +186,8 @@ class Shadows:
         self.current = shadow
         self._watcher = asyncio.create_task(self._watch(shadow))
         self._log.info("shadow_begun", **_for_log(shadow), share=process.share, by=by, reason=reason)
-        said = f"begun at share {process.share:g}: {reason}".rstrip(": ")
-        await self._note("shadow", _resolved(shadow), live.version, by, said)
+        summary = f"begun at share {process.share:g}: {reason}".rstrip(": ")
+        await self._keeper.note("shadow", _resolved(shadow), live.version, by, summary)
 
     async def end(self, why: str, by: str = _OURSELVES) -> None:
         """Ends the shadow that runs, if one does."""
@@ -172,7 +208,7 @@ class Shadows:
         rows = shadow.process.counts.cells[cell.ROWS]
         log = self._log.warning if by == _OURSELVES else self._log.info
         log("shadow_ended", **_for_log(shadow), by=by, reason=why, rows=rows)
-        await self._note("shadow", _resolved(shadow), shadow.live_version, by, f"ended after {rows} rows: {why}")
+        await self._keeper.note("shadow", _resolved(shadow), shadow.live_version, by, f"ended after {rows} rows: {why}")
 
     async def close(self, why: str) -> None:
         """Ends what runs; nothing is left of it but its report."""
@@ -182,7 +218,7 @@ class Shadows:
 
     # Watching
 
-    async def _watch(self, shadow: Shadow) -> None:
+    async def _watch(self, shadow: ShadowRun) -> None:
         """Ends the shadow where its process ends, hangs, or another version has become stable."""
         gone = asyncio.create_task(shadow.process.ended())
         try:
@@ -200,7 +236,7 @@ class Shadows:
             with contextlib.suppress(asyncio.CancelledError):
                 await gone
 
-    def _silent_s(self, shadow: Shadow) -> float:
+    def _silent_s(self, shadow: ShadowRun) -> float:
         looked_ns = shadow.process.counts.cells[cell.LOOKED_AT_NS]
         return (time.monotonic_ns() - max(looked_ns, shadow.began_ns)) / 1e9
 
@@ -227,11 +263,11 @@ def check_comparable(version: SealedVersion, live: SealedVersion) -> None:
         raise SwitchError(f"shadow {version.version}: expected a version that can draw actions, as {live.version} does")
 
 
-def _resolved(shadow: Shadow) -> Resolved:
+def _resolved(shadow: ShadowRun) -> Resolved:
     return Resolved(shadow.policy, shadow.version, shadow.digest)
 
 
-def _for_log(shadow: Shadow) -> dict[str, Any]:
+def _for_log(shadow: ShadowRun) -> dict[str, str]:
     return {"policy": f"{shadow.policy}@{shadow.version}", "live": shadow.live_version}
 
 

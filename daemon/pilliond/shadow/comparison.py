@@ -12,7 +12,8 @@ from pillion_artifacts.card.model_card import Tolerance
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.interface import Array
 from pilliond.ipc import shadow_page as cell
-from pilliond.ipc.shadow_page import DISTANCE_BUCKETS, OUTPUTS, OUTPUTS_MAX, ShadowPage
+from pilliond.ipc.shadow_page import DISTANCE_BUCKETS, OUTPUTS, ShadowPage
+from pilliond.limits import SHADOW_OUTPUTS_MAX
 from pilliond.versions.loaded_version import ACTION
 
 _EDGES: Final = np.array(DISTANCE_BUCKETS)
@@ -32,7 +33,7 @@ class Comparison:
     """
 
     def __init__(self, spec: Spec, tolerance: Tolerance, distance_max: float, page: ShadowPage) -> None:
-        self._outputs = spec.outputs[:OUTPUTS_MAX]
+        self._outputs = spec.outputs[:SHADOW_OUTPUTS_MAX]
         self._tolerance = tolerance
         self._distance_max = distance_max
         self._page = page

@@ -11,7 +11,8 @@ import numpy as np
 from pillion_protocol import Spec
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
-from pilliond.ipc.shadow_page import DISTANCE_BUCKETS, OUTPUTS, OUTPUTS_MAX, ShadowCounts
+from pilliond.ipc.shadow_page import DISTANCE_BUCKETS, OUTPUTS, ShadowCounts
+from pilliond.limits import SHADOW_OUTPUTS_MAX
 from pilliond.shadow.comparison import is_continuous
 from pilliond.versions.loaded_version import ACTION
 
@@ -95,7 +96,7 @@ def compared_outputs(counts: ShadowCounts, spec: Spec) -> list[Compared]:
     """Every output of the compared rows, in the order of the spec."""
     rows = counts.cells[cell.ROWS]
     compared = []
-    for index, tensor in enumerate(spec.outputs[:OUTPUTS_MAX]):
+    for index, tensor in enumerate(spec.outputs[:SHADOW_OUTPUTS_MAX]):
         first = OUTPUTS + 3 * index
         has_distance = is_continuous(tensor) and rows > 0
         greatest = counts.numbers[first + 2]

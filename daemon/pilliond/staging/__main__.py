@@ -53,22 +53,22 @@ def stage(end: socket.socket, order: StageRequest) -> tuple[Staged, list[int]]:
     from pilliond.errors import BadPolicyError
     from pilliond.ipc import staging_channel
     from pilliond.ipc.sealed_version import seal
-    from pilliond.ipc.staging_channel import Staged, StageStep
+    from pilliond.ipc.staging_channel import Staged, StageStep, StagingStep
     from pilliond.staging.preflight import admit
     from pilliond.versions.loader import build_version, read_descriptor
 
-    def say(step: str) -> None:
+    def report(step: StagingStep) -> None:
         staging_channel.send(end, StageStep(step))
 
-    say("verifying")
+    report(StagingStep.VERIFYING)
     resolved = Resolved(order.policy, order.version, order.digest)
     artifact, signed_by = admit(Store(Path(order.store)), resolved, order.trust)
-    say("loading, warming and running the golden pairs")
+    report(StagingStep.TRYING)
     sealed = seal(artifact)
     golden = read_descriptor(sealed.golden_descriptor) if sealed.golden_descriptor >= 0 else None
     model = read_descriptor(sealed.model_descriptor)
     version = build_version(sealed.order(), model, golden, order.rows_max, order.engine)
-    say("certifying")
+    report(StagingStep.CERTIFYING)
     observations: Arrays | None = None if golden is None else decode_golden(golden).inputs
     certificate = certify(version.engine, version.spec, artifact.card.state, observations, order.rows_max)
     if shortfall := certificate.shortfall(order.certificate):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from structlog.typing import FilteringBoundLogger
 
 from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, SwitchError
 from pilliond.ipc import control_channel as channel
@@ -78,7 +79,7 @@ class Supervisor:
     stable version, its arms and what is held for evaluations; after starts that failed, with the stable version alone.
     """
 
-    def __init__(self, settings: Settings, stable: SealedVersion, spawner: Spawner, log: Any) -> None:
+    def __init__(self, settings: Settings, stable: SealedVersion, spawner: Spawner, log: FilteringBoundLogger) -> None:
         self.version_table = VersionTable(stable)
         self.starts = 0
         self.ready: Ready | None = None

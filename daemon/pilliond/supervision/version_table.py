@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from pillion_artifacts import Resolved
 from pilliond.errors import SwitchError
 from pilliond.ipc.batch_certificate import Certificate
-from pilliond.ipc.metrics_page import VERSION_CELLS_MAX
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.limits import VERSION_CELLS_MAX
 from pilliond.traffic_split import Arm
+
+
+def key_of(digest: str) -> bytes:
+    """Returns the key of a version in the table and in messages, of its digest as text (`sha256:` and 64 hexadecimal digits)."""
+    return bytes.fromhex(digest.removeprefix("sha256:"))
+
+
+def resolved(version: SealedVersion) -> Resolved:
+    """Returns the name of a version, as the store resolves it."""
+    return Resolved(version.policy, version.version, version.digest)
 
 
 class VersionTable:

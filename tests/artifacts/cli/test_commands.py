@@ -212,12 +212,6 @@ def test_each_shell_gets_its_completion(shell: str, mark: str) -> None:
     assert f"_PILLION_COMPLETE={shell}_complete" in result.stdout
 
 
-def test_the_help_of_every_command_says_what_it_does() -> None:
-    for name, command in artifact.commands.items():
-        assert command.help, name
-        assert command.short_help, name
-
-
 def readme_commands() -> list[str]:
     """Every command line of `artifacts/README.md`, in its order."""
     text = (ROOT / "artifacts" / "README.md").read_text()

@@ -9,7 +9,7 @@ import sys
 from tests.terminal import on_a_terminal
 
 LONG_WORK = (
-    "from pillion_artifacts.cli.progress import LONG_BYTES, bytes_bar\n"
+    "from pillion_artifacts.cli.progress import bytes_bar\n"
     "import sys, time\n"
     "with bytes_bar('verifying 2 versions', int(sys.argv[1])) as progress:\n"
     "    for _ in range(4):\n"

@@ -8,8 +8,7 @@ import pytest
 
 from pillion_bench.measurements.frame_tables import print_frames
 from pillion_bench.measurements.frames import FrameOptions
-from pillion_protocol.lane import TENSOR_BYTES_MAX
-from pillion_protocol.slots import SLOT_BYTES_MIN
+from pillion_protocol.limits import SLOT_BYTES_MIN, TENSOR_BYTES_MAX
 from tests.bench.conftest import report_of
 
 

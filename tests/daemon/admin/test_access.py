@@ -34,6 +34,7 @@ from pilliond.supervision.supervisor import Supervisor
 from tests.conftest import StartDaemon
 from tests.daemon.support.other_users import GROUP, OUTSIDER, as_user
 from tests.daemon.support.tokens import Answer, another_address, asked, make_token, make_tokens
+from tests.docs.pages import OPERATING
 from tests.harness import STORE, Daemon, UnixConnection, copy_examples
 
 POLICY = "lunar-lander"
@@ -391,7 +392,7 @@ def test_the_audit_log_says_who_asked_and_not_only_who_they_say_they_are(
 
 
 def test_prometheus_takes_the_scrape_settings_of_the_page(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[3] / "daemon" / "README.md").read_text()
+    text = OPERATING.read_text()
     (settings,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     if shutil.which("promtool") is None:
         message = "promtool is not installed: apt-get install prometheus"

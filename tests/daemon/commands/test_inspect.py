@@ -63,9 +63,9 @@ def test_every_session_is_told_of_with_what_it_does(daemon: Daemon) -> None:
             True,
             "error",
         )
-        assert (mine["handles"], mine["rows"], mine["acts"]) == (1, 3, 4)
+        assert (mine["groups"], mine["rows"], mine["acts"]) == (1, 3, 4)
         assert (other["carrier"], other["lock_step"], other["fallback"]) == ("zmq", False, "zeros")
-        assert (other["handles"], other["rows"], other["acts"]) == (0, 0, 1)
+        assert (other["groups"], other["rows"], other["acts"]) == (0, 0, 1)
         assert mine["id"] < other["id"]
         assert all(session["idle_s"] >= 0 and not session["is_evaluation"] for session in told["sessions"])
         table = pillion_command(daemon, "sessions").stdout
@@ -94,7 +94,7 @@ def test_many_sessions_are_told_of_page_by_page_without_one_left_out(daemon: Dae
             after = page["next"]
         numbers = [session["id"] for session in paged]
         assert numbers == sorted(set(numbers)) == [session["id"] for session in whole["sessions"]]
-        assert [session["handles"] for session in paged].count(1) == 1
+        assert [session["groups"] for session in paged].count(1) == 1
         result = pillion_command(daemon, "sessions", "--limit", "20")
         assert result.stdout.splitlines()[-1] == f"there are more: --after {numbers[19]}"
 
@@ -123,7 +123,7 @@ def test_a_log_that_was_tampered_with_is_told_of(daemon: Daemon, store: Store) -
     path.write_text(path.read_text().replace('"reason":"the first"', '"reason":"the last!"'))
     assert "was changed after it was written" in said(daemon, "audit")["faults"][0]
     lines = pillion_command(daemon, "audit").stdout.splitlines()
-    assert lines[-1].startswith("the log is not as it was written: ")
+    assert lines[-1].startswith("the log is not intact: ")
 
 
 # Warming up

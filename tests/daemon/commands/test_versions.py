@@ -20,7 +20,8 @@ from pillion_artifacts import Store
 from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, START_S_MAX, Daemon
+from tests.docs.pages import OPERATING
+from tests.harness import START_S_MAX, Daemon
 from tests.terminal import on_a_terminal
 
 
@@ -145,8 +146,8 @@ def test_drain_with_wait_returns_when_the_daemon_is_gone(daemon: Daemon) -> None
     assert "is pilliond running?" in result.stderr
 
 
-def test_every_operators_command_of_the_readme_is_one(daemon: Daemon) -> None:
-    text = (ROOT / "daemon" / "README.md").read_text()
+def test_every_operators_command_of_the_page_is_one(daemon: Daemon) -> None:
+    text = OPERATING.read_text()
     lines = [
         line
         for line in re.findall(r"^\.venv/bin/pillion (.*)$", text, re.MULTILINE)

@@ -81,7 +81,7 @@ def test_an_episode_goes_on_with_its_state_after_a_switch_and_a_new_one_begins_a
     ]  # fmt: skip
 
 
-def test_a_handle_that_goes_over_begins_at_zero(board: SummingBoard) -> None:
+def test_a_group_that_goes_over_begins_at_zero(board: SummingBoard) -> None:
     begun = board.begin(board.open(), 1)
     board.numbers(begun, 2)
     board.switch(1)
@@ -177,7 +177,7 @@ def test_a_version_that_went_gives_its_memory_back_though_rows_carried_its_state
     assert engine() is None
 
 
-def test_handles_of_a_version_share_its_batches_beside_one_whose_rows_differ() -> None:
+def test_groups_of_a_version_share_its_batches_beside_one_whose_rows_differ() -> None:
     board = SummingBoard(limits=ServingLimits(rows_max=8, queue_rows_max=16))
     welcome = board.open()
     mixed, plain = board.begin(welcome, 1, rows=2), board.begin(welcome, 2)

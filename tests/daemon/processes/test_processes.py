@@ -252,7 +252,7 @@ def test_sigterm_drains_says_goodbye_and_exits_0(start_daemon: StartDaemon) -> N
         episode.act(OBSERVATION)
         serving_pid = daemon.serving_pid
         assert daemon.stop() == 0
-        with pytest.raises(pillion.EpisodeLostError, match="goodbye"):
+        with pytest.raises(pillion.EpisodeLostError, match="the daemon ended the session"):
             episode.act(OBSERVATION)
     wait_until_gone(serving_pid)
 
@@ -282,12 +282,12 @@ def test_the_serving_process_dies_with_its_parent(start_daemon: StartDaemon) -> 
 def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from pilliond import channel, serving\n"
-        "from pilliond.ipc.control_channel import Drain\n"
+        "from pilliond.ipc import control_channel as channel\n"
+        "from pilliond.serving import __main__ as serving\n"
         "from tests.daemon.support.assignment import assigned\n"
         "end, serving_end = channel.make_channel()\n"
         "channel.send(end, assigned(sys.argv[1]))\n"
-        "serving.ServingLoop.turn = lambda self, ready: 1 / 0\n"
+        "serving.ServingLoop.run_once = lambda self, ready: 1 / 0\n"
         "sys.argv[1] = str(serving_end.detach())\n"
         "sys.exit(serving.main())\n"
     )

@@ -122,8 +122,8 @@ def test_acts_of_one_batch_stay_together_and_say_which_of_them_were_drawn() -> N
 
 def test_rows_that_a_client_changed_after_they_were_answered_are_not_taken() -> None:
     bench = TappedBench()
-    area = SlotRegion(bench.version.slot_layout(1), bench.version, 1)
-    slot = area.slots[0]
+    region = SlotRegion(bench.version.slot_layout(1), bench.version, 1)
+    slot = region.slots[0]
     (session,) = bench.sessions._sessions.values()
     group = EpisodeGroup(1, session, 7, bench.version, [1])
     group.sequence = group.last_sequence = group.acts = 1
@@ -135,7 +135,7 @@ def test_rows_that_a_client_changed_after_they_were_answered_are_not_taken() -> 
     write_generation(slot.view, 0, 5)
     bench.tap.take(bench.version, [group], slot)
     assert bench.read()[1] == 2.0
-    area.revoke()
+    region.revoke()
 
 
 def test_what_is_no_batch_is_refused() -> None:

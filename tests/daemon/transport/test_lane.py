@@ -17,7 +17,8 @@ import pytest
 import pillion
 from pillion_bench.roles.virtual_users import SessionSwarm
 from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, Ping, Welcome, decode, encode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
 from tests.harness import WAIT_S_MAX, Daemon
 
@@ -237,7 +238,7 @@ def test_over_the_lane_too_an_episode_is_lost_with_its_daemon_and_a_new_one_begi
         episode = session.begin()
         episode.act(OBSERVATION)
         assert daemon.stop() == 0
-        with pytest.raises(pillion.EpisodeLostError, match="goodbye"):
+        with pytest.raises(pillion.EpisodeLostError, match="the daemon ended the session"):
             episode.act(OBSERVATION)
     assert not path.exists()
 
@@ -250,7 +251,7 @@ def test_connecting_to_nobody_over_the_lane_ends(tmp_path: Path) -> None:
 async def test_acts_of_both_carriers_in_one_batch_are_all_answered(start_daemon: StartDaemon, short_path: Path) -> None:
     import asyncio
 
-    # A batch that waits for every lock-step handle is run by whichever carrier brings the last act.
+    # A batch that waits for every lock-step group is run by whichever carrier brings the last act.
     daemon = start_daemon(
         listen=[f"lane://{short_path}/mixed.sock", f"ipc://{short_path}/mixed-zmq.sock"],
         settings={"limits__batch_wait_us_max": 20_000},

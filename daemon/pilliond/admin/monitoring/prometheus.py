@@ -95,11 +95,11 @@ class PageCollector(Collector):
         held = len(self._supervisor.version_table.held)
         yield GaugeMetricFamily("pillion_held_versions", "Versions that are held for evaluations.", value=held)
         switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks by what became of them.", labels=["outcome"])  # fmt: skip
-        for outcome, count in releases.switches.items():
+        for outcome, count in releases.operations.switches.items():
             switches.add_metric([outcome.value], count)
         yield switches
         taken = CounterMetricFamily("pillion_auto_rollbacks", "Versions taken back by the bound that they crossed.", labels=["reason"])  # fmt: skip
-        for reason, count in releases.auto_rollbacks.items():
+        for reason, count in releases.guardrails.auto_rollbacks.items():
             taken.add_metric([reason], count)
         yield taken
         if releases.stager.swap_impact is not None:

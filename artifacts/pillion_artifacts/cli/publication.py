@@ -1,15 +1,14 @@
-"""`pillion artifact publish` and `migrate`: from a file or folder to a version, with what was done told in between."""
+"""From a file or folder to a published version, and from a card of any schema to the current one."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pillion.cli_support import spinner
 from pillion_artifacts.card.layers import MODEL_NAME
 from pillion_artifacts.card.model_card import SCHEMA, schema_of
 from pillion_artifacts.card.yaml_card import migrate_card
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Published(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A version that was published, and how well it agrees with the source that it was made of, where there is one."""
+    """A published version, and for a converted file how well the model agrees with it."""
 
     policy: str
     version: str
@@ -39,11 +38,11 @@ class Published(msgspec.Struct, frozen=True, omit_defaults=True):
             return line
         worst = ", ".join(f"{name} {value:.1e}" for name, value in self.parity["differences"].items())
         rows, origin = self.parity["rows"], self.parity["observations"]
-        return f"{line}\nacts as its source on {rows} observations ({origin}); greatest differences: {worst}"
+        return f"{line}\nacts as its source does on {rows} observations ({origin}); greatest differences: {worst}"
 
 
 class Migrated(msgspec.Struct, frozen=True):
-    """A card in the schema of today."""
+    """A card in the current schema."""
 
     was: int | None
     schema: int
@@ -51,14 +50,14 @@ class Migrated(msgspec.Struct, frozen=True):
 
 
 def publish_source(store: Store, source: Path, name: str, options: dict[str, Any], by: str, reason: str) -> Published:
-    """Publishes a folder, or what an importer makes of a file; `options` are those of `publishing.sources.Options`.
+    """Publishes a folder, or a file after converting it; `options` are those of `publishing.sources.Options`.
 
     Raises `ArtifactError`.
     """
     policy, version = parse_name(name)
     if source.is_dir():
         return _publish_folder(store, source, policy, version, by, reason)
-    with tempfile.TemporaryDirectory(prefix="pillion-") as folder, _waiting(f"importing {source.name}"):
+    with tempfile.TemporaryDirectory(prefix="pillion-") as folder, spinner(f"importing {source.name}"):
         report = _import(source, Path(folder), policy, version, options)
         published = _publish_folder(store, Path(folder), policy, version, by, reason)
     return msgspec.structs.replace(published, parity=_parity(report))
@@ -77,7 +76,7 @@ def _import(source: Path, folder: Path, policy: str, version: str, options: dict
 
 
 def migrate_file(card: Path, out: Path | None) -> Migrated:
-    """Reads a card of any schema and writes it in that of today, to `out` where it is given; raises `ArtifactError`."""
+    """Converts a card of any schema to the current one, and writes it to `out` if given. Raises `ArtifactError`."""
     data = read_file(card, CARD_BYTES_MAX)
     text = migrate_card(data)
     if out is not None:
@@ -100,16 +99,3 @@ def _parity(report: PublishReport) -> dict[str, Any]:
         "golden_rows": report.golden_rows,
         "differences": report.differences,
     }
-
-
-@contextmanager
-def _waiting(what: str) -> Iterator[None]:
-    """Shows on a terminal that something is going on: torch alone takes seconds to be imported."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield

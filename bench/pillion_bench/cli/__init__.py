@@ -1,0 +1,1 @@
+"""`pillion bench`: its commands. Nothing else imports this room."""

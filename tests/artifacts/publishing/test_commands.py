@@ -1,4 +1,4 @@
-"""`pillion artifact publish` and `migrate` as they are typed; the README of publishing is typed here."""
+"""`pillion artifact publish` and `migrate` as commands, including every command of publishing's README."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
         shutil.copy(file, tmp_path)
     shutil.copy(CARDS / "schema-1.yaml", tmp_path / "model_card.yaml")
     (commands,) = blocks("sh")
-    said = []
+    outputs = []
     for line in commands.splitlines():
         result = pillion(*shlex.split(line)[1:], cwd=tmp_path)
         assert (result.returncode, result.stderr) == (0, ""), (line, result.stderr)
-        said.append(result.stdout)
-    assert "acts as its source on" in said[0]
-    assert "(LunarLander-v3)" in said[0]
-    assert json.loads(said[3])["intact"] is True
+        outputs.append(result.stdout)
+    assert "acts as its source on" in outputs[0]
+    assert "(LunarLander-v3)" in outputs[0]
+    assert json.loads(outputs[3])["intact"] is True
     assert Store(tmp_path / "policies").policies() == ["go1", "lunar-ppo", "pendulum"]
     assert Store(tmp_path / "policies").load("go1").card.licence == "Apache-2.0"
     assert parse_card((tmp_path / "new_card.yaml").read_bytes()).name == "old-driver"
@@ -120,7 +120,7 @@ def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path)
     trap.check()
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
     result = pillion("artifact", "publish", "nothing.onnx", "nothing@v1.0.0", "--store", "store", cwd=tmp_path)
     assert result.returncode == 65
     assert result.stderr.startswith(

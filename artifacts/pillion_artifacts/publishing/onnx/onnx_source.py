@@ -12,7 +12,7 @@ from onnx import helper
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.limits import PROVEN_ROWS
+from pillion_artifacts.limits import PROOF_BATCHES
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import NO_LICENCE, Details, Draft, tool_versions
 from pillion_artifacts.publishing.common.observations import draw_observations
@@ -205,4 +205,4 @@ def _derived_card(model: onnx.ModelProto, details: Details, what: str) -> ModelC
 
 def _prove(before: OnnxModel, after: OnnxModel, batch: int, card: ModelCard) -> None:
     tensors = [*card.observation, *(TensorCard(part.name, part.dtype, part.shape) for part in card.state)]
-    prove_free_batch(before, after, batch, draw_observations(tensors, batch * PROVEN_ROWS))
+    prove_free_batch(before, after, batch, draw_observations(tensors, batch * PROOF_BATCHES))

@@ -21,7 +21,7 @@ import pillion
 from pilliond.settings import Settings, load_settings
 from tests.conftest import StartDaemon
 from tests.daemon.tokens import make_token
-from tests.harness import Daemon
+from tests.harness import START_S_MAX, Daemon
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         finally:
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(START_S_MAX) == 0
 
 
 def act_everywhere(ready: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_ask_how_
         assert [address.partition(":")[0] for address in ready["listen"]] == ["lane", "ipc", "tcp"]
         act_everywhere(ready)
         curl = shlex.split(ask.replace("http://127.0.0.1:9475", ready["admin"][-1]))
-        came = subprocess.run(curl, capture_output=True, text=True, timeout=30, check=True)
+        came = subprocess.run(curl, capture_output=True, text=True, timeout=START_S_MAX, check=True)
         assert json.loads(came.stdout)["phase"] == "ready"
 
 
@@ -101,7 +101,7 @@ def test_the_examples_of_the_kserve_section_get_their_answers(
     def answered(command: str) -> dict[str, Any]:
         command = command.replace("http://127.0.0.1:9475", daemon.tcp_admin)
         command = command.replace("$XDG_RUNTIME_DIR/pillion/admin.sock", daemon.admin.removeprefix("unix://"))
-        came = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=30, check=True)
+        came = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=START_S_MAX, check=True)
         told: dict[str, Any] = json.loads(came.stdout)
         return told
 
@@ -116,7 +116,7 @@ def test_the_examples_of_the_kserve_section_get_their_answers(
     guarded = start_daemon(settings={"admin__tokens_file": tmp_path / "tokens"})
     code = code.replace("127.0.0.1:9475", guarded.tcp_admin.removeprefix("http://"))
     came = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=2 * START_S_MAX, check=False, cwd=tmp_path
     )
     assert (came.returncode, came.stderr) == (0, "")
     assert re.fullmatch(r"\[[0-3] [0-3]\] 1\.0\.0\n", came.stdout)

@@ -20,7 +20,7 @@ import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.leases import leased_digests
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
+from tests.harness import ROOT, START_S_MAX, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
 
 OBSERVATION = np.zeros(8, np.float32)
 RESIDENT_BYTES_MAX = 250 * 1024 * 1024
@@ -29,7 +29,11 @@ RESIDENT_BYTES_MAX = 250 * 1024 * 1024
 def pilliond(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A daemon that is expected to end by itself."""
     return subprocess.run(
-        [sys.executable, "-m", "pilliond", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "pilliond", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=2 * START_S_MAX,
+        check=False,
     )
 
 
@@ -291,7 +295,7 @@ def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(
         "sys.exit(serving.main())\n"
     )
     command = [sys.executable, "-c", script, f"lane://{tmp_path}/lane.sock"]
-    came = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    came = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False, cwd=ROOT)
     assert came.returncode == os.EX_SOFTWARE
     assert "ZeroDivisionError" in came.stderr
 
@@ -304,7 +308,7 @@ def test_a_killed_client_leaves_no_session_behind(start_daemon: StartDaemon) -> 
         "session.begin().act(numpy.zeros(8, 'float32'))\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", script, daemon.address], check=False, timeout=30)
+    subprocess.run([sys.executable, "-c", script, daemon.address], check=False, timeout=START_S_MAX)
     deadline_s = time.monotonic() + 3 * WAIT_S_MAX
     while daemon.metric("pillion_sessions_dropped_total") < 1:
         assert time.monotonic() < deadline_s, daemon.health()

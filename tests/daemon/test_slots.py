@@ -19,7 +19,7 @@ from pillion_protocol import Action, Error
 from pillion_protocol.lane import PACKET_BYTES_MAX, pack
 from tests.conftest import StartDaemon
 from tests.daemon.raw_lane import RawLane
-from tests.harness import STORE, WAIT_S_MAX, Daemon, running
+from tests.harness import START_S_MAX, STORE, WAIT_S_MAX, Daemon, running
 
 PIXELS = np.random.default_rng(3).integers(0, 255, (4, 84, 84), np.uint8)
 
@@ -147,7 +147,7 @@ def test_slots_end_with_their_handle_their_connection_and_a_killed_client(pixel_
         "os.kill(os.getpid(), 9)\n"
     )
     for _ in range(3):
-        subprocess.run([sys.executable, "-c", script, pixel_daemon.address], check=False, timeout=30)
+        subprocess.run([sys.executable, "-c", script, pixel_daemon.address], check=False, timeout=START_S_MAX)
     wait_for_no_memfd(pixel_daemon)
 
 

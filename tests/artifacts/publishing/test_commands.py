@@ -19,7 +19,7 @@ from pillion_artifacts import Store, parse_card
 from pillion_artifacts.card.yaml_card import dump_card
 from tests.artifacts.publishing.test_inert_pickle import Trap
 from tests.artifacts.support.policy_sources import real_policies
-from tests.harness import ROOT, STORE, blob_of
+from tests.harness import COMMAND_S_MAX, ROOT, STORE, blob_of
 
 README = (ROOT / "artifacts" / "pillion_artifacts" / "publishing" / "README.md").read_text()
 CARDS = ROOT / "tests" / "artifacts" / "card" / "cards"
@@ -27,7 +27,7 @@ CARDS = ROOT / "tests" / "artifacts" / "card" / "cards"
 
 def pillion(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "pillion"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S_MAX, check=False, cwd=cwd)
 
 
 def blocks(language: str) -> list[str]:
@@ -63,7 +63,12 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
 def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     (example,) = blocks("python")
     result = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S_MAX,
+        check=False,
+        cwd=tmp_path,
     )
     assert (result.returncode, result.stdout[:5]) == (0, "256 {"), result.stderr
     folder = pillion("artifact", "publish", "balance", "balance@v1.0.0", "--store", "store", "--json", cwd=tmp_path)

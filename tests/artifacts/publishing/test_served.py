@@ -159,7 +159,9 @@ def _pilliond(root: Path) -> subprocess.CompletedProcess[str]:
     """A daemon that is expected to end by itself."""
     command = [sys.executable, "-m", "pilliond", "--store", str(root), "--policy", "made-here", "--admin", ""]
     listen = f"ipc://{root}/zmq.sock"
-    return subprocess.run([*command, "--listen", listen], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [*command, "--listen", listen], capture_output=True, text=True, timeout=2 * START_S_MAX, check=False
+    )
 
 
 def _lander(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pilliond.admin.http.endpoints import Endpoint, Scope
 from pilliond.admin.http.openapi import describe
 from tests.docs.pages import REFERENCE, commands, names, rows
-from tests.harness import ROOT, Daemon
+from tests.harness import ROOT, START_S_MAX, Daemon
 
 FILE = ROOT / "daemon" / "openapi.json"
 
@@ -47,7 +47,7 @@ def test_the_file_in_the_repository_is_what_the_command_of_the_reference_makes(d
     (command,) = [command for command in commands(REFERENCE) if command.endswith("-o daemon/openapi.json")]
     made = tmp_path / "openapi.json"
     words = command.replace("http://127.0.0.1:9475", daemon.tcp_admin).replace("daemon/openapi.json", str(made))
-    subprocess.run(shlex.split(words), timeout=30, check=True)
+    subprocess.run(shlex.split(words), timeout=START_S_MAX, check=True)
     assert FILE.read_text() == made.read_text(), f"an endpoint has changed: {command}"
 
 

@@ -21,7 +21,7 @@ from pillion_artifacts import Store
 from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
+from tests.harness import ROOT, START_S_MAX, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
 
 OBSERVATION = np.zeros(8, np.float32)
 RESIDENT_BYTES_MAX = 250 * 1024 * 1024
@@ -30,7 +30,11 @@ RESIDENT_BYTES_MAX = 250 * 1024 * 1024
 def pilliond(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a daemon that is expected to end by itself."""
     return subprocess.run(
-        [sys.executable, "-m", "pilliond", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "pilliond", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=2 * START_S_MAX,
+        check=False,
     )
 
 
@@ -292,7 +296,7 @@ def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(
         "sys.exit(serving.main())\n"
     )
     command = [sys.executable, "-c", script, f"lane://{tmp_path}/lane.sock"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False, cwd=ROOT)
     assert result.returncode == os.EX_SOFTWARE
     assert "ZeroDivisionError" in result.stderr
 
@@ -305,7 +309,7 @@ def test_a_killed_client_leaves_no_session_behind(start_daemon: StartDaemon) -> 
         "session.begin().act(numpy.zeros(8, 'float32'))\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", script, daemon.address], check=False, timeout=30)
+    subprocess.run([sys.executable, "-c", script, daemon.address], check=False, timeout=START_S_MAX)
     deadline_s = time.monotonic() + 3 * WAIT_S_MAX
     while daemon.metric("pillion_sessions_dropped_total") < 1:
         assert time.monotonic() < deadline_s, daemon.health()

@@ -20,7 +20,7 @@ from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, P
 from pillion_protocol.lane import pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
-from tests.harness import WAIT_S_MAX, Daemon
+from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon
 
 OBSERVATION = np.zeros(8, np.float32)
 
@@ -206,7 +206,7 @@ def test_a_client_that_dies_leaves_neither_session_nor_descriptor(lane_daemon: D
         "for session in sessions: session.begin().act(numpy.zeros(8, 'float32'))\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", script, lane_daemon.address], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", script, lane_daemon.address], check=False, timeout=2 * START_S_MAX)
     eventually(lambda: lane_daemon.metric("pillion_sessions_dropped_total") == dropped + 20)
     eventually(lambda: len(os.listdir(f"/proc/{serving_pid}/fd")) == descriptors)
 

@@ -20,7 +20,7 @@ from pillion_protocol.lane import pack
 from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.support.raw_lane import RawLane
-from tests.harness import STORE, WAIT_S_MAX, Daemon, running
+from tests.harness import START_S_MAX, STORE, WAIT_S_MAX, Daemon, running
 
 PIXELS = np.random.default_rng(3).integers(0, 255, (4, 84, 84), np.uint8)
 
@@ -148,7 +148,7 @@ def test_slots_end_with_their_group_their_connection_and_a_killed_client(pixel_d
         "os.kill(os.getpid(), 9)\n"
     )
     for _ in range(3):
-        subprocess.run([sys.executable, "-c", script, pixel_daemon.address], check=False, timeout=30)
+        subprocess.run([sys.executable, "-c", script, pixel_daemon.address], check=False, timeout=START_S_MAX)
     wait_for_no_memfd(pixel_daemon)
 
 

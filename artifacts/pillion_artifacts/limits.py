@@ -10,7 +10,7 @@ Memory at these limits:
   inert pickles                 the pickle, and its arrays up to the same size                  2 × 64 MiB
   parity                        PARITY_ROWS rows of all inputs and outputs, three times
 
-Disk at these limits: an import stages at most ARCHIVE_BYTES_MAX beside the store before it decides.
+Disk at these limits: the import of an archive stages at most ARCHIVE_BYTES_MAX beside the store before it decides.
 
 This module imports nothing but `typing`: the daemon reads it at its start.
 """

@@ -17,7 +17,7 @@ from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import NO_LICENCE, Details, Draft, tool_versions
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
-from pillion_artifacts.publishing.common.source import SourceRun, margin_of
+from pillion_artifacts.publishing.common.source_policy import SourceRun, margin_of
 from pillion_artifacts.publishing.onnx.free_batch import (
     Port,
     fixed_batch,

@@ -100,8 +100,8 @@ def test_the_examples_of_the_kserve_section_work(daemon: Daemon, start_daemon: S
         command = command.replace("http://127.0.0.1:9475", daemon.tcp_admin)
         command = command.replace("$XDG_RUNTIME_DIR/pillion/admin.sock", daemon.admin.removeprefix("unix://"))
         result = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=30, check=True)
-        told: dict[str, Any] = json.loads(result.stdout)
-        return told
+        reply: dict[str, Any] = json.loads(result.stdout)
+        return reply
 
     assert answered(look)["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 8]}]
     assert answered(ask)["outputs"][0]["shape"] == [1]

@@ -15,7 +15,11 @@ import pytest
 import uvloop
 import zmq
 
-from tests.harness import STORE, Answer, Daemon, FakeDaemon, RawPeer, running
+from tests.harness import STORE, Answer, Daemon, FakeDaemon, RawPeer, running, traces
+from tests.isolation import isolate
+
+# before any test is collected, and in each worker by itself
+_own_environment = isolate()
 
 hypothesis.settings.register_profile("pillion", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("pillion")
@@ -35,6 +39,11 @@ class StartDaemon(Protocol):
         listen: list[str] | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> Daemon: ...
+
+
+def pytest_unconfigure() -> None:
+    """Removes the home and the runtime folder of this process's tests."""
+    _own_environment.cleanup()
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], Any]]:
@@ -100,14 +109,14 @@ def highway_daemon(short_path: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def raw_peer(daemon: Daemon) -> Iterator[RawPeer]:
-    """A raw DEALER, connected to the shared daemon; it has said nothing."""
+    """A raw DEALER, connected to the shared daemon; it has sent nothing yet."""
     with RawPeer(daemon.address) as peer:
         yield peer
 
 
 @pytest.fixture
 def fake_daemon(short_path: Path) -> Iterator[Callable[[Answer], FakeDaemon]]:
-    """Makes ROUTERs that answer as the test says."""
+    """Makes fake daemons that answer as the test defines."""
     made: list[FakeDaemon] = []
 
     def make(answer: Answer) -> FakeDaemon:
@@ -118,6 +127,14 @@ def fake_daemon(short_path: Path) -> Iterator[Callable[[Answer], FakeDaemon]]:
     yield make
     for fake in made:
         fake.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_ships_stays_as_it_is() -> Iterator[None]:
+    """Whatever daemons and commands of the tests do with the store that ships, they write nothing there."""
+    before = traces(STORE)
+    yield
+    assert traces(STORE) == before
 
 
 def _zmq_sockets() -> int:

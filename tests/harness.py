@@ -1,13 +1,15 @@
-"""What the tests use to stand on either side of the wire: a daemon, a raw client, a daemon that is not one."""
+"""Both sides of the wire for tests: a running daemon, a raw client, and a fake daemon."""
 
 from __future__ import annotations
 
 import asyncio
-import getpass
+import hashlib
 import http.client
 import json
 import os
+import pwd
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -27,6 +29,7 @@ import msgspec
 import zmq
 
 from pillion_artifacts import Resolved, Store
+from pillion_artifacts.store.transaction import READ_ONLY_NAME
 from pillion_protocol import (
     Act,
     Action,
@@ -55,13 +58,13 @@ ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "artifacts" / "examples"
 
 TIME_UNIT_S = float(os.environ.get("PILLION_TEST_TIME_UNIT_S", "1"))
-"""A second, or more on a slow machine: nothing is asserted on it, waits are only bounded by it."""
+"""The unit of all time-outs: a second, or more on a slow machine. It only bounds waits; no test asserts on it."""
 
 START_S_MAX = 30 * TIME_UNIT_S
 WAIT_S_MAX = 10 * TIME_UNIT_S
 
-USER = getpass.getuser()
-"""As the daemon knows who asks at its Unix socket."""
+USER = pwd.getpwuid(os.getuid()).pw_name
+"""The user that the daemon sees at its Unix socket."""
 
 Frame = bytes | memoryview
 
@@ -75,10 +78,26 @@ def publish(root: Path, policy: str, version: str, model: bytes, card: str) -> R
 
 
 def blob_of(root: Path, reference: str, title: str) -> Path:
-    """The file in the store at `root` that holds a version's file of that name."""
+    """Returns the path in the store at `root` of a version's file with that title."""
     store = Store(root)
     (layer,) = [each for each in store.manifest(store.resolve(reference)).layers if each.title == title]
     return root / "blobs" / "sha256" / layer.digest.removeprefix("sha256:")
+
+
+def copy_examples(target: Path) -> Store:
+    """The policies that ship, in a store at `target` that may be changed."""
+    shutil.copytree(STORE, target, ignore=shutil.ignore_patterns(READ_ONLY_NAME))
+    return Store(target)
+
+
+def traces(root: Path) -> dict[str, tuple[int, int, str]]:
+    """Of each file and folder when it was last written to, its mode and what it holds."""
+    found = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        status = path.lstat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[str(path.relative_to(root))] = (status.st_mtime_ns, status.st_mode, content)
+    return found
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -97,8 +116,8 @@ class UnixConnection(http.client.HTTPConnection):
 class Daemon:
     """A running `pilliond`. Owns its process: `stop` or `kill` ends it, by its pid.
 
-    `address` is the first data address that it really took, `addresses` all of them, `admin` the first
-    admin URL, `admins` all of them.
+    `addresses` are the data addresses that it listens at, `address` is the first of them. `admins` are its admin URLs,
+    `admin` is the first of them.
     """
 
     def __init__(self, arguments: list[str], stderr: Path, environment: dict[str, str] | None = None) -> None:
@@ -125,27 +144,27 @@ class Daemon:
 
     @property
     def tcp_admin(self) -> str:
-        """The admin port over TCP, where it is for looking unless there are tokens."""
+        """The URL of the admin port over TCP, which is read-only unless there are tokens."""
         (found,) = [address for address in self.admins if not address.startswith("unix://")]
         return found
 
     @property
     def pid(self) -> int:
-        """The control process."""
+        """The process id of the control process."""
         return self.process.pid
 
     @property
     def serving_pid(self) -> int:
-        """The serving process."""
+        """The process id of the serving process."""
         return int(self.health()["serving"]["pid"])
 
     @property
     def stderr(self) -> str:
-        """All that it has written so far."""
+        """Everything that it has written so far."""
         return self._stderr.read_text()
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The log records of that name, oldest first."""
+        """Returns the log records of that name, oldest first."""
         records = []
         for line in self.stderr.splitlines(keepends=True):
             if line.startswith("{") and line.endswith("\n"):
@@ -155,7 +174,7 @@ class Daemon:
         return records
 
     def wait_for_event(self, name: str, number: int = 1) -> dict[str, Any]:
-        """The `number`-th log record of that name, as soon as it is there."""
+        """Waits for the `number`-th log record of that name and returns it."""
         deadline_s = time.monotonic() + START_S_MAX
         while time.monotonic() < deadline_s:
             found = self.events(name)
@@ -167,13 +186,13 @@ class Daemon:
         raise AssertionError(f"no {name!r} in the log: {self.stderr}")
 
     def wait_ready(self, number: int = 1) -> None:
-        """Waits until it was ready for the `number`-th time."""
+        """Waits until the daemon is ready for the `number`-th time."""
         ready = self.wait_for_event("ready", number)
         self.addresses = ready["listen"]
         self.admins = ready["admin"]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body of a GET on the admin port."""
+        """Returns status and body of a GET on the admin port."""
         connection = self.admin_connection()
         try:
             connection.request("GET", path)
@@ -185,7 +204,7 @@ class Daemon:
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
-        """Status, JSON and headers of a request to the admin port."""
+        """Returns status, JSON and headers of a request to the admin port."""
         connection = self.admin_connection()
         try:
             data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
@@ -196,24 +215,24 @@ class Daemon:
             connection.close()
 
     def operation(self, answer: tuple[int, dict[str, Any], dict[str, str]]) -> dict[str, Any]:
-        """What came of the operation that `ask` began, as soon as it has ended."""
+        """Waits for the end of the operation that `ask` began, and returns its status."""
         deadline_s = time.monotonic() + START_S_MAX
-        status, told, _ = answer
+        status, operation, _ = answer
         assert status in (200, 202), answer
-        while told["outcome"] == "running":
-            assert time.monotonic() < deadline_s, told
+        while operation["outcome"] == "running":
+            assert time.monotonic() < deadline_s, operation
             time.sleep(0.01)
-            told = self.ask("GET", f"/v1/operations/{told['number']}")[1]
-        return told
+            operation = self.ask("GET", f"/v1/operations/{operation['number']}")[1]
+        return operation
 
     def health(self) -> dict[str, Any]:
-        """What `/health` says."""
+        """Returns the body of `/health`."""
         body: dict[str, Any] = json.loads(self.get("/health")[1])
         return body
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples of that name that have these labels, with all that was answered until now."""
-        # The serving process puts its counts into the metrics page a tick later at most.
+        """Returns the sum of the samples with that name and these labels, including everything answered so far."""
+        # The serving process updates the metrics page at most a tick later.
         time.sleep(2 * TICK_MS / 1_000)
         total = 0.0
         for line in self.get("/metrics")[1].splitlines():
@@ -225,11 +244,11 @@ class Daemon:
         return total
 
     def kill_serving(self) -> None:
-        """SIGKILL to the serving process."""
+        """Sends SIGKILL to the serving process."""
         os.kill(self.serving_pid, signal.SIGKILL)
 
     def stop(self) -> int:
-        """SIGTERM; gives the exit code."""
+        """Sends SIGTERM, waits, and returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -239,19 +258,19 @@ class Daemon:
             raise AssertionError(f"pilliond did not stop: {self.stderr}") from None
 
     def kill(self) -> None:
-        """SIGKILL; the serving process dies with its parent."""
+        """Sends SIGKILL; the serving process dies with its parent."""
         self.process.kill()
         self.process.wait()
 
     def admin_socket(self) -> socket.socket:
-        """A connection to the Unix socket of the admin port that has said nothing; the caller owns it."""
+        """Returns an unused connection to the Unix socket of the admin port. The caller closes it."""
         peer = socket.socket(socket.AF_UNIX)
         peer.settimeout(WAIT_S_MAX)
         peer.connect(self.admin.removeprefix("unix://"))
         return peer
 
     def admin_connection(self) -> http.client.HTTPConnection:
-        """A connection to the admin port, not yet open; the caller closes it."""
+        """Returns a connection to the admin port that is not open yet. The caller closes it."""
         parts = urlsplit(self.admin)
         if parts.scheme == "unix":
             return UnixConnection(self.admin.removeprefix("unix://"))
@@ -260,7 +279,7 @@ class Daemon:
 
 
 class RawPeer:
-    """A DEALER that sends whatever it is told to, and reads what comes. Owns its socket."""
+    """A DEALER that sends any frames and returns what it receives. Owns its socket."""
 
     def __init__(self, address: str) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -280,36 +299,36 @@ class RawPeer:
         self.send(encode(message), *tensors)
 
     def receive(self, timeout_s: float = WAIT_S_MAX) -> list[bytes]:
-        """The frames of the next message; raises `TimeoutError`."""
+        """Returns the frames of the next message. Raises `TimeoutError`."""
         if not self.socket.poll(round(timeout_s * 1_000)):
-            raise TimeoutError("no message came")
+            raise TimeoutError("no message arrived")
         frames: list[bytes] = self.socket.recv_multipart()
         return frames
 
     def hear(self, timeout_s: float = WAIT_S_MAX) -> tuple[Message, list[bytes]]:
-        """The next message and its tensors."""
+        """Returns the next message and its tensors."""
         head, *tensors = self.receive(timeout_s)
         return decode(head), tensors
 
     def ask(self, message: Message, *tensors: Frame) -> tuple[Message, list[bytes]]:
-        """Sends a message and gives the next that comes."""
+        """Sends a message and returns the next one that arrives."""
         self.say(message, *tensors)
         return self.hear()
 
     def next(self) -> int:
-        """The sequence number of the next request."""
+        """Returns the sequence number of the next request."""
         self.sequence += 1
         return self.sequence
 
     def open(self, sequence: int = 1, **fields: Any) -> Welcome:
-        """Says hello and keeps the session, epoch and sequence."""
+        """Sends a hello and keeps the session, epoch and sequence of the welcome."""
         reply, _ = self.ask(Hello(0, 0, sequence, **fields))
         assert isinstance(reply, Welcome), reply
         self.session, self.epoch, self.sequence, self.welcome = reply.session, reply.epoch, sequence, reply
         return reply
 
     def is_silent(self, for_s: float = 0.2) -> bool:
-        """Whether nothing comes for a moment."""
+        """Returns True if nothing arrives for `for_s` seconds."""
         return not self.socket.poll(round(for_s * 1_000))
 
     def close(self) -> None:
@@ -328,9 +347,9 @@ Answer = Callable[["FakeDaemon", bytes, Message, list[bytes]], None]
 
 
 class FakeDaemon:
-    """A ROUTER that answers as a test says: each message is given to `answer` with its peer. Owns socket and thread.
+    """A ROUTER that passes each message, with its peer, to the test's `answer`. Owns its socket and its thread.
 
-    `heard` holds the messages that came, oldest first.
+    `heard` holds the received messages, oldest first.
     """
 
     session = 4711
@@ -357,7 +376,7 @@ class FakeDaemon:
         self._socket.send_multipart([peer, *frames])
 
     def welcome(self, hello: Message, spec: Spec | None = None) -> Welcome:
-        """A welcome for this hello, for an observation of two float32 and an int64 action."""
+        """Returns a welcome for this hello, with an observation of two float32 and an int64 action."""
         spec_bytes = encode_spec(spec or SMALL_SPEC)
         return Welcome(
             session=self.session,
@@ -376,7 +395,7 @@ class FakeDaemon:
         )
 
     def action(self, act: Act, sequence: int | None = None, **fields: int) -> Action:
-        """An answer to this act, or to another one of the same handle."""
+        """Returns an action for this act, or for another act of the same group."""
         return Action(
             fields.get("session", self.session),
             fields.get("epoch", self.epoch),
@@ -393,11 +412,11 @@ class FakeDaemon:
         )
 
     def two(self, rows: int = 1) -> bytes:
-        """The action 2 in every row."""
+        """Returns a tensor with the action 2 in every row."""
         return struct.pack(f"<{rows}q", *[2] * rows)
 
     def count(self, kind: type[Message]) -> int:
-        """How many messages of that kind have come."""
+        """Returns how many messages of that type were received."""
         return sum(isinstance(message, kind) for message in list(self.heard))
 
     def close(self) -> None:
@@ -415,12 +434,12 @@ class FakeDaemon:
                     message = decode(head)
                     self.heard.append(message)
                     self._answer(self, peer, message, tensors)
-        except BaseException as error:  # noqa: BLE001 - given to the test by `close`
+        except BaseException as error:  # noqa: BLE001 - `close` reports it to the test
             self.errors.append(error)
 
 
 def honest(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
-    """Answers as a daemon would; the action is always 2, in every row."""
+    """Answers as a daemon does; the action is always 2, in every row."""
     opening = (message.session, message.epoch, message.sequence)
     match message:
         case Hello():
@@ -444,13 +463,13 @@ SMALL_SPEC = Spec(
 
 
 def head(kind: int, fields: Any) -> bytes:
-    """A head by hand: a type byte and whatever is given as its body."""
+    """Returns a head with this type byte and these fields, whether or not they are valid."""
     return bytes([kind]) + msgspec.msgpack.encode(fields)
 
 
 @contextmanager
 def running(arguments: list[str], stderr: Path, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
-    """A daemon that is ready, and that is gone afterwards."""
+    """Starts a daemon, waits until it is ready, and ends it afterwards."""
     daemon = Daemon(arguments, stderr, environment)
     try:
         daemon.wait_ready()
@@ -462,9 +481,9 @@ def running(arguments: list[str], stderr: Path, environment: dict[str, str] | No
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Lets the loop run until `condition` holds; raises `TimeoutError`."""
+    """Runs the loop until `condition` holds. Raises `TimeoutError`."""
     for _ in range(round(WAIT_S_MAX * 1_000)):
         if condition():
             return
         await asyncio.sleep(0.001)
-    raise TimeoutError("it never came to that")
+    raise TimeoutError("the condition never held")

@@ -1,4 +1,4 @@
-"""The root README: its example and its commands are typed here, its promises have tests."""
+"""The root README: its example and its commands work as they are printed, and each promise has a test."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ADMIN = "http://127.0.0.1:9475"
 
 
 def blocks(language: str) -> list[str]:
-    """The code blocks of the README in that language."""
+    """Returns the code blocks of the README in that language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-    """Every command line that the README tells somebody to type, without its comment."""
+    """Returns every command line of the README, without its comment."""
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip()]
 

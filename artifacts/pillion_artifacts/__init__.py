@@ -1,4 +1,4 @@
-"""The artifact store: what serves is what was published."""
+"""The artifact store: a daemon serves exactly the bytes that were published."""
 
 from pillion_artifacts.card.model_card import Distribution, ModelCard, StateCard, TensorCard, parse_card
 from pillion_artifacts.errors import (

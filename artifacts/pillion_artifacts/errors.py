@@ -1,18 +1,18 @@
-"""What can go wrong with a policy or with the store, by culprit; each carries its sysexits code.
+"""What can go wrong with a policy or with the store, by culprit. Each error carries its sysexits code.
 
 ArtifactError (65)
 ├── PolicyNotFoundError (65)      the store has no such policy, or no version that fits
-├── InvalidArtifactError (65)     it is there, and it is not what it says it is
-│   ├── DigestMismatchError       its bytes are not those that were published
+├── InvalidArtifactError (65)     the artifact is not what it claims to be
+│   ├── DigestMismatchError       its bytes are not the published ones
 │   ├── MissingFileError          there is no file of that name
 │   └── ParityError               it does not act as its source did
-├── InvalidSourceError (65)       what was to be published cannot become a policy
-├── UntrustedArtifactError (65)   the signatures that the trust policy asks for are missing or wrong
-├── InvalidNameError (64)         what was typed is no policy, version, alias or reference
-├── ConflictError (73)            somebody else was first
+├── InvalidSourceError (65)       a source cannot be published as a policy
+├── UntrustedArtifactError (65)   signatures that the trust policy requires are missing or wrong
+├── InvalidNameError (64)         an argument is no policy, version, alias or reference
+├── ConflictError (73)            another command was first
 │   ├── VersionExistsError        the version was published before
-│   ├── AliasMovedError           the alias points elsewhere than the caller thought
-│   └── HoldExistsError          the name of an evaluation hold is taken, or there are too many
+│   ├── AliasMovedError           the alias does not point where the caller expected
+│   └── HoldExistsError           the name of an evaluation hold is taken, or there are too many holds
 ├── StoreError (74, or 77)        the file system refuses, or the store is damaged beyond one artifact
 └── RemoteError (69)              a registry, a bucket or an archive cannot be read or written
 """
@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding a stranger's JSON may raise; the last, for what is nested without end."""
+"""What decoding untrusted JSON may raise; `RecursionError` for JSON that is nested too deep."""
 
 
 class ArtifactError(Exception):
@@ -44,25 +44,33 @@ class InvalidArtifactError(ArtifactError):
 
 
 class DigestMismatchError(InvalidArtifactError):
-    """The bytes that were read are not those that were published."""
+    """The bytes are not the published ones."""
 
 
 class MissingFileError(InvalidArtifactError):
-    """There is no file of that name, or no longer: others may remove files while this process reads."""
+    """There is no file of that name. Another process may have removed it meanwhile."""
+
+
+class ParityError(InvalidArtifactError):
+    """The model does not act as its source did."""
+
+
+class InvalidSourceError(ArtifactError):
+    """The source of a publication is unreadable, unsafe, or of a kind that no importer knows."""
 
 
 class UntrustedArtifactError(ArtifactError):
-    """The signatures that the trust policy asks for are missing or wrong."""
+    """Signatures that the trust policy requires are missing or wrong."""
 
 
 class InvalidNameError(ArtifactError):
-    """What was given is no policy, version, alias or reference."""
+    """An argument is no policy, version, alias or reference."""
 
     exit_code = os.EX_USAGE
 
 
 class ConflictError(ArtifactError):
-    """Somebody else was first."""
+    """Another command was first."""
 
     exit_code = os.EX_CANTCREAT
 
@@ -72,11 +80,11 @@ class VersionExistsError(ConflictError):
 
 
 class AliasMovedError(ConflictError):
-    """The alias does not point where the caller thought that it did."""
+    """The alias does not point where the caller expected."""
 
 
 class HoldExistsError(ConflictError):
-    """An evaluation hold of that name holds another version, or there are too many."""
+    """An evaluation hold of that name holds another version, or there are too many holds."""
 
 
 class StoreError(ArtifactError):
@@ -88,7 +96,7 @@ class StoreError(ArtifactError):
 
     @classmethod
     def from_os(cls, what: str, error: OSError) -> StoreError:
-        """The refusal of the file system, as a line about `what`."""
+        """Converts an error of the file system, which was about `what`."""
         denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         return cls(f"{what}: {error.strerror or error}", os.EX_NOPERM if denied else os.EX_IOERR)
 
@@ -99,15 +107,7 @@ class RemoteError(ArtifactError):
     exit_code = os.EX_UNAVAILABLE
 
 
-class ParityError(InvalidArtifactError):
-    """The model does not give what its source gave."""
-
-
-class InvalidSourceError(ArtifactError):
-    """What was to be published is unreadable, unsafe or of a kind that no importer knows."""
-
-
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """The first line of another library's error, or the name of its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

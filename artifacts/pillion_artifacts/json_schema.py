@@ -1,4 +1,4 @@
-"""JSON Schemas made from types: the same text, whichever version of msgspec and of Python makes them."""
+"""JSON Schemas from types, with the same text for every version of msgspec and Python."""
 
 from __future__ import annotations
 

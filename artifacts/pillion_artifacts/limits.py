@@ -1,17 +1,34 @@
-"""Every bound of the store, in one place. What is larger is refused before it is read."""
+"""Every bound of the store and of publishing, in one place. A larger file is refused before it is read.
+
+Memory at these limits:
+  copying, hashing, verifying   CHUNK_BYTES per file, whatever its size                         1 MiB
+  sealing a version             its files, as memory: model + golden + preprocessor    2 GiB + 2 × 256 MiB
+  reading the index             its text, and 1.7 times as much once decoded                      0.7 GiB
+  reading other small files     one at a time, at most STATE_BYTES_MAX                             64 MiB
+  opening an archive            a header of each member, about 0.5 KiB                            0.5 GiB
+  publishing a source           the source, its weights, and the graph in several copies      some 6 × 2 GiB
+  inert pickles                 the pickle, and its arrays up to the same size                  2 × 64 MiB
+  parity                        PARITY_ROWS rows of all inputs and outputs, three times
+
+Disk at these limits: an import stages at most ARCHIVE_BYTES_MAX beside the store before it decides.
+
+This module imports nothing but `typing`: the daemon reads it at its start.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
+# Files of a version
+
 MODEL_BYTES_MAX: Final = (1 << 31) - 1
 """A protobuf message, hence an ONNX file in one piece, cannot be larger."""
 
 CARD_BYTES_MAX: Final = 1 << 20
-"""A model card is written by people."""
+"""People write model cards."""
 
 GOLDEN_BYTES_MAX: Final = 1 << 28
-"""Golden pairs are some hundred observations; 256 MiB holds as many of 84×84×4 at 28 KB as anybody compares."""
+"""Golden pairs are a few hundred observations; 256 MiB holds about 9,000 of 84×84×4 bytes."""
 
 PREPROCESSOR_BYTES_MAX: Final = 1 << 28
 """A preprocessor is a graph beside the policy's."""
@@ -19,53 +36,130 @@ PREPROCESSOR_BYTES_MAX: Final = 1 << 28
 TUNED_BYTES_MAX: Final = 1 << 20
 """Tuned settings are a small table."""
 
-ATTESTATION_BYTES_MAX: Final = 1 << 20
-"""An envelope holds a statement and a few signatures."""
-
-MANIFEST_BYTES_MAX: Final = 1 << 20
-"""A manifest names a handful of files."""
-
 LAYERS_MAX: Final = 16
 """Files of one version."""
 
-INDEX_BYTES_MAX: Final = 1 << 28
-"""An entry is about 600 bytes: this holds 400,000 versions."""
+GRAPH_DEPTH_MAX: Final = 32
+"""Graphs nested within graphs of an ONNX file (bodies of Loop, If and Scan)."""
 
-STATE_BYTES_MAX: Final = 1 << 26
-"""An alias, the pins, an intent: files that are read whole. An intent of 100,000 blobs has 30 MB."""
+YAML_DEPTH_MAX: Final = 32
+"""Nesting of lists and mappings. The YAML library recurses in C: a text nested too deep would end the process."""
+
+# Files of the store
+
+NAME_CHARACTERS_MAX: Final = 128
+"""Of a policy, a version or an alias. Names become file names, and those have at most 255 bytes."""
+
+ATTESTATION_BYTES_MAX: Final = 1 << 20
+"""An envelope holds a statement and a few signatures."""
 
 ATTESTATIONS_MAX: Final = 64
-"""Signatures looked at for one version."""
+"""Signatures that are read for one version."""
 
-ARCHIVE_BYTES_MAX: Final = 1 << 36
-"""What an import may bring in all: 64 GiB."""
+KEY_BYTES_MAX: Final = 1 << 16
+"""A key file in PEM has less than 1 KiB."""
 
-ARCHIVE_MEMBERS_MAX: Final = 1 << 20
-"""Files of one archive."""
+MANIFEST_BYTES_MAX: Final = 1 << 20
+"""A manifest names at most LAYERS_MAX files."""
 
-CHUNK_BYTES: Final = 1 << 20
-"""What is in memory of a file that is copied or hashed."""
+LAYOUT_BYTES_MAX: Final = 1 << 12
+"""The file `oci-layout` holds one version number."""
 
-GRAPH_DEPTH_MAX: Final = 32
-"""Graphs within graphs of an ONNX file (bodies of Loop, If and Scan)."""
+INDEX_BYTES_MAX: Final = 1 << 28
+"""An entry has about 600 bytes, so this holds 400,000 versions."""
+
+STATE_BYTES_MAX: Final = 1 << 26
+"""An alias, the pins, an intent: files that are read whole. The intent of a change of 100,000 blobs has 30 MB."""
 
 ROUTES_MAX: Final = 64
-"""Things that daemons of one policy are told to serve: each has a route of its own."""
+"""Routes of one policy: one for each `store.policy` that its daemons serve."""
 
 EVALUATION_HOLDS_MAX: Final = 8
 """Evaluation holds of one policy at once; each keeps a version loaded."""
 
+REASON_CHARACTERS_MAX: Final = 1_000
+"""A longer reason is cut in the audit log."""
+
+AUDIT_TAIL_BYTES: Final = 1 << 16
+"""Read from the end of the audit log to find its last record. No record is longer, since reasons are cut."""
+
+AUDIT_FAULTS_MAX: Final = 8
+"""Faults that a page of the audit log lists: a log that was tampered with may have one for each record."""
+
+# Copying, waiting, keeping
+
+CHUNK_BYTES: Final = 1 << 20
+"""The part of a file that is in memory while it is copied or hashed."""
+
+ARCHIVE_BYTES_MAX: Final = 1 << 36
+"""All files of an archive that is imported: 64 GiB."""
+
+ARCHIVE_MEMBERS_MAX: Final = 1 << 20
+"""Files of one archive."""
+
 LOCK_S_MAX: Final = 60.0
-"""How long a command waits for another one that changes the store; a change holds the lock for milliseconds."""
+"""Wait for another command that changes the store. A change holds the lock for milliseconds."""
 
 REMOTE_S_MAX: Final = 60.0
-"""How long a registry may be silent."""
+"""Silence of a registry."""
+
+BUCKET_TRIES_MAX: Final = 16
+"""Attempts to write the index of a bucket while others write it too."""
+
+ERROR_CHARACTERS_MAX: Final = 300
+"""Of an error of another library that a message repeats."""
 
 GRACE_DAYS: Final = 30.0
-"""A version younger than this is never collected unless the operator says so."""
+"""`gc` keeps younger versions, unless the operator sets another period."""
 
-assert max(MODEL_BYTES_MAX, GOLDEN_BYTES_MAX, PREPROCESSOR_BYTES_MAX) < ARCHIVE_BYTES_MAX
-assert CARD_BYTES_MAX < MODEL_BYTES_MAX
+# Publishing
+
+SOURCE_BYTES_MAX: Final = 2 << 30
+"""One file of a source. A larger model does not fit into one protobuf message."""
+
+ZIP_BYTES_MAX: Final = 4 << 30
+"""All members of a zip when unpacked, so that a zip bomb is refused before it is unpacked."""
+
+ZIP_MEMBERS_MAX: Final = 10_000
+"""Members of a zip."""
+
+ZIP_VERSION_BYTES_MAX: Final = 100
+"""The member of a Stable-Baselines3 zip that holds its version number."""
+
+PICKLE_BYTES_MAX: Final = 64 << 20
+"""One pickle that is read for its statistics or spaces: these have a few KB, statistics of images a few MB."""
+
+PICKLE_OPCODES_MAX: Final = 1_000_000
+"""Steps of one such pickle."""
+
+EXPORT_ROWS_MAX: Final = 65_536
+"""Rows that an exported torch module accepts in one batch."""
+
+DRAWN_BOUND_MAX: Final = 1e6
+"""Observations are drawn evenly within bounds up to this; a wider bound counts as none, else all numbers drawn were huge."""
+
+PARITY_ROWS: Final = 256
+"""Observations that source and published model are compared on."""
+
+PARITY_STEPS: Final = 16
+"""Steps of each episode that a recurrent policy is compared on."""
+
+GOLDEN_ROWS_MAX: Final = 64
+"""Rows that publishing keeps, for the daemon to run again when it loads the policy."""
+
+GOLDEN_KEPT_BYTES_MAX: Final = 4 << 20
+"""Size of those rows: a policy that sees images keeps fewer of them."""
+
+PROVEN_ROWS: Final = 8
+"""Batches that a graph is run on before and after its batch was made free."""
 
 PROGRESS_BYTES_MIN: Final = 50_000_000
 """Shorter work shows no progress bar: it ends before anybody could read one."""
+
+assert max(MODEL_BYTES_MAX, GOLDEN_BYTES_MAX, PREPROCESSOR_BYTES_MAX) < ARCHIVE_BYTES_MAX
+assert CARD_BYTES_MAX < MODEL_BYTES_MAX <= SOURCE_BYTES_MAX <= ZIP_BYTES_MAX
+assert PICKLE_BYTES_MAX < SOURCE_BYTES_MAX
+assert 4 * REASON_CHARACTERS_MAX < AUDIT_TAIL_BYTES
+assert GOLDEN_ROWS_MAX <= PARITY_ROWS
+assert GOLDEN_KEPT_BYTES_MAX <= GOLDEN_BYTES_MAX
+assert PARITY_ROWS % PARITY_STEPS == 0

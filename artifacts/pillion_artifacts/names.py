@@ -1,24 +1,22 @@
-"""Names: policies, versions, aliases, and the references that people write.
+"""Names of policies, versions and aliases, and the references to them.
 
 NAME             the newest release
-NAME@1.2.3       that version; NAME@v1.2.3 is the same
-NAME@>=1.2,<2    the newest release of a range; NAME@1.2.x is one too
-NAME@stable      what the alias points at
+NAME@1.2.3       that version; NAME@v1.2.3 means the same
+NAME@>=1.2,<2    the newest release in a range; NAME@1.2.x is a range too
+NAME@stable      the version that the alias points at
 NAME@sha256:…    the version with that digest
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
 
 import msgspec
 import semver
 
 from pillion_artifacts.errors import InvalidNameError, PolicyNotFoundError
+from pillion_artifacts.limits import NAME_CHARACTERS_MAX
 from pillion_artifacts.version_range import VersionRange
-
-NAME_CHARACTERS_MAX: Final = 128
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ALIAS = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -26,7 +24,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """What a reference asks for: a digest, an alias, or the newest version of a range."""
+    """A parsed reference: a digest, an alias, or the newest version in a range."""
 
     policy: str
     digest: str = ""
@@ -39,7 +37,7 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def parse_reference(text: str) -> Reference:
-    """What `text` asks for; raises `PolicyNotFoundError` where no store could have it."""
+    """Parses a reference. Raises `PolicyNotFoundError` if no store can have such a policy."""
     policy, _, asked = text.partition("@")
     asked = asked.strip()
     if not is_policy_name(policy):
@@ -52,7 +50,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def parse_name(text: str) -> tuple[str, str]:
-    """Policy and version of `NAME@vMAJOR.MINOR.PATCH`; raises `InvalidNameError`."""
+    """Parses `NAME@vMAJOR.MINOR.PATCH` into policy and version. Raises `InvalidNameError`."""
     policy, separator, version = text.partition("@")
     if not separator or not version:
         raise InvalidNameError(f"expected NAME@vMAJOR.MINOR.PATCH, got {text!r}")
@@ -60,19 +58,19 @@ def parse_name(text: str) -> tuple[str, str]:
 
 
 def checked_policy(text: str) -> str:
-    """`text`, where it is the name of a policy; raises `InvalidNameError`."""
+    """Returns `text` if it is a valid policy name. Raises `InvalidNameError`."""
     if not is_policy_name(text):
         raise InvalidNameError(
-            f"expected the name of a policy: small letters, digits and single hyphens, at most "
+            f"expected the name of a policy: lower-case letters, digits and single hyphens, at most "
             f"{NAME_CHARACTERS_MAX} characters; got {text!r}"
         )
     return text
 
 
 def checked_version(text: str) -> str:
-    """The version without its `v`; raises `InvalidNameError`.
+    """Returns the version without its `v`. Raises `InvalidNameError`.
 
-    Build metadata is refused: it does not count when versions are compared, so that two versions would be alike.
+    Build metadata is refused: SemVer ignores it in comparisons, so two versions could be equal.
     """
     version = text.removeprefix("v")
     if not semver.Version.is_valid(version) or len(version) > NAME_CHARACTERS_MAX:
@@ -83,35 +81,35 @@ def checked_version(text: str) -> str:
 
 
 def checked_alias(text: str) -> str:
-    """`text`, where it can name an alias; raises `InvalidNameError`."""
+    """Returns `text` if it is a valid alias name. Raises `InvalidNameError`."""
     if not is_alias_name(text):
         raise InvalidNameError(
-            f"expected the name of an alias, such as 'stable': a small letter, then small letters, digits and "
+            f"expected the name of an alias, such as 'stable': a lower-case letter, then lower-case letters, digits and "
             f"single hyphens, and no version; got {text!r}"
         )
     return text
 
 
 def is_policy_name(text: str) -> bool:
-    """Whether a policy can have that name."""
+    """Whether `text` is a valid policy name."""
     return _NAME.fullmatch(text) is not None and len(text) <= NAME_CHARACTERS_MAX
 
 
 def is_alias_name(text: str) -> bool:
-    """Whether an alias can have that name: one that no version range could be taken for."""
+    """Whether `text` is a valid alias name. A version range is none, so that a reference has one meaning."""
     return _ALIAS.fullmatch(text) is not None and len(text) <= NAME_CHARACTERS_MAX and not VersionRange.is_valid(text)
 
 
 def precedence(version: str) -> semver.Version:
-    """What versions are sorted by; what is none comes before all that are."""
+    """The sort key of versions. Text that is no version sorts first."""
     return semver.Version.parse(version) if semver.Version.is_valid(version) else semver.Version(0, 0, 0, "0")
 
 
-def spoken(policy: str, version: str) -> str:
-    """The name of a version as people write it."""
+def version_name(policy: str, version: str) -> str:
+    """The name of a version: `policy@vMAJOR.MINOR.PATCH`."""
     return f"{policy}@v{version}"
 
 
 def ref_name(policy: str, version: str) -> str:
-    """The name of a version in an OCI layout; it fits OCI's grammar of tags, which has no `@`."""
+    """The name of a version in an OCI layout. OCI's grammar of tags has no `@`."""
     return f"{policy}_v{version}"

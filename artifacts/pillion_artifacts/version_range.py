@@ -1,4 +1,4 @@
-"""Version ranges: SemVer comparators joined by commas, all of which must hold."""
+"""Version ranges: SemVer comparators separated by commas, all of which must hold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _WILDCARD = re.compile(r"^v?(?:(\d+)\.)?(?:(\d+)\.)?[xX*]$")
 class VersionRange:
     """`>=1.2,<2`, `1.2.3`, `1.2.x`, or empty for any release.
 
-    Missing minor and patch numbers of a comparator count as 0. A pre-release fits only where a comparator
-    names a pre-release of the same major, minor and patch number: `>=1.2.0-rc.1,<2` does not hold `2.0.0-rc.1`.
-    Raises `ValueError` for what is no range.
+    Missing minor and patch numbers of a comparator count as 0. A pre-release fits only if a comparator names a
+    pre-release of the same major, minor and patch number: `>=1.2.0-rc.1,<2` does not contain `2.0.0-rc.1`.
+    Raises `ValueError` for any other text.
     """
 
     def __init__(self, text: str) -> None:
@@ -27,7 +27,7 @@ class VersionRange:
 
     @classmethod
     def is_valid(cls, text: str) -> bool:
-        """Whether `text` is a range."""
+        """Whether `text` is a valid range."""
         try:
             cls(text)
         except ValueError:

@@ -1,4 +1,7 @@
-"""The control process: what systemd sees. Verifies, supervises, answers the admin port. It may block; nobody waits."""
+"""The control process: the one that systemd starts. It verifies, supervises and answers the admin port.
+
+It is not on the path of an act, so it may block.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 import msgspec
 import sdnotify
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Store
 from pilliond.admin.app import Admin
@@ -19,18 +23,19 @@ from pilliond.admin.http.access import Access
 from pilliond.errors import BadPolicyError
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.linux.cpu_priority import give_way
+from pilliond.linux.cpu_priority import lower_priority
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
 from pilliond.rollout.restore import Restore, admitted
 from pilliond.rollout.route_file import RouteFile
+from pilliond.rollout.watch import Watch
 from pilliond.settings.schema import Settings
 from pilliond.supervision.supervisor import Supervisor
 
 
 async def serve(settings: Settings) -> None:
-    """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
+    """Verifies the policy, opens the admin port, keeps a serving process up, and drains on SIGTERM or SIGINT."""
     log = make_log(settings)
     access = Access.of(settings.admin, log)
     reference, stable = load_policy(settings)
@@ -38,12 +43,13 @@ async def serve(settings: Settings) -> None:
     supervisor = Supervisor(settings, stable, spawner, log)
     Restore(settings, supervisor.version_table, log).run(reference)
     releases = Releases(settings, supervisor, reference, log)
+    watch = Watch(supervisor, releases, log)
     evaluations = EvaluationHolds(supervisor, releases, log)
     admin = Admin(supervisor, releases, evaluations, access)
     systemd = sdnotify.SystemdNotifier()
     try:
         spawner.start()
-        give_way()
+        lower_priority()
         admin_addresses = await admin.start(settings.admin, log)
 
         def on_ready(ready: Ready) -> None:
@@ -68,15 +74,15 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        looking = asyncio.create_task(look_after(releases, evaluations))
-        looking.add_done_callback(lambda _: supervisor.stop("nobody looks after its versions any more"))
+        watching = asyncio.create_task(look_after(watch, evaluations, releases))
+        watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
         try:
             await supervisor.run(on_ready)
         finally:
-            looking.cancel()
-            await asyncio.wait([looking])
-        if not looking.cancelled():
-            looking.result()
+            watching.cancel()
+            await asyncio.wait([watching])
+        if not watching.cancelled():
+            watching.result()
         log.info("stopped")
     finally:
         await admin.stop()
@@ -84,17 +90,20 @@ async def serve(settings: Settings) -> None:
         spawner.close()
 
 
-async def look_after(releases: Releases, evaluations: EvaluationHolds) -> None:
-    """Follows the alias, judges what is on probation and ends leases, until it is cancelled."""
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(releases.run())
-        tasks.create_task(evaluations.run())
+async def look_after(watch: Watch, evaluations: EvaluationHolds, releases: Releases) -> None:
+    """Follows the alias, judges versions and ends evaluation holds until it is cancelled; then closes `releases`."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watch.run())
+            tasks.create_task(evaluations.run())
+    finally:
+        await releases.close()
 
 
 def load_policy(settings: Settings) -> tuple[str, SealedVersion]:
-    """What the daemon is told to serve, and the version that it begins with (see `route_file`), verified and sealed.
+    """Returns the reference to serve, and the version to start with (see `route_file`), verified and sealed.
 
-    The caller closes it. Raises `BadPolicyError`.
+    The caller closes the version. Raises `BadPolicyError`.
     """
     store = Store(Path(settings.store.path))
     try:
@@ -109,12 +118,12 @@ def _only_policy(store: Store) -> str:
     policies = store.policies()
     if len(policies) != 1:
         held = ", ".join(policies) or "none"
-        raise BadPolicyError(f"store.policy: expected the name of a policy, the store holds {held}")
+        raise BadPolicyError(f"store.policy: expected the name of a policy, the store has {held}")
     return policies[0]
 
 
-def make_log(settings: Settings) -> Any:
-    """The log of this process, on standard error."""
+def make_log(settings: Settings) -> FilteringBoundLogger:
+    """Returns the log of this process, which goes to standard error."""
     renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
     if settings.log.format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_to_json)
@@ -128,7 +137,8 @@ def make_log(settings: Settings) -> Any:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    return structlog.get_logger()
+    log: FilteringBoundLogger = structlog.get_logger()
+    return log
 
 
 def _to_json(event: Any, **_: Any) -> str:

@@ -1,15 +1,23 @@
-"""What can go wrong in the daemon, by culprit; each carries its sysexits code.
+"""Errors of the daemon, by culprit. A `DaemonError` carries its sysexits code; the others end where they are handled.
 
 DaemonError (70: ours)
 ├── SettingsError (78: the operator's settings)
 ├── ListenError (69: an address cannot be used)
-│   ├── AddressInUseError
+│   ├── AddressInUseError (another process listens there)
 │   └── FolderError (the folder of a socket cannot be made)
-├── BadPolicyError (65: the artifact, or its model, is not right)
-├── SwitchError (70: a version cannot be loaded or switched to; what serves goes on)
-│   ├── NotReadyError (70: not now, whatever the version)
-│   └── BusyError (70: another operation is under way)
+├── BadPolicyError (65: the artifact or its model)
+├── SwitchError (70: a version cannot be loaded or switched to; nothing has changed)
+│   ├── NotReadyError (the serving process is not there to be asked)
+│   └── BusyError (another operation is running)
+├── StartRefusedError (the serving process refuses to start; it carries the code)
 └── ServingDiedError (70: the serving process does not stay up)
+
+EngineError (`engine`: the model cannot be built, or a batch failed)
+RingError (`shadow`: the ring of the shadow page is not as expected)
+ProblemError (`admin`: answered as application/problem+json)
+KServeError (`admin/kserve`: answered in KServe's form)
+Refused (`admin`: the caller may not do this)
+AdminError (`commands`: what an operator's command prints)
 """
 
 from __future__ import annotations
@@ -24,41 +32,41 @@ class DaemonError(Exception):
 
 
 class SettingsError(DaemonError):
-    """A setting is not right; the message begins with its path."""
+    """A setting is wrong. The message begins with its path."""
 
     exit_code = os.EX_CONFIG
 
 
 class ListenError(DaemonError):
-    """An address cannot be listened at."""
+    """The daemon cannot listen at an address."""
 
     exit_code = os.EX_UNAVAILABLE
 
 
 class AddressInUseError(ListenError):
-    """Somebody else listens there."""
+    """Another process listens at the address."""
 
 
 class FolderError(ListenError):
-    """The folder of a socket is not there, and cannot be made."""
+    """The folder of a socket does not exist and cannot be made."""
 
 
 class BadPolicyError(DaemonError):
-    """The policy is not there, not intact, or does not run."""
+    """The policy is missing, not intact, or does not run."""
 
     exit_code = os.EX_DATAERR
 
 
 class SwitchError(DaemonError):
-    """A version cannot be loaded beside the one that serves, or not be switched to; nothing has changed."""
+    """A version cannot be loaded or switched to. Nothing has changed."""
 
 
 class NotReadyError(SwitchError):
-    """The serving process is not there to be told; that says nothing of the version."""
+    """The serving process is not there to be asked. That says nothing about the version."""
 
 
 class BusyError(SwitchError):
-    """Another operation is under way; there is one at a time."""
+    """Another operation is running; there is one at a time."""
 
 
 class ServingDiedError(DaemonError):

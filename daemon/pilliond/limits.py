@@ -1,15 +1,15 @@
 """Every bound of the daemon, in one place.
 
-Memory at these limits, one policy of 28 KB rows (a stack of four 84×84 frames):
+Memory at the default limits, with one policy of 28 KB rows (a stack of four 84×84 frames):
   batch buffer       rows_max × row        256 × 28 KB =   7 MB
   waiting rows       queue_rows_max × row  1024 × 28 KB = 29 MB
   sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB
-  last replies       one per handle, the size of its outputs
-  states             states_mb_max, all handles of a recurrent policy together; once for each version where rows of a handle differ
-  slots              slots_mb_max, all handles together; a page of it is memory only once it was written to
+  last replies       one per episode group, the size of its outputs
+  recurrent state    states_mb_max for all episode groups; once per version in a group whose rows lease several
+  slots              slots_mb_max for all episode groups; a page takes memory once it was written to
   KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB
-  shadow             shadow.ring_mb, shared by three processes, while there is one; its process: staging.memory_mb_max at most
-  old versions       old_mb_max; while one is loaded, the new version and the old ones at once
+  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max
+  old versions       old_mb_max; while a version loads, the new version and the old ones at once
 """
 
 from __future__ import annotations
@@ -18,156 +18,210 @@ from typing import Final
 
 import msgspec
 
+from pillion_artifacts.limits import EVALUATION_HOLDS_MAX
 from pillion_protocol import HEAD_BYTES_MAX, Limits
 
 NEVER_NS: Final = 2**63 - 1
 """A moment that never comes: the deadline of an act without a budget."""
 
+# Sessions and the serving loop
+
 HEARTBEAT_MS: Final = 5_000
-"""A session silent for this long is sent a ping, which is how a peer that left is noticed."""
+"""A session that is silent for this long gets a ping, which shows whether its peer has left."""
 
 SILENT_MS_MAX: Final = 600_000
-"""A session silent for this long is ended, though its peer may live: its leases must not be held for ever."""
-
-SERVING_SLICE_US: Final = 100
-"""How long a turn of the serving process is on a CPU that it shares, the shortest that the kernel gives. Whoever has longer
-ones is interrupted when a message comes."""
-
-CONTROL_NICENESS: Final = 10
-"""How much nicer the control process is than the serving process: a tenth of its share where both want a CPU."""
+"""A session that is silent for this long ends, even if its peer lives: it must not keep its leases for ever."""
 
 TICK_MS: Final = 100
-"""How often the serving loop looks at its own lag."""
-
-TENSOR_FRAMES_MAX: Final = 64
-"""Tensor frames kept of one message; more are read and thrown away, so that the refusal can be sent."""
-
-MESSAGE_BYTES_HARD_MAX: Final = 64 * 1024 * 1024
-"""A frame beyond this is not even read: libzmq closes the connection. Below it a typed error comes back."""
-
-SEND_QUEUE_MESSAGES_MAX: Final = 1_000
-"""Replies owed to a peer that does not read. Beyond it that peer's sessions are dropped."""
-
-RECEIVE_QUEUE_MESSAGES_MAX: Final = 1_000
-"""Messages of one peer read ahead; beyond it libzmq stops reading from that peer alone."""
+"""How often the serving loop does its housekeeping."""
 
 ROUNDS_PER_BATCH_MAX: Final = 64
-"""Looks for more messages before what has come is run, though more would fit into the batch."""
+"""Polls for more messages before the batch runs, even if more rows would fit."""
 
-MESSAGES_PER_LOOK_MAX: Final = 16
-"""Messages that are taken of a peer at once where no other has any; else one of each."""
+MESSAGES_PER_POLL_MAX: Final = 16
+"""Messages received at once from a source if no other is ready; otherwise one from each."""
 
-START_S_MAX: Final = 60.0
-"""From the start of the serving process to its READY; slower is a failed start."""
+EVENTS_MAX: Final = 256
+"""Descriptors that one poll reports; the next poll reports the others."""
 
-DRAIN_S_MAX: Final = 10.0
-"""From SIGTERM to the end of the serving process; then it is killed."""
-
-LANE_BACKLOG_MAX: Final = 1_024
-"""Connections of the lane that wait to be let in."""
-
-LANE_SEND_BUFFER_BYTES: Final = 212_992
-"""Answers owed to a peer of the lane that does not read, as the kernel counts them; beyond it the peer is dropped."""
-
-LOAD_S_MAX: Final = 60.0
-"""From the order to load a version to its being warm in the serving process."""
-
-SHADOW_START_S_MAX: Final = 300.0
-"""From the start of a shadow process to its version's being warm: it works at the lowest priority."""
-
-LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
-"""Address space that must be free beside a version's own before it is loaded: a thread's stack and its heap. The C library
-ends the process where a thread finds no memory for its own data."""
-
-LOAD_COPIES: Final = 3
-"""How often a model's bytes are there while it is loaded: as they came, as they are read, as they are laid out to be run."""
-
-ARMS_MAX: Final = 3
-"""Versions that share in the new episodes beside the stable one."""
+SAMPLES_MAX: Final = 1_024
+"""Numbers gathered for acts before they are added to the metrics page: two per act."""
 
 SESSIONS_PER_PIECE_MAX: Final = 16
-"""Sessions that the serving process tells of at once; the loop waits meanwhile."""
+"""Sessions in one page of the list for operators; the loop waits while a page is made."""
 
 EPISODE_GROUPS_PER_PIECE_MAX: Final = 128
-"""Handles that it looks at for that."""
+"""Episode groups in one page of that list."""
 
-EVALUATION_S_MAX: Final = 90 * 86_400
-"""How long an evaluation lease may last; it can be renewed."""
+# Wire and carriers
 
-OLD_VERSIONS_MAX: Final = 8
-"""Versions that may stay loaded beside the current one; each has cells of its own in the metrics page."""
+SPEC_BYTES_MAX: Final = HEAD_BYTES_MAX - 2_048
+"""An encoded spec: the rest of a welcome must fit into the head too."""
+
+TENSOR_FRAMES_MAX: Final = 64
+"""Tensor frames kept of one message; further frames are read and dropped, so that the refusal can be sent."""
+
+MESSAGE_BYTES_HARD_MAX: Final = 64 * 1024 * 1024
+"""libzmq closes the connection for a larger frame. Smaller ones that are still too large get a typed error."""
+
+SEND_QUEUE_MESSAGES_MAX: Final = 1_000
+"""Replies that wait for a peer that does not read. Beyond it that peer's sessions are dropped."""
+
+RECEIVE_QUEUE_MESSAGES_MAX: Final = 1_000
+"""Messages of one peer that libzmq reads ahead; beyond it libzmq stops reading from that peer only."""
 
 LINGER_MS: Final = 1_000
 """How long the last replies and goodbyes may take to leave."""
 
+LANE_BACKLOG_MAX: Final = 1_024
+"""Connections of the lane that wait to be accepted."""
+
+LANE_SEND_BUFFER_BYTES: Final = 212_992
+"""Replies that wait for a peer of the lane that does not read, as the kernel counts them; beyond it the peer is dropped."""
+
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""sizeof(sockaddr_un.sun_path) - 1, see unix(7)."""
+
+PEER_GROUPS_BYTES_MAX: Final = 1_024
+"""The most that Python's `getsockopt` takes: 256 groups of a peer's user."""
+
+# Processes
+
+SERVING_SLICE_US: Final = 100
+"""EEVDF time slice of the serving process (the kernel minimum), so that a message preempts threads with longer slices."""
+
+CONTROL_NICENESS: Final = 10
+"""The control process is this much nicer than the serving process: it gets a tenth of a CPU that both want."""
+
+START_S_MAX: Final = 60.0
+"""From the start of the serving process to READY; slower is a failed start."""
+
+DRAIN_S_MAX: Final = 10.0
+"""From SIGTERM to the end of the serving process; then it is killed."""
+
 RESTART_DELAY_S_MAX: Final = 5.0
-"""The longest pause before a serving process that died is started again."""
+"""The longest pause before a serving process that died is restarted."""
 
 RESTARTS_WITH_ALL_MAX: Final = 2
-"""Starts in a row that never came to READY before the next one is with the stable version alone."""
+"""Failed starts in a row after which the next start loads only the stable version."""
 
 RESTARTS_WITHOUT_READY_MAX: Final = 5
-"""Starts in a row that never came to READY before the daemon gives up."""
+"""Failed starts in a row after which the daemon gives up."""
+
+CHANNEL_MESSAGE_BYTES_MAX: Final = 1 << 20
+"""One message between the daemon's processes."""
+
+CHANNEL_DESCRIPTORS_MAX: Final = 2
+"""Descriptors that travel with one message: the model and the golden pairs."""
+
+SHADOW_START_S_MAX: Final = 300.0
+"""From the start of a shadow process until its version is warm: it runs at the lowest priority."""
+
+SHADOW_LOOK_S_MAX: Final = 0.02
+"""Longest sleep of the shadow process between two looks into its ring."""
+
+SHADOW_OUTPUTS_MAX: Final = 64
+"""Outputs of a shadowed version: each has cells in the shadow page."""
+
+# Versions
+
+LOAD_S_MAX: Final = 60.0
+"""From the request to load a version until it is warm in the serving process."""
+
+LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
+"""Address space that must be free besides a version's own before it loads, for a thread's stack and heap. The C library
+ends the process if a thread finds no memory for its own data."""
+
+LOAD_COPIES: Final = 3
+"""Copies of a model's bytes during a load: as received, as parsed, and as laid out to run."""
+
+ARMS_MAX: Final = 3
+"""Arms of a traffic split, besides the stable version."""
+
+OLD_VERSIONS_MAX: Final = 8
+"""Versions that may stay loaded besides the current one."""
+
+VERSION_CELLS_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_HOLDS_MAX + 4
+"""Metrics indices: old versions, arms, held versions, the stable one, one that loads, one that unloads, and `mixed`."""
+
+CERTIFIED_OBSERVATIONS_MAX: Final = 64
+"""Observations that the certifier tries; of golden pairs, the first ones."""
+
+OPERATIONS_KEPT_MAX: Final = 32
+"""Operations that the admin port still returns by their number: the last ones."""
+
+P99_ACTS_MIN: Final = 200
+"""Acts without which a p99 says too little: two of 200 lie above it."""
+
+EVALUATION_S_MAX: Final = 90 * 86_400
+"""The longest evaluation hold; it can be renewed."""
+
+# KServe
 
 KSERVE_REQUESTS_MAX: Final = 32
-"""Inference requests of the admin port at once; one more gets 503. Each may hold a body, and a handle."""
+"""Inference requests at once; one more gets 503. Each may hold a body and an episode group."""
 
 KSERVE_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
-"""An inference request, inflated. A policy with small observations takes less: what `rows_max` rows can need."""
+"""The decompressed body of an inference request. A policy with small observations accepts less: what `rows_max` rows need."""
 
 KSERVE_HEADER_BYTES_MAX: Final = 64 * 1024
-"""What an inference request says beside its numbers."""
+"""The JSON of an inference request besides its numbers."""
 
 KSERVE_NUMBER_BYTES_MAX: Final = 32
-"""A number in JSON, with its comma and the blanks around it: 17 digits, a sign, a point, an exponent."""
+"""A number in JSON with its comma and blanks: 17 digits, a sign, a point, an exponent."""
 
 KSERVE_BODY_S_MAX: Final = 10.0
-"""How long a body may take to arrive: until then it takes one of `KSERVE_REQUESTS_MAX`."""
+"""How long a body may take to arrive. Meanwhile it takes one of `KSERVE_REQUESTS_MAX`."""
 
 KSERVE_ANSWER_S_MAX: Final = 10.0
-"""How long an inference may take, from the data path's begin to its answer."""
+"""How long an inference may take, from its begin on the data path to its answer."""
 
 KSERVE_IDLE_GROUPS_MAX: Final = 8
-"""Handles kept for the next request of as many rows, which then costs one round trip less; each leases a version."""
+"""Episode groups kept for the next request with as many rows, which saves a round trip. Each leases a version."""
 
 KSERVE_IDLE_GROUP_S: Final = 2.0
-"""How long they are kept: a version that is not current any more must not stay for their sake."""
+"""How long such a group is kept: it must not keep an old version loaded."""
 
 KSERVE_SEQUENCES_MAX: Final = 32
-"""Sequences at once; one more ends the one that was longest unused. With the requests that begin one they make 64 handles."""
+"""Sequences at once; one more ends the one unused for longest. With the requests that makes 64 episode groups."""
 
 KSERVE_SEQUENCE_IDLE_S: Final = 60.0
-"""A sequence unused for this long is ended: nobody can tell that its client is gone."""
+"""A sequence that is unused for this long ends: there is no other sign that its client is gone."""
 
 KSERVE_SEEDS_MAX: Final = 10_000
-"""Seeds that are tried until those of a request fall to the version that it names: some 10 ms of the control process."""
+"""Seeds tried until those of a request fall into the version that it names: about 10 ms of the control process."""
 
+# The admin port
 
 ADMIN_CONNECTIONS_MAX: Final = 128
-"""Connections at one address of the admin port; for another one, the oldest that is not being answered goes."""
+"""Connections at one address; one more closes the oldest that is not being answered."""
 
 ADMIN_HEAD_S_MAX: Final = 5.0
-"""How long a connection of the admin port may take for a request's head, the first or the next; then it is closed."""
+"""How long a connection may take to send the head of a request; then it is closed."""
 
 ADMIN_BODY_S_MAX: Final = 5.0
-"""From a request's head to the end of its body."""
+"""From the head of a request to the end of its body."""
 
 ADMIN_LINGER_S_MAX: Final = 1.0
-"""How long what was not wanted of a body is still read, so that the answer gets to who is sending it."""
+"""How long an unwanted body is still read, so that the answer reaches a peer that is sending it."""
 
 ADMIN_HANDSHAKE_S_MAX: Final = 5.0
 """From a connection to the end of its TLS handshake."""
 
 REFUSALS_BURST_MAX: Final = 10
-"""Requests of one peer that are refused with their reason; then, `REFUSALS_PER_S`. Beyond it they are told when to try again."""
+"""Refusals that one peer gets with their reason; then `REFUSALS_PER_S`. Beyond that it gets 429 with Retry-After."""
 
 REFUSALS_PER_S: Final = 1.0
+"""How fast that budget refills."""
 
 REFUSED_PEERS_MAX: Final = 1_024
-"""Peers that were refused and are remembered; beyond it the one whose last refusal is longest ago is forgotten."""
+"""Refused peers that are remembered; beyond it the one refused longest ago is forgotten."""
 
 TOKENS_MAX: Final = 256
-"""Tokens in the file: each is compared at each request."""
+"""Tokens in the file: each request compares them all."""
+
+SECRET_BYTES_MAX: Final = 1024 * 1024
+"""A file that holds a secret: tokens, a certificate or a key."""
 
 
 ADMIN_REQUEST_BYTES_MAX: Final = 64 * 1024
@@ -190,22 +244,22 @@ KSERVE_TENSORS_MAX: Final = 64
 
 
 class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The bounds that an operator may set."""
+    """The bounds that an operator can set: section `[limits]`."""
 
     rows_max: int = 256
-    """Rows in one batch, hence in one act and in one begin."""
+    """Rows in one batch, and so in one act and one begin."""
     queue_rows_max: int = 1_024
     """Rows that wait for the engine; beyond it an act gets `overloaded`."""
     sessions_max: int = 4_096
     """Sessions at once; beyond it a hello gets `overloaded`."""
     episodes_max: int = 64
-    """Handles of one session at once; beyond it a begin gets `overloaded`."""
+    """Episode groups of one session at once; beyond it a begin gets `overloaded`."""
     batch_wait_us_max: int = 0
-    """How long a batch may wait for the rest of the lock-step sessions. 0: it goes when the engine is free."""
+    """How long a batch may wait for the other lock-step sessions. 0: it runs as soon as the engine is free."""
     states_mb_max: int = 1_024
-    """What a recurrent policy carries for all handles together; beyond it a begin gets `overloaded`."""
+    """Recurrent state of all episode groups together; beyond it a begin gets `overloaded`."""
     slots_mb_max: int = 1_024
-    """Shared memory for the slots of all handles of the lane; beyond it observations travel inline. 0: always inline."""
+    """Shared memory for the slots of all episode groups; beyond it observations travel inline. 0: always inline."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows_max <= 4_096:
@@ -222,7 +276,7 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"batch_wait_us_max: expected 0 to 1000000, got {self.batch_wait_us_max}")
 
     def for_wire(self) -> Limits:
-        """The part of them that a session is told."""
+        """The part that the welcome tells a session."""
         return Limits(rows_max=self.rows_max, episodes_max=self.episodes_max, head_bytes_max=HEAD_BYTES_MAX)
 
 

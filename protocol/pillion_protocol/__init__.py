@@ -1,7 +1,8 @@
-"""The wire that a Pillion daemon and its clients speak. `protocol/README.md` is its specification."""
+"""The wire protocol between a Pillion daemon and its clients. `protocol/README.md` specifies it."""
 
-from pillion_protocol.codec import HEAD_BYTES_MAX, decode, encode
+from pillion_protocol.codec import decode, encode
 from pillion_protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from pillion_protocol.limits import HEAD_BYTES_MAX
 from pillion_protocol.messages import (
     PROTOCOL_VERSION,
     Act,

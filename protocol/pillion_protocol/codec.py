@@ -1,4 +1,4 @@
-"""Bytes to messages and back. Hot path: one encoder and one decoder a type, made once."""
+"""Encodes messages to bytes and decodes them. Hot path: one encoder, and one decoder for each type, are made once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from pillion_protocol.errors import RemoteProtocolError
+from pillion_protocol.limits import HEAD_BYTES_MAX
 from pillion_protocol.messages import (
     Act,
     Action,
@@ -25,9 +26,6 @@ from pillion_protocol.messages import (
     Welcome,
 )
 
-HEAD_BYTES_MAX: Final = 64 * 1024
-"""Bytes in a head. The largest is a begin with a seed for each of several thousand rows."""
-
 STRUCTS: Final[dict[MessageType, type[Message]]] = {
     MessageType.HELLO: Hello,
     MessageType.WELCOME: Welcome,
@@ -42,6 +40,7 @@ STRUCTS: Final[dict[MessageType, type[Message]]] = {
     MessageType.ERROR: Error,
     MessageType.GOODBYE: Goodbye,
 }
+"""The Struct of each type byte."""
 
 _encoder = msgspec.msgpack.Encoder()
 _prefixes = {struct: bytes([kind]) for kind, struct in STRUCTS.items()}
@@ -49,14 +48,14 @@ _decoders = {int(kind): msgspec.msgpack.Decoder(struct).decode for kind, struct 
 
 
 def encode(message: Message) -> bytes:
-    """The head of `message`: its type byte and its fields as a msgpack array."""
+    """Returns the head of `message`: its type byte, then its fields as one msgpack array."""
     return _prefixes[type(message)] + _encoder.encode(message)
 
 
 def decode(head: bytes | memoryview) -> Message:
-    """The message that `head` holds; it keeps nothing of it.
+    """Returns the message in `head`, without keeping a reference to its bytes.
 
-    Raises `RemoteProtocolError` where it holds none: `too_large`, `unknown_message` or `malformed`.
+    Raises `RemoteProtocolError` with the code `too_large`, `unknown_message` or `malformed` if there is no message.
     """
     if len(head) > HEAD_BYTES_MAX:
         raise RemoteProtocolError(

@@ -1,8 +1,8 @@
-"""What can go wrong between two peers.
+"""Violations of the protocol, by culprit.
 
 ProtocolError
-├── RemoteProtocolError    the peer sent what the wire does not allow: answered by a typed error
-└── LocalProtocolError     this side was asked to send what the wire does not allow
+├── RemoteProtocolError    the peer sent something that the protocol does not allow; it is answered by a typed error
+└── LocalProtocolError     this side was asked to send something that the protocol does not allow
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pillion_protocol.messages import ErrorCode
 
 
 class ProtocolError(Exception):
-    """A breach of the wire's rules."""
+    """A violation of the protocol. `code` goes on the wire; `expected` and `actual` are for a person to read."""
 
     def __init__(self, code: ErrorCode, message: str, expected: str = "", actual: str = "") -> None:
         super().__init__(message)
@@ -21,17 +21,18 @@ class ProtocolError(Exception):
         self.actual = actual
 
     def __str__(self) -> str:
-        parts = [self.message]
-        if self.expected:
-            parts.append(f"expected {self.expected}")
-        if self.actual:
-            parts.append(f"got {self.actual}")
-        return "; ".join(parts)
+        return self.message + expected_and_actual(self.expected, self.actual)
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke the rules."""
+    """The peer violated the protocol."""
 
 
 class LocalProtocolError(ProtocolError):
-    """This side was asked to break the rules."""
+    """This side was asked to violate the protocol."""
+
+
+def expected_and_actual(expected: str, actual: str) -> str:
+    """Returns "; expected A, got B" to follow a message, or only the half that is known."""
+    known = [f"{word} {value}" for word, value in (("expected", expected), ("got", actual)) if value]
+    return f"; {', '.join(known)}" if known else ""

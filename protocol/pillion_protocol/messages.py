@@ -1,12 +1,12 @@
-"""What travels: every message of the wire, one Struct each.
+"""The messages of the protocol, one Struct each.
 
-A message is a head and then raw tensor frames. The head is one type byte and a msgpack array whose
-elements are the fields below, in this order. Fields are only ever appended, always with a default, so
-that an older peer ignores what it does not know and a newer one fills in what it was not sent.
+A message is a head, then raw tensor frames. The head is one type byte and a msgpack array with the fields below, in this
+order. New fields are only appended, always with a default. So an older peer ignores fields that it does not know, and a
+newer one fills in those that it did not get.
 
-Every message opens with the same three fields: `session` (0 before the welcome), `epoch` (which start of
-the serving process the session belongs to) and `sequence` (the number of the request, repeated in its
-reply; 0 in what the daemon says unasked).
+Every message begins with the same three fields: `session` (0 before the welcome), `epoch` (which start of the serving
+process the session belongs to) and `sequence` (the number of the request, repeated in its reply; 0 in a message that the
+daemon sends on its own).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Final
 import msgspec
 
 PROTOCOL_VERSION: Final = 1
-"""The version of this wire. A hello that asks for another gets `unsupported_protocol`."""
+"""The version of the protocol. A hello that asks for another gets `unsupported_protocol`."""
 
 Unsigned = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -42,7 +42,7 @@ class MessageType(IntEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a request got no action. On the wire a string: a client meets codes newer than itself."""
+    """Why a request failed. On the wire it is a string, because a client may get codes that are newer than itself."""
 
     MALFORMED = "malformed"
     UNKNOWN_MESSAGE = "unknown_message"
@@ -72,7 +72,7 @@ class ErrorCode(StrEnum):
 
 
 class BatchClose(IntEnum):
-    """Why the batch that held a row was closed when it was."""
+    """Why the daemon closed a batch and ran it."""
 
     ENGINE_FREE = 1
     FULL = 2
@@ -82,19 +82,20 @@ class BatchClose(IntEnum):
 
 
 class Fallback(StrEnum):
-    """What a session gets for an act whose budget was spent before it could be run."""
+    """What a session gets for an act whose budget ran out before it could run."""
 
     ERROR = "error"
     """The error `deadline_exceeded`."""
     LAST = "last"
-    """The outputs of the last act of the handle; the error, where there is none yet."""
+    """The outputs of the episode group's last action; the error if there is none yet."""
     ZEROS = "zeros"
+    """Zero bytes in every output."""
     SAFE = "safe"
-    """The safe action of the policy's model card, in every row; zeros in the other outputs."""
+    """The safe action of the policy's model card in every row, zeros in the other outputs."""
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, kw_only=False):
-    """What every message opens with."""
+    """The three fields at the beginning of every message."""
 
     session: Unsigned
     epoch: Unsigned
@@ -102,11 +103,11 @@ class Message(msgspec.Struct, array_like=True, frozen=True, kw_only=False):
 
 
 class Hello(Message, frozen=True):
-    """Asks for a session. `session` and `epoch` are 0, `sequence` any number unlike the peer's other hellos.
+    """Asks for a session. `session` and `epoch` are 0; `sequence` differs from that of the peer's other hellos.
 
-    `policy` empty takes the daemon's default; `version_range` empty takes any release (else comparators
-    joined by commas, `>=1.2,<2`); `spec_hash` empty takes any spec, else it must equal the welcome's.
-    A `lock_step` session submits one act for each of its episodes and waits for the answers.
+    An empty `policy` takes the daemon's policy. An empty `version_range` takes any release; otherwise it is comparators
+    joined by commas, such as `>=1.2,<2`. An empty `spec_hash` takes any spec; otherwise it must equal the welcome's.
+    A `lock_step` session has at most one act in flight for each episode group and waits for its answer.
     """
 
     protocol_version: Unsigned = PROTOCOL_VERSION
@@ -119,21 +120,21 @@ class Hello(Message, frozen=True):
 
 
 class Limits(msgspec.Struct, array_like=True, frozen=True):
-    """What this daemon takes from one session; beyond it a typed error comes back."""
+    """What the daemon accepts from one session. A request beyond it gets a typed error."""
 
     rows_max: Unsigned
-    """Rows in one act, and in one begin."""
+    """Rows in one act and in one begin."""
     episodes_max: Unsigned
-    """Handles (begins not yet ended) of one session."""
+    """Episode groups of one session: begins that have not ended yet."""
     head_bytes_max: Unsigned
     """Bytes in a head."""
 
 
 class Welcome(Message, frozen=True):
-    """The session, and what it is going to talk to.
+    """The new session, and the policy that serves it.
 
-    `spec` holds the msgpack bytes of a `pillion_protocol.specs.Spec`; `spec_hash` is their SHA-256.
-    A session silent for longer than `heartbeat_ms` is sent a ping; one silent for `silent_ms_max` is ended.
+    `spec` holds the msgpack bytes of a `pillion_protocol.specs.Spec`; `spec_hash` is their SHA-256. The daemon sends a
+    ping to a session that is silent for `heartbeat_ms`, and ends one that is silent for `silent_ms_max`.
     """
 
     protocol_version: Unsigned
@@ -147,11 +148,11 @@ class Welcome(Message, frozen=True):
     heartbeat_ms: Unsigned
     silent_ms_max: Unsigned
     certificate: Name = ""
-    """How much the other observations of a batch change an answer: `exact` (nothing), `within 1e-6`, `worse`; "" is unknown."""
+    """How much the other rows of a batch change an answer: `exact` (no bit), `within 1e-6` or `worse`; "" is unknown."""
 
 
 class Begin(Message, frozen=True):
-    """Begins `len(seeds)` episodes under one handle, a row each. `slots`: the client can use slots (on the lane)."""
+    """Begins an episode group with one row for each seed. `slots` is true if the client can use slots (on the lane)."""
 
     seeds: list[Unsigned]
     slots: bool = False
@@ -165,10 +166,10 @@ class Lease(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Begun(Message, frozen=True):
-    """The handle, and the leases of its rows.
+    """The new episode group, and the leases of its rows. `episode` is the number of the group.
 
-    `row_leases` gives each row's index into `leases`; empty means that every row holds `leases[0]`. `slots` is how
-    many slots the shared memory has that comes with this message (`pillion_protocol.slots`); 0: none comes.
+    `row_leases` holds each row's index into `leases`; empty means that every row holds `leases[0]`. `slots` is the number
+    of slots in the shared memory that is passed with this message (`pillion_protocol.slots`); 0 if none is.
     """
 
     episode: Unsigned
@@ -178,12 +179,12 @@ class Begun(Message, frozen=True):
 
 
 class Act(Message, frozen=True):
-    """Observations for every row of a handle; a tensor frame for each observation of the spec follows.
+    """Observations for every row of an episode group; a tensor frame for each observation of the spec follows.
 
-    `budget_us` is how long the caller still waits (0: no limit), counted from the moment the daemon reads
-    the message. `episode_start` is empty, or one byte a row where any but 0 begins a new episode in that row; then
-    `seeds` is empty (the daemon derives them) or holds a seed for each row that starts. Where the observations lie in a
-    slot of the handle, `slot` is its number from 1 on, `generation` what its header says, and no tensor frame follows.
+    `budget_us` is how long the answer is useful, in µs from the moment the daemon reads the message; 0 is no limit.
+    `episode_start` is empty, or has one byte for each row; any byte but 0 begins a new episode in that row. `seeds` is
+    then empty (the daemon derives them), or has one seed for each row that begins. If the observations are in a slot,
+    `slot` is its number from 1 on, `generation` is that in its header, and no tensor frame follows.
     """
 
     episode: Unsigned
@@ -200,13 +201,16 @@ class Act(Message, frozen=True):
 class Action(Message, frozen=True):
     """The answer to an act; a tensor frame for each output of the spec follows.
 
-    `received_ns` is the daemon's CLOCK_MONOTONIC when it had read the act. The next three are offsets
-    from it in ns: queued (admitted to the scheduler), dispatched (the batch went to the engine), ran (the
-    engine was done). `fallback` names what stands in for an action that could not be run in time (a
-    `Fallback`; then `batch_rows` and `batch_close` are 0); empty: the policy computed it. Where the outputs lie in
-    the slot of the act, `slot` and `generation` repeat the act's, and no tensor frame follows. Where the rows of the handle
-    hold different versions, `leases` names those that ran and `row_leases` gives each row's index into it; `digest` is that
-    of the first row then. `row_leases` empty: `digest` ran every row; `leases` names it where it is new to the handle.
+    `received_ns` is the daemon's CLOCK_MONOTONIC when it had read the act. The next three are offsets from it in ns:
+    queued (admitted to the scheduler), dispatched (the batch went to the engine), ran (the engine finished).
+
+    `fallback` is a `Fallback` if the act could not run in time, and `batch_rows` and `batch_close` are then 0. It is
+    empty if the policy computed the action. If the outputs are in the slot of the act, `slot` and `generation` repeat the
+    act's, and no tensor frame follows.
+
+    If the rows hold different versions, `leases` lists those that ran, `row_leases` holds each row's index into it, and
+    `digest` is that of the first row. If `row_leases` is empty, `digest` ran every row; `leases` then names its version in
+    the first action after it changed, and is else empty.
     """
 
     episode: Unsigned
@@ -226,20 +230,20 @@ class Action(Message, frozen=True):
 
 
 class End(Message, frozen=True):
-    """Ends every episode of a handle and gives its leases back."""
+    """Ends every episode of a group and returns its leases."""
 
     episode: Unsigned
 
 
 class Ended(Message, frozen=True):
-    """The handle is gone; `acts` were run under it."""
+    """The episode group has ended; the policy ran `acts` of its acts."""
 
     episode: Unsigned
     acts: Unsigned
 
 
 class Ping(Message, frozen=True):
-    """Either side asks whether the other is there. Answered by a pong with the same three fields."""
+    """Asks whether the other side is there. It is answered by a pong with the same three fields."""
 
 
 class Pong(Message, frozen=True):
@@ -247,7 +251,7 @@ class Pong(Message, frozen=True):
 
 
 class Error(Message, frozen=True):
-    """A request that got no action. `expected` and `actual` are for a person to read."""
+    """A request failed. `expected` and `actual` are for a person to read."""
 
     code: str
     message: str
@@ -256,6 +260,6 @@ class Error(Message, frozen=True):
 
 
 class Goodbye(Message, frozen=True):
-    """Ends the session. From a client it is answered by a goodbye; from the daemon it is the last word."""
+    """Ends the session. A client's goodbye is answered by a goodbye; the daemon's is its last message."""
 
     reason: str = ""

@@ -1,6 +1,6 @@
-"""The shapes that a session agrees upon once: what goes in, what comes out.
+"""The spec: names, dtypes and shapes of observations and outputs, agreed on once for each session.
 
-Spaces are described in Gymnasium's terms. A step on the wire carries none of this.
+Spaces use Gymnasium's terms. The messages of a step carry none of this.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _ITEM_BYTES: dict[str, int] = {
 
 
 class TensorSpec(msgspec.Struct, array_like=True, frozen=True, dict=True, forbid_unknown_fields=False):
-    """One tensor of a step, without its leading row axis.
+    """One tensor of a step; `shape` is that of one row, without the row axis.
 
-    `low` and `high` are inclusive: empty (no bound), one number (for every element), or one for each element
-    in C order. Discrete(n, start) has shape [] and bounds [start], [start + n - 1]. `finite`: a NaN or an
-    infinity here is refused.
+    `low` and `high` are inclusive bounds: empty (no bound), one number (for every element), or one for each element
+    in C order. Discrete(n, start) has shape [] and the bounds [start] and [start + n - 1]. If `finite` is true, an
+    observation with a NaN or an infinity is refused.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -51,12 +51,12 @@ class TensorSpec(msgspec.Struct, array_like=True, frozen=True, dict=True, forbid
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one row on the wire."""
+        """The bytes of one row on the wire."""
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 class Spec(msgspec.Struct, array_like=True, frozen=True):
-    """Observation tensors and output tensors, in the order of their frames."""
+    """The observation tensors and the output tensors, in the order of their frames."""
 
     observation: list[TensorSpec]
     outputs: list[TensorSpec]
@@ -67,15 +67,15 @@ _decoder = msgspec.msgpack.Decoder(Spec)
 
 
 def encode_spec(spec: Spec) -> bytes:
-    """The bytes of a spec as the welcome carries them."""
+    """Returns the bytes of a spec as the welcome carries them."""
     return _encoder.encode(spec)
 
 
 def decode_spec(data: bytes) -> Spec:
-    """The spec that `data` encodes; raises `msgspec.MsgspecError` where it encodes none."""
+    """Returns the spec in `data`. Raises `msgspec.MsgspecError` (or `UnicodeDecodeError`, `RecursionError`) if there is none."""
     return _decoder.decode(data)
 
 
 def spec_hash(data: bytes) -> bytes:
-    """SHA-256 of the encoded spec: two peers that hold the same hash agree on every frame of every step."""
+    """Returns the SHA-256 of an encoded spec. Two peers with the same hash agree on every frame of every step."""
     return hashlib.sha256(data).digest()

@@ -1,7 +1,7 @@
-"""The two heads that every step has, laid out once in a packet; a step only puts numbers into their places. Hot path.
+"""The heads of acts and actions, laid out once in a packet; each step only overwrites the numbers. Hot path.
 
-msgpack lets an integer be written in more than one form: those that change are written in one of fixed size here. Any
-other writing of the same fields is the same message.
+msgpack can write an integer in several widths. Here every integer that changes has a fixed width, so that its offset is
+known. The same fields in other widths are the same message.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pillion_protocol.lane import HEAD_SPACE_BYTES
+from pillion_protocol.limits import HEAD_SPACE_BYTES
 from pillion_protocol.messages import MessageType
 
 _UINT64: Final = 0xCF
@@ -21,8 +21,8 @@ _NO_TEXT: Final = 0xA0
 _BYTES: Final = 0xC4
 _LENGTH_BYTES: Final = 2
 
-# In the order of `Act`: session, epoch, sequence, episode, rows, budget_us, deterministic; then no starts, no seeds, no
-# traceparent; slot, generation.
+# The fields of `Act` in order: session, epoch, sequence, episode, rows, budget_us, deterministic; then an empty
+# episode_start, no seeds, no traceparent; slot, generation.
 _ACT: Final = struct.Struct(">BB BQ BQ BQ BQ BH BQ B BB B B B BQ")
 _ACT_SEQUENCE_AT: Final = _LENGTH_BYTES + struct.calcsize(">BB BQ BQ B")
 _ACT_BUDGET_AT: Final = _ACT_SEQUENCE_AT + struct.calcsize(">Q BQ BH B")
@@ -30,10 +30,11 @@ _ACT_SLOT_AT: Final = _ACT_BUDGET_AT + struct.calcsize(">QB BB B B")
 
 _SLOT_IN_HEAD_AT: Final = _ACT_SLOT_AT - _LENGTH_BYTES
 _ACT_FORM: Final = (_ARRAY | 12, _UINT64, _UINT64, _UINT64, _UINT64)
-_SMALL_INTEGER_MAX: Final = 127
+_LAST_FIXINT: Final = 127
+"""The greatest integer that msgpack writes in one byte."""
 
-# In the order of `Action`: session, epoch, sequence, episode, rows, digest, received_ns, queued_ns, dispatched_ns, ran_ns,
-# batch_rows, batch_close; then no fallback; slot, generation.
+# The fields of `Action` in order: session, epoch, sequence, episode, rows, digest, received_ns, queued_ns, dispatched_ns,
+# ran_ns, batch_rows, batch_close; then no fallback; slot, generation.
 _ACTION: Final = struct.Struct(">BB BQ BQ BQ BQ BH BB32s BQ BQ BQ BQ BH B B B BQ")
 _ACTION_SEQUENCE_AT: Final = _LENGTH_BYTES + struct.calcsize(">BB BQ BQ B")
 _ACTION_RUN_AT: Final = _ACTION_SEQUENCE_AT + struct.calcsize(">Q BQ BH BB32s B")
@@ -45,11 +46,11 @@ ACT_STEP_BYTES: Final = _ACT.size
 _SEQUENCE_AT: Final = _ACT_SEQUENCE_AT - _LENGTH_BYTES
 
 split_act: Final = struct.Struct(f">{_SEQUENCE_AT}sQ{_SLOT_IN_HEAD_AT - _SEQUENCE_AT - 8}sHQ").unpack
-"""Splits the head of an `ActStep`: what is before the sequence, the sequence, what is between it and the slot, the slot (see
-`slot_number`), its generation. Two acts of a handle differ in nothing but these three numbers."""
+"""Splits the head of an `ActStep` into the bytes before the sequence, the sequence, the bytes between it and the slot, the
+slot (see `slot_number`) and its generation. Acts of one episode group differ only in these three numbers."""
 
 NO_SLOT: Final = _UINT64
-"""The slot of an act whose observations follow, as `split_act` gives it."""
+"""The slot of an act whose observations follow in the packet, as `split_act` returns it."""
 
 ACTION_STEP_BYTES: Final = _ACTION.size
 """The bytes of the head of an `ActionStep`."""
@@ -60,7 +61,8 @@ _split_action: Final = struct.Struct(
     f">{_ACTION_BEGIN.size}sQ{_ACTION_RUN_AT - _ACTION_SEQUENCE_AT - 8}s{_RUN_BYTES}x"
     f"{ACTION_STEP_BYTES + _LENGTH_BYTES - _ACTION_RUN_AT - _RUN_BYTES}s"
 ).unpack
-"""What is before the sequence, the sequence, what is between it and the numbers of the run, what is behind those."""
+"""Splits the head of an `ActionStep` into the bytes before the sequence, the sequence, the bytes between it and the numbers
+of the run, and the bytes after those numbers."""
 
 _PLAIN_END: Final = struct.pack(">B BBQ", _NO_TEXT, 0, _UINT64, 0)
 
@@ -71,7 +73,7 @@ _put_run: Final = struct.Struct(f">Q {_ACTION_RUN_AT - _ACTION_SEQUENCE_AT - 8}s
 
 
 class Packed(list[Any]):
-    """The frames of a message that lie in a packet of the lane already. Whoever makes them may write into them again."""
+    """The frames of a message, already laid out as a packet of the lane. The owner reuses them for the next message."""
 
     __slots__ = ("packet",)
 
@@ -79,7 +81,10 @@ class Packed(list[Any]):
 
 
 class ActStep(Packed):
-    """The acts of one handle: frames (head, tensors), written again for each act. For acts without starts or trace."""
+    """The acts of one episode group: the frames (head, tensors), overwritten for each act.
+
+    Only for acts without `episode_start`, seeds and traceparent. The caller writes the observations into `tensors`.
+    """
 
     __slots__ = ("_action_begin", "_action_middle", "_is_plain", "sequence", "tensors")
 
@@ -101,7 +106,7 @@ class ActStep(Packed):
         super().__init__([view[_LENGTH_BYTES : _LENGTH_BYTES + _ACT.size], *self.tensors])
 
     def fill(self, sequence: int, budget_us: int, deterministic: bool) -> None:
-        """Makes it the act with this number, for observations in `tensors`."""
+        """Writes the sequence number, the budget in µs and the flag of the next act."""
         self.sequence = sequence
         _put_number(self.packet, _ACT_SEQUENCE_AT, sequence)
         if self._is_plain != (budget_us, deterministic):
@@ -109,9 +114,9 @@ class ActStep(Packed):
             _put_budget(self.packet, _ACT_BUDGET_AT, budget_us, _FALSE | deterministic)
 
     def is_answered_by(self, head: bytes | memoryview) -> bool:
-        """Whether this is the action for the act, unlike the last one that was `expect`ed in its numbers alone.
+        """Returns True if `head` is the action for this act and differs from the `expect`ed one only in its numbers.
 
-        It need not be decoded then. False may also mean that it has to be looked at closely.
+        Such a head need not be decoded. False means only that the caller must decode it to know.
         """
         if len(head) != ACTION_STEP_BYTES:
             return False
@@ -124,17 +129,17 @@ class ActStep(Packed):
         )
 
     def expect(self, head: bytes | memoryview) -> None:
-        """Takes the head of an action of this handle, which was decoded, for what others of it will look like."""
+        """Remembers a decoded action head of this episode group, as the pattern of those that follow."""
         if len(head) == ACTION_STEP_BYTES:
             self._action_middle = _split_action(head)[2]
 
     def point(self, slot: int, generation: int) -> None:
-        """Says in which slot the observations lie."""
+        """Writes the slot and generation that hold the observations."""
         _put_slot(self.packet, _ACT_SLOT_AT, slot, _UINT64, generation)
 
 
 class ActionStep(Packed):
-    """The actions of one handle: the peer and the frames (head, tensors), written again for each act."""
+    """The actions of one episode group: the peer and the frames (head, tensors), overwritten for each act."""
 
     __slots__ = ("_middle", "in_slot", "tensors")
 
@@ -149,13 +154,13 @@ class ActionStep(Packed):
             _UINT64, 0, _UINT16, 0, 0, _NO_TEXT, 0, _UINT64, 0,
         )  # fmt: skip
         self._middle = bytes(self.packet[_ACTION_SEQUENCE_AT + 8 : _ACTION_RUN_AT])
-        """What is between its number and those of its run."""
+        """The bytes between the sequence and the numbers of the run."""
         view = memoryview(self.packet)
         head = view[_LENGTH_BYTES : _LENGTH_BYTES + _ACTION.size]
         self.tensors = _cut(view, tensor_bytes)
         super().__init__([None, head, *self.tensors])
         self.in_slot = Packed([None, head])
-        """The same without tensors, which lie in a slot."""
+        """The same message without tensor frames, for outputs in a slot."""
         self.in_slot.packet = view[:HEAD_SPACE_BYTES]
 
     def fill(
@@ -168,29 +173,29 @@ class ActionStep(Packed):
         batch_rows: int,
         batch_close: int,
     ) -> None:
-        """Makes it the action with this number, for outputs in `tensors`."""
+        """Writes the sequence number and the numbers of the run; the outputs are in `tensors`."""
         _put_run(
             self.packet, _ACTION_SEQUENCE_AT, sequence, self._middle, received_ns, _UINT64, queued_ns, _UINT64,
             dispatched_ns, _UINT64, ran_ns, _UINT16, batch_rows, batch_close,
         )  # fmt: skip
 
     def point(self, slot: int, generation: int) -> None:
-        """Says in which slot the outputs lie; 0, 0: they follow."""
+        """Writes the slot and generation that hold the outputs; 0, 0 means that tensor frames follow."""
         _put_slot(self.packet, _ACTION_SLOT_AT, slot, _UINT64, generation)
 
 
 def slot_number(slot: int) -> int:
-    """The number of a slot as `split_act` gives it; a number that no slot has where it is written in another form."""
+    """Returns the number of a slot that `split_act` returned. If it has another width, returns a number that no slot has."""
     number, form = divmod(slot, 256)
-    return number if form == _UINT64 else _SMALL_INTEGER_MAX + 1
+    return number if form == _UINT64 else _LAST_FIXINT + 1
 
 
 def is_act_step(head: bytes) -> bool:
-    """Whether this head of an act is written as `ActStep` writes it."""
+    """Returns True if this head of an act has the layout of `ActStep`."""
     return (
         len(head) == _ACT.size
         and (head[1], head[2], head[11], head[20], head[_SLOT_IN_HEAD_AT + 1]) == _ACT_FORM
-        and head[_SLOT_IN_HEAD_AT] <= _SMALL_INTEGER_MAX
+        and head[_SLOT_IN_HEAD_AT] <= _LAST_FIXINT
     )
 
 

@@ -67,7 +67,7 @@ def test_a_mistyped_line_gets_one_line_and_code_64(arguments: list[str], complai
 def test_no_response_from_the_address_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(studio, "ANSWER_S_MAX", 0.2)
+    monkeypatch.setattr(studio, "RECORD_ANSWER_S_MAX", 0.2)
     before = signal.getsignal(signal.SIGTERM)
     try:
         code = cli.run(["bench", "record", "LunarLander-v3", "--address", "ipc:///nowhere/at/all"])
@@ -75,7 +75,7 @@ def test_no_response_from_the_address_is_unavailable(
         signal.signal(signal.SIGTERM, before)
     assert code == 69
     message = capsys.readouterr().err
-    assert message.startswith("pillion: nobody answers at ipc:///nowhere/at/all")
+    assert message.startswith("pillion: no response from ipc:///nowhere/at/all")
     assert message.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""A policy with several observations and a distribution of real numbers, which none of those that ship has."""
+"""A policy with several observations and a distribution of real numbers. None of the shipped policies has these."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ safe_action: [0.5, -0.5]
 
 
 def driver_model() -> bytes:
-    """action = [camera, speed, gear] · WEIGHTS; value = speed[0]."""
+    """Returns a model with action = [camera, speed, gear] · WEIGHTS and value = speed[0]."""
     nodes = [
         helper.make_node("Cast", ["camera"], ["camera_f"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["camera_f", "flat"], ["camera_flat"]),

@@ -31,7 +31,7 @@ def expected_actions(rows: np.ndarray[tuple[int, int], np.dtype[np.float32]]) ->
     return actions
 
 
-async def test_the_words_are_those_of_the_blocking_client(daemon: Daemon) -> None:
+async def test_the_calls_are_those_of_the_blocking_client(daemon: Daemon) -> None:
     rows = observations(4)
     with pillion.connect(daemon.address) as blocking:
         expected = (blocking.policy, blocking.version, blocking.digest, blocking.spec, blocking.limits)
@@ -50,7 +50,7 @@ async def test_the_words_are_those_of_the_blocking_client(daemon: Daemon) -> Non
             await group.act(rows)
 
 
-async def test_connect_may_be_awaited_and_closed_by_hand(daemon: Daemon) -> None:
+async def test_connect_may_be_awaited_and_the_session_closed_by_hand(daemon: Daemon) -> None:
     session = await pillion.aio.connect(daemon.address)
     await session.close()
     await session.close()
@@ -60,7 +60,7 @@ async def test_connect_may_be_awaited_and_closed_by_hand(daemon: Daemon) -> None
         await session.ping()
 
 
-async def test_several_episodes_act_side_by_side(daemon: Daemon) -> None:
+async def test_several_episodes_act_concurrently(daemon: Daemon) -> None:
     rows = observations(12)
     expected = expected_actions(rows)
 
@@ -96,7 +96,7 @@ async def test_a_bad_observation_is_refused_before_it_is_sent(daemon: Daemon) ->
         assert (await episode.act(OBSERVATION)).shape == ()
 
 
-async def test_what_is_not_served_here_is_refused(daemon: Daemon) -> None:
+async def test_a_policy_that_the_daemon_does_not_serve_is_refused(daemon: Daemon) -> None:
     with pytest.raises(pillion.RefusedError) as refused:
         await pillion.aio.connect(daemon.address, policy="mars-lander")
     assert (refused.value.code, refused.value.actual) == ("policy_not_found", "mars-lander")
@@ -127,13 +127,13 @@ async def test_every_wait_ends(fake_daemon: MakeFake, tmp_path: Path) -> None:
             await episode.end()
 
 
-async def test_begins_that_wait_for_their_turn_end_too(fake_daemon: MakeFake) -> None:
+async def test_begins_that_wait_for_another_begin_time_out_too(fake_daemon: MakeFake) -> None:
     async with pillion.aio.connect(fake_daemon(silent_on(Begin)).address, timeout_s=SHORT_S) as session:
         results = await asyncio.gather(*(session.begin() for _ in range(10)), return_exceptions=True)
     assert {type(result) for result in results} == {pillion.RequestTimeoutError}
 
 
-async def test_a_hello_goes_as_soon_as_there_is_a_connection_and_not_at_the_next_resend(
+async def test_a_hello_is_sent_as_soon_as_there_is_a_connection_and_not_at_the_next_resend(
     fake_daemon: MakeFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillion.aio.RESEND_S", 1_000.0)
@@ -142,7 +142,7 @@ async def test_a_hello_goes_as_soon_as_there_is_a_connection_and_not_at_the_next
         assert session.policy == "fake"
 
 
-async def test_a_cancelled_act_leaves_the_session_and_the_episode_sound(fake_daemon: MakeFake) -> None:
+async def test_a_cancelled_act_leaves_the_session_and_the_episode_usable(fake_daemon: MakeFake) -> None:
     held: list[tuple[bytes, Act]] = []
 
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
@@ -167,7 +167,7 @@ async def test_a_cancelled_act_leaves_the_session_and_the_episode_sound(fake_dae
         assert await other.act(np.zeros(2, np.float32)) == 2
 
 
-async def test_acts_cancelled_at_any_moment_leave_later_answers_right(daemon: Daemon) -> None:
+async def test_acts_cancelled_at_any_moment_leave_later_answers_correct(daemon: Daemon) -> None:
     rows = observations(40)
     expected = expected_actions(rows)
     async with pillion.aio.connect(daemon.address) as session:
@@ -185,18 +185,18 @@ async def test_acts_cancelled_at_any_moment_leave_later_answers_right(daemon: Da
         assert not session._waiting
 
 
-async def test_a_begin_cancelled_at_any_moment_leaves_the_next_one_right(daemon: Daemon) -> None:
+async def test_a_begin_cancelled_at_any_moment_leaves_the_next_one_correct(daemon: Daemon) -> None:
     async with pillion.aio.connect(daemon.address) as session:
-        for turns in range(6):
+        for steps in range(6):
             beginning = asyncio.ensure_future(session.begin())
-            for _ in range(turns):
+            for _ in range(steps):
                 await asyncio.sleep(0)
             beginning.cancel()
             await asyncio.gather(beginning, return_exceptions=True)
             assert (await (await session.begin()).act(OBSERVATION)).shape == ()
 
 
-async def test_closing_fails_whatever_waits(fake_daemon: MakeFake) -> None:
+async def test_closing_fails_every_call_that_waits(fake_daemon: MakeFake) -> None:
     fake = fake_daemon(silent_on(Act))
     session = await pillion.aio.connect(fake.address)
     episodes = [await session.begin() for _ in range(3)]
@@ -218,7 +218,7 @@ async def test_closing_fails_a_begin_that_waits(fake_daemon: MakeFake) -> None:
         await beginning
 
 
-async def test_a_goodbye_fails_whatever_waits_with_its_reason(fake_daemon: MakeFake) -> None:
+async def test_a_goodbye_fails_every_call_that_waits_with_its_reason(fake_daemon: MakeFake) -> None:
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
         if isinstance(message, Act):
             fake.send(peer, Goodbye(fake.session, fake.epoch, 0, "the daemon got SIGTERM"))
@@ -234,7 +234,7 @@ async def test_a_goodbye_fails_whatever_waits_with_its_reason(fake_daemon: MakeF
         assert session._conversation.is_open is False
 
 
-async def test_nothing_stays_registered_with_the_loop(daemon: Daemon) -> None:
+async def test_no_task_stays_in_the_loop(daemon: Daemon) -> None:
     before = len(asyncio.all_tasks())
     for _ in range(3):
         async with pillion.aio.connect(daemon.address) as session:

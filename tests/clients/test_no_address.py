@@ -73,8 +73,10 @@ def test_an_address_that_was_named_is_not_called_a_default(tmp_path: Path) -> No
 
 
 def test_without_a_runtime_folder_both_sides_take_the_one_of_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    folder = f"/run/user/{os.getuid()}/pillion"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    # nobody's, so that no daemon of this host answers
+    monkeypatch.setattr(os, "getuid", lambda: 2**32 - 2)
+    folder = f"/run/user/{2**32 - 2}/pillion"
     assert Settings().data_addresses() == [f"lane://{folder}/lane.sock", f"ipc://{folder}/zmq.sock"]
     with pytest.raises(pillion.UnavailableError, match=f"{folder}/lane.sock"):
         pillion.connect(timeout_s=0.05)

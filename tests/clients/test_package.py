@@ -1,4 +1,4 @@
-"""What the client brings along, and what it does not."""
+"""Which packages the client imports, and which it does not."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 def modules_of(submodule: str = "") -> set[str]:
-    """What importing the client in a fresh interpreter brings into `sys.modules`."""
+    """Returns the modules that importing the client adds in a fresh interpreter."""
     script = LOADED.format(submodule=submodule)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(json.loads(done.stdout))
 
 
-def test_the_client_imports_numpy_pyzmq_and_msgspec_and_nothing_else_beside_the_standard_library() -> None:
+def test_the_client_imports_only_numpy_pyzmq_and_msgspec_besides_the_standard_library() -> None:
     packages = {name.partition(".")[0] for name in modules_of(".carriers.zmq")}
-    beside = {
+    besides = {
         name for name in packages - sys.stdlib_module_names if not name.startswith(("_cython_", "cython_runtime", "__"))
     }
-    # msgspec imports typing_extensions where it happens to be installed, and does without where it is not.
-    assert beside - {"typing_extensions"} == {"pillion", "pillion_protocol", "numpy", "zmq", "msgspec"}
+    # msgspec imports typing_extensions if it happens to be installed, and works without it.
+    assert besides - {"typing_extensions"} == {"pillion", "pillion_protocol", "numpy", "zmq", "msgspec"}
 
 
 def test_the_blocking_client_does_not_import_asyncio() -> None:
@@ -50,13 +50,13 @@ def test_the_client_does_not_import_the_daemon_or_torch() -> None:
         assert not packages & unwanted
 
 
-def test_asyncio_is_there_at_its_first_use_without_an_import_of_its_own() -> None:
+def test_the_asyncio_client_is_imported_at_its_first_use() -> None:
     assert callable(pillion.aio.connect)
     with pytest.raises(AttributeError, match="no attribute 'trio'"):
         pillion.trio  # noqa: B018
 
 
-def test_the_base_dependencies_are_three_without_an_upper_bound() -> None:
+def test_there_are_three_base_dependencies_without_an_upper_bound() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=!~ ;\[]", dependency)[0] for dependency in project["dependencies"]}
     assert names == {"msgspec", "numpy", "pyzmq"}

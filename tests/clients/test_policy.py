@@ -1,4 +1,4 @@
-"""`pillion.Policy` is what Stable-Baselines3 takes for a policy."""
+"""`pillion.Policy` works as a policy of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ def policy(daemon: Daemon) -> Iterator[pillion.Policy]:
         yield policy
 
 
-def test_one_observation_gives_one_action_without_a_row_axis(policy: pillion.Policy) -> None:
+def test_one_observation_returns_one_action_without_a_row_axis(policy: pillion.Policy) -> None:
     action, state = policy.predict(OBSERVATION, deterministic=True)
     assert action.shape == ()
     assert action.dtype == np.int64
     assert state is None
 
 
-def test_several_observations_give_as_many_actions(policy: pillion.Policy) -> None:
+def test_several_observations_return_as_many_actions(policy: pillion.Policy) -> None:
     single, _ = policy.predict(OBSERVATION, deterministic=True)
     for rows in (1, 4, 256):
         actions, _ = policy.predict(np.stack([OBSERVATION] * rows), deterministic=True)
         assert actions.tolist() == [single] * rows
 
 
-def test_the_state_comes_back_as_it_went_in(policy: pillion.Policy) -> None:
+def test_the_state_is_returned_unchanged(policy: pillion.Policy) -> None:
     state = (np.zeros(3),)
     assert policy.predict(OBSERVATION, state, np.array([True]), deterministic=True)[1] is state
 
 
 @pytest.mark.parametrize("starts", [None, np.array([True]), np.array([False]), [True]])
-def test_episode_start_is_a_mask_or_nothing(policy: pillion.Policy, starts: Any) -> None:
+def test_episode_start_is_a_mask_or_none(policy: pillion.Policy, starts: Any) -> None:
     assert policy.predict(OBSERVATION, episode_start=starts)[0].shape == ()
     assert policy.predict(np.stack([OBSERVATION] * 3), episode_start=starts)[0].shape == (3,)
 
 
-def test_what_is_no_observation_is_refused(policy: pillion.Policy) -> None:
+def test_an_invalid_observation_is_refused(policy: pillion.Policy) -> None:
     observations: list[Any] = [np.zeros(7), np.zeros((2, 7)), np.float32(1.0), {}, np.zeros((1, 1, 8))]
     for wrong in observations:
         with pytest.raises(pillion.InvalidObservationError):
@@ -67,7 +67,7 @@ def test_the_same_seed_draws_the_same_actions(daemon: Daemon) -> None:
     assert runs[0] == runs[1]
 
 
-def test_a_dict_observation_gives_an_action_with_or_without_a_row_axis(driver_daemon: Daemon) -> None:
+def test_a_dict_observation_returns_an_action_with_or_without_a_row_axis(driver_daemon: Daemon) -> None:
     with pillion.Policy(driver_daemon.address) as policy:
         single, _ = policy.predict(DRIVE, deterministic=True)
         batched, _ = policy.predict({name: np.stack([value] * 3) for name, value in DRIVE.items()}, deterministic=True)
@@ -91,7 +91,7 @@ class ReseededAtEachReset(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class InProcess:
-    """The same model, run here."""
+    """Runs the same model in this process."""
 
     def __init__(self, model: bytes) -> None:
         options = onnxruntime.SessionOptions()
@@ -109,9 +109,9 @@ def artifact() -> Artifact:
 
 
 def returns_of(model: Any, episodes: int, first_seed: int) -> list[float]:
-    """The returns that Stable-Baselines3's own evaluation gives for episodes of these seeds."""
+    """Returns what Stable-Baselines3's own evaluation returns for episodes of these seeds."""
     with warnings.catch_warnings():
-        # SWIG's types have no module, says Python 3.11 and later; as an error that ends the interpreter.
+        # Python 3.11 and later warn that SWIG's types have no module. As an error this ends the interpreter.
         warnings.simplefilter("ignore")
         importlib.import_module("Box2D")
         from stable_baselines3.common.evaluation import evaluate_policy
@@ -136,7 +136,7 @@ needs_torch = pytest.mark.skipif(
 
 
 @needs_torch
-def test_stable_baselines_evaluates_the_daemon_as_it_does_the_model_in_its_own_process(
+def test_stable_baselines_gets_the_same_returns_from_the_daemon_as_from_the_model_in_process(
     daemon: Daemon, artifact: Artifact
 ) -> None:
     with pillion.Policy(daemon.address) as policy:
@@ -146,7 +146,7 @@ def test_stable_baselines_evaluates_the_daemon_as_it_does_the_model_in_its_own_p
 
 
 @needs_torch
-def test_stable_baselines_evaluate_policy_against_the_daemon_gives_the_cards_return(
+def test_evaluate_policy_against_the_daemon_returns_the_mean_return_of_the_card(
     daemon: Daemon, artifact: Artifact
 ) -> None:
     stated = artifact.card.metrics["mean_return"]

@@ -1,4 +1,4 @@
-"""The examples of `clients/python/README.md` run as they are printed, but for the address."""
+"""The examples of `clients/python/README.md` run as printed, except for the address."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _quiet_imports() -> None:
 
 
 def run(example: str, address: str) -> dict[str, Any]:
-    """The names that an example leaves behind; those of the first example are there before it."""
+    """Runs an example and returns its names. It can use the names of the first example."""
     assert ADDRESS in example
     names: dict[str, Any] = {"np": np, "pillion": pillion, "observation": np.zeros(8, np.float32)}
     exec(compile(example.replace(ADDRESS, address), str(README), "exec"), names)
@@ -48,6 +48,6 @@ def test_every_other_example_runs(daemon: Daemon, number: int) -> None:
     assert run(EXAMPLES[number], daemon.address)
 
 
-def test_the_page_has_an_example_of_each_way_to_call() -> None:
-    for words in ("pillion.connect(", "begin_many(", "evaluate_policy(", "pillion.aio.connect("):
-        assert any(words in example for example in EXAMPLES)
+def test_the_page_has_an_example_of_each_interface() -> None:
+    for call in ("pillion.connect(", "begin_many(", "evaluate_policy(", "pillion.aio.connect("):
+        assert any(call in example for example in EXAMPLES)

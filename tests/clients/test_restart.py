@@ -1,4 +1,4 @@
-"""The daemon goes, drains or comes back; budgets are spent. Against daemons of the test's own."""
+"""The daemon dies, drains or restarts; budgets run out. Each test starts its own daemon where it needs one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_after_the_serving_process_was_killed_asyncio_episodes_are_lost_to
         assert (await (await session.begin(seed=7)).act(OBSERVATION)).shape == ()
 
 
-def test_a_policy_goes_on_after_the_serving_process_was_killed(start_daemon: StartDaemon) -> None:
+def test_a_policy_continues_after_the_serving_process_was_killed(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     with pillion.Policy(daemon.address, timeout_s=3 * WAIT_S_MAX) as policy:
         before, _ = policy.predict(OBSERVATION, deterministic=True)
@@ -64,7 +64,7 @@ def test_a_policy_goes_on_after_the_serving_process_was_killed(start_daemon: Sta
     assert before == after
 
 
-def test_at_sigterm_clients_are_told_goodbye_and_why(start_daemon: StartDaemon) -> None:
+def test_at_sigterm_a_client_gets_a_goodbye_with_the_reason(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     with pillion.connect(daemon.address, timeout_s=WAIT_S_MAX) as session:
         episode = session.begin()
@@ -74,7 +74,7 @@ def test_at_sigterm_clients_are_told_goodbye_and_why(start_daemon: StartDaemon) 
             episode.act(OBSERVATION)
 
 
-def test_at_sigterm_a_client_that_waits_for_nothing_is_told_too(start_daemon: StartDaemon) -> None:
+def test_at_sigterm_a_client_that_waits_for_nothing_gets_it_too(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     with RawPeer(daemon.address) as peer:
         peer.open()
@@ -89,13 +89,13 @@ def test_what_was_sent_before_sigterm_is_answered_before_goodbye_is_said(start_d
     daemon = start_daemon()
     with RawPeer(daemon.address) as peer:
         peer.open()
-        handles = []
+        groups = []
         for _ in range(20):
             begun, _ = peer.ask(Begin(peer.session, peer.epoch, peer.next(), [1] * 64))
             assert isinstance(begun, Begun)
-            handles.append(begun.episode)
-        for handle in handles:
-            peer.say(Act(peer.session, peer.epoch, peer.next(), handle, 64, deterministic=True), bytes(64 * 32))
+            groups.append(begun.episode)
+        for group in groups:
+            peer.say(Act(peer.session, peer.epoch, peer.next(), group, 64, deterministic=True), bytes(64 * 32))
         os.kill(daemon.pid, signal.SIGTERM)
         answered = []
         while not isinstance((message := peer.hear()[0]), Goodbye):
@@ -136,10 +136,10 @@ def test_the_daemon_serves_ipc_and_tcp_at_once(start_daemon: StartDaemon, short_
             assert session.begin().act(OBSERVATION).shape == ()
 
 
-# Budgets: an act whose budget is 1 µs is always too late, for reading it takes longer than that.
+# Budgets: an act with a budget of 1 µs is always too late, because reading it takes longer.
 
 
-def test_an_act_whose_budget_is_spent_is_refused_and_not_run(daemon: Daemon) -> None:
+def test_an_act_is_refused_and_not_run_if_its_budget_runs_out(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session:
         episode = session.begin()
         ran = daemon.metric("pillion_inferences_total")
@@ -150,7 +150,7 @@ def test_an_act_whose_budget_is_spent_is_refused_and_not_run(daemon: Daemon) -> 
         assert episode.act(OBSERVATION, budget_us=60_000_000).shape == ()
 
 
-def test_zeros_stand_in_where_the_session_asked_for_them(driver_daemon: Daemon) -> None:
+def test_a_session_with_the_fallback_zeros_gets_zeros(driver_daemon: Daemon) -> None:
     with pillion.connect(driver_daemon.address, fallback="zeros") as session:
         group = session.begin_many(3)
         batch = {name: np.stack([value] * 3) for name, value in DRIVE.items()}
@@ -161,7 +161,7 @@ def test_zeros_stand_in_where_the_session_asked_for_them(driver_daemon: Daemon) 
         assert all(not output.any() for output in group.last.outputs.values())
 
 
-def test_the_last_action_stands_in_where_the_session_asked_for_it(driver_daemon: Daemon) -> None:
+def test_a_session_with_the_fallback_last_gets_the_last_action(driver_daemon: Daemon) -> None:
     with pillion.connect(driver_daemon.address, fallback="last") as session:
         episode = session.begin()
         with pytest.raises(pillion.RefusedError) as refused:
@@ -187,7 +187,7 @@ def test_the_safe_action_of_the_card_stands_in_where_the_session_asked_for_it(dr
         assert group.last.outputs["value"].tolist() == [0.0, 0.0]
 
 
-def test_a_start_mark_of_an_act_that_was_not_run_is_kept_for_the_next(driver_daemon: Daemon) -> None:
+def test_the_episode_starts_of_an_act_that_was_not_run_are_kept_for_the_next(driver_daemon: Daemon) -> None:
     with pillion.connect(driver_daemon.address) as session:
         named, late = session.begin_many(1, seeds=[7]), session.begin_many(1, seeds=[8])
         batch = {name: value[None] for name, value in DRIVE.items()}
@@ -200,31 +200,31 @@ def test_a_start_mark_of_an_act_that_was_not_run_is_kept_for_the_next(driver_dae
 # Superseding
 
 
-def test_a_newer_act_of_a_handle_takes_the_place_of_one_that_waits(start_daemon: StartDaemon) -> None:
-    """Two lock-step handles, a long wait for the other one: the first act waits until the second has superseded it."""
+def test_a_newer_act_of_a_group_replaces_one_that_waits(start_daemon: StartDaemon) -> None:
+    """Two lock-step groups: the first act waits long for the other group, until the second act supersedes it."""
     daemon = start_daemon(settings={"limits__batch_wait_us_max": 1_000_000})
     with RawPeer(daemon.address) as peer:
         peer.open()
-        handles = []
+        groups = []
         for _ in range(2):
             begun, _ = peer.ask(Begin(peer.session, peer.epoch, peer.next(), [1]))
             assert isinstance(begun, Begun)
-            handles.append(begun.episode)
+            groups.append(begun.episode)
         first, second, third = peer.next(), peer.next(), peer.next()
-        for sequence, handle in ((first, handles[0]), (second, handles[0]), (third, handles[1])):
-            peer.say(Act(peer.session, peer.epoch, sequence, handle, deterministic=True), bytes(32))
+        for sequence, group in ((first, groups[0]), (second, groups[0]), (third, groups[1])):
+            peer.say(Act(peer.session, peer.epoch, sequence, group, deterministic=True), bytes(32))
         superseded, *answers = (peer.hear()[0] for _ in range(3))
         assert isinstance(superseded, Error)
         assert (superseded.sequence, superseded.code) == (first, "superseded")
         assert {answer.sequence for answer in answers} == {second, third}
         assert not any(isinstance(answer, Error) for answer in answers)
-        peer.say(Act(peer.session, peer.epoch, first, handles[0], deterministic=True), bytes(32))
+        peer.say(Act(peer.session, peer.epoch, first, groups[0], deterministic=True), bytes(32))
         stale = peer.hear()[0]
         assert isinstance(stale, Error)
         assert stale.code == "sequence_stale"
 
 
-def test_a_pong_is_answered_by_nothing(raw_peer: RawPeer) -> None:
+def test_a_pong_gets_no_answer(raw_peer: RawPeer) -> None:
     raw_peer.open()
     raw_peer.say(Pong(raw_peer.session, raw_peer.epoch, 0))
     assert raw_peer.is_silent()

@@ -40,7 +40,7 @@ def observations(rows: int, seed: int = 0) -> np.ndarray[tuple[int, int], np.dty
     return np.random.default_rng(seed).normal(size=(rows, 8)).astype(np.float32)
 
 
-def test_a_session_knows_what_it_talks_to(session: pillion.Session, artifact: Artifact) -> None:
+def test_a_session_has_the_properties_of_the_served_policy(session: pillion.Session, artifact: Artifact) -> None:
     assert session.policy == "lunar-lander"
     assert session.version == "1.0.0"
     assert session.digest == artifact.digest
@@ -61,9 +61,9 @@ def test_an_episode_acts_as_the_model_does(session: pillion.Session, model: onnx
             assert action == expected[0]
 
 
-def test_the_last_outcome_tells_what_ran_and_when(session: pillion.Session, artifact: Artifact) -> None:
+def test_the_last_outcome_states_what_ran_and_when(session: pillion.Session, artifact: Artifact) -> None:
     episode = session.begin(seed=7)
-    with pytest.raises(pillion.PillionError, match="nothing has been answered yet"):
+    with pytest.raises(pillion.PillionError, match="no act has been answered yet"):
         _ = episode.last
     action = episode.act(OBSERVATION)
     outcome = episode.last
@@ -88,7 +88,7 @@ def test_every_act_has_a_greater_sequence_number(session: pillion.Session) -> No
     assert sequences == sorted(set(sequences))
 
 
-def test_an_ended_episode_acts_no_more_and_may_be_ended_again(session: pillion.Session) -> None:
+def test_an_ended_episode_cannot_act_and_may_be_ended_again(session: pillion.Session) -> None:
     episode = session.begin()
     episode.end()
     episode.end()
@@ -96,7 +96,7 @@ def test_an_ended_episode_acts_no_more_and_may_be_ended_again(session: pillion.S
         episode.act(OBSERVATION)
 
 
-def test_an_ended_episode_gives_its_handle_back(session: pillion.Session) -> None:
+def test_an_ended_episode_makes_room_for_another(session: pillion.Session) -> None:
     for _ in range(session.limits.episodes_max + 5):
         session.begin().end()
     held = [session.begin() for _ in range(session.limits.episodes_max)]
@@ -107,7 +107,7 @@ def test_an_ended_episode_gives_its_handle_back(session: pillion.Session) -> Non
     session.begin()
 
 
-def test_a_closed_session_refuses_everything_with_an_error_of_its_own(daemon: Daemon) -> None:
+def test_a_closed_session_raises_an_error_that_says_so(daemon: Daemon) -> None:
     session = pillion.connect(daemon.address)
     episode = session.begin()
     session.close()
@@ -121,14 +121,14 @@ def test_a_closed_session_refuses_everything_with_an_error_of_its_own(daemon: Da
         session.ping()
 
 
-def test_ping_gives_seconds(session: pillion.Session) -> None:
+def test_ping_returns_seconds(session: pillion.Session) -> None:
     assert session.ping() > 0
 
 
 # Groups
 
 
-def test_a_group_gives_an_action_a_row(session: pillion.Session, model: onnxruntime.InferenceSession) -> None:
+def test_a_group_returns_one_action_for_each_row(session: pillion.Session, model: onnxruntime.InferenceSession) -> None:
     group = session.begin_many(5, seeds=[1, 2, 3, 4, 5])
     rows = observations(5)
     actions = group.act(rows)
@@ -145,7 +145,7 @@ def test_a_group_needs_as_many_seeds_as_rows(session: pillion.Session) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 257])
-def test_a_group_has_one_row_to_as_many_as_the_limits_say(session: pillion.Session, count: int) -> None:
+def test_a_group_with_no_row_or_more_than_rows_max_is_refused(session: pillion.Session, count: int) -> None:
     with pytest.raises(pillion.RefusedError) as refused:
         session.begin_many(count)
     assert refused.value.code == "rows_mismatch"
@@ -167,7 +167,7 @@ def test_a_mask_of_the_wrong_length_is_refused_before_it_is_sent(session: pillio
         group.act(observations(2), episode_start=[True])
 
 
-def test_seeds_must_be_as_many_as_rows_that_start(session: pillion.Session) -> None:
+def test_there_must_be_one_seed_for_each_row_that_starts(session: pillion.Session) -> None:
     group = session.begin_many(2)
     for mask, seeds in (([True, True], [1]), ([True, False], [1, 2]), ([False, False], [1]), (None, [1])):
         with pytest.raises(pillion.InvalidObservationError, match="seeds: expected"):
@@ -189,7 +189,7 @@ def logits_of(model: onnxruntime.InferenceSession, observation: np.ndarray[tuple
 
 
 def uncertain_observation(model: onnxruntime.InferenceSession) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """An observation for which the policy is in two minds, so that a wrong draw shows."""
+    """Returns an observation for which no action is nearly certain, so that a wrong draw shows."""
     candidates = observations(500, seed=3)
     (logits,) = model.run(["logits"], {"observation": candidates})
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -198,7 +198,7 @@ def uncertain_observation(model: onnxruntime.InferenceSession) -> np.ndarray[tup
     return chosen
 
 
-def test_a_sampled_action_is_what_the_formula_of_the_protocol_draws(
+def test_a_sampled_action_is_the_one_that_the_protocols_formula_draws(
     session: pillion.Session, model: onnxruntime.InferenceSession
 ) -> None:
     observation = uncertain_observation(model)
@@ -248,7 +248,7 @@ def test_a_row_that_starts_again_with_its_seed_draws_its_actions_again(
     assert [row for _, row in (*first, *again)] == whole
 
 
-def test_a_row_that_starts_without_a_seed_gets_the_one_derived_from_its_last(
+def test_a_row_that_starts_without_a_seed_gets_one_derived_from_its_last(
     session: pillion.Session, model: onnxruntime.InferenceSession
 ) -> None:
     observation = uncertain_observation(model)[None]
@@ -293,7 +293,7 @@ DRIVE: dict[str, Any] = {
 }
 
 
-def test_named_observations_go_in_and_named_outputs_come_back(driver: pillion.Session) -> None:
+def test_an_act_takes_named_observations_and_returns_named_outputs(driver: pillion.Session) -> None:
     episode = driver.begin(seed=1)
     action = episode.act(DRIVE)
     features = np.array([10, 20, 30, 40, 0.5, -0.25, 2], np.float32)
@@ -304,7 +304,7 @@ def test_named_observations_go_in_and_named_outputs_come_back(driver: pillion.Se
     assert outputs["value"] == np.float32(0.5)
 
 
-def test_every_output_that_the_artifact_declares_comes_back(highway_daemon: Daemon) -> None:
+def test_every_output_that_the_artifact_declares_is_returned(highway_daemon: Daemon) -> None:
     with pillion.connect(highway_daemon.address) as session:
         episode = session.begin(seed=1)
         actions = {int(episode.act(np.zeros((5, 5), np.float32), deterministic=False)) for _ in range(5)}
@@ -329,7 +329,7 @@ def test_a_group_takes_named_observations_with_a_row_axis(driver: pillion.Sessio
     assert group.last.outputs["value"].tolist() == [0.5, 0.5, 0.5]
 
 
-def test_a_sampled_real_action_is_what_the_formula_draws_clipped_to_its_bounds(driver: pillion.Session) -> None:
+def test_a_sampled_real_action_is_the_formulas_draw_clipped_to_its_bounds(driver: pillion.Session) -> None:
     episode = driver.begin(seed=7)
     mean = np.array([[10, 20, 30, 40, 0.5, -0.25, 2]], np.float32) @ WEIGHTS
     clipped = 0
@@ -350,22 +350,22 @@ BAD_OBSERVATIONS: list[tuple[Any, str]] = [
     ({**DRIVE, "speed": np.zeros(3, np.float32)}, r"expected shape \[2\], got \[3\]"),
     ({**DRIVE, "speed": np.zeros((1, 2), np.float32)}, r"expected shape \[2\], got \[1, 2\]"),
     ({**DRIVE, "camera": np.zeros((2, 2), np.float32)}, "expected uint8, got float32"),
-    ({**DRIVE, "camera": np.array([[0, 1], [2, 256]], np.uint16)}, "do not fit uint8"),
+    ({**DRIVE, "camera": np.array([[0, 1], [2, 256]], np.uint16)}, "values that uint8 can hold, got uint16 values"),
     ({**DRIVE, "gear": 1.5}, "expected int64, got float64"),
-    ({**DRIVE, "speed": [0.0, "fast"]}, "does not convert"),
-    ({**DRIVE, "speed": [[0.0], [0.0, 1.0]]}, "no array"),
+    ({**DRIVE, "speed": [0.0, "fast"]}, "cannot be converted"),
+    ({**DRIVE, "speed": [[0.0], [0.0, 1.0]]}, "cannot be converted to an array"),
     (np.zeros(2, np.float32), "expected a mapping of camera, speed, gear"),
     ({}, "got none"),
 ]
 
 
-@pytest.mark.parametrize(("observation", "said"), BAD_OBSERVATIONS)
-def test_what_does_not_fit_the_spec_is_refused_before_it_is_sent(
-    driver: pillion.Session, driver_daemon: Daemon, observation: Any, said: str
+@pytest.mark.parametrize(("observation", "error"), BAD_OBSERVATIONS)
+def test_an_observation_that_does_not_fit_the_spec_is_refused_before_it_is_sent(
+    driver: pillion.Session, driver_daemon: Daemon, observation: Any, error: str
 ) -> None:
     episode = driver.begin(seed=1)
     answered = driver_daemon.metric("pillion_requests_total")
-    with pytest.raises(pillion.InvalidObservationError, match=said):
+    with pytest.raises(pillion.InvalidObservationError, match=error):
         episode.act(observation)
     assert driver_daemon.metric("pillion_requests_total") == answered
     episode.act(DRIVE)
@@ -385,7 +385,7 @@ def test_an_observation_that_is_not_contiguous_is_sent_in_c_order(session: pilli
     assert np.array_equal(group.act(rows[::-1]), group.act(rows)[::-1])
 
 
-def test_a_not_finite_observation_is_refused_and_the_episode_goes_on(session: pillion.Session) -> None:
+def test_an_observation_that_is_not_finite_is_refused_and_the_episode_continues(session: pillion.Session) -> None:
     episode = session.begin()
     for poison in (np.nan, np.inf, -np.inf):
         with pytest.raises(pillion.RefusedError) as refused:
@@ -399,7 +399,7 @@ def test_an_act_with_a_traceparent_is_answered(session: pillion.Session) -> None
     assert session.begin().act(OBSERVATION, traceparent=trace).shape == ()
 
 
-def test_an_answer_stays_as_it_was_when_the_next_one_comes(session: pillion.Session) -> None:
+def test_an_answer_stays_the_same_when_the_next_one_arrives(session: pillion.Session) -> None:
     group = session.begin_many(20)
     rows = observations(20)
     first = group.act(rows)
@@ -409,7 +409,7 @@ def test_an_answer_stays_as_it_was_when_the_next_one_comes(session: pillion.Sess
     first[0] = 3
 
 
-# Side by side
+# Several at once
 
 
 def test_several_episodes_of_one_session_do_not_disturb_each_other(
@@ -434,7 +434,7 @@ def test_two_threads_with_two_sessions_get_their_own_answers(
                     (expected,) = model.run(["action"], {"observation": observation[None]})
                     if episode.act(observation) != expected[0]:
                         wrong.append(observation)
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - reported to the test
             wrong.append(error)
 
     threads = [threading.Thread(target=drive, args=(seed,)) for seed in (1, 2)]
@@ -445,7 +445,7 @@ def test_two_threads_with_two_sessions_get_their_own_answers(
     assert not wrong
 
 
-def test_closing_one_session_leaves_the_others(daemon: Daemon) -> None:
+def test_closing_one_session_leaves_the_others_open(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as staying:
         episode = staying.begin()
         with pillion.connect(daemon.address) as leaving:
@@ -467,7 +467,7 @@ def test_closing_one_session_leaves_the_others(daemon: Daemon) -> None:
         ({"client_name": "x" * 257}, "malformed", "the fields of hello", None),
     ],
 )
-def test_what_is_not_served_here_is_refused_at_the_handshake(
+def test_what_the_daemon_does_not_serve_is_refused_at_the_handshake(
     daemon: Daemon, wanted: dict[str, str], code: str, expected: str | None, actual: str | None
 ) -> None:
     with pytest.raises(pillion.RefusedError) as refused:
@@ -487,7 +487,7 @@ def test_another_protocol_version_is_refused(daemon: Daemon, monkeypatch: pytest
     assert (refused.value.code, refused.value.expected, refused.value.actual) == ("unsupported_protocol", "1", "2")
 
 
-def test_what_is_served_here_may_be_asked_for_by_name_range_and_spec_hash(daemon: Daemon) -> None:
+def test_a_client_may_name_the_policy_version_range_and_spec_hash_that_it_expects(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as first:
         wanted = first._conversation.welcome
     assert wanted.spec_hash == spec_hash(wanted.spec)
@@ -498,11 +498,11 @@ def test_what_is_served_here_may_be_asked_for_by_name_range_and_spec_hash(daemon
 
 
 def test_an_unknown_fallback_is_refused_before_anything_is_sent(daemon: Daemon) -> None:
-    with pytest.raises(ValueError, match="guess"):
+    with pytest.raises(ValueError, match="expected error, last, zeros, safe, got 'guess'"):
         pillion.connect(daemon.address, fallback="guess")
 
 
 @pytest.mark.parametrize("address", ["smoke:///signal", "tcp://no-port", "/run/pillion.sock", ""])
-def test_an_address_that_cannot_be_is_unavailable(address: str) -> None:
+def test_an_impossible_address_is_unavailable(address: str) -> None:
     with pytest.raises(pillion.UnavailableError, match="cannot connect"):
         pillion.connect(address)

@@ -1,4 +1,4 @@
-"""Every wait ends; a late, foreign or unreadable answer is dropped; a lost one is asked for again."""
+"""Every wait ends; late, foreign and unreadable answers are dropped; a request without an answer is sent again."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def silent_on(*kinds: type[Message]) -> Answer:
     return answer
 
 
-def first_saying(say: Callable[[FakeDaemon, bytes, Act], None]) -> Answer:
-    """A daemon that says something before it answers an act."""
+def first_sending(send: Callable[[FakeDaemon, bytes, Act], None]) -> Answer:
+    """A daemon that sends something else before it answers an act."""
 
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
         if isinstance(message, Act):
-            say(fake, peer, message)
+            send(fake, peer, message)
         honest(fake, peer, message, tensors)
 
     return answer
@@ -56,27 +56,27 @@ def first_saying(say: Callable[[FakeDaemon, bytes, Act], None]) -> Answer:
 # Time-outs
 
 
-def test_connecting_to_nobody_ends(tmp_path: Path) -> None:
+def test_connecting_without_a_daemon_times_out(tmp_path: Path) -> None:
     with pytest.raises(pillion.UnavailableError, match="is pilliond running"):
         pillion.connect(f"ipc://{tmp_path}/nobody.sock", timeout_s=SHORT_S)
 
 
-def test_connecting_to_a_daemon_that_never_answers_ends(fake_daemon: MakeFake) -> None:
+def test_connecting_to_a_silent_daemon_times_out(fake_daemon: MakeFake) -> None:
     fake = fake_daemon(silent_on(Hello))
     with pytest.raises(pillion.UnavailableError, match="is pilliond running"):
         pillion.connect(fake.address, timeout_s=SHORT_S)
     assert fake.heard
 
 
-def test_a_begin_that_is_never_answered_ends(fake_daemon: MakeFake) -> None:
+def test_a_begin_without_an_answer_times_out(fake_daemon: MakeFake) -> None:
     with pillion.connect(fake_daemon(silent_on(Begin)).address, timeout_s=SHORT_S) as session:
-        with pytest.raises(pillion.RequestTimeoutError, match="no answer from ipc"):
+        with pytest.raises(pillion.RequestTimeoutError, match="no response from ipc"):
             session.begin()
         with pytest.raises(pillion.RequestTimeoutError):
             session.begin_many(2)
 
 
-def test_an_act_that_is_never_answered_ends_and_so_does_the_end_of_its_episode(fake_daemon: MakeFake) -> None:
+def test_an_act_without_an_answer_times_out_and_so_does_the_end_of_its_episode(fake_daemon: MakeFake) -> None:
     with pillion.connect(fake_daemon(silent_on(Act, End)).address, timeout_s=SHORT_S) as session:
         episode = session.begin()
         for _ in range(2):
@@ -86,7 +86,7 @@ def test_an_act_that_is_never_answered_ends_and_so_does_the_end_of_its_episode(f
             episode.end()
 
 
-def test_a_ping_that_is_never_answered_ends(fake_daemon: MakeFake) -> None:
+def test_a_ping_without_an_answer_times_out(fake_daemon: MakeFake) -> None:
     with (
         pillion.connect(fake_daemon(silent_on(Ping)).address, timeout_s=SHORT_S) as session,
         pytest.raises(pillion.RequestTimeoutError),
@@ -98,7 +98,7 @@ def test_closing_does_not_wait_for_an_answer(fake_daemon: MakeFake) -> None:
     pillion.connect(fake_daemon(silent_on(Goodbye)).address, timeout_s=SHORT_S).close()
 
 
-def test_a_daemon_that_only_chatters_does_not_keep_an_act_waiting_for_ever(fake_daemon: MakeFake) -> None:
+def test_a_daemon_that_only_sends_pings_does_not_keep_an_act_waiting_for_ever(fake_daemon: MakeFake) -> None:
     def chatter(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
         if isinstance(message, (Act, Pong)):
             fake.send(peer, Ping(fake.session, fake.epoch, 0))
@@ -147,7 +147,7 @@ def an_error_for_another_request(fake: FakeDaemon, peer: bytes, act: Act) -> Non
 
 
 def an_error_for_nobody(fake: FakeDaemon, peer: bytes, act: Act) -> None:
-    fake.send(peer, Error(0, 0, 0, "malformed", "who was that?"))
+    fake.send(peer, Error(0, 0, 0, "malformed", "unknown sender"))
 
 
 def a_goodbye_of_another_session(fake: FakeDaemon, peer: bytes, act: Act) -> None:
@@ -172,21 +172,21 @@ DROPPED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("say", DROPPED)
+@pytest.mark.parametrize("send", DROPPED)
 def test_what_does_not_answer_this_act_is_dropped(
-    fake_daemon: MakeFake, say: Callable[[FakeDaemon, bytes, Act], None]
+    fake_daemon: MakeFake, send: Callable[[FakeDaemon, bytes, Act], None]
 ) -> None:
-    with pillion.connect(fake_daemon(first_saying(say)).address) as session:
+    with pillion.connect(fake_daemon(first_sending(send)).address) as session:
         episode = session.begin()
         for _ in range(3):
             assert episode.act(OBSERVATION) == 2
 
 
-@pytest.mark.parametrize("say", DROPPED)
+@pytest.mark.parametrize("send", DROPPED)
 async def test_what_does_not_answer_this_act_is_dropped_on_asyncio(
-    fake_daemon: MakeFake, say: Callable[[FakeDaemon, bytes, Act], None]
+    fake_daemon: MakeFake, send: Callable[[FakeDaemon, bytes, Act], None]
 ) -> None:
-    async with pillion.aio.connect(fake_daemon(first_saying(say)).address) as session:
+    async with pillion.aio.connect(fake_daemon(first_sending(send)).address) as session:
         episode = await session.begin()
         for _ in range(3):
             assert await episode.act(OBSERVATION) == 2
@@ -252,10 +252,10 @@ async def test_an_act_is_not_sent_after_its_budget_on_asyncio(fake_daemon: MakeF
         assert not any(isinstance(message, Act) for message in again.heard)
 
 
-# What is asked for again
+# What is sent again
 
 
-def test_a_request_that_is_not_answered_is_sent_again_under_the_same_number(
+def test_a_request_without_an_answer_is_sent_again_with_the_same_number(
     fake_daemon: MakeFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillion.session.RESEND_S", 0.05)
@@ -272,14 +272,14 @@ def test_a_request_that_is_not_answered_is_sent_again_under_the_same_number(
         assert episode.act(OBSERVATION) == 2
         assert session.ping() > 0
         episode.end()
-    said = [message for message in fake.heard if not isinstance(message, Goodbye)]
+    requests = [message for message in fake.heard if not isinstance(message, Goodbye)]
     for kind in (Hello, Begin, Act, Ping, End):
-        sent = [message for message in said if isinstance(message, kind)]
+        sent = [message for message in requests if isinstance(message, kind)]
         assert len(sent) >= 2
         assert all(message == sent[0] for message in sent)
 
 
-async def test_a_request_that_is_not_answered_is_sent_again_on_asyncio(
+async def test_a_request_without_an_answer_is_sent_again_on_asyncio(
     fake_daemon: MakeFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pillion.aio.RESEND_S", 0.05)
@@ -330,10 +330,10 @@ def test_a_repeated_hello_begin_or_end_gets_the_same_bytes(raw_peer: RawPeer) ->
     assert raw_peer.ask(end)[0] == ended
 
 
-# Answers that lie
+# Wrong answers
 
 
-def test_an_answer_whose_tensors_do_not_fit_the_spec_is_an_error_and_no_action(fake_daemon: MakeFake) -> None:
+def test_an_answer_with_tensors_that_do_not_fit_the_spec_is_an_error(fake_daemon: MakeFake) -> None:
     wrong: list[list[bytes]] = [[], [bytes(4)], [bytes(16)], [bytes(8), bytes(8)]]
 
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
@@ -351,7 +351,7 @@ def test_an_answer_whose_tensors_do_not_fit_the_spec_is_an_error_and_no_action(f
         assert episode.act(OBSERVATION) == 2
 
 
-def test_a_welcome_whose_spec_cannot_be_read_is_refused(fake_daemon: MakeFake) -> None:
+def test_a_welcome_with_an_unreadable_spec_is_refused(fake_daemon: MakeFake) -> None:
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
         welcome = fake.welcome(message)
         fields = [getattr(welcome, name) for name in welcome.__struct_fields__]
@@ -363,7 +363,7 @@ def test_a_welcome_whose_spec_cannot_be_read_is_refused(fake_daemon: MakeFake) -
     assert refused.value.code == "malformed"
 
 
-def test_another_message_than_the_one_asked_for_is_an_error(fake_daemon: MakeFake) -> None:
+def test_a_reply_of_the_wrong_type_is_an_error(fake_daemon: MakeFake) -> None:
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
         if isinstance(message, Act):
             fake.send(peer, Pong(message.session, message.epoch, message.sequence))
@@ -372,11 +372,11 @@ def test_another_message_than_the_one_asked_for_is_an_error(fake_daemon: MakeFak
 
     with pillion.connect(fake_daemon(answer).address) as session:
         episode = session.begin()
-        with pytest.raises(pillion.RefusedError, match="expected action; got pong"):
+        with pytest.raises(pillion.RefusedError, match="expected action, got pong"):
             episode.act(OBSERVATION)
 
 
-def test_an_error_code_from_the_future_is_told_as_it_came(fake_daemon: MakeFake) -> None:
+def test_an_unknown_error_code_is_reported_unchanged(fake_daemon: MakeFake) -> None:
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
         if isinstance(message, Act):
             error = Error(message.session, message.epoch, message.sequence, "tired", "not now", "a rest", "an act")
@@ -388,11 +388,11 @@ def test_an_error_code_from_the_future_is_told_as_it_came(fake_daemon: MakeFake)
         with pytest.raises(pillion.RefusedError) as refused:
             session.begin().act(OBSERVATION)
         assert (refused.value.code, str(refused.value)) == (
-            "tired", "tired: not now; expected a rest; got an act",
+            "tired", "tired: not now; expected a rest, got an act",
         )  # fmt: skip
 
 
-def test_the_lease_of_the_first_row_is_the_version_of_the_handle(fake_daemon: MakeFake) -> None:
+def test_the_version_of_a_group_is_the_lease_of_its_first_row(fake_daemon: MakeFake) -> None:
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
         if isinstance(message, Begin):
             leases = [Lease("1.0.0", bytes(32)), Lease("2.0.0", bytes([1] * 32))]
@@ -408,26 +408,26 @@ def test_the_lease_of_the_first_row_is_the_version_of_the_handle(fake_daemon: Ma
         assert group.last.version == "1.0.0"
 
 
-# What the daemon says unasked
+# What the daemon sends on its own
 
 
 def test_the_daemons_ping_is_answered_while_waiting(fake_daemon: MakeFake) -> None:
     def ping(fake: FakeDaemon, peer: bytes, act: Act) -> None:
         fake.send(peer, Ping(fake.session, fake.epoch, 0))
 
-    fake = fake_daemon(first_saying(ping))
+    fake = fake_daemon(first_sending(ping))
     with pillion.connect(fake.address) as session:
         assert session.begin().act(OBSERVATION) == 2
         session.ping()
         assert Pong(fake.session, fake.epoch, 0) in fake.heard
 
 
-def test_a_goodbye_loses_the_episode_with_its_reason_and_the_next_begin_opens_anew(fake_daemon: MakeFake) -> None:
-    said: list[bool] = []
+def test_after_a_goodbye_the_episode_is_lost_and_the_next_begin_opens_a_session(fake_daemon: MakeFake) -> None:
+    has_ended: list[bool] = []
 
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:
-        if isinstance(message, Act) and not said:
-            said.append(True)
+        if isinstance(message, Act) and not has_ended:
+            has_ended.append(True)
             fake.send(peer, Goodbye(fake.session, fake.epoch, 0, "the daemon got SIGTERM"))
             fake.session += 1
         else:
@@ -445,7 +445,7 @@ def test_a_goodbye_loses_the_episode_with_its_reason_and_the_next_begin_opens_an
     assert sum(isinstance(message, Hello) for message in fake.heard) == 2
 
 
-def test_a_ping_into_a_session_that_is_gone_says_so(raw_peer: RawPeer, daemon: Daemon) -> None:
+def test_a_ping_in_a_session_that_has_ended_raises_an_error(raw_peer: RawPeer, daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session:
         goodbye = Goodbye(session._conversation.session, session._conversation.epoch, 2**40 * 2**10, "on its behalf")
         raw_peer.send(encode(goodbye))
@@ -456,7 +456,7 @@ def test_a_ping_into_a_session_that_is_gone_says_so(raw_peer: RawPeer, daemon: D
 
 
 def test_the_action_answers_the_observation_it_was_sent_for(fake_daemon: MakeFake) -> None:
-    """Acts whose answers come in the order last to first, each with the number of its act."""
+    """The daemon answers all acts so far, the newest first; each answer holds the number of its act."""
     held: list[tuple[bytes, Act]] = []
 
     def answer(fake: FakeDaemon, peer: bytes, message: Message, tensors: list[bytes]) -> None:

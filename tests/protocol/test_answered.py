@@ -1,4 +1,4 @@
-"""What a client takes for the action of its act without decoding it."""
+"""Which heads a client accepts as the action of its act without decoding them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def action(
 
 @pytest.fixture
 def asked() -> ActStep:
-    """Act 9, after an action was seen."""
+    """Act 9, after the action for act 8."""
     step = ActStep(SESSION, EPOCH, EPISODE, 1, [32])
     step.fill(9, 0, True)
     step.expect(action(sequence=8))
     return step
 
 
-def test_an_action_that_differs_in_its_numbers_alone_is_the_answer(asked: ActStep) -> None:
+def test_an_action_that_differs_only_in_its_numbers_is_the_answer(asked: ActStep) -> None:
     assert asked.is_answered_by(action())
     assert asked.is_answered_by(memoryview(action()))
 
@@ -41,11 +41,11 @@ def test_an_action_that_differs_in_its_numbers_alone_is_the_answer(asked: ActSte
         action(episode=EPISODE + 1), action(rows=2), action(digest=bytes(32)), action(slot=1),
     ],
 )  # fmt: skip
-def test_any_other_is_looked_at_closely(asked: ActStep, other: bytes) -> None:
+def test_any_other_action_must_be_decoded(asked: ActStep, other: bytes) -> None:
     assert not asked.is_answered_by(other)
 
 
-def test_the_same_action_written_in_another_way_is_looked_at_closely(asked: ActStep) -> None:
+def test_the_same_action_in_another_encoding_must_be_decoded(asked: ActStep) -> None:
     plain = decode(action())
     assert isinstance(plain, Action)
     assert not asked.is_answered_by(encode(plain))
@@ -54,7 +54,7 @@ def test_the_same_action_written_in_another_way_is_looked_at_closely(asked: ActS
     )
 
 
-def test_nothing_is_taken_unseen() -> None:
+def test_the_first_action_must_be_decoded() -> None:
     step = ActStep(SESSION, EPOCH, EPISODE, 1, [32])
     step.fill(9, 0, True)
     assert not step.is_answered_by(action())

@@ -1,4 +1,4 @@
-"""The client that `protocol/README.md` ends with, written out: ZeroMQ and msgpack, nothing of Pillion's."""
+"""The client at the end of `protocol/README.md`, written out with ZeroMQ and msgpack, without any code of Pillion."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class RefusedError(Exception):
 
 
 class EpisodeLostError(Exception):
-    """The handle is gone."""
+    """The daemon no longer has the episode group."""
 
 
 class PageClient:
-    """What a reader of the page would write."""
+    """The client that a reader of the page would write."""
 
     def __init__(self, address: str, **hello: Any) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -64,7 +64,7 @@ class PageClient:
                 send_at = time.monotonic() + (1.0 if self.send(request) else 0.05)
                 continue
             head, *frames = self.socket.recv_multipart()
-            answer = self.judge(head[0], msgspec.msgpack.decode(head[1:]), kind)
+            answer = self.accept(head[0], msgspec.msgpack.decode(head[1:]), kind)
             if answer is not None:
                 return answer, frames
         raise TimeoutError
@@ -76,8 +76,8 @@ class PageClient:
             return False
         return True
 
-    def judge(self, kind: int, fields: list[Any], asked: int) -> list[Any] | None:
-        """The fields, if they answer; None where they are to be dropped."""
+    def accept(self, kind: int, fields: list[Any], asked: int) -> list[Any] | None:
+        """Returns the fields of an answer, or None if the message must be dropped."""
         if self.session == 0:
             if kind not in (WELCOME, ERROR):
                 return None
@@ -102,11 +102,11 @@ class PageClient:
             self.open()
             return int(self.ask(BEGIN, seeds)[0][3])
 
-    def act(self, handle: int, rows: int, observation: bytes, *more: Any) -> tuple[list[Any], list[bytes]]:
-        return self.ask(ACT, handle, rows, 0, *(more or (True,)), tensors=(observation,))
+    def act(self, group: int, rows: int, observation: bytes, *more: Any) -> tuple[list[Any], list[bytes]]:
+        return self.ask(ACT, group, rows, 0, *(more or (True,)), tensors=(observation,))
 
-    def end(self, handle: int) -> int:
-        return int(self.ask(END, handle)[0][4])
+    def end(self, group: int) -> int:
+        return int(self.ask(END, group)[0][4])
 
     def close(self) -> None:
         self.ask(GOODBYE)
@@ -121,20 +121,20 @@ def test_it_plays_episodes_against_a_real_daemon(daemon: Daemon) -> None:
     observation, outputs = client.spec
     assert observation[0][:3] == ["observation", "float32", [8]]
     assert outputs[0][:4] == ["action", "int64", [], "Discrete"]
-    handle = client.begin([7])
-    fields, frames = client.act(handle, 1, ONE_ROW)
-    assert (fields[3], fields[4], len(fields)) == (handle, 1, 15)
+    single = client.begin([7])
+    fields, frames = client.act(single, 1, ONE_ROW)
+    assert (fields[3], fields[4], len(fields)) == (single, 1, 15)
     (action,) = struct.unpack("<q", frames[0])
     assert 0 <= action <= 3
     group = client.begin([1, 2, 3])
     fields, frames = client.act(group, 3, ONE_ROW * 3, True, b"\x01\x00\x01", [4, 5])
     assert struct.unpack("<3q", frames[0]) == (action,) * 3
     assert client.end(group) == 1
-    assert client.end(handle) == 1
+    assert client.end(single) == 1
     client.close()
 
 
-def test_it_is_told_what_was_expected_and_what_came(daemon: Daemon) -> None:
+def test_an_error_states_what_was_expected_and_what_the_daemon_got(daemon: Daemon) -> None:
     with pytest.raises(RefusedError) as refused:
         PageClient(daemon.address, policy="mars-lander")
     assert refused.value.args[0] == "policy_not_found"
@@ -143,26 +143,26 @@ def test_it_is_told_what_was_expected_and_what_came(daemon: Daemon) -> None:
     assert refused.value.args[0] == "version_not_found"
     assert refused.value.args[2:] == ("comparators joined by commas, such as >=1.2,<2", "^1.2")
     client = PageClient(daemon.address)
-    handle = client.begin([7])
+    group = client.begin([7])
     with pytest.raises(RefusedError) as refused:
-        client.act(handle, 1, ONE_ROW[:-1])
+        client.act(group, 1, ONE_ROW[:-1])
     assert refused.value.args[0] == "shape_mismatch"
     assert refused.value.args[2:] == ("float32 [1, 8], 32 bytes", "31 bytes")
-    assert len(client.act(handle, 1, ONE_ROW)[1][0]) == 8
+    assert len(client.act(group, 1, ONE_ROW)[1][0]) == 8
     client.close()
 
 
 def test_it_finds_the_daemon_again_after_a_restart(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     client = PageClient(daemon.address)
-    handle = client.begin([7])
-    before = client.act(handle, 1, ONE_ROW)[1]
+    group = client.begin([7])
+    before = client.act(group, 1, ONE_ROW)[1]
     epoch = client.epoch
     os.kill(daemon.serving_pid, signal.SIGKILL)
     with pytest.raises(EpisodeLostError):
-        client.act(handle, 1, ONE_ROW)
-    handle = client.begin([7])
-    assert client.act(handle, 1, ONE_ROW)[1] == before
+        client.act(group, 1, ONE_ROW)
+    group = client.begin([7])
+    assert client.act(group, 1, ONE_ROW)[1] == before
     assert client.epoch > epoch
     assert client.opened == 2
     client.close()

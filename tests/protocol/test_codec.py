@@ -1,4 +1,4 @@
-"""Any bytes are a message or a typed error; every message survives the wire; peers of different age understand."""
+"""Any bytes are a message or a typed error; every message survives the wire; older and newer peers understand each other."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ msgpack_values: st.SearchStrategy[Any] = st.recursive(
 
 
 def decoded_or_refused(data: bytes) -> Message | RemoteProtocolError:
-    """Anything else that `decode` might raise fails the test."""
+    """Returns the message or the error. Anything else that `decode` raises fails the test."""
     try:
         return decode(data)
     except RemoteProtocolError as error:
@@ -92,12 +92,12 @@ def decoded_or_refused(data: bytes) -> Message | RemoteProtocolError:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_give_a_message_or_a_remote_protocol_error(data: bytes) -> None:
+def test_any_bytes_are_a_message_or_a_remote_protocol_error(data: bytes) -> None:
     decoded_or_refused(data)
 
 
 @given(st.sampled_from(list(MessageType)), st.lists(msgpack_values, max_size=14))
-def test_any_array_behind_a_known_type_byte_gives_a_message_or_malformed(kind: int, fields: list[Any]) -> None:
+def test_any_array_after_a_known_type_byte_is_a_message_or_malformed(kind: int, fields: list[Any]) -> None:
     result = decoded_or_refused(head(kind, fields))
     if isinstance(result, RemoteProtocolError):
         assert result.code is ErrorCode.MALFORMED
@@ -115,7 +115,7 @@ def test_a_head_cut_short_is_malformed(message: Message, data: st.DataObject) ->
 
 
 @given(messages, st.data())
-def test_a_head_with_a_changed_byte_gives_a_message_or_a_remote_protocol_error(
+def test_a_head_with_a_changed_byte_is_a_message_or_a_remote_protocol_error(
     message: Message, data: st.DataObject
 ) -> None:
     whole = bytearray(encode(message))
@@ -180,10 +180,11 @@ def test_a_head_beyond_the_limit_is_too_large_and_one_at_the_limit_is_read() -> 
     assert caught.value.actual == f"{HEAD_BYTES_MAX + 1} bytes"
 
 
-def test_an_error_reads_as_what_was_expected_and_what_came() -> None:
+def test_the_text_of_an_error_states_what_was_expected_and_what_it_got() -> None:
     error = ProtocolError(ErrorCode.ROWS_MISMATCH, "wrong number of rows", "2", "3")
-    assert str(error) == "wrong number of rows; expected 2; got 3"
+    assert str(error) == "wrong number of rows; expected 2, got 3"
     assert str(ProtocolError(ErrorCode.INTERNAL, "the engine failed")) == "the engine failed"
+    assert str(ProtocolError(ErrorCode.DRAINING, "the daemon stops", actual="an act")) == "the daemon stops; got an act"
 
 
 def test_the_type_bytes_are_those_of_the_specification() -> None:
@@ -213,7 +214,7 @@ def test_every_spec_survives_encode_and_decode(spec: Spec) -> None:
 
 
 @given(st.binary(max_size=100))
-def test_any_bytes_give_a_spec_or_a_msgspec_error(data: bytes) -> None:
+def test_any_bytes_are_a_spec_or_a_msgspec_error(data: bytes) -> None:
     try:
         decode_spec(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -221,7 +222,7 @@ def test_any_bytes_give_a_spec_or_a_msgspec_error(data: bytes) -> None:
 
 
 @given(specs, msgpack_values)
-def test_a_spec_with_fields_from_the_future_is_still_read(spec: Spec, future: Any) -> None:
+def test_a_spec_with_unknown_later_fields_is_still_read(spec: Spec, future: Any) -> None:
     fields = msgspec.msgpack.decode(encode_spec(spec))
     for tensor in (*fields[0], *fields[1]):
         tensor.append(future)

@@ -1,4 +1,4 @@
-"""The packets of the lane hold a message, whole, and say so where they do not."""
+"""A packet of the lane holds a whole message; any other packet is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion_protocol import ErrorCode, RemoteProtocolError
-from pillion_protocol.lane import HEAD_SPACE_BYTES, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import HEAD_SPACE_BYTES
 
 
 def test_a_packet_by_hand() -> None:
@@ -31,13 +32,13 @@ def test_every_message_survives(head: bytes, row_bytes: list[int], rows: int) ->
 
 
 @pytest.mark.parametrize(("length", "begin"), [(0, 128), (126, 128), (127, 192), (190, 192), (191, 256)])
-def test_tensors_begin_behind_the_head_at_128_or_a_multiple_of_64(length: int, begin: int) -> None:
+def test_tensors_begin_after_the_head_at_128_or_a_multiple_of_64(length: int, begin: int) -> None:
     assert len(pack(bytes(length), [])) == begin
     assert pack(bytes(length), [b"x"])[begin:] == b"x"
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(1, 9), max_size=3))
-def test_any_packet_gives_frames_or_malformed(packet: bytes, row_bytes: list[int]) -> None:
+def test_any_packet_is_frames_or_malformed(packet: bytes, row_bytes: list[int]) -> None:
     length = int.from_bytes(packet[:2], "little")
     if len(packet) < max(HEAD_SPACE_BYTES, -(-(length + 2) // 64) * 64):
         with pytest.raises(RemoteProtocolError) as caught:

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
+import example_values
+from lane_vectors import STEPS_BY_HAND
 from pillion.carriers.lane import LaneCarrier
 from pillion.conversation import Frames
 from pillion_protocol import MessageType, RemoteProtocolError, decode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.slots import SlotLayout
 from pilliond.ipc.metrics_page import MetricsPage, make_page
-from pilliond.linux.epoll import Poller
-from pilliond.transport.interface import Sent
+from pilliond.transport.interface import MessagePoller, Sent
 from pilliond.transport.lane import LaneConnection, LaneTransport
 from tests.harness import ROOT, WAIT_S_MAX
-from tests.protocol.test_vectors import generator
 
 VECTORS: dict[str, Any] = json.loads((ROOT / "protocol" / "vectors" / "lane.json").read_bytes())
 PACKETS = [pytest.param(entry, id=entry["name"]) for entry in VECTORS["packets"]]
@@ -36,15 +37,15 @@ def broken_packet(entry: dict[str, Any]) -> bytes:
 
 
 class Pair:
-    """A packet socket of the test, connected to a daemon's transport, or to be connected to by a client's carrier."""
+    """The path of a packet socket, and the poller and metrics page that a daemon's transport needs."""
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "vectors.sock")
-        self.poller = Poller()
+        self.poller = MessagePoller()
         self.page = MetricsPage(make_page())
 
     def transport(self, row_bytes: list[int]) -> tuple[LaneTransport, LaneConnection, socket.socket]:
-        """The daemon's side, its connection, and the peer."""
+        """Returns the daemon's transport, its connection, and the peer's socket."""
         transport = LaneTransport(row_bytes, self.poller, self.page)
         transport.bind(f"lane://{self.path}")
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -77,7 +78,7 @@ def test_the_daemon_sends_and_receives_the_packet(entry: dict[str, Any], pair: P
     transport, connection, peer = pair.transport(entry["row_bytes"])
     with peer:
         peer.send(packet)
-        assert connection.receive() == [connection, *frames]
+        assert connection.receive() == (connection, *frames)
         assert transport.send([connection, *frames]) is Sent.OK
         assert peer.recv(PACKET_BYTES_MAX) == packet
         transport.close()
@@ -109,15 +110,15 @@ def test_a_packet_that_holds_no_message_has_the_code_beside_it(entry: dict[str, 
         peer.send(broken_packet(entry))
         received = connection.receive()
         assert received is not None
-        _, error = received
+        error = received[1]
         assert isinstance(error, RemoteProtocolError)
         assert error.code == entry["code"]
         transport.close()
 
 
 @pytest.mark.parametrize("entry", VECTORS["slots"], ids=lambda entry: f"{entry['spec']}, {entry['rows']} rows")
-def test_tensors_lie_in_a_slot_where_the_vectors_say(entry: dict[str, Any]) -> None:
-    spec = getattr(generator(), entry["spec"].upper())
+def test_tensors_in_a_slot_have_the_offsets_of_the_vectors(entry: dict[str, Any]) -> None:
+    spec = getattr(example_values, entry["spec"].upper())
     layout = SlotLayout(spec, entry["rows"])
     assert layout.slot_bytes == entry["slot_bytes"]
     slot = memoryview(bytearray(layout.slot_bytes))
@@ -125,14 +126,15 @@ def test_tensors_lie_in_a_slot_where_the_vectors_say(entry: dict[str, Any]) -> N
         (spec.observation, layout.observations(slot), entry["observation"]),
         (spec.outputs, layout.outputs(slot), entry["outputs"]),
     ):
-        assert [tensor.name for tensor in described] == [place["name"] for place in listed]
-        for number, (part, place) in enumerate(zip(cut, listed, strict=True), 1):
+        assert [tensor.name for tensor in described] == [entry["name"] for entry in listed]
+        for number, (part, expected) in enumerate(zip(cut, listed, strict=True), 1):
             part[:] = bytes([number]) * len(part)
-            assert bytes(slot[place["offset"] : place["offset"] + place["bytes"]]) == bytes([number]) * len(part)
+            assert bytes(slot[expected["offset"] : expected["offset"] + expected["bytes"]]) == bytes([number]) * len(
+                part
+            )
 
 
 def test_the_steps_written_by_hand_mean_what_is_beside_them() -> None:
-    by_hand = generator().STEPS_BY_HAND
-    assert {bytes.fromhex(data)[0] for data, _ in by_hand.values()} == {MessageType.ACT, MessageType.ACTION}
-    for data, message in by_hand.values():
+    assert {bytes.fromhex(data)[0] for data, _ in STEPS_BY_HAND.values()} == {MessageType.ACT, MessageType.ACTION}
+    for data, message in STEPS_BY_HAND.values():
         assert decode(bytes.fromhex(data)) == message

@@ -1,4 +1,4 @@
-"""`protocol/README.md` lists the messages, fields, codes and limits that the code has, and no others."""
+"""`protocol/README.md` lists exactly the messages, fields, codes and limits of the code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IN_PROSE = re.compile(r"Field (\d+): `(\w+)`")
 
 
 def section(title: str) -> str:
-    """The text below a heading, up to the next."""
+    """Returns the text below a heading, up to the next heading."""
     found = re.search(rf"^#+ {title}.*?\n(.*?)(?=^#)", PAGE, re.MULTILINE | re.DOTALL)
     assert found is not None, title
     return found[1]
@@ -33,7 +33,7 @@ def section_of(kind: MessageType) -> str:
 
 
 @pytest.mark.parametrize("kind", list(MessageType))
-def test_every_field_of_a_message_is_listed_at_its_place(kind: MessageType) -> None:
+def test_every_field_of_a_message_is_listed_with_its_index(kind: MessageType) -> None:
     text = section_of(kind)
     listed = {int(index): name for index, name, *_ in ROW.findall(text)}
     listed |= {int(index): name for index, name in IN_PROSE.findall(text)}
@@ -41,7 +41,7 @@ def test_every_field_of_a_message_is_listed_at_its_place(kind: MessageType) -> N
 
 
 @pytest.mark.parametrize("kind", [MessageType.HELLO, MessageType.BEGUN, MessageType.ACT])
-def test_the_defaults_that_are_listed_are_those_of_the_code(kind: MessageType) -> None:
+def test_the_listed_defaults_are_those_of_the_code(kind: MessageType) -> None:
     described = msgspec.structs.fields(STRUCTS[kind])
     for index, name, _, default in ROW.findall(section_of(kind)):
         field = described[int(index)]
@@ -69,7 +69,7 @@ def test_every_error_code_is_listed() -> None:
 
 
 def test_every_fallback_is_listed() -> None:
-    listed = re.findall(r"^\| `(\w+)` \| (?!comes)", section("Budgets and fallbacks"), re.MULTILINE)
+    listed = re.findall(r"^\| `(\w+)` \| (?!reply)", section("Budgets and fallbacks"), re.MULTILINE)
     assert set(listed) - {"fallback"} == {fallback.value for fallback in Fallback}
 
 
@@ -93,7 +93,7 @@ def test_the_bytes_of_every_dtype_are_listed() -> None:
     assert listed == {name: np.dtype(name).itemsize for name in get_args(DType)}
 
 
-def test_the_limits_that_are_named_are_those_of_the_code() -> None:
+def test_the_listed_limits_are_those_of_the_code() -> None:
     limits = section("Limits")
     assert f"{HEAD_BYTES_MAX:,}" in limits
     assert f"| {TENSOR_FRAMES_MAX} |" in limits

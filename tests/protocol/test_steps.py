@@ -1,4 +1,4 @@
-"""The heads of a step that are laid out once mean what the general encoder would have written."""
+"""A head that is laid out once and overwritten means the same as one from the general encoder."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion_protocol import Act, Action, decode, encode
-from pillion_protocol.lane import HEAD_SPACE_BYTES, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import HEAD_SPACE_BYTES
 from pillion_protocol.steps import NO_SLOT, ActionStep, ActStep, is_act_step, slot_number, split_act
 
 numbers = st.integers(0, 2**63 - 1)
 rows = st.integers(1, 2**16 - 1)
 slots = st.integers(0, 127)
 budgets_us = numbers | st.sampled_from([0, 1_000])
-"""The same one twice in a row is written only once."""
+"""Repeated values matter: `ActStep` writes a budget only when it changes."""
 
 
 BEGIN_AND_MIDDLE: dict[Any, bytes] = {}
-"""What is left of an act without its numbers, by all that it then depends on."""
+"""The bytes of an act without its numbers, by the values that they depend on."""
 
 
 @given(
@@ -39,9 +40,9 @@ def test_an_act_written_in_place_is_the_act_that_was_meant(
         assert decode(bytes(step[0])) == decode(encode(meant)) == meant
         assert step.sequence == sequence
         assert is_act_step(bytes(step[0]))
-        begin, result, middle, came_slot, came_generation = split_act(step[0])
-        assert (result, slot_number(came_slot), came_generation) == (sequence, slot, generation)
-        assert (came_slot == NO_SLOT) == (slot == 0)
+        begin, result, middle, slot_form, split_generation = split_act(step[0])
+        assert (result, slot_number(slot_form), split_generation) == (sequence, slot, generation)
+        assert (slot_form == NO_SLOT) == (slot == 0)
         assert begin + middle == BEGIN_AND_MIDDLE.setdefault((identity, rows, budget_us, deterministic), begin + middle)
 
 
@@ -79,16 +80,16 @@ def test_a_packet_written_in_place_is_the_packet_of_its_frames(tensors: list[byt
     act.fill(sequence, 0, True)
     action = ActionStep(1, 2, 3, 1, bytes(32), sizes)
     action.fill(sequence, 1, 2, 3, 4, 1, 1)
-    for step, head, places in ((act, act[0], act.tensors), (action, action[1], action.tensors)):
-        for place, tensor in zip(places, tensors, strict=True):
-            place[:] = tensor
+    for step, head, targets in ((act, act[0], act.tensors), (action, action[1], action.tensors)):
+        for target, tensor in zip(targets, tensors, strict=True):
+            target[:] = tensor
         packet = bytes(step.packet)
         assert packet == pack(head, tensors)
         assert unpack(memoryview(packet), sizes) == [bytes(head), *tensors]
         assert packet[HEAD_SPACE_BYTES:] == b"".join(tensors)
 
 
-def test_no_other_head_is_taken_for_one_that_was_written_in_place() -> None:
+def test_no_other_head_counts_as_one_written_in_place() -> None:
     step = ActStep(1, 2, 3, 1, [4])
     step.fill(9, 0, True)
     assert is_act_step(bytes(step[0]))

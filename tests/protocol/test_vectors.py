@@ -1,19 +1,18 @@
-"""The files in `protocol/vectors/` say what the code does, and the code what they say."""
+"""The code agrees with the files in `protocol/vectors/`, and they are up to date."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+import make_vectors
 from pillion.conversation import Conversation
 from pillion.tensors import TensorCodec
 from pillion_artifacts import Store
@@ -48,22 +47,12 @@ def vectors(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.json").read_bytes())
 
 
-@cache
-def generator() -> ModuleType:
-    location = importlib.util.spec_from_file_location("make_vectors", ROOT / "protocol" / "make_vectors.py")
-    assert location is not None
-    assert location.loader is not None
-    module = importlib.util.module_from_spec(location)
-    location.loader.exec_module(module)
-    return module
-
-
 def named(entries: list[dict[str, Any]]) -> list[Any]:
     return [pytest.param(entry, id=entry["name"]) for entry in entries]
 
 
 def from_plain(value: Any, like: Any) -> Any:
-    """A field of a vector file in the type that the message has."""
+    """Returns a field of a vector file with the type that it has in the message."""
     if isinstance(like, bytes):
         return bytes.fromhex(value["bin"])
     if isinstance(like, msgspec.Struct):
@@ -77,10 +66,10 @@ def from_plain(value: Any, like: Any) -> Any:
 
 
 def test_the_files_are_what_the_generator_makes() -> None:
-    made = generator().files()
+    made = make_vectors.files()
     assert sorted(made) == sorted(path.name for path in FOLDER.iterdir())
     for name, data in made.items():
-        assert (FOLDER / name).read_bytes() == data, f"run python protocol/make_vectors.py: {name} differs"
+        assert (FOLDER / name).read_bytes() == data, f"{name} differs: run python protocol/tools/make_vectors.py"
 
 
 def test_every_message_type_has_a_vector_written_by_hand() -> None:
@@ -106,7 +95,7 @@ def test_a_message_encodes_to_the_bytes_beside_it(entry: dict[str, Any]) -> None
     assert encode(decode(head)) == head
 
 
-def test_most_of_what_was_written_by_hand_is_what_the_encoder_writes() -> None:
+def test_the_encoder_writes_most_heads_as_they_were_written_by_hand() -> None:
     entries = [entry for entry in vectors("messages") if entry["by_hand"] and entry["reencodes"]]
     assert {entry["type"] for entry in entries} >= {"hello", "welcome", "begin", "act", "action", "end", "ping"}
 
@@ -127,7 +116,7 @@ def test_a_spec_blob_decodes_to_the_tensors_beside_it_and_hashes_to_its_sha256(e
         assert [{**msgspec.structs.asdict(tensor), "row_bytes": tensor.row_bytes} for tensor in tensors] == described
 
 
-def test_a_spec_written_by_hand_is_what_the_encoder_writes() -> None:
+def test_the_encoder_writes_a_spec_as_it_was_written_by_hand() -> None:
     entry = vectors("spec")[0]
     assert entry["by_hand"]
     assert encode_spec(decode_spec(bytes.fromhex(entry["bytes"]))).hex() == entry["bytes"]
@@ -162,23 +151,23 @@ def unsigned(*values: Any) -> Any:
     return np.array([int(value) for value in values], dtype=np.uint64)
 
 
-def test_the_daemon_mixes_as_the_vectors_say() -> None:
+def test_the_daemon_mixes_as_in_the_vectors() -> None:
     for entry in vectors("sampling")["mix"]:
         assert int(mix(unsigned(entry["value"]))[0]) == int(entry["mixed"])
 
 
-def test_the_daemon_derives_seeds_as_the_vectors_say() -> None:
+def test_the_daemon_derives_seeds_as_in_the_vectors() -> None:
     for entry in vectors("sampling")["next_seed"]:
         assert int(next_seeds(unsigned(entry["seed"]))[0]) == int(entry["next"])
 
 
-def test_the_daemon_draws_uniform_numbers_as_the_vectors_say() -> None:
+def test_the_daemon_draws_uniform_numbers_as_in_the_vectors() -> None:
     for entry in vectors("sampling")["uniform"]:
         drawn = uniforms(unsigned(entry["seed"]), unsigned(entry["step"]), entry["draw"] + 1)
         assert float(drawn[0, entry["draw"]]) == entry["uniform"]
 
 
-def test_the_daemon_draws_categories_as_the_vectors_say() -> None:
+def test_the_daemon_draws_categories_as_in_the_vectors() -> None:
     entries = vectors("sampling")["categorical"]
     logits = np.array([entry["logits"] for entry in entries])
     seeds = unsigned(*(entry["seed"] for entry in entries))
@@ -189,7 +178,7 @@ def test_the_daemon_draws_categories_as_the_vectors_say() -> None:
     np.testing.assert_allclose(log_probability, [entry["log_probability"] for entry in entries], rtol=1e-12)
 
 
-def test_the_daemon_draws_gaussian_actions_as_the_vectors_say() -> None:
+def test_the_daemon_draws_gaussian_actions_as_in_the_vectors() -> None:
     entries = vectors("sampling")["gaussian"]
     mean = np.array([entry["mean"] for entry in entries])
     log_std = np.array([entry["log_std"] for entry in entries])
@@ -200,7 +189,7 @@ def test_the_daemon_draws_gaussian_actions_as_the_vectors_say() -> None:
     np.testing.assert_allclose(log_probability, [entry["log_probability"] for entry in entries], rtol=1e-12)
 
 
-def test_the_daemon_draws_squashed_gaussian_actions_as_the_vectors_say() -> None:
+def test_the_daemon_draws_squashed_gaussian_actions_as_in_the_vectors() -> None:
     entries = vectors("sampling")["squashed_gaussian"]
     mean, log_std, low, high = (np.array([e[key] for e in entries]) for key in ("mean", "log_std", "low", "high"))
     seeds = unsigned(*(entry["seed"] for entry in entries))
@@ -211,13 +200,13 @@ def test_the_daemon_draws_squashed_gaussian_actions_as_the_vectors_say() -> None
     np.testing.assert_allclose(log_probability, [entry["log_probability"] for entry in entries], rtol=1e-9)
 
 
-def test_the_python_client_says_what_the_conversation_vector_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's half of the conversation, byte for byte, while it is fed the daemon's half."""
+def test_the_python_client_sends_what_the_conversation_vector_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's side of the conversation, byte for byte, while it receives the daemon's side."""
     monkeypatch.setattr("pillion.conversation.secrets.randbits", lambda _: 6)
     conversation = Conversation("vectors")
     lines = vectors("conversation")
     one, two = (bytes.fromhex(lines[index]["frames"][1]) for index in (4, 8))
-    said: dict[int, Any] = {
+    requests: dict[int, Any] = {
         0: conversation.hello,
         2: lambda: conversation.begin([7]),
         4: lambda: conversation.act(1, 1, [one], 0, True),
@@ -227,18 +216,18 @@ def test_the_python_client_says_what_the_conversation_vector_says(monkeypatch: p
         14: lambda: conversation.end(1),
         16: lambda: conversation.goodbye("closed"),
     }
-    heard: Any = None
+    received: Any = None
     for index, line in enumerate(lines):
         frames: Any = [bytes.fromhex(frame) for frame in line["frames"]]
-        if index in said:
-            assert said[index]()[1] == frames
+        if index in requests:
+            assert requests[index]()[1] == frames
         elif line["from"] == "client":
-            assert conversation.pong(heard.message) == frames
+            assert conversation.pong(received.message) == frames
         else:
-            heard = conversation.read(frames)
-            assert heard.tensors == frames[1:]
-            if isinstance(heard.message, Welcome):
-                conversation.opened(heard)
+            received = conversation.read(frames)
+            assert received.tensors == frames[1:]
+            if isinstance(received.message, Welcome):
+                conversation.opened(received)
 
 
 def test_the_conversation_holds_every_message_type() -> None:
@@ -251,13 +240,12 @@ def test_the_conversation_holds_every_message_type() -> None:
             assert from_plain(line["fields"][name], value) == value
 
 
-def test_the_generator_says_which_file_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = generator()
-    monkeypatch.setattr(module, "FOLDER", tmp_path)
+def test_the_generator_prints_which_file_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_vectors, "FOLDER", tmp_path)
     monkeypatch.setattr("sys.argv", ["make_vectors.py", "--check"])
-    assert module.main() == 1
+    assert make_vectors.main() == 1
     monkeypatch.setattr("sys.argv", ["make_vectors.py"])
-    assert module.main() == 0
+    assert make_vectors.main() == 0
     monkeypatch.setattr("sys.argv", ["make_vectors.py", "--check"])
-    assert module.main() == 0
+    assert make_vectors.main() == 0
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(NAMES)

@@ -1,1 +1,1 @@
-"""Model cards: what a policy says of itself, and whether its files agree."""
+"""Model cards, and the checks that the files of a version agree with their card."""

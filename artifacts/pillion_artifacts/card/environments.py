@@ -1,4 +1,4 @@
-"""Makes the Gymnasium environment that a card names; needs Gymnasium, and no deep-learning framework."""
+"""Makes the Gymnasium environment that a card names. Needs Gymnasium, but no deep-learning framework."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def make_environment(environment: Environment) -> gymnasium.Env[Any, Any]:
-    """The environment, wrapped in the card's order; the caller closes it.
+    """Makes the environment with its wrappers, in the card's order. The caller closes it.
 
-    Raises `InvalidArtifactError` where `gymnasium.wrappers` has no wrapper of a given name, and what Gymnasium
-    raises where the environment or a package that it needs is not installed.
+    Raises `InvalidArtifactError` for a wrapper that `gymnasium.wrappers` does not have, and Gymnasium's own error if the
+    environment or a package that it needs is not installed.
     """
     import gymnasium
 
@@ -27,14 +27,14 @@ def make_environment(environment: Environment) -> gymnasium.Env[Any, Any]:
 
 
 def wrap(inner: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium.Env[Any, Any]:
-    """`inner` inside the named wrappers, the first of them innermost. Raises `InvalidArtifactError`."""
+    """Wraps `inner`; the first wrapper is the innermost. Raises `InvalidArtifactError`."""
     import gymnasium.wrappers
 
     for wrapper in wrappers:
         if wrapper.name not in gymnasium.wrappers.__all__:
             raise InvalidArtifactError(f"model card: environment: gymnasium.wrappers has no {wrapper.name!r}")
         make = getattr(gymnasium.wrappers, wrapper.name)
-        # `__all__` also holds the submodule of vector wrappers
+        # `__all__` also contains the submodule of vector wrappers
         if not (isinstance(make, type) and issubclass(make, gymnasium.Wrapper)):
             raise InvalidArtifactError(f"model card: environment: {wrapper.name!r} is not a gymnasium.Wrapper")
         inner = make(inner, **_arguments(wrapper.kwargs))
@@ -42,5 +42,5 @@ def wrap(inner: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasi
 
 
 def _arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    # YAML has no tuples, and Gymnasium insists on them for shapes
+    # YAML has no tuples, and Gymnasium requires tuples for shapes
     return {name: tuple(value) if isinstance(value, list) else value for name, value in kwargs.items()}

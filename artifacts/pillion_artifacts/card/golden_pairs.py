@@ -1,4 +1,7 @@
-"""Golden pairs: what a policy's source gave for some observations, kept beside the model and run again where it serves."""
+"""Golden pairs: observations and the outputs of the policy's source, kept beside the model.
+
+The daemon runs them again on the engine that will serve.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ _FORMAT: Final = {"format": "pillion.golden", "format_version": "1"}
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 Run = Callable[[Arrays], Arrays]
-"""Runs a policy: inputs by name, [rows, …] each, to outputs by name."""
+"""Runs a policy: inputs of [rows, …] by name to outputs by name."""
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """Inputs, states included, and the outputs that the source gave for them; every array has the same rows."""
+    """Inputs (observations and states) and the source's outputs. All arrays have the same number of rows."""
 
     inputs: Arrays
     outputs: Arrays
@@ -36,7 +39,7 @@ class Golden(msgspec.Struct, frozen=True):
         return len(next(iter(self.inputs.values())))
 
     def part(self, first: int, rows: int) -> Golden:
-        """`rows` rows from `first` on, or as many as there are."""
+        """At most `rows` rows, starting at `first`."""
         chosen = slice(first, first + rows)
         return Golden(
             {name: array[chosen] for name, array in self.inputs.items()},
@@ -45,14 +48,14 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 def encode_golden(golden: Golden) -> bytes:
-    """The pairs as the bytes of a safetensors file; the same pairs give the same bytes."""
+    """Encodes the pairs as a safetensors file. The same pairs have the same bytes."""
     tensors = {f"{_INPUT}{name}": np.ascontiguousarray(array) for name, array in golden.inputs.items()}
     tensors |= {f"{_OUTPUT}{name}": np.ascontiguousarray(array) for name, array in golden.outputs.items()}
     return save(tensors, _FORMAT)
 
 
 def decode_golden(data: bytes) -> Golden:
-    """The pairs that `data` holds; raises `InvalidArtifactError`."""
+    """Decodes a safetensors file of pairs. Raises `InvalidArtifactError`."""
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -66,15 +69,17 @@ def decode_golden(data: bytes) -> Golden:
     golden = Golden(parts[_INPUT], parts[_OUTPUT])
     rows = {len(array) for array in tensors.values()}
     if len(rows) != 1 or not golden.inputs or not golden.outputs:
-        raise InvalidArtifactError(f"{GOLDEN_NAME}: expected inputs and outputs of as many rows each, got {rows}")
+        raise InvalidArtifactError(
+            f"{GOLDEN_NAME}: expected inputs and outputs with the same number of rows, got {rows}"
+        )
     return golden
 
 
 def check_golden(run: Run, golden: Golden, tolerance: Tolerance, rows_max: int) -> None:
-    """Runs the golden inputs, at most `rows_max` rows at once, and compares what `run` gives of the golden outputs.
+    """Runs the golden inputs in batches of at most `rows_max` rows and compares the outputs.
 
-    Outputs that `run` does not give are not compared. Raises `ParityError` for the first that differs by more than
-    the tolerance, with output, row and by how much.
+    Skips outputs that `run` does not return. Raises `ParityError` for the first output that differs by more than the
+    tolerance; the message has output, row and difference.
     """
     for first in range(0, golden.rows, rows_max):
         part = golden.part(first, rows_max)
@@ -85,7 +90,7 @@ def check_golden(run: Run, golden: Golden, tolerance: Tolerance, rows_max: int) 
 
 
 def compare(name: str, expected: Array, actual: Array, bound: Bound, first_row: int = 0) -> float:
-    """The greatest absolute difference; raises `ParityError` where a row of `actual` differs by more than `bound`."""
+    """Returns the greatest absolute difference. Raises `ParityError` if it is beyond `bound` in any element."""
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         raise ParityError(
             f"output {name!r}: expected {expected.dtype} {list(expected.shape)}, got {actual.dtype} {list(actual.shape)}"
@@ -98,7 +103,7 @@ def compare(name: str, expected: Array, actual: Array, bound: Bound, first_row: 
     if expected.dtype.kind != "f":
         allowed = np.zeros_like(difference)
     difference = np.where(is_equal(wanted, got), 0.0, difference)
-    # a NaN on one side only is no number less than anything
+    # written with `not`, because a comparison with NaN is false
     is_wrong = ~(difference <= allowed)
     if is_wrong.any():
         row, element = (int(index) for index in np.argwhere(is_wrong)[0])
@@ -111,7 +116,7 @@ def compare(name: str, expected: Array, actual: Array, bound: Bound, first_row: 
 
 
 def is_equal(wanted: Array, got: Array) -> NDArray[np.bool_]:
-    """Where both are the same, infinities and NaNs included."""
+    """Element-wise equality, where NaN equals NaN."""
     same: NDArray[np.bool_] = wanted == got
     if wanted.dtype.kind == "f":
         same = same | (np.isnan(wanted) & np.isnan(got))

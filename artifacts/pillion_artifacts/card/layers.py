@@ -1,4 +1,4 @@
-"""Which files a policy version may have, what each of them is in the manifest, and how large it may be."""
+"""The files that a policy version may have, with their media types and maximal sizes."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ KINDS: Final = (
     LayerKind("preprocessor.json", "application/vnd.pillion.policy.preprocessor.v1+json", TUNED_BYTES_MAX),
     LayerKind(TUNED_NAME, "application/vnd.pillion.policy.tuned.v1+json", TUNED_BYTES_MAX),
 )
-"""In the order in which a manifest names them. There is none that a pickle could hide in."""
+"""In the order of the manifest. No kind of file can contain a pickle."""
 
 _BY_TITLE: Final = {kind.title: kind for kind in KINDS}
 
 
 def kind_of(title: str) -> LayerKind:
-    """The kind of the file of that name; raises `InvalidArtifactError` where a version has no such file."""
+    """The kind of a file by its name. Raises `InvalidArtifactError` for any other name."""
     try:
         return _BY_TITLE[title]
     except KeyError:

@@ -1,8 +1,7 @@
-"""The model card: what a policy takes, gives and was measured to do, as a typed structure.
+"""The model card: a policy's inputs, outputs and measured results, as a typed structure.
 
-Written as `model_card.yaml`, by people or by an importer. A key that is not named here is an error with its path.
-Cards of older schemas are read as they are and become cards of this one in memory; their bytes, and so their
-digests, stay what they were.
+People or importers write it as `model_card.yaml`. An unknown key is an error with its path. Cards of older schemas are
+converted in memory; their bytes, and so their digests, stay the same.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pillion_artifacts.yaml_text import read_yaml
 from pillion_protocol.specs import DType, Space, Spec, TensorSpec
 
 SCHEMA: Final = 2
-"""The schema that is written."""
+"""The schema of new cards."""
 
 ACTION: Final = "action"
 """The output that every policy has."""
@@ -30,7 +29,7 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 
 
 class TensorCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One observation or output; the fields mean what `pillion_protocol.specs.TensorSpec` says of them."""
+    """One observation or output. The fields are those of `pillion_protocol.specs.TensorSpec`."""
 
     name: str
     dtype: DType
@@ -42,9 +41,9 @@ class TensorCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StateCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One tensor that a recurrent policy carries from step to step; an episode begins with zeros.
+    """One state tensor of a recurrent policy; an episode begins with zeros.
 
-    `name` is the graph's input, `output` the graph's output that is the next step's input.
+    `name` is the graph's input. `output` is the graph's output that becomes the input of the next step.
     """
 
     name: str
@@ -54,13 +53,12 @@ class StateCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an action is drawn, and which outputs of the graph hold the parameters.
+    """How to sample an action, and which graph outputs have the parameters.
 
-    `deterministic`: the graph's `action` is all there is. `categorical`: `logits` names a graph output of
+    `deterministic`: the graph's `action` is the action. `categorical`: `logits` names a graph output of
     shape [rows, n]; the graph's own `action` is its argmax. `diagonal_gaussian`: `mean` and `log_std` name graph
     outputs of the action's shape (natural logarithm); without `mean` the graph's `action` is the mean.
-    `squashed_gaussian`: the same before a hyperbolic tangent, which is then stretched from [-1, 1] to the action's
-    `low` and `high`.
+    `squashed_gaussian`: the same, then a hyperbolic tangent, scaled from [-1, 1] to the action's `low` and `high`.
     """
 
     kind: Literal["deterministic", "categorical", "diagonal_gaussian", "squashed_gaussian"] = "deterministic"
@@ -69,21 +67,21 @@ class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mean: str = ""
 
     def parameters(self) -> list[str]:
-        """The graph outputs that drawing reads beside the action."""
+        """The graph outputs that sampling needs in addition to the action."""
         return [name for name in (self.logits, self.mean, self.log_std) if name]
 
 
 class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """By how much one output may differ: |a - b| <= absolute + relative * |b|."""
+    """The tolerance of one output: |a - b| <= absolute + relative * |b|."""
 
     absolute: NotNegative = 1e-5
     relative: NotNegative = 1e-5
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """By how much an output may differ from a recorded one: |a - b| <= absolute + relative * |b|.
+    """The tolerance between an output and a recorded one: |a - b| <= absolute + relative * |b|.
 
-    `outputs` holds the bounds of outputs that have their own, by name. Integers must be equal.
+    `outputs` has exceptions by output name. Integers must be equal.
     """
 
     absolute: NotNegative = 1e-5
@@ -98,7 +96,7 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FrameStack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The newest `frames` frames of one observation, oldest first, along `axis` of its row.
 
-    The client stacks them; `padding` says what stands for frames before the first of an episode.
+    The client stacks them. `padding` fills the frames before the first one of an episode.
     """
 
     observation: str
@@ -108,9 +106,9 @@ class FrameStack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A step that the graph itself takes before the network, in their order: a client sends what it observed.
+    """A step that the graph applies before the network, in this order. Clients send raw observations.
 
-    `observation` is its name, empty for all of them. `digest` is that of the file the step was made from.
+    `observation` is the name of the observation, empty for all of them. `digest` is that of the step's source file.
     """
 
     step: Literal["scale", "one_hot", "normalise", "pipeline"]
@@ -127,9 +125,9 @@ class Wrapper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to make the environment that the policy was trained for; wrappers are applied in order.
+    """How to make the environment that the policy was trained for. Wrappers are applied in order.
 
-    `module` is a package whose import registers the environment, where Gymnasium alone does not know it.
+    `module` is a package to import first, if Gymnasium alone does not register the environment.
     """
 
     id: str
@@ -139,7 +137,7 @@ class Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A measured figure with the number of episodes it rests on."""
+    """A measured figure and the number of its episodes."""
 
     value: float
     standard_deviation: float
@@ -149,7 +147,7 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the weights came from. `source` is what was published, `normaliser` the observations' statistics."""
+    """The origin of the weights. `source` is the digest of the published file, `normaliser` that of the statistics."""
 
     script: str = ""
     algorithm: str = ""
@@ -165,7 +163,7 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Contributor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Somebody, or a policy or data set, that this version owes something to; weights are relative to each other."""
+    """A person, policy or data set that contributed to this version. Weights are relative to each other."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
     role: str = ""
@@ -173,7 +171,7 @@ class Contributor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A policy version in the words of those who made it."""
+    """The description of a policy version."""
 
     schema: Literal[2]
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=128)]
@@ -187,7 +185,7 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frame_stack: list[FrameStack] = []
     preprocessing: list[Preprocessing] = []
     safe_action: list[float] | None = None
-    """What a session that asks for it gets when its budget is spent: the action's elements in C order."""
+    """The action's elements in C order, for sessions that request it as their fallback."""
     tolerance: Tolerance = Tolerance()
     environment: Environment | None = None
     metrics: dict[str, Metric] = {}
@@ -195,19 +193,19 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contributors: list[Contributor] = []
 
     def spec(self) -> Spec:
-        """The observation and output spec that a session of this policy agrees upon."""
+        """The observation and output spec of this policy's sessions."""
         return Spec(
             observation=[TensorSpec(*msgspec.structs.astuple(card)) for card in self.observation],
             outputs=[TensorSpec(*msgspec.structs.astuple(card)) for card in self.outputs],
         )
 
     def action(self) -> TensorCard:
-        """The output called `action`."""
+        """The output named `action`."""
         return next(tensor for tensor in self.outputs if tensor.name == ACTION)
 
 
 def parse_card(text: bytes) -> ModelCard:
-    """The card that YAML `text` holds, of any schema; raises `InvalidArtifactError` with the path of what is wrong."""
+    """Parses a YAML card of any schema. Raises `InvalidArtifactError` with the path of the wrong field."""
     try:
         card = _convert(read_yaml(text, "model card"))
     except msgspec.ValidationError as error:
@@ -217,7 +215,7 @@ def parse_card(text: bytes) -> ModelCard:
 
 
 def check_card(card: ModelCard) -> None:
-    """Raises `InvalidArtifactError` where the parts of a card contradict each other."""
+    """Raises `InvalidArtifactError` if parts of a card contradict each other."""
     if not semver.Version.is_valid(card.version):
         raise InvalidArtifactError(f"model card: version: expected MAJOR.MINOR.PATCH, got {card.version!r}")
     _check_tensors(card)
@@ -227,7 +225,7 @@ def check_card(card: ModelCard) -> None:
 
 
 def schema_of(text: bytes) -> int | None:
-    """The schema number that a card names, None where it names none; raises `InvalidArtifactError`."""
+    """The schema number of a card, None if it has none. Raises `InvalidArtifactError`."""
     fields = read_yaml(text, "model card")
     schema = fields.get("schema") if isinstance(fields, dict) else None
     return schema if isinstance(schema, int) else None
@@ -247,7 +245,7 @@ def _convert(fields: Any) -> ModelCard:
 
 
 def _check_tensors(card: ModelCard) -> None:
-    """Raises `InvalidArtifactError` for a name given twice, or bounds that are neither none, nor one, nor one each."""
+    """Raises `InvalidArtifactError` for a repeated name, or for a number of bounds other than 0, 1 or one per element."""
     for field, tensors in (("observation", card.observation), ("outputs", card.outputs)):
         names = [tensor.name for tensor in tensors]
         if len(set(names)) != len(names):
@@ -263,15 +261,15 @@ def _check_tensors(card: ModelCard) -> None:
 
 
 def _check_action(card: ModelCard) -> None:
-    """Raises `InvalidArtifactError` where the distribution or the safe action is not one of this action."""
+    """Raises `InvalidArtifactError` if the distribution or the safe action does not fit the action."""
     action = next((tensor for tensor in card.outputs if tensor.name == ACTION), None)
     if action is None:
-        raise InvalidArtifactError("model card: outputs: expected one called 'action', got none")
+        raise InvalidArtifactError("model card: outputs: expected one named 'action', got none")
     distribution = card.distribution
     fitting = {"deterministic": action.space, "categorical": "Discrete"}.get(distribution.kind, "Box")
     if action.space != fitting:
         raise InvalidArtifactError(
-            f"model card: distribution.kind: {distribution.kind} draws {fitting} actions, the action is {action.space}"
+            f"model card: distribution.kind: {distribution.kind} samples {fitting} actions, the action is {action.space}"
         )
     if action.space == "Discrete" and action.shape:
         raise InvalidArtifactError(f"model card: outputs.action.shape: a Discrete action has none, got {action.shape}")
@@ -283,19 +281,19 @@ def _check_action(card: ModelCard) -> None:
 
 
 def _check_parameters(distribution: Distribution, action: TensorCard) -> None:
-    """Raises `InvalidArtifactError` where the distribution lacks what it is drawn from."""
+    """Raises `InvalidArtifactError` if the distribution lacks a parameter."""
     needed = {"categorical": ["logits"], "diagonal_gaussian": ["log_std"], "squashed_gaussian": ["mean", "log_std"]}
     for parameter in needed.get(distribution.kind, []):
         if not getattr(distribution, parameter):
             raise InvalidArtifactError(f"model card: distribution.{parameter}: expected the name of a graph output")
     if distribution.kind == "squashed_gaussian" and not (action.low and action.high):
         raise InvalidArtifactError(
-            "model card: outputs.action: a squashed_gaussian is stretched to low and high, expected both"
+            "model card: outputs.action: a squashed_gaussian is scaled to low and high, expected both"
         )
 
 
 def _check_state(card: ModelCard) -> None:
-    """Raises `InvalidArtifactError` where a state tensor has the name of another input or output."""
+    """Raises `InvalidArtifactError` if a state tensor has the name of another input or output."""
     inputs = [tensor.name for tensor in card.observation] + [state.name for state in card.state]
     outputs = [tensor.name for tensor in card.outputs] + [state.output for state in card.state]
     for field, names in (("name", inputs), ("output", outputs)):
@@ -304,7 +302,7 @@ def _check_state(card: ModelCard) -> None:
 
 
 def _check_references(card: ModelCard) -> None:
-    """Raises `InvalidArtifactError` where a frame stack or a preprocessing step names no observation."""
+    """Raises `InvalidArtifactError` if a frame stack or a preprocessing step names an unknown observation."""
     shapes = {tensor.name: tensor.shape for tensor in card.observation}
     for step in card.preprocessing:
         if step.observation and step.observation not in shapes:

@@ -1,7 +1,7 @@
-"""Looks into an ONNX file without the `onnx` package: enough to refuse what should never reach a loader.
+"""Inspects an ONNX file without the `onnx` package, and refuses files that should never reach a loader.
 
-The format is protobuf; the field numbers are those of `onnx.proto` (https://github.com/onnx/onnx). Tensors are stepped
-over, not read.
+The format is protobuf; the field numbers are those of `onnx.proto` (https://github.com/onnx/onnx). Tensor data is skipped,
+not read.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _DTYPES: Final = {
 }  # fmt: skip
 
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-"""Operators that ONNX Runtime itself brings. Any other needs a library that the artifact does not hold."""
+"""Domains of the operators that ONNX Runtime has. Others need a library that the artifact does not contain."""
 
 Field = tuple[int, int | memoryview]
 
 
 class GraphTensor(msgspec.Struct, frozen=True):
-    """An input or output of the graph; a size of None is free."""
+    """An input or output of the graph. A size of None is dynamic; an empty dtype or shape is undeclared."""
 
     name: str
     dtype: str
@@ -37,34 +37,34 @@ class GraphTensor(msgspec.Struct, frozen=True):
 
 
 class OnnxFile(msgspec.Struct, frozen=True):
-    """What the graph takes and gives."""
+    """The inputs and outputs of the graph."""
 
     inputs: list[GraphTensor]
     outputs: list[GraphTensor]
 
 
-def inspect_onnx(data: bytes | memoryview, whose: str) -> OnnxFile:
-    """The inputs and outputs of the ONNX file in `data`.
+def inspect_onnx(data: bytes | memoryview, what: str) -> OnnxFile:
+    """Reads the inputs and outputs of the ONNX file in `data`.
 
-    Raises `InvalidArtifactError` for what is no ONNX file, for weights that lie in another file, and for operators
-    that ONNX does not define.
+    Raises `InvalidArtifactError` if it is no ONNX file, if weights are in another file, and for operators that ONNX
+    does not define.
     """
     view = memoryview(data)
-    _check_disguise(view, whose)
+    _check_disguise(view, what)
     try:
         return _inspect_model(view)
     except InvalidArtifactError as error:
-        raise InvalidArtifactError(f"{whose}: {error}") from None
+        raise InvalidArtifactError(f"{what}: {error}") from None
     except (IndexError, ValueError) as error:
-        raise InvalidArtifactError(f"{whose}: not an ONNX file: {error}") from None
+        raise InvalidArtifactError(f"{what}: not an ONNX file: {error}") from None
 
 
-def _check_disguise(view: memoryview, whose: str) -> None:
+def _check_disguise(view: memoryview, what: str) -> None:
     begins = bytes(view[:4])
     if begins[:1] == b"\x80" and begins[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise InvalidArtifactError(f"{whose}: expected an ONNX file, got a pickle")
+        raise InvalidArtifactError(f"{what}: expected an ONNX file, got a pickle")
     if begins == b"PK\x03\x04":
-        raise InvalidArtifactError(f"{whose}: expected an ONNX file, got a zip file")
+        raise InvalidArtifactError(f"{what}: expected an ONNX file, got a zip file")
 
 
 def _inspect_model(view: memoryview) -> OnnxFile:
@@ -79,18 +79,18 @@ def _inspect_model(view: memoryview) -> OnnxFile:
         elif number == 25 and isinstance(value, memoryview):
             functions.append(value)
     if graph is None or not 1 <= version < 1_000:
-        raise ValueError("it holds no graph")
-    # an exporter writes its own helpers as functions, in domains of their own: these the file does hold
-    held = {(_text(function, 10), _text(function, 1)) for function in functions}
+        raise ValueError("it has no graph")
+    # exporters define helper functions in domains of their own; the file contains these
+    own = {(_text(function, 10), _text(function, 1)) for function in functions}
     for function in functions:
-        _check_nodes(_submessages(function, 7), held, 0)
-    _check_graph(graph, held, 0)
+        _check_nodes(_submessages(function, 7), own, 0)
+    _check_graph(graph, own, 0)
     return OnnxFile(
         [_tensor(value) for value in _submessages(graph, 11)], [_tensor(value) for value in _submessages(graph, 12)]
     )
 
 
-def _check_graph(graph: memoryview, held: set[tuple[str, str]], depth: int) -> None:
+def _check_graph(graph: memoryview, own: set[tuple[str, str]], depth: int) -> None:
     if depth > GRAPH_DEPTH_MAX:
         raise InvalidArtifactError(f"expected graphs nested at most {GRAPH_DEPTH_MAX} deep, got more")
     for number, value in _fields(graph):
@@ -98,24 +98,24 @@ def _check_graph(graph: memoryview, held: set[tuple[str, str]], depth: int) -> N
             _check_tensor(value)
         elif number == 15 and isinstance(value, memoryview):
             _check_sparse(value)
-    _check_nodes(_submessages(graph, 1), held, depth)
+    _check_nodes(_submessages(graph, 1), own, depth)
 
 
-def _check_nodes(nodes: Iterator[memoryview], held: set[tuple[str, str]], depth: int) -> None:
+def _check_nodes(nodes: Iterator[memoryview], own: set[tuple[str, str]], depth: int) -> None:
     for node in nodes:
         domain, operator = _text(node, 7), _text(node, 4)
-        if domain not in STANDARD_DOMAINS and (domain, operator) not in held:
+        if domain not in STANDARD_DOMAINS and (domain, operator) not in own:
             raise InvalidArtifactError(f"expected operators that ONNX defines, got {operator!r} of {domain!r}")
         for attribute in _submessages(node, 5):
-            _check_attribute(attribute, held, depth)
+            _check_attribute(attribute, own, depth)
 
 
-def _check_attribute(attribute: memoryview, held: set[tuple[str, str]], depth: int) -> None:
+def _check_attribute(attribute: memoryview, own: set[tuple[str, str]], depth: int) -> None:
     for number, value in _fields(attribute):
         if not isinstance(value, memoryview):
             continue
         if number in (6, 11):
-            _check_graph(value, held, depth + 1)
+            _check_graph(value, own, depth + 1)
         elif number in (5, 10):
             _check_tensor(value)
         elif number in (22, 23):
@@ -174,7 +174,7 @@ def _number(view: memoryview, wanted: int) -> int:
 
 
 def _fields(view: memoryview) -> Iterator[Field]:
-    """The fields of a message: numbers as they are, what has a length as a view of it."""
+    """The fields of a message: varints as numbers, all others as views of their bytes."""
     position = 0
     while position < len(view):
         key, position = _varint(view, position)

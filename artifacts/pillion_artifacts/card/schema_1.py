@@ -1,4 +1,4 @@
-"""The model card's schema 1, as it was: cards that were published with it stay readable, and nothing is added here."""
+"""Schema 1 of the model card, frozen: published cards of schema 1 stay readable. Do not change this module."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def upgrade(card: ModelCard) -> dict[str, Any]:
-    """The same card in the words of schema 2, which only has more of them."""
+    """The same card with the fields of schema 2, which only adds optional ones."""
     fields: dict[str, Any] = msgspec.to_builtins(card)
     return {**fields, "schema": 2}

@@ -1,4 +1,4 @@
-"""A card as text: the YAML that an importer writes, the JSON Schema that ships, and old cards made new."""
+"""Writes cards as YAML, migrates old cards, and makes the JSON Schema of a card."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pillion_artifacts.card.model_card import ModelCard, parse_card
 from pillion_artifacts.json_schema import canonical
 
 SCHEMA_NAME: Final = "model_card.schema.json"
-"""The file beside this one that holds the JSON Schema."""
+"""The packaged JSON Schema, for editors."""
 
 _LINE_CHARACTERS: Final = 110
 
 
 def dump_card(card: ModelCard) -> bytes:
-    """The YAML of a card, without the fields that nobody filled; `parse_card` gives the same card back."""
+    """Writes a card as YAML, without its empty fields. `parse_card` reads the same card back."""
     text = yaml.dump(
         _fields(card),
         Dumper=_Dumper,
@@ -31,30 +31,30 @@ def dump_card(card: ModelCard) -> bytes:
 
 
 def migrate_card(text: bytes) -> bytes:
-    """The YAML of the same card in the schema of today; raises `InvalidArtifactError`."""
+    """Writes a card of any schema as YAML of the current schema. Raises `InvalidArtifactError`."""
     return dump_card(parse_card(text))
 
 
 def card_schema() -> bytes:
-    """The JSON Schema of a card, made from the types."""
+    """Makes the JSON Schema of a card from its types."""
     schema = canonical(msgspec.json.schema(ModelCard))
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Pillion model card"}
     return msgspec.json.format(msgspec.json.encode({**head, **schema}), indent=2) + b"\n"
 
 
 def shipped_card_schema() -> bytes:
-    """The JSON Schema that ships with this package: the same, where the package is intact."""
+    """Reads the packaged JSON Schema, which must equal `card_schema()`."""
     return files("pillion_artifacts").joinpath(SCHEMA_NAME).read_bytes()
 
 
 def _fields(value: Any) -> Any:
-    """What a card says, without the fields that are empty because nobody filled them."""
+    """The card as plain values, without empty optional fields."""
     if isinstance(value, msgspec.Struct):
         named = ((field, getattr(value, field.name)) for field in msgspec.structs.fields(value))
         return {
             field.encode_name: _fields(item)
             for field, item in named
-            if field.required or not _says_nothing(item, field.default)
+            if field.required or not _is_empty(item, field.default)
         }
     if isinstance(value, list):
         return [_fields(item) for item in value]
@@ -63,7 +63,7 @@ def _fields(value: Any) -> Any:
     return value
 
 
-def _says_nothing(item: Any, default: Any) -> bool:
+def _is_empty(item: Any, default: Any) -> bool:
     return item in ("", [], {}, None) or (item == 0 and default == 0 and not isinstance(item, bool))
 
 

@@ -59,8 +59,10 @@ def rollback(alias: str, by: str, reason: str, store: Path, as_json: bool) -> No
 
     Without @ALIAS it rolls back the alias 'stable'. Run it again to go back one more version.
     """
+    from pillion_artifacts.store.aliases import roll_back_alias
+
     policy, _, name = alias.partition("@")
-    _print_alias(open_store(store).roll_back(policy, name or "stable", by=by, reason=reason), as_json)
+    _print_alias(roll_back_alias(open_store(store), policy, name or "stable", by=by, reason=reason), as_json)
 
 
 @click.command()
@@ -73,7 +75,9 @@ def pin(reference: str, by: str, reason: str, store: Path, as_json: bool) -> Non
 
     The version stays in the store until `unpin`.
     """
-    pinned = open_store(store).pin(reference, by=by, reason=reason)
+    from pillion_artifacts.store.pins import pin_version
+
+    pinned = pin_version(open_store(store), reference, by=by, reason=reason)
     print_json(pinned) if as_json else print(f"{pinned.policy}@v{pinned.version} is pinned")
 
 
@@ -84,7 +88,9 @@ def pin(reference: str, by: str, reason: str, store: Path, as_json: bool) -> Non
 @json_option
 def unpin(reference: str, by: str, reason: str, store: Path, as_json: bool) -> None:
     """Remove the pin of a version."""
-    unpinned = open_store(store).unpin(reference, by=by, reason=reason)
+    from pillion_artifacts.store.pins import unpin_version
+
+    unpinned = unpin_version(open_store(store), reference, by=by, reason=reason)
     print_json(unpinned) if as_json else print(f"{unpinned} is no longer pinned")
 
 

@@ -10,10 +10,10 @@ import semver
 from pillion.cli_support import columns, format_bytes, short_digest
 from pillion_artifacts.errors import InvalidNameError
 from pillion_artifacts.maintenance.garbage_collection import Collection
-from pillion_artifacts.names import checked_alias, checked_policy, checked_version, spoken
+from pillion_artifacts.names import checked_alias, checked_policy, checked_version, version_name
 from pillion_artifacts.oci.manifest import CREATED, PUBLISHED_BY, Descriptor
 from pillion_artifacts.remotes.transfer import Transfer
-from pillion_artifacts.store.aliases import Alias, read_alias
+from pillion_artifacts.store.aliases import Alias, move_alias, read_alias, remove_alias
 from pillion_artifacts.store.audit_log import Record
 from pillion_artifacts.store.store import Store
 
@@ -85,9 +85,9 @@ def move_or_read_alias(
     now = next((each.version for each in store.aliases(policy) if each.alias == alias), "")
     expected = now if expect is None else "" if expect == "none" else checked_version(expect)
     if remove:
-        store.remove_alias(policy, alias, expected=expected, by=by, reason=reason)
+        remove_alias(store, policy, alias, expected=expected, by=by, reason=reason)
         return Alias(policy, alias, "", "")
-    return store.move_alias(policy, alias, version, expected=expected, by=by, reason=reason)
+    return move_alias(store, policy, alias, version, expected=expected, by=by, reason=reason)
 
 
 def print_listing(rows: list[Row]) -> None:
@@ -109,7 +109,7 @@ def print_listing(rows: list[Row]) -> None:
 
 def print_description(description: dict[str, Any]) -> None:
     """Prints a version as a page."""
-    print(spoken(description["policy"], description["version"]), description["digest"])
+    print(version_name(description["policy"], description["version"]), description["digest"])
     print(f"published   {description['published_at'][:19]} by {description['published_by']}")
     print(f"aliases     {', '.join(description['aliases']) or 'none'}")
     print(f"pinned      {'yes' if description['pinned'] else 'no'}")
@@ -160,7 +160,7 @@ def print_collection(found: Collection, dry_run: bool) -> None:
     """Prints what a collection removed and kept."""
     rows = [
         (
-            spoken(each.policy, each.version),
+            version_name(each.policy, each.version),
             short_digest(each.digest),
             each.claim or ("would be removed" if dry_run else "removed"),
         )
@@ -185,7 +185,7 @@ def _row(entry: Descriptor, aliases: dict[str, list[str]], pinned: set[str], sig
 
 
 def _subject(record: Record) -> str:
-    name = spoken(record.policy, record.version) if record.version else record.policy
+    name = version_name(record.policy, record.version) if record.version else record.policy
     return (
         f"{record.policy}@{record.alias} -> {f'v{record.version}' if record.version else 'nothing'}"
         if record.alias

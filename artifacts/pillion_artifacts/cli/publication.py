@@ -15,12 +15,12 @@ from pillion_artifacts.card.yaml_card import migrate_card
 from pillion_artifacts.cli.progress import bytes_bar
 from pillion_artifacts.errors import ArtifactError, InvalidSourceError
 from pillion_artifacts.limits import CARD_BYTES_MAX
-from pillion_artifacts.names import parse_name, spoken
+from pillion_artifacts.names import parse_name, version_name
 from pillion_artifacts.publishing.common.files import read_file
 from pillion_artifacts.publishing.sources import Options, import_source
 
 if TYPE_CHECKING:
-    from pillion_artifacts.publishing.common.folder import Report
+    from pillion_artifacts.publishing.common.folder import PublishReport
     from pillion_artifacts.store.store import Store
 
 
@@ -63,7 +63,7 @@ def publish_source(store: Store, source: Path, name: str, options: dict[str, Any
     return msgspec.structs.replace(published, parity=_parity(report))
 
 
-def _import(source: Path, folder: Path, policy: str, version: str, options: dict[str, Any]) -> Report:
+def _import(source: Path, folder: Path, policy: str, version: str, options: dict[str, Any]) -> PublishReport:
     try:
         if not source.exists():
             raise InvalidSourceError(
@@ -71,7 +71,7 @@ def _import(source: Path, folder: Path, policy: str, version: str, options: dict
             )
         return import_source(source, folder, policy, version, Options(**options))
     except ArtifactError as error:
-        error.args = (f"{spoken(policy, version)}: {error}",)
+        error.args = (f"{version_name(policy, version)}: {error}",)
         raise
 
 
@@ -91,7 +91,7 @@ def _publish_folder(store: Store, folder: Path, policy: str, version: str, by: s
     return Published(made.policy, made.version, made.digest)
 
 
-def _parity(report: Report) -> dict[str, Any]:
+def _parity(report: PublishReport) -> dict[str, Any]:
     return {
         "observations": report.observations,
         "rows": report.rows,

@@ -119,11 +119,11 @@ def _upload(store: Path, target: Any, references: tuple[str, ...], where: str, a
     """Copies versions to a target under a progress bar, and prints the result."""
     from pillion_artifacts.cli.listing import print_transfer
     from pillion_artifacts.cli.progress import bytes_bar
-    from pillion_artifacts.remotes.transfer import give, give_size
+    from pillion_artifacts.remotes.transfer import export_size, export_versions
 
     opened = open_store(store)
-    with bytes_bar(f"to {where}", give_size(opened, list(references))) as progress:
-        transfer = give(opened, target, list(references), progress)
+    with bytes_bar(f"to {where}", export_size(opened, list(references))) as progress:
+        transfer = export_versions(opened, target, list(references), progress)
     print_json(transfer) if as_json else print_transfer(transfer, f"to {where}")
 
 
@@ -133,10 +133,10 @@ def _download(
     """Copies versions from a source under a progress bar, and prints the result."""
     from pillion_artifacts.cli.listing import print_transfer
     from pillion_artifacts.cli.progress import bytes_bar
-    from pillion_artifacts.remotes.transfer import take
+    from pillion_artifacts.remotes.transfer import import_versions
 
     with bytes_bar(f"from {where}", None) as progress:
-        transfer = take(
+        transfer = import_versions(
             open_store(store), source, list(references), where=where, by=by, reason=reason, progress=progress
         )
     print_json(transfer) if as_json else print_transfer(transfer, f"from {where}")

@@ -16,7 +16,7 @@ from pillion_artifacts.cli.progress import bytes_bar
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.maintenance.inspection import Fault, inspect_store
 from pillion_artifacts.maintenance.repair import Repair
-from pillion_artifacts.names import spoken
+from pillion_artifacts.names import version_name
 from pillion_artifacts.store.store import Resolved, Store
 from pillion_artifacts.store.transaction import locked_where_possible, refusals, settle_for_reading
 from pillion_artifacts.verify.trust_policy import TrustPolicy
@@ -77,7 +77,7 @@ def print_report(report: Report) -> None:
     """Prints the report as text."""
     rows = [
         (
-            spoken(verdict.policy, verdict.version),
+            version_name(verdict.policy, verdict.version),
             short_digest(verdict.digest),
             str(verdict.files),
             format_bytes(verdict.size_bytes),
@@ -113,7 +113,7 @@ def as_html(report: Report) -> str:
         _html_row(
             "intact" if verdict.intact else "damaged",
             [
-                spoken(verdict.policy, verdict.version),
+                version_name(verdict.policy, verdict.version),
                 verdict.digest,
                 str(verdict.files),
                 format_bytes(verdict.size_bytes),

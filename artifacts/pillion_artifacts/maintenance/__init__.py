@@ -1,1 +1,1 @@
-"""Upkeep of a store: garbage collection, `fsck`, repair."""
+"""Maintenance of a store: garbage collection, `fsck`, repair."""

@@ -1,4 +1,4 @@
-"""Collects garbage: versions that nobody has a claim on, and blobs that nothing names any more."""
+"""Garbage collection: removes versions that nothing claims, and blobs that no manifest names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Claim = Literal["alias", "before an alias", "route", "pin", "evaluation", "daemo
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A version, and the claim that keeps it; none: it is garbage."""
+    """A version, and the claim that keeps it. Without a claim it is garbage."""
 
     policy: str
     version: str
@@ -35,7 +35,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Collection(msgspec.Struct, frozen=True):
-    """What a collection took, or would take, and what it left for which reason."""
+    """All versions with their claims, and what the collection freed or would free."""
 
     versions: list[Kept]
     blobs: int
@@ -55,10 +55,10 @@ def collect(
     by: str = "",
     reason: str = "",
 ) -> Collection:
-    """Removes what is neither aliased, nor was before an alias moved, nor named by a route, pinned, leased, young or among the newest.
+    """Removes versions without a claim (see `Claim`), and blobs that no manifest names.
 
-    `grace`: what was published more recently stays. `keep_newest`: so many releases of each policy stay. With
-    `dry_run` nothing is removed. Raises `StoreError` where the file system refuses.
+    Keeps versions younger than `grace`, and the `keep_newest` newest releases of each policy. With `dry_run` nothing is
+    removed. Raises `StoreError` if the file system refuses.
     """
     root = store.root
     with Change(root, f"{root}: gc") as change, change.deciding():
@@ -114,7 +114,7 @@ def _is_young(entry: Descriptor, young_from: datetime) -> bool:
     try:
         return datetime.fromisoformat(entry.annotations[CREATED]) > young_from
     except (KeyError, ValueError):
-        # nobody knows how old it is
+        # of unknown age, so it is kept
         return True
 
 
@@ -137,7 +137,7 @@ def _is_of(entry: Descriptor, gone: set[str]) -> bool:
 
 
 def _unnamed(store: Store, index: Index) -> dict[str, int]:
-    """The blobs that nothing in the index names, with their sizes; raises where nobody can say which these are."""
+    """The sizes of the blobs that nothing in the index names. Raises `InvalidArtifactError` if a manifest is damaged."""
     named, unreadable = named_digests(store.root, index)
     if unreadable:
         raise InvalidArtifactError(f"{store.root}: nothing is collected while a manifest is damaged: {unreadable[0]}")

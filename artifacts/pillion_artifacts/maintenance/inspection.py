@@ -1,4 +1,4 @@
-"""Looks at the store as a whole: what no single version is to blame for."""
+"""Inspects the store as a whole, for faults that belong to no single version."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Final, Literal
 import msgspec
 
 from pillion_artifacts.errors import UNREADABLE, ArtifactError, InvalidArtifactError
-from pillion_artifacts.limits import INDEX_BYTES_MAX
-from pillion_artifacts.names import is_alias_name, is_policy_name, spoken
+from pillion_artifacts.limits import INDEX_BYTES_MAX, LAYOUT_BYTES_MAX, MANIFEST_BYTES_MAX
+from pillion_artifacts.names import is_alias_name, is_policy_name, version_name
 from pillion_artifacts.oci.blobs import hash_file, open_regular, read_small
 from pillion_artifacts.oci.manifest import (
     ARTIFACT_TYPE,
@@ -43,7 +43,7 @@ _DIGITS = re.compile(r"[0-9a-f]{64}")
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """Something that is not as it should be; an orphan or a leftover does no harm."""
+    """A fault of the store. Orphans and leftovers do no harm."""
 
     kind: Kind
     subject: str
@@ -55,10 +55,10 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def inspect_store(store: Store) -> list[Fault]:
-    """The faults of the index, the aliases, the pins, the audit log, and of what lies about.
+    """The faults of the index, aliases, pins and audit log, and unexpected files.
 
-    Blobs that versions name are looked at by `verification`; here only those that nothing names. For who may read
-    the whole store; somebody who publishes meanwhile can look like a leftover, hence hold the lock.
+    `verification` checks the blobs that versions name; this checks only the others. The caller holds the lock, because
+    a concurrent change would look like a leftover.
     """
     root = store.root
     index = _index(root)
@@ -75,14 +75,14 @@ AUDIT = "audit.jsonl"
 
 
 def named_digests(root: Path, index: Index) -> tuple[set[str], list[str]]:
-    """Every blob that something in the index names, and why manifests could not be read: then there may be more."""
+    """The blobs that the index names, and the errors of unreadable manifests, which may name more."""
     named = set[str]()
     unreadable = []
     for entry in index.manifests:
         named.add(entry.digest)
         path = root / "blobs" / "sha256" / entry.digest.removeprefix("sha256:")
         try:
-            data = read_small(path, 1 << 20, entry.digest)
+            data = read_small(path, MANIFEST_BYTES_MAX, entry.digest)
             decode = decode_manifest if entry.artifact_type == ARTIFACT_TYPE else decode_attestation
             manifest = decode(data)
             if digest_of(data) != entry.digest:
@@ -95,7 +95,7 @@ def named_digests(root: Path, index: Index) -> tuple[set[str], list[str]]:
 
 
 def expected_files(records: list[Record]) -> dict[str, str]:
-    """The hashes that the small files have by the audit log; an empty one: it is gone."""
+    """The hashes of the small files by the audit log, empty for a removed file."""
     expected: dict[str, str] = {}
     for record in records:
         expected |= record.files
@@ -111,7 +111,7 @@ def _index(root: Path) -> Index | list[Fault]:
 
 def _layout_faults(root: Path) -> list[Fault]:
     try:
-        version = msgspec.json.decode(read_small(root / LAYOUT_NAME, 1 << 12, LAYOUT_NAME))
+        version = msgspec.json.decode(read_small(root / LAYOUT_NAME, LAYOUT_BYTES_MAX, LAYOUT_NAME))
     except (ArtifactError, *UNREADABLE) as error:
         return [Fault("layout", LAYOUT_NAME, f"{LAYOUT_NAME}: {error}")]
     if version != msgspec.json.decode(LAYOUT):
@@ -120,25 +120,23 @@ def _layout_faults(root: Path) -> list[Fault]:
 
 
 def _index_faults(root: Path, index: Index) -> list[Fault]:
-    """Names given twice, and versions that the audit log knows with another digest."""
+    """Repeated names, and versions whose digest is another one in the audit log."""
     faults = []
     entries = index.versions()
-    for name, count in Counter(spoken(entry.title, entry.version) for entry in entries).items():
+    for name, count in Counter(version_name(entry.title, entry.version) for entry in entries).items():
         if count > 1:
-            faults.append(Fault("index", name, f"{name}: it stands {count} times in the index"))
+            faults.append(Fault("index", name, f"{name}: it is {count} times in the index"))
     published = published_digests(root)
     for entry in entries:
         known = published.get((entry.title, entry.version), entry.digest)
         if known != entry.digest:
-            name = spoken(entry.title, entry.version)
-            faults.append(
-                Fault("index", name, f"{name}: the index says {entry.digest}, the audit log that {known} was published")
-            )
+            name = version_name(entry.title, entry.version)
+            faults.append(Fault("index", name, f"{name}: the index has {entry.digest}, the audit log has {known}"))
     return faults
 
 
 def published_digests(root: Path) -> dict[tuple[str, str], str]:
-    """What was published under each name, as far as the audit log can be read."""
+    """The published digest of each version by the audit log, empty if the log is damaged."""
     try:
         records = list(AuditLog(root).records())
     except ArtifactError:
@@ -160,12 +158,12 @@ def _alias_faults(store: Store, root: Path) -> list[Fault]:
             read_alias(root, policy, alias)
             store.manifest(store.resolve(name))
         except ArtifactError as error:
-            faults.append(Fault("alias", name, f"the alias {name} does not hold: {error}"))
+            faults.append(Fault("alias", name, f"the alias {name} is broken: {error}"))
     return faults
 
 
 def _state_faults(root: Path) -> list[Fault]:
-    """Small files that are not as the last change wrote them."""
+    """Small files that differ from what the last change wrote."""
     try:
         expected = expected_files(list(AuditLog(root).records()))
     except ArtifactError:
@@ -176,8 +174,8 @@ def _state_faults(root: Path) -> list[Fault]:
         actual = digest_of(path.read_bytes()) if path.is_file() else ""
         if actual != digest:
             kind = _KIND_OF.get(name, "route" if name.startswith(f"{ROUTES_NAME}/") else "alias")
-            what = "it is missing" if not actual else "it was changed by hand, or is damaged"
-            faults.append(Fault(kind, name, f"{name}: {what}: the audit log does not know these bytes"))
+            what = "it is missing" if not actual else "it was edited or is damaged"
+            faults.append(Fault(kind, name, f"{name}: {what}: the audit log does not have these bytes"))
     try:
         read_pins(root)
     except ArtifactError as error:
@@ -186,11 +184,11 @@ def _state_faults(root: Path) -> list[Fault]:
 
 
 def _blob_faults(root: Path, index: Index) -> list[Fault]:
-    """What lies among the blobs and is none, and blobs that nothing names."""
+    """Files among the blobs that are none, and blobs that nothing names."""
     faults = []
     named, unreadable = named_digests(root, index)
     if unreadable:
-        # what a manifest names that cannot be read is no orphan; its version's verdict says what is wrong
+        # an unreadable manifest may name any of them; the verdict of its version reports the fault
         return []
     for path in sorted((root / "blobs" / "sha256").glob("*")):
         digest = f"sha256:{path.name}"
@@ -204,22 +202,20 @@ def _blob_faults(root: Path, index: Index) -> list[Fault]:
 
 
 def _orphan_fault(path: Path, digest: str) -> Fault:
-    whose = f"blobs/sha256/{path.name}"
+    what = f"blobs/sha256/{path.name}"
     try:
-        with open_regular(path, whose) as file:
+        with open_regular(path, what) as file:
             actual = f"sha256:{hash_file(file)[0]}"
     except ArtifactError as error:
         return Fault("blob", digest, str(error))
     if actual != digest:
-        return Fault("blob", digest, f"{whose}: its bytes are those of {actual}")
-    return Fault("orphan", digest, f"{whose}: nothing names it")
+        return Fault("blob", digest, f"{what}: its bytes are those of {actual}")
+    return Fault("orphan", digest, f"{what}: nothing names it")
 
 
 def _leftovers(root: Path) -> list[Fault]:
     faults = [Fault("leftover", name, f"staging/{name}: its owner is gone") for name in stale_stagings(root)]
     faults += [Fault("leftover", path.name, f"leases/{path.name}: its owner is gone") for path in stale_locks(root)]
     if (root / INTENT_NAME).exists():
-        faults.append(
-            Fault("leftover", INTENT_NAME, f"{INTENT_NAME}: a change that was decided is not yet carried out")
-        )
+        faults.append(Fault("leftover", INTENT_NAME, f"{INTENT_NAME}: a change was decided, but not carried out yet"))
     return faults

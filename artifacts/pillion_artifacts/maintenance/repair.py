@@ -1,7 +1,7 @@
-"""Mends the store from what it holds twice: the index from the manifests, aliases and pins from the audit log.
+"""Repairs the store from redundant data: the index from the manifests, aliases and pins from the audit log.
 
-What a damaged blob held is nowhere else in the store; such a version is put into quarantine, or fetched again from where
-it was published to.
+The store has no second copy of a blob. A version with a damaged blob goes to quarantine, or is imported again from another
+store.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError
 from pillion_artifacts.limits import INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
 from pillion_artifacts.maintenance.inspection import Fault, inspect_store
-from pillion_artifacts.names import spoken
+from pillion_artifacts.names import version_name
 from pillion_artifacts.oci.blobs import read_small
 from pillion_artifacts.oci.manifest import (
     EMPTY_INDEX,
@@ -26,15 +26,16 @@ from pillion_artifacts.oci.manifest import (
 from pillion_artifacts.store.aliases import Alias, alias_target, encode_alias
 from pillion_artifacts.store.audit_log import AuditLog, Record
 from pillion_artifacts.store.daemon_locks import LOCKS_NAME
-from pillion_artifacts.store.pins import PINS_NAME, Pin, encode_pins
+from pillion_artifacts.store.pins import PINS_NAME, Pin
 from pillion_artifacts.store.publication import attestation_entry, index_entry
+from pillion_artifacts.store.state_files import encode_list
 from pillion_artifacts.store.store import Store
 from pillion_artifacts.store.transaction import INDEX_NAME, LAYOUT, LAYOUT_NAME, Change
 from pillion_artifacts.verify.verification import Verdict
 
 
 class Repair:
-    """One repair of one store; `done` says what was done, a line each."""
+    """One repair of one store. `done` lists what it did, a line each."""
 
     def __init__(self, store: Store, *, by: str = "", reason: str = "") -> None:
         self.done: list[str] = []
@@ -43,22 +44,22 @@ class Repair:
         self._reason = reason
 
     def run(self, damaged: list[Verdict]) -> None:
-        """Mends what can be mended, and puts the `damaged` versions into quarantine. Raises `StoreError`."""
+        """Repairs what it can, and moves the `damaged` versions to quarantine. Raises `StoreError`."""
         root = self._store.root
         leftovers = [fault for fault in inspect_store(self._store) if fault.kind == "leftover"]
         with Change(root, f"{root}: repair") as change:
-            self.done += [f"cleared away {fault.text}" for fault in leftovers]
+            self.done += [f"removed {fault.text}" for fault in leftovers]
             with change.deciding():
                 faults = inspect_store(self._store)
                 if not faults and not damaged:
                     return
-                index = self._mend_index(change, faults)
+                index = self._repair_index(change, faults)
                 self._quarantine(change, index, damaged)
-                self._mend_small_files(change, faults)
+                self._repair_small_files(change, faults)
                 self._clear(change, faults)
                 change.commit([self._store.record("repair", self._by, self._reason or "; ".join(self.done))])
 
-    def _mend_index(self, change: Change, faults: list[Fault]) -> Index:
+    def _repair_index(self, change: Change, faults: list[Fault]) -> Index:
         root = self._store.root
         if any(fault.kind == "layout" for fault in faults):
             change.write(LAYOUT_NAME, LAYOUT)
@@ -67,7 +68,7 @@ class Repair:
             return decode_index(read_small(root / INDEX_NAME, INDEX_BYTES_MAX, INDEX_NAME))
         index = rebuilt_index(root)
         change.write_index(index)
-        self.done.append(f"wrote {INDEX_NAME} anew from {len(index.manifests)} manifests")
+        self.done.append(f"rebuilt {INDEX_NAME} from {len(index.manifests)} manifests")
         return index
 
     def _quarantine(self, change: Change, index: Index, damaged: list[Verdict]) -> None:
@@ -79,34 +80,34 @@ class Repair:
         change.write_index(index.replaced(kept))
         for digest in digests:
             change.quarantine(digest)
-        self.done += [f"took {spoken(*name)} out of the index" for name in sorted(gone)]
+        self.done += [f"removed {version_name(*name)} from the index" for name in sorted(gone)]
 
-    def _mend_small_files(self, change: Change, faults: list[Fault]) -> None:
+    def _repair_small_files(self, change: Change, faults: list[Fault]) -> None:
         records = _readable_records(self._store.root)
         for fault in faults:
             policy, _, alias = fault.subject.partition("@")
             if fault.kind == "alias" and fault.subject.endswith(".json"):
                 policy, alias = Path(fault.subject).parent.name, Path(fault.subject).stem
-                self._mend_alias(change, policy, alias, records)
+                self._repair_alias(change, policy, alias, records)
         if any(fault.kind == "pins" for fault in faults):
-            change.write(PINS_NAME, encode_pins(_pins_of(records)))
-            self.done.append(f"wrote {PINS_NAME} anew from the audit log")
+            change.write(PINS_NAME, encode_list(_pins_of(records)))
+            self.done.append(f"rebuilt {PINS_NAME} from the audit log")
         for name in sorted({fault.subject for fault in faults if fault.kind in ("route", "evaluations")}):
-            # The audit log has who and why, not every share: what was damaged is nowhere else.
+            # the audit log has no shares and no end times, so there is nothing to rebuild these files from
             change.remove(name)
-            self.done.append(f"removed {name}, which was not as the last change wrote it")
+            self.done.append(f"removed {name}, which differed from the last change")
 
-    def _mend_alias(self, change: Change, policy: str, alias: str, records: list[Record]) -> None:
+    def _repair_alias(self, change: Change, policy: str, alias: str, records: list[Record]) -> None:
         known = _alias_of(records, policy, alias)
         if known is None:
             change.remove(alias_target(policy, alias))
-            self.done.append(f"removed {policy}@{alias}, which the audit log does not know")
+            self.done.append(f"removed {policy}@{alias}, which the audit log does not have")
             return
         change.write(alias_target(policy, alias), encode_alias(known))
-        self.done.append(f"wrote {policy}@{alias} anew from the audit log: it points at {known.version}")
+        self.done.append(f"restored {policy}@{alias} from the audit log: it points at {known.version}")
 
     def _clear(self, change: Change, faults: list[Fault]) -> None:
-        # what seems to be an orphan by an index that is not to be believed is none
+        # with a damaged index, any blob may look like an orphan
         is_certain = not any(fault.kind == "index" for fault in faults)
         for fault in faults:
             if fault.kind == "orphan" and is_certain:
@@ -114,13 +115,13 @@ class Repair:
                 self.done.append(f"removed {fault.text}")
             elif fault.kind == "blob" and fault.subject.startswith("sha256:"):
                 change.quarantine(fault.subject)
-                self.done.append(f"put into quarantine {fault.text}")
+                self.done.append(f"moved to quarantine {fault.text}")
             elif fault.kind == "leftover" and "." in fault.subject and len(fault.subject) > 64:
                 change.remove(f"{LOCKS_NAME}/{fault.subject}")
 
 
 def rebuilt_index(root: Path) -> Index:
-    """The index as the manifests and the audit log have it: what was published, and is there."""
+    """Rebuilds the index from the manifests that are present, and the audit log."""
     entries: dict[str, Descriptor] = {}
     attestations: list[tuple[Descriptor, str]] = []
     published = {record.digest: record for record in _readable_records(root) if record.action in ("publish", "import")}
@@ -129,19 +130,19 @@ def rebuilt_index(root: Path) -> Index:
         with contextlib.suppress(ArtifactError):
             data = read_small(path, MANIFEST_BYTES_MAX, digest)
             if digest_of(data) == digest:
-                _take(data, digest, published, entries, attestations)
+                _classify(data, digest, published, entries, attestations)
     referring = [entry for entry, subject in attestations if subject in entries]
     return EMPTY_INDEX.replaced([*entries.values(), *referring])
 
 
-def _take(
+def _classify(
     data: bytes,
     digest: str,
     published: dict[str, Record],
     entries: dict[str, Descriptor],
     attestations: list[tuple[Descriptor, str]],
 ) -> None:
-    """Sorts a blob among the versions or the attestations, where it is one."""
+    """Adds a blob to the versions or the attestations, if it is one of them."""
     try:
         manifest = decode_manifest(data)
     except InvalidArtifactError:
@@ -149,14 +150,14 @@ def _take(
         attestations.append((attestation_entry(attestation, data), attestation.subject.digest))
         return
     record = published.get(digest)
-    # where there is a log, a manifest that it does not know was never published here
+    # a manifest that the log does not have was never published here; without a log, all manifests count
     if record is not None or not published:
         at, by = (record.at, record.by) if record else ("", "")
         entries[digest] = index_entry(manifest.policy, manifest.version, digest, len(data), at, by)
 
 
 def _readable_records(root: Path) -> list[Record]:
-    """The audit log up to the first line that cannot be read."""
+    """The audit log up to the first unreadable line."""
     records: list[Record] = []
     with contextlib.suppress(InvalidArtifactError):
         records.extend(AuditLog(root).records())

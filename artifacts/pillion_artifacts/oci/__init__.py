@@ -1,1 +1,1 @@
-"""The OCI image layout on disk and on the wire: blobs, manifests, indexes."""
+"""The OCI image layout: blobs, manifests and indexes on disk, and what a remote must offer."""

@@ -1,4 +1,4 @@
-"""OCI layouts that are not our store: in a folder, in an archive, in a bucket. Read with suspicion."""
+"""Reads foreign OCI layouts from a folder, an archive or a bucket. Their content is untrusted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import semver
 
 from pillion_artifacts.errors import ArtifactError, InvalidArtifactError, PolicyNotFoundError, RemoteError
 from pillion_artifacts.limits import ATTESTATIONS_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX
-from pillion_artifacts.names import checked_version, parse_reference, spoken
+from pillion_artifacts.names import checked_version, parse_reference, version_name
 from pillion_artifacts.oci.blobs import chunks_of, open_regular
 from pillion_artifacts.oci.manifest import (
     Descriptor,
@@ -26,13 +26,13 @@ from pillion_artifacts.version_range import VersionRange
 
 
 class Files(Protocol):
-    """Files by their path inside a layout."""
+    """The files of a layout, by path."""
 
     where: str
-    """What errors are about."""
+    """Errors start with this."""
 
     def chunks(self, path: str) -> Chunks:
-        """The bytes of a file; raises `RemoteError` where there is none, `InvalidArtifactError` for what is no file."""
+        """The bytes of a file. Raises `RemoteError` if there is none, `InvalidArtifactError` if it is no regular file."""
         ...
 
 
@@ -49,7 +49,7 @@ class FolderFiles:
 
 
 class LayoutSource:
-    """Takes versions from an OCI layout. What a version is called is what its manifest says, whatever the index says."""
+    """Reads versions from an OCI layout. The manifest names a version; names in the index are ignored."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -62,7 +62,7 @@ class LayoutSource:
         ]
         return select(offers, references, self._files.where)
 
-    def chunks(self, policy: str, descriptor: Descriptor, whose: str) -> Chunks:
+    def chunks(self, policy: str, descriptor: Descriptor, what: str) -> Chunks:
         return self._files.chunks(blob_name(descriptor.digest))
 
     def _index(self) -> Index:
@@ -72,7 +72,7 @@ class LayoutSource:
             raise InvalidArtifactError(f"{self._files.where}: {error}") from None
 
     def _read(self, index: Index) -> tuple[dict[str, tuple[Manifest, bytes]], dict[str, list[bytes]]]:
-        """The versions by digest, and the attestations by the digest of what they are about."""
+        """The versions by digest, and the attestations by the digest of their subject."""
         versions: dict[str, tuple[Manifest, bytes]] = {}
         attestations: dict[str, list[bytes]] = {}
         for entry in index.manifests:
@@ -100,7 +100,7 @@ def blob_name(digest: str) -> str:
 
 
 def read_bounded(files: Files, path: str, bytes_max: int) -> bytes:
-    """The whole of a file; raises `InvalidArtifactError` for more than `bytes_max`, without reading further."""
+    """Reads a whole file. Raises `InvalidArtifactError` as soon as it has more than `bytes_max` bytes."""
     data = bytearray()
     for chunk in files.chunks(path):
         data += chunk
@@ -110,23 +110,23 @@ def read_bounded(files: Files, path: str, bytes_max: int) -> bytes:
 
 
 def select(offers: list[Offer], references: list[str], where: str) -> list[Offer]:
-    """What the references mean among the offers, or all of them; raises `PolicyNotFoundError`.
+    """The offers that the references mean, or all offers without references. Raises `PolicyNotFoundError`.
 
-    An alias means nothing here: aliases are not carried.
+    An alias is refused, because aliases are not transferred.
     """
     if not offers:
-        raise RemoteError(f"{where}: it holds no policy")
+        raise RemoteError(f"{where}: it has no policy")
     if not references:
         return offers
-    chosen = {offer.digest: offer for offer in (_meant(offers, reference, where) for reference in references)}
+    chosen = {offer.digest: offer for offer in (_find(offers, reference, where) for reference in references)}
     return list(chosen.values())
 
 
-def _meant(offers: list[Offer], reference: str, where: str) -> Offer:
-    """The offer with that digest, or the newest that fits."""
+def _find(offers: list[Offer], reference: str, where: str) -> Offer:
+    """The offer with that digest, or the newest one that fits."""
     asked = parse_reference(reference)
     if asked.alias:
-        raise PolicyNotFoundError(f"{where}: aliases are not carried: expected a version, got {reference!r}")
+        raise PolicyNotFoundError(f"{where}: aliases are not transferred: expected a version, got {reference!r}")
     of_policy = [offer for offer in offers if offer.policy == asked.policy]
     if asked.digest:
         found = [offer for offer in of_policy if offer.digest == asked.digest]
@@ -137,8 +137,8 @@ def _meant(offers: list[Offer], reference: str, where: str) -> Offer:
         except ValueError as error:
             raise PolicyNotFoundError(str(error)) from None
     if not found:
-        held = ", ".join(spoken(offer.policy, offer.version) for offer in offers[:8])
-        raise PolicyNotFoundError(f"{where}: nothing there fits {reference!r}, it has {held}")
+        names = ", ".join(version_name(offer.policy, offer.version) for offer in offers[:8])
+        raise PolicyNotFoundError(f"{where}: nothing there fits {reference!r}, it has {names}")
     return max(found, key=lambda offer: semver.Version.parse(offer.version))
 
 
@@ -146,5 +146,5 @@ def _subject(data: bytes) -> str:
     try:
         return decode_attestation(data).subject.digest
     except ArtifactError:
-        # something else that an OCI layout may hold
+        # an OCI layout may have other manifests
         return ""

@@ -1,7 +1,7 @@
-"""What the store says of its blobs, in the words of OCI (Image Format Specification 1.1).
+"""Manifests and indexes by the OCI Image Format Specification 1.1.
 
-A *manifest* names the files of one policy version, a layer for each, by the `org.opencontainers.image.title`
-annotation; the SHA-256 of its own bytes is the artifact digest. The *index* names the manifests of a store.
+A *manifest* lists the files of one policy version, one layer each, named by the `org.opencontainers.image.title`
+annotation. The SHA-256 of its bytes is the artifact digest. The *index* lists the manifests of a store.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ VERSION: Final = "org.opencontainers.image.version"
 CREATED: Final = "org.opencontainers.image.created"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 SUBJECT: Final = "vnd.pillion.subject"
-"""In the index, what an attestation is about: one need not open every manifest to find those of a version."""
+"""In the index, the subject of an attestation, so that finding those of a version needs no manifest."""
 PUBLISHED_BY: Final = "vnd.pillion.published-by"
 
 EMPTY_JSON: Final = b"{}"
-"""The config of an artifact that needs none, as OCI asks for."""
+"""The config that OCI requires of an artifact without one."""
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A file by its content: media type, digest and size in bytes."""
+    """A blob: media type, digest and size in bytes."""
 
     media_type: str
     digest: Digest
@@ -52,7 +52,7 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
     @property
     def subject(self) -> str:
-        """The digest of what an attestation is about; empty for a version."""
+        """The digest of an attestation's subject, empty for a version."""
         return self.annotations.get(SUBJECT, "")
 
 
@@ -75,7 +75,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
         return self.annotations.get(VERSION, "")
 
     def layer(self, media_type: str) -> Descriptor:
-        """The one layer of that media type; raises `InvalidArtifactError` where there is not exactly one."""
+        """The layer of that media type. Raises `InvalidArtifactError` if there is not exactly one."""
         found = [layer for layer in self.layers if layer.media_type == media_type]
         if len(found) != 1:
             raise InvalidArtifactError(f"manifest: expected one layer {media_type}, got {len(found)}")
@@ -83,7 +83,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class AttestationManifest(msgspec.Struct, frozen=True, rename="camel"):
-    """What somebody says about a version: an artifact of its own that refers to the version as its subject."""
+    """A signed statement about a version: an artifact of its own whose subject is the version."""
 
     schema_version: Literal[2]
     media_type: Literal["application/vnd.oci.image.manifest.v1+json"]
@@ -95,14 +95,14 @@ class AttestationManifest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Index(msgspec.Struct, frozen=True, rename="camel"):
-    """The manifests of a store: a version's has a name, an attestation's has none."""
+    """The manifests of a store. Entries of versions have names, entries of attestations have none."""
 
     schema_version: Literal[2]
     media_type: Literal["application/vnd.oci.image.index.v1+json"]
     manifests: list[Descriptor]
 
     def versions(self) -> list[Descriptor]:
-        """The entries that are policy versions."""
+        """The entries of policy versions."""
         return [entry for entry in self.manifests if entry.artifact_type == ARTIFACT_TYPE]
 
     def about(self, digest: str) -> list[Descriptor]:
@@ -110,11 +110,11 @@ class Index(msgspec.Struct, frozen=True, rename="camel"):
         return [entry for entry in self.manifests if entry.subject == digest]
 
     def find(self, policy: str, version: str) -> Descriptor | None:
-        """The entry of a version, or None."""
+        """The entry of a version, None if there is none."""
         return next((entry for entry in self.versions() if (entry.title, entry.version) == (policy, version)), None)
 
     def replaced(self, manifests: list[Descriptor]) -> Index:
-        """The same index with these entries."""
+        """A copy of the index with these entries."""
         return msgspec.structs.replace(self, manifests=manifests)
 
 
@@ -138,7 +138,7 @@ EMPTY_CONFIG: Final = describe(EMPTY_JSON, EMPTY_MEDIA_TYPE)
 
 
 def encode_manifest(policy: str, version: str, layers: list[Descriptor]) -> bytes:
-    """The bytes of a manifest; the same files always give the same bytes."""
+    """Encodes a manifest. The same files always have the same bytes."""
     return encode_json(
         Manifest(
             schema_version=2,
@@ -154,7 +154,7 @@ def encode_manifest(policy: str, version: str, layers: list[Descriptor]) -> byte
 def encode_attestation(
     artifact_type: str, layer: Descriptor, subject: Descriptor, annotations: dict[str, str]
 ) -> bytes:
-    """The bytes of the manifest of an attestation about `subject`."""
+    """Encodes the manifest of an attestation about `subject`."""
     bare = Descriptor(subject.media_type, subject.digest, subject.size)
     return encode_json(
         AttestationManifest(2, MANIFEST_MEDIA_TYPE, artifact_type, EMPTY_CONFIG, [layer], bare, annotations)
@@ -162,12 +162,12 @@ def encode_attestation(
 
 
 def encode_json(value: object) -> bytes:
-    """JSON for files: for people to read, and the same bytes for the same value."""
+    """Encodes a value as indented JSON. The same value always has the same bytes."""
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """The manifest that `data` holds; raises `InvalidArtifactError`."""
+    """Decodes the manifest of a version. Raises `InvalidArtifactError`."""
     try:
         return msgspec.json.decode(data, type=Manifest)
     except UNREADABLE as error:
@@ -175,7 +175,7 @@ def decode_manifest(data: bytes) -> Manifest:
 
 
 def decode_attestation(data: bytes) -> AttestationManifest:
-    """The attestation's manifest that `data` holds; raises `InvalidArtifactError`."""
+    """Decodes the manifest of an attestation. Raises `InvalidArtifactError`."""
     try:
         return msgspec.json.decode(data, type=AttestationManifest)
     except UNREADABLE as error:
@@ -183,7 +183,7 @@ def decode_attestation(data: bytes) -> AttestationManifest:
 
 
 def decode_index(data: bytes) -> Index:
-    """The index that `data` holds; raises `InvalidArtifactError`."""
+    """Decodes an index. Raises `InvalidArtifactError`."""
     try:
         return _index_decoder.decode(data)
     except UNREADABLE as error:

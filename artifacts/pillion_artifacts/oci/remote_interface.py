@@ -1,6 +1,6 @@
-"""What carries policies from store to store: where they can be taken from, and where they can be given to.
+"""The interfaces of remotes: where versions are imported from, and where they are exported to.
 
-An archive, a folder and a bucket hold an OCI layout, a registry speaks OCI's protocol; all of them are one of these.
+Archives, folders and buckets contain an OCI layout. A registry has OCI's HTTP protocol.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Chunks = Iterator[bytes] | Iterator[memoryview]
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A version that a source has, with the manifests of what was said about it. Nothing of it is checked yet."""
+    """A version at a remote, with the manifests of its attestations. Nothing of it is checked yet."""
 
     policy: str
     version: str
@@ -25,33 +25,33 @@ class Offer(msgspec.Struct, frozen=True):
     attestations: list[bytes]
 
 
-class Source(Protocol):
-    """Where versions come from. Everything that it gives is hashed by whoever takes it."""
+class RemoteSource(Protocol):
+    """A remote to import from. The importer hashes everything that it reads."""
 
     def offers(self, references: list[str]) -> list[Offer]:
-        """The versions that the references mean there, or all where none is given; raises `RemoteError`."""
+        """The versions that the references mean, or all versions without references. Raises `RemoteError`."""
         ...
 
-    def chunks(self, policy: str, descriptor: Descriptor, whose: str) -> Chunks:
-        """The bytes of a blob; raises `RemoteError` or `InvalidArtifactError` about `whose`."""
+    def chunks(self, policy: str, descriptor: Descriptor, what: str) -> Chunks:
+        """The bytes of a blob. Raises `RemoteError` or `InvalidArtifactError`, which start with `what`."""
         ...
 
 
-class Target(Protocol):
-    """Where versions go. `finish` makes what was put visible, where that is one step."""
+class RemoteTarget(Protocol):
+    """A remote to export to."""
 
     def put_blob(self, policy: str, descriptor: Descriptor, chunks: Chunks) -> None:
-        """Stores a blob; `chunks` raise before their end where they are not what `descriptor` says."""
+        """Stores a blob. `chunks` raises before its end if the bytes do not match `descriptor`."""
         ...
 
     def put_version(self, entry: Descriptor, manifest: bytes) -> None:
-        """Stores the manifest of a version under its name; `entry` is its entry in the index."""
+        """Stores the manifest of a version. `entry` is its entry in the index."""
         ...
 
     def put_attestation(self, policy: str, entry: Descriptor, manifest: bytes) -> None:
-        """Stores the manifest of what was said about a version; `entry` is its entry in the index."""
+        """Stores the manifest of an attestation. `entry` is its entry in the index."""
         ...
 
     def finish(self) -> None:
-        """All of it is there."""
+        """Makes everything visible at once, if the remote can do that."""
         ...

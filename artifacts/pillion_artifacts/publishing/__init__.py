@@ -1,1 +1,4 @@
-"""Publishing: makes an artifact of what a policy was trained with. Needs `pillion[publish]`; the daemon never comes here."""
+"""Publishing: makes an artifact from a trained policy, without executing anything in its files.
+
+Needs `pillion[publish]`. The daemon imports none of it.
+"""

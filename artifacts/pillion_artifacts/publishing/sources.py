@@ -1,4 +1,4 @@
-"""Which importer a source needs. Each is imported when it is called for: only some need torch."""
+"""Chooses the importer of a source. Importers are imported when needed, because only some of them need torch."""
 
 from __future__ import annotations
 
@@ -10,49 +10,48 @@ import msgspec
 
 from pillion_artifacts.card.model_card import Environment, ModelCard, parse_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.limits import CARD_BYTES_MAX
+from pillion_artifacts.limits import CARD_BYTES_MAX, PICKLE_BYTES_MAX
 from pillion_artifacts.publishing.common.files import PICKLE_MAGIC, ZIP_MAGIC, Archive, read_file
-from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX
 from pillion_artifacts.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from pillion_artifacts.card.golden_pairs import Arrays
     from pillion_artifacts.publishing.common.draft import Details, Draft
-    from pillion_artifacts.publishing.common.folder import Report
+    from pillion_artifacts.publishing.common.folder import PublishReport
 
 _PREFIXES: Final = ("", "observation.", "input.")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a source is to be read, and what it is compared on."""
+    """How to read a source, and the observations to compare it on."""
 
     card: Path | None = None
-    """A model card for a source that does not describe itself; name and version are those of the publication."""
+    """A model card, for a source that does not describe itself. Its name and version are replaced."""
     details: Path | None = None
-    """YAML of `draft.Details` without name and version, for a source that does."""
+    """YAML of `draft.Details` without name and version, for a source that describes itself."""
     statistics: Path | None = None
     """The pickle of a VecNormalize, for a Stable-Baselines3 zip."""
     preprocessor: Path | None = None
     """An ONNX graph in front of the policy."""
     action: str = ""
-    """The output that is the action, where no output has that name."""
+    """The name of the action's output, if no output is named `action`."""
     environment: str = ""
-    """`ID` or `MODULE:ID` of a Gymnasium environment, which is played for real observations and named in the card."""
+    """`ID` or `MODULE:ID` of a Gymnasium environment. It is played for real observations, and the card names it."""
     observations: Path | None = None
-    """Real observations: safetensors, an entry by the name of each; a recording of `pillion bench record` is one."""
+    """A safetensors file of real observations by name, such as a recording of `pillion bench record`."""
     description: str = ""
     licence: str = ""
     tolerance: float | None = None
-    """Absolute and relative; without it that of the card, or of `draft.TOLERANCE`."""
+    """Absolute and relative. None: that of the card, or `draft.TOLERANCE`."""
     allows_torchscript: bool = False
-    """TorchScript is a program: read one only where one would run it anyway."""
+    """TorchScript is a program. Allow it only for files that you would run anyway."""
 
 
-def import_source(source: Path, folder: Path, name: str, version: str, options: Options) -> Report:
-    """Makes `folder`, ready to be published as `name` and `version`, of the file `source`.
+def import_source(source: Path, folder: Path, name: str, version: str, options: Options) -> PublishReport:
+    """Makes a folder from the file `source`, ready to be published as `name` and `version`.
 
-    Raises `InvalidSourceError` where it cannot be read safely or at all, `InvalidArtifactError` where the card is not
-    right, `ParityError` where the model that was made does not act as its source.
+    Raises `InvalidSourceError` if the source cannot be read safely, `InvalidArtifactError` for a wrong card, and
+    `ParityError` if the model does not act as its source.
     """
     from pillion_artifacts.publishing.common.folder import write_folder
 
@@ -77,17 +76,17 @@ def export(
     *,
     preprocessor: Any = None,
     observations: Arrays | None = None,
-) -> Report:
-    """Makes a folder, ready to be published, of a torch module; `folder` is by default `NAME-VERSION`.
+) -> PublishReport:
+    """Makes a folder from a torch module, ready to be published. `folder` defaults to `NAME-VERSION`.
 
     `example` is one observation tensor or array, rows first, or a tuple or dictionary of them. The module takes the
-    card's observations and then its states, by position, and gives the card's outputs, then the next states, then the
-    distribution's parameters that are not outputs too. `preprocessor` is a fitted scikit-learn pipeline that makes the
-    module's only observation; the card then says what the *pipeline* takes, and its step is added to the card.
-    `observations` are real ones by name, which module and model are compared on; else they are drawn.
+    card's observations and then its states, by position. It returns the card's outputs, then the next states, then the
+    distribution's parameters that are not already outputs. `preprocessor` is a fitted scikit-learn pipeline that makes
+    the module's only observation; the card then describes the input of the *pipeline*, and gets a preprocessing step.
+    `observations` are real observations by name to compare on; without them they are drawn.
 
-    Raises `InvalidSourceError` where the module or the pipeline cannot be exported, `InvalidArtifactError` where the
-    card is not right, and `ParityError` where the graph does not give what the module gives.
+    Raises `InvalidSourceError` if the module or the pipeline cannot be exported, `InvalidArtifactError` for a wrong
+    card, and `ParityError` if the graph's outputs differ from the module's.
     """
     from pillion_artifacts.publishing.common.folder import write_folder
     from pillion_artifacts.publishing.torch.torch_source import draft_of_module
@@ -100,17 +99,17 @@ def export(
 
 
 def _preprocessed(module: Any, example: Any, card: ModelCard, pipeline: Any) -> Draft:
-    """The module behind the pipeline: its own observation is as wide as the example, the pipeline's is the card's."""
+    """A draft of pipeline and module. The example has the module's input shape; the card has the pipeline's."""
     from pillion_artifacts.card.model_card import TensorCard
     from pillion_artifacts.publishing.onnx.preprocessor import fuse_pipeline
     from pillion_artifacts.publishing.torch.torch_source import draft_of_module
 
     if len(card.observation) != 1:
         raise InvalidSourceError(f"a preprocessor makes one observation, the card has {len(card.observation)}")
-    taken = card.observation[0]
-    inner = TensorCard(taken.name, "float32", list(example.shape[1:]))
+    outer = card.observation[0]
+    inner = TensorCard(outer.name, "float32", list(example.shape[1:]))
     draft = draft_of_module(module, example, msgspec.structs.replace(card, observation=[inner]))
-    return fuse_pipeline(draft, pipeline, taken)
+    return fuse_pipeline(draft, pipeline, outer)
 
 
 def _import(source: Path, details: Details, card: ModelCard | None, options: Options) -> Draft:
@@ -142,15 +141,15 @@ def _import_torchscript(source: Path, details: Details, card: ModelCard | None, 
 
     if not options.allows_torchscript:
         raise InvalidSourceError(
-            f"{source.name}: TorchScript is a program that would be run: --allow-torchscript where you trust it"
+            f"{source.name}: TorchScript is a program that would be run: use --allow-torchscript if you trust it"
         )
     if card is None:
-        raise InvalidSourceError(f"{source.name}: TorchScript does not say what it takes: expected a card")
+        raise InvalidSourceError(f"{source.name}: TorchScript does not describe its inputs: expected a card")
     return import_torchscript(source, details, card)
 
 
 def _kind(source: Path) -> str:
-    """What the file is, by its content; raises `InvalidSourceError` for what is never read."""
+    """The kind of a source, by its content. Raises `InvalidSourceError` for kinds that are never read."""
     data = read_file(source)
     if data.startswith(PICKLE_MAGIC):
         raise InvalidSourceError(
@@ -170,7 +169,7 @@ def _kind(source: Path) -> str:
         raise InvalidSourceError(
             f"{source.name}: weights without a network: publish the module itself with pillion_artifacts.export"
         )
-    raise InvalidSourceError(f"{source.name}: a zip that no importer knows: it has {', '.join(sorted(names)[:4])}")
+    raise InvalidSourceError(f"{source.name}: a zip that no importer can read: it has {', '.join(sorted(names)[:4])}")
 
 
 def _details(name: str, version: str, options: Options) -> Details:
@@ -183,11 +182,11 @@ def _details(name: str, version: str, options: Options) -> Details:
         details = msgspec.convert({**given, "name": name, "version": version}, Details)
     except (msgspec.ValidationError, TypeError) as error:
         raise InvalidSourceError(f"details: {error}") from None
-    said: dict[str, Any] = {"description": options.description, "licence": options.licence}
+    overrides: dict[str, Any] = {"description": options.description, "licence": options.licence}
     if options.environment:
         module, _, identifier = options.environment.rpartition(":")
-        said["environment"] = Environment(identifier, module)
-    return msgspec.structs.replace(details, **{key: value for key, value in said.items() if value})
+        overrides["environment"] = Environment(identifier, module)
+    return msgspec.structs.replace(details, **{key: value for key, value in overrides.items() if value})
 
 
 def _with_tolerance(draft: Draft, bound: float) -> Draft:

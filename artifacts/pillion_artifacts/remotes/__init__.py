@@ -1,1 +1,1 @@
-"""Where versions travel: one file, an OCI registry, an S3 bucket."""
+"""Exchange of versions with archives, OCI registries and S3 buckets. Every byte is hashed on its way."""

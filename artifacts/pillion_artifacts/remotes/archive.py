@@ -1,6 +1,6 @@
-"""One file for a machine without a network: an OCI layout in a plain tar, which other OCI tools read too (`oci-archive`).
+"""Archives for machines without a network: an OCI layout in a plain tar (`oci-archive` in other tools).
 
-It is not compressed: weights hardly compress, and what is not inflated cannot be a bomb.
+The tar is not compressed: weights hardly compress, and an uncompressed file cannot be a bomb.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MODE: Final = 0o444
 
 
 class ArchiveFiles:
-    """The files of a tar. Owns the open file. Every name and kind in it is looked at before anything is read."""
+    """The files of a tar. Owns the open file. Checks the name and type of every member before it reads any."""
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
@@ -74,7 +74,7 @@ class ArchiveFiles:
                 left -= len(chunk)
                 yield chunk
         if left:
-            raise InvalidArtifactError(f"{self.where}: {path}: it ends {left} bytes too early")
+            raise InvalidArtifactError(f"{self.where}: {path}: expected {left} bytes more")
 
     def _read_members(self) -> dict[str, tarfile.TarInfo]:
         members: dict[str, tarfile.TarInfo] = {}
@@ -92,7 +92,7 @@ class ArchiveFiles:
 
 
 class ArchiveTarget:
-    """Writes a tar, which appears whole or not at all. Owns its temporary file until `finish`."""
+    """Writes a tar, which appears complete or not at all. Owns its temporary file until `finish`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -128,7 +128,7 @@ class ArchiveTarget:
         self.put_blob(policy, entry, iter([manifest]))
 
     def finish(self) -> None:
-        """Writes the index and gives the file its name."""
+        """Writes the index and renames the file to its final name."""
         index = encode_json(EMPTY_INDEX.replaced(self._entries))
         self._add("index.json", len(index), iter([index]))
         with refusals(str(self._path)):
@@ -139,7 +139,7 @@ class ArchiveTarget:
             self._temporary.replace(self._path)
 
     def _add(self, name: str, size: int, chunks: Chunks) -> None:
-        """Writes a member; the same versions give the same archive, whoever writes it when."""
+        """Writes a member without owner or time, so that the same versions make the same archive."""
         member = tarfile.TarInfo(name)
         member.size, member.mode = size, _MODE
         with refusals(str(self._path)):
@@ -147,7 +147,7 @@ class ArchiveTarget:
 
 
 class _ChunkReader(io.RawIOBase):
-    """Chunks as the file that tarfile wants to read."""
+    """Chunks as a file that tarfile can read."""
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks
@@ -167,7 +167,7 @@ class _ChunkReader(io.RawIOBase):
 
 
 def _checked(member: tarfile.TarInfo, where: str) -> str:
-    """The name of a member without a leading `./`; raises `InvalidArtifactError` for what a layout does not hold."""
+    """The name of a member without a leading `./`. Raises `InvalidArtifactError` for a member that no layout has."""
     name = member.name.removeprefix("./").rstrip("/") or "."
     if member.isdir() and name in _FOLDERS:
         return name

@@ -1,7 +1,7 @@
 """An OCI registry: a repository for each policy, a tag for each version, signatures as referrers.
 
-The protocol is the OCI Distribution Specification 1.1. Manifests are sent as the bytes that they are: a library that
-writes them anew would change their digests.
+The protocol is the OCI Distribution Specification 1.1. Manifests are sent byte for byte: a library that encodes them
+again would change their digests.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from pillion_artifacts.oci.manifest import (
 from pillion_artifacts.oci.remote_interface import Chunks, Offer
 from pillion_artifacts.version_range import VersionRange
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 _TAG = re.compile(r"v(.+)")
 _OK: Final = 200
@@ -61,10 +61,10 @@ _ACCEPTED: Final = f"{MANIFEST_MEDIA_TYPE}, {INDEX_MEDIA_TYPE}"
 
 
 class Registry:
-    """A registry, as a source and as a target. Owns its connections: `close` ends them.
+    """A registry, as a source and as a target. Owns its connections; `close` closes them.
 
-    `url` is `oci://HOST[:PORT]/PREFIX`; the policy `x` is the repository `PREFIX/x`. `plain_http`: without TLS. A
-    name and a password are taken from docker's `config.json` where it has some for the host.
+    `url` is `oci://HOST[:PORT]/PREFIX`; the policy `x` is the repository `PREFIX/x`. With `plain_http` there is no TLS.
+    User name and password come from docker's `config.json`, if it has an entry for the host.
     """
 
     def __init__(self, url: str, *, plain_http: bool = False) -> None:
@@ -81,7 +81,7 @@ class Registry:
         self._session = self._run(self._open())
 
     def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         self._run(self._session.close())
         self._loop.close()
 
@@ -96,7 +96,7 @@ class Registry:
     # As a source
 
     def offers(self, references: list[str]) -> list[Offer]:
-        """What the references mean there; a registry does not list its policies, hence at least one must be named."""
+        """The versions that the references mean. There must be one: a registry does not list its policies."""
         if not references:
             raise PolicyNotFoundError(f"{self.where}: expected the name of a policy, got none")
         offers = [offer for reference in references for offer in self._offers_of(reference)]
@@ -104,10 +104,10 @@ class Registry:
             raise PolicyNotFoundError(f"{self.where}: nothing there fits {', '.join(references)}")
         return select(offers, references, self.where)
 
-    def chunks(self, policy: str, descriptor: Descriptor, whose: str) -> Iterator[bytes]:
+    def chunks(self, policy: str, descriptor: Descriptor, what: str) -> Iterator[bytes]:
         response = self._run(self._request("GET", f"{self._repository(policy)}/blobs/{descriptor.digest}"))
         try:
-            self._check(response, _OK, whose)
+            self._check(response, _OK, what)
             left = descriptor.size + 1
             while left > 0 and (chunk := self._run(self._read(response, min(CHUNK_BYTES, left)))):
                 left -= len(chunk)
@@ -126,10 +126,10 @@ class Registry:
         started = self._run(self._request("POST", f"{repository}/blobs/uploads/"))
         started.close()
         self._check(started, 202, repository)
-        place = urljoin(str(started.url), started.headers.get("Location", ""))
-        place += ("&" if "?" in place else "?") + f"digest={descriptor.digest}"
+        upload = urljoin(str(started.url), started.headers.get("Location", ""))
+        upload += ("&" if "?" in upload else "?") + f"digest={descriptor.digest}"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor.size)}
-        done = self._run(self._request("PUT", place, data=_as_async(chunks), headers=headers))
+        done = self._run(self._request("PUT", upload, data=_as_async(chunks), headers=headers))
         done.close()
         self._check(done, 201, f"{repository}: {descriptor.digest}")
 
@@ -144,9 +144,9 @@ class Registry:
             self._add_referrer(repository, subject, entry)
 
     def finish(self) -> None:
-        """A registry shows each version as soon as it has its manifest."""
+        """Does nothing: a registry shows each version as soon as it has the manifest."""
 
-    # How
+    # Requests
 
     def _offers_of(self, reference: str) -> list[Offer]:
         asked = parse_reference(reference)
@@ -161,7 +161,7 @@ class Registry:
         ]
 
     def _versions(self, policy: str) -> list[str]:
-        """The versions that the registry has tags for."""
+        """The versions that have a tag in the registry."""
         path: str | None = f"{self._repository(policy)}/tags/list"
         tags: list[str] = []
         while path is not None:
@@ -185,7 +185,7 @@ class Registry:
         data = self._body(response, MANIFEST_BYTES_MAX, f"{policy}@{tag}")
         digest = digest_of(data)
         if tag.startswith("sha256:") and digest != tag:
-            raise InvalidArtifactError(f"{self.where}: {policy}@{tag}: the registry gave {digest}")
+            raise InvalidArtifactError(f"{self.where}: {policy}@{tag}: the registry returned {digest}")
         try:
             manifest = decode_manifest(data)
         except InvalidArtifactError as error:
@@ -193,7 +193,7 @@ class Registry:
         expected = (policy, tag.removeprefix("v") if not tag.startswith("sha256:") else manifest.version)
         if (manifest.policy, manifest.version) != expected:
             raise InvalidArtifactError(
-                f"{self.where}: {policy}@{tag}: the manifest is that of {manifest.policy}@v{manifest.version}"
+                f"{self.where}: {policy}@{tag}: the manifest belongs to {manifest.policy}@v{manifest.version}"
             )
         return Offer(policy, manifest.version, digest, data, self._attestations(repository, digest))
 
@@ -208,12 +208,12 @@ class Registry:
             )
             data = self._body(response, MANIFEST_BYTES_MAX, entry.digest)
             if digest_of(data) != entry.digest:
-                raise InvalidArtifactError(f"{self.where}: {entry.digest}: the registry gave {digest_of(data)}")
+                raise InvalidArtifactError(f"{self.where}: {entry.digest}: the registry returned {digest_of(data)}")
             found.append(data)
         return found
 
     def _referrers_by_api(self, repository: str, digest: str) -> Index | None:
-        """What refers to a manifest, or None where the registry does not keep account of that."""
+        """The referrers of a manifest, None if the registry does not have that endpoint."""
         response = self._run(self._request("GET", f"{repository}/referrers/{digest}"))
         if response.status == _MISSING or response.content_type != INDEX_MEDIA_TYPE:
             response.close()
@@ -221,7 +221,7 @@ class Registry:
         return self._index(response, "referrers")
 
     def _referrers_by_tag(self, repository: str, digest: str) -> Index:
-        """The same, kept by those who push, under a tag that the specification gives for such registries."""
+        """The referrers of a manifest by the specification's fallback: an index under a tag, which clients maintain."""
         tag = digest.replace(":", "-")
         response = self._run(
             self._request("GET", f"{repository}/manifests/{tag}", headers={"Accept": INDEX_MEDIA_TYPE})
@@ -251,7 +251,7 @@ class Registry:
         self._check(response, 201, path)
 
     def _body(self, response: aiohttp.ClientResponse, bytes_max: int, what: str) -> bytes:
-        """The whole of a small answer."""
+        """Reads the whole body of a small response."""
         try:
             self._check(response, _OK, what)
             data = bytearray()
@@ -265,16 +265,16 @@ class Registry:
 
     def _check(self, response: aiohttp.ClientResponse, expected: int, what: str) -> None:
         if response.status != expected:
-            raise RemoteError(f"{self.where}: {what}: the registry answered {response.status} {response.reason}")
+            raise RemoteError(f"{self.where}: {what}: the registry returned {response.status} {response.reason}")
 
     def _repository(self, policy: str) -> str:
         return f"{self._prefix}/{policy}" if self._prefix else policy
 
-    def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
         try:
             return self._loop.run_until_complete(work)
         except (aiohttp.ClientError, TimeoutError) as error:
-            # aiohttp wraps what the chunks raise that it sends
+            # aiohttp wraps the errors of the chunks that it sends
             if isinstance(error.__cause__, ArtifactError):
                 raise error.__cause__ from None
             raise RemoteError(f"{self.where}: {error or type(error).__name__}") from None
@@ -282,7 +282,7 @@ class Registry:
     @staticmethod
     async def _open() -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=None, connect=REMOTE_S_MAX, sock_read=REMOTE_S_MAX)
-        # a blob's bytes are hashed as they are stored: they must not be inflated on the way
+        # blobs are hashed as they are stored, so nothing may decompress them on the way
         return aiohttp.ClientSession(timeout=timeout, auto_decompress=False, headers={"Accept-Encoding": "identity"})
 
     @staticmethod
@@ -290,12 +290,12 @@ class Registry:
         return await response.content.read(size)
 
     async def _request(self, method: str, path: str, **arguments: Any) -> aiohttp.ClientResponse:
-        """One request, and once more with a token where the registry asks for one."""
+        """Sends a request, and repeats it with a token if the registry requires one."""
         url = urljoin(self._base, path)
         headers = arguments.pop("headers", {})
         response = await self._session.request(method, url, headers=headers | self._credentials(url), **arguments)
         challenge = response.headers.get("WWW-Authenticate", "")
-        # what is streamed can be sent but once; a token that serves for it was asked for when its upload began
+        # a stream can be sent only once; the request that began its upload got the token already
         can_repeat = isinstance(arguments.get("data", b""), bytes)
         if response.status == _UNAUTHORISED and challenge.lower().startswith("bearer") and can_repeat:
             response.close()
@@ -304,13 +304,13 @@ class Registry:
         return response
 
     def _credentials(self, url: str) -> dict[str, str]:
-        """Our name and password go to the registry, not to wherever it sends us."""
+        """The credentials, for the registry only and never for a host that it redirects to."""
         return (
             {"Authorization": self._authorization} if self._authorization and urlsplit(url).netloc == self._host else {}
         )
 
     async def _token(self, challenge: str) -> str:
-        """The token that a challenge asks for (https://distribution.github.io/distribution/spec/auth/token/)."""
+        """Requests the token of a challenge (https://distribution.github.io/distribution/spec/auth/token/)."""
         asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
         realm = asked.get("realm", "")
         if not realm.startswith("https://") and not self._allows_plain_http:
@@ -320,14 +320,14 @@ class Registry:
         parameters = {key: asked[key] for key in ("service", "scope") if key in asked}
         async with self._session.get(realm, params=parameters, headers=headers) as response:
             if response.status != _OK:
-                raise RemoteError(f"{realm}: the registry's token server answered {response.status} {response.reason}")
+                raise RemoteError(f"{realm}: the registry's token server returned {response.status} {response.reason}")
             body = _decoded(await response.content.read(MANIFEST_BYTES_MAX), self.where)
             token: str = body.get("token") or body.get("access_token") or ""
             return token
 
 
 def _basic(host: str) -> str:
-    """What docker's settings say for a host, as a header; empty where they say nothing."""
+    """The `Authorization` header for a host from docker's settings, empty if they have none."""
     folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     try:
         settings = json.loads((folder / "config.json").read_text())
@@ -353,5 +353,5 @@ def _decoded(data: bytes, where: str) -> dict[str, Any]:
 
 async def _as_async(chunks: Chunks) -> AsyncIterator[bytes]:
     for chunk in chunks:
-        # the buffer behind a view is filled again before it has left
+        # the next chunk overwrites the buffer before aiohttp has sent it
         yield bytes(chunk)

@@ -1,27 +1,24 @@
-"""A bucket of S3 (or of anything else that obstore speaks), with an OCI layout in it."""
+"""Buckets of S3, or of another object store that obstore supports, with an OCI layout in them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError
-from pillion_artifacts.limits import CHUNK_BYTES
-from pillion_artifacts.names import spoken
+from pillion_artifacts.errors import InvalidNameError, RemoteError, VersionExistsError, first_line
+from pillion_artifacts.limits import BUCKET_TRIES_MAX, CHUNK_BYTES, ERROR_CHARACTERS_MAX
+from pillion_artifacts.names import version_name
 from pillion_artifacts.oci.layouts import blob_name
 from pillion_artifacts.oci.manifest import EMPTY_INDEX, Descriptor, Index, decode_index, encode_json
 from pillion_artifacts.oci.remote_interface import Chunks
 from pillion_artifacts.store.transaction import LAYOUT, LAYOUT_NAME
 
 _INDEX_NAME: Final = "index.json"
-_TRIES_MAX: Final = 16
-"""How often the index is read again because somebody else wrote it meanwhile."""
-
 _SCHEMES: Final = ("s3://", "gs://", "az://", "memory://")
 
 
 class BucketFiles:
-    """The files of a bucket. `url` is `s3://BUCKET/PREFIX`; keys, region and endpoint come from AWS's own variables."""
+    """The files of a bucket. `url` is `s3://BUCKET/PREFIX`; keys, region and endpoint come from AWS's variables."""
 
     def __init__(self, url: str) -> None:
         self.where = url
@@ -39,7 +36,10 @@ class BucketFiles:
 
 
 class BucketTarget:
-    """Puts versions into a bucket. Blobs first; the index last, by compare-and-swap, so that two who push lose nothing."""
+    """Writes versions to a bucket: blobs first, the index last.
+
+    The index is written by compare-and-swap, so that concurrent pushes lose nothing.
+    """
 
     def __init__(self, url: str) -> None:
         self._where = url
@@ -53,7 +53,7 @@ class BucketTarget:
         path = blob_name(descriptor.digest)
         try:
             if self._size_of(path) != descriptor.size:
-                # a buffer is filled again before it has left
+                # the next chunk overwrites the buffer before obstore has sent it
                 obstore.put(self._bucket, path, (bytes(chunk) for chunk in chunks))
         except BaseError as error:
             raise RemoteError(f"{self._where}: {path}: {_line(error)}") from None
@@ -67,11 +67,11 @@ class BucketTarget:
         self._entries.append(entry)
 
     def finish(self) -> None:
-        """Writes the index; raises `VersionExistsError` where the bucket has such a version with other content."""
+        """Writes the index. Raises `VersionExistsError` if the bucket has such a version with other content."""
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-        for _ in range(_TRIES_MAX):
+        for _ in range(BUCKET_TRIES_MAX):
             try:
                 index, mode = self._read_index()
                 obstore.put(self._bucket, LAYOUT_NAME, LAYOUT)
@@ -81,19 +81,19 @@ class BucketTarget:
             except BaseError as error:
                 raise RemoteError(f"{self._where}: {_INDEX_NAME}: {_line(error)}") from None
             return
-        raise RemoteError(f"{self._where}: {_INDEX_NAME}: others wrote it {_TRIES_MAX} times meanwhile")
+        raise RemoteError(f"{self._where}: {_INDEX_NAME}: others changed it during all {BUCKET_TRIES_MAX} attempts")
 
     def _merged(self, index: Index) -> Index:
         for entry in self._entries:
-            there = index.find(entry.title, entry.version) if entry.title else None
-            if there is not None and there.digest != entry.digest:
-                name = spoken(entry.title, entry.version)
-                raise VersionExistsError(f"{self._where}: {name} is there already, as {there.digest}")
+            existing = index.find(entry.title, entry.version) if entry.title else None
+            if existing is not None and existing.digest != entry.digest:
+                name = version_name(entry.title, entry.version)
+                raise VersionExistsError(f"{self._where}: {name} exists already, as {existing.digest}")
         known = {entry.digest for entry in index.manifests}
         return index.replaced([*index.manifests, *(entry for entry in self._entries if entry.digest not in known)])
 
     def _read_index(self) -> tuple[Index, Any]:
-        """The index as it stands, and the condition under which it may be written."""
+        """The current index, and the condition for overwriting it."""
         import obstore
 
         try:
@@ -113,12 +113,12 @@ class BucketTarget:
 
 
 def is_bucket(url: str) -> bool:
-    """Whether a URL names a bucket."""
+    """Whether `url` names a bucket."""
     return url.startswith(_SCHEMES)
 
 
 def open_bucket(url: str) -> Any:
-    """The store behind a URL; raises `InvalidNameError` for what is none, `RemoteError` where it cannot be opened."""
+    """Opens a bucket. Raises `InvalidNameError` for another URL, `RemoteError` if the bucket cannot be opened."""
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
@@ -131,5 +131,5 @@ def open_bucket(url: str) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """The first sentence of what object_store says, which can be a page."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    # object_store puts whole XML documents into one line
+    return first_line(error)[:ERROR_CHARACTERS_MAX]

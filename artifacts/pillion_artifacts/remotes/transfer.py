@@ -1,4 +1,4 @@
-"""Takes versions into a store from a source, and gives them from it to a target. Every byte is hashed on its way."""
+"""Imports versions from a remote, and exports them to one. Every byte is hashed on its way."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import msgspec
 from pillion_artifacts.card.layers import kind_of
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError
 from pillion_artifacts.limits import ATTESTATION_BYTES_MAX
-from pillion_artifacts.names import checked_policy, checked_version, spoken
+from pillion_artifacts.names import checked_policy, checked_version, version_name
 from pillion_artifacts.oci.blobs import Progress, blob_path, chunks_of, no_progress, open_regular
 from pillion_artifacts.oci.manifest import (
     Descriptor,
     decode_attestation,
     digest_of,
 )
-from pillion_artifacts.oci.remote_interface import Offer, Source, Target
+from pillion_artifacts.oci.remote_interface import Offer, RemoteSource, RemoteTarget
+from pillion_artifacts.store.manifest_checks import check_layers, decode_named
 from pillion_artifacts.store.publication import attestation_entry, check_is_new, check_staged, index_entry
-from pillion_artifacts.store.store import Resolved, Store, check_layers, decode_named
+from pillion_artifacts.store.store import Resolved, Store
 from pillion_artifacts.store.transaction import Change, Staged
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """What was carried, and what was there already."""
+    """The versions that were copied, and those that the store had already."""
 
     carried: list[Resolved]
     present: list[Resolved]
@@ -33,9 +34,9 @@ class Transfer(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-def take(
+def import_versions(
     store: Store,
-    source: Source,
+    source: RemoteSource,
     references: list[str],
     *,
     where: str,
@@ -43,21 +44,21 @@ def take(
     reason: str = "",
     progress: Progress = no_progress,
 ) -> Transfer:
-    """Takes what the references mean at the source (all, where there are none) into the store, as one change.
+    """Imports the versions that the references mean (without references, all) as one change of the store.
 
-    A version is looked at as if it were published here. Raises `VersionExistsError` where the store has such a version
-    with other content, `InvalidArtifactError` for what is not what it says, `RemoteError`, `StoreError`.
+    Each version is checked as if it were published here. Raises `VersionExistsError` if the store has such a version
+    with other content, `InvalidArtifactError` for a wrong file, `RemoteError`, `StoreError`.
     """
     offers = source.offers(references)
-    taken: list[Resolved] = []
+    carried: list[Resolved] = []
     size = 0
     with Change(store.root, where) as change:
-        held = {entry.digest for entry in change.read_index().manifests}
+        in_store = {entry.digest for entry in change.read_index().manifests}
         for offer in offers:
-            if offer.digest not in held:
+            if offer.digest not in in_store:
                 size += _stage_version(change, source, offer, progress)
         attestations = {
-            entry.digest: entry for offer in offers for entry in _stage_attestations(change, source, offer, held)
+            entry.digest: entry for offer in offers for entry in _stage_attestations(change, source, offer, in_store)
         }
         with change.deciding():
             index = change.read_index()
@@ -71,73 +72,75 @@ def take(
                 for offer in new
             ]
             known = {entry.digest for entry in index.manifests}
-            said = [entry for digest, entry in attestations.items() if digest not in known]
-            if said and not new:
-                records = [store.record("import", by, reason or f"{len(said)} attestations from {where}")]
+            new_attestations = [entry for digest, entry in attestations.items() if digest not in known]
+            if new_attestations and not new:
+                records = [store.record("import", by, reason or f"{len(new_attestations)} attestations from {where}")]
             entries = [
                 index_entry(offer.policy, offer.version, offer.digest, len(offer.manifest), record.at, record.by)
                 for offer, record in zip(new, records, strict=False)
             ]
-            if entries or said:
-                change.write_index(index.replaced([*index.manifests, *entries, *said]))
+            if entries or new_attestations:
+                change.write_index(index.replaced([*index.manifests, *entries, *new_attestations]))
                 change.commit(records)
-            taken = [Resolved(offer.policy, offer.version, offer.digest) for offer in new]
-    present = [_resolved(offer) for offer in offers if _resolved(offer) not in taken]
-    return Transfer(taken, present, len(said), size)
+            carried = [Resolved(offer.policy, offer.version, offer.digest) for offer in new]
+    present = [_resolved(offer) for offer in offers if _resolved(offer) not in carried]
+    return Transfer(carried, present, len(new_attestations), size)
 
 
-def give(store: Store, target: Target, references: list[str], progress: Progress = no_progress) -> Transfer:
-    """Gives what the references mean, with what was said about it, to the target. Raises as `Store.read`, `RemoteError`."""
-    given: list[Resolved] = []
+def export_versions(
+    store: Store, target: RemoteTarget, references: list[str], progress: Progress = no_progress
+) -> Transfer:
+    """Exports the versions that the references mean, with their attestations. Raises as `Store.read`, and `RemoteError`."""
+    carried: list[Resolved] = []
     count = size = 0
     index = store.index()
     for resolved in dict.fromkeys(store.resolve(reference) for reference in references):
         manifest = store.manifest(resolved)
         data = store.read_manifest(resolved.digest, str(resolved))
         for descriptor in [manifest.config, *manifest.layers]:
-            whose = f"{resolved}: {descriptor.title or 'config'}"
-            target.put_blob(resolved.policy, descriptor, checked_chunks(store.root, descriptor, whose, progress))
+            what = f"{resolved}: {descriptor.title or 'config'}"
+            target.put_blob(resolved.policy, descriptor, checked_chunks(store.root, descriptor, what, progress))
             size += descriptor.size
         entry = index.find(resolved.policy, resolved.version)
         if entry is None:
             raise InvalidArtifactError(f"{resolved}: it is not in the index")
         target.put_version(entry, data)
-        for said in index.about(resolved.digest):
-            _give_attestation(store, target, resolved, said)
+        for attestation in index.about(resolved.digest):
+            _export_attestation(store, target, resolved, attestation)
             count += 1
-        given.append(resolved)
+        carried.append(resolved)
     target.finish()
-    return Transfer(given, [], count, size)
+    return Transfer(carried, [], count, size)
 
 
-def give_size(store: Store, references: list[str]) -> int:
-    """How many bytes `give` will carry."""
+def export_size(store: Store, references: list[str]) -> int:
+    """The number of bytes that `export_versions` would copy."""
     resolved = {store.resolve(reference) for reference in references}
     return sum(layer.size for each in resolved for layer in store.manifest(each).layers)
 
 
 def checked_chunks(
-    root: Path, descriptor: Descriptor, whose: str, progress: Progress = no_progress
+    root: Path, descriptor: Descriptor, what: str, progress: Progress = no_progress
 ) -> Iterator[memoryview]:
-    """The bytes of a blob of the store; raises `DigestMismatchError` before they end, where they are not what they were."""
-    with open_regular(blob_path(root, descriptor.digest), whose) as file:
+    """The bytes of a blob of the store. Raises `DigestMismatchError` before its end if they are not the published ones."""
+    with open_regular(blob_path(root, descriptor.digest), what) as file:
         hashed = hashlib.sha256()
         size = 0
         for chunk in chunks_of(file):
             hashed.update(chunk)
             size += len(chunk)
-            # before the last chunk is given away: who has all the bytes that he waits for asks for no more
+            # checked before the last chunk: a reader that has all its bytes does not ask for more
             if size >= descriptor.size:
-                _check_sent(hashed.hexdigest(), size, descriptor, whose)
+                _check_sent(hashed.hexdigest(), size, descriptor, what)
             yield chunk
             progress(len(chunk))
-        _check_sent(hashed.hexdigest(), size, descriptor, whose)
+        _check_sent(hashed.hexdigest(), size, descriptor, what)
 
 
-def _check_sent(digest: str, size: int, descriptor: Descriptor, whose: str) -> None:
+def _check_sent(digest: str, size: int, descriptor: Descriptor, what: str) -> None:
     if (f"sha256:{digest}", size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
-            f"{whose} is not what was published: expected {descriptor.digest}, got sha256:{digest} ({size} bytes)"
+            f"{what} is not what was published: expected {descriptor.digest}, got sha256:{digest} ({size} bytes)"
         )
 
 
@@ -145,29 +148,29 @@ def _resolved(offer: Offer) -> Resolved:
     return Resolved(offer.policy, offer.version, offer.digest)
 
 
-def _give_attestation(store: Store, target: Target, about: Resolved, entry: Descriptor) -> None:
-    whose = f"{about}: attestation"
-    data = store.read_manifest(entry.digest, whose)
+def _export_attestation(store: Store, target: RemoteTarget, about: Resolved, entry: Descriptor) -> None:
+    what = f"{about}: attestation"
+    data = store.read_manifest(entry.digest, what)
     manifest = decode_attestation(data)
     for descriptor in [manifest.config, *manifest.layers]:
-        target.put_blob(about.policy, descriptor, checked_chunks(store.root, descriptor, whose))
+        target.put_blob(about.policy, descriptor, checked_chunks(store.root, descriptor, what))
     target.put_attestation(about.policy, entry, data)
 
 
-def _stage_version(change: Change, source: Source, offer: Offer, progress: Progress) -> int:
-    """Stages the blobs of a version, looked at as at its publication; gives their size in bytes."""
-    whose = spoken(checked_policy(offer.policy), checked_version(offer.version))
+def _stage_version(change: Change, source: RemoteSource, offer: Offer, progress: Progress) -> int:
+    """Stages and checks the blobs of a version. Returns their size in bytes."""
+    what = version_name(checked_policy(offer.policy), checked_version(offer.version))
     if digest_of(offer.manifest) != offer.digest:
-        raise DigestMismatchError(f"{whose}: manifest: expected {offer.digest}, got {digest_of(offer.manifest)}")
-    manifest = decode_named(offer.manifest, whose)
+        raise DigestMismatchError(f"{what}: manifest: expected {offer.digest}, got {digest_of(offer.manifest)}")
+    manifest = decode_named(offer.manifest, what)
     if manifest.policy != offer.policy or manifest.version != offer.version:
-        raise InvalidArtifactError(f"{whose}: the manifest is that of {spoken(manifest.policy, manifest.version)}")
-    check_layers(manifest, whose)
+        raise InvalidArtifactError(f"{what}: the manifest belongs to {version_name(manifest.policy, manifest.version)}")
+    check_layers(manifest, what)
     change.stage_blob(offer.manifest)
-    _stage(change, source, offer.policy, manifest.config, 2, f"{whose}: config")
+    _stage(change, source, offer.policy, manifest.config, 2, f"{what}: config")
     staged = {
         layer.title: _stage(
-            change, source, offer.policy, layer, kind_of(layer.title).bytes_max, f"{whose}: {layer.title}", progress
+            change, source, offer.policy, layer, kind_of(layer.title).bytes_max, f"{what}: {layer.title}", progress
         )
         for layer in manifest.layers
     }
@@ -177,35 +180,35 @@ def _stage_version(change: Change, source: Source, offer: Offer, progress: Progr
 
 def _stage(
     change: Change,
-    source: Source,
+    source: RemoteSource,
     policy: str,
     descriptor: Descriptor,
     bytes_max: int,
-    whose: str,
+    what: str,
     progress: Progress = no_progress,
 ) -> Staged:
     if descriptor.size > bytes_max:
-        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got {descriptor.size}")
-    staged = change.stage_chunks(source.chunks(policy, descriptor, whose), descriptor.size, whose, progress)
+        raise InvalidArtifactError(f"{what}: expected at most {bytes_max} bytes, got {descriptor.size}")
+    staged = change.stage_chunks(source.chunks(policy, descriptor, what), descriptor.size, what, progress)
     if (staged.digest, staged.size) != (descriptor.digest, descriptor.size):
         raise DigestMismatchError(
-            f"{whose} is not what was published: expected {descriptor.digest} ({descriptor.size} bytes), "
+            f"{what} is not what was published: expected {descriptor.digest} ({descriptor.size} bytes), "
             f"got {staged.digest} ({staged.size} bytes)"
         )
     return staged
 
 
-def _stage_attestations(change: Change, source: Source, offer: Offer, held: set[str]) -> list[Descriptor]:
-    """Stages what was said about a version and is not here yet; gives the entries for the index."""
+def _stage_attestations(change: Change, source: RemoteSource, offer: Offer, present: set[str]) -> list[Descriptor]:
+    """Stages the attestations of a version that are not in the store. Returns their index entries."""
     entries = []
     for data in offer.attestations:
         manifest = decode_attestation(data)
-        if digest_of(data) in held or manifest.subject.digest != offer.digest:
+        if digest_of(data) in present or manifest.subject.digest != offer.digest:
             continue
-        whose = f"{spoken(offer.policy, offer.version)}: attestation"
-        _stage(change, source, offer.policy, manifest.config, 2, whose)
+        what = f"{version_name(offer.policy, offer.version)}: attestation"
+        _stage(change, source, offer.policy, manifest.config, 2, what)
         for layer in manifest.layers:
-            _stage(change, source, offer.policy, layer, ATTESTATION_BYTES_MAX, whose)
+            _stage(change, source, offer.policy, layer, ATTESTATION_BYTES_MAX, what)
         change.stage_blob(data)
         entries.append(attestation_entry(manifest, data))
     return entries

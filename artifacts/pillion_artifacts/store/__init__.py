@@ -1,4 +1,5 @@
-"""The store on disk: published versions, aliases, pins, routes, leases and the audit log.
+"""The store on disk: published versions, aliases, pins, routes, evaluation holds, daemon locks and the audit log.
 
-Every change is a transaction: a reader, or whoever comes after a crash, sees it whole or not at all.
+Every change is one transaction (`transaction`): readers, and the next command after a crash, see all of it or nothing.
+`Store` reads and publishes. The functions beside each small file (`aliases`, `pins`, `evaluation_holds`, `routes`) change it.
 """

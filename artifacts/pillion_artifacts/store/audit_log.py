@@ -1,15 +1,17 @@
-"""The audit log: who changed what in the store, when, why and from what. One JSON object a line, only ever appended.
+"""The audit log: each change of the store with its author, time, reason and previous state. JSON lines, append-only.
 
-Each line holds the hash of the line before it and its own, and the last line of a change the hashes of the small files
-that it wrote (the index, an alias, the pins, a route). A line that is changed, moved or missing shows, and so does a small file
-that was changed by anything but a change of the store.
+Each line has its own hash and that of the line before it. The last line of a change has the hashes of the small files that
+the change wrote (the index, an alias, the pins, a route). So the log reveals lines that were edited, moved or removed, and
+small files that were edited by hand.
 """
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import os
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -19,16 +21,9 @@ from typing import Final, Literal
 import msgspec
 
 from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError
+from pillion_artifacts.limits import AUDIT_FAULTS_MAX, AUDIT_TAIL_BYTES
 
 AUDIT_NAME: Final = "audit.jsonl"
-
-_TAIL_BYTES: Final = 1 << 16
-"""More than a line can have: reasons are cut."""
-
-FAULTS_TOLD_MAX: Final = 8
-"""What is wrong with a log that was tampered with may be said of each line."""
-
-REASON_CHARACTERS_MAX: Final = 1_000
 
 Action = Literal[
     "publish",
@@ -53,11 +48,11 @@ Action = Literal[
     "lease",
     "end-lease",
 ]
-"""`stage` and `drain` change no file: a daemon says what it was told to do."""
+"""`stage` and `drain` change no file: a daemon records an operator's command."""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One act on the store."""
+    """One change of the store, or one command to a daemon."""
 
     sequence: int
     at: str
@@ -69,37 +64,37 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: str = ""
     alias: str = ""
     was: str = ""
-    """The version that an alias pointed at before."""
+    """The previous version."""
     reason: str = ""
     files: dict[str, str] = {}
-    """The hashes of the small files as this change wrote them; empty: the file is gone."""
+    """The hashes of the small files that this change wrote, empty for a removed file."""
     previous: str = ""
-    """The `hash` of the record before."""
+    """The `hash` of the previous record."""
     hash: str = ""
-    """The SHA-256 of this record as it is encoded without its hash."""
+    """The SHA-256 of this record, encoded without its hash."""
 
 
 class AuditPage(msgspec.Struct, frozen=True):
-    """Some records, newest first, and whether the whole log is as it was written."""
+    """Some records, newest first, and the faults of the whole log."""
 
     records: list[Record]
     next: int | None
-    """What `before` asks for the rest; None: there are no more."""
+    """The value of `before` for the next page, None on the last page."""
     faults: list[str]
-    """What is wrong with the chain, a sentence each; of many the first few."""
+    """The first faults of the chain, a sentence each."""
 
 
 _decoder = msgspec.json.Decoder(Record)
 
 
 def sealed(record: Record) -> Record:
-    """The record with its hash."""
+    """Returns the record with its hash."""
     bare = msgspec.structs.replace(record, hash="")
     return msgspec.structs.replace(bare, hash=hashlib.sha256(msgspec.json.encode(bare)).hexdigest())
 
 
 def chained(records: Iterable[Record], last: Record | None) -> list[Record]:
-    """The records numbered and sealed, each after the one before it and the first after `last`."""
+    """Numbers the records and chains them by their hashes, the first one to `last`."""
     made: list[Record] = []
     for record in records:
         sequence, previous = (last.sequence + 1, last.hash) if last else (1, "")
@@ -108,16 +103,26 @@ def chained(records: Iterable[Record], last: Record | None) -> list[Record]:
     return made
 
 
+def current_user() -> str:
+    """The user and host of this process, as `user@host`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # a container may run as a number without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
 class AuditLog:
-    """Reads and appends to the log of the store at `root`. Owns nothing; appending is for who holds the lock."""
+    """Reads and appends to the log of the store at `root`. Owns nothing. The caller of `append` holds the lock."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / AUDIT_NAME
 
     def records(self) -> Iterator[Record]:
-        """All of them, oldest first; raises `InvalidArtifactError` for a line that is none.
+        """All records, oldest first. Raises `InvalidArtifactError` for an invalid line.
 
-        A last line without its end is not yet a record: whoever wrote it died, and the next change writes it whole.
+        Skips a last line without its end: its writer was killed, and the next change completes it.
         """
         try:
             with self._path.open("rb") as file:
@@ -128,13 +133,18 @@ class AuditLog:
             return
 
     def last(self) -> Record | None:
-        """The newest record, or None."""
+        """The newest record, None in an empty log."""
         lines = self._tail().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
         return self._decode(whole[-1], 0) if whole else None
 
+    def next_sequence(self) -> int:
+        """The number of the record that is appended next."""
+        last = self.last()
+        return last.sequence + 1 if last else 1
+
     def append(self, records: list[Record]) -> None:
-        """Appends what is not there yet, and reaches the disk. Repeating it changes nothing."""
+        """Appends the records that are not in the log yet, and syncs to disk. Repeating it changes nothing."""
         last = self.last()
         missing = [record for record in records if last is None or record.sequence > last.sequence]
         if not missing:
@@ -150,7 +160,7 @@ class AuditLog:
             os.fsync(descriptor)
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with the chain, a sentence each."""
+        """The faults of the chain, a sentence each."""
         last: Record | None = None
         try:
             for record in self.records():
@@ -164,11 +174,11 @@ class AuditLog:
             yield str(error)
 
     def page(self, policy: str, limit: int, before: int) -> AuditPage:
-        """The newest `limit` records of a policy (empty: of all) whose number is below `before`, and what is wrong with the log."""
-        faults = list(islice(self.faults(), FAULTS_TOLD_MAX))
+        """The newest `limit` records of a policy (empty: of all policies) with numbers below `before`, and the log's faults."""
+        faults = list(islice(self.faults(), AUDIT_FAULTS_MAX))
         found: deque[Record] = deque(maxlen=limit + 1)
         with contextlib.suppress(InvalidArtifactError):
-            # The line that cannot be read is among the faults.
+            # `faults` reports an unreadable line
             found.extend(each for each in self.records() if policy in ("", each.policy) and each.sequence < before)
         records = list(reversed(found))
         is_cut = len(records) > limit
@@ -177,7 +187,7 @@ class AuditLog:
     def _tail(self) -> bytes:
         try:
             with self._path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+                file.seek(max(0, os.fstat(file.fileno()).st_size - AUDIT_TAIL_BYTES))
                 return file.read()
         except FileNotFoundError:
             return b""

@@ -1,4 +1,4 @@
-"""Daemon locks: a running daemon says which version it serves by a locked file, which its death unlocks however it dies."""
+"""Daemon locks: a running daemon locks a file for each version that it serves. The kernel unlocks it when the daemon dies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOCKS_NAME: Final = "leases"
 
 
 class DaemonLock:
-    """Keeps `gc` from a version for as long as it is open. Owns its file: `close` gives it back."""
+    """Protects a version from `gc` until it is closed. Owns its file, which `close` removes."""
 
     def __init__(self, root: Path, digest: str) -> None:
         folder = root / LOCKS_NAME
@@ -23,7 +23,7 @@ class DaemonLock:
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Gives the version up."""
+        """Releases the version."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
@@ -37,17 +37,17 @@ class DaemonLock:
 
 
 def locked_digests(root: Path) -> set[str]:
-    """The digests that living processes hold. For who holds the lock of the store: a lock is made under it."""
+    """The digests that running daemons lock. The caller holds the store's lock, under which daemon locks are made."""
     return {f"sha256:{path.name.partition('.')[0]}" for path in _lock_files(root) if is_held(path)}
 
 
 def stale_locks(root: Path) -> list[Path]:
-    """The files of processes that are gone. For who holds the lock of the store."""
+    """The lock files of ended processes. The caller holds the store's lock."""
     return [path for path in _lock_files(root) if not is_held(path)]
 
 
 def is_held(path: Path) -> bool:
-    """Whether the process that made a lock still lives."""
+    """Whether the process that made a lock file still runs."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

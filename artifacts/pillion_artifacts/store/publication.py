@@ -1,4 +1,4 @@
-"""Takes the files of a folder into the store as a new version: copied, hashed and looked at before anybody can read them."""
+"""Publication: copies, hashes and checks the files of a version before anyone can read them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
 from pillion_artifacts.card.layers import CARD_NAME, KINDS, MODEL_NAME, kind_of
 from pillion_artifacts.errors import InvalidArtifactError, VersionExistsError
-from pillion_artifacts.names import ref_name, spoken
+from pillion_artifacts.names import ref_name, version_name
 from pillion_artifacts.oci.blobs import Progress, map_file
 from pillion_artifacts.oci.manifest import (
     ARTIFACT_TYPE,
@@ -29,15 +29,15 @@ from pillion_artifacts.store.transaction import Change, Staged
 
 
 def stage_layers(change: Change, folder: Path, policy: str, version: str, progress: Progress) -> list[Descriptor]:
-    """Copies the files of a version into the change and looks at the copies; gives their descriptors.
+    """Copies the files of a version into the change, checks the copies, and returns their descriptors.
 
-    Raises `InvalidArtifactError` for what is missing, not known, or not what it should be.
+    Raises `InvalidArtifactError` for a missing, unknown or wrong file.
     """
-    whose = spoken(policy, version)
-    _check_names(folder, whose)
+    what = version_name(policy, version)
+    _check_names(folder, what)
     present = [kind for kind in KINDS if kind.required or os.path.lexists(folder / kind.title)]
     staged = {
-        kind.title: change.stage_file(folder / kind.title, kind.bytes_max, f"{whose}: {kind.title}", progress)
+        kind.title: change.stage_file(folder / kind.title, kind.bytes_max, f"{what}: {kind.title}", progress)
         for kind in present
     }
     check_staged(staged, policy, version)
@@ -48,35 +48,35 @@ def stage_layers(change: Change, folder: Path, policy: str, version: str, progre
 
 
 def check_staged(staged: dict[str, Staged], policy: str, version: str) -> None:
-    """Raises `InvalidArtifactError` for files, by their names, that no loader should see."""
-    whose = spoken(policy, version)
+    """Raises `InvalidArtifactError` if one of the staged files, by name, should reach no loader."""
+    what = version_name(policy, version)
     card = check_card(staged[CARD_NAME].path.read_bytes(), policy, version)
     for title, copy in staged.items():
         if title == MODEL_NAME:
-            check_model(map_file(copy.path), card, f"{whose}: {title}")
+            check_model(map_file(copy.path), card, f"{what}: {title}")
         else:
-            check_graph(map_file(copy.path), title, f"{whose}: {title}")
+            check_graph(map_file(copy.path), title, f"{what}: {title}")
 
 
 def check_is_new(root: Path, index: Index, policy: str, version: str, digest: str) -> None:
-    """Raises `VersionExistsError` where that version is there, or was there with other content.
+    """Raises `VersionExistsError` if the version exists, or existed with other content.
 
-    A version that was collected may come back as what it was, and as nothing else.
+    A version that `gc` removed may come back only with the same content.
     """
     entry = index.find(policy, version)
     if entry is not None:
         same = "the same content" if entry.digest == digest else f"this is {digest}"
-        raise VersionExistsError(f"{spoken(policy, version)} is published already, as {entry.digest}; {same}")
+        raise VersionExistsError(f"{version_name(policy, version)} is published already, as {entry.digest}; {same}")
     for record in AuditLog(root).records():
         published = record.action in ("publish", "import") and (record.policy, record.version) == (policy, version)
         if published and record.digest != digest:
             raise VersionExistsError(
-                f"{spoken(policy, version)} was published before, as {record.digest}; a version never changes"
+                f"{version_name(policy, version)} was published before, as {record.digest}; a version never changes"
             )
 
 
 def index_entry(policy: str, version: str, digest: str, size: int, at: str, by: str) -> Descriptor:
-    """The entry of a version in the index."""
+    """The index entry of a version."""
     annotations = {
         TITLE: policy,
         VERSION: version,
@@ -88,16 +88,16 @@ def index_entry(policy: str, version: str, digest: str, size: int, at: str, by: 
 
 
 def attestation_entry(manifest: AttestationManifest, data: bytes) -> Descriptor:
-    """The entry of an attestation in the index."""
+    """The index entry of an attestation."""
     annotations = {**manifest.annotations, SUBJECT: manifest.subject.digest}
     return Descriptor(MANIFEST_MEDIA_TYPE, digest_of(data), len(data), annotations, manifest.artifact_type)
 
 
-def _check_names(folder: Path, whose: str) -> None:
+def _check_names(folder: Path, what: str) -> None:
     if not folder.is_dir():
-        raise InvalidArtifactError(f"{whose}: expected a folder with {MODEL_NAME} and {CARD_NAME}, got {str(folder)!r}")
+        raise InvalidArtifactError(f"{what}: expected a folder with {MODEL_NAME} and {CARD_NAME}, got {str(folder)!r}")
     for entry in sorted(folder.iterdir()):
         try:
             kind_of(entry.name)
         except InvalidArtifactError as error:
-            raise InvalidArtifactError(f"{whose}: {error}") from None
+            raise InvalidArtifactError(f"{what}: {error}") from None

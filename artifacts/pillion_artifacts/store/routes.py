@@ -1,21 +1,26 @@
-"""Routes: what a daemon lets new episodes lease, kept in the store, so that it is the same after a restart."""
+"""Routes: which versions a daemon serves to new episodes, kept in the store so that a restart changes nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from pillion_artifacts.errors import UNREADABLE, InvalidArtifactError, MissingFileError
-from pillion_artifacts.limits import ROUTES_MAX, STATE_BYTES_MAX
-from pillion_artifacts.oci.blobs import read_small
+from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.limits import ROUTES_MAX
+from pillion_artifacts.names import checked_policy
+from pillion_artifacts.store.audit_log import Action
+from pillion_artifacts.store.state_files import encode_list, read_list
+
+if TYPE_CHECKING:
+    from pillion_artifacts.store.store import Store
 
 ROUTES_NAME: Final = "routes"
 
 
 class RouteArm(msgspec.Struct, frozen=True):
-    """A share of the new episodes that another version than the stable one answers."""
+    """A version other than the stable one, and its share of the new episodes."""
 
     name: str
     version: str
@@ -25,23 +30,22 @@ class RouteArm(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The route of those daemons that were told to serve `asked` of a policy."""
+    """The traffic split of the daemons that serve `asked` of a policy."""
 
     policy: str
     asked: str
-    """What stands behind the `@` of their `store.policy`: an alias, a range, a version, a digest; or nothing."""
+    """The part of their `store.policy` after the `@`: an alias, a range, a version, a digest, or nothing."""
     version: str
     digest: str
-    """The stable version. Whoever follows an alias goes by that instead."""
+    """The digest of the stable version. A daemon that follows an alias uses the alias's version instead."""
     arms: list[RouteArm] = []
     was_version: str = ""
     was_digest: str = ""
-    """The stable version before; kept by `gc`, so that a rollback finds it."""
+    """The previous stable version; `gc` keeps it, so that a rollback finds it."""
 
     def digests(self) -> set[str]:
-        """Every version that it names."""
-        named = {self.digest, self.was_digest, *(arm.digest for arm in self.arms)}
-        return named - {""}
+        """The digests of all versions that the route names."""
+        return {self.digest, self.was_digest, *(arm.digest for arm in self.arms)} - {""}
 
 
 def route_target(policy: str) -> str:
@@ -49,37 +53,34 @@ def route_target(policy: str) -> str:
     return f"{ROUTES_NAME}/{policy}.json"
 
 
-def encode_routes(routes: list[Route]) -> bytes:
-    """The bytes of the file of a policy's routes."""
-    return msgspec.json.encode(routes) + b"\n"
-
-
 def read_routes(root: Path, policy: str) -> list[Route]:
-    """The routes of a policy; raises `InvalidArtifactError` where the file is none."""
+    """Reads the routes of a policy. Raises `InvalidArtifactError` for a damaged file."""
     target = route_target(policy)
-    try:
-        routes = msgspec.json.decode(read_small(root / target, STATE_BYTES_MAX, target), type=list[Route])
-    except MissingFileError:
-        return []
-    except UNREADABLE as error:
-        raise InvalidArtifactError(f"{target}: {error}") from None
+    routes = read_list(root, target, list[Route])
     if any(route.policy != policy for route in routes):
         raise InvalidArtifactError(f"{target}: expected routes of {policy}, got some of another policy")
     return routes
 
 
 def find_route(root: Path, policy: str, asked: str) -> Route | None:
-    """The route of daemons that were told to serve `asked`, where there is one; raises `InvalidArtifactError`."""
+    """The route of daemons that were started with `asked`, None if there is none. Raises `InvalidArtifactError`."""
     return next((route for route in read_routes(root, policy) if route.asked == asked), None)
 
 
-def with_route(routes: list[Route], route: Route) -> list[Route]:
-    """The routes with this one in the place of its predecessor; the oldest of too many is left out."""
-    others = [each for each in routes if each.asked != route.asked]
-    return [*others[1 - ROUTES_MAX :], route]
-
-
 def routed_digests(root: Path) -> set[str]:
-    """The versions that some route names; raises `InvalidArtifactError`."""
+    """The digests of all versions that a route names. Raises `InvalidArtifactError` for a damaged file."""
     policies = [path.stem for path in sorted((root / ROUTES_NAME).glob("*.json"))]
     return {digest for policy in policies for route in read_routes(root, policy) for digest in route.digests()}
+
+
+def keep_route(store: Store, action: Action, route: Route, *, was: str = "", by: str = "", reason: str = "") -> None:
+    """Keeps a route, in place of the one for the same `asked`. Raises `StoreError`."""
+    with store.change(f"{route.policy}: route") as change:
+        others = [each for each in read_routes(store.root, route.policy) if each.asked != route.asked]
+        # beyond the bound, the oldest route is dropped
+        routes = [*others[1 - ROUTES_MAX :], route]
+        change.write(route_target(checked_policy(route.policy)), encode_list(routes))
+        record = store.record(
+            action, by, reason, policy=route.policy, version=route.version, digest=route.digest, was=was
+        )
+        change.commit([record])

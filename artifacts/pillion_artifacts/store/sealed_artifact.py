@@ -1,4 +1,4 @@
-"""A version as it is handed to a loader: files in memory that nobody can change, hashed while they were copied there."""
+"""A version for a loader: its files in sealed memory that nobody can change, hashed while they were copied."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | f
 
 
 class SealedArtifact(msgspec.Struct, frozen=True):
-    """A policy version whose every byte has been checked against its digest. Owns its descriptors: `close` ends them."""
+    """A policy version whose every byte has been checked against its digest. Owns its descriptors; `close` closes them."""
 
     policy: str
     version: str
@@ -32,7 +32,7 @@ class SealedArtifact(msgspec.Struct, frozen=True):
     """`sha256:` and 64 hexadecimal digits: the hash of the manifest, which hashes the rest."""
     card: ModelCard
     files: dict[str, int]
-    """A sealed memfd for each file but the card, by its name; no child inherits them by itself."""
+    """A sealed memfd for each file except the card, by name. Child processes do not inherit them."""
 
     @property
     def model(self) -> int:
@@ -41,11 +41,11 @@ class SealedArtifact(msgspec.Struct, frozen=True):
 
     @property
     def golden(self) -> int:
-        """The memfd of the golden pairs, -1 where there are none."""
+        """The memfd of the golden pairs, -1 if there are none."""
         return self.files.get(GOLDEN_NAME, -1)
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         for descriptor in self.files.values():
             os.close(descriptor)
 
@@ -59,9 +59,9 @@ class SealedArtifact(msgspec.Struct, frozen=True):
 
 
 def seal_artifact(store: Store, resolved: Resolved) -> SealedArtifact:
-    """The version, checked as `Store.read` checks it, in the memory of one chunk beside the sealed copies.
+    """Reads a version into sealed memory, with the checks of `Store.read`. Needs one chunk of other memory.
 
-    Raises `InvalidArtifactError`, and `StoreError` where there is no memory for it. The caller closes it.
+    Raises `InvalidArtifactError`, and `StoreError` if there is not enough memory. The caller closes the result.
     """
     manifest = store.manifest(resolved)
     card = store.card(resolved, manifest)
@@ -77,35 +77,35 @@ def seal_artifact(store: Store, resolved: Resolved) -> SealedArtifact:
 
 
 def seal_bytes(data: bytes) -> int:
-    """A sealed memfd that holds these bytes; the caller owns it."""
+    """Makes a sealed memfd with these bytes. The caller owns it."""
     with _sealing() as descriptor:
         write_all(descriptor, data)
     return descriptor
 
 
-def _seal_layer(store: Store, layer: Descriptor, sealed: SealedArtifact, whose: str) -> None:
-    """Copies a file into `sealed`, and looks at the copy as at publication."""
-    check_size(layer.size, kind_of(layer.title).bytes_max, whose)
+def _seal_layer(store: Store, layer: Descriptor, sealed: SealedArtifact, what: str) -> None:
+    """Copies a file into `sealed`, and checks the copy as publication does."""
+    check_size(layer.size, kind_of(layer.title).bytes_max, what)
     hashed = hashlib.sha256()
-    with open_blob(store.root, layer, whose) as file, _sealing(whose) as descriptor:
+    with open_blob(store.root, layer, what) as file, _sealing(what) as descriptor:
         sealed.files[layer.title] = descriptor
         for chunk in chunks_of(file):
             hashed.update(chunk)
             write_all(descriptor, chunk)
-    check_content(hashed.hexdigest(), os.fstat(descriptor).st_size, layer, whose)
+    check_content(hashed.hexdigest(), os.fstat(descriptor).st_size, layer, what)
     content = map_descriptor(descriptor)
     if layer.title == MODEL_NAME:
-        check_model(content, sealed.card, whose)
+        check_model(content, sealed.card, what)
     else:
-        check_graph(content, layer.title, whose)
+        check_graph(content, layer.title, what)
 
 
 @contextmanager
-def _sealing(whose: str = "artifact") -> Iterator[int]:
-    """A memfd to be written to, which is sealed after the block."""
+def _sealing(what: str = "artifact") -> Iterator[int]:
+    """Makes a memfd for the block to write to, and seals it afterwards."""
     descriptor = os.memfd_create("pillion-artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         yield descriptor
     except OSError as error:
-        raise StoreError.from_os(whose, error) from None
+        raise StoreError.from_os(what, error) from None
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)

@@ -1,15 +1,16 @@
-"""One change of the store: prepared beside it, decided by one rename, then carried out, and carried out again if need be.
+"""One change of the store, as a transaction that survives a crash at any step.
 
 Rule: a change is *staged* (files in a folder of its own, which nobody reads), *decided* (its intent is renamed to
-`intent.json`, under the lock), *carried out* (files are renamed into place, the audit log is appended to, files are
-removed) and *done* (the intent is removed). Who dies before the decision leaves a staging folder, which the next change
-sweeps away. Who dies after it leaves an intent, which the next command carries out. So the store reads as before or as
-after, and a change of several files is one change.
+`intent.json`, under the lock), *carried out* (files are renamed into place, records appended to the audit log, files
+removed) and *done* (the intent is removed). A process killed before the decision leaves a staging folder, which the next
+change removes. A process killed after it leaves an intent, which the next command carries out. So readers see the store as
+before or as after the change, also if the change writes several files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -35,6 +36,9 @@ LAYOUT_NAME: Final = "oci-layout"
 LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 INTENT_NAME: Final = "intent.json"
 LOCK_NAME: Final = "lock"
+READ_ONLY_NAME: Final = "read-only"
+"""The mark of a store that is never written to, such as the policies that ship."""
+
 STAGING_NAME: Final = "staging"
 
 _OWNER_NAME: Final = "owner"
@@ -46,18 +50,18 @@ _TARGET = re.compile(
     r"|evaluations\.json|routes/[a-z0-9-]+\.json"
     r"|quarantine/[0-9a-f]{64}|leases/[0-9a-f]{64}\.[0-9a-z_]+"
 )
-"""What a change may write or remove: an intent that somebody planted reaches nothing else."""
+"""The files that a change may write or remove. A forged intent reaches no others."""
 
 
 class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the staging folder, or of the store, and where it comes to lie."""
+    """A rename of a file in the staging folder or the store. Both paths are relative to the store."""
 
     source: str
     target: str
 
 
 class Staged(msgspec.Struct, frozen=True):
-    """A blob that waits for the decision."""
+    """A staged blob."""
 
     path: Path
     digest: str
@@ -65,7 +69,7 @@ class Staged(msgspec.Struct, frozen=True):
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a change that is decided does."""
+    """The content of a decided change."""
 
     folder: str
     moves: list[Move]
@@ -74,14 +78,14 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Change:
-    """A change in the making. Owns its staging folder; leaving it undecided leaves the store as it was.
+    """A change that is not decided yet. Owns its staging folder. Without a commit, the store stays as it is.
 
-    `whose` is what errors are about. Raises `StoreError` where the file system refuses.
+    Errors start with `what`. Raises `StoreError` if the file system refuses.
     """
 
-    def __init__(self, root: Path, whose: str) -> None:
+    def __init__(self, root: Path, what: str) -> None:
         self._root = root
-        self._whose = whose
+        self._what = what
         self._folder = Path()
         self._owner = -1
         self._moves: dict[str, Move] = {}
@@ -90,8 +94,9 @@ class Change:
         self._owes = False
 
     def __enter__(self) -> Self:
-        with refusals(self._whose):
+        with refusals(self._what):
             _check_is_store(self._root)
+            _check_may_change(self._root)
             (self._root / STAGING_NAME).mkdir(parents=True, exist_ok=True)
             with locked(self._root):
                 settle(self._root)
@@ -106,7 +111,7 @@ class Change:
     ) -> None:
         try:
             if self._folder.exists():
-                # what cannot be removed now, the next change sweeps away
+                # the next change removes what cannot be removed now
                 with contextlib.suppress(OSError, StoreError), locked(self._root):
                     self._clear()
         finally:
@@ -114,8 +119,8 @@ class Change:
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:
-        """Holds the lock: nobody else changes the store until the block ends, and with it the change."""
-        with refusals(self._whose), locked(self._root):
+        """Holds the store's lock during the block, and ends the change after it."""
+        with refusals(self._what), locked(self._root):
             settle(self._root)
             try:
                 yield
@@ -123,37 +128,37 @@ class Change:
                 self._clear()
 
     def read_index(self) -> Index:
-        """The index as it stands, an empty one where there is none yet."""
+        """The current index, an empty one in a new store."""
         path = self._root / INDEX_NAME
         if not path.exists():
             return EMPTY_INDEX
         return decode_index(read_small(path, INDEX_BYTES_MAX, INDEX_NAME))
 
-    def stage_file(self, source: Path, bytes_max: int, whose: str, progress: Progress = no_progress) -> Staged:
-        """Copies a file into the staging folder and hashes what it copies."""
-        with open_regular(source, whose) as file:
+    def stage_file(self, source: Path, bytes_max: int, what: str, progress: Progress = no_progress) -> Staged:
+        """Copies a file into the staging folder and hashes it."""
+        with open_regular(source, what) as file:
             size = os.fstat(file.fileno()).st_size
             if size > bytes_max:
-                raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got {size}")
-            return self.stage_chunks(chunks_of(file), bytes_max, whose, progress)
+                raise InvalidArtifactError(f"{what}: expected at most {bytes_max} bytes, got {size}")
+            return self.stage_chunks(chunks_of(file), bytes_max, what, progress)
 
     def stage_chunks(
         self,
         chunks: Iterator[memoryview] | Iterator[bytes],
         bytes_max: int,
-        whose: str,
+        what: str,
         progress: Progress = no_progress,
     ) -> Staged:
-        """Writes a blob of these chunks; nothing more is written than `bytes_max`."""
+        """Stages a blob of these chunks. Raises `InvalidArtifactError` before it writes more than `bytes_max` bytes."""
         hashed = hashlib.sha256()
         size = 0
-        with refusals(self._whose):
+        with refusals(self._what):
             descriptor, name = tempfile.mkstemp(dir=self._folder)
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 for chunk in chunks:
                     size += len(chunk)
                     if size > bytes_max:
-                        raise InvalidArtifactError(f"{whose}: expected at most {bytes_max} bytes, got more")
+                        raise InvalidArtifactError(f"{what}: expected at most {bytes_max} bytes, got more")
                     hashed.update(chunk)
                     write_all(descriptor, chunk)
                     progress(len(chunk))
@@ -164,12 +169,12 @@ class Change:
         return Staged(Path(name), digest, size)
 
     def stage_blob(self, data: bytes) -> str:
-        """Stages a blob that is at hand, and gives its digest."""
-        return self.stage_chunks(iter([data]), len(data), self._whose).digest
+        """Stages a blob and returns its digest."""
+        return self.stage_chunks(iter([data]), len(data), self._what).digest
 
     def write(self, target: str, data: bytes) -> None:
         """Stages a small file of the store."""
-        with refusals(self._whose):
+        with refusals(self._what):
             descriptor, name = tempfile.mkstemp(dir=self._folder)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -180,7 +185,7 @@ class Change:
         self._state[target] = digest_of(data)
 
     def write_index(self, index: Index) -> None:
-        """Stages the index, sorted: the same entries give the same bytes."""
+        """Stages the index, sorted, so that the same entries have the same bytes."""
         ordered = sorted(
             index.manifests,
             key=lambda entry: (entry.title, entry.artifact_type, precedence(entry.version), entry.digest),
@@ -188,21 +193,21 @@ class Change:
         self.write(INDEX_NAME, encode_json(index.replaced(ordered)))
 
     def remove(self, target: str) -> None:
-        """Removes a file of the store, once the change is decided."""
+        """Removes a file of the store when the change is carried out."""
         self._removals.append(_checked(target))
         if not target.startswith(("blobs/", "leases/")):
             self._state[target] = ""
 
     def quarantine(self, digest: str) -> None:
-        """Moves a blob to where nothing reads it."""
+        """Moves a blob to the quarantine folder, which nothing reads."""
         digits = digest.removeprefix("sha256:")
         source, target = f"blobs/sha256/{digits}", f"quarantine/{digits}"
         self._moves[target] = Move(_checked(source), _checked(target))
 
     def commit(self, records: list[Record]) -> None:
-        """Decides the change and carries it out. Only inside `deciding`.
+        """Decides the change and carries it out. The caller is inside `deciding`.
 
-        Where the file system refuses after the decision, the change holds all the same: the next command completes it.
+        If the file system refuses after the decision, the change stays decided and the next command completes it.
         """
         if not (self._root / LAYOUT_NAME).exists():
             self.write(LAYOUT_NAME, LAYOUT)
@@ -223,8 +228,8 @@ class Change:
         self._owes = False
 
     def _clear(self) -> None:
-        """Removes the staging folder. For who holds the lock: else another change could sweep the same folder meanwhile."""
-        # what was decided and not carried out needs its files
+        """Removes the staging folder. The caller holds the lock, so that no other change sweeps the folder meanwhile."""
+        # a decided change needs its files until it is carried out
         if not self._owes:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -233,7 +238,7 @@ class Change:
 
 
 def settle(root: Path) -> None:
-    """Carries out what was decided and not done. For who holds the lock."""
+    """Carries out a decided change that is not done. The caller holds the lock."""
     path = root / INTENT_NAME
     if not path.exists():
         return
@@ -245,16 +250,16 @@ def settle(root: Path) -> None:
 
 
 def settle_for_reading(root: Path) -> None:
-    """Completes what a killed command left, where this process may write; else the store is read as it stands."""
+    """Completes the change of a killed command, if this process may write to the store."""
     if not (root / INTENT_NAME).exists():
         return
-    # a reader that may not write sees each file as before or as after
+    # a reader without write access sees each file as before or as after the change
     with contextlib.suppress(OSError), locked(root):
         settle(root)
 
 
 def sweep(root: Path) -> list[str]:
-    """Removes the staging folders whose owners are gone, and names them. For who holds the lock."""
+    """Removes the staging folders of ended processes and returns their names. The caller holds the lock."""
     swept = stale_stagings(root)
     for name in swept:
         shutil.rmtree(root / STAGING_NAME / name)
@@ -262,7 +267,7 @@ def sweep(root: Path) -> list[str]:
 
 
 def stale_stagings(root: Path) -> list[str]:
-    """The staging folders whose owners are gone. For who holds the lock."""
+    """The staging folders of ended processes. The caller holds the lock."""
     folder = root / STAGING_NAME
     names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
     return [name for name in names if not _is_owned(folder / name)]
@@ -270,9 +275,10 @@ def stale_stagings(root: Path) -> list[str]:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds the lock of the store; raises `StoreError` where another command holds it for too long."""
+    """Holds the store's lock. Raises `StoreError` if another command holds it for too long, and `OSError`."""
     import filelock
 
+    _check_may_change(root)
     try:
         with filelock.FileLock(root / LOCK_NAME, timeout=LOCK_S_MAX):
             yield
@@ -282,7 +288,7 @@ def locked(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_where_possible(root: Path) -> Iterator[None]:
-    """Holds the lock, where this process may: else another command may change the store meanwhile."""
+    """Holds the lock if this process may write. Otherwise another command may change the store meanwhile."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(locked(root))
@@ -290,12 +296,12 @@ def locked_where_possible(root: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refusals(whose: str) -> Iterator[None]:
-    """Turns a refusal of the file system into one line about `whose`."""
+def refusals(what: str) -> Iterator[None]:
+    """Converts errors of the file system into `StoreError`s that start with `what`."""
     try:
         yield
     except OSError as error:
-        raise StoreError.from_os(whose, error) from None
+        raise StoreError.from_os(what, error) from None
 
 
 def _carry_out(root: Path, intent: Intent) -> None:
@@ -305,7 +311,7 @@ def _carry_out(root: Path, intent: Intent) -> None:
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True)
             folders |= {target.parent.parent, root}
-        # it is not there where this was done before
+        # a killed process may have moved it already
         if source.exists():
             source.replace(target)
             folders.add(target.parent)
@@ -332,7 +338,7 @@ def _checked_source(source: str, folder: str) -> str:
 
 
 def _is_owned(folder: Path) -> bool:
-    """Whether the process that made a staging folder still holds it."""
+    """Whether the process that made a staging folder still runs."""
     try:
         descriptor = os.open(folder / _OWNER_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -347,14 +353,20 @@ def _is_owned(folder: Path) -> bool:
 
 
 def _check_is_store(root: Path) -> None:
-    """Raises `StoreError` for a folder that holds something else: a mistyped path should not become a store."""
+    """Raises `StoreError` for a folder with foreign files, so that a mistyped path does not become a store."""
     if not root.is_dir():
         return
-    # looked at once: another change may be making the store meanwhile
+    # listed only once, because another change may be creating the store meanwhile
     names = {entry.name for entry in root.iterdir()}
     foreign = names - {LOCK_NAME, STAGING_NAME, INTENT_NAME, "blobs"}
     if foreign and not names & {INDEX_NAME, LAYOUT_NAME}:
-        raise StoreError(f"{root}: expected a store or an empty folder, got one that holds {min(foreign)!r}")
+        raise StoreError(f"{root}: expected a store or an empty folder, got one with {min(foreign)!r}")
+
+
+def _check_may_change(root: Path) -> None:
+    """Raises the error of a read-only file system if the store is marked read-only. Not even a lock file is left in it."""
+    if (root / READ_ONLY_NAME).exists():
+        raise OSError(errno.EROFS, f"the store is marked read-only: to change it, copy it without {READ_ONLY_NAME!r}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Signatures, keys, and whose signatures count for which policy."""
+"""Keys, signatures, the trust policy, and the verification of versions."""

@@ -1,4 +1,4 @@
-"""What was said about a version, as artifacts of their own that refer to it (OCI calls them referrers)."""
+"""Attestations: signed statements about a version, stored as artifacts that refer to it (OCI's referrers)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pillion_artifacts.verify.statement import ENVELOPE_MEDIA_TYPE
 
 
 def read_attestation(store: Store, resolved: Resolved, entry: Descriptor) -> list[bytes]:
-    """The envelopes of one attestation about a version, hashed; raises `InvalidArtifactError`."""
-    whose = f"{resolved}: attestation"
-    manifest = decode_attestation(store.read_manifest(entry.digest, whose))
+    """Reads and hashes the envelopes of one attestation of a version. Raises `InvalidArtifactError`."""
+    what = f"{resolved}: attestation"
+    manifest = decode_attestation(store.read_manifest(entry.digest, what))
     if manifest.subject.digest != resolved.digest:
-        raise InvalidArtifactError(f"{whose}: it is about {manifest.subject.digest}")
+        raise InvalidArtifactError(f"{what}: its subject is {manifest.subject.digest}")
     return [
-        read_blob(store.root, layer, ATTESTATION_BYTES_MAX, whose)
+        read_blob(store.root, layer, ATTESTATION_BYTES_MAX, what)
         for layer in manifest.layers
         if layer.media_type == ENVELOPE_MEDIA_TYPE
     ]
 
 
 def read_envelopes(store: Store, resolved: Resolved) -> tuple[list[Any], list[str]]:
-    """The envelopes of a version, read and hashed, and a line for each one that cannot be read."""
+    """Reads and hashes the envelopes of a version. Returns them, and a line for each one that cannot be read."""
     from securesystemslib.dsse import Envelope
 
     envelopes = []
@@ -41,6 +41,6 @@ def read_envelopes(store: Store, resolved: Resolved) -> tuple[list[Any], list[st
             ]
         except ArtifactError as error:
             faults.append(str(error))
-        except Exception as error:  # noqa: BLE001 - the library does not say what it raises for what is no envelope
+        except Exception as error:  # noqa: BLE001 - the library does not document what it raises for invalid envelopes
             faults.append(f"{resolved}: attestation: no DSSE envelope: {type(error).__name__}: {error}")
     return envelopes, faults

@@ -1,6 +1,6 @@
-"""Keys that sign policies: Ed25519 in PEM files, the private one encrypted where a passphrase is given.
+"""Keys that sign policies: Ed25519 in PEM files. A passphrase encrypts the private key.
 
-A private key may also lie in a hardware module or a cloud's key service: whatever URI securesystemslib takes.
+A private key may also be in a hardware module or a cloud's key service, by any URI that securesystemslib supports.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from pillion_artifacts.errors import ArtifactError, InvalidNameError
+from pillion_artifacts.limits import KEY_BYTES_MAX
 from pillion_artifacts.oci.blobs import read_small
 from pillion_artifacts.store.transaction import refusals
 
-KEY_BYTES_MAX: Final = 1 << 16
 PASSPHRASE_VARIABLE: Final = "PILLION_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 
 def generate_keys(path: Path, passphrase: str = "") -> str:
-    """Makes a key pair: the private key at `path`, for this user alone, the public one at `path.pub`; gives the key's id.
+    """Makes a key pair and returns its id: the private key at `path`, for this user only, the public key at `path.pub`.
 
-    Raises `StoreError` where a file of that name is there.
+    Raises `StoreError` if a file of that name exists.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -39,18 +39,18 @@ def generate_keys(path: Path, passphrase: str = "") -> str:
 
 
 def public_path(path: Path) -> Path:
-    """Where the public key of the private key at `path` lies."""
+    """The path of the public key for the private key at `path`."""
     return path.with_name(f"{path.name}.pub")
 
 
 def key_id(path: Path) -> str:
-    """The id of the public key at `path`; raises `ArtifactError`."""
+    """The id of the public key at `path`. Raises `ArtifactError`."""
     identity: str = read_public_key(path).keyid
     return identity
 
 
 def read_public_key(path: Path) -> Any:
-    """The securesystemslib key in a PEM file; raises `ArtifactError` where it is none, or not Ed25519."""
+    """Reads a PEM file as a securesystemslib key. Raises `ArtifactError` if it is no public Ed25519 key."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -67,9 +67,9 @@ def read_public_key(path: Path) -> Any:
 
 
 def open_signer(private: str, public: Path | None, passphrase: str = "") -> Any:
-    """The securesystemslib signer of a private key: a PEM file, or a URI with its public key beside it.
+    """Opens a private key as a securesystemslib signer: a PEM file, or a URI and its public key.
 
-    Raises `ArtifactError` where it cannot be had.
+    Raises `ArtifactError` if the key cannot be opened.
     """
     from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Signer
 
@@ -77,10 +77,10 @@ def open_signer(private: str, public: Path | None, passphrase: str = "") -> Any:
     if scheme not in SIGNER_FOR_URI_SCHEME:
         return _signer_of_file(Path(private), passphrase)
     if public is None:
-        raise InvalidNameError(f"{private}: expected the public key of it with --public, got none")
+        raise InvalidNameError(f"{private}: expected its public key with --public, got none")
     try:
         return Signer.from_priv_key_uri(private, read_public_key(public), lambda _: passphrase)
-    except Exception as error:  # noqa: BLE001 - whatever the driver of a module or the client of a cloud raises
+    except Exception as error:  # noqa: BLE001 - drivers and cloud clients raise errors of their own
         raise ArtifactError(f"{private}: {type(error).__name__}: {error}") from None
 
 
@@ -94,8 +94,8 @@ def _signer_of_file(path: Path, passphrase: str) -> Any:
     try:
         key = load_pem_private_key(data, passphrase.encode() or None)
     except TypeError:
-        asked = "a passphrase" if not passphrase else "no passphrase"
-        raise ArtifactError(f"{path}: expected {asked} in {PASSPHRASE_VARIABLE}") from None
+        needed = "a passphrase" if not passphrase else "no passphrase"
+        raise ArtifactError(f"{path}: expected {needed} in {PASSPHRASE_VARIABLE}") from None
     except (ValueError, UnsupportedAlgorithm):
         raise ArtifactError(f"{path}: expected a private key in PEM, or another passphrase") from None
     if not isinstance(key, Ed25519PrivateKey):

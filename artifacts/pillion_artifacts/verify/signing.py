@@ -1,4 +1,4 @@
-"""Signs versions, and reads the signatures of one. The signatures themselves are securesystemslib's."""
+"""Signs versions. securesystemslib makes the signatures."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from pillion_artifacts.oci.manifest import (
     encode_attestation,
     encode_json,
 )
+from pillion_artifacts.store.audit_log import current_user
 from pillion_artifacts.store.publication import attestation_entry
-from pillion_artifacts.store.store import Resolved, Store, who
+from pillion_artifacts.store.store import Resolved, Store
 from pillion_artifacts.store.transaction import Change
 from pillion_artifacts.verify.statement import ENVELOPE_MEDIA_TYPE, PAYLOAD_TYPE, Signed, make_statement
 from pillion_artifacts.verify.verification import Verifier
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """A signature that was put on a version."""
+    """A signature of a version."""
 
     policy: str
     version: str
@@ -40,22 +41,22 @@ class Signature(msgspec.Struct, frozen=True):
 def sign(
     store: Store, reference: str, signer: Any, *, expires_at: datetime | None = None, by: str = "", reason: str = ""
 ) -> Signature:
-    """Signs what `reference` means, after looking at every byte of it; `signer` is securesystemslib's.
+    """Verifies every byte of the version that `reference` means, and signs it; `signer` is securesystemslib's.
 
-    Raises `InvalidArtifactError` for a version that is not intact, which nobody should vouch for.
+    Raises `InvalidArtifactError` for a damaged version.
     """
     from securesystemslib.dsse import Envelope
 
     resolved = store.resolve(reference)
     verdict = Verifier(store).verify(resolved)
     if not verdict.intact:
-        raise InvalidArtifactError(f"what is damaged is not signed: {verdict.faults[0]}")
-    said = Signed(store.now(), by or who(), expires_at, reason)
-    envelope = Envelope(make_statement(str(resolved), resolved.digest, said), PAYLOAD_TYPE, {})
+        raise InvalidArtifactError(f"a damaged version is not signed: {verdict.faults[0]}")
+    predicate = Signed(store.now(), by or current_user(), expires_at, reason)
+    envelope = Envelope(make_statement(str(resolved), resolved.digest, predicate), PAYLOAD_TYPE, {})
     try:
         key: str = envelope.sign(signer).keyid
-    except Exception as error:  # noqa: BLE001 - whatever the driver of a module or the client of a cloud raises
-        raise ArtifactError(f"{resolved}: the key does not sign: {type(error).__name__}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - drivers and cloud clients raise errors of their own
+        raise ArtifactError(f"{resolved}: the key cannot sign: {type(error).__name__}: {error}") from None
     _attach(store, resolved, encode_json(envelope.to_dict()), by, reason or f"key {key}")
     return Signature(resolved.policy, resolved.version, resolved.digest, key, expires_at)
 
@@ -72,7 +73,7 @@ def _attach(store: Store, resolved: Resolved, envelope: bytes, by: str, reason: 
         with change.deciding():
             index: Index = change.read_index()
             if index.find(resolved.policy, resolved.version) is None:
-                raise InvalidArtifactError(f"{resolved}: it is gone")
+                raise InvalidArtifactError(f"{resolved} was removed meanwhile")
             manifest: AttestationManifest = decode_attestation(data)
             change.write_index(index.replaced([*index.manifests, attestation_entry(manifest, data)]))
             record = store.record(

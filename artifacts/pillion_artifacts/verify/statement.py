@@ -1,4 +1,4 @@
-"""What a signature says: an in-toto Statement v1 about the manifest of one version, inside a DSSE envelope.
+"""The signed statement: an in-toto Statement v1 about the manifest of one version, inside a DSSE envelope.
 
 Formats: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md and
 https://github.com/secure-systems-lab/dsse/blob/master/envelope.md.
@@ -21,14 +21,14 @@ Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """What a statement is about."""
+    """The subject of a statement."""
 
     name: str
     digest: dict[str, str]
 
 
 class Signed(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The predicate: who vouches for the version, since when and until when."""
+    """The predicate: who signed the version, when, and until when the signature counts."""
 
     signed_at: Moment
     signed_by: str = ""
@@ -37,7 +37,7 @@ class Signed(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """An in-toto statement with our predicate."""
+    """An in-toto statement with Pillion's predicate."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
     subject: Annotated[list[Subject], msgspec.Meta(min_length=1, max_length=1)]
@@ -46,13 +46,13 @@ class Statement(msgspec.Struct, frozen=True):
 
 
 def make_statement(name: str, digest: str, predicate: Signed) -> bytes:
-    """The bytes to be signed about the version with that manifest digest."""
+    """The bytes to sign for the version `name` with that manifest digest."""
     subject = Subject(name, {"sha256": digest.removeprefix("sha256:")})
     return msgspec.json.encode(Statement("https://in-toto.io/Statement/v1", [subject], PREDICATE_TYPE, predicate))
 
 
 def read_statement(payload: bytes, payload_type: str, name: str, digest: str) -> Signed:
-    """What a payload says about that very version; raises `InvalidArtifactError` where it is about something else."""
+    """Reads the predicate about a version. Raises `InvalidArtifactError` if the payload is about another subject."""
     if payload_type != PAYLOAD_TYPE:
         raise InvalidArtifactError(f"expected a payload of type {PAYLOAD_TYPE}, got {payload_type!r}")
     try:

@@ -1,6 +1,6 @@
-"""Whom we trust: which keys, how many of them, for which policies, until when. Part of the daemon's settings.
+"""The trust policy: which keys, and how many of them, must sign which policies. Part of the daemon's settings.
 
-This module imports no cryptography: where no rule speaks of a policy, none is needed.
+This module imports no cryptography, because a policy without a rule needs none.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 
 class TrustedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A public key, by a name of its own."""
+    """A public key and its name."""
 
     name: str
     path: str
     """A PEM file."""
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
-    """From then on nothing that it signed counts."""
+    """From then on its signatures do not count."""
 
 
 class TrustRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is asked of the policies whose names fit."""
+    """The signatures that policies with these names need."""
 
     policies: Annotated[list[str], msgspec.Meta(min_length=1)]
-    """Names, in which `*` stands for anything."""
+    """Policy names; `*` matches anything."""
     keys: Annotated[list[str], msgspec.Meta(min_length=1)]
     """Names of keys."""
     threshold: Annotated[int, msgspec.Meta(ge=1)] = 1
-    """So many different keys must have signed."""
+    """The number of different keys that must have signed."""
     required: bool = True
-    """Whether a policy that they did not sign is refused; else it is said."""
+    """Whether a policy without these signatures is refused; otherwise the daemon only logs it."""
 
 
 class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All rules; the first one that fits a policy is asked."""
+    """All rules. The first one that matches a policy applies."""
 
     required: bool = False
-    """Whether a policy that no rule fits is refused."""
+    """Whether a policy without a rule is refused."""
     keys: list[TrustedKey] = []
     rules: list[TrustRule] = []
 
@@ -63,12 +63,12 @@ class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"rules: threshold: expected at most {len(set(rule.keys))}, got {rule.threshold}")
 
     def rule_for(self, policy: str) -> TrustRule | None:
-        """The rule that speaks of a policy, or None."""
+        """The rule for a policy, None if there is none."""
         return next((rule for rule in self.rules if any(fnmatchcase(policy, name) for name in rule.policies)), None)
 
 
 def trust_of_keys(paths: list[Path], threshold: int | None) -> TrustPolicy:
-    """The policy that every version be signed with these keys, or so many of them. Raises `InvalidNameError`."""
+    """Requires `threshold` of these keys (None: all) for every version. Raises `InvalidNameError`."""
     keys = [TrustedKey(str(path), str(path)) for path in paths]
     try:
         return TrustPolicy(
@@ -79,7 +79,7 @@ def trust_of_keys(paths: list[Path], threshold: int | None) -> TrustPolicy:
 
 
 def trust_of_settings(file: Path) -> TrustPolicy:
-    """The `[trust]` of the daemon's settings in `file`; raises `InvalidNameError`."""
+    """Reads `[trust]` from the daemon's settings in `file`. Raises `InvalidNameError`."""
     try:
         section = tomllib.loads(file.read_text()).get("trust", {})
         return msgspec.convert(section, TrustPolicy)
@@ -90,18 +90,18 @@ def trust_of_settings(file: Path) -> TrustPolicy:
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """What was found of one version."""
+    """The result of checking one version."""
 
     signed_by: list[str] = []
     """The names of the keys whose signatures count."""
     faults: list[str] = []
-    """Why others do not, a line each."""
+    """Why other signatures do not count, a line each."""
     refusal: str = ""
-    """Why the version must not be loaded; empty: it may."""
+    """Why the version must not be loaded, empty if it may be."""
 
 
 def check_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: datetime) -> Trust:
-    """Who vouches for a version; raises `UntrustedArtifactError` where it must not be loaded."""
+    """Checks the signatures of a version. Raises `UntrustedArtifactError` if it must not be loaded."""
     trust = examine_trust(store, resolved, policy, now)
     if trust.refusal:
         raise UntrustedArtifactError(trust.refusal)
@@ -109,10 +109,10 @@ def check_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: date
 
 
 def examine_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: datetime) -> Trust:
-    """Who vouches for a version, and whether that is enough."""
+    """Checks the signatures of a version, and reports a refusal instead of raising it."""
     rule = policy.rule_for(resolved.policy)
     if rule is None:
-        refusal = f"{resolved}: no rule of trust.rules speaks of it" if policy.required else ""
+        refusal = f"{resolved}: trust.rules has no rule for it" if policy.required else ""
         return Trust(refusal=refusal)
     keys = [key for key in policy.keys if key.name in rule.keys]
     signed_by: list[str] = []
@@ -121,17 +121,17 @@ def examine_trust(store: Store, resolved: Resolved, policy: TrustPolicy, now: da
         signed_by, faults = _signers(store, resolved, keys, now)
     if len(signed_by) >= rule.threshold or not rule.required:
         return Trust(signed_by, faults)
-    whom = ", ".join(key.name for key in keys)
+    names = ", ".join(key.name for key in keys)
     why = f" ({'; '.join(faults)})" if faults else ""
     refusal = (
-        f"{resolved}: expected signatures of {rule.threshold} of {whom}, "
+        f"{resolved}: expected signatures of {rule.threshold} of {names}, "
         f"got {', '.join(signed_by) or 'none'} that count{why}"
     )
     return Trust(signed_by, faults, refusal)
 
 
 def _signers(store: Store, resolved: Resolved, keys: list[TrustedKey], now: datetime) -> tuple[list[str], list[str]]:
-    """The names of the keys that signed, and why others do not count."""
+    """The names of the keys with valid signatures, and why other signatures do not count."""
     from pillion_artifacts.verify.attestations import read_envelopes
     from pillion_artifacts.verify.keys import read_public_key
 
@@ -161,18 +161,18 @@ def _signers(store: Store, resolved: Resolved, keys: list[TrustedKey], now: date
 
 
 def _fault(envelope: Any, key: TrustedKey, public: Any, resolved: Resolved, now: datetime) -> str:
-    """Why a signature does not count, or nothing."""
+    """Why a signature does not count, empty if it does."""
     from securesystemslib.exceptions import VerificationError
 
     try:
         envelope.verify([public], 1)
-        said = read_statement(envelope.payload, envelope.payload_type, str(resolved), resolved.digest)
+        predicate = read_statement(envelope.payload, envelope.payload_type, str(resolved), resolved.digest)
     except VerificationError:
         return "the signature is wrong"
     except ArtifactError as error:
         return str(error)
     if key.expires is not None and key.expires <= now:
         return f"the key expired at {key.expires.isoformat()}"
-    if said.expires_at is not None and said.expires_at <= now:
-        return f"the signature expired at {said.expires_at.isoformat()}"
+    if predicate.expires_at is not None and predicate.expires_at <= now:
+        return f"the signature expired at {predicate.expires_at.isoformat()}"
     return ""

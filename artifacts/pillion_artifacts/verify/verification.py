@@ -1,4 +1,4 @@
-"""Looks at versions without loading them: every byte hashed, in the memory of one chunk; each blob once, however often named."""
+"""Verifies versions without loading them: hashes every byte in chunks, and each blob only once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pillion_artifacts.verify.trust_policy import Trust, TrustPolicy, examine_tr
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What was found of one version."""
+    """The result of verifying one version."""
 
     policy: str
     version: str
@@ -26,10 +26,10 @@ class Verdict(msgspec.Struct, frozen=True):
     size_bytes: int = 0
     files: int = 0
     faults: list[str] = []
-    """A line each; empty: it is what was published, and signed where that is asked for."""
+    """A line each; empty if the version is as published, and signed if a trust policy requires that."""
     attestations: int = 0
     signed_by: list[str] = []
-    """The trusted keys that signed it, where it was looked at with a trust policy."""
+    """The trusted keys that signed it, if there is a trust policy."""
     seconds: float = 0.0
 
     @property
@@ -48,7 +48,7 @@ class Verifier:
         self._hashed: dict[tuple[str, int], str] = {}
 
     def verify(self, resolved: Resolved) -> Verdict:
-        """What is wrong with a version, or nothing; raises nothing for what is wrong with it."""
+        """Verifies a version. Faults of the version are reported, not raised."""
         started_s = time.monotonic()
         verdict = Verdict(resolved.policy, resolved.version, resolved.digest)
         try:
@@ -59,12 +59,12 @@ class Verifier:
         faults = [fault for descriptor in described if (fault := self.blob_fault(descriptor, str(resolved)))]
         if not faults:
             faults = self._content_faults(resolved, manifest)
-        said = self._index.about(resolved.digest)
-        faults += [fault for entry in said if (fault := self._attestation_fault(resolved, entry))]
+        attestations = self._index.about(resolved.digest)
+        faults += [fault for entry in attestations if (fault := self._attestation_fault(resolved, entry))]
         trust = self._examine_trust(resolved)
         return msgspec.structs.replace(
             verdict,
-            attestations=len(said),
+            attestations=len(attestations),
             signed_by=trust.signed_by,
             size_bytes=sum(descriptor.size for descriptor in described),
             files=len(manifest.layers),
@@ -72,9 +72,9 @@ class Verifier:
             seconds=time.monotonic() - started_s,
         )
 
-    def blob_fault(self, descriptor: Descriptor, whose: str) -> str:
-        """What is wrong with a blob, or nothing; it is hashed the first time that it is asked about."""
-        about = f"{whose}: {descriptor.title or 'config'}"
+    def blob_fault(self, descriptor: Descriptor, what: str) -> str:
+        """The fault of a blob, empty if there is none. Only the first call hashes the blob."""
+        about = f"{what}: {descriptor.title or 'config'}"
         key = (descriptor.digest, descriptor.size)
         if key not in self._hashed:
             self._hashed[key] = _fault(lambda: check_blob(self._store.root, descriptor, "", self._progress))
@@ -93,23 +93,23 @@ class Verifier:
         return [fault for fault in [_fault(lambda: self._check_contents(resolved, manifest))] if fault]
 
     def _check_contents(self, resolved: Resolved, manifest: Manifest) -> None:
-        root, whose = self._store.root, str(resolved)
+        root, what = self._store.root, str(resolved)
         card = self._store.card(resolved, manifest)
         for layer in manifest.layers:
             content = map_file(blob_path(root, layer.digest))
             if layer.title == MODEL_NAME:
-                check_model(content, card, f"{whose}: {layer.title}")
+                check_model(content, card, f"{what}: {layer.title}")
             else:
-                check_graph(content, layer.title, f"{whose}: {layer.title}")
+                check_graph(content, layer.title, f"{what}: {layer.title}")
 
 
 def all_versions(store: Store) -> list[Resolved]:
-    """Every version of the store."""
+    """All versions of the store."""
     return [Resolved(entry.title, entry.version, entry.digest) for entry in store.index().versions()]
 
 
 def _fault(check: Callable[[], object]) -> str:
-    """The line that `check` raises, or nothing."""
+    """The error that `check` raises, empty if it raises none."""
     try:
         check()
     except ArtifactError as error:

@@ -1,4 +1,4 @@
-"""The client of a Pillion daemon: observation in, action out.
+"""The client of a Pillion daemon: it sends observations and gets actions.
 
     import pillion
 
@@ -7,7 +7,7 @@
         action = episode.act(observation, deterministic=True)
         episode.end()
 
-`pillion.aio.connect` has the same words for asyncio; `pillion.Policy` is a Stable-Baselines3 `predict`.
+`pillion.aio.connect` has the same calls for asyncio. `pillion.Policy` has Stable-Baselines3's `predict`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
     "connect",
 ]
 
-_HOMES = {
+_MODULES = {
     "Episode": "session",
     "EpisodeGroup": "session",
     "EpisodeLostError": "errors",
@@ -68,13 +68,13 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Imports a public name at its first use.
 
-    Who does not need asyncio does not pay for `pillion.aio`, and `pillion --help` waits for neither numpy nor ZeroMQ.
+    So a blocking program does not import asyncio, and `pillion --help` waits for neither numpy nor ZeroMQ.
     """
     if name == "aio":
         return importlib.import_module("pillion.aio")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pillion.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"pillion.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

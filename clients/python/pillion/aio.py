@@ -1,4 +1,4 @@
-"""The same client for asyncio: the words of `pillion.session`, awaited. Runs on asyncio's loop and on uvloop."""
+"""The asyncio client: the calls of `pillion.session`, awaited. Runs on asyncio's loop and on uvloop."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import Any, Self
 from numpy.typing import ArrayLike
 
 from pillion.carriers.interface import Carrier, open_carrier
-from pillion.conversation import RESEND_S, TIMEOUT_S, Beginning, Conversation, Frames, Reply, is_rejected
-from pillion.described import Described
+from pillion.conversation import BegunGroup, Conversation, Frames, Reply, is_rejected
 from pillion.episode_base import EpisodeBase
 from pillion.errors import (
     EpisodeLostError,
     PillionError,
     RefusedError,
     RequestTimeoutError,
-    nobody_answers,
+    no_response,
 )
+from pillion.limits import RESEND_S, TIMEOUT_S
 from pillion.seeds import checked_seeds, random_seeds
+from pillion.session_base import SessionBase
 from pillion.tensors import Array, Observation, TensorCodec
 from pillion_protocol import Error, Goodbye, Ping
 from pillion_protocol.steps import ActStep
 
 
-class Session(Described):
-    """A conversation with a daemon. Made by `connect`; for one event loop. Episodes may act side by side."""
+class Session(SessionBase):
+    """A session with a daemon, for one event loop. `connect` creates it. Episodes may act concurrently."""
 
     def __init__(self, carrier: Carrier, conversation: Conversation, timeout_s: float) -> None:
         self._carrier = carrier
@@ -39,36 +40,36 @@ class Session(Described):
         self._codec: TensorCodec
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._unsent: dict[int, Frames] = {}
-        self._turn = asyncio.Lock()
+        self._begin_or_end = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(carrier.fileno(), self._on_readable)
 
     async def begin(self, seed: int | None = None) -> Episode:
-        """Begins one episode. The same seed draws the same actions; None draws a seed."""
+        """Begins one episode, as `pillion.session.Session.begin`."""
         seeds = random_seeds(1) if seed is None else checked_seeds([seed], 1)
         return Episode(self, await self._begin(seeds))
 
     async def begin_many(self, count: int, seeds: Sequence[int] | None = None) -> EpisodeGroup:
-        """Begins `count` episodes that act together, a row each; `seeds` holds one for each of them."""
+        """Begins `count` episodes that act together, as `pillion.session.Session.begin_many`."""
         drawn = random_seeds(count) if seeds is None else checked_seeds(seeds, count)
         return EpisodeGroup(self, await self._begin(drawn), count)
 
     async def ping(self) -> float:
-        """The seconds that the daemon takes to answer nothing at all.
+        """Returns the round trip of an empty request, in seconds.
 
-        Raises `EpisodeLostError` where it does not know this session any more.
+        Raises `EpisodeLostError` if the daemon no longer knows this session, `RequestTimeoutError`.
         """
         started_s = time.monotonic()
         self._conversation.ponged(await self._exchange(*self._conversation.ping()))
         return time.monotonic() - started_s
 
     async def close(self) -> None:
-        """Says goodbye and closes the connection; harmless to repeat."""
+        """Says goodbye and closes the connection. Calling it again does nothing."""
         if self._carrier.is_closed:
             return
         if self._conversation.is_open:
             self._carrier.send_now(self._conversation.goodbye("closed")[1])
-            self._conversation.closed("it was closed here")
+            self._conversation.closed("the session was closed here")
         self._loop.remove_reader(self._carrier.fileno())
         self._carrier.close()
         self._fail_all(self._conversation.lost())
@@ -85,58 +86,58 @@ class Session(Described):
         try:
             reply = await self._exchange(*self._conversation.hello())
         except RequestTimeoutError:
-            raise nobody_answers(self._carrier.address, self._timeout_s) from None
+            raise no_response(self._carrier.address, self._timeout_s) from None
         self._conversation.opened(reply)
         self._codec = TensorCodec(self._conversation.spec)
         self._carrier.expect([tensor.row_bytes for tensor in self._conversation.spec.outputs])
 
-    async def _begin(self, seeds: list[int]) -> Beginning:
+    async def _begin(self, seeds: list[int]) -> BegunGroup:
         slots = self._carrier.passes_memory
-        async with self._in_turn():
+        async with self._one_at_a_time():
             if self._conversation.is_open:
                 try:
                     return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds, slots)))
                 except EpisodeLostError:
-                    # The daemon was started again since: nothing of ours is lost by opening anew.
+                    # The daemon was restarted. A new episode loses nothing by that, so open a new session and begin there.
                     pass
             self._fail_all(self._conversation.lost())
             await self._open()
             return self._conversation.begun(await self._exchange(*self._conversation.begin(seeds, slots)))
 
     async def _end(self, episode: int) -> None:
-        async with self._in_turn():
+        async with self._one_at_a_time():
             self._conversation.ended(await self._exchange(*self._conversation.end(episode)))
 
     @asynccontextmanager
-    async def _in_turn(self) -> AsyncIterator[None]:
-        """Begins and ends go one at a time: the daemon repeats the reply to the last one only."""
+    async def _one_at_a_time(self) -> AsyncIterator[None]:
+        """Waits until no other begin or end is in flight, because the daemon keeps the reply to the last one only."""
         try:
-            await asyncio.wait_for(self._turn.acquire(), self._timeout_s)
+            await asyncio.wait_for(self._begin_or_end.acquire(), self._timeout_s)
         except TimeoutError:
             raise self._timed_out() from None
         try:
             yield
         finally:
-            self._turn.release()
+            self._begin_or_end.release()
 
     def _timed_out(self) -> RequestTimeoutError:
-        return RequestTimeoutError(f"no answer from {self._carrier.address} within {self._timeout_s:g} s")
+        return RequestTimeoutError(f"no response from {self._carrier.address} within {self._timeout_s:g} s")
 
-    async def _exchange(self, sequence: int, frames: Frames, useful_s: float = math.inf) -> Reply:
-        """Sends a request and waits for its answer, sending it again where none comes.
+    async def _exchange(self, sequence: int, frames: Frames, budget_s: float = math.inf) -> Reply:
+        """Sends a request and waits for its answer. Sends it again if no answer arrives.
 
-        What is of use for `useful_s` only is not sent later than that: its budget would begin anew over there.
+        It is never sent later than `budget_s`, because the daemon would count the budget from that moment.
         """
         if self._carrier.is_closed:
-            raise PillionError("this session was closed: connect again")
+            raise PillionError("this session is closed; connect again")
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._waiting[sequence] = answer
-        send_s_max = min(self._timeout_s, useful_s)
+        send_s_max = min(self._timeout_s, budget_s)
         resend = self._loop.call_later(RESEND_S, self._resend, sequence, frames, send_s_max - RESEND_S)
         too_late = self._loop.call_later(send_s_max, self._unsent.pop, sequence, None)
         try:
             self._send(sequence, frames)
-            return await asyncio.wait_for(answer, min(self._timeout_s, max(useful_s, RESEND_S)))
+            return await asyncio.wait_for(answer, min(self._timeout_s, max(budget_s, RESEND_S)))
         except TimeoutError:
             raise self._timed_out() from None
         finally:
@@ -146,10 +147,10 @@ class Session(Described):
             self._unsent.pop(sequence, None)
 
     def _send(self, sequence: int, frames: Frames) -> None:
-        """Sends a request now, or when there is a connection to send it on: the descriptor tells of that too."""
+        """Sends a request now, or as soon as there is a connection; the descriptor signals that too."""
         if not self._carrier.send_now(frames):
             self._unsent[sequence] = [bytes(frame) for frame in frames]
-        # A send may swallow the descriptor's edge: look before sleeping.
+        # A send may consume the edge of the descriptor: read before sleeping.
         self._on_readable()
 
     def _resend(self, sequence: int, frames: Frames, left_s: float) -> None:
@@ -157,7 +158,7 @@ class Session(Described):
         if waiting is None or waiting.done() or self._carrier.is_closed or left_s <= 0:
             return
         if isinstance(frames, ActStep) and frames.sequence != sequence:
-            # A newer act of the same handle was written in its place.
+            # A newer act of the same group has overwritten this one.
             return
         self._send(sequence, frames)
         if left_s > RESEND_S:
@@ -166,7 +167,7 @@ class Session(Described):
     def _on_readable(self) -> None:
         self._receive_all()
         while self._unsent and not self._carrier.is_closed:
-            # Looking at both at once swallows no edge: where neither is ready, the descriptor will tell.
+            # `readiness` reads both states at once and loses no edge: if neither is ready, the descriptor will signal.
             is_readable, is_writable = self._carrier.readiness()
             if is_writable:
                 sequence, frames = next(iter(self._unsent.items()))
@@ -186,15 +187,15 @@ class Session(Described):
             if answer is not None and not answer.done():
                 answer.set_result(reply)
             else:
-                self._heed(reply)
+                self._on_unsolicited(reply)
 
-    def _heed(self, reply: Reply) -> None:
-        """Takes what the daemon said unasked. A late answer is dropped."""
+    def _on_unsolicited(self, reply: Reply) -> None:
+        """Processes a message that answers no request. Late answers are dropped."""
         message = reply.message
         if isinstance(message, Ping):
             self._carrier.send_now(self._conversation.pong(message))
         elif isinstance(message, Goodbye):
-            self._conversation.closed(f"the daemon said goodbye ({message.reason})")
+            self._conversation.closed(f"the daemon ended the session ({message.reason})")
             self._fail_all(self._conversation.lost())
         elif isinstance(message, Error) and is_rejected(message):
             self._fail_all(RefusedError.from_wire(message))
@@ -206,16 +207,16 @@ class Session(Described):
 
 
 class Episode(EpisodeBase):
-    """One episode: a row without a row axis. Made by `Session.begin`."""
+    """One episode, without a row axis. `Session.begin` creates it."""
 
-    def __init__(self, session: Session, start: Beginning) -> None:
+    def __init__(self, session: Session, start: BegunGroup) -> None:
         super().__init__(session._conversation, session._codec, start, None)
         self._session = session
 
     async def act(
         self, observation: Observation, deterministic: bool = True, budget_us: int = 0, traceparent: str = ""
     ) -> Array:
-        """The action for one observation; as `pillion.session.Episode.act`."""
+        """Returns the action for one observation, as `pillion.session.Episode.act`."""
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()
         return self._take(
@@ -223,7 +224,7 @@ class Episode(EpisodeBase):
         )
 
     async def end(self) -> None:
-        """Ends the episode and gives its lease back; harmless to repeat, or where it is lost."""
+        """Ends the episode and returns its lease. Does nothing if it has ended or is lost."""
         await _end(self, self._session)
 
     async def __aenter__(self) -> Self:
@@ -236,12 +237,13 @@ class Episode(EpisodeBase):
 
 
 class EpisodeGroup(EpisodeBase):
-    """Several episodes that act together, a row each. Made by `Session.begin_many`."""
+    """An episode group: several episodes that act together, one row each. `Session.begin_many` creates it."""
 
-    def __init__(self, session: Session, start: Beginning, rows: int) -> None:
+    def __init__(self, session: Session, start: BegunGroup, rows: int) -> None:
         super().__init__(session._conversation, session._codec, start, rows)
         self._session = session
         self.rows = rows
+        """The number of rows."""
 
     async def act(
         self,
@@ -252,7 +254,7 @@ class EpisodeGroup(EpisodeBase):
         budget_us: int = 0,
         traceparent: str = "",
     ) -> Array:
-        """The actions for all rows; as `pillion.session.EpisodeGroup.act`."""
+        """Returns the actions of all rows, as `pillion.session.EpisodeGroup.act`."""
         sequence, frames = self._request(observations, deterministic, budget_us, episode_start, seeds, traceparent)
         sent_ns = time.monotonic_ns()
         return self._take(
@@ -260,7 +262,7 @@ class EpisodeGroup(EpisodeBase):
         )
 
     async def end(self) -> None:
-        """Ends the episodes and gives their leases back; harmless to repeat, or where they are lost."""
+        """Ends the episodes and returns their leases. Does nothing if they have ended or are lost."""
         await _end(self, self._session)
 
     async def __aenter__(self) -> Self:
@@ -272,8 +274,8 @@ class EpisodeGroup(EpisodeBase):
         await self.end()
 
 
-class Connecting:
-    """What `connect` gives: to be awaited, or entered with `async with`."""
+class PendingSession:
+    """A session that is not open yet: await it, or enter it with `async with`. `connect` returns it."""
 
     def __init__(self, address: str | None, conversation: Conversation, timeout_s: float) -> None:
         self._address = address
@@ -304,13 +306,13 @@ class Connecting:
         return session
 
 
-async def _end(handle: EpisodeBase, session: Session) -> None:
-    if not handle._mark_ended():
+async def _end(episode: EpisodeBase, session: Session) -> None:
+    if not episode._mark_ended():
         return
     try:
-        await session._end(handle._id)
+        await session._end(episode._id)
     except EpisodeLostError:
-        # Gone is what was asked for.
+        # The daemon no longer has it, which is what the caller wants.
         return
 
 
@@ -324,6 +326,12 @@ def connect(
     lock_step: bool = True,
     spec_hash: bytes = b"",
     fallback: str = "error",
-) -> Connecting:
-    """Opens a session with the daemon at `address`, or with this user's; the arguments and errors are those of `pillion.connect`."""
-    return Connecting(address, Conversation(client_name, policy, version, spec_hash, lock_step, fallback), timeout_s)
+) -> PendingSession:
+    """Opens a session with the daemon at `address`, or with this user's daemon.
+
+    Takes and raises the same as `pillion.connect`, but without `busy_poll_us`. The errors are raised when the result is
+    awaited, `ValueError` at once.
+    """
+    return PendingSession(
+        address, Conversation(client_name, policy, version, spec_hash, lock_step, fallback), timeout_s
+    )

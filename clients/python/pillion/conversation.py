@@ -1,6 +1,6 @@
-"""One session's half of the wire, without any socket: what to send, and what a received message means.
+"""The client's side of the protocol, without any I/O: what to send, and what a received message means.
 
-The blocking client, the asyncio client and the benches all speak through it. Hot path.
+The blocking client, the asyncio client and the bench share it. Hot path.
 """
 
 from __future__ import annotations
@@ -39,19 +39,14 @@ from pillion_protocol import (
 
 Frame = bytes | memoryview
 Frames = list[Frame]
-
-RESEND_S: Final = 1.0
-"""A request not answered for this long is sent again: the daemon answers a repeated one alike, and runs it once."""
-
-TIMEOUT_S: Final = 10.0
-"""How long a request waits for its answer unless the caller says otherwise."""
+"""The frames of one message: its head, then its tensors."""
 
 _LOST: Final = frozenset({ErrorCode.EPOCH_STALE, ErrorCode.SESSION_UNKNOWN})
 _REJECTED: Final = frozenset({ErrorCode.NOT_ALLOWED, ErrorCode.OVERLOADED})
 
 
 class Reply:
-    """A message that answers a request, the head that it was read from, and its tensor frames."""
+    """A message for this session, the head that it was decoded from, and its tensor frames."""
 
     __slots__ = ("head", "message", "tensors")
 
@@ -61,17 +56,18 @@ class Reply:
         self.tensors = tensors
 
 
-class Beginning(NamedTuple):
-    """A handle that was begun, and the shared memory of its slots, if it has some."""
+class BegunGroup(NamedTuple):
+    """A new episode group, and the shared memory of its slots if it has any."""
 
     begun: Begun
-    area: memoryview | None
+    slot_memory: memoryview | None
 
 
 class Conversation:
     """Numbers the requests of a session and recognises their answers.
 
-    Rule: it is *open* from a welcome until a goodbye or until the daemon does not know it; only a hello opens it.
+    Rule: it is *open* from a welcome until a goodbye, or until the daemon answers that it does not know the session.
+    Only a hello opens it again.
     """
 
     def __init__(
@@ -87,7 +83,7 @@ class Conversation:
         self.epoch = 0
         self.sequence = 0
         self.is_open = False
-        self.closed_because = "it was never opened"
+        self.close_reason = "the session was never opened"
         self.welcome: Welcome
         self.spec: Spec
         self.limits: Limits
@@ -96,12 +92,12 @@ class Conversation:
         self._version_range = version_range
         self._spec_hash = spec_hash
         self._lock_step = lock_step
-        self._fallback = Fallback(fallback)
+        self._fallback = _fallback_named(fallback)
 
     # What to send
 
     def hello(self) -> tuple[int, Frames]:
-        """Asks for a (new) session; whatever the last one held is gone."""
+        """Asks for a new session. Everything that the last one held is lost."""
         self.session = self.epoch = 0
         self.is_open = False
         self.sequence = secrets.randbits(48) + 1
@@ -123,7 +119,7 @@ class Conversation:
         ]
 
     def begin(self, seeds: Sequence[int], slots: bool = False) -> tuple[int, Frames]:
-        """Asks for a handle of `len(seeds)` rows, and for slots where the carrier can pass memory."""
+        """Begins an episode group of `len(seeds)` rows; `slots` is true if the carrier can pass memory."""
         sequence = self._next()
         return sequence, [encode(Begin(self.session, self.epoch, sequence, list(seeds), slots))]
 
@@ -140,7 +136,7 @@ class Conversation:
         slot: int = 0,
         generation: int = 0,
     ) -> tuple[int, Frames]:
-        """Asks for the actions of a handle, for observations in `tensors` or in a slot."""
+        """Asks for the actions of an episode group, for observations in `tensors` or in a slot."""
         self.sequence = sequence = self.sequence + 1
         head = encode(
             Act(
@@ -161,7 +157,7 @@ class Conversation:
         return sequence, [head, *tensors]
 
     def end(self, episode: int) -> tuple[int, Frames]:
-        """Gives a handle back."""
+        """Ends an episode group."""
         sequence = self._next()
         return sequence, [encode(End(self.session, self.epoch, sequence, episode))]
 
@@ -176,7 +172,7 @@ class Conversation:
         return sequence, [encode(Goodbye(self.session, self.epoch, sequence, reason))]
 
     def pong(self, ping: Ping) -> Frames:
-        """The answer to the daemon's ping."""
+        """Answers the daemon's ping."""
         return [encode(Pong(ping.session, ping.epoch, ping.sequence))]
 
     def _next(self) -> int:
@@ -186,20 +182,20 @@ class Conversation:
     # What was received
 
     def read(self, frames: Frames) -> Reply | None:
-        """The message in `frames`, or None where it is not for this session: late, of another one, or unreadable."""
+        """Returns the message in `frames`, or None if it is unreadable or belongs to another session."""
         try:
             message = decode(frames[0])
         except RemoteProtocolError:
-            # A newer daemon may say what this client has no word for; the request is sent again and then times out.
+            # A newer daemon may send a message that this client does not know. The request is sent again, then times out.
             return None
         if message.session != self.session or message.epoch != self.epoch:
-            opens = not self.session and isinstance(message, Welcome) and message.sequence == self.sequence
-            if not opens and not is_rejected(message):
+            is_welcome = not self.session and isinstance(message, Welcome) and message.sequence == self.sequence
+            if not is_welcome and not is_rejected(message):
                 return None
         return Reply(message, frames[0], frames[1:])
 
     def opened(self, reply: Reply) -> None:
-        """Takes the answer to a hello; raises `RefusedError`."""
+        """Processes the answer to a hello. Raises `RefusedError` if it is not a welcome with a readable spec."""
         message = reply.message
         if isinstance(message, Error):
             raise RefusedError.from_wire(message)
@@ -218,39 +214,39 @@ class Conversation:
         self.spec = spec
         self.is_open = True
 
-    def begun(self, reply: Reply) -> Beginning:
-        """Takes the answer to a begin; raises `RefusedError` or `EpisodeLostError`."""
+    def begun(self, reply: Reply) -> BegunGroup:
+        """Processes the answer to a begin. Raises `RefusedError` or `EpisodeLostError`."""
         message = reply.message
         if not isinstance(message, Begun):
             raise self.failure("begun", message)
-        area = reply.tensors[0] if message.slots and reply.tensors else None
-        return Beginning(message, area if isinstance(area, memoryview) else None)
+        memory = reply.tensors[0] if message.slots and reply.tensors else None
+        return BegunGroup(message, memory if isinstance(memory, memoryview) else None)
 
     def ended(self, reply: Reply) -> Ended:
-        """Takes the answer to an end; raises `RefusedError` or `EpisodeLostError`."""
+        """Processes the answer to an end. Raises `RefusedError` or `EpisodeLostError`."""
         message = reply.message
         if isinstance(message, Ended):
             return message
         raise self.failure("ended", message)
 
     def ponged(self, reply: Reply) -> None:
-        """Takes the answer to a ping; raises `RefusedError` or `EpisodeLostError`."""
+        """Processes the answer to a ping. Raises `RefusedError` or `EpisodeLostError`."""
         if not isinstance(reply.message, Pong):
             raise self.failure("pong", reply.message)
 
     def closed(self, reason: str) -> None:
-        """Notes that the session is over."""
+        """Marks the session as closed, with the reason that later errors state."""
         self.is_open = False
-        self.closed_because = reason
+        self.close_reason = reason
 
     def lost(self) -> EpisodeLostError:
-        """The error for an episode of a session that is over."""
-        return EpisodeLostError(f"the session of this episode is over: {self.closed_because}; begin a new episode")
+        """Returns the error for an episode whose session has ended."""
+        return EpisodeLostError(f"this episode is lost: {self.close_reason}; begin a new one")
 
     def failure(self, expected: str, message: Message) -> PillionError:
-        """What a message means that is not the `expected` answer."""
+        """Returns the error for a message that is not the `expected` answer."""
         if isinstance(message, Goodbye):
-            self.closed(f"the daemon said goodbye ({message.reason})")
+            self.closed(f"the daemon ended the session ({message.reason})")
             return self.lost()
         if not isinstance(message, Error):
             return _unexpected(expected, message)
@@ -261,10 +257,17 @@ class Conversation:
 
 
 def is_rejected(message: Message) -> bool:
-    """Whether the daemon says, unasked and as its last word, that this client may not connect."""
+    """Returns True if the daemon refuses this connection. Such an error answers no request, and the connection closes."""
     return isinstance(message, Error) and not message.sequence and message.code in _REJECTED
+
+
+def _fallback_named(name: str) -> Fallback:
+    try:
+        return Fallback(name)
+    except ValueError:
+        raise ValueError(f"fallback: expected {', '.join(Fallback)}, got {name!r}") from None
 
 
 def _unexpected(expected: str, message: Message) -> PillionError:
     actual = type(message).__name__.lower()
-    return RefusedError(ErrorCode.UNKNOWN_MESSAGE, "the daemon answered with another message", expected, actual)
+    return RefusedError(ErrorCode.UNKNOWN_MESSAGE, "the daemon sent the wrong reply", expected, actual)

@@ -1,4 +1,4 @@
-"""What blocking and asyncio episodes share: the request of an act and the reading of its answer. Hot path."""
+"""What blocking and asyncio episodes share: they build the request of an act and read its answer. Hot path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pillion.carriers.slots import Slots
-from pillion.conversation import Beginning, Conversation, Frames, Reply
+from pillion.conversation import BegunGroup, Conversation, Frames, Reply
 from pillion.errors import InvalidObservationError, PillionError, RefusedError
 from pillion.outcome import Outcome
 from pillion.seeds import checked_seeds
@@ -20,19 +20,19 @@ from pillion_protocol.steps import ActStep
 
 
 class EpisodeBase:
-    """One begin: a row (`rows` None, no row axis), or several rows that act together.
+    """An episode group: several rows that act together, or one episode without a row axis (`rows` is None).
 
-    Rule: it belongs to the epoch it was begun in; when the conversation is opened again, it is lost.
+    Rule: it belongs to the session that began it. When the conversation is opened again, it is lost.
     """
 
-    def __init__(self, conversation: Conversation, codec: TensorCodec, start: Beginning, rows: int | None) -> None:
-        begun, area = start
+    def __init__(self, conversation: Conversation, codec: TensorCodec, start: BegunGroup, rows: int | None) -> None:
+        begun, memory = start
         self._conversation = conversation
         self._codec = codec
-        self._slots = None if area is None else Slots(area, conversation.spec, rows or 1)
+        self._slots = None if memory is None else Slots(memory, conversation.spec, rows or 1)
         frame_bytes = [] if self._slots else codec.frame_bytes(rows)
         self._step = ActStep(conversation.session, conversation.epoch, begun.episode, rows or 1, frame_bytes)
-        self._shape, self._dtype = codec.only_form(rows)
+        self._shape, self._dtype = codec.single_form(rows)
         self._action_shape, self._action_dtype = codec.action_form(rows)
         self._session_id = conversation.session
         self._id = begun.episode
@@ -41,20 +41,20 @@ class EpisodeBase:
         self._row_leases = begun.row_leases
         self._versions = {lease.digest: lease.version for lease in begun.leases}
         self._answer: tuple[Action | bytes, Frames, int] | None = None
-        """The last action (its head, as long as nobody asks for it), its tensors, and how long it took in ns."""
+        """The last action, its tensors, and the round trip in ns. Its head stays undecoded until someone reads `last`."""
         self._is_ended = False
         self._output_bytes = codec.output_bytes(rows)
 
     @property
     def version(self) -> str:
-        """The version that this handle's first row holds a lease of."""
+        """The version that answers this episode; in a group, that of the first row."""
         return self._leases[self._row_leases[0] if self._row_leases else 0].version
 
     @property
     def last(self) -> Outcome:
-        """What the last act came to; raises `PillionError` before the first."""
+        """The full answer to the last act. Raises `PillionError` before the first."""
         if self._answer is None:
-            raise PillionError("nothing has been answered yet: call act first")
+            raise PillionError("no act has been answered yet; call act first")
         answered, tensors, round_trip_ns = self._answer
         action = decode(answered) if isinstance(answered, bytes) else answered
         assert isinstance(action, Action)
@@ -68,7 +68,7 @@ class EpisodeBase:
 
     def _check_live(self) -> None:
         if self._is_ended:
-            raise PillionError("this episode has ended: begin another")
+            raise PillionError("this episode has ended; begin a new one")
         if self._is_lost():
             raise self._conversation.lost()
 
@@ -76,10 +76,10 @@ class EpisodeBase:
         return not self._conversation.is_open or self._conversation.session != self._session_id
 
     def _mark_ended(self) -> bool:
-        """Notes that the caller is done with it; False where the daemon need not be told."""
-        told = self._is_ended or self._is_lost()
+        """Marks it as ended. Returns True if the daemon must still be asked to end it."""
+        is_gone = self._is_ended or self._is_lost()
         self._is_ended = True
-        return not told
+        return not is_gone
 
     def _request(
         self,
@@ -103,9 +103,10 @@ class EpisodeBase:
         elif type(observation) is np.ndarray and observation.shape == self._shape and observation.dtype == self._dtype:
             step.tensors[0][:] = observation.tobytes()
         else:
-            for place, array in zip(step.tensors, self._codec.arrays(observation, self._rows), strict=True):
-                place[:] = array.tobytes()
+            for tensor, array in zip(step.tensors, self._codec.arrays(observation, self._rows), strict=True):
+                tensor[:] = array.tobytes()
         if not mask and not traceparent:
+            # Only the numbers change: overwrite them in the packet of the last act instead of encoding a head.
             conversation.sequence = sequence = conversation.sequence + 1
             step.fill(sequence, budget_us, deterministic)
             return sequence, step
@@ -139,7 +140,7 @@ class EpisodeBase:
             raise RefusedError(
                 ErrorCode.SHAPE_MISMATCH,
                 "the answer does not fit the spec",
-                f"frames of {self._output_bytes} bytes",
+                f"tensor frames of {self._output_bytes} bytes",
                 f"{[len(frame) for frame in tensors]}",
             )
         self._answer = (action, tensors, round_trip_ns)

@@ -1,36 +1,36 @@
-"""What a client raises, by culprit.
+"""The exceptions of the client, by culprit.
 
 PillionError
-├── InvalidObservationError (ValueError)     the caller's: it does not fit the session's spec; nothing was sent
+├── InvalidObservationError (ValueError)     the caller's input does not fit the session's spec; nothing was sent
 ├── RefusedError                             the daemon answered with a typed error; see `code`
-├── EpisodeLostError                         the daemon that held this episode is gone; begin another
-└── UnavailableError (ConnectionError)       nobody answers
-    └── RequestTimeoutError (TimeoutError)   an answer did not come in time
+├── EpisodeLostError                         the daemon's session of this episode is gone; begin a new episode
+└── UnavailableError (ConnectionError)       no daemon responds
+    └── RequestTimeoutError (TimeoutError)   one request got no answer in time
 """
 
 from __future__ import annotations
 
 from pillion_protocol import Error
 from pillion_protocol.default_addresses import own_lane_address
+from pillion_protocol.errors import expected_and_actual
 
 
 class PillionError(Exception):
-    """Anything this package raises on purpose."""
+    """The base of every error that this package raises."""
 
 
 class InvalidObservationError(PillionError, ValueError):
-    """An observation, mask or seed does not fit what the session agreed upon. Nothing was sent."""
+    """An observation, mask or seed does not fit the session's spec. Nothing was sent."""
 
 
 class RefusedError(PillionError):
-    """The daemon refused one request and said why; the session goes on.
+    """The daemon refused one request. The session stays open.
 
-    `code` is one of `pillion_protocol.ErrorCode`, or a newer string; `expected` and `actual` are for a person.
+    `code` is one of `pillion_protocol.ErrorCode`, or a newer string. `expected` and `actual` are for a person to read.
     """
 
     def __init__(self, code: str, message: str, expected: str = "", actual: str = "") -> None:
-        details = "".join(f"; {word} {value}" for word, value in (("expected", expected), ("got", actual)) if value)
-        super().__init__(f"{code}: {message}{details}")
+        super().__init__(f"{code}: {message}{expected_and_actual(expected, actual)}")
         self.code = code
         self.message = message
         self.expected = expected
@@ -38,26 +38,27 @@ class RefusedError(PillionError):
 
     @classmethod
     def from_wire(cls, error: Error) -> RefusedError:
-        """The exception for an error message."""
+        """Returns the exception for an error message of the daemon."""
         return cls(error.code, error.message, error.expected, error.actual)
 
 
 class EpisodeLostError(PillionError):
-    """The daemon does not know this episode any more: it was started again, or it said goodbye.
+    """The daemon no longer has this episode: it was restarted, or it ended the session.
 
-    Its version and its state went with it, so nothing goes on silently: begin a new episode in the same session.
+    The episode's version and state are lost, so the client does not continue it silently. Begin a new episode in the
+    same session.
     """
 
 
 class UnavailableError(PillionError, ConnectionError):
-    """Nobody answers at the address."""
+    """No daemon responds at the address."""
 
 
 class RequestTimeoutError(UnavailableError, TimeoutError):
-    """No answer within `timeout_s`. It is not known whether the request was run; a late answer is dropped."""
+    """No answer within `timeout_s`. Whether the request was run is not known; a late answer will be dropped."""
 
 
-def nobody_answers(address: str, timeout_s: float) -> UnavailableError:
-    """The error for a daemon that did not answer a hello; it says how that address was found, if nobody named it."""
-    found = " (where this user's daemon listens by default)" if address == own_lane_address() else ""
-    return UnavailableError(f"nobody answers at {address}{found} within {timeout_s:g} s: is pilliond running?")
+def no_response(address: str, timeout_s: float) -> UnavailableError:
+    """Returns the error for a hello without an answer. It says so if the address is this user's default."""
+    default = " (where this user's daemon listens by default)" if address == own_lane_address() else ""
+    return UnavailableError(f"no response from {address}{default} within {timeout_s:g} s; is pilliond running?")

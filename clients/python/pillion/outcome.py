@@ -1,4 +1,4 @@
-"""What an act came to, beside the action itself."""
+"""The full answer to an act, beyond the action itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _CLOSES = {close.value: close.name.lower() for close in BatchClose}
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """When the daemon did what, in ns; on one host its clock (CLOCK_MONOTONIC) is the client's.
+    """The times of one act in ns. On one host the daemon's clock (CLOCK_MONOTONIC) is also the client's.
 
-    `received_ns` is absolute; `queued_ns`, `dispatched_ns` and `ran_ns` count from it. `round_trip_ns` is the
-    client's own: from before the request was sent to after its answer was read.
+    `received_ns` is when the daemon had read the act. `queued_ns` (admitted), `dispatched_ns` (its batch went to the
+    engine) and `ran_ns` (the engine finished) count from then. `round_trip_ns` is measured by the client: from before it
+    sends the request until after it has read the answer. `batch_rows` is the number of rows in the batch.
     """
 
     received_ns: int
@@ -26,21 +27,21 @@ class Timings:
     round_trip_ns: int
     batch_rows: int
     batch_close: str
-    """Why the batch was closed when it was: a name of `pillion_protocol.BatchClose`, in lower case."""
+    """Why the batch was closed: a name of `pillion_protocol.BatchClose` in lower case, or a newer number."""
 
     @property
     def engine_ns(self) -> int:
-        """The run of the batch that held these rows."""
+        """How long the engine ran the batch, in ns."""
         return self.ran_ns - self.dispatched_ns
 
     @property
     def added_ns(self) -> int:
-        """The round trip without the engine: what serving costs."""
+        """The round trip without the engine, in ns: the cost of serving."""
         return self.round_trip_ns - self.engine_ns
 
 
 class Outcome:
-    """The whole answer to an act. What is read of it is made then."""
+    """The full answer to an act. Each property is computed when it is read."""
 
     __slots__ = ("_action", "_decode_outputs", "_round_trip_ns", "observation_in_slot", "version")
 
@@ -75,39 +76,40 @@ class Outcome:
 
     @property
     def sequence(self) -> int:
+        """The number of the request; each act of a session has a greater one."""
         return self._action.sequence
 
     @property
     def digest(self) -> str:
-        """`sha256:…` of the artifact whose weights ran; of several rows, the first one's."""
-        return _named(self._action.digest)
+        """The digest of the artifact whose weights ran, `sha256:…`; in a group, that of the first row."""
+        return _digest_text(self._action.digest)
 
     @property
     def row_digests(self) -> list[str]:
-        """The same for each row: while the daemon goes over to another version, rows of a group may hold different ones."""
+        """The digest for each row. After a switch, the rows of a group may hold different versions for a while."""
         action = self._action
         if not action.row_leases:
             return [self.digest] * action.rows
-        return [_named(action.leases[index].digest) for index in action.row_leases]
+        return [_digest_text(action.leases[index].digest) for index in action.row_leases]
 
     @property
     def fallback(self) -> str:
-        """What stands in for an action that could not be computed in time; empty: the policy computed it."""
+        """What replaced an action that could not run in time (`last`, `zeros`, `safe`); empty if the policy computed it."""
         return self._action.fallback
 
     @property
     def outputs_in_slot(self) -> bool:
-        """Whether the outputs travelled in shared memory."""
+        """Whether the outputs travelled in shared memory instead of in the message."""
         return self._action.slot > 0
 
     @property
     def outputs(self) -> dict[str, Array]:
-        """Every output of the spec by name; `action` is what the act returned."""
+        """Every output of the spec by name, with its dtype and shape; `action` is what `act` returned."""
         return self._decode_outputs()
 
     @property
     def timings(self) -> Timings:
-        """When the daemon did what."""
+        """When the daemon received, queued and ran the act."""
         action = self._action
         return Timings(
             received_ns=action.received_ns,
@@ -120,5 +122,5 @@ class Outcome:
         )
 
 
-def _named(digest: bytes) -> str:
+def _digest_text(digest: bytes) -> str:
     return f"sha256:{digest.hex()}"

@@ -1,4 +1,4 @@
-"""A daemon in the shape of a Stable-Baselines3 policy."""
+"""A client with the interface of a Stable-Baselines3 policy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion.conversation import TIMEOUT_S
 from pillion.errors import EpisodeLostError, InvalidObservationError
+from pillion.limits import TIMEOUT_S
 from pillion.session import EpisodeGroup, connect
 from pillion.tensors import Array
 
@@ -18,10 +18,10 @@ Observations = NDArray[Any] | dict[str, NDArray[Any]]
 
 
 class Policy:
-    """`predict` exactly as Stable-Baselines3 has it, so that its `evaluate_policy` takes this object unchanged.
+    """Has Stable-Baselines3's `predict`, so that its `evaluate_policy` accepts this object unchanged.
 
-    Row i of a call is episode i of a group that is begun at the first call with that many rows, with seed
-    `seed` + i. Without an address it asks this user's daemon, as `connect` does. For one thread at a time.
+    The first call with n rows begins an episode group of n rows; row i has the seed `seed` + i. Without an address it
+    connects to this user's daemon, as `connect` does, and raises the same errors. For one thread at a time.
     """
 
     def __init__(
@@ -44,10 +44,12 @@ class Policy:
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[Array, tuple[NDArray[Any], ...] | None]:
-        """The actions for one observation, or for several with a leading axis; and `state` as it came.
+        """Returns the actions, and `state` unchanged.
 
-        A hidden state, where a policy has one, lives in the daemon under the row's episode; `episode_start`
-        resets it.
+        `observation` has the spec's shape, or a leading axis of rows; so have the actions. `episode_start` (bool [rows])
+        marks rows that begin a new episode. The daemon keeps the hidden state of a recurrent policy, and `episode_start`
+        resets it. Raises the same errors as `EpisodeGroup.act`. After a restart of the daemon it begins new
+        episodes by itself.
         """
         batched, is_single = self._with_row_axis(observation)
         rows = self._rows_of(batched)
@@ -55,13 +57,13 @@ class Policy:
         try:
             actions = self._group(rows).act(batched, episode_start=starts, deterministic=deterministic)
         except EpisodeLostError:
-            # predict has no way to say "begin again", and a policy without hidden state loses nothing by it.
+            # predict cannot report a lost episode. A policy without hidden state loses nothing by beginning a new one.
             self._groups.clear()
             actions = self._group(rows).act(batched, deterministic=deterministic)
         return (actions[0] if is_single else actions), state
 
     def close(self) -> None:
-        """Ends the session."""
+        """Closes the session."""
         self.session.close()
 
     def __enter__(self) -> Self:
@@ -82,8 +84,12 @@ class Policy:
     def _rows_of(self, batched: dict[str, Array]) -> int:
         first = self.session.spec.observation[0]
         array = batched.get(first.name)
-        if array is None or not array.ndim:
-            raise InvalidObservationError(f"observation {first.name!r}: expected shape {first.shape}, or rows of it")
+        if array is None:
+            raise InvalidObservationError(f"expected an observation {first.name!r}, got {', '.join(batched) or 'none'}")
+        if not array.ndim:
+            raise InvalidObservationError(
+                f"observation {first.name!r}: expected shape {first.shape}, or a leading axis of rows, got shape []"
+            )
         return len(array)
 
     def _with_row_axis(self, observation: Observations) -> tuple[dict[str, Array], bool]:

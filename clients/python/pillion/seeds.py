@@ -1,23 +1,24 @@
-"""Seeds: the numbers that an episode's actions are drawn from."""
+"""Seeds: the numbers that determine what an episode draws."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Final
 
 from pillion.errors import InvalidObservationError
-
-SEED_BITS: Final = 62
+from pillion.limits import SEED_BITS
 
 
 def random_seeds(count: int) -> list[int]:
-    """Seeds nobody can guess, for those who do not care which."""
+    """Returns `count` unpredictable seeds, for callers that did not name any."""
     return [secrets.randbits(SEED_BITS) for _ in range(count)]
 
 
 def checked_seeds(seeds: Sequence[int], count: int) -> list[int]:
-    """`count` seeds as the wire takes them; raises `InvalidObservationError`."""
+    """Returns `seeds` as the wire takes them.
+
+    Raises `InvalidObservationError` unless there are `count` of them, each from 0 to 2^63 - 1.
+    """
     checked = [int(seed) for seed in seeds]
     if len(checked) != count:
         raise InvalidObservationError(f"seeds: expected {count}, got {len(checked)}")

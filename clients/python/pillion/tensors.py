@@ -1,4 +1,4 @@
-"""Observations to frames, frames to outputs, after the spec that the session agreed upon. Hot path."""
+"""Converts observations to frames and frames to outputs, by the session's spec. Hot path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Observation = ArrayLike | Mapping[str, ArrayLike]
 
 
 class _Tensor:
-    """What the hot path needs of a `TensorSpec`, as numpy objects."""
+    """A `TensorSpec` as numpy objects, for the hot path."""
 
     __slots__ = ("dtype", "name", "row_bytes", "shape", "wire_dtype")
 
@@ -34,21 +34,21 @@ class TensorCodec:
     def __init__(self, spec: Spec) -> None:
         self._observation = [_Tensor(tensor) for tensor in spec.observation]
         self._outputs = [_Tensor(tensor) for tensor in spec.outputs]
-        self._only = self._observation[0] if len(self._observation) == 1 else None
+        self._single = self._observation[0] if len(self._observation) == 1 else None
 
     def encode(self, observation: Observation, rows: int | None) -> list[bytes | memoryview]:
-        """The tensor frames of an observation; as `arrays`."""
+        """Returns the tensor frames of an observation. Takes and raises the same as `arrays`."""
         return [array.tobytes() for array in self.arrays(observation, rows)]
 
     def arrays(self, observation: Observation, rows: int | None) -> list[Array]:
-        """The arrays of an observation in the spec's order and dtypes: one row without a row axis (`rows` None), or
-        `rows` of them.
+        """Returns the arrays of an observation in the spec's order and dtypes.
 
-        Raises `InvalidObservationError` for a missing or unknown name, a wrong shape, or a dtype that would lose more than
-        precision.
+        If `rows` is None, each array has the spec's shape; otherwise it has a leading axis of `rows`. Raises
+        `InvalidObservationError` for a missing or unknown name, a wrong shape, or a dtype whose conversion would lose
+        more than precision.
         """
-        if self._only is not None and not isinstance(observation, Mapping):
-            return [_checked(self._only, observation, rows)]
+        if self._single is not None and not isinstance(observation, Mapping):
+            return [_checked(self._single, observation, rows)]
         if not isinstance(observation, Mapping):
             raise InvalidObservationError(
                 f"expected a mapping of {', '.join(tensor.name for tensor in self._observation)}, "
@@ -62,7 +62,7 @@ class TensorCodec:
         return [_checked(tensor, observation[tensor.name], rows) for tensor in self._observation]
 
     def decode(self, frames: list[bytes | memoryview], rows: int | None) -> dict[str, Array]:
-        """The outputs in `frames` by name; arrays of their own. The caller has checked their sizes."""
+        """Returns the outputs in `frames` by name, as copies. The caller has checked their sizes."""
         leading = () if rows is None else (rows,)
         return {
             tensor.name: np.frombuffer(frame, tensor.wire_dtype).reshape(leading + tensor.shape).copy()
@@ -70,21 +70,21 @@ class TensorCodec:
         }
 
     def frame_bytes(self, rows: int | None) -> list[int]:
-        """The bytes of each observation frame of an act with so many rows."""
+        """Returns the bytes of each observation frame of an act with `rows` rows."""
         return [tensor.row_bytes * (1 if rows is None else rows) for tensor in self._observation]
 
-    def only_form(self, rows: int | None) -> tuple[tuple[int, ...] | None, np.dtype[Any]]:
-        """Shape and dtype of an array that can be sent as it is; no shape where the spec has several observations."""
+    def single_form(self, rows: int | None) -> tuple[tuple[int, ...] | None, np.dtype[Any]]:
+        """Returns the shape and dtype of an array that needs no conversion. No shape if the spec has several observations."""
         tensor = self._observation[0]
         leading = () if rows is None else (rows,)
-        return None if self._only is None else leading + tensor.shape, tensor.wire_dtype
+        return None if self._single is None else leading + tensor.shape, tensor.wire_dtype
 
     def output_bytes(self, rows: int | None) -> list[int]:
-        """The bytes of each output frame of an answer for so many rows."""
+        """Returns the bytes of each output frame of an action with `rows` rows."""
         return [tensor.row_bytes * (1 if rows is None else rows) for tensor in self._outputs]
 
     def action_form(self, rows: int | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and dtype of the first output, the action."""
+        """Returns the shape and dtype of the first output, the action."""
         tensor = self._outputs[0]
         return tensor.shape if rows is None else (rows, *tensor.shape), tensor.wire_dtype
 
@@ -93,7 +93,9 @@ def _checked(tensor: _Tensor, value: ArrayLike, rows: int | None) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise InvalidObservationError(f"observation {tensor.name!r}: no array: {error}") from None
+        raise InvalidObservationError(
+            f"observation {tensor.name!r}: cannot be converted to an array: {error}"
+        ) from None
     expected = tensor.shape if rows is None else (rows, *tensor.shape)
     if array.shape == expected and array.dtype == tensor.wire_dtype:
         return array
@@ -103,9 +105,12 @@ def _checked(tensor: _Tensor, value: ArrayLike, rows: int | None) -> Array:
         )
     if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
         raise InvalidObservationError(
-            f"observation {tensor.name!r}: expected {tensor.dtype}, got {array.dtype}, which does not convert"
+            f"observation {tensor.name!r}: expected {tensor.dtype}, got {array.dtype}, which cannot be converted"
         )
     converted = array.astype(tensor.wire_dtype)
     if array.dtype.kind in "iu" and not np.array_equal(converted, array):
-        raise InvalidObservationError(f"observation {tensor.name!r}: these {array.dtype} do not fit {tensor.dtype}")
+        raise InvalidObservationError(
+            f"observation {tensor.name!r}: expected values that {tensor.dtype} can hold, got {array.dtype} values that it "
+            "cannot"
+        )
     return converted

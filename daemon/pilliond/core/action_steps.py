@@ -1,4 +1,4 @@
-"""Actions that name the versions which answered them: sent while a switch moves the rows of a handle."""
+"""Actions that name the versions that answered: sent while a switch moves the rows of an episode group. Hot path."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class ExplicitActionStep(list[Any]):
-    """Stands in for an `ActionStep` (see there): an action that names its leases, encoded anew for each.
+    """Stands in for an `ActionStep`: an action that names its leases, encoded anew for each act.
 
-    It stays where rows differ; else it is for one action, and then gives way to `next_step`.
+    It stays for as long as the rows lease different versions. Where they lease the same one, it is sent once, to say
+    which, and `next_step` replaces it.
     """
 
     __slots__ = ("_generation", "_group", "_make", "_next_step", "_slot", "in_slot", "tensors")
@@ -27,18 +28,18 @@ class ExplicitActionStep(list[Any]):
         self.tensors = [memoryview(bytearray(size * group.rows)) for size in version.output_bytes]
         super().__init__([None, b"", *self.tensors])
         self.in_slot: list[Any] = [None, b""]
-        """The same without tensors, which lie in a slot."""
+        """The same reply without tensors, for outputs in a slot."""
         self._group = group
         self._make = partial(_head, group, epoch, version.digest, leases, row_leases)
         self._next_step = next_step
         self._slot = self._generation = 0
 
     def point(self, slot: int, generation: int) -> None:
-        """Says in which slot the outputs lie; 0, 0: they follow."""
+        """Names the slot that holds the outputs; 0, 0 means that they follow in the message."""
         self._slot, self._generation = slot, generation
 
     def fill(self, sequence: int, *run: int) -> None:
-        """Makes it the action with this number; `run` is as for `ActionStep.fill`."""
+        """Encodes the action with this number; `run` is as for `ActionStep.fill`."""
         self[1] = self.in_slot[1] = self._make(sequence, run, self._slot, self._generation)
         if self._next_step is not None:
             self._group.step = self._next_step

@@ -1,4 +1,4 @@
-"""Episodes: what the daemon remembers between two acts of one handle. Hot path."""
+"""Episode groups: what the daemon remembers between two acts of one group. Hot path."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ _NOWHERE: Final = BatchView(0, [], [])
 
 
 class EpisodeGroup:
-    """One handle: a fixed number of rows, an episode in each, and at most one act that waits.
+    """What one begin makes: a fixed number of rows, an episode in each, and at most one waiting act.
 
-    Rule: an act is *waiting* from its admission until it is answered; while it waits, a newer one takes
-    its batch_view and the older is answered `superseded`. Start marks of an act that was never run are kept for
-    the next, so that none is lost.
+    Rule: an act is *waiting* from its admission until it is answered. A newer act replaces a waiting one, which is
+    answered `superseded`. Start marks of an act that never ran are kept for the next act, so that none is lost.
     """
 
     __slots__ = (
@@ -80,27 +79,27 @@ class EpisodeGroup:
         self.started_at: NDArray[np.uint64] = np.zeros(self.rows, dtype=np.uint64)
         self.starting: dict[int, int | None] = {}
         self.states = version.first_states(self.rows)
-        """What the policy carries from the last act that was run to the next: an array for each, shape [rows, …]."""
+        """The recurrent state after the last act that ran: an array per state, shape [rows, …]."""
         self.state_owners = version.state_owners
-        """The version that each of them belongs to; of its array only the rows that lease it count."""
+        """The version that owns each state array; only the rows that lease that version count in it."""
         self.waiting = False
         self.is_queued = False
-        """Whether the scheduler holds it; the scheduler's own."""
+        """Whether it is in the scheduler's queue. Only the scheduler writes it."""
         self.sequence = 0
         self.tensors: Sequence[Frame] = ()
         self.frames_bytes = [size * self.rows for size in version.observation_bytes]
         self.frame_bytes = self.frames_bytes[0] if len(self.frames_bytes) == 1 else -1
-        """The bytes of the only frame; -1 where there are several."""
+        """The bytes of the only tensor frame; -1 where there are several frames."""
         self.head_middle = b""
-        """What the head of the next act has between its numbers, if it is like the one before."""
+        """The bytes between the numbers of the last act's head. The next act repeats them if it is of the same kind."""
         self.budget_ns = 0
         self.slots: SlotRegion | None = None
         self.fits_packet = True
-        """Whether its outputs can travel without a slot."""
+        """Whether its outputs fit into a packet, without a slot."""
         self.batch_view: BatchView = _NOWHERE
-        """Where the rows of the act that runs lie in the batch."""
+        """The rows of the running act in the batch buffers."""
         self.slot: Slot | None = None
-        """Where the observations of the act that waits lie, if it came by a slot."""
+        """The slot that holds the observations of the waiting act, if they are in one."""
         self.slot_number = 0
         self.generation = 0
         self.received_ns = 0
@@ -115,19 +114,19 @@ class EpisodeGroup:
         )
 
     def keep(self) -> None:
-        """Copies the observations of the act that waits, so that it can wait while others are received."""
+        """Copies the observations of the waiting act, because the next `receive` overwrites the buffer."""
         if self.slot is None:
             tensors = self.tensors
             self.tensors = [bytes(tensors[0])] if len(tensors) == 1 else list(map(bytes, tensors))
 
     def settle(self) -> None:
-        """Notes that the act that waits is answered, with an error: it may be sent again."""
+        """Notes that the waiting act was answered with an error: it may be sent again."""
         self.waiting = False
         self.tensors = ()
         self.slot = None
 
     def answered(self, reply: Reply, outputs: Sequence[Frame]) -> None:
-        """Notes that the act that waits is answered; the reply is kept, for the case that it is asked for again."""
+        """Notes that the waiting act was answered, and keeps the reply for a repetition of the act."""
         self.waiting = False
         self.tensors = ()
         self.slot = None
@@ -136,13 +135,13 @@ class EpisodeGroup:
         self.last_outputs = outputs
 
     def mark_starts(self, mask: bytes, seeds: Sequence[int]) -> None:
-        """Notes which rows begin a new episode with the act that waits, and with which seeds."""
+        """Notes which rows begin a new episode with the waiting act, and with which seeds."""
         started = [row for row, flag in enumerate(mask) if flag]
         for index, row in enumerate(started):
             self.starting[row] = seeds[index] if seeds else self.starting.get(row)
 
     def seed_of_start(self, row: int) -> int:
-        """The seed that `apply_starts` will give to a row that starts."""
+        """The seed that `apply_starts` will give to a starting row."""
         seed = self.starting[row]
         if seed is not None:
             return seed
@@ -160,7 +159,7 @@ class EpisodeGroup:
         self.starting.clear()
 
     def put_states(self) -> None:
-        """Writes what it carries into its rows of the engine's buffers; zeros where an episode begins."""
+        """Writes its recurrent state into its rows of the engine's buffers; zeros where an episode begins."""
         begin = self.batch_view.first
         for row in self.starting:
             for kept in self.states:
@@ -169,22 +168,22 @@ class EpisodeGroup:
             before[begin : begin + self.rows] = kept
 
     def take_states(self) -> None:
-        """Keeps what its act made of them: it was run, and is answered with what came of it."""
+        """Keeps the recurrent state that its act produced."""
         begin = self.batch_view.first
         for kept, (_, after) in zip(self.states, self.version.states, strict=True):
             kept[:] = after[begin : begin + self.rows]
 
     @property
     def state_bytes(self) -> int:
-        """What its states take."""
+        """The memory that its recurrent state takes."""
         return sum(kept.nbytes for kept in self.states)
 
     def forget_states(self, version: Version) -> None:
-        """Gives up what rows carried from acts of `version`."""
+        """Drops the state that rows carried from acts of `version`."""
         owned = list(zip(self.states, self.state_owners, strict=True))
         self.states = [kept for kept, owner in owned if owner is not version]
         self.state_owners = [owner for _, owner in owned if owner is not version]
 
     def steps(self) -> NDArray[np.uint64]:
-        """For each row, how many acts of its episode were run before the one that waits."""
+        """For each row, how many acts of its episode ran before the waiting one."""
         return np.uint64(self.acts) - self.started_at

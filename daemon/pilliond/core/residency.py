@@ -1,4 +1,4 @@
-"""Residency: which versions are loaded in the serving process, and how long those that are not current stay."""
+"""Residency: which versions are loaded in the serving process, and when an old one is unloaded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ _BYTES_PER_MB: Final = 1_000_000
 
 
 class Residency:
-    """The versions that are loaded. Plain: it is told the time, and says which versions went.
+    """The loaded versions. Pure: the caller passes the time, and unloads the versions that `sweep` returns.
 
-    Rule: a version is *loaded*, then perhaps *stable*, then *retired*, then *gone*. Retired, it stays while a handle
-    leases it or a session can lease nothing else, for `lease_s_max` at most; the stable one before it stays without
-    leases too, so that a rollback finds it. Beyond `old_max` or `old_mb_max` the oldest are gone first. A version that is
-    *held* for an evaluation stays whatever it is, and does not count; afterwards it is retired as any other.
+    Rule: a version is *loaded*, then perhaps *stable*, then *retired*, then *gone*.
+    - A retired version stays while an episode group leases it or a session can lease nothing else, for at most
+      `lease_s_max`.
+    - The previous stable version also stays without leases, so that a rollback finds it.
+    - Beyond `old_max` versions or `old_mb_max`, the oldest go first.
+    - A version *held* for an evaluation stays, and does not count. When the hold ends it is retired.
     """
 
     def __init__(self, router: Router, sessions: Sessions, bounds: VersionSettings, watch_s: float = 0.0) -> None:
@@ -41,7 +43,7 @@ class Residency:
         return len(self._versions)
 
     def versions(self) -> Iterable[Version]:
-        """Every version that is loaded."""
+        """Every loaded version."""
         return self._versions.values()
 
     def find(self, digest: bytes) -> Version | None:
@@ -49,14 +51,14 @@ class Residency:
         return self._versions.get(digest)
 
     def add(self, version: Version) -> None:
-        """Takes a version that was loaded; nobody leases it before `switch`."""
+        """Adds a loaded version. No episode leases it before `switch`, `set_arms` or `hold`."""
         self._versions[version.digest] = version
 
     def switch(self, version: Version, now_ns: int) -> Version:
-        """New episodes lease `version` from now on; gives the one that they leased until now."""
+        """Makes `version` the stable one, for new episodes; returns the one that was stable until now."""
         was = self._router.stable
         if version is not was:
-            # The shares of the other arms stay what they were; the version that was one has the rest too, now.
+            # The other arms keep their shares. If `version` was an arm, its share goes to the stable version, which it now is.
             self._divide([(arm, share) for arm, share in self._shares if arm is not version])
             self._router.stable = version
             version.retired_ns = NEVER_NS
@@ -68,7 +70,7 @@ class Residency:
         return was
 
     def set_arms(self, arms: list[tuple[Version, float]], now_ns: int) -> None:
-        """New episodes are shared out so from now on: to each version its share, to the stable one the rest."""
+        """Splits new episodes from now on: each version gets its share, the stable one gets the rest."""
         for _, version in self._router.arms:
             version.retired_ns = now_ns
             version.watched = False
@@ -78,13 +80,13 @@ class Residency:
         self._divide(arms)
 
     def _divide(self, shares: list[tuple[Version, float]]) -> None:
-        """Gives each arm its part of the numbers from 0 to 1, one after another."""
+        """Gives each arm its interval of [0, 1), one after another."""
         self._shares = shares
         ends = accumulate(share for _, share in shares)
         self._router.arms = [(end, version) for end, (version, _) in zip(ends, shares, strict=True)]
 
     def hold(self, held: Iterable[Version], now_ns: int) -> None:
-        """Holds these versions for evaluations from now on, and no others."""
+        """Holds exactly these versions for evaluations from now on."""
         newest_first = sorted(held, key=lambda version: semver.Version.parse(version.identity.version), reverse=True)
         ended = [version for version in self._router.held if version not in newest_first]
         self._router.held = newest_first
@@ -99,23 +101,23 @@ class Residency:
         return version is self._router.stable or any(version is arm for _, arm in self._router.arms)
 
     def forget(self, version: Version) -> None:
-        """Lets a version go that was loaded and that nobody will lease."""
+        """Retires a loaded version that no episode will lease."""
         if version is not self._router.stable and not version.leases and not version.held:
             version.retired_ns = 0
             if version is self.previous:
                 self.previous = None
 
     def sweep(self, now_ns: int) -> list[tuple[bytes, int]]:
-        """Lets go what need not stay: the digest of each version whose memory was given back, and its leases until then."""
+        """Unloads versions that are no longer needed; returns the digest of each, and how many leases were ended for it."""
         if now_ns >= self._watch_until_ns:
             self._router.stable.watched = False
         went = []
         for version in self._ending(now_ns):
             version.ended_leases += self._sessions.end_leases(version)
             if version.leases:
-                # An act under one of them was admitted, so it is run; the next sweep finds it answered.
+                # An act under one of the leases is queued, so it will run; the next sweep finds it answered.
                 continue
-            self._sessions.unbind(version)
+            self._unbind(version)
             del self._versions[version.digest]
             if version is self.previous:
                 self.previous = None
@@ -135,10 +137,27 @@ class Residency:
         is_late = now_ns - version.retired_ns >= self._bounds.lease_s_max * _NANOSECONDS
         if version is self.previous:
             if is_late and version.leases:
-                # It stays for a rollback all the same.
+                # Its leases end, but it stays for a rollback.
                 self._sessions.end_leases(version)
             return False
-        return is_late or not (version.leases or self._sessions.is_bound(version))
+        return is_late or not (version.leases or self._is_bound(version))
+
+    def _is_bound(self, version: Version) -> bool:
+        """Whether a session can lease only this version. Sessions that can use the stable one move to it.
+
+        A session of an evaluation whose hold has ended can lease nothing, so it does not count.
+        """
+        return any(
+            session.version is version and not self._router.follow(session) and not session.is_evaluation
+            for session in self._sessions.opened()
+        )
+
+    def _unbind(self, version: Version) -> None:
+        """Detaches sessions from a version that is unloaded; one that can use no other keeps its name."""
+        left = version.without_engine()
+        for session in self._sessions.opened():
+            if session.version is version and not self._router.follow(session):
+                session.version = left
 
     def _is_too_much(self, staying: Iterable[Version]) -> bool:
         held = [version.resident_bytes for version in staying]

@@ -1,4 +1,4 @@
-"""Which version each row of a handle leases. A row keeps its lease from the start of its episode to the end."""
+"""Which version each row of an episode group leases. A row keeps its lease from the start of its episode to its end."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def versions_of(group: EpisodeGroup) -> list[Version]:
 
 
 def version_of_rows(row_versions: list[Version]) -> Version:
-    """What stands for the versions of all rows: the version itself, where there is only one."""
+    """The version that answers for all rows: the only one they lease, or a `MixedVersion`."""
     first = row_versions[0]
     return first if all(version is first for version in row_versions) else MixedVersion(row_versions)
 
 
 def take_leases(group: EpisodeGroup) -> None:
-    """Counts the leases of a handle, once for each version that it holds."""
+    """Counts a group as a leaseholder of each version that its rows lease."""
     for version in set(versions_of(group)):
         version.leases += 1
 
 
 def give_back_leases(group: EpisodeGroup) -> None:
-    """Takes the leases of a handle from the count."""
+    """Undoes `take_leases`."""
     for version in set(versions_of(group)):
         version.leases -= 1
 
 
 def end_lease(group: EpisodeGroup, version: Version, left: Version) -> bool:
-    """Lets the rows of a handle that lease `version` hold `left` of it; tells whether there were any."""
+    """Replaces `version` by `left`, which has no engine, in the rows that lease it; returns whether there were any."""
     leased = versions_of(group)
     if not any(each is version for each in leased):
         return False
@@ -54,7 +54,7 @@ def end_lease(group: EpisodeGroup, version: Version, left: Version) -> bool:
 
 
 def find_unloaded(group: EpisodeGroup, mask: bytes = b"") -> Version | None:
-    """A version that is gone and that a row leases which `mask` does not start anew; else None."""
+    """An unloaded version that a row leases, where `mask` does not start that row anew; else None."""
     for row, version in enumerate(versions_of(group)):
         if version.gone and not (mask and mask[row]):
             return version
@@ -62,7 +62,7 @@ def find_unloaded(group: EpisodeGroup, mask: bytes = b"") -> Version | None:
 
 
 def lease_anew(group: EpisodeGroup, choose: Callable[[int], Version], epoch: int) -> None:
-    """Gives the rows that start new episodes the versions that `choose(seed)` says."""
+    """Leases `choose(seed)` for each row that starts a new episode."""
     leased = versions_of(group)
     chosen = list(leased)
     for row, seed in group.starting.items():
@@ -91,17 +91,17 @@ def _set_versions(group: EpisodeGroup, row_versions: list[Version], epoch: int) 
             slot.run = version.engine.bind(slot.inputs, group.rows)
 
 
-def _carry_states(group: EpisodeGroup, were: list[Version], are: list[Version], version: Version) -> None:
-    """Lays out for `version` what the rows carry: those that keep their version keep it, any other begins with zeros."""
-    stay = np.array([new is old for new, old in zip(are, were, strict=True)])
+def _carry_states(group: EpisodeGroup, old: list[Version], new: list[Version], version: Version) -> None:
+    """Lays the recurrent state out for `version`: rows that keep their version keep their state, others begin with zeros."""
+    stay = np.array([now is before for now, before in zip(new, old, strict=True)])
     owners = version.state_owners
     states = version.first_states(group.rows)
     for owner in set(owners) & set(group.state_owners):
-        mine = stay & np.array([new is owner for new in are])
+        mine = stay & np.array([now is owner for now in new])
         for state, kept in zip(_of(owner, owners, states), _of(owner, group.state_owners, group.states), strict=True):
             state[mine] = kept[mine]
     group.states, group.state_owners = states, owners
 
 
 def _of(owner: Version, owners: list[Version], states: list[Array]) -> list[Array]:
-    return [state for state, whose in zip(states, owners, strict=True) if whose is owner]
+    return [state for state, its_owner in zip(states, owners, strict=True) if its_owner is owner]

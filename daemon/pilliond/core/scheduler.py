@@ -1,9 +1,9 @@
 """The scheduler: decides *now* which acts form a batch, and why. Pure: no clock, no socket, no waiting.
 
-Rule 1: a batch is formed only when the engine is free, so none is ever queued behind another.
-Rule 2: acts go in the order of their admission; an act's rows stay together.
-Rule 3: a batch never holds more than `rows_max` rows, and never those of two versions.
-Rule 4: an act whose deadline has passed is not run.
+Rule 1: a batch is formed only when the engine is free, so no batch is queued behind another.
+Rule 2: acts run in the order of their admission; the rows of an act stay together.
+Rule 3: a batch never has more than `rows_max` rows, and never rows of two versions.
+Rule 4: an act whose deadline has passed does not run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pilliond.limits import NEVER_NS
 
 
 class Batch:
-    """Acts to be run together, and acts that are too late to be run."""
+    """Acts to run together, and acts whose deadline has passed."""
 
     __slots__ = ("close", "expired", "groups", "rows")
 
@@ -28,7 +28,7 @@ class Batch:
 
 
 class Scheduler:
-    """Acts that wait for the engine."""
+    """The queue of acts that wait for the engine."""
 
     def __init__(self, rows_max: int, wait_ns_max: int) -> None:
         self.rows_max = rows_max
@@ -38,12 +38,12 @@ class Scheduler:
         self._lock_step_waiting = 0
         self._close_by_ns = NEVER_NS
         self._rest_is_due = False
-        """Whether what waits was left of a batch that waited for nobody: it holds another version, or did not fit."""
+        """Whether the queue is the rest of a batch that waited for nobody: acts of another version, or that did not fit."""
 
     def add(self, group: EpisodeGroup, now_ns: int, lock_step_live: int) -> bool:
-        """Takes an act that was admitted at `now_ns`; one whose handle waits already keeps its turn in the queue.
+        """Queues an act that was admitted at `now_ns`. If its group is queued already, the group keeps its position.
 
-        Tells whether the batch need not wait for more, where `lock_step_live` handles are in lock-step.
+        Returns True if the batch can close now, given `lock_step_live` lock-step groups.
         """
         if not group.is_queued:
             group.is_queued = True
@@ -55,15 +55,15 @@ class Scheduler:
         return self._lock_step_waiting >= lock_step_live or self.rows_waiting >= self.rows_max
 
     def closes_alone(self, group: EpisodeGroup, now_ns: int, lock_step_live: int) -> bool:
-        """Whether an act that was admitted at `now_ns` is a batch by itself, at once: then it need not be added."""
+        """Whether an act that was admitted at `now_ns` can run at once as a batch of its own, without being added."""
         return not self.rows_waiting and lock_step_live <= group.session.lock_step and now_ns < group.deadline_ns
 
     def deadline_ns(self) -> int:
-        """When `take` must be asked again at the latest; `NEVER_NS` where nothing waits for time to pass."""
+        """The latest time to call `take` again; `NEVER_NS` if no batch waits for time to pass."""
         return self._close_by_ns if self._waiting else NEVER_NS
 
     def take(self, now_ns: int, lock_step_live: int, *, drain: bool = False) -> Batch | None:
-        """The batch to run now on the free engine, or None where it is better to wait."""
+        """Returns the batch to run now on the free engine, or None if it is better to wait."""
         if not self._waiting:
             return None
         close: BatchClose | None
@@ -108,5 +108,5 @@ class Scheduler:
         return Batch(groups, expired, rows, close)
 
     def _latest_start_ns(self, group: EpisodeGroup, now_ns: int) -> int:
-        """The end of the batch's wait; half of what is left of a budget is kept for the engine."""
+        """The time at which the batch must start: half of the remaining budget is left for the engine."""
         return min(now_ns + self._wait_ns_max, now_ns + (group.deadline_ns - now_ns) // 2)

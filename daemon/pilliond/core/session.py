@@ -9,11 +9,11 @@ from pilliond.versions.loaded_version import Version
 
 
 class Session:
-    """One client's conversation. Its identity is the id in the messages; `peer` is only where it was last heard."""
+    """One client's conversation. The id in its messages identifies it; `peer` is only where it was last heard."""
 
     __slots__ = (
         "acts_ended",
-        "control_area",
+        "control_region",
         "control_reply",
         "control_request",
         "control_sequence",
@@ -43,26 +43,29 @@ class Session:
         now_ns: int,
     ) -> None:
         self.id = session_id
+        """A secret: whoever knows it can act for the session."""
         self.number = number
-        """How many sessions of this serving process were opened before, and this one: what others may know of it."""
+        """The session's number since the serving process started. Operators see this instead of the id."""
         self.is_evaluation = is_evaluation
         """Whether it leases a version that is held for an evaluation; see `Router`."""
         self.acts_ended = 0
-        """Acts of its handles that have ended."""
+        """Acts of its episode groups that have ended."""
         self.peer = peer
         self.hello_key = (peer, hello.sequence)
         self.lock_step = hello.lock_step
         self.fallback = hello.fallback
         self.version = version
-        """What its next episode leases, unless it can go over to another one; see `Router.lease`."""
+        """What its next episode leases, unless the router has another one for it; see `Router.lease`."""
         self.version_range = hello.version_range
         self.groups: set[int] = set()
-        """The numbers of its handles; `Sessions` holds the handles themselves."""
+        """The numbers of its episode groups; `Sessions` holds the groups themselves."""
         self.last_heard_ns = now_ns
         self.pinged_ns = now_ns
         self.step_key = b""
+        """The first bytes of the last act that `Sessions` remembered for its short path."""
         self.control_sequence = 0
         self.control_request: Message | None = None
         self.control_reply: bytes = b""
-        self.control_area: SlotRegion | None = None
-        """The slots that travel with the reply, if it is a `begun` that has some."""
+        """The reply to `control_request`, kept for a repetition of it."""
+        self.control_region: SlotRegion | None = None
+        """The slots that travel with the reply, where it is a `begun` that grants some."""

@@ -1,4 +1,4 @@
-"""The list of sessions: what an operator is listed of each, a few at a time. Plain; it runs in the serving process."""
+"""Session summaries for `GET /v1/sessions`, paged. Runs in the serving process, so each page is small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NANOSECONDS: Final = 1_000_000_000
 
 
 def list_sessions(sessions: Sessions, after: int, now_ns: int) -> tuple[list[SessionInfo], bool]:
-    """Some of the sessions that were opened after number `after`, oldest first, and whether there are no more."""
+    """Returns some sessions opened after number `after`, oldest first, and whether they are the last."""
     opened = sessions.opened()
     first = bisect_right(opened, after, key=_number)
     listed: list[SessionInfo] = []

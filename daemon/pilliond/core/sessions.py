@@ -1,7 +1,7 @@
-"""Sessions: who is speaking, in which episode, and whether it was said before.
+"""Sessions: decides what each message of a client means, and what to answer. Hot path.
 
-Plain and synchronous: `receive` takes a message, changes state and adds the replies that are due to a list;
-the loop sends them. An admitted act is handed back for the scheduler. Hot path.
+Plain and synchronous: `receive` takes a message, changes state, and appends the replies that are due to a list; the
+loop sends them. An admitted act is returned to the loop, which gives it to the scheduler.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
+from typing import Final
 
 import msgspec
 
@@ -33,11 +34,12 @@ from pillion_protocol import (
     decode,
     encode,
 )
-from pillion_protocol.lane import TENSOR_BYTES_MAX, Frame
+from pillion_protocol.lane import Frame
 from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
+from pilliond.core import rejections
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
-from pilliond.core.routing import Router, version_gone
+from pilliond.core.routing import Router
 from pilliond.core.row_leases import (
     end_lease,
     find_unloaded,
@@ -56,15 +58,16 @@ from pilliond.transport.slots import Slot, SlotGrants
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.mixed_version import MixedVersion
 
-_NANOSECONDS_PER_MS = 1_000_000
-_NO_TENSORS = 2
-_ONE_TENSOR = 3
+_NANOSECONDS_PER_MS: Final = 1_000_000
+_BYTES_PER_MB: Final = 1_000_000
+_NO_TENSORS: Final = 2
+_ONE_TENSOR: Final = 3
 
 _opening_decoder = msgspec.msgpack.Decoder(Message)
 
 
 class Sessions:
-    """Every session of one serving process, whose start is `epoch`."""
+    """Every session of one serving process. `epoch` numbers the start of that process."""
 
     def __init__(
         self,
@@ -77,17 +80,18 @@ class Sessions:
     ) -> None:
         self.epoch = epoch
         self.lock_step_live = 0
+        """Episode groups of lock-step sessions: a batch need not wait for more once each of them has acted."""
         self.draining = False
         self._router = router
         self._limits = limits
         self._queue_rows_max = limits.queue_rows_max
         self._page = page
         self._queue = queue
-        self._slots = SlotGrants(limits.slots_mb_max * 1_000_000)
+        self._slots = SlotGrants(limits.slots_mb_max * _BYTES_PER_MB)
         self._state_bytes = 0
         self._groups: dict[int, EpisodeGroup] = {}
         self._steps: dict[bytes, EpisodeGroup] = {}
-        """For what the head of an act begins with: the handle that last acted so."""
+        """By the first bytes of an act's head: the episode group that acted with them last."""
         self._server_name = server_name
         self._sessions: dict[int, Session] = {}
         self._hellos: dict[tuple[Peer, int], Session] = {}
@@ -99,26 +103,26 @@ class Sessions:
 
     @property
     def episodes_live(self) -> int:
-        """Handles that were begun and have not ended."""
+        """Episode groups that have begun and not ended."""
         return len(self._groups)
 
     def groups_of(self, session: Session) -> list[EpisodeGroup]:
-        """The handles of a session."""
+        """The episode groups of a session."""
         return [self._groups[number] for number in session.groups]
 
     def opened(self) -> list[Session]:
-        """Every session, in the order in which they were opened."""
+        """Every session, oldest first."""
         return list(self._sessions.values())
 
-    # What comes in
+    # Receiving
 
     def receive(self, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
-        """Takes `message` (peer, head, tensors), read at `now_ns`.
+        """Takes `message` (peer, head, tensors), which was read at `now_ns`. Appends replies that are due to `replies`.
 
-        Gives the handle whose act was newly admitted, if one was; what is to be sent is added to `replies`.
+        Returns the episode group whose act was just admitted, or None.
         """
         peer, head = message[0], message[1]
-        if type(head) is RemoteProtocolError:
+        if isinstance(head, RemoteProtocolError):
             self._refuse(peer, Message(0, 0, 0), head, replies)
             return None
         if len(head) == ACT_STEP_BYTES:
@@ -127,7 +131,7 @@ class Sessions:
             if (
                 group is not None
                 and middle == group.head_middle
-                and self._is_next(group, message, sequence, slot, generation)
+                and self._admit_repeated(group, message, sequence, slot, generation)
             ):
                 group.received_ns = group.session.last_heard_ns = now_ns
                 if group.budget_ns:
@@ -163,37 +167,33 @@ class Sessions:
         replies.append([peer, encode(reply)])
 
     def _session(self, peer: Peer, message: Message, now_ns: int) -> Session:
+        """The session that a message names; raises `RemoteProtocolError`."""
         if self.draining:
-            raise _draining()
+            raise rejections.draining()
         session = self._sessions.get(message.session)
         if message.epoch != self.epoch:
-            raise RemoteProtocolError(
-                ErrorCode.EPOCH_STALE,
-                "the serving process was started again since; say hello",
-                f"epoch {self.epoch}",
-                f"{message.epoch}",
-            )
+            raise rejections.epoch_stale(self.epoch, message.epoch)
         if session is None:
-            raise RemoteProtocolError(
-                ErrorCode.SESSION_UNKNOWN, "no such session; say hello", "the session id of a welcome", "another number"
-            )
+            raise rejections.session_unknown()
         if session.peer != peer:
             self._move(session, peer)
         session.last_heard_ns = now_ns
         return session
 
     def _move(self, session: Session, peer: Peer) -> None:
-        """Goes on with a session at another peer. Slots stay with the connection that they were leased to: they end."""
+        """Continues a session at another peer. Slots belong to the connection that they were granted to, so they end."""
         session.peer = peer
-        for number in session.groups:
-            self._revoke_slots(self._groups[number])
+        for group in self.groups_of(session):
+            self._revoke_slots(group)
 
     # Acts
 
-    def _is_next(self, group: EpisodeGroup, message: Incoming, sequence: int, slot_form: int, generation: int) -> bool:
-        """Admits an act that differs in nothing but its numbers and its rows from one that was admitted before.
+    def _admit_repeated(
+        self, group: EpisodeGroup, message: Incoming, sequence: int, slot_form: int, generation: int
+    ) -> bool:
+        """Admits an act that differs from an earlier one of its group only in its numbers and its rows.
 
-        False where anything else is unusual: then `_act` looks at it closely.
+        Returns False where anything else is unusual; `_act` then checks everything.
         """
         if (
             sequence <= group.last_sequence
@@ -222,7 +222,7 @@ class Sessions:
         return True
 
     def _remember(self, group: EpisodeGroup, head: bytes) -> None:
-        """Notes what the next act of this handle looks like."""
+        """Notes how the head of this group's next act looks if it repeats this one."""
         session = group.session
         session.step_key, _, group.head_middle, _, _ = split_act(head)
         self._steps[session.step_key] = group
@@ -234,20 +234,20 @@ class Sessions:
             return None
         if group.waiting and act.sequence <= group.sequence:
             if act.sequence < group.sequence:
-                raise _sequence_stale(group.sequence, act.sequence)
+                raise rejections.sequence_stale(group.sequence, act.sequence)
             return None
         slot = _slot_of(group, act) if act.slot else None
         tensors = message[2:] if slot is None else [*slot.observations, *message[2:]]
         self._check_act(group, act, tensors)
         if group.version.gone and (gone := find_unloaded(group, act.episode_start)) is not None:
-            raise version_gone(gone)
+            raise rejections.version_gone(gone)
         if act.episode_start and group.session.is_evaluation:
-            # Refused before anything has changed: what it would begin may not begin any more.
+            # Raises where its hold has ended. Nothing has changed yet, so the act can be refused as a whole.
             self._router.lease(group.session, 0)
         if group.waiting:
-            self.answer_error(group, _superseded(act.sequence), replies)
+            self.answer_error(group, rejections.superseded(act.sequence), replies)
         elif self._queue.rows_waiting + group.rows > self._queue_rows_max:
-            raise self._no_room(group)
+            raise rejections.queue_full(self._queue_rows_max, self._queue.rows_waiting + group.rows)
         if act.episode_start:
             group.mark_starts(act.episode_start, act.seeds)
             self._lease_anew(group)
@@ -263,12 +263,12 @@ class Sessions:
         group.budget_ns = act.budget_us * 1_000
         group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS
         group.deterministic = act.deterministic
-        # What the short way leaves as it is, its budget and whether it draws, is this act's now.
+        # The short path keeps an act's budget and whether it samples. Both have just changed, so it must not run.
         group.head_middle = b""
         return group
 
     def _group(self, peer: Peer, act: Act, now_ns: int) -> EpisodeGroup:
-        """The handle that an act is for, found the short way where everything is as it was."""
+        """The episode group of an act. Where nothing is unusual, one lookup finds it."""
         group = self._groups.get(act.episode)
         if group is not None and act.epoch == self.epoch and not self.draining:
             session = group.session
@@ -278,15 +278,15 @@ class Sessions:
         return self._group_of(self._session(peer, act, now_ns), act.episode)
 
     def _group_of(self, session: Session, number: int) -> EpisodeGroup:
-        """The handle of a session with this number; raises `RemoteProtocolError` (`episode_unknown`)."""
+        """The episode group of a session with this number; raises `RemoteProtocolError` (`episode_unknown`)."""
         if number not in session.groups:
-            raise _episode_unknown(number)
+            raise rejections.episode_unknown(number)
         return self._groups[number]
 
     def _resend(self, group: EpisodeGroup, act: Act, replies: list[Reply]) -> None:
-        """The same question again gets the same answer; an older one is stale."""
+        """Answers a repeated act with the same reply; an older act is stale."""
         if act.sequence < group.last_sequence or group.last_reply is None:
-            raise _sequence_stale(group.last_sequence, act.sequence)
+            raise rejections.sequence_stale(group.last_sequence, act.sequence)
         self._page.cells[page_cells.RESENDS] += 1
         group.last_reply[0] = group.session.peer
         replies.append(group.last_reply)
@@ -295,33 +295,18 @@ class Sessions:
         rows = group.rows
         version = group.version
         if act.rows != rows:
-            raise RemoteProtocolError(ErrorCode.ROWS_MISMATCH, "wrong number of rows", f"{rows}", f"{act.rows}")
+            raise rejections.wrong_number_of_rows(rows, act.rows)
         if list(map(len, tensors)) != group.frames_bytes:
-            raise _shape_mismatch(group, tensors)
+            raise rejections.shape_mismatch(group, tensors)
         if not act.slot and not group.fits_packet:
-            raise RemoteProtocolError(
-                ErrorCode.TOO_LARGE,
-                "the outputs do not fit into a packet of the lane",
-                f"at most {TENSOR_BYTES_MAX} bytes, or an act that lies in a slot",
-                f"{sum(version.output_bytes) * rows} bytes",
-            )
+            raise rejections.outputs_too_large(version, rows)
         if not act.deterministic and not version.samplable:
-            raise RemoteProtocolError(
-                ErrorCode.NOT_SAMPLABLE, "this policy is deterministic", "deterministic true", "deterministic false"
-            )
+            raise rejections.not_samplable()
         if act.episode_start or act.seeds:
-            _check_starts(act, rows)
-
-    def _no_room(self, group: EpisodeGroup) -> RemoteProtocolError:
-        return RemoteProtocolError(
-            ErrorCode.OVERLOADED,
-            "too many rows wait for the engine",
-            f"at most {self._queue_rows_max} rows",
-            f"{self._queue.rows_waiting + group.rows}",
-        )
+            rejections.check_starts(act, rows)
 
     def answer_error(self, group: EpisodeGroup, error: RemoteProtocolError, replies: list[Reply]) -> None:
-        """Answers the act that waits under `group` with an error. It is not kept: the same act may be sent again."""
+        """Answers the waiting act of `group` with an error. The error is not kept: the same act may be sent again."""
         group.settle()
         self._page.outcome(error.code, group.version.metrics_index)
         session = group.session
@@ -331,9 +316,9 @@ class Sessions:
     # Everything else
 
     def _control(self, peer: Peer, message: Message, frames: Incoming, now_ns: int, replies: list[Reply]) -> None:
-        if len(frames) > 2:
+        if len(frames) > _NO_TENSORS:
             raise RemoteProtocolError(
-                ErrorCode.SHAPE_MISMATCH, "only an act carries tensor frames", "0", f"{len(frames) - 2}"
+                ErrorCode.SHAPE_MISMATCH, "only an act carries tensor frames", "0", f"{len(frames) - _NO_TENSORS}"
             )
         match message:
             case Hello():
@@ -348,7 +333,7 @@ class Sessions:
             case _:
                 raise RemoteProtocolError(
                     ErrorCode.UNKNOWN_MESSAGE,
-                    "a client does not send this",
+                    "a client does not send this message",
                     "hello, begin, act, end, ping, pong or goodbye",
                     type(message).__name__.lower(),
                 )
@@ -357,7 +342,7 @@ class Sessions:
         if hello.protocol_version != PROTOCOL_VERSION:
             raise RemoteProtocolError(
                 ErrorCode.UNSUPPORTED_PROTOCOL,
-                "another protocol version is spoken here",
+                "this daemon uses another protocol version",
                 f"{PROTOCOL_VERSION}",
                 f"{hello.protocol_version}",
             )
@@ -368,63 +353,58 @@ class Sessions:
 
     def _open(self, peer: Peer, hello: Hello, now_ns: int) -> Session:
         if self.draining:
-            raise _draining()
+            raise rejections.draining()
         if len(self._sessions) >= self._limits.sessions_max:
-            raise RemoteProtocolError(
-                ErrorCode.OVERLOADED, "too many sessions", f"at most {self._limits.sessions_max}", "one more"
-            )
+            raise rejections.too_many_sessions(self._limits.sessions_max)
         version = self._router.route(hello)
         if hello.fallback is Fallback.SAFE and version.safe_outputs is None:
-            raise RemoteProtocolError(
-                ErrorCode.NO_SAFE_ACTION,
-                "the model card of this policy names no safe action",
-                "fallback error, last or zeros",
-                "safe",
-            )
+            raise rejections.no_safe_action()
         number = next(self._session_numbers)
         is_evaluation = version is not self._router.stable
         session = Session(secrets.randbits(62) + 1, number, peer, hello, version, is_evaluation, now_ns)
-        if hasattr(peer, "expect"):
+        if not isinstance(peer, bytes):
             peer.expect(version.observation_bytes)
         self._sessions[session.id] = session
         self._hellos[session.hello_key] = session
         self._page.cells[page_cells.SESSIONS_OPENED] += 1
-        session.control_reply = encode(
-            Welcome(
-                session=session.id,
-                epoch=self.epoch,
-                sequence=hello.sequence,
-                protocol_version=PROTOCOL_VERSION,
-                server_name=self._server_name,
-                policy=version.identity.policy,
-                version=version.identity.version,
-                digest=version.digest,
-                spec=version.spec_bytes,
-                spec_hash=version.spec_hash,
-                limits=self._limits.for_wire(),
-                heartbeat_ms=HEARTBEAT_MS,
-                silent_ms_max=SILENT_MS_MAX,
-                certificate=version.certificate.batch if version.certificate is not None else "",
-            )
-        )
+        session.control_reply = encode(self._welcome(session, hello.sequence))
         return session
 
+    def _welcome(self, session: Session, sequence: int) -> Welcome:
+        version = session.version
+        return Welcome(
+            session=session.id,
+            epoch=self.epoch,
+            sequence=sequence,
+            protocol_version=PROTOCOL_VERSION,
+            server_name=self._server_name,
+            policy=version.identity.policy,
+            version=version.identity.version,
+            digest=version.digest,
+            spec=version.spec_bytes,
+            spec_hash=version.spec_hash,
+            limits=self._limits.for_wire(),
+            heartbeat_ms=HEARTBEAT_MS,
+            silent_ms_max=SILENT_MS_MAX,
+            certificate=version.certificate.batch if version.certificate is not None else "",
+        )
+
     def _numbered(self, peer: Peer, message: Begin | End | Goodbye, now_ns: int, replies: list[Reply]) -> None:
-        """A request that changes the session: done once, and answered alike however often it is sent."""
+        """Does a request that changes the session once, and gives a repetition of it the same reply."""
         session = self._session(peer, message, now_ns)
         if message.sequence < max(1, session.control_sequence):
-            raise _sequence_stale(session.control_sequence, message.sequence)
+            raise rejections.sequence_stale(session.control_sequence, message.sequence)
         if message.sequence > session.control_sequence:
-            session.control_area = None
+            session.control_region = None
             session.control_reply = encode(self._change(session, message))
             self._forget_hello(session)
             session.control_sequence = message.sequence
             session.control_request = message
         elif message != session.control_request:
-            raise _sequence_stale(session.control_sequence, message.sequence)
+            raise rejections.sequence_stale(session.control_sequence, message.sequence)
         replies.append([peer, session.control_reply])
-        if session.control_area is not None and session.control_area.slots:
-            replies[-1].append(session.control_area)
+        if session.control_region is not None and session.control_region.slots:
+            replies[-1].append(session.control_region)
 
     def _change(self, session: Session, message: Begin | End | Goodbye) -> Message:
         if isinstance(message, Begin):
@@ -438,17 +418,9 @@ class Sessions:
 
     def _begin(self, session: Session, begin: Begin) -> Begun:
         if not 1 <= len(begin.seeds) <= self._limits.rows_max:
-            raise RemoteProtocolError(
-                ErrorCode.ROWS_MISMATCH,
-                "wrong number of seeds",
-                f"1 to {self._limits.rows_max}, one for each row",
-                f"{len(begin.seeds)}",
-            )
+            raise rejections.wrong_number_of_seeds(self._limits.rows_max, len(begin.seeds))
         if len(session.groups) >= self._limits.episodes_max:
-            raise RemoteProtocolError(
-                ErrorCode.OVERLOADED, "too many handles in this session", f"at most {self._limits.episodes_max}",
-                "one more",
-            )  # fmt: skip
+            raise rejections.too_many_groups(self._limits.episodes_max)
         leased = [self._router.lease(session, seed) for seed in begin.seeds]
         version = version_of_rows(leased)
         self._check_state_bytes(version.state_row_bytes * len(begin.seeds))
@@ -459,12 +431,7 @@ class Sessions:
         take_leases(group)
         self._state_bytes += group.state_bytes
         group.last_sequence = begin.sequence
-        tensor_bytes_max = getattr(session.peer, "tensor_bytes_max", None)
-        if tensor_bytes_max is not None:
-            group.fits_packet = sum(group.version.output_bytes) * group.rows <= tensor_bytes_max
-            if begin.slots:
-                session.control_area = group.slots = self._slots.grant(group.version, group.rows)
-                self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_granted
+        self._limit_or_grant(session, group, begin)
         session.groups.add(group.id)
         self._groups[group.id] = group
         self.lock_step_live += session.lock_step
@@ -474,37 +441,31 @@ class Sessions:
             leases, row_leases = version.named, version.row_leases
         return Begun(session.id, self.epoch, begin.sequence, group.id, leases, row_leases, slots)
 
-    def _check_state_bytes(self, state_bytes: int) -> None:
-        if self._state_bytes + state_bytes > self._limits.states_mb_max * 1_000_000:
-            raise RemoteProtocolError(
-                ErrorCode.OVERLOADED,
-                "no memory is left for what a recurrent policy carries",
-                f"at most {self._limits.states_mb_max} MB for all handles",
-                f"{state_bytes} bytes more",
-            )
+    def _limit_or_grant(self, session: Session, group: EpisodeGroup, begin: Begin) -> None:
+        """On the lane a packet bounds what outputs can travel inline; a client that can use slots gets some."""
+        if isinstance(session.peer, bytes):
+            return
+        group.fits_packet = sum(group.version.output_bytes) * group.rows <= session.peer.tensor_bytes_max
+        if begin.slots:
+            session.control_region = group.slots = self._slots.grant(group.version, group.rows)
+            self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_granted
 
-    # Versions
+    def _check_state_bytes(self, state_bytes: int) -> None:
+        if self._state_bytes + state_bytes > self._limits.states_mb_max * _BYTES_PER_MB:
+            raise rejections.no_state_memory(self._limits.states_mb_max, state_bytes)
+
+    # Leases
 
     def _lease_anew(self, group: EpisodeGroup) -> None:
         """Rows that start new episodes lease what their session would get now."""
         if not self._router.is_settled(group.version):
             state_bytes = group.state_bytes
             lease_anew(group, partial(self._router.lease, group.session), self.epoch)
-            # Rows of different versions may take it past its bound, until they hold one again: no act is refused for that.
+            # A group of mixed versions may take the sum past its bound for a while: no act is refused for that.
             self._state_bytes += group.state_bytes - state_bytes
 
-    def is_bound(self, version: Version) -> bool:
-        """Whether a session can lease no other version than this one. Those that can go over do so.
-
-        A session of a campaign that has ended can lease none.
-        """
-        return any(
-            session.version is version and not self._router.follow(session) and not session.is_evaluation
-            for session in self._sessions.values()
-        )
-
     def end_leases(self, version: Version) -> int:
-        """Ends the leases of a version, but for handles with an act in the queue; gives how many ended."""
+        """Ends the leases of a version, except those of groups with an act in the queue; returns how many ended."""
         left = version.without_engine()
         ended = 0
         for group in self._groups.values():
@@ -514,14 +475,7 @@ class Sessions:
                 self._state_bytes -= state_bytes - group.state_bytes
         return ended
 
-    def unbind(self, version: Version) -> None:
-        """Leaves a version that goes; sessions that can lease no other keep its name."""
-        left = version.without_engine()
-        for session in self._sessions.values():
-            if session.version is version and not self._router.follow(session):
-                session.version = left
-
-    # Who leaves
+    # Leaving
 
     def _forget_hello(self, session: Session) -> None:
         if self._hellos.get(session.hello_key) is session:
@@ -536,24 +490,24 @@ class Sessions:
         self._revoke_slots(group)
         self.lock_step_live -= group.session.lock_step
         self._state_bytes -= group.state_bytes
-        # An act that still waits is in the scheduler: it is run and answered all the same.
+        # An act that still waits is in the scheduler: it runs, and is answered.
 
     def _revoke_slots(self, group: EpisodeGroup) -> None:
         if group.slots is not None:
-            self._slots.give_back(group.slots, group.version, group.rows)
+            self._slots.release(group.slots, group.version, group.rows)
             self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_granted
             group.slots = None
 
     def close(self, session: Session) -> None:
-        """Ends a session: its episodes end, its leases are free."""
-        for number in list(session.groups):
-            self._forget(self._groups[number])
+        """Ends a session, its episodes and its leases."""
+        for group in self.groups_of(session):
+            self._forget(group)
         self._sessions.pop(session.id, None)
         self._steps.pop(session.step_key, None)
         self._forget_hello(session)
 
     def drop_peer(self, peer: Peer) -> int:
-        """Ends every session that was last heard at `peer`, which is gone or does not read; gives their number."""
+        """Ends every session last heard at `peer`, which is gone or does not read; returns how many ended."""
         dropped = [session for session in self._sessions.values() if session.peer == peer]
         for session in dropped:
             self.close(session)
@@ -561,7 +515,7 @@ class Sessions:
         return len(dropped)
 
     def sweep(self, now_ns: int, replies: list[Reply]) -> None:
-        """Pings the silent and ends those silent for too long. To be called every heartbeat or so."""
+        """Pings silent sessions, and ends those that were silent for too long. Call it about every heartbeat."""
         for session in list(self._sessions.values()):
             silent_ms = (now_ns - session.last_heard_ns) // _NANOSECONDS_PER_MS
             if silent_ms >= SILENT_MS_MAX:
@@ -574,83 +528,26 @@ class Sessions:
                 replies.append([session.peer, encode(Ping(session.id, self.epoch, 0))])
 
     def say_goodbye(self, reason: str, replies: list[Reply]) -> None:
-        """The last word to everybody."""
+        """Ends every session with a goodbye."""
         for session in list(self._sessions.values()):
             replies.append([session.peer, encode(Goodbye(session.id, self.epoch, 0, reason))])
             self.close(session)
 
 
 def _opening_of(head: bytes) -> Message:
-    """Who sent a head that cannot be read, as far as can be told: its reply should reach the right waiter."""
+    """The session, epoch and sequence of a head that cannot be decoded, so that the reply reaches the right request."""
     try:
         return _opening_decoder.decode(head[1:])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Message(0, 0, 0)
 
 
-def _check_starts(act: Act, rows: int) -> None:
-    if len(act.episode_start) != rows:
-        raise RemoteProtocolError(
-            ErrorCode.ROWS_MISMATCH, "episode_start has the wrong length", f"{rows} bytes", f"{len(act.episode_start)}"
-        )
-    started = rows - act.episode_start.count(0)
-    if act.seeds and len(act.seeds) != started:
-        raise RemoteProtocolError(
-            ErrorCode.ROWS_MISMATCH, "wrong number of seeds", f"{started}, or none", f"{len(act.seeds)}"
-        )
-
-
 def _slot_of(group: EpisodeGroup, act: Act) -> Slot:
-    """The slot that an act names, whose generation is the act's; raises `RemoteProtocolError`."""
+    """The slot that an act names, in the generation that it names; raises `RemoteProtocolError`."""
     slot = group.slots.slot(act.slot) if group.slots is not None else None
     if slot is None:
-        raise RemoteProtocolError(
-            ErrorCode.SLOT_UNKNOWN,
-            "this handle has no such slot over this connection",
-            f"1 to {len(group.slots.slots)}" if group.slots is not None else "observations in the packet",
-            f"{act.slot}",
-        )
+        raise rejections.slot_unknown(group, act)
     generation = slot.generation()
     if generation != act.generation or not generation:
-        raise RemoteProtocolError(
-            ErrorCode.SLOT_STALE, "the slot holds another generation than the act", f"{generation}", f"{act.generation}"
-        )
+        raise rejections.slot_stale(generation, act.generation)
     return slot
-
-
-def _shape_mismatch(group: EpisodeGroup, tensors: Sequence[Frame]) -> RemoteProtocolError:
-    wanted = group.frames_bytes
-    if len(tensors) != len(wanted):
-        return RemoteProtocolError(
-            ErrorCode.SHAPE_MISMATCH, "wrong number of tensor frames", f"{len(wanted)}", f"{len(tensors)}"
-        )
-    index = next(index for index, size in enumerate(wanted) if len(tensors[index]) != size)
-    tensor = group.version.spec.observation[index]
-    expected = f"{tensor.dtype} {[group.rows, *tensor.shape]}, {wanted[index]} bytes"
-    return RemoteProtocolError(
-        ErrorCode.SHAPE_MISMATCH,
-        f"observation {tensor.name!r} has the wrong size",
-        expected,
-        f"{len(tensors[index])} bytes",
-    )
-
-
-def _episode_unknown(episode: int) -> RemoteProtocolError:
-    return RemoteProtocolError(
-        ErrorCode.EPISODE_UNKNOWN, "no such episode in this session", "a handle that was begun and not ended",
-        f"{episode}",
-    )  # fmt: skip
-
-
-def _sequence_stale(last: int, actual: int) -> RemoteProtocolError:
-    return RemoteProtocolError(
-        ErrorCode.SEQUENCE_STALE, "an older request than one already taken", f"more than {last}", f"{actual}"
-    )
-
-
-def _superseded(by: int) -> RemoteProtocolError:
-    return RemoteProtocolError(ErrorCode.SUPERSEDED, f"act {by} of the same handle took its place before it ran")
-
-
-def _draining() -> RemoteProtocolError:
-    return RemoteProtocolError(ErrorCode.DRAINING, "the daemon is stopping and takes no new work")

@@ -1,24 +1,25 @@
-"""Aligned memory: a run of a graph whose tensors all lie at addresses that no kernel tells apart. Hot path.
+"""Aligned memory: runs a graph with all tensors at equally aligned addresses. Hot path.
 
-Kernels that sum or map an array with vector instructions may take its elements one by one up to the next aligned address,
-and round those otherwise: the same row at another address gives another answer in the last bit.
+Vectorised kernels may process elements one by one up to the next aligned address, and round those differently. The same
+row at another address then gives another answer in the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnxruntime
+from numpy.typing import DTypeLike
 
 from pilliond.engine.interface import Array
 
 ALIGNMENT_BYTES: Final = 64
-"""A line of the cache, and the widest vector register."""
+"""A cache line, and the widest vector register."""
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """As `np.zeros`, at an aligned address."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.zeros(size + ALIGNMENT_BYTES, np.uint8)
@@ -28,10 +29,10 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 class Piece:
-    """Rows that are run together: the binding, and what must be copied `before` and `after` (to, from).
+    """Rows that run together: the binding, and the copies to make `before` and `after` it (to, from).
 
-    `read` and `written` hold the rows of each tensor by name. One whose address is not aligned is run in `scratch`, which
-    has memory for each name; without one it is run where it is.
+    `read` and `written` hold the rows of each tensor by name. A tensor at an unaligned address runs in `scratch`, if that
+    has memory for its name; otherwise it runs in place.
     """
 
     __slots__ = ("after", "before", "binding")

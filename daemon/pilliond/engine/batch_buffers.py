@@ -1,4 +1,4 @@
-"""BatchViews: where an act's rows lie in the buffers of a batch, and what of a batch must be finite. Hot path."""
+"""Views of the batch buffers: the rows of one act, and the values that must be finite. Hot path."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _FEW: Final = 64
 _SUMMED_BY_PYTHON: Final = "fd"
 
 Values = memoryview | Array
-"""Floats in a row, of any number of rows: a view that Python reads where they are few, else an array."""
+"""Floats of any number of rows: a view that Python sums if they are few, else an array."""
 
 
 class BatchView:
-    """Views of the bytes of some rows from `first` on: of each observation's buffer, and of each output's."""
+    """Byte views of some rows from `first` on, in the buffer of each observation and of each output."""
 
     __slots__ = ("first", "inputs", "outputs")
 
@@ -29,9 +29,9 @@ class BatchView:
 
 
 class BatchViews:
-    """The views in the buffers of one engine, each made when it is first asked for: to cut a view costs what a copy does.
+    """The views of one engine's buffers. Each is made at its first use and kept: cutting a view costs as much as a copy.
 
-    `inputs` and `outputs` hold for each tensor the bytes of its whole buffer, and how many of them make a row.
+    `inputs` and `outputs` hold, for each tensor, its whole buffer as bytes and the bytes of a row.
     """
 
     def __init__(self, inputs: list[tuple[memoryview, int]], outputs: list[tuple[memoryview, int]]) -> None:
@@ -39,19 +39,19 @@ class BatchViews:
         self._outputs = outputs
         self._made: dict[tuple[int, int], BatchView] = {}
         self.other_inputs, self.other_outputs = range(1, len(inputs)), range(1, len(outputs))
-        """The numbers of the tensors behind the first."""
+        """The indices of the tensors after the first."""
         self.get = self._made.get
-        """`get((first, rows))`: that view if it was made already."""
+        """`get((first, rows))` returns that view if it exists."""
 
     def make(self, first: int, rows: int) -> BatchView:
-        """The view of `rows` rows from row `first` on."""
+        """Makes the view of `rows` rows from row `first` on."""
         view = BatchView(first, _cut(self._inputs, first, rows), _cut(self._outputs, first, rows))
         self._made[first, rows] = view
         return view
 
 
 def finite_values(spec: list[TensorSpec], inputs: list[Array]) -> list[Values]:
-    """What of `inputs` ([rows, …] each) must be finite, for `is_finite`."""
+    """The values of `inputs` (shape [rows, …] each) that must be finite, for `is_finite`."""
     return [
         _values(array.reshape(-1))
         for tensor, array in zip(spec, inputs, strict=True)
@@ -60,9 +60,9 @@ def finite_values(spec: list[TensorSpec], inputs: list[Array]) -> list[Values]:
 
 
 def is_finite(values: list[Values]) -> bool:
-    """Whether there is no NaN and no infinity among them, at this moment. The caller lets numpy overflow in silence."""
+    """Whether all values are finite now. The caller must have silenced numpy's overflow warnings."""
     for part in values:
-        # One pass and no array made: a sum of finite numbers is finite, or it overflows, which is looked into.
+        # One pass, no temporary array. A sum of finite numbers is finite unless it overflows, so only then look closer.
         total = sum(part) if type(part) is memoryview else np.dot(part, part)
         if not math.isfinite(total) and not np.isfinite(part).all():
             return False

@@ -1,4 +1,4 @@
-"""The certifier: runs observations alone and in batches, and says whether the batch changes an answer."""
+"""The certifier: runs observations alone and in batches, and measures whether the batch changes an answer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.buckets import buckets_for
 from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.ipc.batch_certificate import CLOSE, EXACT, WORSE, Certificate
-
-OBSERVATIONS_MAX: Final = 64
-"""Observations that are tried; of golden pairs the first so many."""
+from pilliond.limits import CERTIFIED_OBSERVATIONS_MAX
 
 _PADDED_QUARTERS: Final = 3
-"""Of each bucket it tries a batch that fills it, and one of so many quarters of its rows, beside what was left there."""
+"""Each bucket is tried full, and filled to this many quarters, with old contents in the rest."""
 
 _SEED: Final = 20_260_101
 _SPREAD: Final = 3.0
@@ -28,10 +26,10 @@ _CLOSE_BOUND: Final = 1e-6
 def certify(
     engine: InlineEngine, spec: Spec, states: list[StateCard], golden: Arrays | None, rows_max: int
 ) -> Certificate:
-    """Runs observations alone and inside shuffled batches, full and padded, of every bucket, as the engine will run them.
+    """Runs observations alone and in shuffled batches of every bucket, full and padded, as the engine will run them.
 
-    `golden` holds observations and states by name. Raises `EngineError`, also for an output that is not finite. The
-    engine's buffers hold rows of its own afterwards.
+    `golden` holds observations and states by name. Raises `EngineError`, also if an output is not finite. Overwrites the
+    engine's buffers.
     """
     observations = _observations(spec, states, golden)
     count = len(observations[0])
@@ -74,25 +72,25 @@ def _run_alone(
 
 
 def _difference(one: Array, other: Array) -> float:
-    # A NaN on one side only differs by more than any number; the same bits do not differ.
+    # A NaN on one side only counts as infinitely different; equal bits do not differ.
     apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
     apart[is_equal(one, other)] = 0.0
     return float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
 
 
 def _observations(spec: Spec, states: list[StateCard], golden: Arrays | None) -> list[Array]:
-    """Those that are tried, and behind them what a recurrent policy carries to them."""
+    """The observations to try, followed by the recurrent states that go with them."""
     if golden is not None:
         names = [tensor.name for tensor in spec.observation] + [state.name for state in states]
-        return [golden[name][:OBSERVATIONS_MAX] for name in names]
+        return [golden[name][:CERTIFIED_OBSERVATIONS_MAX] for name in names]
     random = np.random.default_rng(_SEED)
     carried = [TensorSpec(state.name, state.dtype, state.shape) for state in states]
     return [_draw(tensor, random) for tensor in [*spec.observation, *carried]]
 
 
 def _draw(tensor: TensorSpec, random: np.random.Generator) -> NDArray[np.generic]:
-    """Observations within the bounds, as far as there are finite ones."""
-    shape = (OBSERVATIONS_MAX, *tensor.shape)
+    """Draws observations within the bounds, where those are finite."""
+    shape = (CERTIFIED_OBSERVATIONS_MAX, *tensor.shape)
     dtype = np.dtype(tensor.dtype)
     low, high = (_bound(side, tensor.shape) for side in (tensor.low or [-np.inf], tensor.high or [np.inf]))
     if dtype.kind == "f":

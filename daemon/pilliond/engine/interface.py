@@ -1,4 +1,4 @@
-"""What the serving loop asks of an engine that runs inside it."""
+"""The interface between the serving loop and an engine that runs inside it."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ class EngineError(Exception):
 
 
 class InlineEngine(Protocol):
-    """Runs in the serving loop, on a batch buffer that was made once.
+    """An engine that runs in the serving loop, on batch buffers that are made once.
 
-    The caller writes the raw bytes of `n` rows into `input_views` (one view for each observation, in the order of
-    the spec), calls `runs[n]`, and reads rows 0 to n - 1 of `outputs`.
+    The caller writes the raw bytes of `n` rows into `input_views` (one view per observation, in the order of the
+    spec), calls `runs[n]`, and reads rows 0 to n - 1 of `outputs`.
     """
 
     kind: str
     strict_rows: int
-    """The rows of the one shape that every batch is run in; 0: a batch is run in the bucket that it fits."""
+    """The rows of the only shape that batches run in; 0: a batch runs in the smallest bucket that it fits."""
 
     input_views: list[memoryview]
     inputs: list[Array]
-    """The same buffers as arrays, shape [rows_max, …]; the one shape may make them longer, here as below."""
+    """The same buffers as arrays, shape [rows_max, …]. With `strict_rows` all buffers may be longer."""
 
     outputs: dict[str, Array]
-    """Every output of the graph by name, shape [rows_max, …]; made once, overwritten by each run."""
+    """Every output of the graph by name, shape [rows_max, …]. Each run overwrites them."""
 
     states: list[tuple[Array, Array]]
-    """For each state of a recurrent policy: the buffer that a run reads it from, and the one that it writes the next to,
-    both of shape [rows_max, …]. Empty for any other policy."""
+    """For each state of a recurrent policy: the buffer that a run reads, and the one that it writes, both of shape
+    [rows_max, …]. Empty for other policies."""
 
     runs: list[Callable[[], None]]
-    """By their number, what runs the first so many rows of the buffers; it may raise `EngineError`."""
+    """`runs[n]()` runs the first n rows of the buffers. It may raise `EngineError`."""
 
     def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        """What runs the engine on `inputs` (shape [rows, …]) where they lie; None where it cannot.
+        """Returns a function that runs the engine on `inputs` (shape [rows, …]) in place; None if the engine cannot.
 
-        States it reads from their buffers, as `runs` does. Its outputs are rows 0 to rows - 1 of `outputs`. It may raise `EngineError`. `inputs` must outlive it.
+        The function reads states from their buffers, as `runs` does, and writes rows 0 to rows - 1 of `outputs`. It may
+        raise `EngineError`. `inputs` must outlive it.
         """
 
     def describe(self) -> dict[str, Any]:
-        """What an operator wants to know of it."""
+        """A description for operators: kind, version, threads, …"""

@@ -1,7 +1,7 @@
-"""ONNX Runtime inside the serving loop: one buffer, bound once for each bucket of rows. Hot path.
+"""ONNX Runtime inside the serving loop: one set of buffers, bound once per bucket of rows. Hot path.
 
-A kernel may round the first and last elements of an array otherwise than those between them, so that a row's answer
-depends on how many rows the run has, and on where they lie in memory (see `aligned`). With `strict_rows` every run has
+A kernel may round the first and last elements of an array differently from those in between. Then the answer for a row
+depends on the number of rows in the run and on their memory address (see `aligned`). With `strict_rows` every run has
 that many rows, each at an aligned address.
 """
 
@@ -20,7 +20,7 @@ from pilliond.engine.buckets import buckets_for
 from pilliond.engine.interface import Array, EngineError
 
 WARM_UP_RUNS: Final = 3
-"""Runs of each bucket before READY: the first allocates, the second plans memory, the third is as all others."""
+"""Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
 
 _ORT_ERROR_ONLY: Final = 3
 
@@ -28,10 +28,10 @@ _ORT_ERROR_ONLY: Final = 3
 class OnnxEngine:
     """One ONNX policy on the CPU.
 
-    `model` holds the bytes of the file, which were verified. `spec` says which inputs and outputs it must have,
-    `parameters` which further graph outputs (logits, log_std) the distribution reads, `states` what it carries from step
-    to step; `strict_rows` as `InlineEngine` has it: what does not fill the shape is filled with whatever was there before.
-    Raises `EngineError` where the graph disagrees: a model that lies about its shapes never serves.
+    `model` holds the verified bytes of the file. `spec` states its inputs and outputs, `parameters` the further graph
+    outputs (logits, log_std) that the distribution reads, `states` its recurrent state. `strict_rows` is as in
+    `InlineEngine`; rows that do not fill the shape leave the old contents behind them. Raises `EngineError` if the graph
+    disagrees with its card: a model that lies about its shapes never serves.
     """
 
     kind = "onnxruntime"
@@ -70,7 +70,7 @@ class OnnxEngine:
         self.runs: list[Callable[[], None]] = runs[: rows_max + 1]
 
     def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        """As `InlineEngine.bind`; only for rows that are a bucket, or fill the one shape: no other shape is warm."""
+        """As `InlineEngine.bind`, for row counts that are a bucket or fill the strict shape: no other shape is warm."""
         if self.strict_rows:
             return self._run_of(self._pieces(inputs, rows)) if rows % self.strict_rows == 0 else None
         return self._run_of([self._whole(inputs, rows)]) if rows in self.buckets else None
@@ -88,7 +88,7 @@ class OnnxEngine:
         return self._piece(inputs, 0, rows, {})
 
     def _pieces(self, inputs: list[Array], rows: int) -> list[Piece]:
-        """The rows in runs of the one shape."""
+        """The rows in pieces of the strict shape."""
         step = self.strict_rows
         return [self._piece(inputs, first, step, self._scratch) for first in range(0, rows, step)]
 
@@ -102,7 +102,7 @@ class OnnxEngine:
         )
 
     def _tensors(self, inputs: list[Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """What a run reads and writes, by name."""
+        """The arrays that a run reads, and those that it writes, by name."""
         carried = list(zip(self._states, self.states, strict=True))
         read = dict(zip(self._names, inputs, strict=True)) | {state.name: before for state, (before, _) in carried}
         return read, self.outputs | {state.output: after for state, (_, after) in carried}
@@ -125,7 +125,7 @@ class OnnxEngine:
         return run
 
     def warm_up(self) -> None:
-        """Runs every bucket, so that no request pays for the first time."""
+        """Runs every bucket, so that no request pays for a first run."""
         for rows in self.buckets:
             for _ in range(WARM_UP_RUNS):
                 self.runs[min(rows, len(self.runs) - 1)]()
@@ -144,7 +144,7 @@ class OnnxEngine:
         return next(index for index, bucket in enumerate(self.buckets) if bucket >= rows)
 
     def _make_outputs(self, spec: Spec, parameters: list[str], rows_max: int) -> dict[str, Array]:
-        """One buffer for each output, made to the shapes that the graph really gives for a row."""
+        """Makes a buffer per output, with the shape that the graph really returns for a row."""
         made = [tensor.name for tensor in spec.outputs] + parameters
         names = made + [state.output for state in self._states]
         offered = {output.name for output in self._session.get_outputs()}
@@ -156,7 +156,7 @@ class OnnxEngine:
         try:
             actual = dict(zip(names, self._session.run(names, feed), strict=True))
         except Exception as error:  # noqa: BLE001 - as in `run`
-            raise EngineError(f"the graph does not run on two rows of its card: {error}") from None
+            raise EngineError(f"the graph does not run on two rows of its card's shapes: {error}") from None
         for tensor in spec.outputs:
             _check_output(tensor, actual[tensor.name])
         for name in parameters:
@@ -178,7 +178,7 @@ def _open_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ORT_ERROR_ONLY
-    # A spinning pool would take the core that the simulator runs on.
+    # A spinning pool would take the core from the simulator.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     try:

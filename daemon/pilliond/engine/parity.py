@@ -1,4 +1,4 @@
-"""Train–serve parity at load: the golden pairs of an artifact, run on the very engine that will serve."""
+"""Train–serve parity at load: runs the golden pairs of an artifact on the engine that will serve."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def check_parity(
     tolerance: Tolerance,
     rows_max: int,
 ) -> None:
-    """Raises `EngineError` where the engine does not give what the policy's source gave: output, row and by how much.
+    """Raises `EngineError` if the engine's answers differ from those of the policy's source: output, row, difference.
 
-    `golden` is the artifact's safetensors file. The engine's buffers hold its rows afterwards.
+    `golden` is the artifact's safetensors file. Overwrites the engine's buffers.
     """
 
     def run(inputs: Arrays) -> Arrays:

@@ -1,4 +1,4 @@
-"""Drawing actions: counter-based, so that a row's draw depends on its episode seed and step alone.
+"""Samples actions. Counter-based, so that the sample of a row depends only on its episode seed and step.
 
 The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014): draw k of step t of seed s is mix(mix(mix(s) + (t + 1)·γ) + (k + 1)·γ).
@@ -28,7 +28,7 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def next_seeds(seeds: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The seed of the episode after each of these, where the client names none: mix(seed + γ), 63 bits."""
+    """The seed of the next episode of each row, if the client names none: mix(seed + γ), 63 bits."""
     return mix(seeds + GAMMA) & _SEED_MASK
 
 
@@ -45,7 +45,7 @@ def sample_categorical(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Indices drawn from softmax(logits) by the Gumbel-max method, and the logarithm of their probability.
 
-    `logits` [rows, n]; gives int64 [rows] and float64 [rows].
+    `logits` has shape [rows, n]; returns int64 [rows] and float64 [rows].
     """
     wide = logits.astype(np.float64)
     noise = -np.log(-np.log(uniforms(seeds, steps, wide.shape[1])))
@@ -58,10 +58,10 @@ def sample_categorical(
 def sample_diagonal_gaussian(
     mean: Floats, log_std: Floats, seeds: NDArray[np.uint64], steps: NDArray[np.uint64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """mean + exp(log_std)·z with z standard normal by Box and Muller, and the log-density of what was drawn.
+    """Samples mean + exp(log_std)·z, z standard normal (Box and Muller), and returns the log-density too.
 
-    `mean` and `log_std` [rows, …]; gives float64 [rows, …], not clipped, and float64 [rows]. Element k
-    takes draws 2k and 2k + 1.
+    `mean` and `log_std` have shape [rows, …]; returns float64 [rows, …], not clipped, and float64 [rows]. Element k
+    uses draws 2k and 2k + 1.
     """
     rows = mean.shape[0]
     flat_mean = mean.reshape(rows, -1).astype(np.float64)
@@ -81,14 +81,14 @@ def sample_squashed_gaussian(
     seeds: NDArray[np.uint64],
     steps: NDArray[np.uint64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The hyperbolic tangent of what `sample_diagonal_gaussian` draws, stretched from [-1, 1] to `low` and `high`.
+    """Samples as `sample_diagonal_gaussian`, takes the hyperbolic tangent, and scales [-1, 1] to `low` and `high`.
 
-    `mean` and `log_std` [rows, …], `low` and `high` as wide as a row or one number; gives float64 [rows, …], and
-    float64 [rows]: the log-density in [-1, 1], before it was stretched.
+    `mean` and `log_std` have shape [rows, …]; `low` and `high` that of a row, or one number. Returns float64 [rows, …]
+    and the log-density in [-1, 1], before scaling, float64 [rows].
     """
     drawn, density = sample_diagonal_gaussian(mean, log_std, seeds, steps)
     size = np.abs(drawn)
-    # ln(1 - tanh²), which is not the logarithm of a difference of nearly equal numbers
+    # ln(1 - tanh²), in a form that does not subtract nearly equal numbers
     slope = 2.0 * (math.log(2.0) - size - np.log1p(np.exp(-2.0 * size)))
     density = density - slope.reshape(len(slope), -1).sum(axis=1)
     return low + 0.5 * (np.tanh(drawn) + 1.0) * (high - low), density

@@ -1,4 +1,4 @@
-"""The batch certificate: whether the batch that an observation happens to be in changes its answer."""
+"""The batch certificate: how much the rest of a batch changes the answer to an observation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _GRADES: Final = (EXACT, CLOSE, WORSE)
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """What was found. `batch` is `exact` (bit for bit), `within 1e-6` (the greatest absolute difference), or `worse`."""
+    """The result of a certification. `batch` is `exact` (bit for bit), `within 1e-6` (absolute difference) or `worse`."""
 
     batch: str
     difference: float
-    """The greatest absolute difference of an output between an observation alone and the same in a batch."""
+    """The largest absolute difference of an output between an observation alone and the same in a batch."""
     observations: int
     source: str
-    """Where the observations are from: `golden pairs`, or `drawn within the spec's bounds`."""
+    """Where the observations come from: `golden pairs`, or `drawn within the spec's bounds`."""
     buckets: list[int]
     strict_rows: int = 0
-    """The one shape that it was run in; 0: in buckets."""
+    """The rows of the strict shape that it ran in; 0: it ran in buckets."""
 
     def meets(self, gate: str) -> bool:
-        """Whether it is as good as `gate`: `any`, `within 1e-6` or `exact`."""
+        """Whether it is at least as good as `gate`: `any`, `within 1e-6` or `exact`."""
         return gate == "any" or _GRADES.index(self.batch) <= _GRADES.index(gate)
 
     def shortfall(self, gate: str) -> str:
-        """Why it does not meet `gate`, in a line; empty where it does."""
+        """One line that says why it does not meet `gate`; empty if it does."""
         if self.meets(gate):
             return ""
         return (

@@ -1,7 +1,8 @@
-"""What the control process and the serving process say to each other: msgpack over a socket pair.
+"""The messages between the control process and the serving process: msgpack over a socket pair.
 
-The control process sends one `StartupConfig`, then `Load`s, `Switch`es and at last `Drain`. The serving process answers with
-reports. The memory of a version travels beside its order, as descriptors (`SCM_RIGHTS`).
+The control process sends one `StartupConfig`, then control messages such as `Load` and `Switch`, and at last `Drain`. The
+serving process answers with reports. The sealed memory of a version travels with its message, as descriptors
+(`SCM_RIGHTS`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from array import array
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -18,16 +19,19 @@ from pillion_artifacts.card.model_card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.session_info import SessionInfo
-from pilliond.limits import ServingLimits
+from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX, ServingLimits
 from pilliond.settings.schema import EngineSettings, ServingSettings, VersionSettings
 from pilliond.traffic_split import Arm
 
-_MESSAGE_BYTES_MAX: Final = 1 << 20
-_DESCRIPTORS_MAX: Final = 2
+EventFields = dict[str, str | int | float]
+"""The fields of a log event."""
+
+LogEvent = Callable[[str, EventFields], None]
+"""`log_event(name, fields)`: the serving process has no log of its own, so it reports events to the control process."""
 
 
 class VersionRequest(msgspec.Struct, frozen=True):
-    """What the serving process must know of a version, beside its bytes."""
+    """What the serving process needs to build a version, beside its bytes."""
 
     policy: str
     version: str
@@ -38,13 +42,13 @@ class VersionRequest(msgspec.Struct, frozen=True):
     tolerance: Tolerance
     states: list[StateCard]
     metrics_index: int
-    """Which cells of the metrics page are its own."""
+    """Which version cells of the metrics page it counts in."""
     certificate: Certificate | None = None
-    """How much the batch changes its answers; None: the serving process is to find out."""
+    """How much the rest of a batch changes its answers; None: the serving process measures it."""
 
 
 class Beside(msgspec.Struct, frozen=True):
-    """A version that is loaded beside the stable one when the process starts; the descriptors are as in `StartupConfig`."""
+    """A version to load beside the stable one at start. The descriptors are as in `StartupConfig`."""
 
     version: VersionRequest
     model_descriptor: int
@@ -52,10 +56,9 @@ class Beside(msgspec.Struct, frozen=True):
 
 
 class StartupConfig(msgspec.Struct, frozen=True, tag=True):
-    """All that the serving process needs to know.
+    """Everything that the serving process needs to start.
 
-    The model itself is the sealed memfd `model_descriptor`, the golden pairs are `golden_descriptor`, -1 where the
-    artifact has none.
+    `model_descriptor` is the sealed memfd of the model, `golden_descriptor` that of the golden pairs (-1: none).
     """
 
     epoch: int
@@ -69,106 +72,106 @@ class StartupConfig(msgspec.Struct, frozen=True, tag=True):
     serving: ServingSettings
     residency: VersionSettings
     watch_s: float
-    """How long the outputs of a version are looked at after it was switched to."""
+    """How long after a switch the outputs of the new version are checked, in seconds."""
     certificate: str
-    """What the certificate of the version must meet: `any`, `within 1e-6` or `exact`."""
+    """The certificate that the version must reach: `any`, `within 1e-6` or `exact`."""
     group: int | None
-    """The id of the group whose members may connect, beside this user and root."""
+    """The id of the group whose members may connect, besides this user and root."""
     beside: list[Beside] = []
     arms: list[Arm] = []
-    """How new episodes are shared out from the start; their versions are among `beside`."""
+    """The traffic split of new episodes from the start; the versions are among `beside`."""
     held: list[bytes] = []
-    """Versions that are held for evaluations; they are the stable one or among `beside`."""
+    """Digests of versions held for evaluations: the stable one, or some of `beside`."""
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Load a version that was staged, beside those that serve. The sealed memfd of its model comes with the message."""
+    """Load a staged version beside those that serve. The sealed memfd of its model comes with the message."""
 
     version: VersionRequest
 
 
 class Switch(msgspec.Struct, frozen=True, tag=True):
-    """New episodes lease this version, which is loaded, from now on."""
+    """Make this loaded version the stable one: new episodes lease it from now on."""
 
     digest: bytes
 
 
 class Route(msgspec.Struct, frozen=True, tag=True):
-    """Share out new episodes so; every version is loaded. `digest` is that of the stable version."""
+    """Split new episodes between these arms, whose versions are loaded. `digest` is that of the stable version."""
 
     digest: bytes
     arms: list[Arm]
 
 
 class Hold(msgspec.Struct, frozen=True, tag=True):
-    """Hold these versions, which are loaded, for evaluations, and no others."""
+    """Hold exactly these loaded versions for evaluations."""
 
     digests: list[bytes]
 
 
 class Warm(msgspec.Struct, frozen=True, tag=True):
-    """Run every bucket of a version that is loaded once, one a tick."""
+    """Run every bucket of a loaded version once, one per tick."""
 
     digest: bytes
 
 
 class Shadow(msgspec.Struct, frozen=True, tag=True):
-    """Copy what the stable version `digest` answers into a shadow's page, whose descriptor comes with the message."""
+    """Copy the batches of the stable version `digest` into a shadow's page, whose descriptor comes with the message."""
 
     digest: bytes
 
 
 class ListSessions(msgspec.Struct, frozen=True, tag=True):
-    """Tell of some sessions, those opened after the one with this number."""
+    """Report some of the sessions opened after the one with this number."""
 
     after: int
 
 
 class EndShadow(msgspec.Struct, frozen=True, tag=True):
-    """Copy no longer."""
+    """Stop copying batches for the shadow."""
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
-    """Forget a version that was loaded and will not be switched to."""
+    """Unload a version that was loaded and is not needed after all."""
 
     digest: bytes
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Answer what was admitted, say goodbye, end."""
+    """Answer what was admitted, say goodbye, and exit."""
 
     reason: str
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
-    """A version cannot be loaded, or an order names one that is not; nothing has changed."""
+    """A version cannot be loaded, or a message names one that is not loaded; nothing has changed."""
 
     digest: bytes
     message: str
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Every bucket is warm and every address is listened at."""
+    """Every bucket is warm, and the process listens at every address."""
 
     listen: list[str]
     engine: dict[str, Any]
     certificates: dict[bytes, Certificate]
-    """Those of the versions that it began with, by digest."""
+    """The certificates of the versions that it started with, by digest."""
     process: dict[str, Any]
-    """How it uses its core, as the kernel and the interpreter say it, not the settings."""
+    """How it uses its core, as the kernel and the interpreter report it, not the settings."""
     refused: list[LoadFailed] = []
-    """Which versions of `beside` could not be loaded, and why: they are not in the route."""
+    """The versions of `beside` that could not be loaded, and why. The route does not have them."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The serving process cannot start; `exit_code` is the sysexits code of why."""
+    """The serving process cannot start; `exit_code` is the sysexits code of the reason."""
 
     message: str
     exit_code: int
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """A version is warm beside those that serve; `stall_ns` is how long the loop was kept from looking, at worst."""
+    """A version is loaded and warm. `stall_ns` is the longest time that the load kept the serving loop from running."""
 
     digest: bytes
     engine: dict[str, Any]
@@ -177,7 +180,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Switched(msgspec.Struct, frozen=True, tag=True):
-    """New episodes lease `digest` since `at_ns` (CLOCK_MONOTONIC)."""
+    """New episodes lease `digest` since `at_ns` (CLOCK_MONOTONIC); before, they leased `was`."""
 
     digest: bytes
     was: bytes
@@ -185,26 +188,26 @@ class Switched(msgspec.Struct, frozen=True, tag=True):
 
 
 class Routed(msgspec.Struct, frozen=True, tag=True):
-    """New episodes are shared out so."""
+    """New episodes are split between these arms."""
 
     digest: bytes
     arms: list[Arm]
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):
-    """These versions are held for evaluations. `error`: they are not, and why; then those are held that were before."""
+    """These versions are held for evaluations. Where `error` says why they are not, the earlier holds remain."""
 
     digests: list[bytes]
     error: str = ""
 
     @property
     def digest(self) -> bytes:
-        """It is about no one version."""
+        """A key for the waiting caller: this report is about no single version."""
         return b"held"
 
 
 class Warmed(msgspec.Struct, frozen=True, tag=True):
-    """Every bucket was run once; `longest_ns` is the longest that one of them kept the loop."""
+    """Every bucket ran once; `longest_ns` is the longest time that one of them blocked the loop."""
 
     digest: bytes
     buckets: int
@@ -212,42 +215,42 @@ class Warmed(msgspec.Struct, frozen=True, tag=True):
 
 
 class SessionList(msgspec.Struct, frozen=True, tag=True):
-    """Some sessions, in the order in which they were opened."""
+    """Some sessions, oldest first."""
 
     after: int
     sessions: list[SessionInfo]
     is_last: bool
-    """Whether there are no more."""
+    """Whether these are the last."""
 
     @property
     def digest(self) -> bytes:
-        """It is about no version."""
+        """A key for the waiting caller: this report is about no version."""
         return b"sessions"
 
 
 class Shadowed(msgspec.Struct, frozen=True, tag=True):
-    """The rows of the stable version are copied from now on; `error`: they are not, and why."""
+    """The batches of the stable version are copied from now on; `error` says why they are not."""
 
     error: str = ""
 
     @property
     def digest(self) -> bytes:
-        """It is about no one version."""
+        """A key for the waiting caller: this report is about no single version."""
         return b"shadowed"
 
 
 class Unloaded(msgspec.Struct, frozen=True, tag=True):
-    """The memory of a version was given back; `leases` handles still held it and are told `version_gone`."""
+    """A version was unloaded. `leases` episode groups still leased it; their next act gets `version_gone`."""
 
     digest: bytes
     leases: int
 
 
 class Event(msgspec.Struct, frozen=True, tag=True):
-    """Something for the log."""
+    """A log event."""
 
     name: str
-    fields: dict[str, Any]
+    fields: EventFields
 
 
 ControlMessage = (
@@ -263,28 +266,28 @@ _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Repor
 
 
 def make_channel() -> tuple[socket.socket, socket.socket]:
-    """The control process's end and the serving process's end; the caller owns both."""
+    """Returns the end of the control process and that of the serving process; the caller owns both."""
     control_end, serving_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control_end.setblocking(False)
     return control_end, serving_end
 
 
 def send(end: socket.socket, message: ControlMessage | Report, descriptors: Sequence[int] = ()) -> None:
-    """Sends a message whole, and copies of `descriptors`; raises `BlockingIOError` where the other side does not read."""
+    """Sends a whole message with copies of `descriptors`; raises `BlockingIOError` if the other side does not read."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
     end.sendmsg([_encoder.encode(message)], rights, socket.MSG_NOSIGNAL)
 
 
 def receive_control_message(end: socket.socket) -> tuple[ControlMessage | None, list[int]]:
-    """The next order (None where the control process is gone) and the descriptors with it, which the caller owns."""
-    data, descriptors, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, _DESCRIPTORS_MAX)
+    """Returns the next message (None if the control process is gone) and its descriptors, which the caller owns."""
+    data, descriptors, _, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, CHANNEL_DESCRIPTORS_MAX)
     return (_control_message_decoder.decode(data) if data else None), descriptors
 
 
 async def receive_report(end: socket.socket) -> Report | None:
-    """The next report, or None where the serving process is gone."""
+    """Returns the next report, or None if the serving process is gone."""
     try:
-        data = await asyncio.get_running_loop().sock_recv(end, _MESSAGE_BYTES_MAX)
+        data = await asyncio.get_running_loop().sock_recv(end, CHANNEL_MESSAGE_BYTES_MAX)
     except ConnectionResetError:
         return None
     return _report_decoder.decode(data) if data else None

@@ -1,8 +1,7 @@
-"""The metrics page: counters and histograms in shared memory, of a fixed layout.
+"""The metrics page: counters and histograms in shared memory, in a fixed layout. Hot path.
 
-The serving process adds to it, a few hundred acts or a tenth of a second at a time; the control process reads it when
-somebody scrapes. One writer, no lock: a
-cell is an aligned unsigned 64-bit number. Hot path.
+The serving process adds to it in bulk, every few hundred acts or every tick. The control process reads it on a scrape.
+Each cell is an aligned unsigned 64-bit number with one writer, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_artifacts.limits import EVALUATION_HOLDS_MAX
 from pillion_protocol import BatchClose, ErrorCode
-from pilliond.limits import ARMS_MAX, OLD_VERSIONS_MAX
+from pilliond.limits import VERSION_CELLS_MAX
 
 LATENCY_BUCKETS_NS: Final = tuple(
     round(microseconds * 1_000)
@@ -27,15 +25,9 @@ LATENCY_BUCKETS_NS: Final = tuple(
         10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
     )
 )  # fmt: skip
-"""Upper edges, inclusive. From 10 µs: what this daemon does is over before most histograms begin."""
+"""Upper bucket edges, inclusive. They start at 10 µs: most of what this daemon does is faster than usual buckets."""
 
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
-
-SAMPLES_MAX: Final = 1_024
-"""Numbers of acts that are gathered before they go into the page; putting them there takes some 30 µs."""
-
-VERSION_CELLS_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_HOLDS_MAX + 4
-"""Versions that can be told apart at once: the stable one, arms, old ones, held ones, one that is being loaded, one that goes; and 0."""
 
 OUTCOMES: Final = ("ok", "fallback", *(code.value for code in ErrorCode))
 """What became of an act; the index is the offset of its cell."""
@@ -79,9 +71,9 @@ class VersionCells:
     def __init__(self) -> None:
         self.first = _cells(4)
         self.failures, self.late, self.non_finite, self.episodes = range(self.first, self.first + 4)
-        """Acts that the engine failed to run; whose budget was spent; whose outputs were not finite; and handles now."""
+        """Acts whose run failed; whose budget ended first; whose outputs were not finite; and current episode groups."""
         self.rows = _cells()
-        """Rows that it ran."""
+        """Rows that the version ran."""
         self.request_duration = Histogram(LATENCY_BUCKETS_NS)
         self.inference_duration = Histogram(LATENCY_BUCKETS_NS)
         self.end = self.inference_duration.sum_cell + 1
@@ -117,7 +109,7 @@ VERSION_CELLS: Final = tuple(VersionCells() for _ in range(VERSION_CELLS_MAX))
 """By metrics index. Index 0 counts acts whose rows were run by more than one version."""
 
 GAUGES: Final = (SESSIONS, EPISODES, QUEUE_ROWS, SPINNING, SLOT_BYTES)
-"""What is nothing where no serving process lives."""
+"""Cells that are 0 while no serving process runs."""
 
 CELLS: Final = next(_next_cell)
 PAGE_BYTES: Final = CELLS * 8
@@ -139,10 +131,10 @@ class MetricsPage:
         self.cells = memoryview(self._map).cast("Q")
         self._array = np.frombuffer(self._map, np.uint64)
         self.acts: list[int] = []
-        """Two numbers for each act that was run: its time in the queue, and from its receipt to the end of its run, in ns."""
+        """Two numbers per act that ran: its time in the queue, and from its receipt to the end of its run, in ns."""
         self.batches: list[int] = []
-        """Five numbers for each batch that was run: its rows, why it was closed, the time of its run in ns, the metrics
-        index of its version, and how many of its acts are in `acts`."""
+        """Five numbers per batch that ran: its rows, why it was closed, its run time in ns, the metrics index of its
+        version, and how many of its acts are in `acts`."""
 
     def close(self) -> None:
         self.flush()
@@ -151,7 +143,7 @@ class MetricsPage:
         self._map.close()
 
     def flush(self) -> None:
-        """Puts what was gathered into the page."""
+        """Adds the gathered numbers to the page."""
         if not self.batches:
             return
         acts = np.array(self.acts, np.int64).reshape(-1, 2)
@@ -166,7 +158,7 @@ class MetricsPage:
         self._observe(QUEUE_WAIT, acts[:, 0])
         self._observe(BATCH_ROWS, batches[:, 0])
         indices = np.repeat(batches[:, 3], batches[:, 4])
-        # `np.unique` would import at its first call, which is a pause, and needs a descriptor.
+        # `np.unique` would import a module at its first call, which is a pause and needs a descriptor.
         for index in set(batches[:, 3].tolist()):
             of_version = VERSION_CELLS[index]
             runs = batches[batches[:, 3] == index]
@@ -195,12 +187,12 @@ class MetricsPage:
         self._array[VERSION_CELLS[metrics_index].first : VERSION_CELLS[metrics_index].end] = 0
 
     def refusal(self, name: str) -> None:
-        """Counts a message other than an act that was refused."""
+        """Counts a refused message that is not an act."""
         self.cells[REFUSALS + OUTCOME_OFFSETS[name]] += 1
 
 
 def make_page() -> int:
-    """The descriptor of a new page, all zero. The caller owns it."""
+    """Returns the descriptor of a new page, all zero. The caller owns it."""
     descriptor = os.memfd_create("pillion-metrics", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, PAGE_BYTES)
     return descriptor

@@ -1,4 +1,4 @@
-"""A sealed version: a verified artifact as the control process keeps it, ready to be handed to a serving process."""
+"""A sealed version: a verified artifact in the control process, ready for a serving process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pilliond.ipc.control_channel import VersionRequest
 
 
 class SealedVersion:
-    """Owns the sealed memfds of the model and the golden pairs (-1: none), and the lock on the stored version."""
+    """Owns the sealed memfds of the model and the golden pairs (-1: none), and the daemon lock on the stored version."""
 
     def __init__(
         self,
@@ -36,24 +36,24 @@ class SealedVersion:
         self.lock = lock
         self.signed_by = signed_by or []
         self.certificate = certificate
-        """How much the batch changes its answers; None where nobody has looked yet."""
+        """How much the rest of a batch changes its answers; None if not measured yet."""
         self.metrics_index = 0
-        """Which cells of the metrics page are its own, while a serving process has it."""
+        """Its index into `VERSION_CELLS`, while a serving process has it."""
 
     def __str__(self) -> str:
         return f"{self.policy}@{self.version}"
 
     @property
     def key(self) -> bytes:
-        """The digest as it travels."""
+        """The digest as 32 bytes, as in messages."""
         return bytes.fromhex(self.digest.removeprefix("sha256:"))
 
     def descriptors(self) -> list[int]:
-        """Those that it owns."""
+        """The descriptors that it owns."""
         return [descriptor for descriptor in (self.model_descriptor, self.golden_descriptor) if descriptor >= 0]
 
     def order(self) -> VersionRequest:
-        """What a serving process must know of it."""
+        """Returns what a serving process needs to build it."""
         card = self.card
         return VersionRequest(
             policy=self.policy,
@@ -69,14 +69,14 @@ class SealedVersion:
         )
 
     def copy(self, lock: DaemonLock | None = None) -> SealedVersion:
-        """The same with descriptors of its own, which takes `lock` over; no serving process has it."""
+        """Returns a copy with descriptors of its own, which takes over `lock`. No serving process has the copy."""
         model, golden = (os.dup(each) if each >= 0 else -1 for each in (self.model_descriptor, self.golden_descriptor))
         return SealedVersion(
             self.policy, self.version, self.digest, self.card, model, golden, lock, self.signed_by, self.certificate
         )
 
     def close(self) -> None:
-        """Gives the memory and the lock back; harmless to repeat."""
+        """Releases the memory and the lock. Safe to repeat."""
         for descriptor in self.descriptors():
             os.close(descriptor)
         self.model_descriptor = self.golden_descriptor = -1
@@ -86,7 +86,7 @@ class SealedVersion:
 
 
 def seal(artifact: SealedArtifact, lock: DaemonLock | None = None, signed_by: list[str] | None = None) -> SealedVersion:
-    """What a serving process needs of a sealed artifact, which is taken over, as the lock is."""
+    """Makes a sealed version of a sealed artifact. Takes over the artifact's descriptors and the lock."""
     golden = artifact.golden
     for descriptor in artifact.files.values():
         if descriptor not in (artifact.model, golden):

@@ -1,4 +1,4 @@
-"""What the serving process tells the control process of a session."""
+"""The summary of a session that the serving process sends to the control process."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import msgspec
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
-    """A session, without what its client sent, and without the number that its messages carry: who has that is it."""
+    """A session, without the id in its messages: whoever knows that can act for the session."""
 
     id: int
-    """How many sessions of the serving process were opened before, and this one."""
+    """The session's number since the serving process started."""
     carrier: str
     """`lane` or `zmq`."""
     version: str
-    """What its next episode leases, where it falls to no arm."""
+    """The version that its next episode leases, unless it falls into an arm."""
     is_evaluation: bool
-    """Whether it is held at that version by an evaluation lease."""
+    """Whether an evaluation hold keeps it on that version."""
     groups: int
     """Its episode groups."""
     rows: int
-    """Of all its episode groups."""
+    """The rows of all its episode groups."""
     acts: int
-    """That were answered since it was opened."""
+    """Acts answered since it was opened."""
     lock_step: bool
     fallback: str
     idle_s: float
-    """Since it was last heard."""
+    """Seconds since its last message."""

@@ -1,4 +1,4 @@
-"""What the control process and the shadow process say to each other: msgpack over a socket pair, memory beside it."""
+"""The messages between the control process and the shadow process: msgpack over a socket pair, with descriptors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import msgspec
 
 from pillion_artifacts.card.model_card import Tolerance
 from pilliond.ipc.control_channel import VersionRequest
+from pilliond.limits import CHANNEL_MESSAGE_BYTES_MAX
 from pilliond.settings.schema import EngineSettings
 
-_MESSAGE_BYTES_MAX: Final = 1 << 20
 _DESCRIPTORS: Final = 2
 
 
 class ShadowRequest(msgspec.Struct, frozen=True, tag=True):
-    """What to run beside the live version. The model's sealed memory and the shadow's page come with the message."""
+    """The version to shadow with. The sealed memory of its model and the shadow page come with the message."""
 
     version: VersionRequest
     live_tolerance: Tolerance
     share: float
-    """Of the live version's episodes, above 0 and at most 1."""
+    """The share of the live version's episodes, above 0 and at most 1."""
     distance_max: float
     rows_max: int
     engine: EngineSettings
@@ -32,11 +32,11 @@ class ShadowRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class ShadowReady(msgspec.Struct, frozen=True, tag=True):
-    """The version is warm, and the page is looked at."""
+    """The version is warm, and the process reads the page."""
 
 
 class ShadowFailed(msgspec.Struct, frozen=True, tag=True):
-    """It cannot shadow, or not any more, and why."""
+    """Why it cannot shadow, or no longer can."""
 
     message: str
 
@@ -49,27 +49,27 @@ _report_decoder: msgspec.msgpack.Decoder[ShadowReport] = msgspec.msgpack.Decoder
 
 
 def send_order(end: socket.socket, order: ShadowRequest, model_descriptor: int, page_descriptor: int) -> None:
-    """Sends the one order, and copies of the descriptors."""
+    """Sends the request, with copies of the descriptors."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [model_descriptor, page_descriptor]))]
     end.sendmsg([_encoder.encode(order)], rights, socket.MSG_NOSIGNAL)
 
 
 def receive_control_message(end: socket.socket) -> tuple[ShadowRequest, int, int]:
-    """The one order, and the descriptors of the model and the page, which the caller owns."""
-    data, descriptors, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, _DESCRIPTORS)
+    """Returns the request and the descriptors of the model and the page, which the caller owns."""
+    data, descriptors, _, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, _DESCRIPTORS)
     model_descriptor, page_descriptor = descriptors
     return _control_message_decoder.decode(data), model_descriptor, page_descriptor
 
 
 def send_report(end: socket.socket, report: ShadowReport) -> None:
-    """Sends a report whole."""
+    """Sends a report."""
     end.sendmsg([_encoder.encode(report)], [], socket.MSG_NOSIGNAL)
 
 
 async def receive_report(end: socket.socket) -> ShadowReport | None:
-    """The next report, or None where the shadow process is gone."""
+    """Returns the next report, or None if the shadow process is gone."""
     try:
-        data = await asyncio.get_running_loop().sock_recv(end, _MESSAGE_BYTES_MAX)
+        data = await asyncio.get_running_loop().sock_recv(end, CHANNEL_MESSAGE_BYTES_MAX)
     except ConnectionResetError:
         return None
     return _report_decoder.decode(data) if data else None

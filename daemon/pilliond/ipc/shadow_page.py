@@ -1,7 +1,8 @@
-"""The shadow's page: the memory that the serving, the shadow and the control process share. Counters, then a ring of rows.
+"""The shadow page: memory shared by the serving, the shadow and the control process. Counters, then a ring of batches.
 
-The serving process writes batches into the ring and the cells up to `READ`; the shadow process writes the cells from there on. One
-writer for each cell, no lock; the control process only reads. What is between `READ` and `WRITTEN` waits in the ring.
+The serving process writes batches into the ring, and the cells before `READ`. The shadow process writes the cells from
+`READ` on. The control process only reads. Each cell has one writer, so no lock is needed. The bytes between `READ` and
+`WRITTEN` wait in the ring.
 """
 
 from __future__ import annotations
@@ -13,68 +14,67 @@ import struct
 from typing import Final
 
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
+from pilliond.limits import SHADOW_OUTPUTS_MAX
 
 HEADER_BYTES: Final = 4_096
 
 WRITTEN: Final = 0
-"""Bytes that were ever written into the ring. Moved when a batch is whole."""
+"""Bytes ever written into the ring. Advanced when a batch is complete."""
 NO_ROOM_ROWS: Final = 1
-"""Rows that were not copied: the ring had no room for them."""
+"""Rows that were not copied because the ring had no room."""
 
 READ: Final = 16
-"""Bytes that were ever read from it."""
+"""Bytes ever read from the ring."""
 LOOKED_AT_NS: Final = 17
-"""When the shadow process last looked, on CLOCK_MONOTONIC."""
+"""When the shadow process last read, on CLOCK_MONOTONIC."""
 ROWS: Final = 18
-"""Rows that were compared."""
+"""Compared rows."""
 AGREED_ROWS: Final = 19
 MID_EPISODE_ROWS: Final = 20
-"""Rows of a recurrent shadow that were not compared: it has not seen their episode from its begin."""
+"""Rows of a recurrent shadow that were not compared because it did not see their episode from its begin."""
 FAILED_ROWS: Final = 21
-"""Rows that its engine failed to run."""
+"""Rows that the shadow's engine failed to run."""
 NON_FINITE_ROWS: Final = 22
-"""Compared rows in which the shadow gave a NaN or an infinity, and the live version did not."""
+"""Compared rows in which the shadow returned a NaN or an infinity and the live version did not."""
 BATCHES: Final = 23
 CPU_NS: Final = 24
-"""Processor time of all its runs."""
+"""Processor time of all runs of the shadow."""
 
 INFERENCE: Final = 32
-"""A cell for each of `LATENCY_BUCKETS_NS`, one for what is above, one for the sum."""
+"""A cell per bucket of `LATENCY_BUCKETS_NS`, one for larger values, one for the sum."""
 INFERENCE_SUM_NS: Final = INFERENCE + len(LATENCY_BUCKETS_NS) + 1
 
 DISTANCE_BUCKETS: Final = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-"""Upper edges, inclusive, of the distance between two actions; the first is for those that are the same."""
+"""Upper bucket edges, inclusive, of the distance between two actions. The first counts equal actions."""
 DISTANCE: Final = 64
-"""A cell for each of them, and one for what is above: a NaN too."""
+"""A cell per bucket, and one for larger distances and NaN."""
 DISTANCE_SUM: Final = DISTANCE + len(DISTANCE_BUCKETS) + 1
-"""A double: that of all finite distances."""
+"""The sum of all finite distances, a double."""
 
 OUTPUTS: Final = 128
-"""Three cells for each output, in the order of the spec: rows that agreed, the sum and the greatest of the distances (doubles)."""
-OUTPUTS_MAX: Final = 64
-
+"""Three cells per output, in the order of the spec: rows that agreed, then the sum and maximum of distances (doubles)."""
 BATCH_HEAD: Final = struct.Struct("<QQII")
-"""Bytes of the whole batch in the ring (0: the next one begins at its start), epoch, rows, acts."""
+"""Bytes of the batch in the ring (0: the next batch is at the ring's start), epoch, rows, acts."""
 ACT_HEAD: Final = struct.Struct("<QQII")
-"""Handle, acts of it that were run before, rows, `ANSWERED` and `DRAWN`. One for each act; then for each row its seed, the acts of
-its handle before its episode began (both uint64), and 1 where it leases the live version, else 0; then observations and
-outputs, each of all rows."""
+"""Episode group, its earlier acts, rows, and the marks `ANSWERED` and `DRAWN`. One per act. Then per row: its seed, the
+acts of its group before its episode began (both uint64), and 1 if it leases the live version, else 0. Then observations
+and outputs, each for all rows."""
 ROW_BYTES: Final = 8 + 8 + 1
 ANSWERED: Final = 1
-"""Its outputs were sent."""
+"""The outputs of the act were sent."""
 DRAWN: Final = 2
-"""Its actions were drawn."""
+"""The actions of the act were sampled."""
 
 ALIGNMENT: Final = 8
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 assert INFERENCE_SUM_NS < DISTANCE
 assert DISTANCE_SUM < OUTPUTS
-assert (OUTPUTS + 3 * OUTPUTS_MAX) * 8 <= HEADER_BYTES
+assert (OUTPUTS + 3 * SHADOW_OUTPUTS_MAX) * 8 <= HEADER_BYTES
 
 
 def make_shadow_page(ring_bytes: int) -> int:
-    """The sealed descriptor of a new page with a ring of that size, all zero; the caller owns it. Raises `OSError`."""
+    """Returns the sealed descriptor of a new page with a ring of that size, all zero; the caller owns it. Raises `OSError`."""
     assert ring_bytes % ALIGNMENT == 0
     descriptor = os.memfd_create("pillion-shadow", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -87,7 +87,7 @@ def make_shadow_page(ring_bytes: int) -> int:
 
 
 class ShadowPage:
-    """A view of the page. Owns its mapping, not the descriptor. `numbers` are the cells as doubles."""
+    """A mapping of the page, which it owns; the descriptor is the caller's. `numbers` are the cells as doubles."""
 
     def __init__(self, descriptor: int) -> None:
         self._map = mmap.mmap(descriptor, 0)
@@ -98,11 +98,11 @@ class ShadowPage:
         self.ring_bytes = len(self.ring)
 
     def counts(self) -> ShadowCounts:
-        """All cells as they are now."""
+        """Copies all cells."""
         return ShadowCounts(bytes(self.cells))
 
     def close(self) -> None:
-        """Gives the mapping back; nobody may hold a view of it any more."""
+        """Unmaps the page. No view of it may be left."""
         self.cells.release()
         self.numbers.release()
         self.ring.release()
@@ -110,7 +110,7 @@ class ShadowPage:
 
 
 class ShadowCounts:
-    """The cells of one moment."""
+    """A copy of the cells at one moment."""
 
     def __init__(self, data: bytes) -> None:
         self.cells = memoryview(data).cast("Q")
@@ -118,11 +118,11 @@ class ShadowCounts:
 
     @property
     def waiting_bytes(self) -> int:
-        """What waits in the ring."""
+        """The bytes that wait in the ring."""
         return max(0, self.cells[WRITTEN] - self.cells[READ])
 
     def skipped_rows(self) -> dict[str, int]:
-        """Rows that were not compared, by why."""
+        """Rows that were not compared, by reason."""
         cells = self.cells
         return {
             "no_room": cells[NO_ROOM_ROWS],

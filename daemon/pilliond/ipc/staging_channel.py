@@ -1,4 +1,4 @@
-"""What the control process and the staging process say to each other: msgpack over a socket pair, memory beside it."""
+"""The messages between the control process and the staging process: msgpack over a socket pair, with descriptors."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import asyncio
 import socket
 from array import array
 from collections.abc import Sequence
-from typing import Final
+from enum import StrEnum
 
 import msgspec
 
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX
 from pilliond.settings.schema import EngineSettings
-
-_MESSAGE_BYTES_MAX: Final = 1 << 20
-_DESCRIPTORS_MAX: Final = 2
 
 
 class StageRequest(msgspec.Struct, frozen=True, tag=True):
-    """Which version to try, and what it must come up to."""
+    """The version to stage, and what it must pass."""
 
     store: str
     policy: str
@@ -31,17 +29,25 @@ class StageRequest(msgspec.Struct, frozen=True, tag=True):
     engine: EngineSettings
     memory_mb_max: int
     certificate: str
-    """What the certificate must meet: `any`, `within 1e-6` or `exact`."""
+    """The certificate that it must reach: `any`, `within 1e-6` or `exact`."""
+
+
+class StagingStep(StrEnum):
+    """The steps of the staging process, in their order."""
+
+    VERIFYING = "verifying"
+    TRYING = "loading, warming and running the golden pairs"
+    CERTIFYING = "certifying"
 
 
 class StageStep(msgspec.Struct, frozen=True, tag=True):
-    """What is being done now."""
+    """The current step."""
 
-    name: str
+    name: StagingStep
 
 
 class Staged(msgspec.Struct, frozen=True, tag=True):
-    """The version came up to everything. Its sealed memory comes with the message: the model, then its golden pairs."""
+    """The version passed. Its sealed memory comes with the message: the model, then the golden pairs."""
 
     card: ModelCard
     signed_by: list[str]
@@ -49,7 +55,7 @@ class Staged(msgspec.Struct, frozen=True, tag=True):
 
 
 class StageFailed(msgspec.Struct, frozen=True, tag=True):
-    """It did not, and why."""
+    """Why the version did not pass."""
 
     message: str
 
@@ -62,18 +68,18 @@ _report_decoder: msgspec.msgpack.Decoder[StageReport] = msgspec.msgpack.Decoder(
 
 
 def send(end: socket.socket, message: StageRequest | StageReport, descriptors: Sequence[int] = ()) -> None:
-    """Sends a message whole, and copies of `descriptors`."""
+    """Sends a message, with copies of `descriptors`."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
     end.sendmsg([_encoder.encode(message)], rights, socket.MSG_NOSIGNAL)
 
 
 def receive_control_message(end: socket.socket) -> StageRequest:
-    """The one order."""
-    return _control_message_decoder.decode(end.recv(_MESSAGE_BYTES_MAX))
+    """Returns the request."""
+    return _control_message_decoder.decode(end.recv(CHANNEL_MESSAGE_BYTES_MAX))
 
 
 async def receive_report(end: socket.socket) -> tuple[StageReport | None, list[int]]:
-    """The next report (None where the staging process is gone) and the descriptors with it, which the caller owns."""
+    """Returns the next report (None if the staging process is gone) and its descriptors, which the caller owns."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(end, readable.set)
@@ -82,7 +88,7 @@ async def receive_report(end: socket.socket) -> tuple[StageReport | None, list[i
     finally:
         loop.remove_reader(end)
     try:
-        data, descriptors, _, _ = socket.recv_fds(end, _MESSAGE_BYTES_MAX, _DESCRIPTORS_MAX)
+        data, descriptors, _, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, CHANNEL_DESCRIPTORS_MAX)
     except ConnectionResetError:
         return None, []
     return (_report_decoder.decode(data) if data else None), descriptors

@@ -1,7 +1,7 @@
-"""Turns: who of the daemon's processes goes first where they share a CPU.
+"""CPU priority: which of the daemon's processes runs first where they share a CPU.
 
-Both measures belong to a thread in Linux, and to the threads and children that it starts later. Neither needs a privilege, and
-none is needed to go without: where the kernel, or a filter of system calls, refuses, the daemon serves as before.
+Both measures apply to a thread, and to the threads and children that it starts later. Neither needs a privilege. If the
+kernel or a system call filter refuses, the daemon serves as before.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from typing import Final
 from pilliond.limits import CONTROL_NICENESS, SERVING_SLICE_US
 
 _CALLS: Final = {"x86_64": (314, 315), "aarch64": (274, 275)}
-"""The numbers of sched_setattr(2) and sched_getattr(2), which the C library has no names for."""
+"""System call numbers of sched_setattr(2) and sched_getattr(2), for which the C library has no functions."""
 
 _ATTRIBUTES: Final = struct.Struct("=IIQiIQQQ")
-"""struct sched_attr, its first version: size, policy, flags, nice, priority, runtime (the slice), deadline, period."""
+"""The first version of struct sched_attr: size, policy, flags, nice, priority, runtime (the slice), deadline, period."""
 
 _NS_PER_US: Final = 1_000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def give_way() -> None:
-    """Makes this thread, the control process's first, nicer than the serving process."""
+def lower_priority() -> None:
+    """Gives this thread, the first of the control process, a lower priority than the serving process."""
     with contextlib.suppress(PermissionError):
         os.nice(CONTROL_NICENESS)
 
 
 def request_short_slices() -> None:
-    """Asks for slices of `SERVING_SLICE_US`, with which whoever wakes up interrupts a thread that has longer ones.
+    """Requests time slices of `SERVING_SLICE_US`, so that this thread preempts threads with longer slices when it wakes.
 
-    Without it a message waits until the turn of whatever else runs on that CPU is over, some milliseconds. Kernels before 6.12
-    take no notice. A thread of a real-time policy, as an operator gives it with chrt(1), has no slices, and keeps its policy.
+    Without them a message waits some milliseconds until another thread's slice on that CPU ends. Kernels before 6.12
+    ignore the request. A thread with a real-time policy, set by chrt(1), has no slices and keeps its policy.
     """
     if os.sched_getscheduler(0) == os.SCHED_OTHER:
         _call(0, _attributes(SERVING_SLICE_US * _NS_PER_US), 0)
 
 
 def slice_us() -> int | None:
-    """How long the turns of this thread are, in microseconds; None where the kernel does not tell."""
+    """The time slice of this thread in microseconds; None if the kernel does not report it."""
     attributes = ctypes.create_string_buffer(_ATTRIBUTES.size)
     if not _call(1, attributes, _ATTRIBUTES.size, 0):
         return None
@@ -51,7 +51,7 @@ def slice_us() -> int | None:
 
 
 def _attributes(slice_ns: int) -> ctypes.Array[ctypes.c_char]:
-    """Those of a thread of the usual policy, as nice as this one is."""
+    """The attributes of a thread with the default policy and this thread's niceness."""
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
     packed = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, niceness, 0, slice_ns, 0, 0)
     return ctypes.create_string_buffer(packed, _ATTRIBUTES.size)

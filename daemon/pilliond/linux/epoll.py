@@ -1,44 +1,56 @@
-"""What the serving loop waits for: one epoll set for every carrier. Hot path."""
+"""The epoll set that the serving loop waits on: one for every carrier. Hot path."""
 
 from __future__ import annotations
 
 import select
-from typing import Any, ClassVar, Final, Protocol
-
-EVENTS_MAX: Final = 256
-"""Descriptors that one look tells of; the next look tells of the others."""
+from typing import ClassVar, Generic, Never, Protocol, TypeVar
 
 Events = list[tuple[int, int]]
-"""Descriptors that are readable, as `select.epoll.poll` gives them."""
+"""Readable descriptors, as `select.epoll.poll` returns them."""
+
+MessageT = TypeVar("MessageT")
+Message_co = TypeVar("Message_co", covariant=True)
 
 
-class Source(Protocol):
-    """What stands behind a descriptor."""
+class Source(Protocol[Message_co]):
+    """What is behind a descriptor of the set."""
 
     bursts: ClassVar[bool]
-    """Whether it must be asked until it has nothing, since its descriptor tells only of the first message."""
+    """Whether to call `receive` until it returns None, because its descriptor reports only the first message."""
 
-    def receive(self) -> list[Any] | None:
-        """The next message (see `pilliond.transport.Incoming`), or None where there is none, or it was none. Never waits."""
+    def receive(self) -> Message_co | None:
+        """Returns the next message, or None if there is none or it was handled here. Never waits."""
         ...
 
 
-class Poller:
-    """Owns the epoll set, not the descriptors in it. Level-triggered: what is left unread is told of again."""
+class DescriptorSet(Protocol):
+    """What a source that yields no messages, such as a timer, needs of a `Poller`."""
+
+    def add(self, descriptor: int, source: Source[Never]) -> None:
+        """Adds a descriptor."""
+        ...
+
+    def remove(self, descriptor: int) -> None:
+        """Removes a descriptor. Call it before the descriptor is closed."""
+        ...
+
+
+class Poller(Generic[MessageT]):
+    """Owns the epoll set, not the descriptors in it. Level-triggered: it reports again what is left unread."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self.sources: dict[int, Source] = {}
+        self.sources: dict[int, Source[MessageT]] = {}
         self.poll = self._epoll.poll
-        """`poll(timeout_s, EVENTS_MAX)`: the descriptors in `sources` that are readable."""
+        """`poll(timeout_s, EVENTS_MAX)` returns the readable descriptors of `sources`."""
 
-    def add(self, descriptor: int, source: Source) -> None:
-        """Watches a descriptor."""
+    def add(self, descriptor: int, source: Source[MessageT]) -> None:
+        """Adds a descriptor to the set."""
         self._epoll.register(descriptor, select.EPOLLIN)
         self.sources[descriptor] = source
 
     def remove(self, descriptor: int) -> None:
-        """Watches it no longer; to be called before it is closed."""
+        """Removes a descriptor from the set. Call it before the descriptor is closed."""
         del self.sources[descriptor]
         self._epoll.unregister(descriptor)
 

@@ -1,4 +1,4 @@
-"""What a child process does to itself before it works: it dies with its parent, steps aside, and takes so much memory."""
+"""What a child process does to itself before it works: dies with its parent, lowers its priority, limits its memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _BYTES_PER_MB: Final = 1_000_000
 _LOWEST: Final = 19
 
 CHILD_ENVIRONMENT: Final = {
-    # numpy there touches a row at a time: a pool of threads for it would only take cores away.
+    # numpy handles one row at a time there: a pool of threads would only take cores away.
     "OPENBLAS_NUM_THREADS": "1",
-    # ONNX Runtime would report to its maker every ten seconds, from threads of its own.
+    # Newer builds of ONNX Runtime send telemetry every ten seconds, from threads of their own.
     "ORT_DISABLE_TELEMETRY": "1",
 }
-"""What a child that runs ONNX Runtime finds in its environment, beside its parent's."""
+"""The environment of a child that runs ONNX Runtime, added to its parent's."""
 
 
 def die_with_parent() -> None:
@@ -29,9 +29,9 @@ def die_with_parent() -> None:
 
 
 def step_aside() -> None:
-    """Gives way to everybody: the processor and the disk are taken only where nobody else wants them.
+    """Lowers the priority for processor and disk to idle: this process runs only when no other wants them.
 
-    A process of `SCHED_IDLE` is interrupted at once by one that wakes up, which the lowest niceness alone is not.
+    Any process that wakes up preempts a `SCHED_IDLE` process at once; the highest niceness alone does not achieve that.
     """
     os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -39,7 +39,7 @@ def step_aside() -> None:
 
 
 def limit_memory(memory_mb_max: int) -> None:
-    """Bounds the address space of this process; beyond it allocations fail here, and nobody else is short of memory."""
+    """Limits the address space of this process: allocations beyond it fail here, and no other process runs short."""
     bytes_max = memory_mb_max * _BYTES_PER_MB
     resource.setrlimit(resource.RLIMIT_AS, (bytes_max, bytes_max))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

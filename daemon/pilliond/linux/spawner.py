@@ -1,4 +1,4 @@
-"""The spawner: starts the serving process from a thread of its own, which stays as important as the daemon was started."""
+"""The spawner: starts child processes from a thread that keeps the priority with which the daemon was started."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Spawner:
-    """Owns the thread. `start` it before the others give way (see `turns`): a process that was nice cannot take that back.
+    """Owns the thread. `start` it before the process lowers its priority (see `cpu_priority`): that cannot be undone.
 
-    The kernel ends a child that asked to die with its parent when the thread that started it is gone (prctl(2)), so this one
-    lives until `close`, which comes after the last child.
+    A child that asked to die with its parent is killed when the thread that started it ends (prctl(2)). So the thread
+    lives until `close`, which must come after the last child.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Timers in the serving loop's own set (timerfd(2), which Python has no words for before 3.13)."""
+"""Timers in the serving loop's epoll set: timerfd(2), which Python supports from 3.13 on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
-from pilliond.linux.epoll import Poller
+from pilliond.linux.epoll import DescriptorSet
 
 _CLOCK_MONOTONIC: Final = 1
 _NON_BLOCKING: Final = os.O_NONBLOCK | os.O_CLOEXEC
@@ -20,9 +20,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_timer(period_ns: int) -> int:
-    """The descriptor of a timer that is readable every `period_ns` from now on; the caller owns it.
+    """Returns the descriptor of a timer that becomes readable every `period_ns` from now on; the caller owns it.
 
-    Raises `OSError` where there is no descriptor left.
+    Raises `OSError` if no descriptor is left.
     """
     descriptor: int = _libc.timerfd_create(_CLOCK_MONOTONIC, _NON_BLOCKING)
     if descriptor < 0:
@@ -34,7 +34,7 @@ def open_timer(period_ns: int) -> int:
 
 
 def expirations(descriptor: int) -> int:
-    """How often a timer has expired since it was last asked; 0: not yet."""
+    """Returns how often a timer has expired since the last call."""
     try:
         (number,) = _EXPIRATIONS.unpack(os.read(descriptor, _EXPIRATIONS.size))
     except BlockingIOError:
@@ -43,15 +43,15 @@ def expirations(descriptor: int) -> int:
 
 
 class Ticker:
-    """Wakes the loop every `period_ns`, while it is entered. Owns its timer.
+    """A context that wakes the loop every `period_ns`. Owns its timer.
 
-    A time-out for each wait would have the kernel set its own timer every time, which a step across cores feels.
+    With a time-out per wait the kernel would set a timer for every step, which costs measurable latency across cores.
     """
 
     bursts: ClassVar[bool] = False
 
-    def __init__(self, poller: Poller, period_ns: int) -> None:
-        self._poller = poller
+    def __init__(self, descriptors: DescriptorSet, period_ns: int) -> None:
+        self._descriptors = descriptors
         self._period_ns = period_ns
         self._descriptor = -1
 
@@ -60,11 +60,11 @@ class Ticker:
 
     def __enter__(self) -> Self:
         self._descriptor = open_timer(self._period_ns)
-        self._poller.add(self._descriptor, self)
+        self._descriptors.add(self._descriptor, self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._poller.remove(self._descriptor)
+        self._descriptors.remove(self._descriptor)
         os.close(self._descriptor)

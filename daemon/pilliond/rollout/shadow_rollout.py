@@ -1,4 +1,4 @@
-"""Shadows: at most one version that is run on the live version's rows and answers nobody: begun, watched, ended."""
+"""Shadows: begins, watches and ends a version that runs on a copy of the live rows and answers no client. One at most."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
+from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import Resolved
 from pillion_protocol import encode_spec
 from pilliond.errors import SwitchError
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.rollout.operation import Operation, Step
+from pilliond.rollout.route_keeper import RouteKeeper
 from pilliond.rollout.shadow_process import ShadowProcess
+from pilliond.rollout.stager import Stager
 from pilliond.settings.schema import Settings
 from pilliond.shadow.report import (
     ShadowReport,
@@ -27,16 +32,20 @@ from pilliond.shadow.report import (
     inference_of,
 )
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.version_table import key_of
 
 _LOOK_S: Final = 0.1
-_OURSELVES: Final = "pilliond"
+_DAEMON: Final = "pilliond"
 
-Note = Callable[[str, Resolved, str, str, str], Awaitable[None]]
-"""Writes into the audit log: action, version, the version it was compared with, who and why."""
+Stage = Callable[[Operation, Resolved], Awaitable[SealedVersion]]
+"""Stages a version for an operation; raises `SwitchError`."""
+
+ShadowWish = tuple[Resolved, float] | None
+"""The version that is to shadow, and its share of the live version's episodes; None: no version is to."""
 
 
-class Shadow(msgspec.Struct):
-    """One shadow: what it is of, for whom and why, and what became of it."""
+class ShadowRun(msgspec.Struct):
+    """One run of a shadow: its version, who asked for it and why, and how it ended."""
 
     process: ShadowProcess
     live: SealedVersion
@@ -53,35 +62,42 @@ class Shadow(msgspec.Struct):
 
 
 class Shadows:
-    """Owns the shadow that runs, and the task that watches it. `last` is that one, or the one that ran before, as a report.
+    """Owns the shadow that runs, and the task that watches it.
 
-    Rule: a shadow ends where somebody ends it, another version becomes stable, its process ends or is silent for too long, or the
-    daemon ends. It goes on where the serving process is started again. Nothing begins it anew by itself.
+    Rule: a shadow ends when an operator ends it, another version becomes stable, its process ends or is silent for too long, or
+    the daemon ends. It continues when the serving process restarts. It never begins again by itself.
     """
 
     def __init__(
-        self, settings: Settings, supervisor: Supervisor, log: Any, note: Note, on_end: Callable[[], None]
+        self,
+        settings: Settings,
+        supervisor: Supervisor,
+        stager: Stager,
+        keeper: RouteKeeper,
+        log: FilteringBoundLogger,
+        on_end: Callable[[], None],
     ) -> None:
-        self.current: Shadow | None = None
-        self._ended: Shadow | None = None
+        self.current: ShadowRun | None = None
+        self._ended: ShadowRun | None = None
         self._bounds = settings.shadow
         self._settings = settings
         self._supervisor = supervisor
+        self._stager = stager
+        self._keeper = keeper
         self._log = log
-        self._note = note
         self._on_end = on_end
         self._watcher: asyncio.Task[None] | None = None
         supervisor.on_serving = self._serve_again
 
-    # Looking
+    # Reading
 
     @property
-    def last(self) -> Shadow | None:
-        """The one that runs, else the one that ran last."""
+    def last(self) -> ShadowRun | None:
+        """The shadow that runs, else the one that ran last."""
         return self.current or self._ended
 
     def report(self) -> ShadowReport | None:
-        """What is known of the shadow that runs, or of the last one; None where there was none."""
+        """Returns the report on `last`; None if there was no shadow yet."""
         shadow = self.last
         if shadow is None:
             return None
@@ -113,8 +129,8 @@ class Shadows:
             inference=inference_of(counts),
         )
 
-    def state(self, shadow: Shadow) -> ShadowState:
-        """Where it is."""
+    def state(self, shadow: ShadowRun) -> ShadowState:
+        """Returns whether a shadow runs, is silent, or has ended."""
         if shadow is not self.current:
             return ShadowState.ENDED
         is_silent = self._silent_s(shadow) > self._bounds.silent_s_max / 2
@@ -122,8 +138,28 @@ class Shadows:
 
     # Changing
 
-    async def prepare(self, version: SealedVersion, share: float) -> ShadowProcess:
-        """A process that is ready to shadow the stable version, of a version that it takes over; raises `SwitchError`."""
+    async def prepare(self, operation: Operation, wish: ShadowWish | UnsetType, stage: Stage) -> ShadowProcess | None:
+        """Returns a process that is ready to shadow the stable version as wished; raises `SwitchError`.
+
+        None where no version is to shadow, where nothing is wished, or where the wish is what runs. A version that is not
+        loaded is staged first. The caller owns the process.
+        """
+        if wish is UNSET or wish is None:
+            return None
+        target, share = wish
+        current = self.current
+        if current is not None and (current.digest, current.process.share) == (target.digest, share):
+            return None
+        loaded = self._supervisor.version_table.find(key_of(target.digest))
+        if loaded is None:
+            version = await stage(operation, target)
+        else:
+            version = loaded.copy(await self._stager.lock(target))
+        operation.advance(Step.STARTING_SHADOW)
+        return await self._start(version, share)
+
+    async def _start(self, version: SealedVersion, share: float) -> ShadowProcess:
+        """Takes over `version`."""
         process = ShadowProcess(self._settings, version, share)
         try:
             live = self._supervisor.stable
@@ -135,10 +171,10 @@ class Shadows:
         return process
 
     async def begin(self, process: ShadowProcess, by: str, reason: str) -> None:
-        """Gives it the rows of the stable version, in the place of the shadow before; raises `SwitchError`."""
-        await self.end(f"{process.version.version} takes its place", by)
+        """Feeds it the rows of the stable version, instead of the shadow before. Takes over `process`; raises `SwitchError`."""
+        await self.end(f"{process.version.version} replaces it", by)
         live, version = self._supervisor.stable, process.version
-        shadow = Shadow(
+        shadow = ShadowRun(
             process, live, by, reason, _now(), time.monotonic_ns(), version.policy, version.version, version.digest,
             live.version,
         )  # fmt: skip
@@ -150,11 +186,11 @@ class Shadows:
         self.current = shadow
         self._watcher = asyncio.create_task(self._watch(shadow))
         self._log.info("shadow_begun", **_for_log(shadow), share=process.share, by=by, reason=reason)
-        said = f"begun at share {process.share:g}: {reason}".rstrip(": ")
-        await self._note("shadow", _resolved(shadow), live.version, by, said)
+        summary = f"begun at share {process.share:g}: {reason}".rstrip(": ")
+        await self._keeper.note("shadow", _resolved(shadow), live.version, by, summary)
 
-    async def end(self, why: str, by: str = _OURSELVES) -> None:
-        """Ends the shadow that runs, if one does."""
+    async def end(self, why: str, by: str = _DAEMON) -> None:
+        """Ends the shadow that runs, if there is one."""
         shadow = self.current
         if shadow is None:
             return
@@ -170,20 +206,20 @@ class Shadows:
         await shadow.process.close()
         self._on_end()
         rows = shadow.process.counts.cells[cell.ROWS]
-        log = self._log.warning if by == _OURSELVES else self._log.info
+        log = self._log.warning if by == _DAEMON else self._log.info
         log("shadow_ended", **_for_log(shadow), by=by, reason=why, rows=rows)
-        await self._note("shadow", _resolved(shadow), shadow.live_version, by, f"ended after {rows} rows: {why}")
+        await self._keeper.note("shadow", _resolved(shadow), shadow.live_version, by, f"ended after {rows} rows: {why}")
 
     async def close(self, why: str) -> None:
-        """Ends what runs; nothing is left of it but its report."""
+        """Ends the shadow that runs. Its report stays."""
         await self.end(why)
         if self._ended is not None:
             await self._ended.process.close()
 
     # Watching
 
-    async def _watch(self, shadow: Shadow) -> None:
-        """Ends the shadow where its process ends, hangs, or another version has become stable."""
+    async def _watch(self, shadow: ShadowRun) -> None:
+        """Ends the shadow when its process ends or hangs, or another version becomes stable."""
         gone = asyncio.create_task(shadow.process.ended())
         try:
             while not gone.done():
@@ -200,38 +236,38 @@ class Shadows:
             with contextlib.suppress(asyncio.CancelledError):
                 await gone
 
-    def _silent_s(self, shadow: Shadow) -> float:
+    def _silent_s(self, shadow: ShadowRun) -> float:
         looked_ns = shadow.process.counts.cells[cell.LOOKED_AT_NS]
         return (time.monotonic_ns() - max(looked_ns, shadow.began_ns)) / 1e9
 
     def _serve_again(self) -> None:
-        """A new serving process fills the ring where the old one left it."""
+        """Makes a new serving process continue the ring where the old one stopped."""
         if self.current is None:
             return
         try:
             self._supervisor.send_shadow(self.current.process.page_descriptor)
         except OSError as error:
-            # It is gone already: the next one is told again.
+            # It has ended already: the next serving process is asked again.
             self._log.error("shadow_gets_nothing", error=error.strerror)
 
 
 def check_comparable(version: SealedVersion, live: SealedVersion) -> None:
-    """Raises `SwitchError` where a version's answers cannot be compared with those of the live one."""
-    mine, its = version.card.spec(), live.card.spec()
-    if encode_spec(mine) != encode_spec(its):
-        what = "observations" if mine.observation != its.observation else "outputs"
+    """Raises `SwitchError` if a version's answers cannot be compared with those of the live one."""
+    spec, live_spec = version.card.spec(), live.card.spec()
+    if encode_spec(spec) != encode_spec(live_spec):
+        what = "observations" if spec.observation != live_spec.observation else "outputs"
         raise SwitchError(
-            f"shadow {version.version}: expected the spec of {live.version}, which it would be compared with; its {what} differ"
+            f"shadow {version.version}: expected the spec of {live.version}, to compare the two; its {what} differ"
         )
     if live.card.distribution.kind != "deterministic" and version.card.distribution.kind == "deterministic":
         raise SwitchError(f"shadow {version.version}: expected a version that can draw actions, as {live.version} does")
 
 
-def _resolved(shadow: Shadow) -> Resolved:
+def _resolved(shadow: ShadowRun) -> Resolved:
     return Resolved(shadow.policy, shadow.version, shadow.digest)
 
 
-def _for_log(shadow: Shadow) -> dict[str, Any]:
+def _for_log(shadow: ShadowRun) -> dict[str, str]:
     return {"policy": f"{shadow.policy}@{shadow.version}", "live": shadow.live_version}
 
 

@@ -1,4 +1,4 @@
-"""The stager: starts a staging process for a version, follows it, and pauses it or gives up where the live version suffers."""
+"""The stager: starts a staging process for a version, follows it, and pauses or ends it where the live version suffers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from pillion_artifacts import Resolved
+from pillion_artifacts import Resolved, Store
+from pillion_artifacts.errors import StoreError
 from pillion_artifacts.store.daemon_locks import DaemonLock
 from pilliond.errors import SwitchError
 from pilliond.ipc import staging_channel
@@ -22,63 +22,72 @@ from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.staging_channel import Staged, StageFailed, StageRequest, StageStep
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.rollout.live_window import LiveWindow, Reading
+from pilliond.rollout.operation import Operation, Step
 from pilliond.rollout.staging_guard import Pace, StagingGuard
 from pilliond.settings.schema import Settings
 
-PAUSED: Final = "paused"
-"""The step of a staging whose process is stopped for the sake of the live version."""
-
-_FIRST_STEP: Final = "starting"
 _LOOK_S: Final = 0.1
 
 
 class Stager:
     """Stages one version at a time. Owns the staging process while there is one."""
 
-    def __init__(self, settings: Settings, window: LiveWindow) -> None:
+    def __init__(self, settings: Settings, store: Store, window: LiveWindow) -> None:
         self.swap_impact: float | None = None
-        """p99 of the live version while the last version was staged over that before; None of too few acts."""
+        """p99 of the live version while the last version was staged over that before; None for too few acts."""
         self.pauses = 0
         self.paused_s = 0.0
-        """How often and how long a staging was paused, of all together."""
+        """How often and for how long stagings were paused, in all."""
         self._settings = settings
+        self._store = store
         self._window = window
         self._process: subprocess.Popen[bytes] | None = None
-        self._why_given_up = ""
-        self._step = ""
-        self._is_paused = False
+        self._step = Step.STARTING
+        """What the staging process does, or did before it was paused."""
 
-    async def stage(
-        self, resolved: Resolved, lock: DaemonLock | None, live_metrics_index: int, on_step: Callable[[str], None]
-    ) -> SealedVersion:
-        """The sealed version, which takes `lock` over; raises `SwitchError` with the reason.
+    async def lock(self, target: Resolved) -> DaemonLock | None:
+        """Returns a lock on a stored version, which keeps `gc` from it; None where the store cannot be written to."""
+        try:
+            return (await asyncio.to_thread(self._store.lock_version, f"{target.policy}@{target.digest}"))[1]
+        except StoreError:
+            return None
+
+    async def stage(self, operation: Operation, target: Resolved, live_metrics_index: int) -> SealedVersion:
+        """Returns the sealed version; raises `SwitchError` with the reason. Notes on `operation` how it went.
 
         `live_metrics_index` is that of the version that serves meanwhile.
         """
-        self._why_given_up = ""
-        self._is_paused = False
-        self._say(_FIRST_STEP, on_step)
+        lock = await self.lock(target)
+        try:
+            return await self._stage(operation, target, lock, live_metrics_index)
+        except BaseException:
+            if lock is not None:
+                lock.close()
+            raise
+
+    async def _stage(
+        self, operation: Operation, target: Resolved, lock: DaemonLock | None, live_metrics_index: int
+    ) -> SealedVersion:
+        self._step = Step.STARTING
+        operation.advance(self._step)
         before = self._window.recent()
         began = self._window.now(live_metrics_index)
-        end = self._start(resolved)
+        end = self._start(target)
         guard = StagingGuard(self._settings.staging, before, began, time.monotonic())
-        watch = asyncio.create_task(self._watch(live_metrics_index, guard, on_step))
+        watch = asyncio.create_task(self._watch(operation, live_metrics_index, guard))
         try:
-            return await self._follow(end, resolved, lock, on_step)
+            version = await self._follow(operation, end, target, lock, guard)
         finally:
             watch.cancel()
             end.close()
             await self._reap()
+            operation.paused_s += guard.paused_s
             during = self._window.now(live_metrics_index).since(began)
             self.swap_impact = _ratio(during, before[0]) if before else None
+        operation.swap_impact = self.swap_impact
+        return version
 
-    def give_up(self, why: str) -> None:
-        """Ends the staging that is under way; `stage` raises `why`."""
-        if self._process is not None and not self._why_given_up:
-            self._why_given_up = why
-            self._process.kill()
-
-    def _start(self, resolved: Resolved) -> socket.socket:
+    def _start(self, target: Resolved) -> socket.socket:
         end, staging_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         end.setblocking(False)
         with staging_end:
@@ -88,16 +97,16 @@ class Stager:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
             )
-        staging_channel.send(end, self._order(resolved))
+        staging_channel.send(end, self._request(target))
         return end
 
-    def _order(self, resolved: Resolved) -> StageRequest:
+    def _request(self, target: Resolved) -> StageRequest:
         settings = self._settings
         return StageRequest(
             store=settings.store.path,
-            policy=resolved.policy,
-            version=resolved.version,
-            digest=resolved.digest,
+            policy=target.policy,
+            version=target.version,
+            digest=target.digest,
             trust=settings.trust,
             rows_max=settings.limits.rows_max,
             engine=settings.engine,
@@ -106,27 +115,29 @@ class Stager:
         )
 
     async def _follow(
-        self, end: socket.socket, resolved: Resolved, lock: DaemonLock | None, on_step: Callable[[str], None]
+        self, operation: Operation, end: socket.socket, target: Resolved, lock: DaemonLock | None, guard: StagingGuard
     ) -> SealedVersion:
         while True:
             try:
                 report, descriptors = await staging_channel.receive_report(end)
             except msgspec.MsgspecError as error:
-                raise SwitchError(f"the staging process sent what cannot be read: {error}") from None
+                raise SwitchError(f"the staging process sent an unreadable report: {error}") from None
             match report:
                 case StageStep():
-                    self._say(report.name, on_step)
+                    self._step = Step(report.name)
+                    if operation.step is not Step.PAUSED:
+                        operation.advance(self._step)
                 case Staged():
                     # A model, then perhaps golden pairs.
                     model, golden = [*descriptors, -1][:2]
                     return SealedVersion(
-                        resolved.policy, resolved.version, resolved.digest, report.card, model, golden, lock,
+                        target.policy, target.version, target.digest, report.card, model, golden, lock,
                         report.signed_by, report.certificate,
                     )  # fmt: skip
                 case StageFailed():
                     raise SwitchError(report.message)
                 case None:
-                    raise SwitchError(self._why_given_up or await self._why_it_ended())
+                    raise SwitchError(guard.why if guard.pace is Pace.GIVE_UP else await self._why_it_ended())
 
     async def _why_it_ended(self) -> str:
         assert self._process is not None
@@ -134,27 +145,25 @@ class Stager:
         memory_mb = self._settings.staging.memory_mb_max
         return f"the staging process ended with {code}; it may need more than staging.memory_mb_max ({memory_mb} MB)"
 
-    async def _watch(self, metrics_index: int, guard: StagingGuard, on_step: Callable[[str], None]) -> None:
-        """Stops the staging process and lets it go on as the guard says, and tells `on_step`."""
+    async def _watch(self, operation: Operation, metrics_index: int, guard: StagingGuard) -> None:
+        """Stops, continues or kills the staging process, as the guard decides."""
         process = self._process
         assert process is not None
         while True:
             await asyncio.sleep(_LOOK_S)
-            was_s, pauses = guard.paused_s, guard.pauses
+            before_s, pauses = guard.paused_s, guard.pauses
             pace = guard.look(self._window.now(metrics_index), time.monotonic())
-            self.paused_s += guard.paused_s - was_s
+            self.paused_s += guard.paused_s - before_s
             self.pauses += guard.pauses - pauses
             if pace is Pace.GIVE_UP:
-                self.give_up(guard.why)
-            elif self._is_paused is not (pace is Pace.PAUSE):
-                self._is_paused = not self._is_paused
-                process.send_signal(signal.SIGSTOP if self._is_paused else signal.SIGCONT)
-                self._say(self._step, on_step)
-
-    def _say(self, step: str, on_step: Callable[[str], None]) -> None:
-        """Tells the step, unless it waits for the end of a pause."""
-        self._step = step
-        on_step(PAUSED if self._is_paused else step)
+                process.kill()
+                return
+            if pace is Pace.PAUSE and operation.step is not Step.PAUSED:
+                process.send_signal(signal.SIGSTOP)
+                operation.advance(Step.PAUSED)
+            elif pace is Pace.GO and operation.step is Step.PAUSED:
+                process.send_signal(signal.SIGCONT)
+                operation.advance(self._step)
 
     async def _reap(self) -> None:
         assert self._process is not None

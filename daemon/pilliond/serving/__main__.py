@@ -1,7 +1,8 @@
-"""The serving process: one loop that owns every data socket, every session and the inline engine.
+"""The serving process: one loop that owns every data socket, every session and the inline engines.
 
-Started by the control process as `python -m pilliond.serving.__main__ DESCRIPTOR`, the serving end of the channel. No HTTP,
-no files, no log handlers, no other Python threads but one while a version is loaded beside those that serve; it dies with its parent.
+The control process starts it as `python -m pilliond.serving DESCRIPTOR`, with its end of the control channel. It has no
+HTTP, no files and no log handlers. Its only threads are ZeroMQ's, plus one loader thread while a version loads. It dies
+with its parent.
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ from pilliond.engine.interface import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
-from pilliond.ipc.control_channel import Event, Failed, LoadFailed, Ready, StartupConfig, VersionRequest
+from pilliond.ipc.control_channel import Event, EventFields, Failed, LoadFailed, Ready, StartupConfig, VersionRequest
 from pilliond.ipc.metrics_page import MetricsPage, Phase
 from pilliond.linux.cpu_priority import request_short_slices, slice_us
-from pilliond.linux.epoll import Poller
 from pilliond.linux.sandbox import die_with_parent
 from pilliond.serving.control_handler import ControlHandler
 from pilliond.serving.loop import ServingLoop
 from pilliond.settings.addresses import carrier_of
 from pilliond.settings.schema import ServingSettings, cpu_numbers
-from pilliond.transport.interface import Transport
+from pilliond.transport.interface import MessagePoller, Transport
 from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
 from pilliond.versions.loaded_version import Version
@@ -45,13 +45,13 @@ from pilliond.versions.loader import build_version, read_descriptor
 
 
 def serve(end: socket.socket, config: StartupConfig) -> None:
-    """Starts, warms up, says READY, runs until told to drain, drains, stops."""
+    """Starts, warms up, reports READY, runs until it has to drain, drains, stops."""
     pin(config.serving)
     page = MetricsPage(config.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     version = load_version(config)
     beside, refused = load_beside(config)
-    poller = Poller()
+    poller = MessagePoller()
     carriers: dict[str, Transport] = {
         "lane": LaneTransport(version.observation_bytes, poller, page, config.group),
         "zmq": ZmqTransport(poller),
@@ -76,7 +76,7 @@ def serve(end: socket.socket, config: StartupConfig) -> None:
 
 
 def load_version(config: StartupConfig) -> Version:
-    """The stable version, as `certified`; raises `BadPolicyError`."""
+    """Builds the stable version, as `certified`; raises `BadPolicyError`."""
     order, golden_descriptor = config.version, config.golden_descriptor
     model = read_descriptor(config.model_descriptor)
     golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
@@ -87,7 +87,7 @@ def load_version(config: StartupConfig) -> Version:
 
 
 def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]:
-    """Builds the versions that are loaded beside it, and says which of them cannot be: then the others serve."""
+    """Builds the versions to load beside it; returns them, and those that cannot be loaded, without which it serves."""
     built, refused = [], []
     for beside in config.beside:
         descriptors = [each for each in (beside.model_descriptor, beside.golden_descriptor) if each >= 0]
@@ -102,7 +102,7 @@ def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]
 
 
 def certified(order: VersionRequest, model: bytes, golden: bytes | None, config: StartupConfig) -> Version:
-    """A version from verified bytes: warm, true to its golden pairs, certified where it was not yet; raises `EngineError`."""
+    """Builds a version from verified bytes, warms it up, checks its golden pairs and certifies it; raises `EngineError`."""
     rows_max = config.limits.rows_max
     version = build_version(order, model, golden, rows_max, config.engine)
     if version.certificate is None:
@@ -118,7 +118,7 @@ def make_loop(
     config: StartupConfig,
     page: MetricsPage,
     versions: list[Version],
-    poller: Poller,
+    poller: MessagePoller,
     transports: list[Transport],
 ) -> tuple[ServingLoop, ControlHandler]:
     """Puts the parts together. The first of `versions` is the stable one."""
@@ -127,17 +127,17 @@ def make_loop(
     router = Router(versions[0])
     sessions = Sessions(config.epoch, router, limits, page, scheduler)
 
-    def report(name: str, fields: dict[str, Any]) -> None:
+    def log_event(name: str, fields: EventFields) -> None:
         try:
             channel.send(end, Event(name, fields))
         except BlockingIOError:
-            # Nobody reads: a log line is worth less than a step. The metrics page has counted it.
+            # The control process reads too slowly. A log line is worth less than a step, and the metrics page counts it.
             return
 
     end.setblocking(False)
     busy_poll_us = config.serving.busy_poll_us
     loop = ServingLoop(
-        poller, transports, sessions, scheduler, page, time.monotonic_ns, report, busy_poll_us=busy_poll_us
+        poller, transports, sessions, scheduler, page, time.monotonic_ns, log_event, busy_poll_us=busy_poll_us
     )
     residency = Residency(router, sessions, config.residency, config.watch_s)
     resume(residency, config, versions)
@@ -148,7 +148,7 @@ def make_loop(
 
 
 def resume(residency: Residency, config: StartupConfig, versions: list[Version]) -> None:
-    """Shares out new episodes, and holds versions for evaluations, as it was before the process was started again."""
+    """Restores the traffic split and the evaluation holds from before a restart."""
     now_ns = time.monotonic_ns()
     for version in versions[1:]:
         residency.add(version)
@@ -159,24 +159,24 @@ def resume(residency: Residency, config: StartupConfig, versions: list[Version])
 
 
 def pin(settings: ServingSettings) -> None:
-    """Keeps the process on its CPUs; to be called before it has threads, which would stay where they are."""
+    """Pins the process to its CPUs. Call it before there are threads: those would keep their own affinity."""
     if settings.cpus:
         os.sched_setaffinity(0, cpu_numbers(settings.cpus))
 
 
 def settle(settings: ServingSettings) -> None:
-    """Makes the process ready to be quick: its interpreter, its garbage collector."""
-    # The check for finite numbers lets a sum overflow, and looks closer then.
+    """Prepares the interpreter and the garbage collector for low latency."""
+    # The finite check lets a sum overflow, and then checks element by element.
     np.seterr(over="ignore", invalid="ignore")
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
     gc.collect()
     if settings.gc_freeze:
-        # What start-up made goes out of the collector's sight: a full collection finds next to nothing.
+        # Objects from start-up leave the collector's sight, so that a full collection finds next to nothing.
         gc.freeze()
 
 
 def describe_process() -> dict[str, Any]:
-    """What `pin` and `settle` came to."""
+    """The effect of `pin` and `settle`, as the kernel and the interpreter report it."""
     return {
         "cpus": sorted(os.sched_getaffinity(0)),
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
@@ -186,17 +186,17 @@ def describe_process() -> dict[str, Any]:
     }
 
 
-def take_all_descriptors() -> None:
-    """Raises the number of descriptors to what the kernel allows: a connection of the lane takes one, its slots two."""
+def raise_descriptor_limit() -> None:
+    """Raises the descriptor limit to the hard limit: a lane connection takes one, its slots two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> int:
-    """Runs one config; gives the exit code."""
+    """Runs the serving process; returns the exit code."""
     die_with_parent()
-    take_all_descriptors()
-    # Before there are other threads, which take after this one.
+    raise_descriptor_limit()
+    # Before there are other threads, which inherit the time slice.
     request_short_slices()
     # The control process decides when to stop: a signal to the whole group must not cut a drain short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -210,7 +210,7 @@ def main() -> int:
     except DaemonError as error:
         channel.send(end, Failed(str(error), error.exit_code))
         return error.exit_code
-    except Exception:  # noqa: BLE001 - a bug: going on with half a step done could answer somebody wrongly, or nobody
+    except Exception:  # noqa: BLE001 - a bug: continuing with half a step done could give a wrong answer, or none
         traceback.print_exc()
         return os.EX_SOFTWARE
     return os.EX_OK

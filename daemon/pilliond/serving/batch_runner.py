@@ -1,9 +1,8 @@
-"""Runs a batch: gathers its rows, looks at them, runs the engine, makes the replies. Hot path."""
+"""Runs a batch: gathers its rows, checks them, runs the engine, fills the replies. Hot path."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -14,47 +13,48 @@ from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_buffers import BatchViews, is_finite
 from pilliond.engine.interface import Array, EngineError
+from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
 from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport.interface import Reply
 from pilliond.versions.loaded_version import Version
 
-_TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget was spent before the engine was free")
-_WRITTEN_MEANWHILE = RemoteProtocolError(
-    ErrorCode.SLOT_STALE, "the slot was written while it was read", "one generation until the answer", "another"
+_TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget ended before the engine was free")
+_OVERWRITTEN = RemoteProtocolError(
+    ErrorCode.SLOT_STALE, "the slot was overwritten before the answer", "one generation until the answer", "another"
 )
 _ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this batch")
 
 
 class BatchRunner:
-    """Runs batches on the engine of their version, and makes the replies."""
+    """Runs batches on the engine of their version, and fills the replies."""
 
     def __init__(
         self,
         sessions: Sessions,
         page: MetricsPage,
         clock: Callable[[], int],
-        report: Callable[[str, dict[str, Any]], None],
+        log_event: LogEvent,
     ) -> None:
         self._sessions = sessions
         self._page = page
         self._clock = clock
-        self._report = report
+        self._log_event = log_event
         self.tap: ShadowTap | None = None
-        """Where every batch that was answered is copied to, while there is a shadow."""
+        """Copies every answered batch, while there is a shadow."""
         self._rows = 0
         self._close = 0
         self._dispatched_ns = 0
         self._ran_ns = 0
 
     def run(self, groups: list[EpisodeGroup], rows: int, close: BatchClose, replies: list[Reply]) -> None:
-        """Runs the acts of a batch that are sound; adds a reply for each to `replies`."""
+        """Runs the acts of a batch whose rows are finite, and appends a reply for every act to `replies`."""
         self._rows = rows
         self._close = close
         version = groups[0].version
         slot = groups[0].slot if len(groups) == 1 else None
         if slot is not None and slot.run is not None:
-            # A batch that is one handle's rows: the engine reads them where its client wrote them.
+            # The batch is one group in one slot: the engine reads the rows where the client wrote them.
             if slot.finite_values and not is_finite(slot.finite_values):
                 self._without_poisoned(groups, slot.inputs, replies)
                 return
@@ -90,7 +90,7 @@ class BatchRunner:
             self.tap.take(version, groups, slot)
 
     def _watch(self, version: Version, groups: list[EpisodeGroup]) -> None:
-        """Counts the acts that a version answers with a NaN or an infinity, while it is new."""
+        """Counts the acts that a new version answers with a NaN or an infinity."""
         outputs = [version.engine.outputs[tensor.name] for tensor in version.spec.outputs]
         floats = [output[: self._rows] for output in outputs if output.dtype.kind == "f"]
         if all(np.isfinite(output).all() for output in floats):
@@ -105,7 +105,7 @@ class BatchRunner:
     def _answer_failed(self, groups: list[EpisodeGroup], error: EngineError, replies: list[Reply]) -> None:
         for group in groups:
             self._sessions.answer_error(group, _ENGINE_FAILED, replies)
-        self._report("engine_failed", {"error": str(error), "rows": self._rows})
+        self._log_event("engine_failed", {"error": str(error), "rows": self._rows})
 
     def _answer(self, groups: list[EpisodeGroup], replies: list[Reply]) -> None:
         acts = self._page.acts
@@ -120,10 +120,10 @@ class BatchRunner:
             tensors = step.tensors
             if group.slots is not None:
                 if group.slot is not None and group.slot.generation() != group.generation:
-                    self._sessions.answer_error(group, _WRITTEN_MEANWHILE, replies)
+                    self._sessions.answer_error(group, _OVERWRITTEN, replies)
                     answered -= 1
                     continue
-                tensors, reply = _direct(group, step)
+                tensors, reply = _targets(group, step)
             acts += (dispatched_ns - group.queued_ns, ran_ns - received_ns)
             group.acts += 1
             outputs = group.batch_view.outputs
@@ -147,13 +147,13 @@ class BatchRunner:
         self._page.batches += (rows, close, ran_ns - dispatched_ns, groups[0].version.metrics_index, answered)
 
     def answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
-        """Answers an act that is not run any more with what its session declared."""
+        """Answers an act whose deadline has passed with the fallback that its session declared."""
         session = group.session
         tensors = group.version.fallback_tensors(session.fallback, group.rows, group.last_outputs)
         if tensors is None:
             self._sessions.answer_error(group, _TOO_LATE, replies)
             return
-        written, reply = _direct(group, group.step)
+        written, reply = _targets(group, group.step)
         for target, tensor in zip(written, tensors, strict=True):
             target[:] = tensor
         received_ns = group.received_ns
@@ -184,7 +184,7 @@ class BatchRunner:
     def _without_poisoned(
         self, groups: list[EpisodeGroup], inputs: list[Array], replies: list[Reply]
     ) -> list[EpisodeGroup]:
-        """Answers the acts with a NaN or an infinity in them, and gives the others."""
+        """Answers the acts that hold a NaN or an infinity with an error; returns the others."""
         version = groups[0].version
         sound = []
         first = 0
@@ -204,13 +204,13 @@ class BatchRunner:
 
 
 def _gather(groups: list[EpisodeGroup], views: BatchViews) -> None:
-    """Gives every act its rows of the batch, and writes its tensors there, once."""
+    """Assigns every act its rows of the batch, and copies its tensors there, once."""
     first = 0
     others = views.other_inputs
     for group in groups:
         rows = group.rows
         group.batch_view = view = views.get((first, rows)) or views.make(first, rows)
-        # By number: to pair them with `zip` costs more than the copy, and nearly every policy has one of each.
+        # Indexed: `zip` would cost more than the copy, and nearly every policy has one observation.
         inputs, tensors = view.inputs, group.tensors
         inputs[0][:] = tensors[0]
         for index in others:
@@ -218,8 +218,8 @@ def _gather(groups: list[EpisodeGroup], views: BatchViews) -> None:
         first += rows
 
 
-def _direct(group: EpisodeGroup, step: ActionStep | ExplicitActionStep) -> tuple[list[memoryview], Reply]:
-    """Where the outputs of the act that waits go, and the reply that says so."""
+def _targets(group: EpisodeGroup, step: ActionStep | ExplicitActionStep) -> tuple[list[memoryview], Reply]:
+    """Returns the tensors to write the outputs of the waiting act to, and the reply that carries or names them."""
     slot = group.slot
     if slot is not None and slot.outputs:
         step.point(group.slot_number, group.generation)
@@ -244,7 +244,7 @@ def _non_finite(name: str, row: int) -> RemoteProtocolError:
 
 
 def _start_and_sample(groups: list[EpisodeGroup]) -> None:
-    """Begins the episodes that begin with these acts, and draws the actions of those acts that asked for it."""
+    """Begins the episodes that start with these acts, and samples the actions of the acts that ask for it."""
     for group in groups:
         if group.starting:
             group.apply_starts()

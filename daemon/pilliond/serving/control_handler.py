@@ -1,4 +1,4 @@
-"""The control_handler of the control process, as a source of the serving loop: load, switch, hold, warm, tell of sessions, unload, drain."""
+"""Does what the control process asks: load, switch, route, hold, warm up, list sessions, shadow, unload, drain."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from pilliond.ipc.control_channel import (
     Warmed,
 )
 from pilliond.ipc.metrics_page import MetricsPage
-from pilliond.linux.epoll import Poller
 from pilliond.serving.shadow_tap import ShadowTap
+from pilliond.transport.interface import MessagePoller
 from pilliond.versions.loader import Built, VersionLoader
 from pilliond.versions.warmer import Warmer
 
 
 class ControlHandler:
-    """Does what the control process says, and reports what came of it; `on_end` is told why to end. Owns the loader.
+    """A source of the serving loop: handles control messages and reports the results. Owns the version loader.
 
-    An order changes what new episodes lease, and nothing else: whoever acts goes on as before.
+    A message changes only what new episodes lease; live episodes go on unchanged. `on_end` gets the reason to stop.
     """
 
     bursts: ClassVar[bool] = False
@@ -57,7 +57,7 @@ class ControlHandler:
         self,
         end: socket.socket,
         config: StartupConfig,
-        poller: Poller,
+        poller: MessagePoller,
         residency: Residency,
         sessions: Sessions,
         page: MetricsPage,
@@ -72,144 +72,146 @@ class ControlHandler:
         self._epoch = config.epoch
         self._set_tap = set_tap
         self._tap: ShadowTap | None = None
-        self._unsaid: deque[Report] = deque()
+        self._reports: deque[Report] = deque()
         self._warmer = Warmer(time.monotonic_ns)
         self._loader = VersionLoader(poller, config.limits, config.engine, self._take)
 
     def receive(self) -> None:
-        order, descriptors = channel.receive_control_message(self._end)
-        match order:
+        message, descriptors = channel.receive_control_message(self._end)
+        match message:
             case Load() if descriptors:
-                self._load(order, descriptors[0])
+                self._load(message, descriptors[0])
             case Load():
-                self._say(LoadFailed(order.version.digest, "the serving process has no descriptor left for its memory"))
+                self._send(
+                    LoadFailed(message.version.digest, "the serving process has no descriptor left for its memory")
+                )
             case Switch():
-                self._switch(order)
+                self._switch(message)
             case Route():
-                self._route(order)
+                self._route(message)
             case Hold():
-                self._hold(order)
+                self._hold(message)
             case Warm():
-                self._warm(order)
+                self._warm(message)
             case ListSessions():
-                told, is_last = list_sessions(self._sessions, order.after, time.monotonic_ns())
-                self._say(SessionList(order.after, told, is_last))
+                listed, is_last = list_sessions(self._sessions, message.after, time.monotonic_ns())
+                self._send(SessionList(message.after, listed, is_last))
             case Shadow():
-                self._shadow(order, descriptors)
+                self._shadow(message, descriptors)
             case EndShadow():
                 self._end_tap()
             case Unload():
-                self._unload(order)
+                self._unload(message)
             case Drain():
-                self._on_end(order.reason)
+                self._on_end(message.reason)
             case _:
                 self._on_end("the control process is gone")
 
     def sweep(self) -> None:
-        """Lets go the versions that need not stay, and says what could not be said. To be called every tick."""
+        """Unloads versions that are no longer needed, and sends the reports that are due. Call it on every tick."""
         for digest, leases in self._residency.sweep(time.monotonic_ns()):
-            self._unsaid.append(Unloaded(digest, leases))
-        self._warm_on()
-        self._say_rest()
+            self._reports.append(Unloaded(digest, leases))
+        self._warm_next()
+        self._send_reports()
         self._page.cells[metrics_page.VERSIONS] = len(self._residency)
         for version in self._residency.versions():
             self._page.cells[metrics_page.VERSION_CELLS[version.metrics_index].episodes] = version.leases
 
     def close(self) -> None:
-        """Ends a load that is under way, and a shadow's tap."""
+        """Ends a running load, and the tap of a shadow."""
         self._loader.close()
         self._end_tap()
 
-    def _load(self, order: Load, descriptor: int) -> None:
-        if self._loader.is_busy or self._residency.find(order.version.digest) is not None:
+    def _load(self, message: Load, descriptor: int) -> None:
+        if self._loader.is_busy or self._residency.find(message.version.digest) is not None:
             os.close(descriptor)
-            self._say(LoadFailed(order.version.digest, "a version is being loaded, or this one is loaded already"))
+            self._send(LoadFailed(message.version.digest, "a version is being loaded, or this one is loaded already"))
             return
         try:
-            self._loader.start(order.version, descriptor)
+            self._loader.start(message.version, descriptor)
         except OSError as error:
             os.close(descriptor)
-            self._say(
-                LoadFailed(order.version.digest, f"the serving process cannot begin to load it: {error.strerror}")
+            self._send(
+                LoadFailed(message.version.digest, f"the serving process cannot begin to load it: {error.strerror}")
             )
 
     def _take(self, built: Built) -> None:
         if built.version is None:
-            self._say(LoadFailed(built.order.digest, built.error))
+            self._send(LoadFailed(built.request.digest, built.error))
             return
         self._residency.add(built.version)
         engine = built.version.engine.describe()
-        self._say(Loaded(built.order.digest, engine, built.load_ns, built.stall_ns))
+        self._send(Loaded(built.request.digest, engine, built.load_ns, built.stall_ns))
 
-    def _switch(self, order: Switch) -> None:
-        version = self._residency.find(order.digest)
+    def _switch(self, message: Switch) -> None:
+        version = self._residency.find(message.digest)
         if version is None:
-            self._say(LoadFailed(order.digest, "it is not loaded any more"))
+            self._send(LoadFailed(message.digest, "it is no longer loaded"))
             return
         at_ns = time.monotonic_ns()
         was = self._residency.switch(version, at_ns)
-        self._say(Switched(version.digest, was.digest, at_ns))
+        self._send(Switched(version.digest, was.digest, at_ns))
 
-    def _route(self, order: Route) -> None:
-        found = [(self._residency.find(arm.digest), arm.share) for arm in order.arms]
+    def _route(self, message: Route) -> None:
+        found = [(self._residency.find(arm.digest), arm.share) for arm in message.arms]
         arms = [(version, share) for version, share in found if version is not None]
-        if len(arms) < len(order.arms):
-            self._say(LoadFailed(order.digest, "a version of the route is not loaded any more"))
+        if len(arms) < len(message.arms):
+            self._send(LoadFailed(message.digest, "a version of the route is no longer loaded"))
             return
         self._residency.set_arms(arms, time.monotonic_ns())
-        self._say(Routed(order.digest, order.arms))
+        self._send(Routed(message.digest, message.arms))
 
-    def _hold(self, order: Hold) -> None:
-        found = [self._residency.find(digest) for digest in order.digests]
+    def _hold(self, message: Hold) -> None:
+        found = [self._residency.find(digest) for digest in message.digests]
         held = [version for version in found if version is not None]
-        if len(held) < len(order.digests):
-            self._say(Held([], "a version that is to be held is not loaded any more"))
+        if len(held) < len(message.digests):
+            self._send(Held([], "a version to hold is no longer loaded"))
             return
         self._residency.hold(held, time.monotonic_ns())
-        self._say(Held(order.digests))
+        self._send(Held(message.digests))
 
-    def _warm(self, order: Warm) -> None:
-        version = self._residency.find(order.digest)
+    def _warm(self, message: Warm) -> None:
+        version = self._residency.find(message.digest)
         if version is None:
-            self._say(LoadFailed(order.digest, "it is not loaded any more"))
+            self._send(LoadFailed(message.digest, "it is no longer loaded"))
             return
         self._warmer.start(version)
 
-    def _warm_on(self) -> None:
-        """Runs the next bucket, where there is one."""
+    def _warm_next(self) -> None:
+        """Runs the next bucket, if a warm-up is running."""
         version = self._warmer.version
         if version is None:
             return
         if self._residency.find(version.digest) is not version:
             self._warmer.stop()
-            self._unsaid.append(LoadFailed(version.digest, "it was unloaded meanwhile"))
+            self._reports.append(LoadFailed(version.digest, "it was unloaded meanwhile"))
             return
         try:
             is_done = self._warmer.run()
         except EngineError as error:
             self._warmer.stop()
-            self._unsaid.append(LoadFailed(version.digest, str(error)))
+            self._reports.append(LoadFailed(version.digest, str(error)))
             return
         if is_done:
-            self._unsaid.append(Warmed(version.digest, self._warmer.buckets, self._warmer.longest_ns))
+            self._reports.append(Warmed(version.digest, self._warmer.buckets, self._warmer.longest_ns))
 
-    def _shadow(self, order: Shadow, descriptors: list[int]) -> None:
-        live = self._residency.find(order.digest)
+    def _shadow(self, message: Shadow, descriptors: list[int]) -> None:
+        live = self._residency.find(message.digest)
         self._end_tap()
         try:
             if live is None or not descriptors:
                 missing = "the version that it would be compared with" if live is None else "a descriptor for its page"
-                self._say(Shadowed(f"the serving process does not have {missing}"))
+                self._send(Shadowed(f"the serving process does not have {missing}"))
                 return
             self._tap = ShadowTap(descriptors[0], live, self._epoch)
         except OSError as error:
-            self._say(Shadowed(f"the serving process cannot map the shadow's page: {error.strerror}"))
+            self._send(Shadowed(f"the serving process cannot map the shadow's page: {error.strerror}"))
             return
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._set_tap(self._tap)
-        self._say(Shadowed())
+        self._send(Shadowed())
 
     def _end_tap(self) -> None:
         if self._tap is not None:
@@ -217,20 +219,20 @@ class ControlHandler:
             self._tap.close()
             self._tap = None
 
-    def _unload(self, order: Unload) -> None:
-        version = self._residency.find(order.digest)
+    def _unload(self, message: Unload) -> None:
+        version = self._residency.find(message.digest)
         if version is not None:
             self._residency.forget(version)
 
-    def _say(self, report: Report) -> None:
-        self._unsaid.append(report)
-        self._say_rest()
+    def _send(self, report: Report) -> None:
+        self._reports.append(report)
+        self._send_reports()
 
-    def _say_rest(self) -> None:
+    def _send_reports(self) -> None:
         try:
-            while self._unsaid:
-                channel.send(self._end, self._unsaid[0])
-                self._unsaid.popleft()
+            while self._reports:
+                channel.send(self._end, self._reports[0])
+                self._reports.popleft()
         except BlockingIOError:
-            # The control process is behind with its reading: the next tick says it.
+            # The control process reads too slowly: the next tick tries again.
             return

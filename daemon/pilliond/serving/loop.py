@@ -1,6 +1,6 @@
-"""The serving loop: does what sessions and scheduler decide. Hot path.
+"""The serving loop: does what the sessions and the scheduler decide. Hot path.
 
-transport → sessions → scheduler → engine → sessions → transport, and never back.
+One direction: transport → sessions → scheduler → batch runner → engine → reply → transport.
 """
 
 from __future__ import annotations
@@ -8,19 +8,21 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from pillion_protocol import BatchClose
 from pilliond.core.scheduler import Batch, Scheduler
 from pilliond.core.sessions import Sessions
 from pilliond.ipc import metrics_page as page_cells
-from pilliond.ipc.metrics_page import SAMPLES_MAX, MetricsPage
-from pilliond.limits import HEARTBEAT_MS, MESSAGES_PER_LOOK_MAX, ROUNDS_PER_BATCH_MAX, TICK_MS
-from pilliond.linux.epoll import EVENTS_MAX, Events, Poller
+from pilliond.ipc.control_channel import LogEvent
+from pilliond.ipc.metrics_page import MetricsPage
+from pilliond.limits import EVENTS_MAX, HEARTBEAT_MS, MESSAGES_PER_POLL_MAX, ROUNDS_PER_BATCH_MAX, SAMPLES_MAX, TICK_MS
+from pilliond.linux.epoll import Events
 from pilliond.linux.timerfd import Ticker
 from pilliond.serving.batch_runner import BatchRunner
 from pilliond.serving.shadow_tap import ShadowTap
-from pilliond.transport.interface import Peer, Reply, Sent, Transport
+from pilliond.transport.interface import MessagePoller, Peer, Reply, Sent, Transport
+from pilliond.transport.slots import SlotRegion
 
 _NANOSECONDS: Final = 1_000_000_000
 _OK: Final = Sent.OK
@@ -29,21 +31,21 @@ _TICKS_PER_SWEEP: Final = max(1, HEARTBEAT_MS // 2 // TICK_MS)
 
 
 class ServingLoop:
-    """Joins the parts. It waits for descriptors itself: an event loop between the two costs more than a step has.
+    """Puts the parts together. It waits on the epoll set itself: an event loop in between would cost more than a step.
 
-    Owns nothing but its callback in the garbage collector. `busy_poll_us`: how long it looks without sleeping while
-    somebody has a session; it gives its core away between two looks.
+    Owns only its callback in the garbage collector. While there are sessions, it polls for `busy_poll_us` before it
+    sleeps, and yields its core between two polls.
     """
 
     def __init__(
         self,
-        poller: Poller,
+        poller: MessagePoller,
         transports: list[Transport],
         sessions: Sessions,
         scheduler: Scheduler,
         page: MetricsPage,
         clock: Callable[[], int],
-        report: Callable[[str, dict[str, Any]], None],
+        log_event: LogEvent,
         busy_poll_us: int = 0,
     ) -> None:
         self._poller = poller
@@ -56,9 +58,9 @@ class ServingLoop:
         self._scheduler = scheduler
         self._page = page
         self._clock = clock
-        self._report = report
+        self._log_event = log_event
         self._busy_poll_ns = busy_poll_us * 1_000
-        self._runner = BatchRunner(sessions, page, clock, report)
+        self._runner = BatchRunner(sessions, page, clock, log_event)
         self._tap: ShadowTap | None = None
         self._replies: list[Reply] = []
         self._stop_reason: str | None = None
@@ -68,10 +70,10 @@ class ServingLoop:
         self._ticks = 0
         self._gc_started_ns = 0
         self.on_tick: Callable[[], None] = _nothing
-        """Called every tick, when nothing else is due."""
+        """Called on every tick."""
 
     def run(self) -> str:
-        """Serves until `stop`, whose reason it gives."""
+        """Serves until `stop` is called; returns the reason given there."""
         gc.callbacks.append(self._on_gc)
         self._tick()
         try:
@@ -83,15 +85,15 @@ class ServingLoop:
         return self._stop_reason
 
     def stop(self, reason: str) -> None:
-        """Makes `run` return after the iteration it is in."""
+        """Makes `run` return after the current iteration."""
         self._stop_reason = reason
 
     def set_tap(self, tap: ShadowTap | None) -> None:
-        """Where every batch that was answered is copied to; None: nowhere."""
+        """Copies every answered batch to `tap` from now on; None: to nothing."""
         self._tap = self._runner.tap = tap
 
     def drain(self, reason: str) -> None:
-        """Answers everything that has arrived, says goodbye to every session, and refuses what comes meanwhile."""
+        """Answers everything that has arrived, says goodbye to every session, and refuses what arrives meanwhile."""
         self._receive_all()
         while (batch := self._scheduler.take(self._clock(), 0, drain=True)) is not None:
             self._run(batch)
@@ -103,7 +105,7 @@ class ServingLoop:
         self._page.flush()
 
     def run_once(self, ready: Events) -> None:
-        """Takes what came, runs what is due, and answers."""
+        """Runs one iteration: receives messages, runs the batches that are due, and sends the replies."""
         scheduler = self._scheduler
         began_ns = self._clock()
         rounds = 0
@@ -141,14 +143,14 @@ class ServingLoop:
         return max(0, self._scheduler.deadline_ns() - self._clock())
 
     def _spin(self) -> Events:
-        """Looks again and again, and gives way to whoever shares the core; nothing, where nothing came."""
+        """Polls without sleeping and yields the core in between; returns no events if none arrived in time."""
         poll = self._poll
         clock = self._clock
-        give_way = os.sched_yield
+        yield_core = os.sched_yield
         began_ns = now_ns = self._now_ns
         until_ns = min(self._scheduler.deadline_ns(), began_ns + self._busy_poll_ns)
         while not (ready := poll(0, EVENTS_MAX)) and now_ns < until_ns:
-            give_way()
+            yield_core()
             now_ns = clock()
         self._page.cells[page_cells.SPUN_NS] += now_ns - began_ns
         return ready
@@ -156,17 +158,17 @@ class ServingLoop:
     # Reading
 
     def _receive(self, ready: Events) -> bool:
-        """Takes a message of each, or several where only one has any, until the batch need not wait for more: then True."""
+        """Receives one message from each ready source, or several if only one is ready. Returns True once a batch can close."""
         sources = self._sources
         sessions = self._sessions
         scheduler = self._scheduler
         clock = self._clock
         replies = self._replies
         is_closed = False
-        most = MESSAGES_PER_LOOK_MAX if len(ready) == 1 else 1
+        messages_max = MESSAGES_PER_POLL_MAX if len(ready) == 1 else 1
         for descriptor, _ in ready:
             source = sources.get(descriptor)
-            left = most
+            left = messages_max
             while source is not None:
                 message = source.receive()
                 if message is None:
@@ -219,6 +221,7 @@ class ServingLoop:
             peer = reply[0]
             sent = send_of[type(peer)](reply)
             if sent is not _OK:
+                assert not isinstance(peer, memoryview | SlotRegion)
                 self._drop(peer, sent)
         replies.clear()
         if self._tap is not None:
@@ -227,7 +230,7 @@ class ServingLoop:
     def _drop(self, peer: Peer, why: Sent) -> None:
         dropped = self._sessions.drop_peer(peer)
         if dropped:
-            self._report("peer_dropped", {"reason": why.value, "sessions": dropped})
+            self._log_event("peer_dropped", {"reason": why.value, "sessions": dropped})
 
     # Looking after itself
 
@@ -248,7 +251,7 @@ class ServingLoop:
             self._sessions.sweep(self._now_ns, self._replies)
             self._send_replies()
         self._iteration_ns_max = 0
-        # In step with the timer, however long this took: else it would be too early every other time.
+        # Aligned with the timer, however long this tick took: otherwise every other tick would come too early.
         self._tick_due_ns += ((self._now_ns - self._tick_due_ns) // _TICK_NS + 1) * _TICK_NS
 
     def _on_gc(self, phase: str, info: dict[str, int]) -> None:

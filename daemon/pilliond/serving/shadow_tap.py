@@ -1,7 +1,7 @@
-"""The tap: copies the rows that the live version answered into the shadow's ring, where there is room. Hot path.
+"""The tap: copies the batches that the live version answered into the shadow's ring. Hot path.
 
-A batch is copied when its replies are sent, so that nobody's answer is later for it, and never waits: one that finds no room is
-counted. To copy a batch of one row costs some 2 µs, and what its bytes cost to copy.
+A batch is copied after its replies are sent, so it delays no answer. The tap never waits: a batch that finds no room is
+counted and dropped. Copying a batch of one row costs about 2 µs plus the copy of its bytes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _pack_batch: Final = BATCH_HEAD.pack
 _pack_act: Final = ACT_HEAD.pack
 _END: Final = bytes(ALIGNMENT)
 _FEW_BYTES: Final = 4_096
-"""Up to here they are joined first: one copy more, and one write instead of many."""
+"""Up to this size the parts are joined first: one more copy, but one write instead of many."""
 _ALL_BYTES: Final = b"\1" * 4_096
-"""More rows than an act may have."""
+"""More bytes than an act has rows."""
 
 
 class ShadowTap:
-    """Writes into the ring of the page behind `descriptor`, which it maps. `epoch` is that of the serving process."""
+    """Maps the page behind `descriptor` and writes into its ring. `epoch` is that of the serving process."""
 
     def __init__(self, descriptor: int, live: Version, epoch: int) -> None:
         self.live = live
@@ -37,18 +37,18 @@ class ShadowTap:
         self._epoch = epoch
         self._written = self._cells[cell.WRITTEN]
         self._read = self._cells[cell.READ]
-        """As it was when there seemed to be no room: the other side writes the cell, so to look at it is slow."""
+        """The read position when the ring last looked full. The shadow writes that cell, so reading it is slow."""
         self._owed: tuple[Version, list[EpisodeGroup]] | None = None
         self._row_bytes = ROW_BYTES + sum(live.observation_bytes) + sum(live.output_bytes)
 
     def close(self) -> None:
-        """Gives the mapping back."""
+        """Unmaps the page."""
         self._page.close()
 
     def take(self, version: Version, groups: list[EpisodeGroup], slot: Slot | None) -> None:
-        """Takes a batch that was run, whose replies are made; `slot`: where its rows came from.
+        """Takes a batch that ran and whose replies are filled. `slot` holds its rows, if a slot does.
 
-        To be copied it waits for `pay`, before the next one is run; but what lies in a client's memory is copied now.
+        It is copied in `pay`, before the next batch runs. Rows in a client's memory are copied now.
         """
         if slot is not None and slot.run is not None:
             self._copy(version, groups, slot)
@@ -56,14 +56,14 @@ class ShadowTap:
             self._owed = version, groups
 
     def pay(self) -> None:
-        """Copies the batch that was taken last, if it was not copied yet."""
+        """Copies the last batch taken, if it is not copied yet."""
         if self._owed is not None:
             version, groups = self._owed
             self._owed = None
             self._copy(version, groups, None)
 
     def _copy(self, version: Version, groups: list[EpisodeGroup], slot: Slot | None) -> None:
-        """Copies a batch, if the live version ran rows of it. `slot`: where the engine read them; None: its own buffers."""
+        """Copies a batch if the live version ran rows of it, from `slot` or else from the engine's buffers."""
         if version is not self.live and not _has_part(version, self.live):
             return
         rows = 0
@@ -77,19 +77,19 @@ class ShadowTap:
             return
         view = version.batch_views.get((0, rows)) or version.batch_views.make(0, rows)
         inputs = view.inputs if slot is None else slot.observations
-        parts = [*self._about(version, groups, rows, size), *inputs, *view.outputs]
+        parts = [*self._description(version, groups, rows, size), *inputs, *view.outputs]
         if size <= _FEW_BYTES:
             self._ring[at : at + size] = b"".join(parts).ljust(size)
         else:
             self._write(at, parts)
         if slot is not None and slot.generation() != groups[0].generation:
-            # Its client wrote into it meanwhile: these are not the rows that were answered.
+            # The client has overwritten the slot: these are not the rows that were answered.
             return
         self._written += size
         self._cells[cell.WRITTEN] = self._written
 
     def _room_for(self, size: int) -> int:
-        """Where so many bytes may be written; -1 where there is no room."""
+        """Returns the offset for `size` bytes; -1 if there is no room."""
         ring_bytes = self._page.ring_bytes
         at = self._written % ring_bytes
         left = ring_bytes - at
@@ -112,11 +112,13 @@ class ShadowTap:
             ring[at:end] = part
             at = end
 
-    def _about(self, version: Version, groups: list[EpisodeGroup], rows: int, size: int) -> list[bytes | memoryview]:
-        """What is to be known of a batch beside its tensors."""
+    def _description(
+        self, version: Version, groups: list[EpisodeGroup], rows: int, size: int
+    ) -> list[bytes | memoryview]:
+        """The description of a batch that goes before its tensors."""
         parts: list[bytes | memoryview] = [_pack_batch(size, self._epoch, rows, len(groups))]
         for group in groups:
-            # An act that was answered with an error did not count.
+            # An act that was answered with an error does not advance the count.
             is_answered = group.last_sequence == group.sequence
             marks = (ANSWERED if is_answered else 0) | (0 if group.deterministic else DRAWN)
             parts.append(_pack_act(group.id, group.acts - is_answered, group.rows, marks))

@@ -1,4 +1,4 @@
-"""Addresses: what may be listened at, and whether anybody already does."""
+"""Listen addresses for clients: which are allowed, and whether one is in use."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pilliond.errors import AddressInUseError, FolderError, ListenError, SettingsError
-
-SOCKET_PATH_BYTES_MAX: Final = 107
-"""sizeof(sockaddr_un.sun_path) - 1, see unix(7)."""
+from pilliond.limits import SOCKET_PATH_BYTES_MAX
 
 _GROUP_ENTERS_MODE: Final = 0o710
 
@@ -34,7 +32,7 @@ def carrier_of(address: str) -> str:
 
 
 def socket_path(address: str) -> str | None:
-    """The path of a Unix socket's address; None for `tcp://`."""
+    """Returns the path in the address of a Unix socket; None for `tcp://`."""
     for scheme in ("lane://", "ipc://"):
         if address.startswith(scheme):
             return address.removeprefix(scheme)
@@ -61,13 +59,14 @@ def _check_loopback(address: str) -> None:
     if port is None:
         raise SettingsError(f"listen: expected a port, got {address!r}")
     if not host.is_loopback:
-        raise SettingsError(f"listen: expected a loopback address ({address} would be open to others without keys)")
+        raise SettingsError(f"listen: expected a loopback address ({address} would be open to other hosts)")
 
 
 def clear_socket_path(path: str, group: int | None = None) -> None:
-    """Makes way for a socket at `path`: makes its folder, removes a stale socket.
+    """Prepares `path` for a socket: makes its folder, and removes a stale socket.
 
-    A folder that it makes can be entered by this user and by the members of the group with the id `group`. Raises `AddressInUseError` where somebody answers there, `ListenError` where something else lies there, `FolderError`.
+    Only this user and members of the group with the id `group` can enter a folder that it makes. Raises
+    `AddressInUseError` if a process answers at the path, `ListenError` if the path is not a socket, `FolderError`.
     """
     try:
         _make_folder(os.path.dirname(path), group)
@@ -96,14 +95,14 @@ def _make_folder(folder: str, group: int | None) -> None:
 
 
 class SocketFile:
-    """The file of a socket that was just bound; remembered, so that a successor's is never removed for it."""
+    """The file of a socket that was just bound, remembered so that a successor's file is never removed."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._identity = self._look()
 
     def remove(self) -> None:
-        """Removes the file, if it is still the same one."""
+        """Removes the file if it is still the same one."""
         if self._identity is not None and self._look() == self._identity:
             os.unlink(self._path)
 

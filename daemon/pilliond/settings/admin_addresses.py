@@ -1,4 +1,4 @@
-"""Where the admin port may be listened at: wider than this host only with TLS and tokens."""
+"""Listen addresses of the admin port: beyond this host only with TLS and tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXPECTED = "expected unix://, unix:///PATH, http://127.0.0.1:PORT or https://ADD
 
 
 class AdminAddress(msgspec.Struct, frozen=True):
-    """One of them: a Unix socket's `path`, else `host` and `port`."""
+    """A listen address: the `path` of a Unix socket, or `host` and `port`."""
 
     text: str
     path: str = ""
@@ -23,15 +23,15 @@ class AdminAddress(msgspec.Struct, frozen=True):
     port: int = 0
     is_tls: bool = False
     is_own: bool = False
-    """Whether it is the one in the runtime folder, which a user need not have."""
+    """Whether it is the default socket in the runtime folder, which a user may lack."""
 
     @property
     def is_loopback(self) -> bool:
-        """Whether nobody off this host can reach it."""
+        """Whether only this host can reach it."""
         return bool(self.path) or ipaddress.ip_address(self.host).is_loopback
 
     def taken(self, port: int) -> str:
-        """The address as it is once it is listened at, at that port."""
+        """Returns the address with the port that the listener got."""
         if self.path:
             return f"unix://{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -39,7 +39,7 @@ class AdminAddress(msgspec.Struct, frozen=True):
 
 
 def parse_admin_address(text: str) -> AdminAddress:
-    """The address; raises `SettingsError`."""
+    """Parses an address; raises `SettingsError`."""
     is_own = text == "unix://"
     if is_own:
         text = own_admin_address()
@@ -60,7 +60,7 @@ def parse_admin_address(text: str) -> AdminAddress:
 
 
 def check_admin_address(address: AdminAddress, has_tokens: bool, has_certificate: bool) -> None:
-    """Raises `SettingsError` where it may not be listened at there, and says what to do."""
+    """Raises `SettingsError`, with a remedy, if the address is not allowed."""
     if address.is_tls and not has_certificate:
         raise SettingsError(
             f"admin.listen: {address.text} needs admin.certificate_file and admin.key_file "
@@ -70,7 +70,7 @@ def check_admin_address(address: AdminAddress, has_tokens: bool, has_certificate
         return
     if not address.is_tls:
         raise SettingsError(
-            f"admin.listen: {address.text} could be read by others on the way: expected https:// off loopback"
+            f"admin.listen: {address.text} would send answers unencrypted to other hosts: expected https:// off loopback"
         )
     if not has_tokens:
         raise SettingsError(

@@ -1,6 +1,6 @@
-"""Settings: defaults < file < environment < flags.
+"""Settings, in the order defaults < file < environment < flags.
 
-The file is TOML; a variable is `PILLION_SECTION__KEY`. What is not named here is an error with its path.
+The file is TOML. A variable is `PILLION_SECTION__KEY`. An unknown key is an error that names its path.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from pilliond.settings.secret_file import credential
 
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
 _LISTS: Final = (("data", "listen"), ("admin", "listen"))
-"""What a variable holds separated by commas."""
+"""Settings whose variable holds a list separated by commas."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which policy is served."""
+    """The policy to serve."""
 
     path: str = "/var/lib/pillion/store"
     policy: str = ""
-    """`NAME`, `NAME@1.2.3` or `NAME@>=1.2,<2`; empty where the store holds one policy."""
+    """`NAME`, `NAME@1.2.3`, `NAME@>=1.2,<2` or `NAME@ALIAS`. Empty: the only policy in the store."""
 
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where clients come in; empty: `lane.sock` and `zmq.sock` in the runtime folder."""
+    """Listen addresses for clients. Empty: `lane.sock` and `zmq.sock` in the runtime folder."""
 
     listen: list[str] = []
     group: str = ""
-    """Whose members may connect too: the sockets belong to this group then, mode 0660. Empty: this user alone."""
+    """A group whose members may connect: the sockets belong to it, mode 0660. Empty: this user only."""
 
     def group_id(self) -> int | None:
-        """The id of `group`, or None; raises `SettingsError` where there is no such group."""
+        """Returns the id of `group`, or None; raises `SettingsError` if the host has no such group."""
         return _group_id(self.group, "data.group")
 
 
 class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where operators come in, and who may do what there."""
+    """Listen addresses of the admin port, and who may do what there."""
 
     listen: str | list[str] = msgspec.field(default_factory=lambda: ["unix://", "http://127.0.0.1:9475"])
-    """`unix://` is `admin.sock` in the runtime folder; port 0: any. Empty: nowhere."""
+    """`unix://` is `admin.sock` in the runtime folder; port 0 is any free port. Empty: no admin port."""
     group: str = ""
-    """Whose members may use the Unix socket too, which belongs to this group then, mode 0660."""
+    """A group whose members may use the Unix socket, which then belongs to it, mode 0660."""
     tokens_file: str = ""
-    """Who may ask over TCP. Empty: systemd's credential `tokens`; without one TCP is for looking, on loopback."""
+    """The tokens for TCP. Empty: systemd's credential `tokens`; without any, TCP is read-only and on loopback only."""
     certificate_file: str = ""
-    """For `https://`, PEM. Empty: systemd's credential `certificate`."""
+    """The certificate for `https://`, PEM. Empty: systemd's credential `certificate`."""
     key_file: str = ""
-    """Its key. Empty: systemd's credential `key`."""
+    """The key of the certificate, PEM. Empty: systemd's credential `key`."""
 
     def addresses(self) -> list[AdminAddress]:
-        """Where to listen, checked; raises `SettingsError`."""
+        """Returns the addresses to listen at, checked; raises `SettingsError`."""
         named = [self.listen] if isinstance(self.listen, str) else self.listen
         addresses = [parse_admin_address(text) for text in named if text]
         for address in addresses:
@@ -70,11 +70,11 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return addresses
 
     def group_id(self) -> int | None:
-        """The id of `group`, or None; raises `SettingsError` where there is no such group."""
+        """Returns the id of `group`, or None; raises `SettingsError` if the host has no such group."""
         return _group_id(self.group, "admin.group")
 
     def with_credentials(self, environment: Mapping[str, str]) -> AdminSettings:
-        """The same with what systemd gave in the place of what is not set."""
+        """Returns a copy that uses systemd's credentials for files that are not set."""
         return msgspec.structs.replace(
             self,
             tokens_file=self.tokens_file or credential("tokens", environment),
@@ -87,13 +87,13 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the serving process uses its core."""
 
     busy_poll_us: int = 0
-    """How long it looks for messages without sleeping, while somebody has a session. For cores that it has to itself."""
+    """How long it polls without sleeping while there are sessions. Use it on cores that the process has to itself."""
     cpus: str = ""
-    """The CPUs that it may run on, such as `3` or `2,4-6`; empty: those of the daemon."""
+    """The CPUs to run on, such as `3` or `2,4-6`. Empty: those of the daemon."""
     switch_interval_us: int = 50
-    """After how long Python gives way to another thread; its own default, 5000, is a stall that a step can feel."""
+    """Python's thread switch interval. Python's default, 5000, is a stall that a step can feel."""
     gc_freeze: bool = True
-    """Whether the garbage collector forgets what start-up made."""
+    """Whether to exclude objects from start-up from garbage collection."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.busy_poll_us <= 1_000_000:
@@ -106,14 +106,14 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class VersionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long a version that is not current any more stays loaded: while it is leased, within these bounds."""
+    """How long an old version stays loaded: while episodes lease it, within these bounds."""
 
     old_max: int = 2
-    """Versions beside the current one; beyond it the oldest go, leased or not. The last current one is kept unleased."""
+    """Old versions; beyond it the oldest is unloaded, leased or not. The previous stable one also stays without leases."""
     old_mb_max: int = 1_024
-    """Memory of all of them together."""
+    """Memory of all old versions together."""
     lease_s_max: float = 3_600.0
-    """How long an episode may go on with a version that is not current any more; then it is told `version_gone`."""
+    """How long an episode may keep an old version; then its next act gets `version_gone`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.old_max <= OLD_VERSIONS_MAX:
@@ -125,20 +125,20 @@ class VersionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a version is tried before it may serve, in a process apart and at the lowest priority."""
+    """How a version is tried before it may serve: in its own process, at the lowest priority."""
 
     memory_mb_max: int = 8_192
-    """Address space of that process; a version that needs more is refused."""
+    """Address space of the staging process; a version that needs more is refused."""
     timeout_s: float = 600.0
-    """How long it may take."""
+    """How long staging may take."""
     certificate: Literal["any", "within 1e-6", "exact"] = "any"
-    """How little the batch may change an answer for the version to be taken."""
+    """The batch certificate that a version must reach."""
     deadline_misses_max: int = 20
-    """Deadlines that the live version may miss meanwhile; at one more staging gives up. 0: at the first."""
+    """Deadlines that the live version may miss during staging; one more ends the staging."""
     p99_ratio_max: float = 3.0
-    """Staging pauses where the live version's p99 of a second is more than so many times what it was. 0: it does not."""
+    """Staging pauses while the live version's p99 of one second is more than this multiple of before. 0: it never pauses."""
     pause_s_max: float = 120.0
-    """How long it may pause in all; then it gives up."""
+    """How long staging may pause in all; then it ends."""
 
     def __post_init__(self) -> None:
         if self.p99_ratio_max < 0 or self.pause_s_max < 0:
@@ -150,16 +150,16 @@ class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShadowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a version is compared with the live one, in a process apart and at the lowest priority."""
+    """How a shadow is compared with the live version: in its own process, at the lowest priority."""
 
     ring_mb: int = 32
     """Shared memory for rows that wait for the shadow; rows that find no room are not compared."""
     states_mb_max: int = 256
-    """What a recurrent shadow carries for all handles; beyond it those longest silent are not compared until their next episode."""
+    """Recurrent state of the shadow; beyond it the groups silent for longest are not compared until their next episode."""
     distance_max: float = 0.0
-    """Up to which Euclidean distance two continuous actions agree; 0: within the tolerance of the live version's card."""
+    """Euclidean distance up to which two continuous actions agree. 0: the tolerance of the live version's card."""
     silent_s_max: float = 120.0
-    """After how long a shadow process that does not even look is taken to hang, and ended. On a busy host it looks rarely."""
+    """A shadow process that reads nothing for this long is considered hung and is ended. On a busy host it reads rarely."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.ring_mb <= 65_536:
@@ -169,22 +169,22 @@ class ShadowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AutoRollbackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a version that was switched to is taken back by itself: what it must keep within at first."""
+    """Automatic rollback: the bounds that a new version must keep for a while after a switch."""
 
     watch_s: float = 300.0
-    """How long it is watched after the switch; 0: not at all."""
+    """How long it is watched after the switch. 0: not at all."""
     acts_min: int = 200
-    """Fewer acts say nothing of shares."""
+    """With fewer acts, shares are not judged."""
     error_share_max: float = 0.01
-    """Acts that the engine failed to run."""
+    """The share of acts that the engine failed to run."""
     late_share_max: float = 0.1
-    """Acts whose budget was spent before they could be run."""
+    """The share of acts whose budget ended before they ran."""
     non_finite_max: int = 0
-    """Acts that were answered with a NaN or an infinity."""
+    """Acts answered with a NaN or an infinity."""
     p99_us_max: float = 0.0
-    """From an act's receipt to its answer; 0: no bound."""
+    """p99 from the receipt of an act to the end of its run. 0: no bound."""
     p99_ratio_max: float = 0.0
-    """The same over that of the version before; 0: no bound."""
+    """That p99 as a multiple of the previous version's. 0: no bound."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -197,9 +197,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     threads: int = 1
     strict: bool = False
-    """Whether every batch is run in one shape, so that the batch cannot change an answer."""
+    """Whether every batch runs in one shape, so that the rest of the batch cannot change an answer."""
     strict_rows: int = 1
-    """The rows of that shape; a batch of more is run in several runs."""
+    """The rows of that shape; a larger batch takes several runs."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 256:
@@ -209,19 +209,19 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def one_shape_rows(self) -> int:
-        """The rows of the one shape; 0 where batches are run in buckets."""
+        """The rows of the strict shape; 0 if batches run in buckets."""
         return self.strict_rows if self.strict else 0
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the daemon speaks to its operator, on standard error."""
+    """The log on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that can be set."""
+    """All settings."""
 
     store: StoreSettings = StoreSettings()
     trust: TrustPolicy = TrustPolicy()
@@ -237,7 +237,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: LogSettings = LogSettings()
 
     def data_addresses(self) -> list[str]:
-        """Where to listen, checked; raises `SettingsError`."""
+        """Returns the addresses to listen at, checked; raises `SettingsError`."""
         addresses = self.data.listen or [own_lane_address(), f"ipc://{runtime_folder() / 'zmq.sock'}"]
         for address in addresses:
             check_data_address(address)
@@ -247,7 +247,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def load_settings(
     file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]
 ) -> Settings:
-    """The settings in force; raises `SettingsError` with the path of what is wrong."""
+    """Returns the effective settings; raises `SettingsError`, which begins with the path of the wrong setting."""
     merged: dict[str, dict[str, Any]] = {}
     for layer in (_read_file(file), _from_environment(environment), flags):
         for section, values in layer.items():
@@ -267,7 +267,7 @@ def load_settings(
 
 
 def cpu_numbers(text: str) -> set[int]:
-    """The CPUs in a list such as `2,4-6`; raises `ValueError`."""
+    """Returns the CPUs in a list such as `2,4-6`; raises `ValueError`."""
     numbers: set[int] = set()
     try:
         for part in text.split(","):
@@ -294,7 +294,7 @@ def _as_list(numbers: Iterable[int]) -> str:
 
 
 def _with_path(error: msgspec.ValidationError) -> str:
-    """`Expected X, got Y - at `$.a.b`` turned round: the path first, as an operator looks for it."""
+    """Puts the path first, as an operator looks for it. Where msgspec words its error otherwise, the text stays as it is."""
     text, _, path = str(error).partition(" - at `$.")
     return f"{path.rstrip('`')}: {text}" if path else text
 

@@ -1,4 +1,4 @@
-"""Files that hold secrets: read only where nobody but their owner can read them."""
+"""Files that hold secrets: read only if nobody but their owner can read them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from pathlib import Path
 from typing import Final
 
 from pilliond.errors import SettingsError
-
-SECRET_BYTES_MAX: Final = 1024 * 1024
+from pilliond.limits import SECRET_BYTES_MAX
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _CREDENTIALS_DIRECTORY: Final = "CREDENTIALS_DIRECTORY"
 
 
 def credential(name: str, environment: Mapping[str, str]) -> str:
-    """The path of what systemd gave with `LoadCredential=NAME:…`; empty where it gave none of that name."""
+    """Returns the path of systemd's credential `NAME` (`LoadCredential=NAME:…`), or an empty string."""
     folder = environment.get(_CREDENTIALS_DIRECTORY, "")
     path = os.path.join(folder, name)
     return path if folder and os.path.exists(path) else ""
 
 
 def read_secret(path: str, setting: str, owner: int = 0) -> bytes:
-    """What is in the file that a setting names, which is this user's, root's or that of the user with the id `owner`.
+    """Reads the file that a setting names. It must belong to this user, root, or the user with the id `owner`.
 
-    Raises `SettingsError` where it cannot be read, or where others can read it.
+    Raises `SettingsError` if it cannot be read, or if others can read it.
     """
     try:
-        # A pipe would be waited for.
+        # O_NONBLOCK: opening a pipe would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            # What was opened is looked at, not what lies at the path a moment later.
+            # Check the opened file, not the path, which may name another file by now.
             _check_is_private(path, setting, os.fstat(descriptor), owner)
             data = file.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
@@ -43,7 +42,7 @@ def read_secret(path: str, setting: str, owner: int = 0) -> bytes:
 
 
 def file_identity(path: str) -> tuple[int, ...]:
-    """What differs once the file was changed."""
+    """Returns values that differ after the file was changed."""
     try:
         found = os.stat(path)
     except OSError:
@@ -59,7 +58,7 @@ def _check_is_private(path: str, setting: str, found: os.stat_result, owner: int
     mode = stat.S_IMODE(found.st_mode)
     allowed = _OTHERS
     if str(Path(path).parent) == os.environ.get(_CREDENTIALS_DIRECTORY):
-        # systemd names the unit's user in an access list, whose mask is shown in the group's place.
+        # systemd grants the unit's user access by an ACL, whose mask appears in the group bits.
         allowed &= ~stat.S_IRGRP
     if mode & allowed:
         raise SettingsError(f"{setting}: {path}: expected mode 0600, got {mode:04o}: others can read it (chmod 600)")

@@ -1,4 +1,4 @@
-"""The lane: a Unix `SOCK_SEQPACKET` socket that the serving loop reads itself. Hot path."""
+"""The lane: a Unix `SOCK_SEQPACKET` socket that the serving loop reads directly. Hot path."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ import errno
 import os
 import socket
 import struct
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 from pillion_protocol import Error, ErrorCode, RemoteProtocolError, encode
-from pillion_protocol.lane import (
-    PACKET_BYTES_MAX,
-    TENSOR_BYTES_MAX,
-    Frame,
-    pack,
-    unpack,
-)
+from pillion_protocol.lane import Frame, pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX, TENSOR_BYTES_MAX
 from pillion_protocol.steps import ACT_STEP_BYTES, Packed
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
-from pilliond.linux.epoll import Events, Poller
-from pilliond.linux.peer_credentials import is_let_in
-from pilliond.transport.interface import Incoming, Reply, Sent
+from pilliond.linux.epoll import Events
+from pilliond.linux.peer_credentials import is_allowed
+from pilliond.transport.interface import Incoming, MessagePoller, Peer, Reply, Sent
 from pilliond.transport.slots import SlotRegion
 
 _OWNER_ONLY_UMASK: Final = 0o177
@@ -37,25 +32,29 @@ _TOO_LARGE: Final = RemoteProtocolError(
     ErrorCode.TOO_LARGE, "the packet is too large for the lane", f"at most {PACKET_BYTES_MAX} bytes", "more"
 )
 _NOT_ALLOWED: Final = pack(
-    encode(Error(0, 0, 0, ErrorCode.NOT_ALLOWED, "this daemon serves its own user, root, and the group it was told")),
+    encode(
+        Error(
+            0, 0, 0, ErrorCode.NOT_ALLOWED, "this daemon serves only its own user, root and the group in its settings"
+        )
+    ),
     (),
 )
 
 
-_NO_ROOM: Final = pack(
+_NO_DESCRIPTOR_LEFT: Final = pack(
     encode(Error(0, 0, 0, ErrorCode.OVERLOADED, "this daemon has no descriptor left for another connection")), ()
 )
-_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+_OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class LaneConnection:
-    """One client's connection; the peer of its messages. Owns its socket."""
+    """One client's connection, and the peer of its messages. Owns its socket."""
 
     __slots__ = ("_lane", "_receive_into", "_usual", "_usual_bytes", "descriptor", "row_bytes", "send", "socket")
 
     bursts: ClassVar[bool] = False
     tensor_bytes_max: ClassVar[int] = TENSOR_BYTES_MAX
-    """What a reply can carry; a peer that has this can also be given slots."""
+    """As `Connection.tensor_bytes_max`."""
 
     def __init__(self, connection: socket.socket, lane: LaneTransport) -> None:
         self._lane = lane
@@ -66,16 +65,16 @@ class LaneConnection:
         self.send = connection.send
 
     def expect(self, row_bytes: list[int]) -> None:
-        """Divides the rest of a packet so from now on: the bytes of a row of each observation."""
+        """As `Connection.expect`."""
         self.row_bytes = row_bytes
-        self._usual: Incoming = []
-        """What an act in a packet of `_usual_bytes` is, cut once: every act of a handle has the same form."""
+        self._usual: Incoming | None = None
+        """The frames of an act in a packet of `_usual_bytes`. They are cut once: each act of a group has the same form."""
         self._usual_bytes = 0
 
     def receive(self) -> Incoming | None:
         lane = self._lane
         try:
-            # No room is given for descriptors: the kernel closes any that a client sends.
+            # There is no buffer for descriptors, so the kernel closes any that a client sends.
             size = self._receive_into(lane.buffer, 0, _DO_NOT_WAIT)
         except BlockingIOError:
             return None
@@ -89,18 +88,22 @@ class LaneConnection:
         if is_act_step and size == self._usual_bytes:
             return self._usual
         if size > PACKET_BYTES_MAX:
-            return [self, _TOO_LARGE]
+            return (self, _TOO_LARGE)
         try:
-            message = [self, *unpack(buffer[:size], self.row_bytes)]
+            frames = unpack(buffer[:size], self.row_bytes)
         except RemoteProtocolError as error:
-            return [self, error]
+            return (self, error)
+        message: Incoming = (self, frames[0], *frames[1:])
         if is_act_step:
             self._usual, self._usual_bytes = message, size
         return message
 
 
+_LaneReply = tuple[LaneConnection, Frame, *tuple[Frame | SlotRegion, ...]]
+
+
 class LaneListener:
-    """A listening socket: what comes of it are connections, not messages. Owns the socket."""
+    """A listening socket, which yields connections instead of messages. Owns the socket."""
 
     bursts: ClassVar[bool] = False
 
@@ -112,42 +115,43 @@ class LaneListener:
         try:
             accepted, _ = self.socket.accept()
         except OSError as error:
-            # Or the peer went before it was let in.
-            if error.errno in _NO_DESCRIPTOR:
+            # Any other error means that the peer left before it was accepted.
+            if error.errno in _OUT_OF_DESCRIPTORS:
                 self._lane.reject(self.socket)
             return
         self._lane.welcome(accepted)
 
 
 class LaneTransport:
-    """Owns the listening sockets and the connections; adds both to `poller`.
+    """Owns the listening sockets and the connections, and adds both to `poller`.
 
-    `row_bytes` holds the bytes of a row of each observation: how the rest of a packet is divided into tensors, until a
-    connection's last hello was given another spec. Beside
-    this user and root, members of the group with the id `group` are let in.
+    `row_bytes` holds the bytes of a row of each observation. A connection divides its packets by them until a hello of
+    its own gets another spec. This user, root, and members of the group with the id `group` may connect.
     """
 
     peer_type: ClassVar[type] = LaneConnection
     is_edge_triggered: ClassVar[bool] = False
     is_armed: ClassVar[bool] = True
 
-    def __init__(self, row_bytes: list[int], poller: Poller, page: MetricsPage, group: int | None = None) -> None:
+    def __init__(
+        self, row_bytes: list[int], poller: MessagePoller, page: MetricsPage, group: int | None = None
+    ) -> None:
         self.row_bytes = row_bytes
-        # A byte more than a packet may have: what fills it is too large.
+        # One byte more than a packet may have: a packet that fills the buffer is too large.
         self.buffer = memoryview(bytearray(PACKET_BYTES_MAX + 1))
         self._poller = poller
         self._page = page
         self._group = group
         self._listeners: list[LaneListener] = []
         self._connections: set[LaneConnection] = set()
-        self._gone: list[LaneConnection] = []
+        self._gone: list[Peer] = []
         self._spare = _take_spare()
 
     def __len__(self) -> int:
         return len(self._connections)
 
     def bind(self, address: str) -> str:
-        """Listens at `lane:///PATH`, for this user and the group alone; raises `AddressInUseError` or `ListenError`."""
+        """Listens at `lane:///PATH`, for this user and the group only; raises `AddressInUseError` or `ListenError`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         umask = os.umask(_OWNER_ONLY_UMASK)
         try:
@@ -168,10 +172,10 @@ class LaneTransport:
         return address
 
     def pending(self) -> Events:
-        """Nothing: the poller tells of every connection that has something."""
+        """Nothing: the poller reports every connection that has a message."""
         return _NOTHING_PENDING
 
-    def gone(self) -> list[LaneConnection]:
+    def gone(self) -> list[Peer]:
         left = self._gone
         if left:
             self._gone = []
@@ -184,18 +188,19 @@ class LaneTransport:
             except OSError as error:
                 return self._failed(message[0], error)
             return _OK
-        connection, head, *tensors = message
-        if tensors and type(tensors[0]) is SlotRegion:
+        # The loop sends a reply by the carrier of its peer's type.
+        connection, head, *tensors = cast("_LaneReply", message)
+        if tensors and isinstance(tensors[0], SlotRegion):
             return self._pass(connection, pack(head, ()), tensors[0])
         try:
-            connection.send(pack(head, tensors), _SEND_FLAGS)
+            connection.send(pack(head, cast("list[Frame]", tensors)), _SEND_FLAGS)
         except OSError as error:
             return self._failed(connection, error)
         return _OK
 
-    def _pass(self, connection: LaneConnection, packet: Frame, area: SlotRegion) -> Sent:
-        """Sends a packet together with the memory of the slots that it speaks of."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(area.descriptor))]
+    def _pass(self, connection: LaneConnection, packet: Frame, region: SlotRegion) -> Sent:
+        """Sends a packet together with the shared memory of the slots that it grants."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(region.descriptor))]
         try:
             connection.socket.sendmsg([packet], rights, _SEND_FLAGS)
         except OSError as error:
@@ -207,7 +212,7 @@ class LaneTransport:
         return Sent.PEER_FULL if isinstance(error, BlockingIOError) else Sent.PEER_GONE
 
     def close(self) -> None:
-        """Closes everything; what was sent is still read by whoever reads."""
+        """Closes everything. A peer can still read what was sent."""
         for listener in self._listeners:
             self._poller.remove(listener.socket.fileno())
             listener.socket.close()
@@ -218,8 +223,8 @@ class LaneTransport:
             self._spare = -1
 
     def welcome(self, accepted: socket.socket) -> None:
-        """Lets a peer in, or tells it why not."""
-        if not is_let_in(accepted, self._group):
+        """Accepts a peer, or tells it why not."""
+        if not is_allowed(accepted, self._group):
             self._refuse(accepted, ErrorCode.NOT_ALLOWED, _NOT_ALLOWED)
             return
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LANE_SEND_BUFFER_BYTES)
@@ -228,20 +233,20 @@ class LaneTransport:
         self._poller.add(connection.descriptor, connection)
 
     def reject(self, listener: socket.socket) -> None:
-        """Tells the next peer that there is no descriptor for it, over the one that is kept for this.
+        """Tells the next peer that no descriptor is left for it, over the spare one that is kept for this.
 
-        Left alone it would stay in the backlog, and the poller would tell of it without end.
+        Otherwise the peer would stay in the backlog, and the poller would report it without end.
         """
         if self._spare >= 0:
             os.close(self._spare)
-        # Somebody else may have been quicker to take either descriptor: the next peer tries again.
+        # Another process may have taken the descriptor first; then the next peer tries again.
         with contextlib.suppress(OSError):
-            self._refuse(listener.accept()[0], ErrorCode.OVERLOADED, _NO_ROOM)
+            self._refuse(listener.accept()[0], ErrorCode.OVERLOADED, _NO_DESCRIPTOR_LEFT)
         self._spare = _take_spare()
 
     def _refuse(self, accepted: socket.socket, code: ErrorCode, packet: bytes) -> None:
         self._page.refusal(code)
-        # It may not have waited for the reason.
+        # The peer may have left without waiting for the reason.
         with contextlib.suppress(OSError):
             accepted.send(packet, _SEND_FLAGS)
         accepted.close()
@@ -256,7 +261,7 @@ class LaneTransport:
 
 
 def _take_spare() -> int:
-    """A descriptor to be given up when there is no other; -1 where there is none even now."""
+    """A descriptor to give up when no other is left; -1 if there is none even now."""
     try:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

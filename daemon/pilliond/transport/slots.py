@@ -1,7 +1,7 @@
-"""Slots on the daemon's side: the memory that a client of the lane writes its observations into.
+"""Slots on the daemon's side: shared memory that a client of the lane writes its observations into.
 
-Whoever holds the other end may write at any moment, so nothing read here is trusted twice: lengths and offsets are the
-daemon's own, and the generation is looked at again after the rows were read.
+The client can write at any moment, so nothing here trusts what it reads a second time: lengths and offsets are the
+daemon's own, and the generation is checked again after the rows were read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Slot:
-    """One slot: views of its parts, and the engine bound to it where it can read it in place."""
+    """One slot: views of its parts, and the engine bound to it if the engine can read it in place."""
 
     __slots__ = ("finite_values", "inputs", "observations", "outputs", "run", "view")
 
@@ -38,66 +38,66 @@ class Slot:
         ]
         self.finite_values = version.finite_among(self.inputs)
         self.run: Callable[[], None] | None = version.engine.bind(self.inputs, rows)
-        """Runs the engine on this slot's rows where they lie; None where they must be copied."""
+        """Runs the engine on the rows in this slot; None if they must be copied first."""
 
     def generation(self) -> int:
-        """What the client says that it has written; 0 while it is writing."""
+        """The generation that the client says it has written; 0 while it is writing."""
         generation: int = read_generation(self.view)[0]
         return generation
 
 
 class SlotRegion:
-    """The slots of one handle. Owns their memory, which is leased to a connection: when that goes, `revoke` ends it."""
+    """The slots of one episode group. Owns their memory, which is granted to one connection; `revoke` ends the grant."""
 
     __slots__ = ("descriptor", "slots")
 
     def __init__(self, layout: SlotLayout, version: Version, rows: int) -> None:
         self.descriptor = os.memfd_create("pillion-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self.descriptor, layout.area_bytes)
+            os.ftruncate(self.descriptor, layout.region_bytes)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            mapped = mmap.mmap(self.descriptor, layout.area_bytes)
+            mapped = mmap.mmap(self.descriptor, layout.region_bytes)
             self.slots = [Slot(view, layout, version, rows) for view in layout.slots(memoryview(mapped))]
         except BaseException:
             os.close(self.descriptor)
             raise
 
     def slot(self, number: int) -> Slot | None:
-        """The slot with a number from the wire, or None where there is none."""
+        """The slot with a number from the wire, or None."""
         return self.slots[number - 1] if 1 <= number <= len(self.slots) else None
 
     def revoke(self) -> None:
-        """Gives the memory back; what still waits keeps its views until it is answered."""
+        """Releases the memory. A waiting act keeps its views until it is answered."""
         if self.slots:
             self.slots = []
             os.close(self.descriptor)
 
 
 class SlotGrants:
-    """Who holds how much of the memory for slots, `bytes_max` in all."""
+    """Grants memory for slots, `bytes_max` in all."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_granted = 0
         self._bytes_max = bytes_max
 
     def grant(self, version: Version, rows: int) -> SlotRegion | None:
-        """Slots for a handle of `rows` rows; None where inline is quicker, or where the memory is spent."""
+        """Returns slots for a group of `rows` rows; None if inline is faster, or if the memory is used up."""
         layout = version.slot_layout(rows)
-        if not layout.is_worth_it or self.bytes_granted + layout.area_bytes > self._bytes_max:
+        if not layout.is_worth_it or self.bytes_granted + layout.region_bytes > self._bytes_max:
             return None
         try:
-            area = SlotRegion(layout, version, rows)
+            region = SlotRegion(layout, version, rows)
         except OSError:
-            # No descriptor, or no memory, is left: the lane itself goes on.
+            # No descriptor or no memory is left. The lane works without slots.
             return None
-        self.bytes_granted += layout.area_bytes
-        return area
+        self.bytes_granted += layout.region_bytes
+        return region
 
-    def give_back(self, area: SlotRegion, version: Version, rows: int) -> None:
-        """Ends the lease of an area."""
-        if area.slots:
-            self.bytes_granted -= version.slot_layout(rows).area_bytes
-            area.revoke()
+    def release(self, region: SlotRegion, version: Version, rows: int) -> None:
+        """Ends a grant."""
+        if region.slots:
+            self.bytes_granted -= version.slot_layout(rows).region_bytes
+            region.revoke()
 
 
 assert SLOTS == 2

@@ -1,7 +1,7 @@
 """The ZeroMQ carrier: one ROUTER, bound to every `ipc://` and `tcp://` address. Hot path.
 
-Its descriptor is edge-triggered: it becomes readable when the state *may* have changed, and any send or receive
-may swallow that. So whenever there was one, the loop asks `pending` before it goes to sleep.
+Its descriptor is edge-triggered: it becomes readable when the state *may* have changed, and any send or receive can
+swallow that edge. So after each send or receive the loop calls `pending` before it sleeps.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pilliond.limits import (
     SEND_QUEUE_MESSAGES_MAX,
     TENSOR_FRAMES_MAX,
 )
-from pilliond.linux.epoll import Events, Poller
-from pilliond.transport.interface import Incoming, Reply, Sent
+from pilliond.linux.epoll import Events
+from pilliond.transport.interface import Incoming, MessagePoller, Peer, Reply, Sent
 
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
@@ -40,7 +40,7 @@ class ZmqTransport:
     bursts: ClassVar[bool] = True
     is_edge_triggered: ClassVar[bool] = True
 
-    def __init__(self, poller: Poller) -> None:
+    def __init__(self, poller: MessagePoller) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         socket = self._socket
@@ -59,9 +59,9 @@ class ZmqTransport:
         poller.add(descriptor, self)
 
     def bind(self, address: str) -> str:
-        """Listens at `address` and gives the address with the port that was taken.
+        """Listens at `address`; returns the address with the port that it got.
 
-        An ipc socket belongs to this user alone. Raises `AddressInUseError` or `ListenError`.
+        Only this user can open an ipc socket. Raises `AddressInUseError` or `ListenError`.
         """
         umask = os.umask(_OWNER_ONLY_UMASK)
         try:
@@ -75,7 +75,7 @@ class ZmqTransport:
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def pending(self) -> Events:
-        """Its descriptor, where a message waits; where none does, the descriptor is armed again."""
+        """The descriptor, if a message waits; otherwise the descriptor is armed again."""
         if self._socket.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]
             return self._event
         self.is_armed = True
@@ -85,19 +85,21 @@ class ZmqTransport:
         """The next message (peer, head, tensors), or None."""
         self.is_armed = False
         try:
-            return receive_frames(self._socket, NOBLOCK, _FRAMES_MAX)
+            # The first frame from a ROUTER is the routing id of its peer, and a message always has one more.
+            return tuple(receive_frames(self._socket, NOBLOCK, _FRAMES_MAX))  # type: ignore[return-value]
         except zmq.Again:
             return None
 
-    def gone(self) -> list[bytes]:
-        """Nobody: a ROUTER only learns that a peer left when it sends to it."""
+    def gone(self) -> list[Peer]:
+        """Nobody: a ROUTER learns that a peer left only when it sends to it."""
         return []
 
     def send(self, message: Reply) -> Sent:
         """Sends a message (peer, head, tensors) without waiting."""
         self.is_armed = False
         try:
-            send_frames(self._socket, message)
+            # Every element is a frame: the peer is a routing id, and slots exist on the lane only.
+            send_frames(self._socket, message)  # type: ignore[arg-type]
         except zmq.Again:
             return Sent.PEER_FULL
         except zmq.ZMQError as error:
@@ -107,7 +109,7 @@ class ZmqTransport:
         return Sent.OK
 
     def close(self) -> None:
-        """Lets what was sent leave, for `LINGER_MS` at most, and closes the socket."""
+        """Sends what is queued, for at most `LINGER_MS`, and closes the socket."""
         self._poller.remove(self._event[0][0])
         self._socket.close()
         self._context.term()

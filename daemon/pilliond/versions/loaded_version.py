@@ -13,24 +13,21 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import Distribution
 from pillion_artifacts.version_range import VersionRange
-from pillion_protocol import HEAD_BYTES_MAX, Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
+from pillion_protocol import Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
 from pilliond.engine.batch_buffers import BatchViews, Values, finite_values
 from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 from pilliond.ipc.batch_certificate import Certificate
-from pilliond.limits import NEVER_NS
+from pilliond.limits import NEVER_NS, SPEC_BYTES_MAX
 
 ACTION: Final = "action"
 LOG_PROBABILITY: Final = "log_probability"
 
-SPEC_BYTES_MAX: Final = HEAD_BYTES_MAX - 2_048
-"""The rest of a welcome fits into what is left of a head."""
-
 
 class Identity(msgspec.Struct, frozen=True):
-    """Which policy this is."""
+    """The names of a policy version."""
 
     policy: str
     version: str
@@ -51,22 +48,22 @@ class Version:
         metrics_index: int = 0,
     ) -> None:
         self.metrics_index = metrics_index
-        """Which cells of the metrics page are its own."""
+        """Its index into `VERSION_CELLS` of the metrics page."""
         self.leases = 0
-        """Handles that hold it."""
+        """Episode groups that lease it."""
         self.watched = False
-        """Whether its outputs are looked at: it has not been the stable one for long."""
+        """Whether its outputs are checked for NaN and infinity: it is new."""
         self.held = False
-        """Whether it is held for an evaluation: nothing unloads it meanwhile."""
+        """Whether it is held for an evaluation, so that nothing unloads it."""
         self.model_bytes = 0
         self.certificate: Certificate | None = None
-        """How much the batch changes its answers; None where nobody has looked yet."""
+        """How much the rest of a batch changes its answers; None if not measured yet."""
         self.retired_ns = NEVER_NS
-        """Since when it is not current any more."""
+        """When it stopped being current; `NEVER_NS` while it is."""
         self.gone = False
-        """Whether this is what is left of a version that was unloaded: it has a name and a spec, and no engine."""
+        """Whether it was unloaded: then it has a name and a spec, but no engine."""
         self.ended_leases = 0
-        """Handles whose lease was ended before they gave it back, so that the version can go."""
+        """Episode groups whose lease was ended early, so that the version can be unloaded."""
         self.identity = identity
         self.digest = identity.digest
         self.spec = spec
@@ -89,7 +86,7 @@ class Version:
             [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs],
         )
         self.finite_values = self._finite_by_rows()
-        """By their number, what of the first so many rows of the engine's inputs must be finite."""
+        """`finite_values[n]`: the values that must be finite among the first n rows of the engine's inputs."""
         self._distribution = distribution
         self._bounds = self._action_bounds()
         self._check_parameters()
@@ -97,7 +94,7 @@ class Version:
 
     @property
     def resident_bytes(self) -> int:
-        """What it takes, as far as can be told: the model once, and its buffers."""
+        """An estimate of its memory: the model once, and its buffers."""
         states = [buffer for pair in self.states for buffer in pair]
         return self.model_bytes + sum(
             buffer.nbytes for buffer in [*self.engine.inputs, *self.engine.outputs.values(), *states]
@@ -105,15 +102,15 @@ class Version:
 
     @property
     def state_owners(self) -> list[Version]:
-        """The version that each of its states belongs to."""
+        """The version that owns each of its states."""
         return [self] * len(self.states)
 
     def owners_of(self, rows: NDArray[np.bool_]) -> list[Version]:
-        """The versions that lease some of these rows of an act, which is one of this version; shape [rows]."""
+        """The versions that answer the rows of an act which this mask selects; shape [rows]."""
         return [self] if rows.any() else []
 
     def without_engine(self) -> Version:
-        """What a handle keeps of a version that is unloaded: all but the engine and its buffers."""
+        """A copy for episode groups that outlive it: everything but the engine and its buffers."""
         left = copy(self)
         left.gone = True
         left.held = False
@@ -123,7 +120,7 @@ class Version:
         return left
 
     def suits(self, other: Version, version_range: str, fallback: Fallback) -> bool:
-        """Whether a session that was opened on `other`, with this range and fallback, can go over to this version."""
+        """Whether a session opened on `other`, with this range and fallback, can move to this version."""
         return (
             self.spec_hash == other.spec_hash
             and self.samplable >= other.samplable
@@ -132,28 +129,28 @@ class Version:
         )
 
     def finite_among(self, inputs: list[Array]) -> list[Values]:
-        """What of `inputs` ([rows, …] each) must be finite; see `batch_buffers.is_finite`."""
+        """The values of `inputs` (shape [rows, …] each) that must be finite; see `batch_buffers.is_finite`."""
         return finite_values(self.spec.observation, inputs)
 
     def first_states(self, rows: int) -> list[Array]:
-        """What `rows` rows carry when their episodes begin: zeros, an array for each state."""
+        """The recurrent state of `rows` rows at the start of their episodes: zeros, an array per state."""
         return [np.zeros((rows, *before.shape[1:]), before.dtype) for before, _ in self.states]
 
     def slot_layout(self, rows: int) -> SlotLayout:
-        """Where a slot holds what for `rows` rows."""
+        """The layout of a slot for `rows` rows."""
         return SlotLayout(self.spec, rows)
 
     def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
-        """Replaces the deterministic action of the rows `chosen` by a drawn one, in the output buffers."""
-        actual = self.engine.outputs
-        action = actual[ACTION]
+        """Replaces the deterministic action of the rows `chosen` by a sampled one, in the output buffers."""
+        outputs = self.engine.outputs
+        action = outputs[ACTION]
         drawn: NDArray[Any]
         if self._distribution.kind == "categorical":
-            drawn, density = sample_categorical(actual[self._distribution.logits][chosen], seeds, steps)
+            drawn, density = sample_categorical(outputs[self._distribution.logits][chosen], seeds, steps)
             drawn += int(self._action_start())
         else:
-            mean = actual[self._distribution.mean or ACTION][chosen]
-            log_std = actual[self._distribution.log_std][chosen]
+            mean = outputs[self._distribution.mean or ACTION][chosen]
+            log_std = outputs[self._distribution.log_std][chosen]
             low, high = self._bounds
             if self._distribution.kind == "squashed_gaussian":
                 drawn, density = sample_squashed_gaussian(mean, log_std, low, high, seeds, steps)
@@ -161,11 +158,11 @@ class Version:
                 drawn, density = sample_diagonal_gaussian(mean, log_std, seeds, steps)
                 drawn = np.clip(drawn, low, high)
         action[chosen] = drawn
-        if LOG_PROBABILITY in actual:
-            actual[LOG_PROBABILITY][chosen] = density
+        if LOG_PROBABILITY in outputs:
+            outputs[LOG_PROBABILITY][chosen] = density
 
     def fallback_tensors(self, fallback: Fallback, rows: int, last: Sequence[Frame]) -> Sequence[Frame] | None:
-        """The output tensors that stand in for `rows` rows that were not run, or None where there are none."""
+        """The output tensors that replace `rows` rows that did not run; None if the fallback has none."""
         match fallback:
             case Fallback.ZEROS:
                 return [bytes(size * rows) for size in self.output_bytes]
@@ -180,7 +177,7 @@ class Version:
         return [self.finite_among([array[:rows] for array in inputs]) for rows in range(len(runs))]
 
     def _check_parameters(self) -> None:
-        """Raises `EngineError` where the graph's parameters are not those of a distribution over its action."""
+        """Raises `EngineError` if the distribution's parameters do not fit the action."""
         outputs = self.engine.outputs
         action = outputs[ACTION]
         logits = self._distribution.logits
@@ -194,7 +191,7 @@ class Version:
                 )
 
     def _safe_outputs(self, safe_action: list[float]) -> list[bytes]:
-        """One row of every output: the safe action, and zeros."""
+        """One row of every output: the safe action, and zeros for the others."""
         action = self._action_spec()
         row = np.array(safe_action, dtype=action.dtype).tobytes()
         if len(row) != action.row_bytes:
@@ -209,7 +206,7 @@ class Version:
         return float(low[0]) if low else 0.0
 
     def _action_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The bounds of the action, infinite where it has none, as wide as a row or one number."""
+        """The bounds of the action, infinite where it has none: the shape of a row, or one number."""
         tensor = self._action_spec()
         low = np.array(tensor.low or [-np.inf]).reshape(tensor.shape if len(tensor.low) > 1 else ())
         high = np.array(tensor.high or [np.inf]).reshape(tensor.shape if len(tensor.high) > 1 else ())

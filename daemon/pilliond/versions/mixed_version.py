@@ -1,7 +1,7 @@
-"""Rows of one handle that lease different versions: divided by row, run by each version, joined again.
+"""Mixed versions: the rows of one episode group lease different versions, and each version runs its own rows.
 
-It stands in for a `Version` while a switch is under way, so the path of a step knows nothing of it. A handle whose
-rows differ is always a batch of its own; each engine gets its own rows only.
+A `MixedVersion` stands in for a `Version` while a switch moves the rows one by one, so the path of a step does not know
+the difference. Such a group is always a batch of its own.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pilliond.engine.interface import Array
 from pilliond.versions.loaded_version import Version
 
 MIXED_METRICS_INDEX: Final = 0
-"""The cells of the metrics page for acts that more than one version ran."""
+"""The metrics index of acts that more than one version ran."""
 
 
 class VersionPartition:
-    """A version, and the rows of a handle that lease it."""
+    """A version, and the rows of an episode group that lease it."""
 
     __slots__ = ("rows", "states", "version")
 
@@ -36,13 +36,13 @@ class VersionPartition:
         self.states = list(
             zip(version.first_states(len(row_versions)), version.first_states(len(row_versions)), strict=True)
         )
-        """As `InlineEngine.states`, for all rows of the handle; those that lease the version are read and written."""
+        """As `InlineEngine.states`, for all rows of the group; only the rows that lease the version are used."""
 
 
 class MixedEngine:
-    """Runs every version on its own rows of one buffer. `rows` is how many there are, always all of them."""
+    """Runs every version on its own rows of one buffer, always all `rows` rows."""
 
-    kind = "joined"
+    kind = "mixed"
     strict_rows = 0
 
     def __init__(self, parts: list[VersionPartition], rows: int) -> None:
@@ -61,7 +61,7 @@ class MixedEngine:
         self.runs: list[Callable[[], None]] = [self._run] * (rows + 1)
 
     def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        """None: the rows have to be divided."""
+        """Returns None: the rows must be divided first."""
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -82,13 +82,13 @@ class MixedEngine:
             self.take(part, np.arange(count))
 
     def take(self, part: VersionPartition, row_indices: NDArray[np.intp]) -> None:
-        """Takes what the engine of a part gave for these of its rows."""
+        """Copies the outputs of a part's engine, for these of its rows."""
         for name, output in self.outputs.items():
             output[part.rows[row_indices]] = part.version.engine.outputs[name][row_indices]
 
 
 class MixedVersion(Version):
-    """The versions of the rows of one handle; all have the same spec."""
+    """The versions that the rows of one episode group lease; all have the same spec."""
 
     def __init__(self, row_versions: list[Version]) -> None:
         self._rows = len(row_versions)
@@ -108,16 +108,16 @@ class MixedVersion(Version):
 
     @property
     def state_owners(self) -> list[Version]:
-        """As `Version.state_owners`: each state of a part belongs to the version of the part."""
+        """As `Version.state_owners`: the version of a part owns each of its states."""
         return [part.version for part in self.parts for _ in part.version.states]
 
     @property
     def named(self) -> list[Lease]:
-        """The lease of each part, in the order that `row_leases` counts in."""
+        """The lease of each part; `row_leases` indexes this list."""
         return [part.version.lease for part in self.parts]
 
     def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
-        """As `Version.resample`: each version draws for its own rows, which its buffers still hold."""
+        """As `Version.resample`: each version samples for its own rows, which its buffers still hold."""
         for part in self.parts:
             is_of_part = np.zeros(self._rows, bool)
             is_of_part[part.rows] = True
@@ -137,5 +137,5 @@ class MixedVersion(Version):
         return [b"".join(row[index] for row in rows_of_outputs) for index in range(len(self.output_bytes))]
 
     def _finite_by_rows(self) -> list[list[Values]]:
-        # It is always run on all of its rows, and made anew at each start of an episode meanwhile.
+        # It always runs all of its rows, and a start of an episode makes a new one.
         return [*([] for _ in range(self._rows)), self.finite_among(self.engine.inputs)]

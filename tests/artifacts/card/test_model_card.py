@@ -70,7 +70,7 @@ def test_everything_that_a_card_can_say_is_read_and_written_back() -> None:
         (("{observation: frames, frames", "{observation: film, frames"), "frame_stack: there is no observation 'film'"),
         (("scale, observation: frames", "scale, observation: film"), "preprocessing: there is no observation 'film'"),
         (("mean: mean, ", ""), r"distribution\.mean: expected the name"),
-        (("shape: [2], low: [-1], high: [1]", "shape: [2]"), "stretched to low and high"),
+        (("shape: [2], low: [-1], high: [1]", "shape: [2]"), "scaled to low and high"),
         (("absolute: 1.0e-6", "absolute: -1"), r"\$\.tolerance\.outputs\[\.\.\.\]\.absolute"),
         (("schema: 2", "schema: 3"), "schema: expected 1 or 2, got 3"),
         (("schema: 2\n", ""), "`schema`"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from pillion_artifacts import InvalidArtifactError, parse_card
-from pillion_artifacts.yaml_text import DEPTH_MAX, read_yaml
+from pillion_artifacts.limits import YAML_DEPTH_MAX
+from pillion_artifacts.yaml_text import read_yaml
 
 
 def test_plain_values_are_read() -> None:
     assert read_yaml(b"a: [1, 2.5, null, {b: c}]\nd: 'e'", "it") == {"a": [1, 2.5, None, {"b": "c"}], "d": "e"}
-    deep = b"[" * DEPTH_MAX + b"]" * DEPTH_MAX
+    deep = b"[" * YAML_DEPTH_MAX + b"]" * YAML_DEPTH_MAX
     assert isinstance(read_yaml(deep, "it"), list)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +17,10 @@ import pytest
 from pillion.cli import run
 from pillion_artifacts import Store
 from pillion_artifacts.cli.commands import artifact
+from pillion_artifacts.store.aliases import move_alias
 from tests.artifacts.card.test_model_card import CARDS
 from tests.artifacts.support.stores import POLICY, example_folder, flip
-from tests.harness import ROOT, START_S_MAX, STORE, blob_of
+from tests.harness import ROOT, START_S_MAX, blob_of, copy_examples
 
 Type = Callable[..., tuple[int, str, str]]
 
@@ -146,7 +146,7 @@ def test_verify_requires_the_signatures_of_key_or_trust(type_it: Type, published
     ("line", "code", "message"),
     [
         ("publish FOLDER lunar-lander@v1.0.0", os.EX_CANTCREAT, "lunar-lander@v1.0.0 is published already"),
-        ("publish FOLDER lunar-lander@v3.0.0", os.EX_DATAERR, "the card is that of lunar-lander@1.0.0"),
+        ("publish FOLDER lunar-lander@v3.0.0", os.EX_DATAERR, "the card belongs to lunar-lander@1.0.0"),
         ("publish FOLDER lunar-lander", os.EX_USAGE, "expected NAME@vMAJOR.MINOR.PATCH, got 'lunar-lander'"),
         (
             "publish /nowhere lunar-lander@v3.0.0",
@@ -189,8 +189,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     ],
 )
 def test_the_shell_completes_commands_policies_and_versions(tmp_path: Path, words: str, expected: list[str]) -> None:
-    shutil.copytree(STORE, tmp_path / "store")
-    Store(tmp_path / "store").move_alias(POLICY, "stable", "1.0.0", expected="")
+    move_alias(copy_examples(tmp_path / "store"), POLICY, "stable", "1.0.0", expected="")
     environment = {
         **os.environ, "_PILLION_COMPLETE": "bash_complete", "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split()) - 1), "PILLION_STORE__PATH": str(tmp_path / "store"),

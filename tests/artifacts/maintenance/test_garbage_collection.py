@@ -13,7 +13,9 @@ from pillion_artifacts import InvalidArtifactError, PolicyNotFoundError, Store
 from pillion_artifacts.errors import VersionExistsError
 from pillion_artifacts.maintenance.garbage_collection import Collection, collect
 from pillion_artifacts.maintenance.inspection import inspect_store
+from pillion_artifacts.store.aliases import move_alias, roll_back_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
+from pillion_artifacts.store.pins import pin_version, unpin_version
 from pillion_artifacts.verify.keys import generate_keys, open_signer
 from pillion_artifacts.verify.signing import sign
 from pillion_artifacts.verify.verification import Verifier, all_versions
@@ -58,7 +60,7 @@ def claims(found: Collection) -> dict[str, str]:
 
 
 def test_what_nobody_has_a_claim_on_is_gone_with_its_blobs(store: Store) -> None:
-    store.move_alias(POLICY, "stable", "2.0.0", expected="")
+    move_alias(store, POLICY, "stable", "2.0.0", expected="")
     found = collect_all(store)
     assert [version.version for version in found.taken] == ["1.0.0", "1.1.0", "1.2.0", "2.0.0-rc.1"]
     assert store.versions(POLICY) == ["2.0.0"]
@@ -72,8 +74,8 @@ def test_what_nobody_has_a_claim_on_is_gone_with_its_blobs(store: Store) -> None
 
 
 def test_what_is_aliased_pinned_leased_young_or_newest_stays(store: Store) -> None:
-    store.move_alias(POLICY, "stable", "1.0.0", expected="")
-    store.pin(f"{POLICY}@1.1.0", by="ann", reason="the paper")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="")
+    pin_version(store, f"{POLICY}@1.1.0", by="ann", reason="the paper")
     _, lock = store.lock_version(f"{POLICY}@1.2.0")
     with lock:
         found = collect_all(store, grace=timedelta(days=1, hours=1), keep_newest=0)
@@ -83,15 +85,15 @@ def test_what_is_aliased_pinned_leased_young_or_newest_stays(store: Store) -> No
     assert claims(collect_all(store, keep_newest=1)) == {
         "1.0.0": "alias", "1.1.0": "pin", "1.2.0": "", "2.0.0": "newest"
     }  # fmt: skip
-    store.unpin(f"{POLICY}@1.1.0")
+    unpin_version(store, f"{POLICY}@1.1.0")
     assert claims(collect_all(store)) == {"1.0.0": "alias", "1.1.0": "", "2.0.0": ""}
 
 
 def test_what_a_rollback_would_go_back_to_stays(store: Store) -> None:
-    store.move_alias(POLICY, "stable", "1.0.0", expected="")
-    store.move_alias(POLICY, "stable", "2.0.0", expected="1.0.0")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="")
+    move_alias(store, POLICY, "stable", "2.0.0", expected="1.0.0")
     assert claims(collect_all(store))["1.0.0"] == "before an alias"
-    assert store.roll_back(POLICY, "stable").version == "1.0.0"
+    assert roll_back_alias(store, POLICY, "stable").version == "1.0.0"
 
 
 def test_the_lease_of_a_process_that_was_killed_is_none(store: Store) -> None:
@@ -142,7 +144,7 @@ def test_a_number_that_was_used_is_never_used_for_something_else(store: Store, t
 def test_nothing_is_collected_while_a_manifest_is_damaged(store: Store) -> None:
     digest = store.resolve(f"{POLICY}@1.0.0").digest.removeprefix("sha256:")
     flip(store.root / "blobs" / "sha256" / digest, 0.5)
-    store.pin(f"{POLICY}@1.0.0")
+    pin_version(store, f"{POLICY}@1.0.0")
     with pytest.raises(InvalidArtifactError, match="nothing is collected while a manifest is damaged"):
         collect_all(store)
     assert len(all_versions(store)) == 5

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from pillion_artifacts import InvalidSourceError
 from pillion_artifacts.publishing.common.draft import Details
-from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
+from pillion_artifacts.publishing.common.inert_pickle import InertObject, read_pickle
 from pillion_artifacts.publishing.sb3.source import import_sb3
 from tests.artifacts.publishing.test_sb3 import DRIVE, VECTOR
 from tests.artifacts.support.policy_sources import Room
@@ -130,7 +130,7 @@ def test_what_is_shared_stays_shared_and_loops_end() -> None:
 def test_what_would_run_becomes_a_name(trap: Trap) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         result = read_pickle(pickle.dumps([trap.evil], protocol), "it")
-        assert isinstance(result[0], Record)
+        assert isinstance(result[0], InertObject)
         assert result[0].name == "posix.system"
     trap.check()
 
@@ -168,7 +168,7 @@ def test_weights_that_would_run_are_refused(zip_bytes: bytes, trap: Trap) -> Non
     saved = io.BytesIO()
     torch.save({"action_net.weight": trap.evil}, saved)
     for content in (saved.getvalue(), pickle.dumps(trap.evil)):
-        with pytest.raises(InvalidSourceError, match="torch does not read it as weights"):
+        with pytest.raises(InvalidSourceError, match="torch cannot read it as weights"):
             import_sb3(with_member(zip_bytes, "policy.pth", content), "it", DETAILS)
     trap.check()
 

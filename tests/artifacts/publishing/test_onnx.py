@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, parse_card
 from pillion_artifacts.publishing.common.draft import Details
-from pillion_artifacts.publishing.common.folder import Report, write_folder
+from pillion_artifacts.publishing.common.folder import PublishReport, write_folder
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
 from pillion_artifacts.publishing.onnx.free_batch import prove_free_batch
 from pillion_artifacts.publishing.onnx.onnx_source import import_onnx
@@ -87,7 +87,7 @@ def reshaped(*shape: int) -> onnx.ModelProto:
     return model_of(nodes, {"action": (TensorProto.FLOAT, [1, 2])}, weights, batch=1)
 
 
-def publish(model: onnx.ModelProto, folder: Path, card: ModelCard | None = None, action: str = "") -> Report:
+def publish(model: onnx.ModelProto, folder: Path, card: ModelCard | None = None, action: str = "") -> PublishReport:
     file = folder / "source.onnx"
     onnx.save(model, file)
     return write_folder(folder / "published", import_onnx(file, DETAILS, card, action))
@@ -262,7 +262,7 @@ def test_a_custom_operator_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("RunThis", ["observation", "weight"], ["action"], domain="evil.ops")
     outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, ["rows", 4])}
     message = refusal_of(model_of([node], outputs, domains={"evil.ops": 1}), tmp_path)
-    assert "operator evil.ops.RunThis is not one that ONNX Runtime brings" in message
+    assert "operator evil.ops.RunThis is not one of ONNX Runtime's" in message
 
 
 STATEFUL = """
@@ -335,12 +335,12 @@ def test_the_rows_of_a_state_come_first_wherever_the_graph_has_them(
 def test_an_operator_that_draws_at_random_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("RandomNormalLike", ["observation"], ["action"])
     said = refusal_of(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
-    assert "node 'action': RandomNormalLike draws at random: expected a graph that gives the deterministic" in said
+    assert "node 'action': RandomNormalLike is random: expected a graph that returns the deterministic" in said
 
 
 def test_a_source_that_gives_no_number_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("Log", ["observation"], ["action"])
-    with pytest.raises(ParityError, match=r"output 'action', row 0: the source itself gives NaN: expected observ"):
+    with pytest.raises(ParityError, match=r"output 'action', row 0: the source itself returns NaN: expected observ"):
         publish(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
 
 
@@ -357,7 +357,7 @@ def test_a_custom_operator_inside_a_branch_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("If", ["yes"], ["action"], then_branch=branch, else_branch=branch)
     outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, ["rows", 6])}
     model = model_of([node], outputs, {"yes": np.array(True)}, domains={"evil.ops": 1})
-    assert "operator evil.ops.RunThis is not one that ONNX Runtime brings" in refusal_of(model, tmp_path)
+    assert "operator evil.ops.RunThis is not one of ONNX Runtime's" in refusal_of(model, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
-from pillion_artifacts.remotes.transfer import Transfer, give, take
+from pillion_artifacts.remotes.transfer import Transfer, export_versions, import_versions
 from tests.artifacts.support.stores import POLICY, example_card, example_model, flip
 from tests.harness import STORE, blob_of, publish
 
@@ -26,13 +26,13 @@ Member = tuple[tarfile.TarInfo, bytes]
 
 def write_archive(store: Store, file: Path, *references: str) -> Path:
     with ArchiveTarget(file) as target:
-        give(store, target, list(references))
+        export_versions(store, target, list(references))
     return file
 
 
 def read_archive(store: Store, file: Path, *references: str) -> Transfer:
     with ArchiveFiles(file) as files:
-        return take(store, LayoutSource(files), list(references), where=str(file), by="a test")
+        return import_versions(store, LayoutSource(files), list(references), where=str(file), by="a test")
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_one_version_of_several_can_be_taken(origin: Store, tmp_path: Path) -> N
 
 def test_an_oci_layout_in_a_folder_is_taken_too(origin: Store, tmp_path: Path) -> None:
     other = Store(tmp_path / "other")
-    take(other, LayoutSource(FolderFiles(STORE)), ["highway-fast"], where="the policies that ship")
+    import_versions(other, LayoutSource(FolderFiles(STORE)), ["highway-fast"], where="the policies that ship")
     assert other.load("highway-fast").digest == Store(STORE).load("highway-fast").digest
 
 
@@ -225,5 +225,5 @@ def test_an_archive_without_a_policy_is_refused(archive: Path, tmp_path: Path) -
     file = rewritten(
         archive, lambda members: [(info, empty if info.name == "index.json" else data) for info, data in members]
     )
-    with pytest.raises(RemoteError, match="it holds no policy"):
+    with pytest.raises(RemoteError, match="it has no policy"):
         read_archive(Store(tmp_path / "other"), file)

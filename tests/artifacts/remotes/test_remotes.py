@@ -22,7 +22,7 @@ from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import LayoutSource, blob_name
 from pillion_artifacts.remotes.registry import Registry
 from pillion_artifacts.remotes.s3 import BucketFiles, BucketTarget, open_bucket
-from pillion_artifacts.remotes.transfer import Transfer, give, take
+from pillion_artifacts.remotes.transfer import Transfer, export_versions, import_versions
 from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
 from pillion_artifacts.verify.trust_policy import examine_trust, trust_of_keys
@@ -90,20 +90,20 @@ def other(tmp_path: Path) -> Store:
 
 def push_to_registry(store: Store, url: str, *references: str) -> Transfer:
     with Registry(url, plain_http=True) as remote:
-        return give(store, remote, list(references))
+        return export_versions(store, remote, list(references))
 
 
 def pull_from_registry(store: Store, url: str, *references: str) -> Transfer:
     with Registry(url, plain_http=True) as remote:
-        return take(store, remote, list(references), where=url)
+        return import_versions(store, remote, list(references), where=url)
 
 
 def push_to_bucket(store: Store, url: str, *references: str) -> Transfer:
-    return give(store, BucketTarget(url), list(references))
+    return export_versions(store, BucketTarget(url), list(references))
 
 
 def pull_from_bucket(store: Store, url: str, *references: str) -> Transfer:
-    return take(store, LayoutSource(BucketFiles(url)), list(references), where=url)
+    return import_versions(store, LayoutSource(BucketFiles(url)), list(references), where=url)
 
 
 def check_that_all_came(store: Store, other: Store, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_version_that_a_bucket_has_with_other_content_is_refused(
 ) -> None:
     push_to_bucket(store, bucket_url, POLICY)
     publish(tmp_path / "else", POLICY, "1.1.0", example_model(), example_card("1.1.0") + "# else\n")
-    with pytest.raises(VersionExistsError, match=r"lunar-lander@v1\.1\.0 is there already, as sha256:"):
+    with pytest.raises(VersionExistsError, match=r"lunar-lander@v1\.1\.0 exists already, as sha256:"):
         push_to_bucket(Store(tmp_path / "else"), bucket_url, POLICY)
 
 
@@ -198,11 +198,11 @@ def test_of_two_who_push_to_a_bucket_at_once_neither_loses_a_version(
     def slow() -> Any:
         read = original()
         first._read_index = original  # type: ignore[method-assign]
-        give(store, second, [f"{POLICY}@1.0.0"])
+        export_versions(store, second, [f"{POLICY}@1.0.0"])
         return read
 
     first._read_index = slow  # type: ignore[method-assign]
-    give(store, first, [f"{POLICY}@1.1.0"])
+    export_versions(store, first, [f"{POLICY}@1.1.0"])
     pull_from_bucket(other, bucket_url)
     assert other.versions(POLICY) == ["1.0.0", "1.1.0"]
 
@@ -228,7 +228,7 @@ def test_what_was_damaged_in_a_registry_is_refused(tmp_path: Path, store: Store,
         with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.1\.0: model\.onnx is not what was published"):
             pull_from_registry(other, f"oci://{address}", POLICY)
         shutil.rmtree(blob.parent)
-        with pytest.raises(RemoteError, match=r"lunar-lander@v1\.1\.0: model\.onnx: the registry answered 404"):
+        with pytest.raises(RemoteError, match=r"lunar-lander@v1\.1\.0: model\.onnx: the registry returned 404"):
             pull_from_registry(other, f"oci://{address}", POLICY)
 
 
@@ -248,7 +248,7 @@ def test_a_registry_that_asks_for_a_password_gets_the_one_of_dockers_settings(
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     with registry(tmp_path, auth=password_settings(tmp_path)) as address:
         url = f"oci://{address}"
-        with pytest.raises(RemoteError, match="the registry answered 401"):
+        with pytest.raises(RemoteError, match="the registry returned 401"):
             push_to_registry(store, url, POLICY)
         auth = base64.b64encode(f"{ACCESS_KEY}:{SECRET_KEY}".encode()).decode()
         (tmp_path / "config.json").write_text(json.dumps({"auths": {address: {"auth": auth}}}))
@@ -264,7 +264,7 @@ def test_a_registry_that_asks_for_a_token_is_given_one_for_each_thing_that_is_do
     auth = base64.b64encode(f"{ACCESS_KEY}:{SECRET_KEY}".encode()).decode()
     with token_server(f"Basic {auth}") as tokens, registry(tmp_path, auth=tokens.settings(tmp_path)) as address:
         url = f"oci://{address}/robots"
-        with pytest.raises(RemoteError, match=r"/token: the registry's token server answered 401"):
+        with pytest.raises(RemoteError, match=r"/token: the registry's token server returned 401"):
             push_to_registry(store, url, POLICY)
         (tmp_path / "config.json").write_text(json.dumps({"auths": {address: {"auth": auth}}}))
         push_to_registry(store, url, POLICY)

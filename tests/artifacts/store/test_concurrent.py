@@ -15,6 +15,7 @@ import pytest
 from pillion_artifacts import PolicyNotFoundError, Store
 from pillion_artifacts.errors import AliasMovedError, VersionExistsError
 from pillion_artifacts.maintenance.inspection import inspect_store
+from pillion_artifacts.store.aliases import move_alias, remove_alias
 from pillion_artifacts.store.transaction import LOCK_NAME, locked, sweep
 from tests.artifacts.support.killing import TracingRefusedError, stopped_at, stopped_at_each
 from tests.artifacts.support.stores import POLICY, example_folder
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(folder / "store")
     for version in ("1.0.0", "1.1.0"):
         store.publish(POLICY, version, folder / version, created_by="a test")
-    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="", by="a test")
     return folder
 
 
@@ -67,11 +68,11 @@ def test_a_living_change_never_leaves_a_folder_that_another_would_sweep(store: S
     """Two who remove the same folder are in each other's way: the slower one finds no such file."""
 
     def move() -> None:
-        store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0", by="a test")
+        move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0", by="a test")
 
     def move_too_late() -> None:
         with pytest.raises(AliasMovedError):
-            store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0", by="a test")
+            move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0", by="a test")
 
     def publish_again() -> None:
         with pytest.raises(VersionExistsError):
@@ -105,11 +106,11 @@ def test_an_alias_that_is_taken_away_while_it_is_read_is_there_or_not_there(stor
         assert [alias.alias for alias in store.aliases()] in ([], ["stable"])
 
     def take_away() -> None:
-        store.remove_alias(POLICY, "stable", expected="1.0.0", by="a test")
+        remove_alias(store, POLICY, "stable", expected="1.0.0", by="a test")
 
     calls = 0
     while stopped_at(calls, look, take_away):
-        store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test")
+        move_alias(store, POLICY, "stable", "1.0.0", expected="", by="a test")
         calls += 1
     assert calls > 10
 

@@ -12,7 +12,8 @@ from pillion_artifacts.cli.verification_report import repair_and_report
 from pillion_artifacts.errors import HoldExistsError, InvalidArtifactError, PolicyNotFoundError
 from pillion_artifacts.maintenance.garbage_collection import collect
 from pillion_artifacts.maintenance.inspection import inspect_store
-from pillion_artifacts.store.routes import Route, RouteArm
+from pillion_artifacts.store.evaluation_holds import end_hold, hold_version
+from pillion_artifacts.store.routes import Route, RouteArm, keep_route
 from tests.artifacts.support.stores import POLICY, example_card, example_model, flip
 from tests.harness import publish
 
@@ -43,7 +44,7 @@ def store(tmp_path: Path, clock: Wound) -> Store:
 
 def hold(store: Store, version: str, name: str, hours: float = 1.0) -> None:
     until = store.now() + timedelta(hours=hours)
-    store.hold(store.resolve(f"{POLICY}@{version}"), name, until, by="ann", reason="the paper")
+    hold_version(store, store.resolve(f"{POLICY}@{version}"), name, until, by="ann", reason="the paper")
 
 
 def claims(store: Store) -> dict[str, str]:
@@ -56,16 +57,16 @@ def test_gc_leaves_a_version_alone_for_as_long_as_it_is_held(store: Store, clock
     hold(store, "1.0.0", "campaign-7")
     hold(store, "1.1.0", "campaign-8")
     assert claims(store) == {"1.0.0": "evaluation", "1.1.0": "evaluation", "1.2.0": ""}
-    store.end_hold(POLICY, "campaign-8", by="bob", reason="done")
+    end_hold(store, POLICY, "campaign-8", by="bob", reason="done")
     assert claims(store)["1.1.0"] == ""
     clock.now += timedelta(hours=1)
     assert claims(store)["1.0.0"] == ""
-    assert store.evaluations(POLICY) == []
+    assert store.evaluation_holds(POLICY) == []
 
 
 def test_the_audit_log_says_who_held_what_and_why(store: Store) -> None:
     hold(store, "1.0.0", "campaign-7")
-    store.end_hold(POLICY, "campaign-7", by="bob", reason="done")
+    end_hold(store, POLICY, "campaign-7", by="bob", reason="done")
     said = [(record.action, record.version, record.by, record.reason) for record in store.history(POLICY)[-2:]]
     assert said == [
         ("hold", "1.0.0", "ann", "campaign-7: the paper"),
@@ -76,17 +77,17 @@ def test_the_audit_log_says_who_held_what_and_why(store: Store) -> None:
 
 def test_a_lease_is_renewed_for_the_same_version_and_refused_for_another(store: Store) -> None:
     hold(store, "1.0.0", "campaign-7")
-    (first,) = store.evaluations(POLICY)
+    (first,) = store.evaluation_holds(POLICY)
     hold(store, "1.0.0", "campaign-7", hours=2)
-    (again,) = store.evaluations(POLICY)
+    (again,) = store.evaluation_holds(POLICY)
     assert (again.id, again.until - first.until) == (first.id, timedelta(hours=1))
     with pytest.raises(HoldExistsError, match=r"holds 1\.0\.0: end it first"):
         hold(store, "1.1.0", "campaign-7")
-    store.end_hold(POLICY, "campaign-7")
+    end_hold(store, POLICY, "campaign-7")
     hold(store, "1.0.0", "campaign-7")
-    assert store.evaluations(POLICY)[0].id != first.id
+    assert store.evaluation_holds(POLICY)[0].id != first.id
     with pytest.raises(PolicyNotFoundError, match="no evaluation hold 'campaign-9'"):
-        store.end_hold(POLICY, "campaign-9")
+        end_hold(store, POLICY, "campaign-9")
 
 
 def test_leases_are_bounded_in_number_and_those_whose_time_is_over_do_not_count(store: Store, clock: Wound) -> None:
@@ -96,7 +97,7 @@ def test_leases_are_bounded_in_number_and_those_whose_time_is_over_do_not_count(
         hold(store, "1.0.0", "campaign-8")
     clock.now += timedelta(hours=1)
     hold(store, "1.0.0", "campaign-8")
-    assert [hold.name for hold in store.evaluations(POLICY)][-1] == "campaign-8"
+    assert [hold.name for hold in store.evaluation_holds(POLICY)][-1] == "campaign-8"
 
 
 @pytest.mark.parametrize("name", ["evaluations.json", f"routes/{POLICY}.json"])
@@ -106,7 +107,7 @@ def test_a_damaged_file_is_found_keeps_gc_from_its_work_and_is_taken_away_by_a_r
 ) -> None:
     hold(store, "1.0.0", "campaign-7")
     digest = store.resolve(f"{POLICY}@1.1.0").digest
-    store.keep_route("route", Route(POLICY, "stable", "1.1.0", digest, [RouteArm("canary", "1.1.0", digest, 0.5)]))
+    keep_route(store, "route", Route(POLICY, "stable", "1.1.0", digest, [RouteArm("canary", "1.1.0", digest, 0.5)]))
     assert inspect_store(store) == []
     path = store.root / name
     if damage == "removed":
@@ -118,5 +119,5 @@ def test_a_damaged_file_is_found_keeps_gc_from_its_work_and_is_taken_away_by_a_r
             claims(store)
     assert [fault.kind for fault in inspect_store(store)] == ["route" if "route" in name else "evaluations"]
     report = repair_and_report(store, False, "ann", "")
-    assert (report.intact, report.repairs) == (True, [f"removed {name}, which was not as the last change wrote it"])
+    assert (report.intact, report.repairs) == (True, [f"removed {name}, which differed from the last change"])
     assert not path.exists()

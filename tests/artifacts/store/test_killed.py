@@ -19,7 +19,9 @@ from pillion_artifacts.oci.layouts import LayoutSource
 from pillion_artifacts.oci.manifest import encode_json
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
 from pillion_artifacts.remotes.registry import Registry
-from pillion_artifacts.remotes.transfer import give, take
+from pillion_artifacts.remotes.transfer import export_versions, import_versions
+from pillion_artifacts.store.aliases import move_alias, roll_back_alias
+from pillion_artifacts.store.pins import pin_version, unpin_version
 from pillion_artifacts.verify.keys import generate_keys, open_signer
 from pillion_artifacts.verify.signing import sign
 from pillion_artifacts.verify.verification import Verifier, all_versions
@@ -74,19 +76,19 @@ def publish_second(store: Store, folder: Path) -> None:
     store.publish(POLICY, "1.1.0", folder / "1.1.0", created_by="a test")
 
 
-def move_alias(store: Store, _folder: Path) -> None:
-    store.move_alias(POLICY, "stable", "1.1.0", expected="1.0.0", by="a test")
+def move_stable(store: Store, _folder: Path) -> None:
+    move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0", by="a test")
 
 
 def take_archive(store: Store, folder: Path) -> None:
     with ArchiveFiles(folder / "policy.tar") as files:
-        take(store, LayoutSource(files), [], where="policy.tar", by="a test")
+        import_versions(store, LayoutSource(files), [], where="policy.tar", by="a test")
 
 
 def pull(store: Store, folder: Path) -> None:
     url = (folder / "url").read_text()
     with Registry(url, plain_http=True) as source:
-        take(store, source, [POLICY], where=url, by="a test")
+        import_versions(store, source, [POLICY], where=url, by="a test")
 
 
 def collect_all(store: Store, _folder: Path) -> None:
@@ -98,15 +100,15 @@ def sign_first(store: Store, folder: Path) -> None:
 
 
 def pin_first(store: Store, _folder: Path) -> None:
-    store.pin(f"{POLICY}@1.0.0", by="a test")
+    pin_version(store, f"{POLICY}@1.0.0", by="a test")
 
 
 def unpin_first(store: Store, _folder: Path) -> None:
-    store.unpin(f"{POLICY}@1.0.0", by="a test")
+    unpin_version(store, f"{POLICY}@1.0.0", by="a test")
 
 
 def roll_back(store: Store, _folder: Path) -> None:
-    store.roll_back(POLICY, "stable", by="a test")
+    roll_back_alias(store, POLICY, "stable", by="a test")
 
 
 def mend(store: Store, _folder: Path) -> None:
@@ -124,7 +126,7 @@ def two_versions(store: Store, folder: Path) -> None:
 
 def two_versions_and_an_alias(store: Store, folder: Path) -> None:
     two_versions(store, folder)
-    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="", by="a test")
 
 
 def a_pinned_version(store: Store, folder: Path) -> None:
@@ -134,7 +136,7 @@ def a_pinned_version(store: Store, folder: Path) -> None:
 
 def an_alias_that_moved(store: Store, folder: Path) -> None:
     two_versions_and_an_alias(store, folder)
-    move_alias(store, folder)
+    move_stable(store, folder)
 
 
 def what_lost_its_aliases_and_pins_and_a_version(store: Store, folder: Path) -> None:
@@ -156,7 +158,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     origin = Store(folder / "origin")
     two_versions(origin, folder)
     with ArchiveTarget(folder / "policy.tar") as target:
-        give(origin, target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
+        export_versions(origin, target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
     generate_keys(folder / "ann")
     return folder
 
@@ -167,7 +169,7 @@ def pushed(folder: Path) -> Iterator[None]:
     with registry(folder) as address:
         (folder / "url").write_text(f"oci://{address}")
         with Registry(f"oci://{address}", plain_http=True) as target:
-            give(Store(folder / "origin"), target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
+            export_versions(Store(folder / "origin"), target, [f"{POLICY}@1.0.0", f"{POLICY}@1.1.0"])
         yield
 
 
@@ -185,7 +187,7 @@ def one_core() -> Iterator[None]:
     [
         (nothing, publish_first, 10),
         (publish_first, publish_second, 10),
-        (two_versions_and_an_alias, move_alias, 5),
+        (two_versions_and_an_alias, move_stable, 5),
         (two_versions_and_an_alias, collect_all, 5),
         (publish_first, take_archive, 10),
         (publish_first, pull, 10),

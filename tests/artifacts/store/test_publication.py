@@ -21,7 +21,7 @@ from pillion_artifacts import ArtifactError, InvalidArtifactError, Store
 from pillion_artifacts.errors import InvalidNameError, StoreError, VersionExistsError
 from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import FolderFiles, LayoutSource
-from pillion_artifacts.remotes.transfer import take
+from pillion_artifacts.remotes.transfer import import_versions
 from tests.artifacts.support.stores import POLICY, example_card, example_folder, example_model, foreign_layout
 from tests.harness import START_S_MAX, publish
 
@@ -105,9 +105,9 @@ def test_what_is_no_name_of_a_policy_is_refused(store: Store, folder: Path, poli
 
 
 def test_the_folder_of_another_version_or_policy_is_refused(store: Store, folder: Path) -> None:
-    with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.0\.1: the card is that of lunar-lander@1\.0\.0"):
+    with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.0\.1: the card belongs to lunar-lander@1\.0\.0"):
         store.publish(POLICY, "1.0.1", folder)
-    with pytest.raises(InvalidArtifactError, match=r"other@v1\.0\.0: the card is that of lunar-lander@1\.0\.0"):
+    with pytest.raises(InvalidArtifactError, match=r"other@v1\.0\.0: the card belongs to lunar-lander@1\.0\.0"):
         store.publish("other", "1.0.0", folder)
 
 
@@ -195,10 +195,10 @@ def spoilt(spoil: Spoil) -> bytes:
 BAD_MODELS: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "a pickle": (lambda _: pickled(), "expected an ONNX file, got a pickle"),
     "a zip": (zipped, "expected an ONNX file, got a zip file"),
-    "nothing": (lambda _: b"", "not an ONNX file: it holds no graph"),
+    "nothing": (lambda _: b"", "not an ONNX file: it has no graph"),
     "text": (lambda _: b"certainly not ONNX", "not an ONNX file"),
     "half a model": (lambda _: example_model()[:10_000], "not an ONNX file: .* reaches beyond the end"),
-    "no graph": (lambda _: spoilt(no_graph), "not an ONNX file: it holds no graph"),
+    "no graph": (lambda _: spoilt(no_graph), "not an ONNX file: it has no graph"),
     "weights elsewhere": (
         lambda _: spoilt(weights_elsewhere),
         r"expected every weight in the file itself, got '.*' in '\.\./\.\./\.\./etc/passwd'",
@@ -249,8 +249,8 @@ def test_a_model_that_no_loader_should_see_is_refused_here_and_in_an_import(
             [("- name: observation", "- name: camera")],
             "the card has input 'camera', the graph has observation",
         ),
-        ([("name: lunar-lander", "name: other")], "the card is that of other@1.0.0"),
-        ([("version: 1.0.0", "version: 1.0.1")], "the card is that of lunar-lander@1.0.1"),
+        ([("name: lunar-lander", "name: other")], "the card belongs to other@1.0.0"),
+        ([("version: 1.0.0", "version: 1.0.1")], "the card belongs to lunar-lander@1.0.1"),
         ([("schema: 1", "schema: [")], "model card: "),
     ],
 )  # fmt: skip
@@ -281,7 +281,7 @@ def test_what_is_refused_leaves_nothing_behind(store: Store, folder: Path, tmp_p
 
 def import_files(store: Store, tmp_path: Path, files: dict[str, bytes]) -> None:
     layout = foreign_layout(tmp_path / f"layout-{len(list(tmp_path.iterdir()))}", files)
-    take(store, LayoutSource(FolderFiles(layout)), [], where="a foreign layout")
+    import_versions(store, LayoutSource(FolderFiles(layout)), [], where="a foreign layout")
 
 
 # File systems that refuse
@@ -368,6 +368,6 @@ class nobody:  # noqa: N801 - used as a statement
 
 
 def test_a_mistyped_path_does_not_become_a_store(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(StoreError, match=r"expected a store or an empty folder, got one that holds 'model\.onnx'"):
+    with pytest.raises(StoreError, match=r"expected a store or an empty folder, got one with 'model\.onnx'"):
         publish(folder, POLICY, "1.0.0", example_model(), example_card())
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model_card.yaml"]

@@ -19,13 +19,12 @@ from pillion_artifacts import (
 )
 from pillion_artifacts.oci.manifest import decode_index, decode_manifest, digest_of, encode_json
 from tests.artifacts.support.stores import example_card, example_folder, example_model, flip
-from tests.harness import ROOT, STORE, blob_of, publish
+from tests.harness import ROOT, STORE, blob_of, copy_examples, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("lock", "leases", "staging"))
-    return Store(tmp_path / "store")
+    return copy_examples(tmp_path / "store")
 
 
 @pytest.mark.parametrize("policy", Store(STORE).policies())
@@ -98,11 +97,11 @@ def test_a_forged_manifest_is_not_the_one_that_was_pinned(store: Store) -> None:
 def test_a_manifest_of_another_policy_is_refused(store: Store) -> None:
     forge(store, manifest_of(store, "highway-fast").read_bytes())
     with pytest.raises(
-        InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: the manifest is that of highway-fast@v1\.0\.0"
+        InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: the manifest belongs to highway-fast@v1\.0\.0"
     ):
         store.load("lunar-lander")
     digest = store.resolve("highway-fast").digest
-    with pytest.raises(InvalidArtifactError, match="the manifest is that of highway-fast"):
+    with pytest.raises(InvalidArtifactError, match="the manifest belongs to highway-fast"):
         store.load(f"lunar-lander@{digest}")
 
 
@@ -207,11 +206,11 @@ def forge(store: Store, manifest: bytes) -> str:
         (("schema: 1", "schema: [1"), "not YAML"),
         (
             ("kind: categorical", "kind: diagonal_gaussian"),
-            "diagonal_gaussian draws Box actions, the action is Discrete",
+            "diagonal_gaussian samples Box actions, the action is Discrete",
         ),
         (("logits: logits", "logits: ''"), r"distribution\.logits: expected the name"),
         (("dtype: int64", "dtype: int64\n  shape: [1]"), "a Discrete action has none"),
-        (("name: action", "name: acceleration"), "expected one called 'action', got none"),
+        (("name: action", "name: acceleration"), "expected one named 'action', got none"),
         (("schema: 1", "schema: 1\nsafe_action: [1, 2]"), "safe_action: expected 1 numbers, got 2"),
         (("shape: [8]", "shape: [9]"), r"observation\.observation\.low: expected 0, 1 or 9 numbers, got 8"),
     ],

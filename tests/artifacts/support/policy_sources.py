@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.publishing.common.draft import Details
-from pillion_artifacts.publishing.common.folder import Report, write_folder
+from pillion_artifacts.publishing.common.folder import PublishReport, write_folder
 from pillion_artifacts.publishing.sb3.source import import_sb3
 
 ROOT = Path(__file__).parents[3]
@@ -79,7 +79,7 @@ def by_name(observation: Any) -> Arrays:
     return observation if isinstance(observation, dict) else {"observation": observation}
 
 
-def publish_sb3(model: BaseAlgorithm, folder: Path, statistics: bytes | None = None) -> Report:
+def publish_sb3(model: BaseAlgorithm, folder: Path, statistics: bytes | None = None) -> PublishReport:
     """Saves the model and imports the zip into `folder`."""
     file = folder / "source.zip"
     model.save(file)

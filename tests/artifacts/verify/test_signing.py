@@ -18,7 +18,7 @@ from pillion_artifacts.errors import StoreError, UntrustedArtifactError
 from pillion_artifacts.maintenance.inspection import inspect_store
 from pillion_artifacts.oci.layouts import LayoutSource
 from pillion_artifacts.remotes.archive import ArchiveFiles, ArchiveTarget
-from pillion_artifacts.remotes.transfer import give, take
+from pillion_artifacts.remotes.transfer import export_versions, import_versions
 from pillion_artifacts.verify.attestations import read_envelopes
 from pillion_artifacts.verify.keys import generate_keys, key_id, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
@@ -127,7 +127,7 @@ def test_the_first_rule_that_fits_is_asked(store: Store, keys: dict[str, Path]) 
     ):
         assert bool(examine(store, TrustPolicy(keys=known, rules=rules)).refusal) == refused
     nothing_fits = TrustPolicy(required=True, keys=known, rules=[TrustRule(["highway-*"], ["ann"])])
-    assert examine(store, nothing_fits).refusal == "lunar-lander@v1.0.0: no rule of trust.rules speaks of it"
+    assert examine(store, nothing_fits).refusal == "lunar-lander@v1.0.0: trust.rules has no rule for it"
 
 
 def test_a_signature_about_another_version_does_not_count(store: Store, keys: dict[str, Path]) -> None:
@@ -195,23 +195,23 @@ def test_a_flipped_bit_in_a_signature_is_found(store: Store, keys: dict[str, Pat
 
 def test_what_is_damaged_is_not_signed(store: Store, keys: dict[str, Path]) -> None:
     flip(blob_of(store.root, POLICY, "model.onnx"), 0.5)
-    with pytest.raises(InvalidArtifactError, match="what is damaged is not signed: lunar-lander"):
+    with pytest.raises(InvalidArtifactError, match="a damaged version is not signed: lunar-lander"):
         sign_by(store, keys["ann"])
 
 
 def test_signatures_travel_with_what_they_are_about(store: Store, keys: dict[str, Path], tmp_path: Path) -> None:
     sign_by(store, keys["ann"])
     with ArchiveTarget(tmp_path / "policy.tar") as target:
-        give(store, target, [POLICY])
+        export_versions(store, target, [POLICY])
     other = Store(tmp_path / "other", lambda: NOW)
     with ArchiveFiles(tmp_path / "policy.tar") as files:
-        take(other, LayoutSource(files), [], where="policy.tar")
+        import_versions(other, LayoutSource(files), [], where="policy.tar")
     assert examine(other, trusting(keys, "ann")).signed_by == ["ann"]
     sign_by(store, keys["ben"])
     with ArchiveTarget(tmp_path / "policy.tar") as target:
-        give(store, target, [POLICY])
+        export_versions(store, target, [POLICY])
     with ArchiveFiles(tmp_path / "policy.tar") as files:
-        assert take(other, LayoutSource(files), [], where="policy.tar").attestations == 1
+        assert import_versions(other, LayoutSource(files), [], where="policy.tar").attestations == 1
     assert sorted(examine(other, trusting(keys, "ann", "ben")).signed_by) == ["ann", "ben"]
     assert inspect_store(other) == []
 
@@ -244,7 +244,7 @@ def test_what_is_no_key_is_one_line(tmp_path: Path, keys: dict[str, Path]) -> No
         key_id(keys["ann"])
     with pytest.raises(ArtifactError, match="No such file"):
         key_id(tmp_path / "nothing")
-    with pytest.raises(ArtifactError, match="expected the public key of it with --public"):
+    with pytest.raises(ArtifactError, match="expected its public key with --public"):
         open_signer("hsm:2?label=x", None)
 
 

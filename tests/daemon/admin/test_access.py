@@ -34,7 +34,8 @@ from pilliond.supervision.supervisor import Supervisor
 from tests.conftest import StartDaemon
 from tests.daemon.support.other_users import GROUP, OUTSIDER, as_user
 from tests.daemon.support.tokens import Answer, another_address, asked, make_token, make_tokens
-from tests.harness import STORE, Daemon, UnixConnection
+from tests.docs.pages import OPERATING
+from tests.harness import STORE, Daemon, UnixConnection, copy_examples
 
 POLICY = "lunar-lander"
 ONLY_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else: run the tests as root")
@@ -368,7 +369,7 @@ def test_no_verb_runs_for_another_user_of_this_host(
 
 
 def test_the_audit_log_records_the_caller_beside_the_claimed_author(start_daemon: StartDaemon, tmp_path: Path) -> None:
-    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("leases"))
+    copy_examples(tmp_path / "store")
     secret = make_token(tmp_path / "tokens", "ci", "operate")
     daemon = start_daemon(store=tmp_path / "store", settings={"admin__tokens_file": tmp_path / "tokens"})
     user = getpass.getuser()
@@ -387,7 +388,7 @@ def test_the_audit_log_records_the_caller_beside_the_claimed_author(start_daemon
 
 
 def test_prometheus_accepts_the_scrape_settings_of_the_page(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[3] / "daemon" / "README.md").read_text()
+    text = OPERATING.read_text()
     (settings,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     if shutil.which("promtool") is None:
         message = "promtool is not installed: apt-get install prometheus"

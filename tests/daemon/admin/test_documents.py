@@ -1,4 +1,4 @@
-"""The documents of the daemon are true, and their commands work."""
+"""The commands and the examples of the daemon's pages work as they are printed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,10 @@ import pillion
 from pilliond.settings.schema import Settings, load_settings
 from tests.conftest import StartDaemon
 from tests.daemon.support.tokens import make_token
+from tests.docs.pages import OPERATING, REFERENCE, blocks, commands
 from tests.harness import Daemon
 
 ROOT = Path(__file__).parents[3]
-
-
-def commands(document: Path) -> list[str]:
-    """Every command line in the shell blocks of a document."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split()) for line in lines if line.strip()]
 
 
 @contextmanager
@@ -53,7 +47,7 @@ def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
 
 
 def act_everywhere(ready: dict[str, Any]) -> None:
-    """Runs one act at each address of a daemon's `ready` record."""
+    """Acts once at each address of a daemon's `ready` record."""
     for address in ready["listen"]:
         with pillion.connect(address) as session, session.begin(seed=1) as episode:
             assert episode.act(np.zeros(8, np.float32)).shape == ()
@@ -65,9 +59,19 @@ def test_the_example_settings_name_every_setting_at_its_default() -> None:
     assert tomllib.loads(file.read_text()) == msgspec.to_builtins(Settings())
 
 
-def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_show_its_health(short_path: Path) -> None:
-    start, ask, *_ = commands(ROOT / "daemon" / "README.md")
-    folder = short_path / "daemon-page"
+def asked(command: str, ready: dict[str, Any]) -> dict[str, Any]:
+    """Runs a `curl` command of a document, at the admin port of the daemon that printed `ready`; returns its JSON."""
+    words = shlex.split(command.replace("http://127.0.0.1:9475", ready["admin"][-1]))
+    result = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+def test_the_commands_of_the_operating_page_start_a_daemon_on_every_carrier_and_ask_for_its_health(
+    short_path: Path,
+) -> None:
+    start, ask, *_ = commands(OPERATING)
+    folder = short_path / "operating-page"
     for printed, ours in (
         ("/tmp/pillion/", f"{folder}/"),
         ("tcp://127.0.0.1:5755", "tcp://127.0.0.1:0"),
@@ -77,12 +81,16 @@ def test_the_commands_of_the_daemons_page_start_it_on_every_carrier_and_show_its
     with typed(start, short_path) as ready:
         assert [address.partition(":")[0] for address in ready["listen"]] == ["lane", "ipc", "tcp"]
         act_everywhere(ready)
-        curl = shlex.split(ask.replace("http://127.0.0.1:9475", ready["admin"][-1]))
-        result = subprocess.run(curl, capture_output=True, text=True, timeout=30, check=True)
-        assert json.loads(result.stdout)["phase"] == "ready"
+        assert asked(ask, ready)["phase"] == "ready"
 
 
-def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_where_the_users_clients_look(
+def test_the_commands_of_the_daemons_page_start_one_and_ask_for_its_health(short_path: Path) -> None:
+    start, ask = commands(ROOT / "daemon" / "README.md")
+    with typed(start, short_path / "daemon-page") as ready:
+        assert asked(ask, ready)["phase"] == "ready"
+
+
+def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_at_the_default_addresses(
     short_path: Path,
 ) -> None:
     (start,) = commands(ROOT / "conf" / "README.md")
@@ -92,24 +100,21 @@ def test_the_command_of_the_settings_page_serves_the_lane_and_zeromq_where_the_u
         act_everywhere(ready)
 
 
-def test_the_examples_of_the_kserve_section_work(daemon: Daemon, start_daemon: StartDaemon, tmp_path: Path) -> None:
-    page = ROOT / "daemon" / "README.md"
-    look, ask = [command for command in commands(page) if "/v2/" in command]
+def test_the_examples_of_the_kserve_section_are_answered(
+    daemon: Daemon, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    look, ask = [command for command in commands(REFERENCE) if "/v2/" in command]
 
     def answered(command: str) -> dict[str, Any]:
         command = command.replace("http://127.0.0.1:9475", daemon.tcp_admin)
         command = command.replace("$XDG_RUNTIME_DIR/pillion/admin.sock", daemon.admin.removeprefix("unix://"))
         result = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=30, check=True)
-        reply: dict[str, Any] = json.loads(result.stdout)
-        return reply
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
 
     assert answered(look)["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 8]}]
     assert answered(ask)["outputs"][0]["shape"] == [1]
-    (code,) = [
-        block
-        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-        if "tritonclient" in block
-    ]
+    (code,) = blocks(REFERENCE, "python")
     (tmp_path / "operate-token").write_text(make_token(tmp_path / "tokens", "triton", "operate"))
     guarded = start_daemon(settings={"admin__tokens_file": tmp_path / "tokens"})
     code = code.replace("127.0.0.1:9475", guarded.tcp_admin.removeprefix("http://"))

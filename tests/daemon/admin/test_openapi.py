@@ -17,11 +17,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from pilliond.admin.http.endpoints import Endpoint, Scope
 from pilliond.admin.http.openapi import describe
-from tests.daemon.admin.test_documents import commands
+from tests.docs.pages import REFERENCE, commands, names, rows
 from tests.harness import ROOT, Daemon
 
 FILE = ROOT / "daemon" / "openapi.json"
-README = ROOT / "daemon" / "README.md"
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -46,18 +45,18 @@ def test_the_description_is_valid_openapi(served: dict[str, Any]) -> None:
     OpenAPIV31SpecValidator(served).validate()
 
 
-def test_the_file_in_the_repository_is_the_output_of_the_readmes_command(daemon: Daemon, tmp_path: Path) -> None:
-    (command,) = [command for command in commands(README) if command.endswith("-o daemon/openapi.json")]
+def test_the_file_in_the_repository_is_what_the_command_of_the_reference_makes(daemon: Daemon, tmp_path: Path) -> None:
+    (command,) = [command for command in commands(REFERENCE) if command.endswith("-o daemon/openapi.json")]
     made = tmp_path / "openapi.json"
     words = command.replace("http://127.0.0.1:9475", daemon.tcp_admin).replace("daemon/openapi.json", str(made))
     subprocess.run(shlex.split(words), timeout=30, check=True)
     assert FILE.read_text() == made.read_text(), f"an endpoint has changed: {command}"
 
 
-def test_the_readme_has_a_row_for_each_endpoint(served: dict[str, Any]) -> None:
-    cells = [line.split("|")[1] for line in README.read_text().splitlines() if line.startswith("| `")]
-    listed = [pair for cell in cells for pair in re.findall(r"`(?:(GET|POST|PUT|DELETE) )?(/[^`? ]*)", cell)]
-    assert sorted((method or "GET", path) for method, path in listed) == sorted(operations(served))
+def test_the_reference_has_a_row_for_each_endpoint(served: dict[str, Any]) -> None:
+    requests = [name for row in rows(REFERENCE.read_text()) for name in names(row[0])]
+    listed = [found for text in requests if (found := re.match(r"(?:(GET|POST|PUT|DELETE) )?(/[^? ]*)", text))]
+    assert sorted((found[1] or "GET", found[2]) for found in listed) == sorted(operations(served))
 
 
 def test_every_endpoint_describes_its_answers_and_its_scope(served: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ from pilliond.admin.http.tokens import Token, find_token, format_tokens, new_tok
 from pilliond.errors import SettingsError
 from pilliond.limits import TOKENS_MAX
 from tests.daemon.support.tokens import make_token, make_tokens
-from tests.harness import ROOT, START_S_MAX
+from tests.docs.pages import OPERATING
+from tests.harness import START_S_MAX
 
 
 def token_command(*words: str, file: Path) -> subprocess.CompletedProcess[str]:
@@ -188,7 +189,7 @@ def test_a_token_expires_exactly_at_its_time() -> None:
 
 
 def test_every_token_command_of_the_page_runs(tmp_path: Path) -> None:
-    text = (ROOT / "daemon" / "README.md").read_text()
+    text = OPERATING.read_text()
     lines = re.findall(r"^\.venv/bin/pillion (token .*)$", text, re.MULTILINE)
     assert len(lines) == 3
     for line in lines:

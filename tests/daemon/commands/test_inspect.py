@@ -13,6 +13,7 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.commands.test_versions import json_of, pillion_command
@@ -28,7 +29,7 @@ def store(tmp_path: Path) -> Store:
     for number in range(2):
         publish_variant(tmp_path / "store", f"1.{number}.0", number * 100.0)
     store = Store(tmp_path / "store")
-    store.move_alias(POLICY, "stable", "1.0.0", expected="", by="a test", reason="the first")
+    move_alias(store, POLICY, "stable", "1.0.0", expected="", by="a test", reason="the first")
     return store
 
 

@@ -17,9 +17,11 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, START_S_MAX, Daemon
+from tests.docs.pages import OPERATING
+from tests.harness import START_S_MAX, Daemon
 from tests.terminal import on_a_terminal
 
 
@@ -42,7 +44,7 @@ def daemon(tmp_path: Path, start_daemon: StartDaemon) -> Daemon:
     """Serves `stable`, which is the first of two versions."""
     for number in range(2):
         publish_variant(tmp_path / "store", f"1.{number}.0", number * 100.0)
-    Store(tmp_path / "store").move_alias(POLICY, "stable", "1.0.0", expected="")
+    move_alias(Store(tmp_path / "store"), POLICY, "stable", "1.0.0", expected="")
     return start_daemon(policy=f"{POLICY}@stable", store=tmp_path / "store")
 
 
@@ -144,8 +146,8 @@ def test_drain_with_wait_returns_when_the_daemon_is_gone(daemon: Daemon) -> None
     assert "is pilliond running?" in result.stderr
 
 
-def test_every_operators_command_of_the_readme_runs(daemon: Daemon) -> None:
-    text = (ROOT / "daemon" / "README.md").read_text()
+def test_every_operators_command_of_the_page_runs(daemon: Daemon) -> None:
+    text = OPERATING.read_text()
     lines = [
         line
         for line in re.findall(r"^\.venv/bin/pillion (.*)$", text, re.MULTILINE)

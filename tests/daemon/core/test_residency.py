@@ -101,7 +101,7 @@ def test_an_episode_is_answered_by_the_version_it_began_with_and_the_next_one_by
         assert (action.digest, numbers) == (second.digest, [103.0])
 
 
-def test_a_batch_never_mixes_the_versions_of_two_handles() -> None:
+def test_a_batch_never_mixes_the_versions_of_two_groups() -> None:
     board = Switchboard(limits=ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
     welcome = board.open()
     old = board.begin(welcome, 1)
@@ -177,7 +177,7 @@ def test_an_old_version_goes_when_nobody_leases_it_but_the_last_stable_one_stays
     assert {version.identity.version for version in board.residency.versions()} == {"1.1.0", "1.2.0"}
 
 
-def test_a_version_that_went_gives_its_memory_back_though_a_handle_held_it() -> None:
+def test_a_version_that_went_gives_its_memory_back_though_a_group_held_it() -> None:
     board = Switchboard(VersionSettings(old_max=0))
     engine = weakref.ref(board.first.engine)
     begun = board.begin(board.open(), 1)
@@ -205,7 +205,7 @@ def test_past_a_bound_the_episode_is_told_that_its_version_is_gone_and_never_swi
     for sequence, fields in ((3, {}), (4, {"episode_start": b"\1\0"})):
         reply = board.ask(b"peer", act(begun, sequence, 2, **fields), observation(2))
         assert codes([reply]) == ["version_gone"]
-    # What was refused changed nothing; a handle whose rows all begin anew leases what is there.
+    # What was refused changed nothing; a group whose rows all begin anew leases what is there.
     action, numbers = board.acted(begun, 5, 2, episode_start=b"\1\1")
     assert (action.digest[0], numbers) == (1, [103.0, 103.0])
 

@@ -32,7 +32,7 @@ def test_without_a_wait_the_batch_goes_when_the_engine_is_free() -> None:
     assert batch.close is BatchClose.ENGINE_FREE
 
 
-def test_a_batch_closes_when_every_live_lock_step_handle_has_submitted() -> None:
+def test_a_batch_closes_when_every_live_lock_step_group_has_submitted() -> None:
     scheduler = Scheduler(8, wait_ns_max=1_000)
     scheduler.add(waiting_act(), 0, 99)
     assert scheduler.take(1, lock_step_live=2) is None

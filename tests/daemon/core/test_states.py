@@ -37,7 +37,7 @@ def test_each_act_goes_on_from_the_one_before(bench: Bench) -> None:
     assert [actions(bench, begun, sequence) for sequence in (2, 3, 4)] == [[3.0], [6.0], [9.0]]
 
 
-def test_handles_in_one_batch_carry_their_own(bench: Bench) -> None:
+def test_groups_in_one_batch_carry_their_own(bench: Bench) -> None:
     welcome = bench.open(lock_step=True)
     first, second = bench.begin(welcome, 1), bench.begin(welcome, 2, rows=2)
     actions(bench, first, 3, value=10)
@@ -105,7 +105,7 @@ def test_a_start_whose_act_failed_is_not_lost(bench: Bench) -> None:
     assert actions(bench, begun, 4, rows=2) == [3.0, 6.0]
 
 
-def test_a_new_handle_begins_at_zero(bench: Bench) -> None:
+def test_a_new_group_begins_at_zero(bench: Bench) -> None:
     welcome = bench.open()
     first = bench.begin(welcome, 1)
     actions(bench, first, 2)
@@ -113,12 +113,12 @@ def test_a_new_handle_begins_at_zero(bench: Bench) -> None:
     assert actions(bench, bench.begin(welcome, 4), 5) == [3.0]
 
 
-def test_what_all_handles_carry_is_bounded_and_given_back() -> None:
+def test_what_all_groups_carry_is_bounded_and_given_back() -> None:
     bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, states_mb_max=0), carries=True)
     welcome = bench.open()
     refused = bench.ask(b"peer", Begin(welcome.session, welcome.epoch, 1, [0]))
     assert isinstance(refused, Error)
-    assert (refused.code, refused.expected) == ("overloaded", "at most 0 MB for all handles")
+    assert (refused.code, refused.expected) == ("overloaded", "at most 0 MB for all episode groups")
     bench = Bench(carries=True)
     welcome = bench.open()
     begun = bench.begin(welcome, rows=4)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_protocol import End, Spec
 from pilliond.limits import ServingLimits
 from pilliond.settings.schema import VersionSettings
@@ -80,7 +81,7 @@ def test_an_episode_goes_on_with_its_state_after_a_switch_and_a_new_one_begins_a
     ]  # fmt: skip
 
 
-def test_a_handle_that_goes_over_begins_at_zero(board: SummingBoard) -> None:
+def test_a_group_that_goes_over_begins_at_zero(board: SummingBoard) -> None:
     begun = board.begin(board.open(), 1)
     board.numbers(begun, 2)
     board.switch(1)
@@ -176,7 +177,7 @@ def test_a_version_that_went_gives_its_memory_back_though_rows_carried_its_state
     assert engine() is None
 
 
-def test_handles_of_a_version_share_its_batches_beside_one_whose_rows_differ() -> None:
+def test_groups_of_a_version_share_its_batches_beside_one_whose_rows_differ() -> None:
     board = SummingBoard(limits=ServingLimits(rows_max=8, queue_rows_max=16))
     welcome = board.open()
     mixed, plain = board.begin(welcome, 1, rows=2), board.begin(welcome, 2)
@@ -210,7 +211,7 @@ def test_a_real_daemon_stages_and_certifies_a_recurrent_policy_and_no_state_cros
 ) -> None:
     publish_summing(tmp_path / "store", "1.0.0", 0.0)
     publish_summing(tmp_path / "store", "1.1.0", 100.0)
-    Store(tmp_path / "store").move_alias("summing", "stable", "1.0.0", expected="", by="a test")
+    move_alias(Store(tmp_path / "store"), "summing", "stable", "1.0.0", expected="", by="a test")
     daemon = start_daemon(policy="summing@stable", store=tmp_path / "store")
     ones = np.ones((3, 1), np.float32)
     with pillion.connect(daemon.address) as session:

@@ -1,4 +1,4 @@
-"""Clients of the lane that are killed with -9, wherever they are, leave nothing behind; `make hunt` kills more of them."""
+"""Clients of the lane that are killed in any phase leave nothing behind; `make hunt` kills more of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The daemon as its operator sees it: start, admin port, faults, stop, exit codes. Real processes, real sockets."""
+"""The daemon from the operator's side: start, admin port, faults, stop, exit codes. Real processes and sockets."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ import pytest
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, publish
+from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
 
 OBSERVATION = np.zeros(8, np.float32)
 RESIDENT_BYTES_MAX = 250 * 1024 * 1024
 
 
 def pilliond(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A daemon that is expected to end by itself."""
+    """Runs a daemon that is expected to end by itself."""
     return subprocess.run(
         [sys.executable, "-m", "pilliond", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process lives; a zombie does not."""
+    """Returns whether a process lives; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -51,7 +52,7 @@ def wait_until_gone(pid: int) -> None:
 # The admin port
 
 
-def test_health_tells_how_the_daemon_is(daemon: Daemon) -> None:
+def test_health_returns_the_state_of_the_daemon(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session:
         session.begin().act(OBSERVATION)
         status, body = daemon.get("/health")
@@ -89,7 +90,7 @@ def test_promtool_accepts_the_metrics(daemon: Daemon) -> None:
 
 
 def check_metrics(daemon: Daemon) -> None:
-    """Lets promtool look at the metrics of a daemon; skips where it is not installed."""
+    """Checks the metrics of a daemon with promtool; skips if that is not installed."""
     if shutil.which("promtool") is None:
         message = "promtool is not installed: apt-get install prometheus"
         if os.environ.get("PILLION_REQUIRE_SYSTEM_PACKAGES"):
@@ -125,7 +126,7 @@ def test_ipc_and_tcp_are_served_at_once_and_ipc_is_for_this_user_alone(
     assert actions[0] == actions[1]
 
 
-def test_a_port_or_a_socket_in_use_is_said_and_the_other_daemon_stays(daemon: Daemon) -> None:
+def test_a_port_or_a_socket_in_use_is_an_error_and_the_other_daemon_stays(daemon: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         common = ["--store", str(STORE), "--policy", "lunar-lander"]
@@ -199,7 +200,7 @@ def test_a_mistake_is_one_clear_line_and_a_sysexits_code(arguments: list[str], c
 
 
 def test_no_artifact_reaches_a_loader_before_its_hash_has_been_checked(tmp_path: Path) -> None:
-    shutil.copytree(STORE, tmp_path / "store")
+    copy_examples(tmp_path / "store")
     model = blob_of(tmp_path / "store", "lunar-lander", "model.onnx")
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 0x10
@@ -221,10 +222,10 @@ def test_a_published_model_that_does_not_run_is_one_line_and_no_traceback(tmp_pa
     assert "Traceback" not in result.stderr
 
 
-def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
+def test_a_running_daemon_locks_the_version_that_it_serves_until_it_ends(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
-    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("leases"))
+    copy_examples(tmp_path / "store")
     digest = Store(tmp_path / "store").resolve("lunar-lander").digest
     daemon = start_daemon(store=tmp_path / "store")
     assert locked_digests(tmp_path / "store") == {digest}
@@ -233,9 +234,8 @@ def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
 
 
 def test_an_alias_and_a_digest_name_what_is_served(start_daemon: StartDaemon, tmp_path: Path) -> None:
-    shutil.copytree(STORE, tmp_path / "store")
-    store = Store(tmp_path / "store")
-    digest = store.move_alias("lunar-lander", "stable", "1.0.0", expected="").digest
+    store = copy_examples(tmp_path / "store")
+    digest = move_alias(store, "lunar-lander", "stable", "1.0.0", expected="").digest
     for policy in ("lunar-lander@stable", f"lunar-lander@{digest}"):
         daemon = start_daemon(store=store.root, policy=policy)
         assert daemon.health()["digest"] == digest
@@ -252,12 +252,12 @@ def test_sigterm_drains_says_goodbye_and_exits_0(start_daemon: StartDaemon) -> N
         episode.act(OBSERVATION)
         serving_pid = daemon.serving_pid
         assert daemon.stop() == 0
-        with pytest.raises(pillion.EpisodeLostError, match="goodbye"):
+        with pytest.raises(pillion.EpisodeLostError, match="the daemon ended the session"):
             episode.act(OBSERVATION)
     wait_until_gone(serving_pid)
 
 
-def test_a_serving_process_that_dies_is_started_again_and_said(start_daemon: StartDaemon) -> None:
+def test_a_serving_process_that_dies_is_restarted_and_logged(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     with pillion.connect(daemon.address) as session:
         episode = session.begin()
@@ -282,12 +282,12 @@ def test_the_serving_process_dies_with_its_parent(start_daemon: StartDaemon) -> 
 def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from pilliond import channel, serving\n"
-        "from pilliond.ipc.control_channel import Drain\n"
+        "from pilliond.ipc import control_channel as channel\n"
+        "from pilliond.serving import __main__ as serving\n"
         "from tests.daemon.support.assignment import assigned\n"
         "end, serving_end = channel.make_channel()\n"
         "channel.send(end, assigned(sys.argv[1]))\n"
-        "serving.ServingLoop.turn = lambda self, ready: 1 / 0\n"
+        "serving.ServingLoop.run_once = lambda self, ready: 1 / 0\n"
         "sys.argv[1] = str(serving_end.detach())\n"
         "sys.exit(serving.main())\n"
     )

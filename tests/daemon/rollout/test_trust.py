@@ -1,9 +1,8 @@
-"""The daemon loads what those signed whom its settings trust, and says who; anything else is refused before it is loaded."""
+"""The daemon loads policies with a trusted signature and logs the signer. It refuses others before it loads them."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +14,12 @@ from pillion_artifacts import Store
 from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
 from tests.conftest import StartDaemon
-from tests.harness import START_S_MAX, STORE, blob_of
+from tests.harness import START_S_MAX, blob_of, copy_examples
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    shutil.copytree(STORE, tmp_path / "store", ignore=shutil.ignore_patterns("lock", "leases", "staging"))
-    return Store(tmp_path / "store")
+    return copy_examples(tmp_path / "store")
 
 
 @pytest.fixture
@@ -86,7 +84,7 @@ def test_a_policy_that_no_rule_fits_is_loaded_unless_all_must_be_signed(
     settings.write_text("[trust]\nrequired = true\n" + settings.read_text())
     result = pilliond(settings, store, "highway-fast")
     assert result.returncode == os.EX_DATAERR
-    assert result.stderr == "pilliond: highway-fast@v1.0.0: no rule of trust.rules speaks of it\n"
+    assert result.stderr == "pilliond: highway-fast@v1.0.0: trust.rules has no rule for it\n"
 
 
 def test_a_rule_about_a_key_that_is_not_there_is_a_mistake_in_the_settings(settings: Path, store: Store) -> None:

@@ -33,7 +33,7 @@ from pillion_protocol.steps import ActStep
 from pilliond.ipc import metrics_page
 from pilliond.limits import (
     HEARTBEAT_MS,
-    MESSAGES_PER_LOOK_MAX,
+    MESSAGES_PER_POLL_MAX,
     ROUNDS_PER_BATCH_MAX,
     SILENT_MS_MAX,
     TICK_MS,
@@ -66,8 +66,8 @@ def test_an_act_is_answered_with_the_outputs_of_its_own_rows(bench: Bench) -> No
 
 def test_what_does_not_fit_into_a_batch_is_run_in_the_next_without_another_message(bench: Bench) -> None:
     welcome = bench.open()
-    handles = [bench.begin(welcome, sequence, rows=5) for sequence in (1, 2, 3)]
-    for sequence, begun in enumerate(handles, 4):
+    groups = [bench.begin(welcome, sequence, rows=5) for sequence in (1, 2, 3)]
+    for sequence, begun in enumerate(groups, 4):
         bench.put(b"peer", act(begun, sequence, rows=5), observation(5))
     assert codes(bench.pump()) == ["action", "action", "action"]
     assert bench.engine.batches == [5, 5, 5]
@@ -97,8 +97,8 @@ def test_every_time_that_its_timer_wakes_it_is_a_tick_however_long_one_takes(ben
 
 def test_messages_of_one_descriptor_make_one_batch(bench: Bench) -> None:
     welcome = bench.open()
-    handles = [bench.begin(welcome, sequence) for sequence in (1, 2, 3, 4)]
-    for sequence, begun in enumerate(handles, 5):
+    groups = [bench.begin(welcome, sequence) for sequence in (1, 2, 3, 4)]
+    for sequence, begun in enumerate(groups, 5):
         bench.put(b"peer", act(begun, sequence), observation())
     assert codes(bench.pump()) == ["action"] * 4
     assert bench.engine.batches == [4]
@@ -121,7 +121,7 @@ def test_an_older_sequence_is_stale(bench: Bench) -> None:
     assert codes([bench.ask(b"peer", act(begun, 4), observation())]) == ["sequence_stale"]
 
 
-def test_begin_sent_again_makes_no_second_handle(bench: Bench) -> None:
+def test_begin_sent_again_makes_no_second_group(bench: Bench) -> None:
     welcome = bench.open()
     assert bench.begin(welcome, 1) == bench.begin(welcome, 1)
     assert bench.sessions.episodes_live == 1
@@ -219,7 +219,7 @@ def test_start_marks_of_an_act_that_was_not_run_are_kept_for_the_next() -> None:
 
 
 def test_a_peer_that_never_stops_sending_does_not_keep_the_loop(bench: Bench) -> None:
-    taken_max = (ROUNDS_PER_BATCH_MAX + 1) * MESSAGES_PER_LOOK_MAX
+    taken_max = (ROUNDS_PER_BATCH_MAX + 1) * MESSAGES_PER_POLL_MAX
     for _ in range(taken_max + 50):
         bench.transport.inbox.append([b"peer", b"garbage"])
     bench.loop.run_once(bench.poller.poll(0, 1))
@@ -319,7 +319,7 @@ def test_ended_episodes_and_closed_sessions_leave_nothing_behind(bench: Bench) -
     assert (len(bench.sessions), bench.sessions.episodes_live, bench.sessions.lock_step_live) == (0, 0, 0)
 
 
-def test_limits_on_sessions_handles_rows_and_waiting_rows_answer_overloaded_or_mismatch() -> None:
+def test_limits_on_sessions_groups_rows_and_waiting_rows_answer_overloaded_or_mismatch() -> None:
     limits = ServingLimits(rows_max=4, queue_rows_max=4, sessions_max=2, episodes_max=3, batch_wait_us_max=1_000)
     bench = Bench(limits)
     welcome = bench.open(b"a")
@@ -327,10 +327,10 @@ def test_limits_on_sessions_handles_rows_and_waiting_rows_answer_overloaded_or_m
     assert codes([bench.ask(b"c", Hello(0, 0, 5))]) == ["overloaded"]
     assert codes([bench.ask(b"a", Begin(welcome.session, 7, 1, []))]) == ["rows_mismatch"]
     assert codes([bench.ask(b"a", Begin(welcome.session, 7, 2, [0] * 5))]) == ["rows_mismatch"]
-    handles = [bench.begin(welcome, 3 + index, rows=rows, peer=b"a") for index, rows in enumerate((3, 2, 1))]
+    groups = [bench.begin(welcome, 3 + index, rows=rows, peer=b"a") for index, rows in enumerate((3, 2, 1))]
     assert codes([bench.ask(b"a", Begin(welcome.session, 7, 9, [0]))]) == ["overloaded"]
-    bench.put(b"a", act(handles[0], 10, rows=3), observation(3))
-    bench.put(b"a", act(handles[1], 11, rows=2), observation(2))
+    bench.put(b"a", act(groups[0], 10, rows=3), observation(3))
+    bench.put(b"a", act(groups[1], 11, rows=2), observation(2))
     assert codes(bench.pump()) == ["overloaded"]
 
 
@@ -407,7 +407,7 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
             ServingLimits(rows_max=4, queue_rows_max=6, sessions_max=3, episodes_max=2, batch_wait_us_max=50)
         )
         self.sequence = 0
-        self.handles: list[Begun] = []
+        self.groups: list[Begun] = []
         self.owed: set[int] = set()
         self.welcomes: list[Welcome] = []
 
@@ -426,7 +426,7 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
         if isinstance(reply, Welcome):
             self.welcomes.append(reply)
         elif isinstance(reply, Begun):
-            self.handles.append(reply)
+            self.groups.append(reply)
         if reply.sequence in self.owed:
             self.owed.remove(reply.sequence)
         else:
@@ -453,17 +453,17 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 9), rows=st.integers(1, 4), budget_us=st.sampled_from([0, 10, 1_000]))
     def act_arrives(self, pick: int, rows: int, budget_us: int) -> None:
-        if self.handles:
-            handle = self.handles[pick % len(self.handles)]
+        if self.groups:
+            group = self.groups[pick % len(self.groups)]
             sequence = self._next()
             self.owed.add(sequence)
-            self._send(act(handle, sequence, rows, budget_us=budget_us), observation(rows))
+            self._send(act(group, sequence, rows, budget_us=budget_us), observation(rows))
 
     @rule(pick=st.integers(0, 9))
     def end(self, pick: int) -> None:
-        if self.handles:
-            handle = self.handles.pop(pick % len(self.handles))
-            self._send(End(handle.session, handle.epoch, self._next(), handle.episode))
+        if self.groups:
+            group = self.groups.pop(pick % len(self.groups))
+            self._send(End(group.session, group.epoch, self._next(), group.episode))
 
     @rule(advance_us=st.integers(0, 60))
     def time_passes(self, advance_us: int) -> None:

@@ -22,7 +22,8 @@ from pilliond.admin.http.tls import TlsIdentity
 from pilliond.errors import SettingsError
 from pilliond.settings.schema import Settings, load_settings
 from tests.daemon.support.tokens import asked, make_token
-from tests.harness import ROOT, START_S_MAX, STORE, running
+from tests.docs.pages import OPERATING
+from tests.harness import START_S_MAX, STORE, running
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_what_is_set_comes_before_what_systemd_gives(tmp_path: Path) -> None:
 
 
 def test_the_settings_of_the_page_are_taken(tmp_path: Path) -> None:
-    text = (ROOT / "daemon" / "README.md").read_text()
+    text = OPERATING.read_text()
     (settings,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert [address.is_tls for address in loaded(settings, tmp_path).admin.addresses()] == [False, True]
 

@@ -11,10 +11,10 @@ from pilliond.settings.schema import Settings
 from tests.harness import STORE
 
 
-def assigned(address: str) -> StartupConfig:
-    """To serve `lunar-lander` at `address`, with every setting at its default."""
+def assigned(address: str, policy: str = "lunar-lander") -> StartupConfig:
+    """To serve a policy that ships at `address`, with every setting at its default."""
     store = Store(STORE)
-    sealed = seal(seal_artifact(store, store.resolve("lunar-lander")))
+    sealed = seal(seal_artifact(store, store.resolve(policy)))
     sealed.metrics_index = 1
     settings = Settings()
     return StartupConfig(

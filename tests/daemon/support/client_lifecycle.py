@@ -51,10 +51,10 @@ def life(address: str) -> Iterator[str]:
     """Lives as a client by hand, and tells the name of each phase as it begins."""
     with RawLane(address) as lane:
         yield "connected"
-        handle = yield from _opening(lane)
-        yield from _acting(lane, handle)
+        group = yield from _opening(lane)
+        yield from _acting(lane, group)
         yield from _erring(lane)
-        yield from _leaving(lane, handle)
+        yield from _leaving(lane, group)
 
 
 def _opening(lane: RawLane) -> Generator[str, None, RawEpisodeGroup]:
@@ -64,31 +64,31 @@ def _opening(lane: RawLane) -> Generator[str, None, RawEpisodeGroup]:
     yield "welcome read"
     lane.say(lane.conversation.begin([1], True)[1][0])
     yield "begin sent"
-    handle = lane.take_begun()
+    group = lane.take_begun()
     yield "begun read"
-    handle.map()
+    group.map()
     yield "slots mapped"
-    return handle
+    return group
 
 
-def _acting(lane: RawLane, handle: RawEpisodeGroup) -> Iterator[str]:
-    handle.set_generation(1, 0)
-    handle.map()[64 : 64 + 2 * WIDTH] = bytes(2 * WIDTH)
+def _acting(lane: RawLane, group: RawEpisodeGroup) -> Iterator[str]:
+    group.set_generation(1, 0)
+    group.map()[64 : 64 + 2 * WIDTH] = bytes(2 * WIDTH)
     yield "slot half written"
-    handle.write(1, 1, _OBSERVATION)
+    group.write(1, 1, _OBSERVATION)
     yield "slot written"
-    lane.say(handle.act_head(1, 1))
+    lane.say(group.act_head(1, 1))
     yield "act sent"
     lane.hear()
     yield "act answered"
-    handle.write(2, 2, _OBSERVATION)
-    lane.say(handle.act_head(1, 1))
-    lane.say(handle.act_head(2, 2))
+    group.write(2, 2, _OBSERVATION)
+    lane.say(group.act_head(1, 1))
+    lane.say(group.act_head(2, 2))
     yield "two acts sent"
     lane.hear()
     lane.hear()
     yield "two acts answered"
-    lane.say(handle.act_head(), _OBSERVATION.tobytes())
+    lane.say(group.act_head(), _OBSERVATION.tobytes())
     yield "act in a packet sent"
     lane.hear(4 * WIDTH)
     yield "act in a packet answered"
@@ -108,12 +108,12 @@ def _erring(lane: RawLane) -> Iterator[str]:
     yield "both refused"
 
 
-def _leaving(lane: RawLane, handle: RawEpisodeGroup) -> Iterator[str]:
-    lane.say(lane.conversation.end(handle.episode)[1][0])
+def _leaving(lane: RawLane, group: RawEpisodeGroup) -> Iterator[str]:
+    lane.say(lane.conversation.end(group.episode)[1][0])
     yield "end sent"
     lane.hear()
     yield "end answered"
-    lane.say(handle.act_head(1, 1))
+    lane.say(group.act_head(1, 1))
     yield "act after the end sent"
     lane.hear()
     lane.say(lane.conversation.goodbye("done")[1][0])

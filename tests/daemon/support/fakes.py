@@ -214,7 +214,7 @@ class Bench:
         return reply
 
     def begin(self, welcome: Welcome, sequence: int = 1, rows: int = 1, peer: bytes = b"peer") -> Begun:
-        """A new handle."""
+        """A new group."""
         reply = self.ask(peer, Begin(welcome.session, welcome.epoch, sequence, list(range(rows))))
         assert isinstance(reply, Begun), reply
         return reply
@@ -226,7 +226,7 @@ def observation(rows: int = 1, value: float = 1.0) -> bytes:
 
 
 def act(begun: Begun, sequence: int, rows: int = 1, **fields: Any) -> Act:
-    """An act under a handle."""
+    """An act under a group."""
     fields.setdefault("deterministic", True)
     return Act(begun.session, begun.epoch, sequence, begun.episode, rows, **fields)
 

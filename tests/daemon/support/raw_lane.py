@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pillion.conversation import Conversation, Reply
 from pillion_protocol import Act, Begun, Message, decode, encode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.slots import SlotLayout, read_generation, write_generation
 from tests.harness import WAIT_S_MAX
 
@@ -21,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 class RawEpisodeGroup:
-    """A handle and the memory of its slots, if it has some. Owns its mapping and its descriptor."""
+    """A group and the memory of its slots, if it has some. Owns its mapping and its descriptor."""
 
     def __init__(self, lane: RawLane, begun: Begun, rows: int, descriptors: list[int]) -> None:
         self.lane = lane
@@ -29,13 +30,13 @@ class RawEpisodeGroup:
         self.rows = rows
         self.layout = SlotLayout(lane.conversation.spec, rows)
         self.descriptor = descriptors[0] if descriptors else -1
-        self.area: mmap.mmap | None = None
+        self.region: mmap.mmap | None = None
 
     def map(self) -> mmap.mmap:
         """The memory of its slots."""
-        if self.area is None:
-            self.area = mmap.mmap(self.descriptor, self.layout.area_bytes)
-        return self.area
+        if self.region is None:
+            self.region = mmap.mmap(self.descriptor, self.layout.region_bytes)
+        return self.region
 
     def write(self, slot: int, generation: int, observation: Floats) -> None:
         """Writes an observation and its generation into a slot, as a client should."""
@@ -75,20 +76,20 @@ class RawEpisodeGroup:
 
     def close(self) -> None:
         """Unmaps and closes what it has."""
-        if self.area is not None:
-            self.area.close()
-            self.area = None
+        if self.region is not None:
+            self.region.close()
+            self.region = None
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
 
 
 class RawLane:
-    """One connection. Owns its socket and its handles."""
+    """One connection. Owns its socket and its groups."""
 
     def __init__(self, address: str) -> None:
         self.conversation = Conversation("raw")
-        self.handles: list[RawEpisodeGroup] = []
+        self.groups: list[RawEpisodeGroup] = []
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(WAIT_S_MAX)
         self.socket.connect(address.removeprefix("lane://"))
@@ -125,7 +126,7 @@ class RawLane:
         return self
 
     def begin(self, rows: int = 1, slots: bool = True) -> RawEpisodeGroup:
-        """Begins a handle."""
+        """Begins a group."""
         self.say(self.conversation.begin(list(range(rows)), slots)[1][0])
         return self.take_begun(rows)
 
@@ -134,13 +135,13 @@ class RawLane:
         packet, descriptors, _, _ = socket.recv_fds(self.socket, PACKET_BYTES_MAX, 4)
         begun = decode(unpack(memoryview(packet), [1])[0])
         assert isinstance(begun, Begun), begun
-        self.handles.append(RawEpisodeGroup(self, begun, rows, descriptors))
-        return self.handles[-1]
+        self.groups.append(RawEpisodeGroup(self, begun, rows, descriptors))
+        return self.groups[-1]
 
     def close(self) -> None:
         """Closes everything."""
-        for handle in self.handles:
-            handle.close()
+        for group in self.groups:
+            group.close()
         self.socket.close()
 
     def __enter__(self) -> Self:

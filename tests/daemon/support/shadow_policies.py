@@ -1,4 +1,4 @@
-"""Policies to be shadowed: a real one and the same a little off, one whose action is a float, one that gives a NaN."""
+"""Policies for shadows: a real one and a biased copy, one with a float action, one that returns a NaN."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ distribution: {distribution}
 
 
 def publish_copy(root: Path, policy: str, version: str, biased: float = 0.0) -> None:
-    """Publishes a policy that ships as that version; `biased` is added to the logit of its first action."""
+    """Publishes a shipped policy as that version; `biased` is added to the logit of its first action."""
     shipped = Store(STORE)
     model = onnx.load_model_from_string(shipped.read(shipped.resolve(policy)).model)
     if biased:
@@ -44,7 +44,7 @@ def publish_copy(root: Path, policy: str, version: str, biased: float = 0.0) -> 
 
 
 def publish_scaling(root: Path, version: str, scale: float, *, draws: bool = True, width: int = 2) -> None:
-    """Publishes `scaling`: the action is the first two numbers of the observation times `scale`, or drawn around that."""
+    """Publishes `scaling`: the action is the first two numbers of the observation times `scale`, or drawn around it."""
     constants = [
         numpy_helper.from_array(np.array([scale, scale], np.float32), "scale"),
         numpy_helper.from_array(np.array([0], np.int64), "first"),

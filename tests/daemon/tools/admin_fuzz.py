@@ -24,6 +24,7 @@ import numpy as np
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from tests.daemon.support.tokens import make_token
 from tests.harness import ROOT, WAIT_S_MAX, Daemon, running
@@ -98,7 +99,7 @@ def publish(root: Path) -> Store:
     for number, version in enumerate(VERSIONS):
         publish_variant(root, version, number * STEP)
     store = Store(root)
-    store.move_alias(POLICY, "stable", VERSIONS[0], expected="", by="a fuzzer")
+    move_alias(store, POLICY, "stable", VERSIONS[0], expected="", by="a fuzzer")
     return store
 
 

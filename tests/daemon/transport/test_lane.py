@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import pillion
-from pillion_bench.roles.virtual_users import SessionSwarm
+from pillion_bench.roles.virtual_users import VirtualUserPool
 from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, Ping, Welcome, decode, encode
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
 from tests.harness import WAIT_S_MAX, Daemon
 
@@ -105,18 +106,18 @@ def test_acts_of_sessions_that_share_a_connection_are_each_answered_for_their_ow
         alone = [int(episode.act(observation)) for observation in observations]
     assert len(set(alone)) > 2
     batches = []
-    with SessionSwarm(lane_daemon.address, sessions=16, connections=1) as swarm:
-        swarm.open()
-        swarm.begin([[index] for index in range(16)])
+    with VirtualUserPool(lane_daemon.address, sessions=16, connections=1) as pool:
+        pool.open()
+        pool.begin([[index] for index in range(16)])
         for _ in range(5):
-            for rider in swarm.riders:
-                rider.act([observations[rider.index].tobytes()])
+            for user in pool.users:
+                user.act([observations[user.index].tobytes()])
             result = {}
-            for _ in swarm.riders:
-                rider, message, tensors = swarm.receive()
+            for _ in pool.users:
+                user, message, tensors = pool.receive()
                 assert isinstance(message, Action)
                 batches.append(message.batch_rows)
-                result[rider.index] = int(np.frombuffer(tensors[0], np.int64)[0])
+                result[user.index] = int(np.frombuffer(tensors[0], np.int64)[0])
             assert [result[index] for index in range(16)] == alone
     assert max(batches) > 1
 
@@ -237,7 +238,7 @@ def test_over_the_lane_too_an_episode_is_lost_with_its_daemon_and_a_new_one_begi
         episode = session.begin()
         episode.act(OBSERVATION)
         assert daemon.stop() == 0
-        with pytest.raises(pillion.EpisodeLostError, match="goodbye"):
+        with pytest.raises(pillion.EpisodeLostError, match="the daemon ended the session"):
             episode.act(OBSERVATION)
     assert not path.exists()
 
@@ -250,7 +251,7 @@ def test_connecting_to_nobody_over_the_lane_ends(tmp_path: Path) -> None:
 async def test_acts_of_both_carriers_in_one_batch_are_all_answered(start_daemon: StartDaemon, short_path: Path) -> None:
     import asyncio
 
-    # A batch that waits for every lock-step handle is run by whichever carrier brings the last act.
+    # A batch that waits for every lock-step group is run by whichever carrier brings the last act.
     daemon = start_daemon(
         listen=[f"lane://{short_path}/mixed.sock", f"ipc://{short_path}/mixed-zmq.sock"],
         settings={"limits__batch_wait_us_max": 20_000},

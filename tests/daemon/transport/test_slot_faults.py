@@ -19,7 +19,8 @@ import pytest
 
 import pillion
 from pillion_protocol import Action, Ended, Error, Message, Pong
-from pillion_protocol.lane import TENSOR_BYTES_MAX, pack
+from pillion_protocol.lane import pack
+from pillion_protocol.limits import TENSOR_BYTES_MAX
 from pilliond.limits import LANE_SEND_BUFFER_BYTES
 from tests.conftest import StartDaemon
 from tests.daemon.support.raw_lane import Floats, RawEpisodeGroup, RawLane
@@ -54,7 +55,7 @@ def tall_daemon(module_daemon: StartDaemon, short_path: Path, store: Path) -> Da
 
 @pytest.fixture(scope="module")
 def patient_daemon(module_daemon: StartDaemon, short_path: Path, store: Path) -> Daemon:
-    """Lets an act wait for the other handles, long enough for its slot to be written meanwhile."""
+    """Lets an act wait for the other groups, long enough for its slot to be written meanwhile."""
     settings = {"limits__batch_wait_us_max": 300_000}
     return module_daemon(policy="wide", store=store, listen=[f"lane://{short_path}/slow.lane"], settings=settings)
 
@@ -100,9 +101,9 @@ def refused(message: Message) -> str:
     return message.code
 
 
-def acts_run(lane: RawLane, handle: RawEpisodeGroup) -> int:
-    """Ends a handle and gives how many acts of it the daemon says it has run."""
-    ended = lane.ask(lane.conversation.end(handle.episode)[1][0])
+def acts_run(lane: RawLane, group: RawEpisodeGroup) -> int:
+    """Ends a group and gives how many acts of it the daemon says it has run."""
+    ended = lane.ask(lane.conversation.end(group.episode)[1][0])
     assert isinstance(ended, Ended)
     return ended.acts
 
@@ -145,21 +146,21 @@ def test_an_act_in_a_packet_has_its_outputs_in_a_packet_where_they_fit_and_else_
         assert message.slot == 0
         np.testing.assert_array_equal(np.frombuffer(action, np.float32), np.tile(observation, WIDTH // NARROW))
         rows = TENSOR_BYTES_MAX // (4 * WIDTH) + 1
-        handle = lane.begin(rows)
-        assert refused(lane.ask(handle.act_head(), observation.tobytes() * rows)) == "too_large"
-        handle.write(1, 5, np.tile(observation, rows))
-        assert isinstance(lane.ask(handle.act_head(1, 5)), Action)
-        np.testing.assert_array_equal(handle.outputs(1), np.tile(observation, rows * WIDTH // NARROW))
+        group = lane.begin(rows)
+        assert refused(lane.ask(group.act_head(), observation.tobytes() * rows)) == "too_large"
+        group.write(1, 5, np.tile(observation, rows))
+        assert isinstance(lane.ask(group.act_head(1, 5)), Action)
+        np.testing.assert_array_equal(group.outputs(1), np.tile(observation, rows * WIDTH // NARROW))
 
 
 def test_an_act_in_a_slot_that_is_sent_again_gets_the_same_reply_and_is_not_run_again(lane: RawLane) -> None:
-    handle = lane.begin()
+    group = lane.begin()
     observation = some()
-    handle.write(2, 9, observation)
-    head = handle.act_head(2, 9)
+    group.write(2, 9, observation)
+    head = group.act_head(2, 9)
     assert lane.ask(head) == lane.ask(head)
-    np.testing.assert_array_equal(handle.outputs(2), 2 * observation)
-    assert acts_run(lane, handle) == 1
+    np.testing.assert_array_equal(group.outputs(2), 2 * observation)
+    assert acts_run(lane, group) == 1
 
 
 # Another's, an old one, one that is written
@@ -180,12 +181,12 @@ def test_nobody_acts_in_a_slot_of_somebody_else(wide_daemon: Daemon, lane: RawLa
 
 
 def test_a_generation_is_good_until_the_slot_is_written_anew(lane: RawLane) -> None:
-    handle = lane.begin()
-    handle.write(1, 1, some())
-    assert isinstance(lane.ask(handle.act_head(1, 1)), Action)
-    handle.write(1, 2, some())
-    assert refused(lane.ask(handle.act_head(1, 1))) == "slot_stale"
-    assert isinstance(lane.ask(handle.act_head(1, 2)), Action)
+    group = lane.begin()
+    group.write(1, 1, some())
+    assert isinstance(lane.ask(group.act_head(1, 1)), Action)
+    group.write(1, 2, some())
+    assert refused(lane.ask(group.act_head(1, 1))) == "slot_stale"
+    assert isinstance(lane.ask(group.act_head(1, 2)), Action)
 
 
 @pytest.mark.parametrize("others_act", [False, True])
@@ -194,52 +195,52 @@ def test_a_slot_that_is_written_while_it_is_read_gets_slot_stale_and_its_neighbo
 ) -> None:
     ok = patient_daemon.metric("pillion_requests_total", outcome="ok")
     with RawLane(patient_daemon.address) as lane, pillion.connect(patient_daemon.address) as session:
-        handle = lane.hello().begin()
+        group = lane.hello().begin()
         neighbour = session.begin()
-        handle.write(1, 1, some())
-        lane.say(handle.act_head(1, 1))
+        group.write(1, 1, some())
+        lane.say(group.act_head(1, 1))
         # A pong behind the act: the act was admitted.
         assert isinstance(lane.ask(lane.conversation.ping()[1][0]), Pong)
-        handle.set_generation(1, 0)
+        group.set_generation(1, 0)
         if others_act:
             check(neighbour, 1)
         stale, _ = lane.hear()
         assert refused(stale) == "slot_stale"
         assert isinstance(stale, Error)
-        assert "while it was read" in stale.message
+        assert "overwritten before the answer" in stale.message
         neighbour.end()
         observation = some()
-        handle.write(1, 2, observation)
-        assert isinstance(lane.ask(handle.act_head(1, 2)), Action)
-        np.testing.assert_array_equal(handle.outputs(1), 2 * observation)
-        assert acts_run(lane, handle) == 1
+        group.write(1, 2, observation)
+        assert isinstance(lane.ask(group.act_head(1, 2)), Action)
+        np.testing.assert_array_equal(group.outputs(1), 2 * observation)
+        assert acts_run(lane, group) == 1
     assert patient_daemon.metric("pillion_requests_total", outcome="ok") == ok + 1 + others_act
 
 
 @pytest.mark.usefixtures("bystander")
 def test_a_peer_that_writes_all_the_time_gets_one_reply_for_each_act_and_hurts_nobody(lane: RawLane) -> None:
-    handle = lane.begin()
-    area = memoryview(handle.map())
+    group = lane.begin()
+    region = memoryview(group.map())
     is_done = threading.Event()
 
     def scribble() -> None:
         chance = random.Random(5)
         while not is_done.is_set():
             # Now and then it is the generation.
-            offset = chance.randrange(0, len(area), 8) if chance.randrange(256) else 0
-            area[offset : offset + 8] = struct.pack("<2f", chance.random(), chance.random())
+            offset = chance.randrange(0, len(region), 8) if chance.randrange(256) else 0
+            region[offset : offset + 8] = struct.pack("<2f", chance.random(), chance.random())
 
     scribbler = threading.Thread(target=scribble)
     scribbler.start()
     try:
         answers = []
         for generation in range(1, 300):
-            handle.set_generation(1, generation)
-            answers.append(lane.ask(handle.act_head(1, generation)))
+            group.set_generation(1, generation)
+            answers.append(lane.ask(group.act_head(1, generation)))
     finally:
         is_done.set()
         scribbler.join()
-        area.release()
+        region.release()
     codes = {message.code if isinstance(message, Error) else "action" for message in answers}
     assert codes == {"action", "slot_stale"}
 
@@ -249,27 +250,27 @@ def test_a_peer_that_writes_all_the_time_gets_one_reply_for_each_act_and_hurts_n
 
 @pytest.mark.usefixtures("bystander")
 def test_a_peer_that_unmaps_its_slots_and_closes_them_is_answered_all_the_same(lane: RawLane) -> None:
-    handle = lane.begin()
-    handle.write(1, 3, some())
-    handle.close()
-    assert isinstance(lane.ask(handle.act_head(1, 3)), Action)
+    group = lane.begin()
+    group.write(1, 3, some())
+    group.close()
+    assert isinstance(lane.ask(group.act_head(1, 3)), Action)
 
 
 @pytest.mark.usefixtures("bystander")
 def test_a_peer_can_neither_shrink_nor_grow_nor_seal_the_memory_and_a_hole_in_it_reads_as_zeros(lane: RawLane) -> None:
-    handle = lane.begin()
-    handle.write(1, 3, some())
-    for size in (0, 1, handle.layout.area_bytes * 2):
+    group = lane.begin()
+    group.write(1, 3, some())
+    for size in (0, 1, group.layout.region_bytes * 2):
         with pytest.raises(PermissionError):
-            os.ftruncate(handle.descriptor, size)
+            os.ftruncate(group.descriptor, size)
     with pytest.raises(PermissionError):
-        fcntl.fcntl(handle.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-    length = ctypes.c_long(handle.layout.area_bytes)
-    assert ctypes.CDLL(None).fallocate(handle.descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(0), length) == 0
-    assert refused(lane.ask(handle.act_head(1, 3))) == "slot_stale"
-    handle.set_generation(1, 4)
-    assert isinstance(lane.ask(handle.act_head(1, 4)), Action)
-    assert not handle.outputs(1).any()
+        fcntl.fcntl(group.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    length = ctypes.c_long(group.layout.region_bytes)
+    assert ctypes.CDLL(None).fallocate(group.descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(0), length) == 0
+    assert refused(lane.ask(group.act_head(1, 3))) == "slot_stale"
+    group.set_generation(1, 4)
+    assert isinstance(lane.ask(group.act_head(1, 4)), Action)
+    assert not group.outputs(1).any()
 
 
 @pytest.mark.usefixtures("bystander")
@@ -293,9 +294,9 @@ def test_slots_live_as_long_as_anybody_holds_the_connection_and_end_with_the_las
 def _begin_fork_and_die(daemon: Daemon, reading: int, writing: int) -> None:
     """In a child: never returns. Its own child exits when the test closes its end of the pipe."""
     try:
-        handle = RawLane(daemon.address).hello().begin()
-        handle.write(1, 1, some())
-        assert isinstance(handle.lane.ask(handle.act_head(1, 1)), Action)
+        group = RawLane(daemon.address).hello().begin()
+        group.write(1, 1, some())
+        assert isinstance(group.lane.ask(group.act_head(1, 1)), Action)
         if os.fork() == 0:
             os.close(writing)
             os.read(reading, 1)
@@ -310,8 +311,8 @@ def _begin_fork_and_die(daemon: Daemon, reading: int, writing: int) -> None:
 
 @pytest.mark.usefixtures("bystander")
 def test_half_a_message_of_any_length_gets_one_typed_error(wide_daemon: Daemon, lane: RawLane) -> None:
-    handle = lane.begin(slots=False)
-    packet = pack(handle.act_head(), [some().tobytes()])
+    group = lane.begin(slots=False)
+    packet = pack(group.act_head(), [some().tobytes()])
     for length in [*range(1, 131), 190, 4_000, len(packet) - 4, len(packet) - 1]:
         lane.socket.send(packet[:length])
         assert refused(lane.hear()[0]) == ("malformed" if length < 128 else "shape_mismatch"), length
@@ -326,12 +327,12 @@ def test_who_does_not_read_is_owed_so_much_and_then_dropped_with_a_count(wide_da
     descriptors = len(os.listdir(f"/proc/{wide_daemon.serving_pid}/fd"))
     memory = memfds(wide_daemon)
     with RawLane(wide_daemon.address) as lane:
-        handle = lane.hello().begin()
-        handle.write(1, 1, some())
+        group = lane.hello().begin()
+        group.write(1, 1, some())
         heads: dict[str, Callable[[], bytes | memoryview]] = {
             "pings": lambda: lane.conversation.ping()[1][0],
             "begins with descriptors": lambda: lane.conversation.begin([1], True)[1][0],
-            "acts in slots": lambda: handle.act_head(1, 1),
+            "acts in slots": lambda: group.act_head(1, 1),
         }
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             say_for_ever(lane, heads[kind])
@@ -365,8 +366,8 @@ def test_what_a_peer_says_while_it_hangs_up_is_no_message(wide_daemon: Daemon) -
     sessions = wide_daemon.health()["sessions"]
     for how in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
         with RawLane(wide_daemon.address) as lane:
-            handle = lane.hello().begin()
-            lane.say(handle.act_head(), some().tobytes())
+            group = lane.hello().begin()
+            lane.say(group.act_head(), some().tobytes())
             lane.socket.shutdown(how)
             eventually(lambda: wide_daemon.metric("pillion_sessions") == sessions)
 
@@ -375,13 +376,13 @@ def test_the_page_counts_acts_in_slots_and_the_memory_leased_for_them(wide_daemo
     wait_for_no_memfd(wide_daemon)
     acts = wide_daemon.metric("pillion_slot_acts_total")
     with RawLane(wide_daemon.address) as lane:
-        handle = lane.hello().begin()
-        handle.write(1, 1, some())
-        assert isinstance(lane.ask(handle.act_head(1, 1)), Action)
-        lane.say(handle.act_head(), some().tobytes())
+        group = lane.hello().begin()
+        group.write(1, 1, some())
+        assert isinstance(lane.ask(group.act_head(1, 1)), Action)
+        lane.say(group.act_head(), some().tobytes())
         assert isinstance(lane.hear(4 * WIDTH)[0], Action)
         assert wide_daemon.metric("pillion_slot_acts_total") == acts + 1
-        assert wide_daemon.metric("pillion_slot_bytes") == handle.layout.area_bytes
+        assert wide_daemon.metric("pillion_slot_bytes") == group.layout.region_bytes
     eventually(lambda: wide_daemon.metric("pillion_slot_bytes") == 0)
 
 

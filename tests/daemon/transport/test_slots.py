@@ -16,7 +16,8 @@ import pytest
 import pillion
 import pillion.aio
 from pillion_protocol import Action, Error
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack
+from pillion_protocol.lane import pack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.support.raw_lane import RawLane
 from tests.harness import STORE, WAIT_S_MAX, Daemon, running
@@ -114,23 +115,23 @@ def test_an_unknown_slot_and_another_generation_are_refused_and_the_session_goes
     pixel_daemon: Daemon, slot: int, generation: int, code: str
 ) -> None:
     with RawLane(pixel_daemon.address) as lane:
-        handle = lane.hello().begin()
-        handle.set_generation(1, 7)
-        refused = lane.ask(handle.act_head(slot, generation))
+        group = lane.hello().begin()
+        group.set_generation(1, 7)
+        refused = lane.ask(group.act_head(slot, generation))
         assert isinstance(refused, Error)
         assert refused.code == code
-        assert isinstance(lane.ask(handle.act_head(1, 7)), Action)
+        assert isinstance(lane.ask(group.act_head(1, 7)), Action)
 
 
 def test_the_memory_of_slots_can_neither_shrink_nor_grow(pixel_daemon: Daemon) -> None:
     with RawLane(pixel_daemon.address) as lane:
-        handle = lane.hello().begin()
-        for size in (0, handle.layout.area_bytes * 2):
+        group = lane.hello().begin()
+        for size in (0, group.layout.region_bytes * 2):
             with pytest.raises(PermissionError):
-                os.ftruncate(handle.descriptor, size)
+                os.ftruncate(group.descriptor, size)
 
 
-def test_slots_end_with_their_handle_their_connection_and_a_killed_client(pixel_daemon: Daemon) -> None:
+def test_slots_end_with_their_group_their_connection_and_a_killed_client(pixel_daemon: Daemon) -> None:
     wait_for_no_memfd(pixel_daemon)
     with pillion.connect(pixel_daemon.address) as session:
         episode = session.begin()

@@ -15,7 +15,8 @@ import pytest
 
 import pillion
 from pillion_protocol import Error, ErrorCode, decode
-from pillion_protocol.lane import PACKET_BYTES_MAX, unpack
+from pillion_protocol.lane import unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.support.other_users import GROUP, OUTSIDER, as_user
 from tests.harness import WAIT_S_MAX, Daemon

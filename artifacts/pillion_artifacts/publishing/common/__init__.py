@@ -1,1 +1,1 @@
-"""What every importer of policies uses: drafts, observations, parity with the source, an inert pickle reader."""
+"""Shared by all importers: drafts, observations, parity with the source, an inert pickle reader."""

@@ -1,4 +1,4 @@
-"""A policy on its way into a folder: what an importer makes, and what only the publisher can say."""
+"""Drafts: what an importer makes of a source, and the details that only the publisher knows."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import msgspec
 
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import Contributor, Environment, Lineage, Metric, ModelCard, Tolerance
-from pillion_artifacts.publishing.common.source import Source
+from pillion_artifacts.publishing.common.source import SourcePolicy
 
 NO_LICENCE = "NOASSERTION"
-"""SPDX's word for a licence that nobody has stated."""
+"""SPDX's word for an unknown licence."""
 
 TOLERANCE = Tolerance(absolute=1e-4, relative=1e-4)
-"""Of what is imported: two frameworks' sums of a few hundred float32 products differ by up to some 1e-5."""
+"""The default for imports. Sums of a few hundred float32 products differ by up to about 1e-5 between frameworks."""
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the publisher says of a policy: no source knows its own name."""
+    """The publisher's description of a policy. No source contains its name."""
 
     name: str
     version: str
@@ -34,23 +34,23 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """A model, its card, and the source that it is compared with."""
+    """A model, its card, and the source to compare it with."""
 
     model: bytes
     card: ModelCard
-    source: Source
+    source: SourcePolicy
     centres: Arrays = {}
-    """The mean of observations, where the source knows it: they are drawn around it."""
+    """The mean of observations by name, if the source has it. Observations are drawn around it."""
     spreads: Arrays = {}
-    """Their deviation, likewise."""
+    """The standard deviation of the same observations."""
 
 
 def tool_versions(*names: str) -> dict[str, str]:
-    """The versions of Python and of these distributions, as far as they are installed."""
+    """The versions of Python and of these packages, as far as they are installed."""
     versions = {"python": platform.python_version()}
     for name in sorted({"numpy", "onnx", "onnxruntime", *names}):
         try:
-            # a local label such as +cpu says how torch was built, which the weights do not depend on
+            # a local label such as +cpu is the build of torch, which does not change the weights
             versions[name] = version(name).partition("+")[0]
         except PackageNotFoundError:
             continue

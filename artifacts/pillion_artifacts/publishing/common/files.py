@@ -1,4 +1,4 @@
-"""Reads the files of a source: plain files of a bounded size, and members of zips that are no bombs."""
+"""Reads the files of a source: regular files of a bounded size, and members of zips that are no bombs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Final
 
 from pillion_artifacts.errors import InvalidArtifactError, InvalidSourceError
+from pillion_artifacts.limits import SOURCE_BYTES_MAX, ZIP_BYTES_MAX, ZIP_MEMBERS_MAX
 from pillion_artifacts.oci.blobs import read_small
-from pillion_artifacts.publishing.common.limits import ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, SOURCE_BYTES_MAX
 
 PICKLE_MAGIC: Final = b"\x80"
 ZIP_MAGIC: Final = b"PK\x03\x04"
 
 
 def read_file(path: Path, bytes_max: int = SOURCE_BYTES_MAX) -> bytes:
-    """The bytes of a plain file; raises `InvalidSourceError` for links, devices, and what is too large or not there."""
+    """Reads a regular file. Raises `InvalidSourceError` for a link, a device, a missing or too large file."""
     try:
         return read_small(path, bytes_max, path.name)
     except InvalidArtifactError as error:
@@ -26,7 +26,7 @@ def read_file(path: Path, bytes_max: int = SOURCE_BYTES_MAX) -> bytes:
 
 
 class Archive:
-    """A zip in memory whose members are read by name. Raises `InvalidSourceError` where it is none, or a bomb."""
+    """A zip in memory. Raises `InvalidSourceError` if it is no zip, or a bomb."""
 
     def __init__(self, data: bytes, what: str) -> None:
         self.what = what
@@ -36,9 +36,9 @@ class Archive:
             raise InvalidSourceError(f"{what}: not a zip: {error}") from None
         members = self._zip.infolist()
         unpacked = sum(member.file_size for member in members)
-        if len(members) > ARCHIVE_MEMBERS_MAX or unpacked > ARCHIVE_BYTES_MAX:
+        if len(members) > ZIP_MEMBERS_MAX or unpacked > ZIP_BYTES_MAX:
             raise InvalidSourceError(
-                f"{what}: expected at most {ARCHIVE_MEMBERS_MAX} members of {ARCHIVE_BYTES_MAX} bytes in all, "
+                f"{what}: expected at most {ZIP_MEMBERS_MAX} members of {ZIP_BYTES_MAX} bytes in all, "
                 f"got {len(members)} of {unpacked}"
             )
         self.names = [member.filename for member in members]
@@ -49,7 +49,7 @@ class Archive:
         return all(member.compress_type == zipfile.ZIP_STORED for member in self._zip.infolist())
 
     def read(self, name: str, bytes_max: int = SOURCE_BYTES_MAX) -> bytes:
-        """The bytes of a member; raises `InvalidSourceError`."""
+        """Reads a member. Raises `InvalidSourceError`."""
         if self.names.count(name) != 1:
             raise InvalidSourceError(f"{self.what}: expected one member {name!r}, got {self.names.count(name)}")
         if self._zip.getinfo(name).file_size > bytes_max:

@@ -1,4 +1,4 @@
-"""The folder that every importer ends with, and that the store publishes: model, card, golden pairs."""
+"""Writes the folder that the store publishes: model, card and golden pairs."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from pillion_artifacts.card.layers import CARD_NAME, GOLDEN_NAME, MODEL_NAME
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.card.yaml_card import dump_card
 from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.limits import PARITY_ROWS
 from pillion_artifacts.publishing.common.draft import Draft
-from pillion_artifacts.publishing.common.limits import PARITY_ROWS
 from pillion_artifacts.publishing.common.observations import draw_observations, play_environment
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
 from pillion_artifacts.publishing.common.parity import Parity, compare_models
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What was written, and how well the model agrees with its source."""
+class PublishReport(msgspec.Struct, frozen=True):
+    """The written folder, and how well the model agrees with its source."""
 
     folder: str
     card: ModelCard
     model_bytes: int
     observations: str
-    """Where the compared observations came from."""
+    """The origin of the compared observations."""
     rows: int
     ties: int
     golden_rows: int
     differences: dict[str, float]
 
 
-def write_folder(folder: Path, draft: Draft, observations: Arrays | None = None, *, plays: bool = False) -> Report:
-    """Compares the draft's model with its source and writes the folder, which need not exist.
+def write_folder(
+    folder: Path, draft: Draft, observations: Arrays | None = None, *, plays: bool = False
+) -> PublishReport:
+    """Compares the draft's model with its source, then writes the folder, which need not exist.
 
-    `observations` are real ones by name; without them the environment of the card is played where `plays`, else
-    they are drawn. Raises `ParityError` where model and source differ, before anything is written.
+    `observations` are real observations by name. Without them, plays the card's environment if `plays`, and otherwise
+    draws observations. Raises `ParityError` before it writes anything if model and source differ.
     """
     model = OnnxModel(draft.model)
     given, origin = _observations(draft, model, observations, plays=plays)
     parity = compare_models(draft.source, model, draft.card, given)
     _write(folder, draft, parity)
-    return Report(
+    return PublishReport(
         folder=str(folder),
         card=draft.card,
         model_bytes=len(draft.model),

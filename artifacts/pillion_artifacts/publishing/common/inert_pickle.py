@@ -1,8 +1,8 @@
-"""Reads what a pickle says without doing what it asks: nothing is imported, and nothing of it is called.
+"""Reads a pickle without executing it: nothing is imported, and nothing in it is called.
 
-A pickle is a program for a small stack machine. `pickletools` splits it into steps without running any; this reader
-runs those that make plain data, makes numpy arrays of their bytes itself, and for every other class or function that
-the pickle names it makes an inert `Record` of the name and of what it would have been called with.
+A pickle is a program for a small stack machine. `pickletools` splits it into opcodes without running them. This reader
+runs the opcodes that make plain data, and makes numpy arrays from their bytes itself. For any other class or function, it
+makes an `InertObject` with the name and the arguments of the call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX, PICKLE_OPCODES_MAX
+from pillion_artifacts.limits import PICKLE_BYTES_MAX, PICKLE_OPCODES_MAX
 
 _PLAIN: Final = {
     *("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
@@ -37,7 +37,7 @@ _STORE: Final = {"PUT", "BINPUT", "LONG_BINPUT"}
 _RECALL: Final = {"GET", "BINGET", "LONG_BINGET"}
 
 _KEYS: Final = (str, int, float, bytes, type(None))
-"""What may be a key: hashing nested tuples that share their parts takes for ever."""
+"""The types of keys. Tuples are not among them: hashing nested tuples with shared parts takes exponential time."""
 
 _DTYPE_KINDS: Final = "biuf"
 _RECONSTRUCT: Final = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
@@ -45,10 +45,10 @@ _FROM_BUFFER: Final = {"numpy.core.numeric._frombuffer", "numpy._core.numeric._f
 _SCALAR: Final = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
 
 
-class Record:
-    """An object that a pickle describes, not made: the name of what would make it, its arguments and its state.
+class InertObject:
+    """An object that a pickle describes, but that was not made: the class or function, its arguments and its state.
 
-    `name` is `module.qualified_name`; a class or function that is only named has no `arguments`.
+    `name` is `module.qualified_name`. `arguments` is None for a class or function that is named, but not called.
     """
 
     def __init__(self, name: str, arguments: tuple[Any, ...] | None = None) -> None:
@@ -58,17 +58,17 @@ class Record:
         self.items: list[Any] = []
 
     def __repr__(self) -> str:
-        return f"Record({self.name})"
+        return f"InertObject({self.name})"
 
 
 class _Mark:
-    """Where a group on the stack begins."""
+    """The start of a group on the stack."""
 
 
 def read_pickle(data: bytes, what: str) -> Any:
-    """The plain data, arrays and `Record`s that `data` describes; `what` names it in errors.
+    """Reads plain data, arrays and `InertObject`s from a pickle. Errors start with `what`.
 
-    Raises `InvalidSourceError` where it is no pickle, too large, or uses steps that have no inert meaning.
+    Raises `InvalidSourceError` if it is no pickle, too large, or has an opcode without an inert meaning.
     """
     if len(data) > PICKLE_BYTES_MAX:
         raise InvalidSourceError(f"{what}: expected a pickle of at most {PICKLE_BYTES_MAX} bytes, got {len(data)}")
@@ -80,12 +80,12 @@ def read_pickle(data: bytes, what: str) -> Any:
             machine.step(opcode.name, argument)
         return machine.result()
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        # what pickletools and a malformed program raise: it is the pickle that is wrong
+        # all errors that pickletools and the handlers raise for a malformed pickle
         raise InvalidSourceError(f"{what}: not a pickle that can be read inertly: {error}") from None
 
 
 class _Machine:
-    """The stack, the memo, and a step for each opcode."""
+    """The stack, the memo, and a handler for each opcode."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -185,13 +185,13 @@ class _Machine:
 
     def _on_global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self._stack.append(Record(f"{module}.{name}"))
+        self._stack.append(InertObject(f"{module}.{name}"))
 
     def _on_stack_global(self, _: Any) -> None:
         module, name = self._pop_many(2)
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError("a class is named by two strings")
-        self._stack.append(Record(f"{module}.{name}"))
+        self._stack.append(InertObject(f"{module}.{name}"))
 
     def _on_reduce(self, _: Any) -> None:
         function, arguments = self._pop_many(2)
@@ -207,25 +207,25 @@ class _Machine:
     def _on_build(self, _: Any) -> None:
         state = self._pop()
         target = self._stack[-1]
-        if isinstance(target, Record):
+        if isinstance(target, InertObject):
             self._set_state(target, state)
         else:
             raise TypeError(f"a {type(target).__name__} has no state")
 
     def _extend(self, values: list[Any]) -> None:
         target = self._stack[-1]
-        (target.items if isinstance(target, Record) else target).extend(values)
+        (target.items if isinstance(target, InertObject) else target).extend(values)
 
     def _set_items(self, group: list[Any]) -> None:
         target = self._stack[-1]
-        (target.state if isinstance(target, Record) else target).update(_pairs(group))
+        (target.state if isinstance(target, InertObject) else target).update(_pairs(group))
 
     def _describe_call(self, function: Any, arguments: Any) -> Any:
-        """What calling `function` would give, where that is data; else the record of it."""
-        if not isinstance(function, Record) or not isinstance(arguments, tuple):
+        """The result of a call that makes plain data; for any other call, an `InertObject`."""
+        if not isinstance(function, InertObject) or not isinstance(arguments, tuple):
             raise TypeError("a call of something that has no name, or without a tuple of arguments")
         if function.arguments is not None:
-            return Record(f"{function.name}()", arguments)
+            return InertObject(f"{function.name}()", arguments)
         if function.name in _RECONSTRUCT:
             return _Array(function.name, arguments)
         if function.name in _FROM_BUFFER:
@@ -236,9 +236,9 @@ class _Machine:
             return self._array(data, dtype, (), "C")[()]
         if function.name == "collections.OrderedDict" and not arguments:
             return {}
-        return Record(function.name, arguments)
+        return InertObject(function.name, arguments)
 
-    def _set_state(self, target: Record, state: Any) -> None:
+    def _set_state(self, target: InertObject, state: Any) -> None:
         if isinstance(target, _Array):
             _, shape, dtype, is_fortran, data = state
             target.state["array"] = self._array(data, dtype, shape, "F" if is_fortran else "C")
@@ -253,12 +253,12 @@ class _Machine:
             target.state["state"] = state
 
     def _array(self, data: Any, dtype: Any, shape: Any, order: str) -> NDArray[Any]:
-        """An array of our own with those bytes."""
-        made = _make_array(data, dtype, shape, order)
-        self._array_bytes += made.nbytes
+        """Makes a numpy array from bytes."""
+        array = _make_array(data, dtype, shape, order)
+        self._array_bytes += array.nbytes
         if self._array_bytes > PICKLE_BYTES_MAX:
             raise ValueError(f"its arrays take more than {PICKLE_BYTES_MAX} bytes")
-        return made
+        return array
 
 
 _HANDLERS: Final[dict[str, Callable[[_Machine, Any], None]]] = {
@@ -266,12 +266,12 @@ _HANDLERS: Final[dict[str, Callable[[_Machine, Any], None]]] = {
 }
 
 
-class _Array(Record):
-    """An array whose shape, dtype and bytes come with its state."""
+class _Array(InertObject):
+    """An array that gets its shape, dtype and bytes with its state."""
 
 
 def _keys(values: list[Any]) -> list[Any]:
-    """The values, all of which may be keys; raises `TypeError`."""
+    """Returns the values if all of them can be keys. Raises `TypeError`."""
     for value in values:
         if not isinstance(value, _KEYS):
             raise TypeError(f"a {type(value).__name__} as a key")
@@ -283,8 +283,8 @@ def _pairs(group: list[Any]) -> list[tuple[Any, Any]]:
 
 
 def _make_array(data: Any, dtype: Any, shape: Any, order: str) -> NDArray[Any]:
-    """Raises `TypeError` or `ValueError` where the parts do not fit each other."""
-    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, Record) or dtype.name != "numpy.dtype":
+    """Raises `TypeError` or `ValueError` if the parts do not fit together."""
+    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, InertObject) or dtype.name != "numpy.dtype":
         raise TypeError("an array that is not bytes with a dtype")
     code = str((dtype.arguments or ("?",))[0])
     kind = np.dtype(code if code[:1] in _DTYPE_KINDS and code[1:].isdigit() else "V1")
@@ -299,12 +299,12 @@ def _make_array(data: Any, dtype: Any, shape: Any, order: str) -> NDArray[Any]:
 
 
 def _settle(value: Any) -> Any:
-    """The same, with arrays in the place of what became one by its state."""
+    """Returns `value` with each `_Array` replaced by its numpy array."""
     return _Settler().settle(value)
 
 
 class _Settler:
-    """Goes through everything once: parts that are shared stay shared, and loops end."""
+    """Visits each object once, so that shared parts stay shared and cycles end."""
 
     def __init__(self) -> None:
         self._settled: dict[int, Any] = {}
@@ -325,7 +325,7 @@ class _Settler:
             made.extend(self.settle(inner) for inner in item)
         elif isinstance(item, tuple):
             self._settled[id(item)] = tuple(self.settle(inner) for inner in item)
-        elif isinstance(item, Record):
+        elif isinstance(item, InertObject):
             item.state = {key: self.settle(inner) for key, inner in item.state.items()}
             item.arguments = None if item.arguments is None else tuple(map(self.settle, item.arguments))
             item.items = [self.settle(inner) for inner in item.items]

@@ -1,4 +1,4 @@
-"""Observations to compare source and model on: drawn from the card's bounds, or met in the environment itself."""
+"""Observations for comparing source and model: drawn from the card's bounds, or collected in the environment."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import Environment, TensorCard
 from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.limits import DRAWN_BOUND_MAX
 
 _SEED: Final = 7
-_BOUND_MAX: Final = 1e6
-"""A bound beyond this is none: numbers drawn evenly below the greatest float are all enormous."""
-
-_BYTE_MAX: Final = 255
+_WHITE: Final = 255
+"""The highest value of a pixel."""
 
 Act = Callable[[Arrays], NDArray[Any]]
-"""Observations of one row by name, to the action of that row."""
+"""Maps one row of observations by name to its action."""
 
 
 def draw_observations(cards: list[TensorCard], rows: int, seed: int = _SEED) -> Arrays:
-    """`rows` rows of each observation: even between bounds, normal where there are none. The same for a seed."""
+    """Draws `rows` rows of each observation: uniform within bounds, normal without bounds. A seed fixes the result."""
     generator = np.random.default_rng(seed)
     return {card.name: _draw(card, rows, generator) for card in cards}
 
@@ -37,15 +36,15 @@ def _draw(card: TensorCard, rows: int, generator: np.random.Generator) -> NDArra
     low, high = _bounds(card, dtype)
     if dtype.kind in "iu":
         return generator.integers(low.astype(np.int64), high.astype(np.int64), shape, endpoint=True).astype(dtype)
-    is_bounded = (np.abs(low) <= _BOUND_MAX) & (np.abs(high) <= _BOUND_MAX)
-    even = generator.uniform(np.where(is_bounded, low, 0.0), np.where(is_bounded, high, 1.0), shape)
-    return np.where(is_bounded, even, generator.standard_normal(shape)).astype(dtype)
+    is_bounded = (np.abs(low) <= DRAWN_BOUND_MAX) & (np.abs(high) <= DRAWN_BOUND_MAX)
+    uniform = generator.uniform(np.where(is_bounded, low, 0.0), np.where(is_bounded, high, 1.0), shape)
+    return np.where(is_bounded, uniform, generator.standard_normal(shape)).astype(dtype)
 
 
 def _bounds(card: TensorCard, dtype: np.dtype[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     size = math.prod(card.shape)
     is_integer = dtype.kind in "iu"
-    least, most = (0.0, float(min(_BYTE_MAX, np.iinfo(dtype).max))) if is_integer else (-math.inf, math.inf)
+    least, most = (0.0, float(min(_WHITE, np.iinfo(dtype).max))) if is_integer else (-math.inf, math.inf)
 
     def shaped(bound: list[float], otherwise: float) -> NDArray[np.float64]:
         return np.broadcast_to(np.asarray(bound or [otherwise], np.float64), (size,)).reshape(card.shape)
@@ -56,23 +55,23 @@ def _bounds(card: TensorCard, dtype: np.dtype[Any]) -> tuple[NDArray[np.float64]
 def play_environment(
     environment: Environment, cards: list[TensorCard], act: Act, rows: int, seed: int = _SEED
 ) -> Arrays:
-    """The first `rows` observations of episodes in which `act` acts; raises `InvalidSourceError` where they do not fit."""
+    """Collects `rows` observations of episodes that `act` plays. Raises `InvalidSourceError` if their shapes are wrong."""
     from pillion_artifacts.card.environments import make_environment
 
-    met: dict[str, list[NDArray[Any]]] = {card.name: [] for card in cards}
+    collected: dict[str, list[NDArray[Any]]] = {card.name: [] for card in cards}
     played = make_environment(environment)
     try:
         observation, _ = played.reset(seed=seed)
         for _ in range(rows):
             row = _row(observation, cards, environment.id)
             for name, values in row.items():
-                met[name].append(values[0])
+                collected[name].append(values[0])
             observation, _, terminated, truncated, _ = played.step(_to_space(played.action_space, act(row)))
             if terminated or truncated:
                 observation, _ = played.reset()
     finally:
         played.close()
-    return {name: np.stack(values) for name, values in met.items()}
+    return {name: np.stack(values) for name, values in collected.items()}
 
 
 def _row(observation: Any, cards: list[TensorCard], environment: str) -> Arrays:
@@ -89,5 +88,5 @@ def _row(observation: Any, cards: list[TensorCard], environment: str) -> Arrays:
 
 
 def _to_space(space: Any, action: NDArray[Any]) -> Any:
-    # Gymnasium's Discrete takes a number, not an array of none
+    # Gymnasium's Discrete expects a number, not a zero-dimensional array
     return action.item() if action.ndim == 0 else action.astype(space.dtype)

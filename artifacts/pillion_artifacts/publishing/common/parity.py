@@ -1,4 +1,4 @@
-"""Train–serve parity: source and model act on the same observations, and some of these pairs are kept."""
+"""Train-serve parity: runs source and model on the same observations, and keeps some of the pairs."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays, Golden, compare
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import ParityError
-from pillion_artifacts.publishing.common.limits import GOLDEN_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
+from pillion_artifacts.limits import GOLDEN_KEPT_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
-from pillion_artifacts.publishing.common.source import Source
+from pillion_artifacts.publishing.common.source import SourcePolicy
 
 
 class Parity(msgspec.Struct, frozen=True):
-    """What came of a comparison."""
+    """The result of a comparison."""
 
     rows: int
-    """Compared."""
+    """The number of compared rows."""
     ties: int
-    """Left out: two actions were as good as each other, and rounding would choose."""
+    """The number of skipped rows: two actions were equally good, so rounding would choose."""
     differences: dict[str, float]
-    """The greatest of each output, absolute."""
+    """The greatest absolute difference of each output."""
     golden: Golden
-    """The rows that are kept."""
+    """The kept rows."""
 
 
-def compare_models(source: Source, model: OnnxModel, card: ModelCard, observation: Arrays) -> Parity:
-    """Runs both on all rows; raises `ParityError` where an output differs by more than the card's tolerance."""
+def compare_models(source: SourcePolicy, model: OnnxModel, card: ModelCard, observation: Arrays) -> Parity:
+    """Runs both on all rows. Raises `ParityError` if an output differs by more than the card's tolerance."""
     pairs, margin = _run_source(source, card, observation)
     is_tie = _ties(margin, card, len(margin) if margin is not None else 0)
     if margin is not None and is_tie.all():
@@ -45,17 +45,19 @@ def compare_models(source: Source, model: OnnxModel, card: ModelCard, observatio
 
 
 def _check_is_number(outputs: Arrays) -> None:
-    """Infinities may be meant, as the logits of what is forbidden; a NaN never is."""
+    """Raises `ParityError` for NaN. Infinities are allowed: a forbidden action may have the logit -inf."""
     for name, values in outputs.items():
         if values.dtype.kind == "f" and np.isnan(values).any():
             row = int(np.argwhere(np.isnan(values))[0][0])
             raise ParityError(
-                f"output {name!r}, row {row}: the source itself gives NaN: expected observations that it knows (--env, --observations)"
+                f"output {name!r}, row {row}: the source itself returns NaN: expected observations that it was trained on (--env, --observations)"
             )
 
 
-def _run_source(source: Source, card: ModelCard, observation: Arrays) -> tuple[Golden, NDArray[np.float64] | None]:
-    """All pairs; where there is state, the rows are episodes of some steps that are run one after the other."""
+def _run_source(
+    source: SourcePolicy, card: ModelCard, observation: Arrays
+) -> tuple[Golden, NDArray[np.float64] | None]:
+    """Runs the source on all rows. With state, the rows are steps of several episodes, run one step after the other."""
     rows = len(next(iter(observation.values())))
     steps = PARITY_STEPS if card.state else 1
     episodes = rows // steps
@@ -63,10 +65,10 @@ def _run_source(source: Source, card: ModelCard, observation: Arrays) -> tuple[G
     inputs, outputs, margins = [], [], []
     for step in range(steps):
         chosen = {name: values[step * episodes : (step + 1) * episodes] for name, values in observation.items()}
-        given = {**chosen, **state}
-        actual = source.run(given)
+        inputs_of_step = {**chosen, **state}
+        actual = source.run(inputs_of_step)
         state = {part.name: actual.outputs[part.output] for part in card.state}
-        inputs.append(given)
+        inputs.append(inputs_of_step)
         outputs.append(actual.outputs)
         margins.append(actual.margin)
     joined = [margin for margin in margins if margin is not None]
@@ -78,7 +80,7 @@ def _join(parts: list[Arrays]) -> Arrays:
 
 
 def _ties(margin: NDArray[np.float64] | None, card: ModelCard, rows: int) -> NDArray[np.bool_]:
-    """The rows whose choice the tolerance does not decide."""
+    """The rows where the best two actions are within the tolerance."""
     if margin is None:
         return np.zeros(rows, np.bool_)
     return margin <= 2 * (card.tolerance.absolute + card.tolerance.relative)
@@ -92,8 +94,8 @@ def _rows(golden: Golden, chosen: NDArray[Any]) -> Golden:
 
 
 def _golden_part(pairs: Golden) -> Golden:
-    """The rows that are kept, spread over all, no more bytes than are allowed."""
+    """The rows to keep: spread over all rows, within the limits on rows and bytes."""
     row_bytes = sum(values[0].nbytes for values in [*pairs.inputs.values(), *pairs.outputs.values()])
-    count = max(1, min(GOLDEN_ROWS_MAX, pairs.rows, GOLDEN_BYTES_MAX // max(1, row_bytes)))
+    count = max(1, min(GOLDEN_ROWS_MAX, pairs.rows, GOLDEN_KEPT_BYTES_MAX // max(1, row_bytes)))
     spread = np.unique(np.linspace(0, pairs.rows - 1, count).astype(np.int64))
     return _rows(pairs, spread)

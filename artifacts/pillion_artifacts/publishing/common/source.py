@@ -1,4 +1,4 @@
-"""What a source is to those who compare it with the model that was made of it."""
+"""The interface of a source policy, for comparing it with the model made from it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pillion_artifacts.card.golden_pairs import Arrays
 
 
 class SourceRun(msgspec.Struct, frozen=True):
-    """What a source gave for some rows."""
+    """The outputs of a source for some rows."""
 
     outputs: Arrays
     margin: NDArray[np.float64] | None = None
-    """By how much the chosen action of each row was better than the next; None where nothing is chosen."""
+    """How much better the chosen action of each row is than the next best; None without a choice."""
 
 
-class Source(Protocol):
-    """Runs the policy as it was before it was published."""
+class SourcePolicy(Protocol):
+    """The policy in its original framework."""
 
     def run(self, inputs: Arrays) -> SourceRun:
-        """The outputs for observations (and states) of [rows, …] each."""
+        """Returns the outputs for observations and states of [rows, …]."""
 
 
 def margin_of(values: NDArray[Any]) -> NDArray[np.float64]:
-    """How far the greatest of each row is above the second, relative to their size; [rows, n] to [rows]."""
+    """The difference between the greatest and the second value of each row, relative to their size; [rows, n] to [rows]."""
     if values.shape[1] < 2:
         return np.full(len(values), np.inf)
     best = np.sort(values.astype(np.float64), axis=1)[:, -2:]

@@ -1,4 +1,4 @@
-"""Gymnasium's spaces as a source describes them: read from inert records, told to a card, made again for a reference."""
+"""Gymnasium's spaces: read from a pickle's inert objects, written to a card, made again for a reference policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import TensorCard
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.publishing.common.inert_pickle import Record
+from pillion_artifacts.publishing.common.inert_pickle import InertObject
 from pillion_protocol.specs import Space
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _INTEGER: Final = "int64"
 
 
 class TensorSpace(msgspec.Struct, frozen=True):
-    """One space that is not made of others. `low` and `high` have its shape, and are inclusive."""
+    """A space without inner spaces. `low` and `high` have its shape, and are inclusive."""
 
     kind: Space
     dtype: str
@@ -31,7 +31,7 @@ class TensorSpace(msgspec.Struct, frozen=True):
 
     @property
     def is_image(self) -> bool:
-        """Whether Stable-Baselines3 takes it for an image: three axes of bytes from 0 to 255."""
+        """Whether Stable-Baselines3 treats it as an image: three axes of bytes from 0 to 255."""
         return (
             self.kind == "Box"
             and len(self.shape) == 3
@@ -42,11 +42,11 @@ class TensorSpace(msgspec.Struct, frozen=True):
 
     @property
     def choices(self) -> list[int]:
-        """How many values each element of a Discrete or MultiDiscrete space may have, in C order."""
+        """The number of values of each element of a Discrete or MultiDiscrete space, in C order."""
         return [int(most) + 1 for most in self.high.ravel()]
 
     def card(self, name: str) -> TensorCard:
-        """This space under that name: one bound where all elements share it, none where one has none."""
+        """The card of this space: one bound if all elements share it, none if any element has none."""
         return TensorCard(
             name=name,
             dtype=self.dtype,  # type: ignore[arg-type]  # parse_card refuses what is not a DType
@@ -57,7 +57,7 @@ class TensorSpace(msgspec.Struct, frozen=True):
         )
 
     def make(self) -> gymnasium.Space[Any]:
-        """The same space of Gymnasium's."""
+        """Makes the Gymnasium space."""
         from gymnasium import spaces
 
         match self.kind:
@@ -71,7 +71,7 @@ class TensorSpace(msgspec.Struct, frozen=True):
 
 
 def read_space(record: Any, what: str) -> TensorSpace | dict[str, TensorSpace]:
-    """The space that an inert record describes, a dictionary for a Dict; raises `InvalidSourceError`."""
+    """Reads a space from an inert object; a Dict becomes a dictionary. Raises `InvalidSourceError`."""
     kind = _kind(record, what)
     if kind != "Dict":
         return _read_tensor_space(record, kind, what)
@@ -85,13 +85,13 @@ def read_space(record: Any, what: str) -> TensorSpace | dict[str, TensorSpace]:
 
 
 def _kind(record: Any, what: str) -> str:
-    name = record.name if isinstance(record, Record) else type(record).__name__
+    name = record.name if isinstance(record, InertObject) else type(record).__name__
     if not name.startswith(_MODULES):
         raise InvalidSourceError(f"{what}: expected a space of Gymnasium's, got {name}")
     return str(name.rpartition(".")[2])
 
 
-def _read_tensor_space(record: Record, kind: str, what: str) -> TensorSpace:
+def _read_tensor_space(record: InertObject, kind: str, what: str) -> TensorSpace:
     readers = {
         "Box": _read_box,
         "Discrete": _read_discrete,
@@ -103,15 +103,15 @@ def _read_tensor_space(record: Record, kind: str, what: str) -> TensorSpace:
     try:
         return readers[kind](record.state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidSourceError(f"{what}: a {kind} space that cannot be read: {error!r}") from None
+        raise InvalidSourceError(f"{what}: cannot read this {kind} space: {error!r}") from None
 
 
 def _read_box(state: dict[str, Any]) -> TensorSpace:
     low, high = state["low"], state["high"]
     if low.shape != high.shape:
         raise ValueError(f"bounds of shape {low.shape} and {high.shape}")
-    # older versions of gym keep no dtype of their own
-    dtype = np.dtype(state["dtype"].arguments[0]) if isinstance(state.get("dtype"), Record) else low.dtype
+    # older versions of gym do not store the dtype
+    dtype = np.dtype(state["dtype"].arguments[0]) if isinstance(state.get("dtype"), InertObject) else low.dtype
     return TensorSpace("Box", str(dtype), list(low.shape), low, high)
 
 
@@ -136,6 +136,6 @@ def _read_multi_binary(state: dict[str, Any]) -> TensorSpace:
 def _bound(values: NDArray[Any]) -> list[float]:
     if not np.isfinite(values).all():
         return []
-    # by its shortest decimal, which is the same float32; + 0.0 makes a negative zero positive
+    # the shortest decimal reads back as the same float32; + 0.0 turns -0.0 into 0.0
     numbers = [float(str(value + 0)) + 0.0 for value in values.ravel()]
     return numbers[:1] if len(set(numbers)) == 1 else numbers

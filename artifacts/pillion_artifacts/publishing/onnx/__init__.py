@@ -1,1 +1,1 @@
-"""ONNX files as a source."""
+"""Imports ONNX files."""

@@ -1,4 +1,4 @@
-"""Gives a graph with a fixed batch a free one, and proves that it still computes the same bits."""
+"""Makes the batch of a graph dynamic (free), and proves that the results stay bit-equal."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Port(msgspec.Struct, frozen=True):
 
 
 def ports(values: list[onnx.ValueInfoProto], what: str) -> list[Port]:
-    """Inputs or outputs without their row axis; raises `InvalidSourceError` where another axis is free."""
+    """Inputs or outputs without their row axis. Raises `InvalidSourceError` if another axis is dynamic."""
     return [_port(value, what) for value in values]
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:
-    """The batch that all inputs and outputs were fixed to, None where it is free; raises `InvalidSourceError`."""
+    """The fixed batch of all inputs and outputs, None if it is free. Raises `InvalidSourceError`."""
     sizes = {_leading(value) for value in [*graph_inputs(model), *model.graph.output]}
     if len(sizes) != 1:
         shown = ", ".join("free" if size is None else str(size) for size in sorted(sizes, key=lambda size: size or 0))
@@ -41,16 +41,16 @@ def fixed_batch(model: onnx.ModelProto) -> int | None:
 
 
 def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that have to be given: older files name their weights among them."""
+    """The inputs without weights, which older files list as inputs too."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
 
 
 def free_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """A copy of a graph of `batch` rows that takes any number of them. Proves nothing: see `prove_free_batch`."""
+    """Copies a graph of `batch` rows so that it accepts any number of rows. `prove_free_batch` checks the result."""
     freed = onnx.ModelProto()
     freed.CopyFrom(model)
-    # what was inferred for the old size would contradict the new one
+    # shapes inferred for the old batch would contradict the new one
     del freed.graph.value_info[:]
     _free_reshapes(freed.graph, batch)
     kept = [value for value in freed.graph.input if value.name not in {entry.name for entry in graph_inputs(model)}]
@@ -64,7 +64,7 @@ def free_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def prove_free_batch(before: OnnxModel, after: OnnxModel, batch: int, inputs: Arrays) -> None:
-    """Raises `ParityError` where the two differ by a bit in batches of `batch`, or where other sizes do not run.
+    """Raises `ParityError` if the two differ by a bit in batches of `batch`, or if other batches have wrong row counts.
 
     `inputs` has a multiple of `batch` rows.
     """
@@ -108,7 +108,7 @@ def _row_shape(value: onnx.ValueInfoProto) -> list[int]:
 
 
 def _free_reshapes(graph: onnx.GraphProto, batch: int) -> None:
-    """Lets reshapes to [batch, …] go to as many rows as there are. The proof finds where that was wrong."""
+    """Makes the row axis of reshapes to [batch, …] free. The proof finds reshapes where that is wrong."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     constants |= {
         node.output[0]: attribute.t
@@ -125,6 +125,6 @@ def _free_reshapes(graph: onnx.GraphProto, batch: int) -> None:
 def _free_shape(tensor: onnx.TensorProto, batch: int) -> None:
     shape = numpy_helper.to_array(tensor).copy()
     if shape.ndim == 1 and len(shape) > 0 and shape[0] == batch:
-        # -1 may stand once; 0 keeps the axis of what is reshaped
+        # only one size may be -1; 0 keeps the size of the input
         shape[0] = 0 if (shape[1:] == -1).any() else -1
         tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))

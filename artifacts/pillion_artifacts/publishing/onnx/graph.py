@@ -16,7 +16,7 @@ ROWS: Final = "rows"
 
 
 class GraphBuilder:
-    """Collects nodes; values are known by name. `build` gives the model, which is the same for the same calls."""
+    """Collects nodes and names their values. The same calls build the same model."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -35,7 +35,7 @@ class GraphBuilder:
         self._nodes.append(helper.make_node("Identity", [value], [name]))
 
     def constant(self, values: NDArray[Any]) -> str:
-        """The name of a constant; equal ones are kept once."""
+        """Adds a constant and returns its name. Equal constants are stored once."""
         array = np.ascontiguousarray(values).reshape(np.shape(values))
         key = (array.dtype.str, array.shape, array.tobytes())
         return self._constants.setdefault(key, f"constant_{len(self._constants)}")
@@ -49,11 +49,11 @@ class GraphBuilder:
         return self.constant(np.asarray(values, np.int64))
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output, and gives its name."""
+        """Adds a node with one output and returns the output's name."""
         return self.nodes(operator, *inputs, outputs=1, **attributes)[0]
 
     def nodes(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
-        """Adds a node with several outputs, and gives their names."""
+        """Adds a node with several outputs and returns their names."""
         names = [f"{operator.lower()}_{len(self._nodes)}_{index}" for index in range(outputs)]
         self._nodes.append(helper.make_node(operator, list(inputs), names, **attributes))
         return names
@@ -67,7 +67,7 @@ class GraphBuilder:
         return self.node("Reshape", value, self.int64([-1, *shape]))
 
     def build(self) -> onnx.ModelProto:
-        """The model, checked."""
+        """Builds and checks the model."""
         initializers = [
             numpy_helper.from_array(np.frombuffer(data, dtype).reshape(shape), name)
             for (dtype, shape, data), name in self._constants.items()

@@ -1,4 +1,4 @@
-"""Names in a graph: those of its inputs and outputs are the card's."""
+"""Renames the inputs and outputs of a graph to the names in the card."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pillion_artifacts.errors import InvalidSourceError
 
 
 def rename_ports(model: onnx.ModelProto, inputs: list[str], outputs: list[str], what: str) -> None:
-    """Gives the graph's inputs and outputs, by position, the names that the card has for them.
+    """Renames the graph's inputs and outputs by position.
 
-    Raises `InvalidSourceError` where there are others than as many.
+    Raises `InvalidSourceError` if their numbers differ from the names.
     """
     graph = model.graph
     if (len(graph.input), len(graph.output)) != (len(inputs), len(outputs)):
@@ -23,7 +23,7 @@ def rename_ports(model: onnx.ModelProto, inputs: list[str], outputs: list[str], 
         if value.name in names and names[value.name] != name:
             raise InvalidSourceError(f"{what}: one tensor is both {names[value.name]!r} and {name!r}")
         names[value.name] = name
-    # a value inside that has one of these names by chance
+    # an inner value may have one of these names already
     taken = {name: f"{name}_inner" for name in names.values() if name not in names}
     new = {**taken, **names}
     for node in graph.node:

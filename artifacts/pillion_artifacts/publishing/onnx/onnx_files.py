@@ -1,4 +1,4 @@
-"""Reads an ONNX file and the data beside it into one model, and refuses what reaches elsewhere."""
+"""Reads an ONNX file and its data files into one model, and refuses references to other places."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from onnx import TensorProto, inliner
 
 from pillion_artifacts.card.onnx_checks import STANDARD_DOMAINS
 from pillion_artifacts.errors import InvalidSourceError, first_line
+from pillion_artifacts.limits import SOURCE_BYTES_MAX
 from pillion_artifacts.publishing.common.files import PICKLE_MAGIC, ZIP_MAGIC, read_file
-from pillion_artifacts.publishing.common.limits import SOURCE_BYTES_MAX
 
 _RANDOM: Final = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )
-"""What they draw cannot be drawn again from an episode's seed."""
+"""Their results cannot be repeated from an episode's seed."""
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
-    """The model of a file, whole, checked, and without functions of its own; and the bytes of the file.
+    """Reads a checked model with all its data and with inlined functions, and the bytes of the file.
 
-    Raises `InvalidSourceError` where it is no ONNX, its data lies outside its folder, or it has custom operators.
+    Raises `InvalidSourceError` if it is no ONNX, if its data is outside its folder, or if it has custom operators.
     """
     data = read_file(path)
     model = parse_model(data, path.name)
-    _take_in_data(model, path)
+    _embed_data(model, path)
     if model.functions:
         model = inliner.inline_local_functions(model)
     check_operators(model, path.name)
@@ -41,7 +41,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, bytes]:
 
 
 def parse_model(data: bytes, what: str) -> onnx.ModelProto:
-    """The model that the bytes hold; raises `InvalidSourceError`."""
+    """Decodes a model. Raises `InvalidSourceError`."""
     for magic, name in ((PICKLE_MAGIC, "a pickle"), (ZIP_MAGIC, "a zip")):
         if data.startswith(magic):
             raise InvalidSourceError(f"{what}: expected ONNX, got {name}")
@@ -56,21 +56,21 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
 
 
 def check_operators(model: onnx.ModelProto, what: str) -> None:
-    """Raises `InvalidSourceError` for an operator that ONNX Runtime does not bring, or that draws at random."""
+    """Raises `InvalidSourceError` for an operator that ONNX Runtime does not have, or that is random."""
     for node in _nodes(model.graph):
         if node.domain not in STANDARD_DOMAINS:
             raise InvalidSourceError(
-                f"{what}: node {node.name or node.output[0]!r}: operator {node.domain}.{node.op_type} is not one that ONNX Runtime brings"
+                f"{what}: node {node.name or node.output[0]!r}: operator {node.domain}.{node.op_type} is not one of ONNX Runtime's"
             )
         if node.op_type in _RANDOM:
             raise InvalidSourceError(
-                f"{what}: node {node.name or node.output[0]!r}: {node.op_type} draws at random: expected a graph that gives the "
-                "deterministic action and the parameters of its distribution"
+                f"{what}: node {node.name or node.output[0]!r}: {node.op_type} is random: expected a graph that returns "
+                "the deterministic action and the parameters of its distribution"
             )
 
 
 def _infer_output_shapes(model: onnx.ModelProto) -> None:
-    """Gives outputs without a shape, which some exporters leave out, the one that follows from the graph."""
+    """Infers the shapes of outputs that some exporters leave out."""
     if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
         return
     inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
@@ -87,15 +87,15 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def _take_in_data(model: onnx.ModelProto, path: Path) -> None:
-    """Puts the data that lies beside the model into it."""
+def _embed_data(model: onnx.ModelProto, path: Path) -> None:
+    """Moves the data of files beside the model into it."""
     files: dict[str, bytes] = {}
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            _take_in_tensor(tensor, path, files)
+            _embed_tensor(tensor, path, files)
 
 
-def _take_in_tensor(tensor: TensorProto, path: Path, files: dict[str, bytes]) -> None:
+def _embed_tensor(tensor: TensorProto, path: Path, files: dict[str, bytes]) -> None:
     what = f"{path.name}: tensor {tensor.name!r}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name = entries.get("location", "")

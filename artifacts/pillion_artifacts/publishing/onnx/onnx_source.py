@@ -1,4 +1,4 @@
-"""Imports an ONNX file: made whole, given a free batch where it has none, and an output called `action`."""
+"""Imports an ONNX file: embeds its data, frees its batch, and names the output `action`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from onnx import helper
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
+from pillion_artifacts.limits import PROVEN_ROWS
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import NO_LICENCE, Details, Draft, tool_versions
-from pillion_artifacts.publishing.common.limits import PROVEN_ROWS
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of
@@ -31,7 +31,7 @@ from pillion_artifacts.publishing.onnx.state_axes import rows_first
 
 
 class OnnxSource:
-    """The model as it came, in batches of the size that it was fixed to."""
+    """The original model, run in batches of its fixed size."""
 
     def __init__(self, model: OnnxModel, batch: int | None, names: dict[str, str], logits: str) -> None:
         self._model = model
@@ -54,20 +54,20 @@ class OnnxSource:
 
 
 def import_onnx(path: Path, details: Details, card: ModelCard | None = None, action: str = "") -> Draft:
-    """The policy of an ONNX file. A model that needs no change is published byte for byte.
+    """Imports an ONNX file. A model that needs no change is published byte for byte.
 
-    `card` says what its inputs and outputs mean, else that is taken from the graph; `action` names the output that is
-    the action, where no output has that name. Raises `InvalidSourceError`, `InvalidArtifactError` for a card that is
-    not that of the graph, and `ParityError` where a free batch changes what is computed.
+    `card` describes the inputs and outputs; without it they are taken from the graph. `action` names the action's
+    output, if no output is named `action`. Raises `InvalidSourceError`, `InvalidArtifactError` for a wrong card, and
+    `ParityError` if a free batch changes the results.
     """
     model, data = read_model(path)
     is_whole = serialize(model) == serialize(parse_model(data, path.name))
     verbatim = data if is_whole else None
     if card is None or not card.state:
         return draft_of_model(model, path.name, details, card, action, digest_of(data), verbatim)
-    turned = rows_first(model, card)
-    if turned is not model:
-        return draft_of_model(turned, path.name, details, card, action, digest_of(data))
+    transposed = rows_first(model, card)
+    if transposed is not model:
+        return draft_of_model(transposed, path.name, details, card, action, digest_of(data))
     try:
         return draft_of_model(model, path.name, details, card, action, digest_of(data), verbatim)
     except InvalidSourceError:
@@ -86,7 +86,7 @@ def draft_of_model(
     digest: str,
     verbatim: bytes | None = None,
 ) -> Draft:
-    """As `import_onnx`, of a model that was read; `digest` is that of the source, `verbatim` the model's own bytes."""
+    """As `import_onnx`, for a decoded model. `digest` is that of the source, `verbatim` the original bytes of the model."""
     source = OnnxModel(serialize(model) if verbatim is None else verbatim)
     batch = fixed_batch(model)
     freed = model if batch is None else free_batch(model, batch)
@@ -103,31 +103,31 @@ def draft_of_model(
 
 
 def check_ports(model: onnx.ModelProto, card: ModelCard, what: str) -> None:
-    """Raises `InvalidSourceError` where the card says of the graph's inputs and outputs what is not so."""
-    offered = {port.name: port for port in ports(graph_inputs(model), what)}
-    wanted = [Port(c.name, c.dtype, list(c.shape)) for c in card.observation]
-    wanted += [Port(c.name, c.dtype, list(c.shape)) for c in card.state]
-    if sorted(offered) != sorted(port.name for port in wanted):
-        names = sorted(port.name for port in wanted)
-        raise InvalidSourceError(f"{what}: the graph's inputs are {sorted(offered)}, the card's {names}")
-    given = {port.name: port for port in ports(list(model.graph.output), what)}
-    outputs = [Port(c.name, c.dtype, list(c.shape)) for c in card.outputs]
-    outputs += [Port(c.output, c.dtype, list(c.shape)) for c in card.state]
-    for port, among in [*((port, offered) for port in wanted), *((port, given) for port in outputs)]:
+    """Raises `InvalidSourceError` if the card contradicts the graph's inputs and outputs."""
+    inputs = {port.name: port for port in ports(graph_inputs(model), what)}
+    expected = [Port(c.name, c.dtype, list(c.shape)) for c in card.observation]
+    expected += [Port(c.name, c.dtype, list(c.shape)) for c in card.state]
+    if sorted(inputs) != sorted(port.name for port in expected):
+        names = sorted(port.name for port in expected)
+        raise InvalidSourceError(f"{what}: the graph's inputs are {sorted(inputs)}, the card's {names}")
+    outputs = {port.name: port for port in ports(list(model.graph.output), what)}
+    results = [Port(c.name, c.dtype, list(c.shape)) for c in card.outputs]
+    results += [Port(c.output, c.dtype, list(c.shape)) for c in card.state]
+    for port, among in [*((port, inputs) for port in expected), *((port, outputs) for port in results)]:
         if port.name not in among:
-            raise InvalidSourceError(f"{what}: the graph has no output {port.name!r}, it has {', '.join(given)}")
+            raise InvalidSourceError(f"{what}: the graph has no output {port.name!r}, it has {', '.join(outputs)}")
         if among[port.name] != port:
             actual = among[port.name]
             raise InvalidSourceError(
                 f"{what}: {port.name!r}: the card says {port.dtype} {port.shape}, the graph {actual.dtype} {actual.shape}"
             )
     for name in card.distribution.parameters():
-        if name not in given:
+        if name not in outputs:
             raise InvalidSourceError(f"{what}: the graph has no output {name!r}, which the card's distribution reads")
 
 
 def _action_output(model: onnx.ModelProto, card: ModelCard | None, action: str, what: str) -> str:
-    """The name of the output that is the action."""
+    """The name of the action's output."""
     names = [str(value.name) for value in model.graph.output]
     if action:
         if action not in names:
@@ -143,7 +143,7 @@ def _action_output(model: onnx.ModelProto, card: ModelCard | None, action: str, 
 
 
 def _name_action(model: onnx.ModelProto, chosen: str) -> onnx.ModelProto:
-    """The same model with its output `chosen` under the name `action`."""
+    """The same model with the output `chosen` renamed to `action`."""
     if chosen == ACTION:
         return model
     named = onnx.ModelProto()
@@ -168,7 +168,7 @@ def _finish_card(model: onnx.ModelProto, details: Details, card: ModelCard | Non
 
 
 def card_for(card: ModelCard, details: Details) -> ModelCard:
-    """A card that was given, under the name and version that it is published as."""
+    """The publisher's card, with the name and version of the publication."""
     return msgspec.structs.replace(
         card,
         name=details.name,
@@ -180,7 +180,7 @@ def card_for(card: ModelCard, details: Details) -> ModelCard:
 
 
 def _derived_card(model: onnx.ModelProto, details: Details, what: str) -> ModelCard:
-    """What a graph tells of itself: names, dtypes, shapes; nothing of bounds."""
+    """A card from the graph: names, dtypes and shapes. A graph has no bounds."""
 
     def cards(values: list[onnx.ValueInfoProto]) -> list[TensorCard]:
         return [TensorCard(port.name, port.dtype, port.shape) for port in ports(values, what)]  # type: ignore[arg-type]  # parse_card refuses what is not a DType

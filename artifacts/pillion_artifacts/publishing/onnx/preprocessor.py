@@ -1,6 +1,6 @@
-"""Puts a preprocessor in front of a policy: one graph, which takes what the preprocessor took.
+"""Puts a preprocessor in front of a policy: one graph with the preprocessor's input.
 
-A scikit-learn pipeline is converted by skl2onnx. It comes as an object: a file of one is a pickle, and is not read.
+skl2onnx converts scikit-learn pipelines. They must be objects: a pipeline's file is a pickle, and is not read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import Draft
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
-from pillion_artifacts.publishing.common.source import Source, SourceRun
+from pillion_artifacts.publishing.common.source import SourcePolicy, SourceRun
 from pillion_artifacts.publishing.onnx.free_batch import Port, fixed_batch, free_batch, graph_inputs, ports
 from pillion_artifacts.publishing.onnx.graph import OPSET
 from pillion_artifacts.publishing.onnx.graph_names import rename_ports
@@ -34,9 +34,9 @@ Transform = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class PreprocessedSource:
-    """A source that is given what a preprocessor makes of one observation."""
+    """A source with a preprocessor in front of one observation."""
 
-    def __init__(self, source: Source, name: str, transform: Transform, dtype: str) -> None:
+    def __init__(self, source: SourcePolicy, name: str, transform: Transform, dtype: str) -> None:
         self._source = source
         self._name = name
         self._transform = transform
@@ -48,10 +48,10 @@ class PreprocessedSource:
 
 
 def fuse_pipeline(draft: Draft, pipeline: Any, observation: TensorCard) -> Draft:
-    """The draft behind a fitted scikit-learn pipeline, whose `transform` is its source.
+    """Puts a fitted scikit-learn pipeline in front of a draft. Its `transform` is the source to compare with.
 
-    `observation` is what the pipeline takes, one axis of floats, under the name of the policy's observation that it
-    makes. Raises `InvalidSourceError` where skl2onnx has no words for a step, or the shapes do not meet.
+    `observation` describes the pipeline's input, one axis of floats, under the name of the observation that it makes.
+    Raises `InvalidSourceError` if skl2onnx cannot convert a step, or if the shapes do not match.
     """
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
@@ -62,10 +62,10 @@ def fuse_pipeline(draft: Draft, pipeline: Any, observation: TensorCard) -> Draft
             f"the pipeline: expected one axis of float32 or float64, got {observation.dtype} {list(observation.shape)}"
         )
     model = onnx.load_model_from_string(draft.model)
-    given = [(observation.name, kinds[observation.dtype]([None, observation.shape[0]]))]
+    initial_types = [(observation.name, kinds[observation.dtype]([None, observation.shape[0]]))]
     try:
-        front = to_onnx(pipeline, initial_types=given, target_opset={"": _opset(model), "ai.onnx.ml": 3})
-    except Exception as error:  # noqa: BLE001 - its errors are of many kinds, of each converter its own
+        front = to_onnx(pipeline, initial_types=initial_types, target_opset={"": _opset(model), "ai.onnx.ml": 3})
+    except Exception as error:  # noqa: BLE001 - each of its converters raises errors of its own
         raise InvalidSourceError(f"the pipeline: skl2onnx cannot convert it: {first_line(error)}") from None
     steps = ", ".join(type(step).__name__ for _, step in getattr(pipeline, "steps", [("", pipeline)]))
     return _fuse(
@@ -74,9 +74,9 @@ def fuse_pipeline(draft: Draft, pipeline: Any, observation: TensorCard) -> Draft
 
 
 def fuse_onnx(draft: Draft, path: Path, observation: str = "") -> Draft:
-    """The draft behind the one-input, one-output graph of an ONNX file, which makes the policy's `observation`.
+    """Puts an ONNX graph with one input and one output in front of a draft; it makes the policy's `observation`.
 
-    Without a name it makes the policy's only one. Raises `InvalidSourceError`.
+    Without a name, it makes the policy's only observation. Raises `InvalidSourceError`.
     """
     model = onnx.load_model_from_string(draft.model)
     front, data = read_model(path)
@@ -104,7 +104,7 @@ def _fuse(
     observation: TensorCard,
     step: Preprocessing,
 ) -> Draft:
-    """One graph of both, its card and its source."""
+    """Joins both graphs, and adapts card and source."""
     replaced = next((card for card in draft.card.observation if card.name == observation.name), None)
     if replaced is None:
         raise InvalidSourceError(f"the preprocessor: the policy has no observation {observation.name!r}")
@@ -127,7 +127,7 @@ def _fuse(
 
 
 def _cast(front: onnx.ModelProto, made: Port, dtype: str) -> Port:
-    """Lets the preprocessor end with a cast, as who gives a policy of floats the doubles of a pipeline does by hand."""
+    """Adds a cast to the end of the preprocessor, for a pipeline of doubles before a policy of floats."""
     (output,) = front.graph.output
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     front.graph.node.append(helper.make_node("Cast", [made.name], [f"{made.name}_{dtype}"], to=kind))

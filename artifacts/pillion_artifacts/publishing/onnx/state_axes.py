@@ -1,4 +1,4 @@
-"""Puts the rows of a recurrent graph's states first: torch and ONNX's own LSTM have the layers before them."""
+"""Makes rows the first axis of a recurrent graph's states. LSTMs of torch and ONNX have layers first."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _INNER = "layers_first."
 
 
 def rows_first(model: onnx.ModelProto, card: ModelCard, *, in_doubt: bool = False) -> onnx.ModelProto:
-    """A copy whose states are [rows, layers, …] where the graph has [layers, rows, …]; the model itself where none is so.
+    """Copies the model with states of [layers, rows, …] transposed to [rows, layers, …]. Returns `model` if there are none.
 
-    With one layer and a batch fixed to one row the shapes do not tell; `in_doubt` takes such states for layers first.
+    With one layer and a fixed batch of one, both shapes are equal; `in_doubt` treats such states as layers first.
     """
     values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
     observed = values.get(card.observation[0].name)
     if observed is None:
         return model
     rows = _sizes(observed)[:1]
-    turned = [
+    names = [
         name
         for state in card.state
         for name in (state.name, state.output)
         if name in values and _is_layers_first(_sizes(values[name]), rows, state, in_doubt)
     ]
-    return _turn(model, set(turned)) if turned else model
+    return _transpose(model, set(names)) if names else model
 
 
 def _is_layers_first(sizes: list[Size], rows: list[Size], state: StateCard, in_doubt: bool) -> bool:
@@ -38,7 +38,7 @@ def _is_layers_first(sizes: list[Size], rows: list[Size], state: StateCard, in_d
 
 
 def _same_kind(rows: list[Size], sizes: list[Size]) -> list[Size]:
-    """The size of the row axis as this tensor has it: a free one may have another name than the observation's."""
+    """The row axis as this tensor declares it: a free axis may have another name than the observation's."""
     is_free = bool(rows) and not isinstance(rows[0], int)
     return sizes[1:2] if is_free and not isinstance(sizes[1], int) else rows
 
@@ -48,7 +48,7 @@ def _sizes(value: onnx.ValueInfoProto) -> list[Size]:
     return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims]
 
 
-def _turn(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+def _transpose(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
@@ -58,20 +58,20 @@ def _turn(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
     for values, is_input in ((graph.input, True), (graph.output, False)):
         for value in values:
             if value.name in names:
-                node = _turn_value(value, is_input)
+                node = _transpose_value(value, is_input)
                 graph.node.insert(0 if is_input else len(graph.node), node)
     onnx.checker.check_model(made, full_check=True)
     return made
 
 
-def _turn_value(value: onnx.ValueInfoProto, is_input: bool) -> onnx.NodeProto:
-    """Exchanges the first two axes of an input or output; gives the node that exchanges them back."""
+def _transpose_value(value: onnx.ValueInfoProto, is_input: bool) -> onnx.NodeProto:
+    """Swaps the first two axes of an input or output, and returns the node that swaps them back."""
     dims = value.type.tensor_type.shape.dim
     axes = [1, 0, *range(2, len(dims))]
-    turned = [onnx.TensorShapeProto.Dimension() for _ in axes]
-    for dim, axis in zip(turned, axes, strict=True):
+    swapped = [onnx.TensorShapeProto.Dimension() for _ in axes]
+    for dim, axis in zip(swapped, axes, strict=True):
         dim.CopyFrom(dims[axis])
     del dims[:]
-    dims.extend(turned)
+    dims.extend(swapped)
     ends = (value.name, _INNER + value.name) if is_input else (_INNER + value.name, value.name)
     return helper.make_node("Transpose", [ends[0]], [ends[1]], perm=axes)

@@ -1,1 +1,1 @@
-"""Zips of Stable-Baselines3 and sb3-contrib as a source; nothing in them is executed."""
+"""Imports zips of Stable-Baselines3 and sb3-contrib. Nothing in them is executed."""

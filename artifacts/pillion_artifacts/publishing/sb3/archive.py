@@ -1,6 +1,6 @@
-"""A Stable-Baselines3 zip, read without running anything in it.
+"""Reads a Stable-Baselines3 zip without executing anything in it.
 
-`data` is JSON with pickles in base64: those are read inertly. `policy.pth` is read by torch's own reader of weights.
+`data` is JSON with pickles in base64, which are read inertly. torch's weights-only loader reads `policy.pth`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pillion_artifacts.errors import UNREADABLE, InvalidSourceError
+from pillion_artifacts.errors import UNREADABLE, InvalidSourceError, first_line
+from pillion_artifacts.limits import PICKLE_BYTES_MAX, ZIP_VERSION_BYTES_MAX
 from pillion_artifacts.publishing.common.files import Archive
-from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
-from pillion_artifacts.publishing.common.limits import PICKLE_BYTES_MAX
+from pillion_artifacts.publishing.common.inert_pickle import InertObject, read_pickle
 from pillion_artifacts.publishing.common.spaces import TensorSpace, read_space
 
 _SERIALIZED: Final = ":serialized:"
@@ -26,11 +26,11 @@ _OBSERVATION: Final = "observation"
 _SHARED: Final = "mlp_extractor.shared_net."
 _POLICY: Final = "mlp_extractor.policy_net."
 _NEEDED: Final = ("policy_class", "observation_space", "action_space", "policy_kwargs")
-"""Without the last the activation cannot be told: the weights are the same for all."""
+"""The last one has the activation, which the weights do not show."""
 
 
 class Weights:
-    """The parameters of a policy by name. Remembers which were taken: what is left over was not understood."""
+    """The parameters of a policy by name. Tracks which ones were taken, because parameters left over were not understood."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors = tensors
@@ -40,7 +40,7 @@ class Weights:
         return name in self._tensors
 
     def take(self, name: str) -> NDArray[np.float32]:
-        """The parameter of that name; raises `InvalidSourceError` where there is none, or one of another dtype."""
+        """Takes the parameter of that name. Raises `InvalidSourceError` if it is missing or not float32."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise InvalidSourceError(f"policy.pth: there is no {name!r}")
@@ -50,25 +50,25 @@ class Weights:
         return tensor.detach().numpy()
 
     def names(self, prefix: str) -> list[str]:
-        """The names that begin so, in their order."""
+        """The names that start with `prefix`, in order."""
         return [name for name in self._tensors if name.startswith(prefix)]
 
     def left(self, prefixes: tuple[str, ...]) -> list[str]:
-        """The names that begin with one of `prefixes` and were not taken."""
+        """The names that start with one of `prefixes` and were not taken."""
         return [name for name in self._tensors if name.startswith(prefixes) and name not in self._taken]
 
     def of(self, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """The parameters that begin with one of `prefixes`, as they were saved."""
+        """The parameters whose names start with one of `prefixes`, as tensors."""
         return {name: tensor for name, tensor in self._tensors.items() if name.startswith(prefixes)}
 
 
 class Sb3Archive(msgspec.Struct, frozen=True):
-    """What a zip says of its policy."""
+    """The contents of a zip."""
 
     policy_class: str
     """Module and qualified name."""
     observation: dict[str, TensorSpace]
-    """By name; a policy that does not take a dictionary calls its own `observation`."""
+    """Spaces by name. A policy without a dictionary space has one, `observation`."""
     is_dict: bool
     action: TensorSpace
     policy_kwargs: dict[str, Any]
@@ -76,30 +76,34 @@ class Sb3Archive(msgspec.Struct, frozen=True):
     """The plain fields."""
     weights: Weights
     version: str
-    """Of Stable-Baselines3, as it was saved."""
+    """The version of Stable-Baselines3 that saved the zip."""
 
     def option(self, name: str, default: Any) -> Any:
-        """A keyword argument of the policy, or what is meant without it."""
+        """A keyword argument of the policy, or its default."""
         value = self.policy_kwargs.get(name, default)
         return default if value is None else value
 
 
 def read_archive(data: bytes, what: str) -> Sb3Archive:
-    """What the zip `data` holds; `what` names it in errors. Raises `InvalidSourceError`."""
+    """Reads the zip `data`. Errors start with `what`. Raises `InvalidSourceError`."""
     archive = Archive(data, what)
     fields = _read_fields(archive)
     for name in _NEEDED:
         if name not in fields:
-            raise InvalidSourceError(f"{what}: data: expected {name}, with which the library saves it, got none")
+            raise InvalidSourceError(f"{what}: data: expected {name}, which the library saves, got none")
     policy_class = _unfold(fields, "policy_class", what)
-    if not isinstance(policy_class, Record) or policy_class.arguments is not None:
-        raise InvalidSourceError(f"{what}: policy_class: expected a class that has a name, got {policy_class!r}")
+    if not isinstance(policy_class, InertObject) or policy_class.arguments is not None:
+        raise InvalidSourceError(f"{what}: policy_class: expected a named class, got {policy_class!r}")
     observation = read_space(_unfold(fields, "observation_space", what), "observation_space")
     action = read_space(_unfold(fields, "action_space", what), "action_space")
     if isinstance(action, dict):
         raise InvalidSourceError(f"{what}: action_space: expected one space, got a Dict")
     kwargs = _unfold(fields, "policy_kwargs", what)
-    version = archive.read("_stable_baselines3_version", 100) if "_stable_baselines3_version" in archive.names else b""
+    version = (
+        archive.read("_stable_baselines3_version", ZIP_VERSION_BYTES_MAX)
+        if "_stable_baselines3_version" in archive.names
+        else b""
+    )
     return Sb3Archive(
         policy_class=policy_class.name,
         observation=observation if isinstance(observation, dict) else {_OBSERVATION: observation},
@@ -120,7 +124,7 @@ def _read_fields(archive: Archive) -> dict[str, Any]:
 
 
 def _unfold(fields: dict[str, Any], name: str, what: str) -> Any:
-    """A field as it is, or read inertly from the pickle that stands in its place."""
+    """A field of the JSON, or the inert objects of the pickle in its place."""
     value = fields.get(name)
     if not isinstance(value, dict) or _SERIALIZED not in value:
         return value
@@ -132,23 +136,22 @@ def _unfold(fields: dict[str, Any], name: str, what: str) -> Any:
 
 
 def _read_weights(data: bytes, what: str) -> dict[str, torch.Tensor]:
-    """The tensors of a file of weights; raises `InvalidSourceError`."""
+    """Reads the tensors of a weights file. Raises `InvalidSourceError`."""
     if data[:2] == b"PK" and not Archive(data, what).is_stored:
         raise InvalidSourceError(f"{what}: expected tensors that are not compressed")
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch says with many types that it will not read a file
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InvalidSourceError(f"{what}: torch does not read it as weights: {reason[0]}") from None
+    except Exception as error:  # noqa: BLE001 - torch raises many types for a file that it cannot read
+        raise InvalidSourceError(f"{what}: torch cannot read it as weights: {first_line(error)}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise InvalidSourceError(f"{what}: expected a dictionary of tensors, got a {type(loaded).__name__}")
     return {str(name): value for name, value in loaded.items()}
 
 
 def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same network as it is built since Stable-Baselines3 1.8: layers that actor and critic shared come first in it."""
+    """Renames layers to those of Stable-Baselines3 since 1.8, where layers shared by actor and critic come first."""
     shared = {name: tensor for name, tensor in tensors.items() if name.startswith(_SHARED)}
-    # a layer and its activation have a number each
+    # a layer and its activation have one number each
     depth = 2 * sum(name.endswith(".weight") for name in shared)
     renamed = {}
     for name, tensor in tensors.items():

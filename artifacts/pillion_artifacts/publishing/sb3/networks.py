@@ -1,4 +1,4 @@
-"""The networks of Stable-Baselines3 as graph nodes, their shapes taken from the weights."""
+"""The networks of Stable-Baselines3 as graph nodes. Their shapes come from the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pillion_artifacts.publishing.sb3.archive import Weights
 from pillion_artifacts.publishing.sb3.vec_normalize import Normaliser
 
 _NATURE_STRIDES: Final = (4, 2, 1)
-"""Of the convolutions of the network of Mnih et al. (2015), which the weights do not tell."""
+"""Strides of the convolutions of Mnih et al. (2015). The weights do not contain them."""
 
 _SIMPLE_ACTIVATIONS: Final = {
     "ReLU": "Relu",
@@ -42,11 +42,11 @@ ACTIVATIONS: Final = (
     "Tanhshrink",
     "Identity",
 )
-"""The classes of `torch.nn` that may stand between layers, as they are without arguments."""
+"""The supported classes of `torch.nn` between layers, with their default arguments."""
 
 
 def activate(graph: GraphBuilder, value: str, name: str) -> str:
-    """The activation of that name in `torch.nn`."""
+    """Adds the activation of that name in `torch.nn`."""
     if name in _SIMPLE_ACTIVATIONS:
         return graph.node(_SIMPLE_ACTIVATIONS[name], value)
     if name in _CLIPS:
@@ -72,7 +72,7 @@ def activate(graph: GraphBuilder, value: str, name: str) -> str:
 
 
 def linear(graph: GraphBuilder, value: str, weights: Weights, prefix: str) -> str:
-    """One fully connected layer, with its bias where it has one."""
+    """Adds one fully connected layer, with its bias if it has one."""
     weight = weights.take(f"{prefix}.weight")
     if weight.ndim != 2:
         raise InvalidSourceError(f"policy.pth: {prefix}.weight: expected two axes, got {weight.ndim}")
@@ -83,7 +83,7 @@ def linear(graph: GraphBuilder, value: str, weights: Weights, prefix: str) -> st
 
 
 def layer_numbers(weights: Weights, prefix: str) -> list[int]:
-    """The positions of the layers that have weights in the sequence `prefix`."""
+    """The positions of the layers with weights in the sequence `prefix`."""
     found = (re.fullmatch(rf"{re.escape(prefix)}\.(\d+)\.weight", name) for name in weights.names(prefix))
     return sorted(int(match[1]) for match in found if match)
 
@@ -91,7 +91,7 @@ def layer_numbers(weights: Weights, prefix: str) -> list[int]:
 def mlp(
     graph: GraphBuilder, value: str, weights: Weights, prefix: str, activation: str, *, ends_activated: bool
 ) -> str:
-    """The layers `prefix.0`, `prefix.2`, … with an activation after each, after the last where `ends_activated`."""
+    """Adds the layers `prefix.0`, `prefix.2`, … with activations between them, and after the last if `ends_activated`."""
     numbers = layer_numbers(weights, prefix)
     if numbers != list(range(0, 2 * len(numbers), 2)):
         raise InvalidSourceError(f"policy.pth: {prefix}: expected layers 0, 2, 4, …, got {numbers}")
@@ -103,7 +103,7 @@ def mlp(
 
 
 def nature_cnn(graph: GraphBuilder, value: str, weights: Weights, prefix: str) -> str:
-    """The convolutions of `NatureCNN`, flattened, and its linear layer."""
+    """Adds the convolutions of `NatureCNN`, flattened, and its linear layer."""
     numbers = layer_numbers(weights, f"{prefix}.cnn")
     if numbers != [0, 2, 4]:
         raise InvalidSourceError(f"policy.pth: {prefix}.cnn: expected layers 0, 2, 4, got {numbers}")
@@ -115,9 +115,9 @@ def nature_cnn(graph: GraphBuilder, value: str, weights: Weights, prefix: str) -
 
 
 def lstm(graph: GraphBuilder, value: str, weights: Weights, prefix: str, states: list[str]) -> tuple[str, list[str]]:
-    """One step of torch's LSTM of any number of layers; `states` are hidden and cell, [rows, layers, width] each.
+    """Adds one step of torch's LSTM. `states` are hidden and cell state of [rows, layers, width].
 
-    Gives the output, [rows, width], and both next states.
+    Returns the output of [rows, width], and both next states.
     """
     layers = len([name for name in weights.names(prefix) if ".weight_hh_l" in name])
     before = [_split_layers(graph, state, layers) for state in states]
@@ -132,7 +132,7 @@ def lstm(graph: GraphBuilder, value: str, weights: Weights, prefix: str, states:
 def _lstm_cell(
     graph: GraphBuilder, value: str, hidden: str, cell: str, weights: Weights, pattern: str
 ) -> tuple[str, str]:
-    """One layer; torch keeps its gates in the order input, forget, cell, output."""
+    """Adds one layer. torch orders its gates as input, forget, cell, output."""
 
     def gates(source: str, side: str) -> str:
         inputs = [source, graph.float32(weights.take(pattern.format(f"weight_{side}")))]
@@ -144,10 +144,10 @@ def _lstm_cell(
     width = weights.take(pattern.format("weight_hh")).shape[1]
     both = graph.node("Add", gates(value, "ih"), gates(hidden, "hh"))
     parts = graph.nodes("Split", both, graph.int64([width] * 4), outputs=4, axis=1)
-    enter, keep, leave = (graph.node("Sigmoid", parts[index]) for index in (0, 1, 3))
-    fresh = graph.node("Mul", enter, graph.node("Tanh", parts[2]))
-    cell = graph.node("Add", graph.node("Mul", keep, cell), fresh)
-    return graph.node("Mul", leave, graph.node("Tanh", cell)), cell
+    input_gate, forget_gate, output_gate = (graph.node("Sigmoid", parts[index]) for index in (0, 1, 3))
+    fresh = graph.node("Mul", input_gate, graph.node("Tanh", parts[2]))
+    cell = graph.node("Add", graph.node("Mul", forget_gate, cell), fresh)
+    return graph.node("Mul", output_gate, graph.node("Tanh", cell)), cell
 
 
 def _split_layers(graph: GraphBuilder, state: str, layers: int) -> list[str]:
@@ -162,7 +162,7 @@ def _join_layers(graph: GraphBuilder, parts: list[str]) -> str:
 def preprocess(
     graph: GraphBuilder, name: str, space: TensorSpace, normaliser: Normaliser | None, *, scales_images: bool
 ) -> tuple[str, list[Preprocessing]]:
-    """Makes the graph input `name` and gives it as the float32 that the networks see, and the steps it took."""
+    """Adds the graph input `name`. Returns it as the networks' float32 input, and the preprocessing steps."""
     value = graph.input(name, space.dtype, space.shape)
     if space.kind in ("Discrete", "MultiDiscrete"):
         return _one_hot(graph, value, space), [Preprocessing("one_hot", name)]
@@ -179,7 +179,7 @@ def preprocess(
 
 
 def _normalise(graph: GraphBuilder, value: str, normaliser: Normaliser, name: str) -> str:
-    """In doubles, as VecNormalize does it, so that not a bit differs."""
+    """Adds the normalisation in doubles, as in VecNormalize, so that the result is bit-equal."""
 
     def double(values: NDArray[np.float64] | float) -> str:
         return graph.constant(np.asarray(values, np.float64))
@@ -192,7 +192,7 @@ def _normalise(graph: GraphBuilder, value: str, normaliser: Normaliser, name: st
 
 
 def _one_hot(graph: GraphBuilder, value: str, space: TensorSpace) -> str:
-    """One element after the other, each as wide as it has values."""
+    """Adds a one-hot encoding of each element, side by side."""
     columns = graph.node("Reshape", value, graph.int64([-1, len(space.choices)]))
     ends = graph.float32([0.0, 1.0])
     parts = [

@@ -1,7 +1,7 @@
-"""Stable-Baselines3's policies as graphs: from what a zip says to a model and the words of its card.
+"""Stable-Baselines3's policies as graphs: from the contents of a zip to a model and its card.
 
-Each family names the weights that act, and makes the nodes from features to action. What `predict` does around the
-network is in the graph too: an action is unscaled or clipped as there.
+Each family names the weights of the actor, and adds the nodes from features to action. The graph includes the steps of
+`predict` around the network: it unscales or clips actions in the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnx.shape_inference import InferenceError
 
 from pillion_artifacts.card.model_card import ACTION, Distribution, Preprocessing, StateCard, TensorCard
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.publishing.common.inert_pickle import Record
+from pillion_artifacts.publishing.common.inert_pickle import InertObject
 from pillion_artifacts.publishing.onnx.graph import GraphBuilder
 from pillion_artifacts.publishing.sb3.archive import Sb3Archive
 from pillion_artifacts.publishing.sb3.networks import (
@@ -45,24 +45,24 @@ _EXTRACTORS: Final = {
 
 
 class Family(msgspec.Struct, frozen=True):
-    """Policies that are built alike."""
+    """Policies with the same structure."""
 
     algorithms: str
-    """For people."""
+    """Their names, for messages."""
     classes: tuple[str, ...]
-    """Of the module."""
+    """The policy classes of the module."""
     prefixes: tuple[str, ...]
-    """Of the weights that act; the others are the critics' and the targets'."""
+    """Prefixes of the actor's weights. The others belong to critics and target networks."""
     features: str
-    """Where the features extractor's weights are."""
+    """The prefix of the features extractor's weights."""
     activation: str
-    """The class of `torch.nn` where the policy names none."""
+    """The default activation, a class of `torch.nn`."""
     head: Callable[[Parts], None]
     """Adds the nodes from features to outputs."""
 
 
 class Sb3Graph(msgspec.Struct, frozen=True):
-    """A policy as a graph, and what its card says of it."""
+    """A policy as a graph, and the parts of its card."""
 
     model: onnx.ModelProto
     observation: list[TensorCard]
@@ -71,11 +71,11 @@ class Sb3Graph(msgspec.Struct, frozen=True):
     state: list[StateCard]
     preprocessing: list[Preprocessing]
     further: list[str]
-    """Graph outputs beside the action and the next states."""
+    """Graph outputs other than the action and the next states."""
 
 
 class Parts:
-    """A policy that is being built: the graph, what the zip says, and the outputs so far."""
+    """A policy under construction: the graph, the contents of the zip, and the outputs so far."""
 
     def __init__(self, archive: Sb3Archive, family: Family) -> None:
         self.graph = GraphBuilder()
@@ -91,31 +91,31 @@ class Parts:
 
     @property
     def uses_sde(self) -> bool:
-        """Whether its noise depends on the state (gSDE)."""
+        """Whether the noise depends on the state (gSDE)."""
         return bool(self.archive.data.get("use_sde") or self.archive.option("use_sde", False))
 
-    def give(self, name: str, value: str, shape: list[int]) -> None:
-        """Makes `value` a graph output of floats beside the action."""
+    def add_output(self, name: str, value: str, shape: list[int]) -> None:
+        """Adds the float32 output `name`."""
         self.graph.output(name, value, "float32", shape)
         self.further.append(name)
 
-    def give_action(self, value: str) -> None:
-        """Makes `value` the action, which already has its dtype and shape."""
+    def add_action(self, value: str) -> None:
+        """Makes `value` the action. It has the action's dtype and shape."""
         self.graph.output(ACTION, value, self.action.dtype, list(self.action.shape))
 
     def shaped(self, value: str) -> str:
-        """[rows, n] as [rows, *shape of the action]."""
+        """Reshapes [rows, n] to [rows, *shape of the action]."""
         shape = list(self.action.shape)
         return value if len(shape) == 1 else self.graph.reshape(value, shape)
 
 
 def build_graph(archive: Sb3Archive, normaliser: Normaliser | None) -> Sb3Graph:
-    """The graph of the policy that a zip holds; raises `InvalidSourceError`."""
+    """Builds the graph of the policy in a zip. Raises `InvalidSourceError`."""
     family = family_of(archive)
     try:
         return _build(archive, family, normaliser)
     except (IndexError, TypeError, ValueError, onnx.checker.ValidationError, InferenceError) as error:
-        # options of another type than the library's, weights of other shapes than each other's
+        # options of a wrong type, or weights whose shapes do not match
         raise InvalidSourceError(f"its parts do not make a {family.algorithms} policy: {first_line(error)}") from None
 
 
@@ -125,7 +125,7 @@ def _build(archive: Sb3Archive, family: Family, normaliser: Normaliser | None) -
     family.head(parts)
     left = archive.weights.left(tuple(prefix for prefix in family.prefixes if not prefix.startswith("features")))
     if left:
-        raise InvalidSourceError(f"policy.pth: {left[0]!r} has no place in a {family.algorithms} policy")
+        raise InvalidSourceError(f"policy.pth: a {family.algorithms} policy has no {left[0]!r}")
     return Sb3Graph(
         model=parts.graph.build(),
         observation=[space.card(name) for name, space in archive.observation.items()],
@@ -138,7 +138,7 @@ def _build(archive: Sb3Archive, family: Family, normaliser: Normaliser | None) -
 
 
 def family_of(archive: Sb3Archive) -> Family:
-    """The family of the policy's class; raises `InvalidSourceError`."""
+    """The family of the policy's class. Raises `InvalidSourceError`."""
     module, _, name = archive.policy_class.rpartition(".")
     if module not in FAMILIES or name not in FAMILIES[module].classes:
         raise InvalidSourceError(
@@ -149,14 +149,14 @@ def family_of(archive: Sb3Archive) -> Family:
 
 
 def features_prefix(archive: Sb3Archive, family: Family) -> str:
-    """Where the weights of the actor's features extractor are, without the last dot."""
+    """The prefix of the actor's features extractor, without the last dot."""
     own = "pi_features_extractor"
     return own if archive.weights.names(f"{own}.") else family.features
 
 
 def _activation_name(archive: Sb3Archive, family: Family) -> str:
     given = archive.policy_kwargs.get("activation_fn")
-    name = given.name if isinstance(given, Record) else f"torch.nn.{family.activation}"
+    name = given.name if isinstance(given, InertObject) else f"torch.nn.{family.activation}"
     short = str(name).rpartition(".")[2]
     if not str(name).startswith("torch.nn.") or short not in ACTIVATIONS:
         raise InvalidSourceError(f"policy_kwargs: activation_fn: expected one of {', '.join(ACTIVATIONS)}, got {name}")
@@ -164,7 +164,7 @@ def _activation_name(archive: Sb3Archive, family: Family) -> str:
 
 
 def _features(parts: Parts, normaliser: Normaliser | None) -> tuple[str, list[Preprocessing]]:
-    """All observations as one row of features, and the steps that were taken before the networks."""
+    """Adds all observations as one row of features. Returns it and the preprocessing steps."""
     archive = parts.archive
     _check_extractor(archive)
     prefix = features_prefix(archive, parts.family)
@@ -182,7 +182,7 @@ def _features(parts: Parts, normaliser: Normaliser | None) -> tuple[str, list[Pr
 
 def _check_extractor(archive: Sb3Archive) -> None:
     given = archive.policy_kwargs.get("features_extractor_class")
-    if given is not None and (not isinstance(given, Record) or given.name not in _EXTRACTORS):
+    if given is not None and (not isinstance(given, InertObject) or given.name not in _EXTRACTORS):
         raise InvalidSourceError(
             f"policy_kwargs: features_extractor_class: expected one of Stable-Baselines3's own, got {given!r}; "
             "publish its network with pillion_artifacts.export"
@@ -196,12 +196,12 @@ def _extract(parts: Parts, value: str, prefix: str) -> str:
 
 
 def _actor_critic(parts: Parts) -> None:
-    """PPO, A2C and TRPO: a latent vector, and a head for each kind of action."""
+    """Adds the head of PPO, A2C and TRPO."""
     _actor_critic_head(parts, parts.features)
 
 
 def _recurrent(parts: Parts) -> None:
-    """RecurrentPPO: an LSTM between the features and the rest."""
+    """Adds the LSTM and the head of RecurrentPPO."""
     width = parts.weights.take("lstm_actor.weight_hh_l0").shape[1]
     layers = len([name for name in parts.weights.names("lstm_actor.") if "weight_hh_l" in name])
     states = [parts.graph.input(name, "float32", [layers, width]) for name, _ in _STATES]
@@ -215,38 +215,38 @@ def _recurrent(parts: Parts) -> None:
 def _actor_critic_head(parts: Parts, value: str) -> None:
     graph, space = parts.graph, parts.archive.action
     if parts.weights.names("sde_features_extractor."):
-        raise InvalidSourceError("policy.pth: sde_features_extractor left Stable-Baselines3 before 1.8")
+        raise InvalidSourceError("policy.pth: sde_features_extractor was removed from Stable-Baselines3 before 1.8")
     latent = mlp(graph, value, parts.weights, "mlp_extractor.policy_net", parts.activation, ends_activated=True)
     head = linear(graph, latent, parts.weights, "action_net")
     match space.kind:
         case "Discrete":
-            _give_choice(parts, head, LOGITS)
+            _add_choice(parts, head, LOGITS)
             parts.distribution = Distribution("categorical", logits=LOGITS)
         case "MultiDiscrete":
-            parts.give_action(_each_choice(parts, head))
+            parts.add_action(_each_choice(parts, head))
         case "MultiBinary":
             rounded = graph.node("Round", graph.node("Sigmoid", head))
-            parts.give_action(parts.shaped(graph.cast(rounded, parts.action.dtype)))
+            parts.add_action(parts.shaped(graph.cast(rounded, parts.action.dtype)))
         case _:
-            _give_gaussian(parts, head, latent)
+            _add_gaussian(parts, head, latent)
 
 
-def _give_choice(parts: Parts, values: str, name: str) -> None:
-    """The greatest of `values` is the action."""
-    parts.give_action(parts.graph.node("ArgMax", values, axis=1, keepdims=0))
-    parts.give(name, values, [parts.archive.action.choices[0]])
+def _add_choice(parts: Parts, values: str, name: str) -> None:
+    """Makes the index of the greatest value the action."""
+    parts.add_action(parts.graph.node("ArgMax", values, axis=1, keepdims=0))
+    parts.add_output(name, values, [parts.archive.action.choices[0]])
 
 
 def _each_choice(parts: Parts, logits: str) -> str:
-    """The greatest of each element's logits."""
+    """The index of the greatest logit of each element."""
     graph, sizes = parts.graph, parts.archive.action.choices
     groups = graph.nodes("Split", logits, graph.int64(sizes), outputs=len(sizes), axis=1)
     best = [graph.node("ArgMax", group, axis=1, keepdims=1) for group in groups]
     return parts.shaped(best[0] if len(best) == 1 else graph.node("Concat", *best, axis=1))
 
 
-def _give_gaussian(parts: Parts, mean: str, latent: str) -> None:
-    """A2C, PPO and TRPO with Box actions: clipped, or squashed where gSDE says so."""
+def _add_gaussian(parts: Parts, mean: str, latent: str) -> None:
+    """Adds the Box actions of A2C, PPO and TRPO: clipped, or squashed if gSDE does so."""
     graph, shape = parts.graph, list(parts.action.shape)
     log_std = parts.weights.take("log_std")
     if parts.uses_sde:
@@ -254,16 +254,16 @@ def _give_gaussian(parts: Parts, mean: str, latent: str) -> None:
     else:
         deviation = graph.node("Expand", graph.float32(log_std), graph.node("Shape", mean))
     if parts.archive.option("squash_output", False):
-        _give_squashed(parts, mean, deviation)
+        _add_squashed(parts, mean, deviation)
         return
-    parts.give_action(_clipped(parts, mean))
-    parts.give(MEAN, parts.shaped(mean), shape)
-    parts.give(LOG_STD, parts.shaped(deviation), shape)
+    parts.add_action(_clipped(parts, mean))
+    parts.add_output(MEAN, parts.shaped(mean), shape)
+    parts.add_output(LOG_STD, parts.shaped(deviation), shape)
     parts.distribution = Distribution("diagonal_gaussian", mean=MEAN, log_std=LOG_STD)
 
 
 def _sde_log_std(parts: Parts, latent: str, log_std: np.ndarray[Any, np.dtype[np.float32]]) -> str:
-    """The deviation that noise drawn for the weights of the last layer has in this state."""
+    """The log deviation in this state of gSDE's noise, which is drawn for the weights of the last layer."""
     graph = parts.graph
     deviation = np.exp(log_std)
     if parts.archive.option("use_expln", False):
@@ -278,14 +278,14 @@ def _sde_log_std(parts: Parts, latent: str, log_std: np.ndarray[Any, np.dtype[np
 
 
 def _clipped(parts: Parts, value: str) -> str:
-    """As `predict` clips: to the bounds of the space, infinite ones too."""
+    """Clips to the bounds of the space, as `predict` does, also to infinite ones."""
     graph, space = parts.graph, parts.archive.action
     low = graph.node("Max", parts.shaped(value), graph.float32(space.low))
     return graph.cast(graph.node("Min", low, graph.float32(space.high)), parts.action.dtype)
 
 
 def _unscaled(parts: Parts, value: str) -> str:
-    """As `unscale_action` does: from [-1, 1] to the bounds of the space."""
+    """Scales from [-1, 1] to the bounds of the space, as `unscale_action` does."""
     graph, space = parts.graph, parts.archive.action
     if not (parts.action.low and parts.action.high):
         raise InvalidSourceError("action_space: a squashed action needs finite bounds")
@@ -294,16 +294,16 @@ def _unscaled(parts: Parts, value: str) -> str:
     return graph.cast(graph.node("Add", graph.float32(space.low), wide), parts.action.dtype)
 
 
-def _give_squashed(parts: Parts, mean: str, log_std: str) -> None:
+def _add_squashed(parts: Parts, mean: str, log_std: str) -> None:
     shape = list(parts.action.shape)
-    parts.give_action(_unscaled(parts, parts.graph.node("Tanh", mean)))
-    parts.give(MEAN, parts.shaped(mean), shape)
-    parts.give(LOG_STD, parts.shaped(log_std), shape)
+    parts.add_action(_unscaled(parts, parts.graph.node("Tanh", mean)))
+    parts.add_output(MEAN, parts.shaped(mean), shape)
+    parts.add_output(LOG_STD, parts.shaped(log_std), shape)
     parts.distribution = Distribution("squashed_gaussian", mean=MEAN, log_std=LOG_STD)
 
 
 def _squashed_actor(parts: Parts) -> None:
-    """SAC and TQC."""
+    """Adds the head of SAC and TQC."""
     graph = parts.graph
     latent = mlp(graph, parts.features, parts.weights, "actor.latent_pi", parts.activation, ends_activated=True)
     if not parts.uses_sde:
@@ -316,40 +316,40 @@ def _squashed_actor(parts: Parts) -> None:
         if bound > 0:
             mean = graph.node("Clip", mean, graph.float32(-bound), graph.float32(bound))
         log_std = _sde_log_std(parts, latent, parts.weights.take("actor.log_std"))
-    _give_squashed(parts, mean, log_std)
+    _add_squashed(parts, mean, log_std)
 
 
 def _deterministic_actor(parts: Parts) -> None:
-    """TD3 and DDPG."""
+    """Adds the head of TD3 and DDPG."""
     value = mlp(parts.graph, parts.features, parts.weights, "actor.mu", parts.activation, ends_activated=False)
-    parts.give_action(_unscaled(parts, parts.graph.node("Tanh", value)))
+    parts.add_action(_unscaled(parts, parts.graph.node("Tanh", value)))
 
 
 def _action_values(parts: Parts) -> None:
-    """DQN."""
+    """Adds the head of DQN."""
     values = mlp(parts.graph, parts.features, parts.weights, "q_net.q_net", parts.activation, ends_activated=False)
-    _give_choice(parts, values, VALUES)
+    _add_choice(parts, values, VALUES)
 
 
 def _quantiles(parts: Parts) -> None:
-    """QR-DQN: the mean of each action's quantiles."""
+    """Adds the head of QR-DQN: the mean of each action's quantiles."""
     graph, prefix = parts.graph, "quantile_net.quantile_net"
     flat = mlp(graph, parts.features, parts.weights, prefix, parts.activation, ends_activated=False)
     by_action = graph.node("Reshape", flat, graph.int64([0, -1, parts.archive.action.choices[0]]))
-    _give_choice(parts, graph.node("ReduceMean", by_action, axes=[1], keepdims=0), VALUES)
+    _add_choice(parts, graph.node("ReduceMean", by_action, axes=[1], keepdims=0), VALUES)
 
 
 def _random_search(parts: Parts) -> None:
-    """ARS: one network, without a distribution."""
+    """Adds the head of ARS: one network, without a distribution."""
     graph, space = parts.graph, parts.archive.action
     is_linear = parts.archive.policy_class.endswith("LinearPolicy")
     value = mlp(graph, parts.features, parts.weights, "action_net", parts.activation, ends_activated=False)
     if space.kind == "Discrete":
-        _give_choice(parts, value, VALUES)
+        _add_choice(parts, value, VALUES)
     elif parts.archive.option("squash_output", not is_linear):
-        parts.give_action(_unscaled(parts, graph.node("Tanh", value)))
+        parts.add_action(_unscaled(parts, graph.node("Tanh", value)))
     else:
-        parts.give_action(_clipped(parts, value))
+        parts.add_action(_clipped(parts, value))
 
 
 _ACTING: Final = ("mlp_extractor.policy_net.", "action_net.", "log_std", "lstm_actor.")

@@ -1,6 +1,6 @@
-"""Stable-Baselines3 itself as the source: its own policy class, given the weights of the zip, and its own `predict`.
+"""Runs Stable-Baselines3 itself as the source: its policy class with the weights of the zip, and its `predict`.
 
-The class is chosen from a list, its arguments are made here: nothing of the zip's pickles is run for it.
+The class comes from a list and its arguments are made here, so nothing of the zip's pickles runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION
 from pillion_artifacts.errors import InvalidSourceError, first_line
-from pillion_artifacts.publishing.common.inert_pickle import Record
+from pillion_artifacts.publishing.common.inert_pickle import InertObject
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of
 from pillion_artifacts.publishing.sb3.archive import Sb3Archive, Weights
 from pillion_artifacts.publishing.sb3.networks import layer_numbers
@@ -28,7 +28,7 @@ _EXTRACTOR_MODULE: Final = "stable_baselines3.common.torch_layers"
 
 
 class Sb3Reference:
-    """Runs a policy class of Stable-Baselines3 or sb3-contrib. Raises `InvalidSourceError` where it takes no such weights."""
+    """A policy of Stable-Baselines3 or sb3-contrib. Raises `InvalidSourceError` if the weights do not fit its class."""
 
     def __init__(self, archive: Sb3Archive, graph: Sb3Graph, normaliser: Normaliser | None) -> None:
         self._archive = archive
@@ -36,20 +36,20 @@ class Sb3Reference:
         self._normaliser = normaliser
         self._policy = _make_policy(archive)
         self._values: torch.Tensor | None = None
-        chooser = _find(self._policy, ("q_net", "quantile_net", "action_net"))
-        if chooser is not None:
-            chooser.register_forward_hook(self._remember)
+        value_network = _find(self._policy, ("q_net", "quantile_net", "action_net"))
+        if value_network is not None:
+            value_network.register_forward_hook(self._remember)
 
     def run(self, inputs: Arrays) -> SourceRun:
         observation = {card.name: inputs[card.name] for card in self._graph.observation}
         if self._normaliser is not None:
             observation = self._normaliser.apply(observation)
-        given: Any = observation if self._archive.is_dict else next(iter(observation.values()))
+        arguments: Any = observation if self._archive.is_dict else next(iter(observation.values()))
         states = tuple(inputs[state.name].swapaxes(0, 1) for state in self._graph.state)
         try:
-            action, after = self._policy.predict(given, states or None, deterministic=True)
-        except Exception as error:  # noqa: BLE001 - the library does not say what it raises
-            raise InvalidSourceError(f"Stable-Baselines3 itself cannot run it: {first_line(error)}") from None
+            action, after = self._policy.predict(arguments, states or None, deterministic=True)
+        except Exception as error:  # noqa: BLE001 - the library does not document what it raises
+            raise InvalidSourceError(f"Stable-Baselines3 cannot run it: {first_line(error)}") from None
         outputs = {ACTION: action.astype(self._graph.action.dtype), **self._parameters()}
         for card, state in zip(self._graph.state, after or (), strict=False):
             outputs[card.output] = np.ascontiguousarray(state.swapaxes(0, 1))
@@ -60,19 +60,19 @@ class Sb3Reference:
         self._values = output.detach().mean(dim=1) if output.ndim == 3 else output.detach()
 
     def _parameters(self) -> Arrays:
-        """What the graph gives beside the action."""
+        """The values of the graph's other outputs."""
         outputs: Arrays = {}
         shape = (-1, *self._graph.action.shape)
         for name in self._graph.further:
             if name in (LOGITS, VALUES):
-                outputs[name] = self._chosen_from()
+                outputs[name] = self._action_values()
             elif name in (MEAN, LOG_STD):
                 normal = getattr(self._policy, "actor", self._policy).action_dist.distribution
                 tensor = normal.mean if name == MEAN else normal.stddev.log()
                 outputs[name] = tensor.detach().numpy().reshape(shape)
         return outputs
 
-    def _chosen_from(self) -> NDArray[Any]:
+    def _action_values(self) -> NDArray[Any]:
         assert self._values is not None
         return self._values.numpy()
 
@@ -80,12 +80,12 @@ class Sb3Reference:
         space = self._archive.action
         match space.kind:
             case "Discrete":
-                return margin_of(self._chosen_from())
+                return margin_of(self._action_values())
             case "MultiDiscrete":
-                groups = np.split(self._chosen_from(), np.cumsum(space.choices)[:-1], axis=1)
+                groups = np.split(self._action_values(), np.cumsum(space.choices)[:-1], axis=1)
                 return np.asarray(np.min([margin_of(group) for group in groups], axis=0), np.float64)
             case "MultiBinary":
-                return np.asarray(np.abs(self._chosen_from()).min(axis=1), np.float64)
+                return np.asarray(np.abs(self._action_values()).min(axis=1), np.float64)
         return None
 
 
@@ -103,13 +103,13 @@ def _make_policy(archive: Sb3Archive) -> Any:
     except ModuleNotFoundError as error:
         raise InvalidSourceError(f"{family.algorithms}: {error.name} is not installed") from None
     made = [(key, space.make()) for key, space in archive.observation.items()]
-    # of a dictionary Gymnasium would sort the keys, and their order is that of the features
+    # a list of pairs: Gymnasium would sort the keys of a dictionary, and their order is that of the features
     observation = spaces.Dict(made) if archive.is_dict else made[0][1]
     schedule = [] if module.startswith("sb3_contrib.ars") else [_no_schedule]
     try:
         policy = policy_class(observation, archive.action.make(), *schedule, **_arguments(archive))
     except Exception as error:  # noqa: BLE001 - as in `run`
-        raise InvalidSourceError(f"Stable-Baselines3 itself cannot make it: {first_line(error)}") from None
+        raise InvalidSourceError(f"Stable-Baselines3 cannot make it: {first_line(error)}") from None
     _load(policy, archive, family.prefixes)
     policy.set_training_mode(False)
     return policy
@@ -120,10 +120,10 @@ def _no_schedule(_: float) -> float:
 
 
 def _load(policy: nn.Module, archive: Sb3Archive, prefixes: tuple[str, ...]) -> None:
-    """Gives the policy the weights that act; raises `InvalidSourceError` where one is missing or does not fit."""
+    """Loads the actor's weights. Raises `InvalidSourceError` if one is missing or does not fit."""
     state = archive.weights.of(prefixes)
     for name in [name for name in state if name.startswith("features_extractor.")]:
-        # versions before 1.7 had one name for what now has two
+        # versions before 1.7 have one extractor for actor and critic; later ones have two names
         state.setdefault(f"pi_{name}", state[name])
     try:
         missing = policy.load_state_dict(state, strict=False)
@@ -139,11 +139,11 @@ def _load(policy: nn.Module, archive: Sb3Archive, prefixes: tuple[str, ...]) -> 
 
 
 def _arguments(archive: Sb3Archive) -> dict[str, Any]:
-    """The class's arguments, sizes taken from the weights, the rest from plain fields and from lists of names."""
+    """The arguments of the class: sizes from the weights, the rest from plain fields and lists of names."""
     given = archive.policy_kwargs
     arguments: dict[str, Any] = {name: given[name] for name in _PLAIN_OPTIONS if name in given}
     activation = given.get("activation_fn")
-    if isinstance(activation, Record):
+    if isinstance(activation, InertObject):
         arguments["activation_fn"] = getattr(nn, activation.name.rpartition(".")[2])
     module = archive.policy_class.rpartition(".")[0]
     is_linear = archive.policy_class.endswith("ARSLinearPolicy")
@@ -194,10 +194,10 @@ def _quantiles(archive: Sb3Archive) -> int:
 
 
 def _extractor_arguments(archive: Sb3Archive) -> dict[str, Any]:
-    """The extractor's class by its name, and its widths from the weights."""
+    """The extractor's class by name, and its widths from the weights."""
     given = archive.policy_kwargs.get("features_extractor_class")
     arguments: dict[str, Any] = {}
-    if isinstance(given, Record):
+    if isinstance(given, InertObject):
         layers = importlib.import_module(_EXTRACTOR_MODULE)
         arguments["features_extractor_class"] = getattr(layers, given.name.rpartition(".")[2])
     widths = {

@@ -1,4 +1,4 @@
-"""Imports a Stable-Baselines3 or sb3-contrib zip, with the statistics of its VecNormalize where there are any."""
+"""Imports a zip of Stable-Baselines3 or sb3-contrib, with the statistics of its VecNormalize if there are any."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pillion_artifacts.publishing.sb3.vec_normalize import Normaliser, read_norm
 
 
 def import_sb3(data: bytes, what: str, details: Details, statistics: bytes | None = None) -> Draft:
-    """The policy of the zip `data`, called `what`; `statistics` is the pickle of its VecNormalize.
+    """Imports the policy of the zip `data`; `statistics` is the pickle of its VecNormalize. Errors start with `what`.
 
-    Nothing of the zip's or the pickle's own code is run. Raises `InvalidSourceError`.
+    No code of the zip or the pickle runs. Raises `InvalidSourceError`.
     """
     archive = read_archive(data, what)
     normaliser = None if statistics is None else read_normaliser(statistics, archive.observation, "VecNormalize")
@@ -73,7 +73,7 @@ def _lineage(archive: Sb3Archive, given: Lineage, source: str, normaliser: Norma
 
 
 def _algorithm(archive: Sb3Archive) -> str:
-    """By what only one of a family's algorithms keeps; a class of policies may belong to several."""
+    """The algorithm, by fields that only it saves: algorithms of a family may share the class of policies."""
     if archive.policy_class.startswith("stable_baselines3.common.policies"):
         if "cg_max_steps" in archive.data:
             return "TRPO"

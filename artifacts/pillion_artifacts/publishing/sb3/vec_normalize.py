@@ -1,4 +1,4 @@
-"""The statistics that Stable-Baselines3's VecNormalize keeps of observations, read from its pickle inertly."""
+"""Reads the observation statistics of Stable-Baselines3's VecNormalize from its pickle, inertly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.oci.manifest import digest_of
-from pillion_artifacts.publishing.common.inert_pickle import Record, read_pickle
+from pillion_artifacts.publishing.common.inert_pickle import InertObject, read_pickle
 from pillion_artifacts.publishing.common.spaces import TensorSpace
 
 _CLASS: Final = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
@@ -19,16 +19,16 @@ Statistics = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 class Normaliser(msgspec.Struct, frozen=True):
-    """What is done to observations: less the mean, divided by the deviation, clipped to ± `clip`."""
+    """The normalisation of observations: minus the mean, divided by the deviation, clipped to ± `clip`."""
 
     statistics: Statistics
-    """Mean and deviation by observation; those that are missing stay as they are."""
+    """Mean and deviation by observation. Observations without an entry are not normalised."""
     clip: float
     digest: str
-    """Of the file."""
+    """The digest of the pickle."""
 
     def apply(self, observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The observations as the policy saw them in training, float32."""
+        """The observations as the policy saw them in training, as float32."""
         return {name: self._apply_one(name, values) for name, values in observation.items()}
 
     def _apply_one(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
@@ -40,9 +40,9 @@ class Normaliser(msgspec.Struct, frozen=True):
 
 
 def read_normaliser(data: bytes, observation: dict[str, TensorSpace], what: str) -> Normaliser | None:
-    """The normaliser of a pickle, None where it leaves observations alone; raises `InvalidSourceError`."""
+    """Reads the normaliser of a pickle, None if it does not change observations. Raises `InvalidSourceError`."""
     record = read_pickle(data, what)
-    if not isinstance(record, Record) or record.name != _CLASS:
+    if not isinstance(record, InertObject) or record.name != _CLASS:
         raise InvalidSourceError(f"{what}: expected a VecNormalize, got {record!r}")
     state = record.state
     if not state.get("norm_obs", True):
@@ -52,7 +52,7 @@ def read_normaliser(data: bytes, observation: dict[str, TensorSpace], what: str)
         _check_shapes(statistics, observation, what)
         return Normaliser(statistics, float(state["clip_obs"]), digest_of(data))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidSourceError(f"{what}: statistics that cannot be read: {error!r}") from None
+        raise InvalidSourceError(f"{what}: cannot read the statistics: {error!r}") from None
 
 
 def _read_statistics(state: dict[str, Any], names: list[str]) -> Statistics:

@@ -1,1 +1,1 @@
-"""torch modules, `torch.export` programs and TorchScript as a source."""
+"""Imports torch modules, `torch.export` programs and TorchScript."""

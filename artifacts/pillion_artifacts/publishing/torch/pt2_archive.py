@@ -1,6 +1,6 @@
-"""Disarms a file of `torch.export`: what torch would unpickle, evaluate or look up by name when it loads one.
+"""Disarms a file of `torch.export`: checks everything that torch would unpickle, evaluate or look up by name.
 
-A new archive is made of the parts that were looked at, so that torch reads those bytes and no others.
+A new archive is made of the checked parts, so that torch reads these bytes and no others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TARGET: Final = re.compile(
     r"torch\.ops\.(aten|prims)\.\w+\.\w+|torch\.ops\.higher_order\.(cond|while_loop)|torch\.sym_\w+|_operator\.\w+|math\.\w+"
 )
 _FORBIDDEN_OPERATORS: Final = {"save", "from_file", "load"}
-"""Operators that touch files."""
+"""Operators that read or write files."""
 
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~]*")
@@ -43,7 +43,7 @@ _TREES: Final = {None, "builtins.tuple", "builtins.list", "builtins.dict", "coll
 
 
 def disarm(data: bytes, what: str) -> bytes:
-    """The same program in a new archive, without anything that could run. Raises `InvalidSourceError`."""
+    """Returns the same program in a new archive, without anything that could run. Raises `InvalidSourceError`."""
     archive = Archive(data, what)
     root = archive.names[0].partition("/")[0] if archive.names else ""
     members = {name.removeprefix(f"{root}/"): name for name in archive.names}
@@ -63,7 +63,7 @@ def _check_name(name: str, what: str) -> None:
     known = name in (*_PLAIN, _MODEL, _SAMPLE, *_CONFIGS)
     tensor = re.fullmatch(rf"({_WEIGHTS}weight|{_CONSTANTS}tensor)_\d+", name)
     if not known and not tensor:
-        raise InvalidSourceError(f"{what}: {name!r} is no part of a program that can be read without running anything")
+        raise InvalidSourceError(f"{what}: {name!r} is not part of a program that can be read without running anything")
 
 
 def _check_config(data: bytes, what: str) -> None:
@@ -77,12 +77,12 @@ def _check_config(data: bytes, what: str) -> None:
 
 
 def _check_sample(data: bytes, what: str) -> None:
-    """Torch reads the sample inputs as weights first, and as any pickle where that fails."""
+    """Raises `InvalidSourceError` unless torch can read the sample inputs as weights: otherwise it would unpickle them."""
     if not data:
         return
     try:
         torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 - torch says with many types that it will not read a file
+    except Exception:  # noqa: BLE001 - torch raises many types for a file that it cannot read
         raise InvalidSourceError(f"{what}: its sample inputs are not plain tensors") from None
 
 
@@ -96,7 +96,7 @@ def _disarm_model(data: bytes, what: str) -> bytes:
 
 
 def _disarm(value: Any, what: str) -> None:
-    """Checks whatever torch would evaluate or look up, and empties what it would run as guards or show as traces."""
+    """Checks all strings that torch would evaluate or look up, and removes guards, which it would run, and traces."""
     if isinstance(value, list):
         for item in value:
             _disarm(item, what)
@@ -125,14 +125,14 @@ def _check_text(key: str, text: str, what: str) -> None:
 
 
 def _is_expression(text: str) -> bool:
-    """Whether sympy, which evaluates it as Python, finds sizes and arithmetic in it and nothing else."""
+    """Whether `text` has only sizes and arithmetic. sympy evaluates it as Python."""
     text = _SYMBOL.sub("s0", text)
     words = _WORD.findall(text)
     return bool(_EXPRESSION.fullmatch(text)) and all(word in _FUNCTIONS or _ALONE.fullmatch(word) for word in words)
 
 
 def _check_tree(text: str, what: str) -> None:
-    """Raises `InvalidSourceError` for arguments of a type that torch would import."""
+    """Raises `InvalidSourceError` for an argument type that torch would import."""
     try:
         found = _types(msgspec.json.decode(text))
     except msgspec.MsgspecError as error:

@@ -1,4 +1,4 @@
-"""Imports torch modules, files of `torch.export`, and TorchScript: the network itself is the source to compare with."""
+"""Imports torch modules, `torch.export` files and TorchScript. The network itself is the source to compare with."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError, first_line
+from pillion_artifacts.limits import EXPORT_ROWS_MAX
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import Details, Draft, tool_versions
 from pillion_artifacts.publishing.common.files import read_file
-from pillion_artifacts.publishing.common.limits import ROWS_MAX
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import serialize
 from pillion_artifacts.publishing.common.source import SourceRun, margin_of
@@ -33,16 +33,16 @@ from pillion_artifacts.publishing.torch.pt2_archive import disarm
 
 _EXAMPLE_ROWS: Final = 2
 _EXPORT_OPSET: Final = 18
-_IR_VERSION_MAX: Final = 10
+_IR_VERSION_NEWEST: Final = 10
 
-# it says of every package of operators that it is not installed
+# it warns about every package of operators that is not installed
 logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
 
 Call = Callable[..., Any]
 
 
 class TorchSource:
-    """A network that takes its inputs by position and gives its outputs so, in batches of a size where it has one."""
+    """A network with inputs and outputs by position. `batch` is its fixed batch, None if it accepts any."""
 
     def __init__(
         self, call: Call, inputs: list[str], outputs: list[str], logits: str, batch: int | None = None
@@ -70,11 +70,11 @@ class TorchSource:
 
 
 def draft_of_module(module: nn.Module, example: Any, card: ModelCard) -> Draft:
-    """The policy of a torch module. `example` is one observation tensor or array, a tuple or a dictionary of them.
+    """Imports a torch module. `example` is one observation tensor or array, or a tuple or dictionary of them.
 
-    The module takes the card's observations and then its states, by position, rows first, and gives the card's
-    outputs, then the next states, then the distribution's parameters. Raises `InvalidSourceError` where torch cannot
-    export it with any number of rows, or where it is not what the card says.
+    The module takes the card's observations and then its states, by position, rows first. It returns the card's outputs,
+    then the next states, then the distribution's parameters. Raises `InvalidSourceError` if torch cannot export it with
+    any number of rows, or if it contradicts the card.
     """
     check_card(card)
     inputs, outputs = input_names(card), output_names(card)
@@ -91,10 +91,9 @@ def draft_of_module(module: nn.Module, example: Any, card: ModelCard) -> Draft:
 
 
 def import_exported(path: Path, details: Details, card: ModelCard | None = None, action: str = "") -> Draft:
-    """The policy of a `torch.export` file (`.pt2`); nothing in it that could run is loaded.
+    """Imports a `torch.export` file (`.pt2`). Nothing in it that could run is loaded.
 
-    `card` as for `import_onnx`; its observations and outputs name the program's by position, where it is given.
-    Raises as `import_onnx` does.
+    `card` as for `import_onnx`; its names replace the program's by position. Raises as `import_onnx`.
     """
     data = read_file(path)
     program = _load_program(disarm(data, path.name), path.name)
@@ -108,9 +107,9 @@ def import_exported(path: Path, details: Details, card: ModelCard | None = None,
 
 
 def import_torchscript(path: Path, details: Details, card: ModelCard) -> Draft:
-    """The policy of a TorchScript file, which is a program: only for files that one would run anyway.
+    """Imports a TorchScript file, which is a program: only for files that you would run anyway.
 
-    Inputs and outputs are the card's by position. Raises as `import_onnx` does.
+    Inputs and outputs have the card's names by position. Raises as `import_onnx`.
     """
     data = read_file(path)
     inputs, outputs = input_names(card), output_names(card)
@@ -121,18 +120,18 @@ def import_torchscript(path: Path, details: Details, card: ModelCard) -> Draft:
 
 
 def input_names(card: ModelCard) -> list[str]:
-    """Observations and states, in the order in which a module takes them."""
+    """The inputs of a module in order: observations, then states."""
     return [tensor.name for tensor in card.observation] + [state.name for state in card.state]
 
 
 def output_names(card: ModelCard) -> list[str]:
-    """Outputs, next states and parameters that are not outputs too, in the order in which a module gives them."""
+    """The outputs of a module in order: outputs, next states, then other parameters of the distribution."""
     names = [tensor.name for tensor in card.outputs] + [state.output for state in card.state]
     return names + [name for name in card.distribution.parameters() if name not in names]
 
 
 def _with_source(draft: Draft, module: Call, model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> Draft:
-    """The draft with the network as its source: it is what was trained, the graph only what was made of it."""
+    """The draft with the trained network as its source, in place of the exported graph."""
     first = model.graph.input[0].type.tensor_type.shape.dim[0]
     batch = first.dim_value if first.HasField("dim_value") else None
     lineage = msgspec.structs.replace(draft.card.lineage, tool_versions=tool_versions("torch"))
@@ -156,7 +155,7 @@ def _evaluating(module: nn.Module) -> Call:
 
 
 def _example(example: Any, names: list[str]) -> tuple[Tensor, ...]:
-    """The example by position, two rows at least: a single row would be taken for the only number of them."""
+    """The example by position, with at least two rows: torch would treat a single row as a fixed batch."""
     parts = [example[name] for name in names if name in example] if isinstance(example, dict) else example
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
     if len(parts) != len(names):
@@ -166,7 +165,7 @@ def _example(example: Any, names: list[str]) -> tuple[Tensor, ...]:
 
 
 def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
-    rows = torch.export.Dim(ROWS, min=1, max=ROWS_MAX)
+    rows = torch.export.Dim(ROWS, min=1, max=EXPORT_ROWS_MAX)
 
     def export() -> Any:
         program = torch.export.export(module, example, dynamic_shapes=tuple({0: rows} for _ in example))
@@ -178,28 +177,28 @@ def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], o
 
 
 def _to_onnx(export: Callable[[], Any], what: str) -> onnx.ModelProto:
-    """What torch's exporter makes, without what it notes about this machine; raises `InvalidSourceError`."""
+    """Runs torch's exporter and removes its notes about this machine. Raises `InvalidSourceError`."""
     try:
         with warnings.catch_warnings():
-            # what torch deprecates of itself is not for those who publish
+            # torch's own deprecation warnings do not concern the publisher
             warnings.simplefilter("ignore")
             made = export()
-    except Exception as error:  # noqa: BLE001 - torch has many ways to say that a module cannot be exported
+    except Exception as error:  # noqa: BLE001 - torch raises many types for a module that it cannot export
         raise InvalidSourceError(f"{what}: torch cannot export it: {first_line(error.__cause__ or error)}") from None
     model = made if isinstance(made, onnx.ModelProto) else made.model_proto
     _anonymise(model)
-    model.ir_version = min(model.ir_version, _IR_VERSION_MAX)
+    model.ir_version = min(model.ir_version, _IR_VERSION_NEWEST)
     return model
 
 
 def _export_script(module: Any, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
-    """Torch's old exporter is the only one that takes TorchScript."""
+    """Exports TorchScript with torch's old exporter, the only one that supports it."""
     buffer = io.BytesIO()
     axes = {name: {0: ROWS} for name in (*inputs, *outputs)}
     torch.onnx.export(
         module,
         example,
-        buffer,  # type: ignore[arg-type]  # the old exporter takes a file too
+        buffer,  # type: ignore[arg-type]  # the old exporter accepts a file too
         dynamo=False,
         opset_version=OPSET,
         input_names=inputs,
@@ -218,13 +217,13 @@ def _drawn(card: ModelCard) -> tuple[Tensor, ...]:
 def _load_program(data: bytes, what: str) -> torch.export.ExportedProgram:
     try:
         return torch.export.load(io.BytesIO(data))
-    except Exception as error:  # noqa: BLE001 - a file that is not what it says fails in many ways
-        raise InvalidSourceError(f"{what}: torch.export does not load it: {first_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - a wrong file fails in many ways
+        raise InvalidSourceError(f"{what}: torch.export cannot load it: {first_line(error)}") from None
 
 
 def _load_script(data: bytes, what: str) -> Any:
     with warnings.catch_warnings():
-        # TorchScript is deprecated, which whoever asks for it knows
+        # the publisher asked for TorchScript, so its deprecation warning says nothing new
         warnings.simplefilter("ignore")
         try:
             return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
@@ -236,15 +235,15 @@ def _program_outputs(count: int, card: ModelCard | None, action: str, what: str)
     if card is not None:
         names = output_names(card)
         if len(names) != count:
-            raise InvalidSourceError(f"{what}: the card has the outputs {', '.join(names)}, the program gives {count}")
+            raise InvalidSourceError(f"{what}: the card has the outputs {', '.join(names)}, the program has {count}")
         return names
     if count != 1 and not action:
-        raise InvalidSourceError(f"{what}: {count} outputs without names: expected a card that says what they are")
+        raise InvalidSourceError(f"{what}: {count} outputs without names: expected a card that names them")
     return ["action"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 
 def _anonymise(model: onnx.ModelProto) -> None:
-    """Drops what the exporter notes about the machine it ran on: stack traces, paths, module names."""
+    """Removes the exporter's notes about this machine: stack traces, paths, module names."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("doc_string")

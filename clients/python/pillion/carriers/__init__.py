@@ -1,1 +1,1 @@
-"""Carriers on the client's side: how a message gets to the daemon and back, over ZeroMQ and over the lane."""
+"""Carriers: how the client exchanges messages with the daemon, over ZeroMQ or over the lane."""

@@ -1,4 +1,4 @@
-"""Looking for an answer without sleeping, for as long as a caller wants to pay for it. Hot path."""
+"""Polls for an answer without sleeping, for a bounded time. Hot path."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 
 
-def spin(is_there: Callable[[], object], busy_poll_ns: int) -> None:
-    """Asks `is_there` until it says so, or for `busy_poll_ns`; between two looks whoever shares the core may run."""
-    give_way = os.sched_yield
+def spin(is_ready: Callable[[], object], busy_poll_ns: int) -> None:
+    """Calls `is_ready` until it is true, for at most `busy_poll_ns`. Between two calls other threads of the core may run."""
+    yield_core = os.sched_yield
     clock = time.monotonic_ns
     until_ns = clock() + busy_poll_ns
-    while not is_there() and clock() < until_ns:
-        give_way()
+    while not is_ready() and clock() < until_ns:
+        yield_core()

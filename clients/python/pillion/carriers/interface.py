@@ -1,4 +1,4 @@
-"""How a message gets to the daemon and back: what a session asks of a carrier, and which one an address names."""
+"""The interface of a carrier, and the choice of one by address."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pillion_protocol.default_addresses import own_lane_address
 
 
 class Carrier(Protocol):
-    """A connection that comes back by itself. For one thread at a time."""
+    """Sends and receives whole messages, and reconnects by itself. For one thread at a time."""
 
     address: str
     passes_memory: ClassVar[bool]
-    """Whether a `begun` may come with shared memory for slots, as the frame behind its head."""
+    """Whether a `begun` may pass shared memory for slots, as the frame after its head."""
 
-    must_listen: ClassVar[bool]
-    """Whether what came meanwhile must be read before something is sent after a pause."""
+    must_read_before_send: ClassVar[bool]
+    """Whether pending messages must be read before a send that follows a pause, lest they are lost."""
 
     @property
     def is_closed(self) -> bool:
@@ -24,39 +24,39 @@ class Carrier(Protocol):
         ...
 
     def expect(self, row_bytes: list[int]) -> None:
-        """Takes the bytes of a row of each output, which a carrier may need to divide a message."""
+        """Sets the bytes of one row of each output, by which a carrier may divide a message."""
         ...
 
     def set_wait(self, wait_s: float) -> None:
-        """How long `receive` waits, in seconds."""
+        """Sets how long `receive` waits, in seconds."""
         ...
 
     def send(self, frames: Frames, wait_s: float) -> bool:
-        """Sends a message; False where there was no connection to send it on for `wait_s`."""
+        """Sends a message. Returns False if there was no connection for `wait_s`."""
         ...
 
     def send_now(self, frames: Frames) -> bool:
-        """Sends a message; False where there is no connection to send it on at this moment."""
+        """Sends a message. Returns False if there is no connection now."""
         ...
 
     def exchange(self, frames: Frames) -> Frames | None:
-        """`send_now`, and then `receive`; None also where there was no connection to send on."""
+        """Does `send_now`, then `receive`. Returns None also if there was no connection."""
         ...
 
     def receive(self) -> Frames | None:
-        """The next message, or None where none came within the wait."""
+        """Returns the next message, or None if none arrived within the wait."""
         ...
 
     def receive_now(self) -> Frames | None:
-        """The next message, or None where none is there."""
+        """Returns the next message if one is pending, else None."""
         ...
 
     def fileno(self) -> int:
-        """A descriptor for an event loop: after each time it was readable, receive until there is nothing."""
+        """Returns a descriptor for an event loop. Each time it is readable, call `receive_now` until it returns None."""
         ...
 
     def readiness(self) -> tuple[bool, bool]:
-        """Whether a message may wait, and whether one could be sent."""
+        """Returns whether a message may be pending, and whether one can be sent."""
         ...
 
     def close(self) -> None:
@@ -65,13 +65,14 @@ class Carrier(Protocol):
 
 
 def open_carrier(address: str | None, busy_poll_us: int = 0) -> Carrier:
-    """The carrier for `lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`; raises `UnavailableError`.
+    """Returns the carrier for `lane:///PATH`, `ipc:///PATH` or `tcp://HOST:PORT`; without an address, this user's lane.
 
-    Without an address it is the lane of this user's daemon. `receive` looks for `busy_poll_us` before it sleeps. Who takes the lane does not import pyzmq.
+    `receive` polls for `busy_poll_us` before it sleeps. Raises `UnavailableError` for an impossible address.
     """
     if address is None:
         address = own_lane_address()
     if address.startswith("lane://"):
+        # Imported here, so that a client on the lane does not import pyzmq.
         from pillion.carriers.lane import LaneCarrier
 
         return LaneCarrier(address, busy_poll_us)

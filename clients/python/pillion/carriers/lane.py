@@ -1,4 +1,4 @@
-"""The lane carrier of a client: one Unix `SOCK_SEQPACKET` connection, no pyzmq, no event loop. Hot path."""
+"""The lane carrier: one Unix `SOCK_SEQPACKET` connection, without pyzmq and without an event loop. Hot path."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import time
 from typing import ClassVar, Final
 
 from pillion.carriers.busy_poll import spin
-from pillion.conversation import RESEND_S, Frames
+from pillion.conversation import Frames
 from pillion.errors import InvalidObservationError, RefusedError
+from pillion.limits import LANE_RECONNECT_S, LANE_SEND_BUFFER_BYTES, RESEND_S
 from pillion_protocol import ErrorCode, MessageType, RemoteProtocolError
-from pillion_protocol.lane import PACKET_BYTES_MAX, pack, unpack
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.steps import ActStep
 
 _DO_NOT_WAIT: Final = socket.MSG_DONTWAIT
 _SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-_RECONNECT_S: Final = 0.02
-_SEND_BUFFER_BYTES: Final = 212_992
 _TIMEVAL: Final = struct.Struct("ll")
 _BEGUN: Final = bytes([MessageType.BEGUN])
 _BEGIN: Final = int(MessageType.BEGIN)
@@ -28,13 +28,13 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(struct.calcsize("i"))
 
 
 class LaneCarrier:
-    """Owns one connection to `lane:///PATH`, made anew where it is lost. For one thread at a time.
+    """Owns one connection to `lane:///PATH` and reconnects when it is lost. For one thread at a time.
 
-    `receive` looks for `busy_poll_us` before it sleeps.
+    `receive` polls for `busy_poll_us` before it sleeps.
     """
 
     passes_memory: ClassVar[bool] = True
-    must_listen: ClassVar[bool] = False
+    must_read_before_send: ClassVar[bool] = False
 
     def __init__(self, address: str, busy_poll_us: int = 0) -> None:
         self.address = address
@@ -47,39 +47,40 @@ class LaneCarrier:
         self._epoll: select.epoll | None = None
         self._is_closed = False
         self._connect_after_s = 0.0
-        self._last_words: Frames | None = None
+        self._final_message: Frames | None = None
         self._buffer = memoryview(bytearray(PACKET_BYTES_MAX + 1))
         self._wait_s = RESEND_S
         self._form = (0, 0, 0)
         self._cut: list[memoryview] = []
-        """The frames of a packet of `_form` (its bytes, and the two that begin it), as views of the buffer."""
+        """The frames of a packet of `_form` (its size and its first two bytes), as views of the buffer."""
 
     def expect(self, row_bytes: list[int]) -> None:
-        """Divides what follows a head so from now on: the bytes of a row of each output."""
+        """Sets the bytes of one row of each output, by which packets are divided from now on."""
         self._row_bytes = row_bytes
         self._form = (0, 0, 0)
 
     def set_wait(self, wait_s: float) -> None:
-        """How long `receive` waits, in seconds."""
+        """Sets how long `receive` waits, in seconds."""
         self._wait_s = wait_s
         if self._socket is not None:
             self._apply_wait(self._socket)
 
     def send(self, frames: Frames, wait_s: float) -> bool:
-        """Sends a message; False where there was no connection to send it on for `wait_s`."""
+        """Sends a message. Returns False if there was no connection for `wait_s`."""
         if self.send_now(frames):
             return True
         give_up_s = time.monotonic() + wait_s
         while not self.send_now(frames):
             if time.monotonic() >= give_up_s:
                 return False
-            time.sleep(min(_RECONNECT_S, wait_s))
+            time.sleep(min(LANE_RECONNECT_S, wait_s))
         return True
 
     def send_now(self, frames: Frames) -> bool:
-        """Sends a message; False where there is no connection to send it on at this moment.
+        """Sends a message. Returns False if there is no connection now.
 
-        Raises `InvalidObservationError` for a message that no packet of the lane can hold.
+        Raises `InvalidObservationError` if the message is too large for a packet of the lane, and `RefusedError` if this
+        user may not connect.
         """
         connection = self._socket or self._connect()
         if connection is None:
@@ -93,27 +94,27 @@ class LaneCarrier:
                 self._awaits_memory = True
         if len(packet) > PACKET_BYTES_MAX:
             raise InvalidObservationError(
-                f"expected at most {PACKET_BYTES_MAX} bytes in a message over the lane that has no slot for it, "
-                f"got {len(packet)}: connect over ipc:// for observations of this size"
+                f"expected a message of at most {PACKET_BYTES_MAX} bytes on the lane without a slot, got {len(packet)}; "
+                "connect over ipc:// for observations of this size"
             )
         try:
             connection.send(packet, _SEND_FLAGS)
         except BlockingIOError:
             return False
         except OSError:
-            self._keep_last_words()
+            self._drain_closed_connection()
             return False
         return True
 
     def exchange(self, frames: Frames) -> Frames | None:
-        """Sends a message and gives the next one that comes, or None: for an act, in as few steps as can be."""
+        """Sends a message and returns the next one, or None. For an act it takes the fewest possible steps."""
         connection = self._socket
         if type(frames) is not ActStep or connection is None or len(frames.packet) > PACKET_BYTES_MAX:
             return self.receive() if self.send_now(frames) else self.receive_now()
         try:
             connection.send(frames.packet, _SEND_FLAGS)
         except OSError:
-            # What the daemon said last may still lie there.
+            # The daemon closed the connection; its final message may still be unread.
             return self._receive(_DO_NOT_WAIT)
         try:
             if self._busy_poll_ns:
@@ -128,17 +129,17 @@ class LaneCarrier:
         return self._frames(size)
 
     def receive(self) -> Frames | None:
-        """The next message, or None where none came within the wait, or the connection was lost."""
+        """Returns the next message, or None if none arrived within the wait or the connection was lost."""
         if self._busy_poll_ns:
             spin(self._is_readable, self._busy_poll_ns)
         return self._receive(0)
 
     def receive_now(self) -> Frames | None:
-        """The next message, or None where none is there."""
+        """Returns the next message if one is pending, else None."""
         return self._receive(_DO_NOT_WAIT)
 
     def fileno(self) -> int:
-        """What is readable while a message waits; the same one for every connection that this carrier makes."""
+        """Returns a descriptor that is readable while a message is pending. It stays the same across reconnects."""
         if self._epoll is None:
             self._epoll = select.epoll()
             if self._socket is not None:
@@ -146,7 +147,7 @@ class LaneCarrier:
         return self._epoll.fileno()
 
     def readiness(self) -> tuple[bool, bool]:
-        """Whether a message may wait, and whether one could be sent."""
+        """Returns whether a message may be pending, and whether one can be sent."""
         connection = self._socket or self._connect()
         return self._epoll is not None and bool(self._epoll.poll(0)), connection is not None
 
@@ -155,7 +156,7 @@ class LaneCarrier:
         return self._is_closed
 
     def close(self) -> None:
-        """Closes the connection; what was sent is still read over there."""
+        """Closes the connection. The daemon still reads what was sent."""
         self._is_closed = True
         self._lose()
         if self._epoll is not None:
@@ -164,8 +165,8 @@ class LaneCarrier:
     def _receive(self, flags: int) -> Frames | None:
         connection = self._socket
         if connection is None:
-            last_words, self._last_words = self._last_words, None
-            return last_words
+            final, self._final_message = self._final_message, None
+            return final
         descriptors: list[int] = []
         try:
             if self._awaits_memory:
@@ -175,7 +176,7 @@ class LaneCarrier:
         except (BlockingIOError, InterruptedError):
             return None
         except ConnectionResetError:
-            # Said once, where the daemon closed before it had read everything: its last words still lie there.
+            # The kernel reports this once if the daemon closed before it had read everything. Its messages are still unread.
             return self._receive(_DO_NOT_WAIT)
         except OSError:
             size = 0
@@ -184,23 +185,23 @@ class LaneCarrier:
             self._take_memory(frames, descriptors)
         return frames
 
-    def _keep_last_words(self) -> None:
-        """Reads what the daemon said before it closed the connection, which is lost then; keeps the last message."""
-        last_words: Frames | None = None
+    def _drain_closed_connection(self) -> None:
+        """Reads what the daemon sent before it closed the connection, and keeps the final message for `_receive`."""
+        final: Frames | None = None
         while (frames := self._receive(_DO_NOT_WAIT)) is not None:
-            last_words = [bytes(frame) for frame in frames]
+            final = [bytes(frame) for frame in frames]
         self._lose()
-        self._last_words = last_words
+        self._final_message = final
 
     def _frames(self, size: int) -> Frames | None:
-        """The frames of the packet of `size` bytes that was read, or None where the connection is lost."""
+        """Returns the frames of the packet of `size` bytes in the buffer, or None if the connection is lost."""
         buffer = self._buffer
         if size == 0:
             self._lose()
             return None
         form = (size, buffer[0], buffer[1])
         if form != self._form:
-            # Cut once: nearly every packet is an action of the form that the last one had.
+            # Cut only when the form changes: nearly every packet is an action of the same form as the last one.
             try:
                 self._cut = unpack(buffer[:size], self._row_bytes)
             except RemoteProtocolError:
@@ -216,7 +217,7 @@ class LaneCarrier:
         return size
 
     def _take_memory(self, frames: Frames, descriptors: list[int]) -> None:
-        """Puts a view of the passed memory behind the head of a `begun`. The view keeps it; no descriptor is kept."""
+        """Appends a view of the passed memory to a `begun`. The view keeps the memory; every descriptor is closed."""
         if frames[0][:1] == _BEGUN:
             self._awaits_memory = False
             frames += [memoryview(mmap.mmap(descriptor, 0)) for descriptor in descriptors[:1]]
@@ -240,12 +241,12 @@ class LaneCarrier:
             ) from None
         except OSError:
             connection.close()
-            self._connect_after_s = now_s + _RECONNECT_S
+            self._connect_after_s = now_s + LANE_RECONNECT_S
             return None
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LANE_SEND_BUFFER_BYTES)
         self._apply_wait(connection)
         self._socket = connection
-        self._last_words = None
+        self._final_message = None
         self._poll.register(connection, select.POLLIN)
         self._awaits_memory = False
         if self._epoll is not None:
@@ -253,7 +254,7 @@ class LaneCarrier:
         return connection
 
     def _apply_wait(self, connection: socket.socket) -> None:
-        # A time-out of the kernel's: Python's own would poll before every receive.
+        # The kernel's time-out, because Python's own would poll before every receive.
         seconds = max(0.001, self._wait_s)
         timeout = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
@@ -263,4 +264,4 @@ class LaneCarrier:
             self._poll.unregister(self._socket)
             self._socket.close()
             self._socket = None
-        self._connect_after_s = time.monotonic() + _RECONNECT_S
+        self._connect_after_s = time.monotonic() + LANE_RECONNECT_S

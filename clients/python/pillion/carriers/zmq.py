@@ -1,4 +1,4 @@
-"""The ZeroMQ carrier of a client: one DEALER. Hot path."""
+"""The ZeroMQ carrier: one DEALER socket. Hot path."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from typing import ClassVar, Final
 import zmq
 
 from pillion.carriers.busy_poll import spin
-from pillion.conversation import RESEND_S, Frames
+from pillion.conversation import Frames
 from pillion.errors import UnavailableError
+from pillion.limits import (
+    FRAME_BYTES_MAX,
+    FRAMES_MAX,
+    HEARTBEAT_MS,
+    LINGER_MS,
+    QUEUE_MESSAGES_MAX,
+    RESEND_S,
+    ZMQ_RECONNECT_MS,
+    ZMQ_RECONNECT_MS_MAX,
+)
 from pillion_protocol.zmq_frames import NOBLOCK, receive_frames, send_frames
 
-MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
-"""What a frame from the daemon may have."""
-
-_FRAMES_MAX: Final = 66
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
-_RECONNECT_MS: Final = 20
-_RECONNECT_MS_MAX: Final = 500
-_HEARTBEAT_MS: Final = 5_000
-_QUEUE_MESSAGES_MAX: Final = 1_000
 
 
 class ZmqCarrier:
-    """Owns one DEALER socket, connected to `ipc://…` or `tcp://…`. For one thread at a time."""
+    """Owns one DEALER socket, connected to `ipc://…` or `tcp://…`. For one thread at a time.
+
+    `receive` polls for `busy_poll_us` before it sleeps. Raises `UnavailableError` for an impossible address.
+    """
 
     passes_memory: ClassVar[bool] = False
-    must_listen: ClassVar[bool] = True
+    must_read_before_send: ClassVar[bool] = True
 
     def __init__(
         self, address: str, context: zmq.Context[zmq.Socket[bytes]] | None = None, busy_poll_us: int = 0
@@ -37,16 +42,17 @@ class ZmqCarrier:
         self._busy_poll_ns = busy_poll_us * 1_000
         self.socket = (context or zmq.Context.instance()).socket(zmq.DEALER)
         socket = self.socket
-        socket.setsockopt(zmq.LINGER, 200)
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
+        # Queue nothing for a daemon that is not there: it would arrive stale.
         socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
-        socket.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES_MAX)
-        socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES_MAX)
-        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, _HEARTBEAT_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES_MAX)
+        socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES_MAX)
+        socket.setsockopt(zmq.RECONNECT_IVL, ZMQ_RECONNECT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, ZMQ_RECONNECT_MS_MAX)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HEARTBEAT_MS)
         self.set_wait(RESEND_S)
         try:
             socket.connect(address)
@@ -55,20 +61,20 @@ class ZmqCarrier:
             raise UnavailableError(f"cannot connect to {address!r}: {error.strerror}") from None
 
     def expect(self, row_bytes: list[int]) -> None:
-        """Nothing to do: each tensor is a frame of its own."""
+        """Does nothing, because each tensor is a frame of its own."""
 
     def set_wait(self, wait_s: float) -> None:
-        """How long `receive` waits, in seconds."""
+        """Sets how long `receive` waits, in seconds."""
         self.socket.setsockopt(zmq.RCVTIMEO, max(1, round(wait_s * 1_000)))
 
     def send(self, frames: Frames, wait_s: float) -> bool:
-        """Sends a message; False where there was no connection to send it on for `wait_s`."""
+        """Sends a message. Returns False if there was no connection for `wait_s`."""
         if self.send_now(frames):
             return True
         return bool(self.socket.poll(math.ceil(wait_s * 1_000), zmq.POLLOUT)) and self.send_now(frames)
 
     def send_now(self, frames: Frames) -> bool:
-        """Sends a message; False where there is no connection to send it on at this moment."""
+        """Sends a message. Returns False if there is no connection now."""
         try:
             send_frames(self.socket, frames)
         except zmq.Again:
@@ -76,31 +82,31 @@ class ZmqCarrier:
         return True
 
     def exchange(self, frames: Frames) -> Frames | None:
-        """Sends a message and gives the next one that comes, or None."""
+        """Sends a message and returns the next one, or None if none arrived or there was no connection."""
         return self.receive() if self.send_now(frames) else None
 
     def receive(self) -> Frames | None:
-        """The next message, or None where none came within the wait."""
+        """Returns the next message, or None if none arrived within the wait."""
         if self._busy_poll_ns:
             spin(lambda: self.socket.getsockopt(_EVENTS) & _POLLIN, self._busy_poll_ns)  # type: ignore[operator]
         try:
-            return receive_frames(self.socket, 0, _FRAMES_MAX)
+            return receive_frames(self.socket, 0, FRAMES_MAX)
         except zmq.Again:
             return None
 
     def receive_now(self) -> Frames | None:
-        """The next message, or None where none is there."""
+        """Returns the next message if one is pending, else None."""
         try:
-            return receive_frames(self.socket, NOBLOCK, _FRAMES_MAX)
+            return receive_frames(self.socket, NOBLOCK, FRAMES_MAX)
         except zmq.Again:
             return None
 
     def fileno(self) -> int:
-        """Edge-triggered: after every send and receive look at `receive_now` again."""
+        """Returns an edge-triggered descriptor: after every send and receive, call `receive_now` again."""
         return int(self.socket.getsockopt(zmq.FD))
 
     def readiness(self) -> tuple[bool, bool]:
-        """Whether a message waits, and whether one could be sent; re-arms the descriptor."""
+        """Returns whether a message is pending, and whether one can be sent. Re-arms the descriptor."""
         events = int(self.socket.getsockopt(zmq.EVENTS))
         return bool(events & zmq.POLLIN), bool(events & zmq.POLLOUT)
 
@@ -109,5 +115,5 @@ class ZmqCarrier:
         return bool(self.socket.closed)
 
     def close(self) -> None:
-        """Closes the socket; what was sent may still leave for a moment."""
+        """Closes the socket. libzmq still sends queued messages for `LINGER_MS`."""
         self.socket.close()

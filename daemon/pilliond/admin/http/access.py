@@ -22,7 +22,7 @@ from pilliond.admin.http.refusals import Refusals
 from pilliond.admin.http.scope import Scope
 from pilliond.admin.http.token_file import TokensFile
 from pilliond.admin.http.tokens import Token, find_token
-from pilliond.linux.peer_credentials import Connection, is_let_in, user_id
+from pilliond.linux.peer_credentials import Connection, is_allowed, user_id
 from pilliond.settings.schema import AdminSettings
 
 _BEARER: Final = 'Bearer realm="pillion"'
@@ -69,7 +69,7 @@ class Access:
     def of_user(self, connection: Connection) -> Caller:
         """Returns the caller at the other end of a Unix socket; raises `Refused`."""
         name = _user_name(user_id(connection))
-        if not is_let_in(connection, self._group):
+        if not is_allowed(connection, self._group):
             allowed = "this daemon's user and root" + ("" if self._group is None else ", and members of admin.group")
             raise _forbidden("user", f"expected {allowed}, got user {name}")
         return Caller(name, "user")

@@ -99,11 +99,11 @@ class PageCollector(Collector):
         held = len(self._supervisor.version_table.held)
         yield GaugeMetricFamily("pillion_held_versions", "Versions held for evaluations.", value=held)
         switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks, by outcome.", labels=["outcome"])  # fmt: skip
-        for outcome, count in releases.switches.items():
+        for outcome, count in releases.operations.switches.items():
             switches.add_metric([outcome.value], count)
         yield switches
         rollbacks = CounterMetricFamily("pillion_auto_rollbacks", "Automatic rollbacks, by the guardrail that was crossed.", labels=["reason"])  # fmt: skip
-        for reason, count in releases.auto_rollbacks.items():
+        for reason, count in releases.guardrails.auto_rollbacks.items():
             rollbacks.add_metric([reason], count)
         yield rollbacks
         if releases.stager.swap_impact is not None:

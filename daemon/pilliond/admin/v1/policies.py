@@ -191,29 +191,29 @@ class PolicyRoutes:
     async def _operation(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
         is_number = number.isascii() and number.isdecimal() and len(number) <= OPERATION_DIGITS_MAX
-        operation = self._releases.find(int(number)) if is_number else None
+        operation = self._releases.operations.find(int(number)) if is_number else None
         if operation is None:
             raise ProblemError(
                 HTTPStatus.NOT_FOUND, "operation-not-found", f"there is no operation {number[:20]}, or it is too old"
             )
-        return json_response(operation.told())
+        return json_response(operation.status())
 
     def _state(self) -> PolicyState:
         supervisor, releases = self._supervisor, self._releases
-        operations, previous = releases.operations, supervisor.version_table.previous
+        operation, previous = releases.operations.last, supervisor.version_table.previous
         return PolicyState(
             policy=supervisor.stable.policy,
             phase=supervisor.phase.name.lower(),
             stable=supervisor.stable.version,
             digest=supervisor.stable.digest,
             previous=previous.version if previous else None,
-            follows=releases.followed or None,
+            follows=releases.keeper.alias.name or None,
             sessions=supervisor.page.cells[metrics_page.SESSIONS],
             resident=[self._resident(version) for version in supervisor.version_table],
             route=self._arms(),
             shadow=self._shadow_now(),
             swap_impact=releases.stager.swap_impact,
-            operation=operations[-1].told() if operations else None,
+            operation=operation.status() if operation else None,
         )
 
     def _arms(self) -> list[ArmStatus]:
@@ -285,16 +285,18 @@ class PolicyRoutes:
 
     async def _cancel(self, request: web.Request) -> web.Response:
         why = await self.verb_body(request, ReasonBody)
-        cancelled = await self._releases.cancel(f"cancelled by {asked_by(request, why.by)}: {why.reason}".rstrip(": "))
+        cancelled = await self._releases.operations.cancel(
+            f"cancelled by {asked_by(request, why.by)}: {why.reason}".rstrip(": ")
+        )
         if cancelled is None:
             raise ProblemError(HTTPStatus.CONFLICT, "nothing-to-cancel", "no version is being staged")
-        return json_response(cancelled.told())
+        return json_response(cancelled.status())
 
     async def _drain(self, request: web.Request) -> web.Response:
         why = await body_of(request, ReasonBody)
         stable = self._supervisor.stable
         target = Resolved(stable.policy, stable.version, stable.digest)
-        await self._releases.note("drain", target, "", asked_by(request, why.by), why.reason)
+        await self._releases.keeper.note("drain", target, "", asked_by(request, why.by), why.reason)
         self._supervisor.stop(f"an operator drains it: {why.reason}" if why.reason else "an operator drains it")
         return json_response(Draining(Phase.DRAINING.name.lower()), HTTPStatus.ACCEPTED)
 
@@ -331,13 +333,13 @@ class PolicyRoutes:
         return response
 
     def _tag(self) -> str:
-        return f'"{self._supervisor.stable.digest[7:19]}-{self._releases.revision}"'
+        return f'"{self._supervisor.stable.digest[7:19]}-{self._releases.operations.revision}"'
 
 
 def _begun(operation: Operation) -> web.Response:
     status = HTTPStatus.ACCEPTED if operation.outcome == "running" else HTTPStatus.OK
     if operation.outcome == "failed":
         raise ProblemError(HTTPStatus.CONFLICT, "cannot-switch", operation.error)
-    response = json_response(operation.told(), status)
+    response = json_response(operation.status(), status)
     response.headers["Location"] = f"/v1/operations/{operation.number}"
     return response

@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import pillion
 from pillion_artifacts import Store
+from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.limits import KSERVE_REQUESTS_MAX
 from tests.conftest import StartDaemon
@@ -322,7 +323,7 @@ def publish_both(store: Path) -> Path:
     """Two versions of a recurrent policy: the action is the sum of the episode's observations; 1.1.0 adds STEP each time."""
     publish_summing(store, "1.0.0", 0.0)
     publish_summing(store, "1.1.0", STEP)
-    Store(store).move_alias("summing", "stable", "1.0.0", expected="", by="a test")
+    move_alias(Store(store), "summing", "stable", "1.0.0", expected="", by="a test")
     return store
 
 

@@ -1,4 +1,4 @@
-"""What a session, blocking or asyncio, knows of the daemon it talks to."""
+"""What the blocking and the asyncio session share: the properties that the daemon's welcome sets."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ from pillion.conversation import Conversation
 from pillion_protocol import Limits, Spec
 
 
-class Described:
-    """The welcome of a conversation, in the words of a user."""
+class SessionBase:
+    """The daemon's answer to `connect`, as properties. They change when the session is opened again."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
 
     @property
     def policy(self) -> str:
-        """The name of the policy that answers."""
+        """The name of the policy."""
         return self._conversation.welcome.policy
 
     @property
     def version(self) -> str:
-        """The version that was current when the session was opened; an episode has its own."""
+        """The version that was current when the session was opened. Each episode has its own `version`."""
         return self._conversation.welcome.version
 
     @property
     def digest(self) -> str:
-        """`sha256:…` of the artifact of that version."""
+        """The digest of that version's artifact, `sha256:…`."""
         return f"sha256:{self._conversation.welcome.digest.hex()}"
 
     @property
     def certificate(self) -> str:
-        """How much the other observations of a batch change an answer of that version: `exact` (not in a bit),
-        `within 1e-6` or `worse`; empty where the daemon does not say."""
+        """How much the other rows of a batch change an answer of that version.
+
+        `exact` (no bit), `within 1e-6` or `worse`; empty if the daemon does not know.
+        """
         return self._conversation.welcome.certificate
 
     @property
@@ -40,5 +42,5 @@ class Described:
 
     @property
     def limits(self) -> Limits:
-        """What the daemon takes from one session."""
+        """What the daemon accepts from one session: `rows_max`, `episodes_max`, `head_bytes_max`."""
         return self._conversation.limits

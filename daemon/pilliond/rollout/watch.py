@@ -1,0 +1,114 @@
+"""The watch: rolls back what crosses a bound, and switches where the followed alias has moved."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from pillion_artifacts import ArtifactError, Resolved
+from pilliond.errors import SwitchError
+from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.rollout.probation import Fault
+from pilliond.rollout.releases import Releases
+from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.version_table import resolved
+from pilliond.traffic_split import Arm
+
+FOLLOW_S: Final = 0.5
+"""How often the alias is read. It is polled, not watched: a store may lie on a file system that reports no changes."""
+
+JUDGE_S: Final = 1.0
+"""How often the versions are judged, and the live window gets a reading."""
+
+_DAEMON: Final = "pilliond"
+
+
+class Watch:
+    """Judges the stable version and the arms, and follows the alias. Owns nothing."""
+
+    def __init__(self, supervisor: Supervisor, releases: Releases, log: FilteringBoundLogger) -> None:
+        self._supervisor = supervisor
+        self._releases = releases
+        self._operations = releases.operations
+        self._alias = releases.keeper.alias
+        self._log = log
+
+    async def run(self) -> None:
+        """Looks until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        judged_s = 0.0
+        while True:
+            if loop.time() - judged_s >= JUDGE_S:
+                judged_s = loop.time()
+                self._releases.window.look(self._supervisor.stable.metrics_index)
+                await self._judge_stable(judged_s)
+                await self._judge_arms(judged_s)
+            if self._alias.name and self._operations.current is None and self._supervisor.is_ready:
+                await self._follow()
+            await asyncio.sleep(FOLLOW_S)
+
+    async def _judge_stable(self, now_s: float) -> None:
+        """Rolls back where the stable version crosses a bound while it is on probation."""
+        stable = self._supervisor.stable
+        if self._supervisor.version_table.previous is None:
+            return
+        fault = self._releases.guardrails.stable_fault(stable.metrics_index, now_s)
+        if fault is None:
+            return
+        self._note_fault(stable, fault)
+        try:
+            await self._releases.roll_back(_DAEMON, f"automatic rollback: {fault.why}")
+        except SwitchError as error:
+            self._log.warning("auto_rollback_refused", policy=str(stable), error=str(error))
+
+    async def _judge_arms(self, now_s: float) -> None:
+        """Ends an arm that crosses a bound; its share goes back to the stable version. Ends one at most."""
+        version_table = self._supervisor.version_table
+        for arm in version_table.arms:
+            version = version_table.find(arm.digest)
+            if version is None:
+                continue
+            fault = self._releases.guardrails.arm_fault(version.digest, version.metrics_index, now_s)
+            if fault is not None:
+                self._note_fault(version, fault, arm=arm.name)
+                await self._end_arm(arm, version, f"automatic rollback: {fault.why}")
+                return
+
+    def _note_fault(self, version: SealedVersion, fault: Fault, **fields: str) -> None:
+        self._alias.failed.add(version.digest)
+        self._releases.guardrails.count(fault)
+        self._log.error("auto_rollback", policy=str(version), **fields, fault=fault.bound, reason=fault.why)
+
+    async def _end_arm(self, arm: Arm, version: SealedVersion, reason: str) -> None:
+        """Takes an arm out of the route. An operation that runs is cancelled for it, as for a rollback."""
+        while self._operations.current is not None:
+            await self._operations.make_way(f"the end of arm {arm.name}")
+        left = [each for each in self._supervisor.version_table.arms if each.digest != arm.digest]
+        await self._operations.run(
+            "route", resolved(self._supervisor.stable), _DAEMON, f"{arm.name} {version.version} {reason}",
+            lambda operation: self._releases.set_arms(operation, left),
+        )  # fmt: skip
+
+    async def _follow(self) -> None:
+        """Begins a switch where the alias has moved. It does not try a version again that failed."""
+        alias, revision = self._alias, self._operations.revision
+        try:
+            pointer = await self._releases.keeper.read_alias()
+        except ArtifactError as error:
+            if alias.acted_on:
+                alias.acted_on = ""
+                self._log.error("alias_unreadable", alias=alias.name, error=str(error))
+            return
+        # A switch that began or ended while the alias was read may have moved it.
+        if pointer.digest == alias.acted_on or self._operations.revision != revision:
+            return
+        alias.acted_on = pointer.digest
+        target = Resolved(pointer.policy, pointer.version, pointer.digest)
+        if target.digest == self._supervisor.stable.digest:
+            return
+        if target.digest in alias.failed:
+            self._log.error("alias_not_followed", alias=alias.name, policy=str(target), error="it failed before")
+            return
+        self._releases.switch(target, pointer.moved_by, pointer.reason or f"{alias.name} was moved")

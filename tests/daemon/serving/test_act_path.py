@@ -1,0 +1,351 @@
+"""`docs/internals.md` draws the path of an act; here acts travel it, and each call is compared with the drawing.
+
+The parts are those of the serving process: real sockets, the real loop, ONNX Runtime. Only the clock is a fake, so that
+no tick falls into the iteration that is recorded. After a change of the path, print it for the page:
+
+    .venv/bin/python -m tests.daemon.serving.test_act_path
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, Protocol, Self
+
+import pytest
+import zmq
+
+import pillion_protocol
+import pilliond
+from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, decode_spec, encode
+from pillion_protocol.lane import pack, unpack
+from pillion_protocol.limits import PACKET_BYTES_MAX
+from pillion_protocol.slots import SLOTS, SlotLayout, write_generation
+from pillion_protocol.steps import ActStep
+from pilliond.core.routing import Router
+from pilliond.core.scheduler import Scheduler
+from pilliond.core.sessions import Sessions
+from pilliond.ipc.metrics_page import MetricsPage
+from pilliond.limits import TICK_MS
+from pilliond.linux.timerfd import Ticker
+from pilliond.serving.__main__ import load_version
+from pilliond.serving.loop import ServingLoop
+from pilliond.transport.interface import MessagePoller
+from pilliond.transport.lane import LaneTransport
+from pilliond.transport.zmq import ZmqTransport
+from tests.daemon.support.assignment import assigned
+from tests.daemon.support.fakes import Clock
+from tests.harness import ROOT, WAIT_S_MAX
+
+PAGE = ROOT / "docs" / "internals.md"
+SHORT, SLOT, GENERAL = "The short path", "The short path through a slot", "The general path"
+
+SYSTEM_CALLS = {"epoll.poll", "socket.recv_into", "socket.send"}
+"""Of what is written in C, only these are drawn."""
+
+DRAWN_LINE = re.compile(r"(lane|zmq )?( *)([\w.]+) {2,}(\S+)(?: {2,}.*)?")
+"""A carrier or nothing, the indentation, a function, its module, and an explanation."""
+
+COLUMN = 6
+"""Where a line begins that both carriers share."""
+
+VECTOR, IMAGE = "lunar-lander", "cart-pole-pixels"
+"""Policies that ship: observations of the first travel in the packet, over the lane those of the second in a slot."""
+
+
+class Call(NamedTuple):
+    """A function that ran: its depth below the loop, its qualified name, its module as the page writes it."""
+
+    depth: int
+    name: str
+    module: str
+
+
+def drawn(title: str, carrier: str) -> list[Call]:
+    """The calls under a title of the page, for an act over `carrier`."""
+    found = re.search(rf"^### {title}\n.*?^```text\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert found, title
+    calls = []
+    for line in found[1].splitlines():
+        matched = DRAWN_LINE.fullmatch(line)
+        assert matched, f"not a line of a path: {line!r}"
+        tag, blanks, name, module = matched.groups("")
+        if tag.strip() in ("", carrier):
+            calls.append(Call((len(tag) + len(blanks) - COLUMN) // 2, name, module))
+    return calls
+
+
+class Recorder:
+    """Records every call in our packages while it is entered, in the order in which the calls begin."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._depth = 0
+        self._packages = {
+            f"{Path(package.__file__ or '').parent}/": package.__name__ for package in (pilliond, pillion_protocol)
+        }
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._on_event)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _on_event(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "c_call":
+            if getattr(argument, "__qualname__", "") in SYSTEM_CALLS:
+                self.calls.append(Call(self._depth, argument.__qualname__, "kernel"))
+            return
+        module = self._module(frame.f_code.co_filename)
+        # Up to Python 3.11 a comprehension is a function of its own.
+        if not module or frame.f_code.co_name.startswith("<"):
+            return
+        if event == "call":
+            self.calls.append(Call(self._depth, frame.f_code.co_qualname.replace(".<locals>", ""), module))
+            self._depth += 1
+        elif event == "return":
+            self._depth -= 1
+
+    def _module(self, file: str) -> str:
+        """`core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, empty for everything else."""
+        for folder, package in self._packages.items():
+            if file.startswith(folder):
+                inside = file.removeprefix(folder)
+                return inside if package == "pilliond" else f"{package}/{inside}"
+        return ""
+
+
+class Client(Protocol):
+    """A client of either carrier that does nothing by itself."""
+
+    def send(self, head: bytes | memoryview, *tensors: bytes | memoryview) -> None:
+        """Sends one message."""
+
+    def has_reply(self) -> bool:
+        """Returns whether `receive` would return at once."""
+
+    def receive(self) -> Message:
+        """Returns the next message, without its tensors."""
+
+
+class LaneClient:
+    """One connection of the lane. Owns its socket."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(address.removeprefix("lane://"))
+        self.descriptors: list[int] = []
+        """What came beside the messages; the caller closes them."""
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, head: bytes | memoryview, *tensors: bytes | memoryview) -> None:
+        self._socket.send(pack(head, tensors))
+
+    def has_reply(self) -> bool:
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
+    def receive(self) -> Message:
+        packet, descriptors, _, _ = socket.recv_fds(self._socket, PACKET_BYTES_MAX, 1)
+        self.descriptors += descriptors
+        return decode(bytes(unpack(memoryview(packet), [1])[0]))
+
+
+class ZmqClient:
+    """One DEALER. Owns its context and its socket."""
+
+    def __init__(self, address: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.connect(address)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+    def send(self, head: bytes | memoryview, *tensors: bytes | memoryview) -> None:
+        self._socket.send_multipart([head, *tensors])
+
+    def has_reply(self) -> bool:
+        return bool(self._socket.poll(0))
+
+    def receive(self) -> Message:
+        return decode(self._socket.recv_multipart()[0])
+
+
+class Server:
+    """The data plane of a serving process, joined as `pilliond.serving` joins it, and driven by hand."""
+
+    def __init__(self, folder: Path, carrier: str, policy: str, stack: ExitStack) -> None:
+        self._carrier = carrier
+        self._stack = stack
+        self._addresses = {"lane": f"lane://{folder}/path-lane.sock", "zmq": f"ipc://{folder}/path-zmq.sock"}
+        config = assigned("", policy)
+        limits = config.limits
+        version = load_version(config)
+        page = MetricsPage(config.page_descriptor)
+        self._poller = MessagePoller()
+        stack.callback(self._poller.close)
+        lane, self._zmq = LaneTransport(version.observation_bytes, self._poller, page), ZmqTransport(self._poller)
+        stack.callback(lane.close)
+        stack.callback(self._zmq.close)
+        lane.bind(self._addresses["lane"])
+        self._zmq.bind(self._addresses["zmq"])
+        scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
+        sessions = Sessions(config.epoch, Router(version), limits, page, scheduler)
+        self._loop = ServingLoop(
+            self._poller, [lane, self._zmq], sessions, scheduler, page, Clock(), lambda name, fields: None
+        )
+
+    def connect(self) -> Client:
+        address = self._addresses[self._carrier]
+        client = LaneClient(address) if self._carrier == "lane" else ZmqClient(address)
+        self._stack.callback(client.close)
+        return client
+
+    def iterate(self) -> None:
+        """One iteration of `ServingLoop.run`."""
+        self._loop.run_once(self._loop._wait())
+
+    def reply_to(self, client: Client) -> Message:
+        """Iterates until a reply has arrived; a ticker ends each wait, as in the serving process."""
+        with Ticker(self._poller, TICK_MS * 1_000_000):
+            while not client.has_reply():
+                self.iterate()
+        return client.receive()
+
+    def recorded(self) -> list[Call]:
+        """Returns the calls of the iteration that finds the act which was just sent."""
+        if self._carrier == "zmq":
+            # ZeroMQ's own thread delivers it in its own time; a packet of the lane is there when `send` returns.
+            deadline_s = time.monotonic() + WAIT_S_MAX
+            while not self._zmq.pending():
+                assert time.monotonic() < deadline_s
+                os.sched_yield()
+            # As after every receive and send: the loop asks `pending` before it sleeps.
+            self._zmq.is_armed = False
+        with Recorder() as recorder:
+            self.iterate()
+        return recorder.calls
+
+
+class Actor:
+    """A session with one episode of one row. It writes its acts as the Python client does: into one packet."""
+
+    def __init__(self, server: Server, seed: int, *, slots: bool = False) -> None:
+        self.client = server.connect()
+        self.client.send(encode(Hello(0, 0, seed)))
+        welcome = server.reply_to(self.client)
+        assert isinstance(welcome, Welcome)
+        self.spec = decode_spec(welcome.spec)
+        self.client.send(encode(Begin(welcome.session, welcome.epoch, 1, [seed], slots)))
+        begun = server.reply_to(self.client)
+        assert isinstance(begun, Begun)
+        self.sequence = 1
+        sizes = [tensor.row_bytes for tensor in self.spec.observation]
+        self.step = ActStep(begun.session, begun.epoch, begun.episode, 1, sizes)
+
+    def act(self) -> None:
+        """Sends the next act, with its observation in the packet."""
+        self.sequence += 1
+        self.step.fill(self.sequence, 0, deterministic=True)
+        self.client.send(bytes(self.step[0]), *map(bytes, self.step.tensors))
+
+
+class SlotActor(Actor):
+    """The same, with its observations in the slots of its group. Owns its view of them."""
+
+    def __init__(self, server: Server, seed: int, stack: ExitStack) -> None:
+        super().__init__(server, seed, slots=True)
+        assert isinstance(self.client, LaneClient)
+        (descriptor,) = self.client.descriptors
+        layout = SlotLayout(self.spec, 1)
+        self._area = mmap.mmap(descriptor, layout.region_bytes)
+        stack.callback(self._area.close)
+        os.close(descriptor)
+        self._slot_bytes = layout.slot_bytes
+
+    def act(self) -> None:
+        """Sends the next act. Its observation, all zeros, is in one slot or the other, under a new generation."""
+        self.sequence += 1
+        slot = self.sequence % SLOTS
+        write_generation(self._area, slot * self._slot_bytes, self.sequence)
+        self.step.fill(self.sequence, 0, deterministic=True)
+        self.step.point(slot + 1, self.sequence)
+        self.client.send(bytes(self.step[0]))
+
+
+def act(server: Server, actor: Actor) -> list[Call]:
+    """Sends the next act of `actor`, and returns the calls that answered it."""
+    actor.act()
+    calls = server.recorded()
+    assert isinstance(server.reply_to(actor.client), Action)
+    return calls
+
+
+def short_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
+    """The second act of an episode, of the only session."""
+    server = Server(folder, carrier, VECTOR, stack)
+    actor = Actor(server, 1)
+    act(server, actor)
+    return act(server, actor)
+
+
+def slot_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
+    """The same, with the observation in a slot."""
+    server = Server(folder, carrier, IMAGE, stack)
+    actor = SlotActor(server, 1, stack)
+    act(server, actor)
+    return act(server, actor)
+
+
+def general_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
+    """The first act of an episode, while another session might act too."""
+    server = Server(folder, carrier, VECTOR, stack)
+    act(server, Actor(server, 1))
+    return act(server, Actor(server, 2))
+
+
+PATHS = {
+    (SHORT, "lane"): short_path,
+    (SHORT, "zmq"): short_path,
+    (SLOT, "lane"): slot_path,
+    (GENERAL, "lane"): general_path,
+    (GENERAL, "zmq"): general_path,
+}
+
+
+@pytest.mark.parametrize(("title", "carrier"), PATHS)
+def test_an_act_takes_the_path_that_the_page_draws(title: str, carrier: str, folder: Path) -> None:
+    with ExitStack() as stack:
+        assert PATHS[title, carrier](folder, carrier, stack) == drawn(title, carrier)
+
+
+@pytest.fixture
+def folder(short_path: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=short_path))
+
+
+def print_paths() -> None:
+    """Prints each path as the page draws it, without explanations."""
+    for (title, carrier), path in PATHS.items():
+        print(f"\n### {title} ({carrier})\n")
+        with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+            for call in path(Path(name), carrier, stack):
+                print(f"{' ' * COLUMN}{'  ' * call.depth}{call.name}".ljust(47), call.module)
+
+
+if __name__ == "__main__":
+    print_paths()

@@ -173,9 +173,9 @@ def test_without_a_token_every_path_gets_the_same_refusal(guarded: Daemon, endpo
     asks += [("GET", f"/v1/policies/{POLICY}/../../../etc/passwd"), ("POST", "/v1/policies/nobody/switch")]
     for below in ("", "/v2"):
         these = [(method, path) for method, path in asks if path.startswith("/v2") is bool(below)]
-        told = {json.dumps(asked(guarded.tcp_admin, method, path).json) for method, path in these}
-        assert len(told) == 1
-        assert POLICY not in told.pop()
+        reply = {json.dumps(asked(guarded.tcp_admin, method, path).json) for method, path in these}
+        assert len(reply) == 1
+        assert POLICY not in reply.pop()
 
 
 def test_a_head_request_needs_the_scope_of_its_get(guarded: Daemon, secrets: dict[str, str]) -> None:
@@ -365,7 +365,7 @@ def test_no_verb_runs_for_another_user_of_this_host(
     assert over_unix(str(path), "GET", "/v1/policies")[0] == 200
 
 
-# Who is written down
+# The author in the audit log
 
 
 def test_the_audit_log_records_the_caller_beside_the_claimed_author(start_daemon: StartDaemon, tmp_path: Path) -> None:
@@ -380,8 +380,8 @@ def test_the_audit_log_records_the_caller_beside_the_claimed_author(start_daemon
         assert daemon.operation((result.status, result.json, result.headers))["by"] == written
         assert Store(tmp_path / "store").history(POLICY)[-1].by == written
     for by, written in (("alice", f"alice (user {user})"), (user, user), ("", user)):
-        told = daemon.operation(daemon.ask("POST", verb, {"version": "1.0.0", "by": by}))
-        assert told["by"] == written
+        reply = daemon.operation(daemon.ask("POST", verb, {"version": "1.0.0", "by": by}))
+        assert reply["by"] == written
 
 
 # Documents

@@ -60,7 +60,7 @@ def test_the_example_settings_name_every_setting_at_its_default() -> None:
 
 
 def asked(command: str, ready: dict[str, Any]) -> dict[str, Any]:
-    """Types a `curl` command of a document, at the admin port of the daemon that printed `ready`; returns its JSON."""
+    """Runs a `curl` command of a document, at the admin port of the daemon that printed `ready`; returns its JSON."""
     words = shlex.split(command.replace("http://127.0.0.1:9475", ready["admin"][-1]))
     result = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
     answer: dict[str, Any] = json.loads(result.stdout)

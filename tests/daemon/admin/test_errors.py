@@ -52,9 +52,9 @@ def followed(start_daemon: StartDaemon, tmp_path: Path) -> Daemon:
 
 def state(daemon: Daemon, store: Store) -> tuple[Any, ...]:
     """Everything that a refused request must not change."""
-    _, told, headers = daemon.ask("GET", PATH)
+    _, reply, headers = daemon.ask("GET", PATH)
     alias = store.resolve(f"{POLICY}@stable").version
-    return headers["ETag"], alias, (store.root / "audit.jsonl").read_bytes(), told["route"], told["operation"]
+    return headers["ETag"], alias, (store.root / "audit.jsonl").read_bytes(), reply["route"], reply["operation"]
 
 
 def arm(**fields: Any) -> dict[str, Any]:
@@ -129,11 +129,11 @@ def test_a_refusal_names_its_reason_and_changes_nothing(
     unchanged: Daemon, store: Store, method: str, path: str, body: Any, headers: dict[str, str], status: int, kind: str
 ) -> None:
     before = state(unchanged, store)
-    result, told, answered = unchanged.ask(method, path, body, headers)
-    assert (result, told["type"], told["status"]) == (status, f"urn:pillion:{kind}", status)
+    result, reply, answered = unchanged.ask(method, path, body, headers)
+    assert (result, reply["type"], reply["status"]) == (status, f"urn:pillion:{kind}", status)
     assert answered["Content-Type"].startswith("application/problem+json")
-    assert told["title"]
-    assert told["detail"]
+    assert reply["title"]
+    assert reply["detail"]
     assert ("Allow" in answered) == (status == 405)
     assert state(unchanged, store) == before
 
@@ -178,8 +178,8 @@ def test_data_that_is_no_http_is_a_problem_and_is_not_logged(
 ) -> None:
     before = state(unchanged, store)
     log = unchanged.stderr
-    result, kind, told = raw(unchanged, request_bytes)
-    assert (result, kind, told["status"]) == (status, "application/problem+json", status)
+    result, kind, reply = raw(unchanged, request_bytes)
+    assert (result, kind, reply["status"]) == (status, "application/problem+json", status)
     assert state(unchanged, store) == before
     assert unchanged.stderr == log
 
@@ -228,8 +228,8 @@ def test_a_tag_counts_among_others_and_for_one_change(followed: Daemon) -> None:
     tag = followed.ask("GET", PATH)[2]["ETag"]
     headers = {"If-Match": f'"another", {tag}'}
     assert followed.operation(followed.ask("PUT", ROUTE, {"arms": []}, headers))["outcome"] == "done"
-    status, told, _ = followed.ask("PUT", ROUTE, {"arms": []}, headers)
-    assert (status, told["type"]) == (412, "urn:pillion:changed-meanwhile")
+    status, reply, _ = followed.ask("PUT", ROUTE, {"arms": []}, headers)
+    assert (status, reply["type"]) == (412, "urn:pillion:changed-meanwhile")
     assert followed.ask("PUT", ROUTE, {"arms": []}, {"If-Match": "*"})[0] == 202
 
 
@@ -254,7 +254,7 @@ def test_of_operators_with_the_same_tag_exactly_one_wins(followed: Daemon) -> No
 
         result = at_once(lambda: change("one"), lambda: change("two"), lambda: change("three"))
         assert sorted(status for status, _ in result) == [202, 412, 412]
-        (winner,) = [told for status, told in result if status == 202]
+        (winner,) = [reply for status, reply in result if status == 202]
         followed.operation((202, winner, {}))
 
 
@@ -275,10 +275,10 @@ def test_two_concurrent_rollbacks_do_not_undo_each_other(followed: Daemon) -> No
     followed.operation(followed.ask("POST", f"{PATH}/switch", {"version": "1.1.0"}))
     result = at_once(*[lambda: followed.ask("POST", f"{PATH}/rollback", {})] * 2)
     assert {status for status, _ in result} <= {200, 409}
-    done = [told for status, told in result if status == 200]
-    refused = [told for status, told in result if status == 409]
+    done = [reply for status, reply in result if status == 200]
+    refused = [reply for status, reply in result if status == 409]
     # They may also have come one after the other: then the second goes forward again.
-    assert all(told["type"] == "urn:pillion:busy" for told in refused)
+    assert all(reply["type"] == "urn:pillion:busy" for reply in refused)
     assert followed.ask("GET", PATH)[1]["stable"] == ("1.0.0" if len(done) == 1 else "1.1.0")
     assert "a bug" not in json.dumps(result)
 
@@ -310,8 +310,8 @@ def test_a_damaged_store_and_an_unreadable_one_get_different_problems(followed: 
     index = tmp_path / "store" / "index.json"
     whole = index.read_bytes()
     index.write_bytes(b"{")
-    status, told, _ = followed.ask("GET", f"{PATH}/versions")
-    assert (status, told["type"]) == (422, "urn:pillion:artifact")
+    status, reply, _ = followed.ask("GET", f"{PATH}/versions")
+    assert (status, reply["type"]) == (422, "urn:pillion:artifact")
     index.write_bytes(whole)
     with no_descriptor_left(followed) as connection:
         connection.request("GET", f"{PATH}/versions")

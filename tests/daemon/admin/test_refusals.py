@@ -16,10 +16,10 @@ class Log:
     """Keeps the records."""
 
     def __init__(self) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
 
     def warning(self, event: str, **fields: Any) -> None:
-        self.said.append(fields)
+        self.records.append(fields)
 
 
 class Clock:
@@ -79,10 +79,10 @@ def test_remembered_peers_are_bounded_and_the_oldest_is_forgotten(refusals: Refu
 def test_the_log_counts_what_it_left_out(refusals: Refusals, log: Log, clock: Clock) -> None:
     for number in range(1_000):
         refuse(refusals, f"peer {number}")
-    assert len(log.said) == REFUSALS_BURST_MAX
+    assert len(log.records) == REFUSALS_BURST_MAX
     clock.now_ns += round(1e9 / REFUSALS_PER_S)
     refuse(refusals)
-    assert log.said[-1]["unlogged"] == 1_000 - REFUSALS_BURST_MAX
+    assert log.records[-1]["unlogged"] == 1_000 - REFUSALS_BURST_MAX
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3_000_000_000)), max_size=200))

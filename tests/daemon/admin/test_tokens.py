@@ -32,11 +32,11 @@ def token_command(*words: str, file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
 
 
-def said(*words: str, file: Path) -> dict[str, Any]:
+def json_of(*words: str, file: Path) -> dict[str, Any]:
     result = token_command(*words, "--json", file=file)
     assert (result.returncode, result.stderr) == (0, ""), result
-    told: dict[str, Any] = json.loads(result.stdout)
-    return told
+    reply: dict[str, Any] = json.loads(result.stdout)
+    return reply
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def file(tmp_path: Path) -> Path:
 def test_a_token_is_created_listed_and_revoked(file: Path) -> None:
     secret = token_command("new", "ci", "--scope", "operate", file=file).stdout.strip()
     assert len(secret) >= 43
-    told = said("new", "prometheus", "--scope", "view", "--days", "90", file=file)
-    assert set(told) >= {"name", "scope", "expires", "token", "file"}
+    reply = json_of("new", "prometheus", "--scope", "view", "--days", "90", file=file)
+    assert set(reply) >= {"name", "scope", "expires", "token", "file"}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert [(entry["name"], entry["scope"]) for entry in said("list", file=file)["tokens"]] == [
+    assert [(entry["name"], entry["scope"]) for entry in json_of("list", file=file)["tokens"]] == [
         ("ci", "operate"),
         ("prometheus", "view"),
     ]
@@ -59,8 +59,8 @@ def test_a_token_is_created_listed_and_revoked(file: Path) -> None:
     table = token_command("list", file=file).stdout
     assert re.search(r"^ci +operate +never", table, re.MULTILINE)
     assert re.search(r"^prometheus +view +\d{4}-", table, re.MULTILINE)
-    assert said("revoke", "ci", file=file) == {"revoked": "ci", "file": str(file)}
-    assert [entry["name"] for entry in said("list", file=file)["tokens"]] == ["prometheus"]
+    assert json_of("revoke", "ci", file=file) == {"revoked": "ci", "file": str(file)}
+    assert [entry["name"] for entry in json_of("list", file=file)["tokens"]] == ["prometheus"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_an_edit_by_root_keeps_the_owner_of_the_file(file: Path) -> None:
     make_token(file, "second", "view")
     found = file.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o600)
-    assert [entry["name"] for entry in said("list", file=file)["tokens"]] == ["ci", "second"]
+    assert [entry["name"] for entry in json_of("list", file=file)["tokens"]] == ["ci", "second"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away: run the tests as root")

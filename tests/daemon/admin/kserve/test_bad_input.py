@@ -50,8 +50,8 @@ def _nobody_else_notices(lander: Daemon) -> Iterator[None]:
         before = episode.act(np.zeros(8, np.float32))
         yield
         assert episode.act(np.zeros(8, np.float32)) == before
-    status, told, _ = lander.ask("POST", INFER, GOOD)
-    assert (status, told["outputs"][0]["data"]) == (200, [int(before)])
+    status, reply, _ = lander.ask("POST", INFER, GOOD)
+    assert (status, reply["outputs"][0]["data"]) == (200, [int(before)])
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def _nobody_else_notices(lander: Daemon) -> Iterator[None]:
     ],
 )
 def test_a_request_that_does_not_fit_the_policy_gets_what_is_expected(body: Any, sentence: str, lander: Daemon) -> None:
-    status, told, headers = lander.ask("POST", INFER, body)
-    assert (status, list(told), headers["Content-Type"].split(";")[0]) == (400, ["error"], "application/json")
-    assert sentence in told["error"]
-    assert "\n" not in told["error"]
-    assert len(told["error"]) < 400
+    status, reply, headers = lander.ask("POST", INFER, body)
+    assert (status, list(reply), headers["Content-Type"].split(";")[0]) == (400, ["error"], "application/json")
+    assert sentence in reply["error"]
+    assert "\n" not in reply["error"]
+    assert len(reply["error"]) < 400
 
 
 def binary(*parts: bytes, **fields: Any) -> bytes:
@@ -152,9 +152,9 @@ LENGTH = len(binary())
 def test_binary_data_that_differs_from_its_announcement_is_refused(
     length: Any, body: bytes, sentence: str, lander: Daemon
 ) -> None:
-    status, told, _ = lander.ask("POST", INFER, body, {HEADER: str(length)})
+    status, reply, _ = lander.ask("POST", INFER, body, {HEADER: str(length)})
     assert status == 400
-    assert sentence in told["error"]
+    assert sentence in reply["error"]
 
 
 @pytest.mark.parametrize(
@@ -174,35 +174,35 @@ def test_binary_data_that_differs_from_its_announcement_is_refused(
     ],
 )
 def test_an_unknown_path_is_an_error_in_the_protocols_form(method: str, path: str, status: int, lander: Daemon) -> None:
-    result, told, headers = lander.ask(method, path, [] if method == "POST" else None)
-    assert (result, list(told), headers["Content-Type"]) == (status, ["error"], "application/json")
+    result, reply, headers = lander.ask(method, path, [] if method == "POST" else None)
+    assert (result, list(reply), headers["Content-Type"]) == (status, ["error"], "application/json")
     assert ("Allow" in headers) == (status == 405)
 
 
 def test_a_body_that_is_too_large_is_refused_plain_or_inflated(lander: Daemon) -> None:
     blanks = b" " * 20_000_000
     for body, headers in ((blanks, {}), (gzip.compress(blanks), {"Content-Encoding": "gzip"})):
-        status, told, _ = lander.ask("POST", INFER, body, headers)
+        status, reply, _ = lander.ask("POST", INFER, body, headers)
         assert status == 413
         # 64 KB, and 32 bytes for each of 256 × 8 numbers
-        assert told["error"] == "body: expected at most 131072 bytes, got more"
+        assert reply["error"] == "body: expected at most 131072 bytes, got more"
 
 
 def test_a_body_with_a_wrong_content_encoding_is_refused(lander: Daemon) -> None:
     packed = gzip.compress(json.dumps(GOOD).encode())
     for data in (b"not gzip at all", packed[:-12], packed + b"more", b""):
-        status, told, _ = lander.ask("POST", INFER, data, {"Content-Encoding": "gzip"})
+        status, reply, _ = lander.ask("POST", INFER, data, {"Content-Encoding": "gzip"})
         assert status == 400
-        assert "expected one gzip or zlib stream" in told["error"]
+        assert "expected one gzip or zlib stream" in reply["error"]
     assert lander.ask("POST", INFER, packed, {"Content-Encoding": "gzip"})[0] == 200
-    status, told, _ = lander.ask("POST", INFER, packed, {"Content-Encoding": "br"})
-    assert (status, told["error"]) == (415, "Content-Encoding: expected gzip or deflate, got 'br'")
+    status, reply, _ = lander.ask("POST", INFER, packed, {"Content-Encoding": "br"})
+    assert (status, reply["error"]) == (415, "Content-Encoding: expected gzip or deflate, got 'br'")
 
 
 def test_a_content_length_beyond_all_bounds_is_refused_before_anything_is_read(lander: Daemon) -> None:
-    status, told = _raw(lander, b"", {"Content-Length": "1000000000000"})
+    status, reply = _raw(lander, b"", {"Content-Length": "1000000000000"})
     assert status == 413
-    assert "got more" in json.loads(told)["error"]
+    assert "got more" in json.loads(reply)["error"]
 
 
 @pytest.mark.parametrize("rest", ["Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n5\r\n{"])
@@ -265,17 +265,17 @@ def test_any_json_request_gets_an_answer_or_an_error(
     lander: Daemon, asked: dict[str, Any], data: bytes, cut: int
 ) -> None:
     text = json.dumps(asked).encode()
-    status, told = _raw(lander, text + data, {HEADER: str(len(text) + cut)})
+    status, reply = _raw(lander, text + data, {HEADER: str(len(text) + cut)})
     assert status in (200, 400, 504)
     if status != 200:
-        assert list(msgspec.json.decode(told)) == ["error"]
+        assert list(msgspec.json.decode(reply)) == ["error"]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=100), length=st.none() | st.integers(-1, 120))
 def test_any_bytes_get_an_error(lander: Daemon, body: bytes, length: int | None) -> None:
-    status, told = _raw(lander, body, {} if length is None else {HEADER: str(length)})
-    assert (status, list(msgspec.json.decode(told))) == (400, ["error"])
+    status, reply = _raw(lander, body, {} if length is None else {HEADER: str(length)})
+    assert (status, list(msgspec.json.decode(reply))) == (400, ["error"])
 
 
 def test_every_error_of_the_data_path_has_a_status() -> None:

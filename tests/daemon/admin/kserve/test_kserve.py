@@ -152,20 +152,20 @@ def test_it_reports_that_it_is_live_and_ready_and_its_models(highway_daemon: Dae
 def test_the_metadata_names_datatypes_and_shapes_with_the_rows_open(
     highway_daemon: Daemon, pixels_daemon: Daemon, connect: Connect
 ) -> None:
-    told = connect(highway_daemon).get_model_metadata(POLICY)
-    assert (told["name"], told["versions"]) == (POLICY, ["1.0.0"])
-    assert told["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 5, 5]}]
-    assert told["outputs"][0] == {"name": "action", "datatype": "INT64", "shape": [-1]}
-    assert told == connect(highway_daemon).get_model_metadata(POLICY, "1.0.0")
-    told = connect(pixels_daemon).get_model_metadata("cart-pole-pixels")
-    assert told["inputs"] == [{"name": "observation", "datatype": "UINT8", "shape": [-1, 4, 84, 84]}]
+    reply = connect(highway_daemon).get_model_metadata(POLICY)
+    assert (reply["name"], reply["versions"]) == (POLICY, ["1.0.0"])
+    assert reply["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 5, 5]}]
+    assert reply["outputs"][0] == {"name": "action", "datatype": "INT64", "shape": [-1]}
+    assert reply == connect(highway_daemon).get_model_metadata(POLICY, "1.0.0")
+    reply = connect(pixels_daemon).get_model_metadata("cart-pole-pixels")
+    assert reply["inputs"] == [{"name": "observation", "datatype": "UINT8", "shape": [-1, 4, 84, 84]}]
 
 
 def test_the_configuration_is_what_tritons_client_expects(highway_daemon: Daemon, connect: Connect) -> None:
-    told = connect(highway_daemon).get_model_config(POLICY, "1.0.0")
-    assert told["max_batch_size"] == 256
-    assert told["input"] == [{"name": "observation", "data_type": "TYPE_FP32", "dims": [5, 5]}]
-    assert [output["name"] for output in told["output"]] == ["action", "value", "log_probability"]
+    reply = connect(highway_daemon).get_model_config(POLICY, "1.0.0")
+    assert reply["max_batch_size"] == 256
+    assert reply["input"] == [{"name": "observation", "data_type": "TYPE_FP32", "dims": [5, 5]}]
+    assert [output["name"] for output in reply["output"]] == ["action", "value", "log_probability"]
 
 
 def test_the_statistics_count_rows_batches_and_failures_of_each_version(
@@ -174,18 +174,18 @@ def test_the_statistics_count_rows_batches_and_failures_of_each_version(
     daemon = module_daemon()
     client = connect(daemon)
 
-    def told() -> Any:
+    def model_entry() -> Any:
         (entry,) = client.get_inference_statistics("lunar-lander")["model_stats"]
         return entry
 
-    assert (told()["inference_count"], told()["inference_stats"]["success"]["count"]) == (0, 0)
+    assert (model_entry()["inference_count"], model_entry()["inference_stats"]["success"]["count"]) == (0, 0)
     for _ in range(2):
         client.infer("lunar-lander", [tensor(np.zeros((3, 8), np.float32))])
     with pytest.raises(InferenceServerException, match="deadline_exceeded") as late:
         client.infer("lunar-lander", [tensor(np.zeros((3, 8), np.float32))], timeout=1)
     assert late.value.status() == "504"
-    wait_until(lambda: bool(told()["inference_count"] == 6))
-    entry = told()
+    wait_until(lambda: bool(model_entry()["inference_count"] == 6))
+    entry = model_entry()
     assert (entry["name"], entry["version"], entry["execution_count"]) == ("lunar-lander", "1.0.0", 2)
     statistics = entry["inference_stats"]
     assert (statistics["success"]["count"], statistics["fail"]["count"]) == (2, 1)
@@ -194,7 +194,7 @@ def test_the_statistics_count_rows_batches_and_failures_of_each_version(
     assert client.get_inference_statistics("lunar-lander", "1.0.0")["model_stats"] == [entry]
 
 
-# Inferring
+# Inference
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
@@ -215,9 +215,9 @@ def test_its_answers_equal_those_of_pillions_own_client_bit_for_bit(
                 array = result.as_numpy(name)
                 assert (array.dtype, array.shape) == (output.dtype, output.shape)
                 assert array.tobytes() == output.tobytes()
-            told = result.get_response()
-            assert (told["id"], told["model_name"], told["model_version"]) == ("seven", policy, expected.version)
-            assert told["parameters"] == {"digest": expected.digest}
+            reply = result.get_response()
+            assert (reply["id"], reply["model_name"], reply["model_version"]) == ("seven", policy, expected.version)
+            assert reply["parameters"] == {"digest": expected.digest}
 
 
 def test_as_many_rows_as_a_batch_holds_are_answered_and_one_more_is_refused(
@@ -285,7 +285,7 @@ async def test_concurrent_requests_each_get_their_own_answer(highway_daemon: Dae
         result = await asyncio.gather(*(client.infer(POLICY, [tensor(rows_of)]) for rows_of in asked))
     for answer, value in zip(result, expected, strict=True):
         assert answer.as_numpy("value").shape == value.shape
-        # Another batch may round otherwise: what came must not be another one's.
+        # Another batch may round otherwise: an answer must not be another one's.
         np.testing.assert_allclose(answer.as_numpy("value"), value, atol=1e-5)
 
 
@@ -297,9 +297,9 @@ def test_too_many_concurrent_requests_get_503_with_retry_after(highway_daemon: D
             connection.connect()
             connection.sock.sendall(head)
         wait_until(lambda: highway_daemon.ask("POST", INFER, {})[0] == 503)
-        status, told, headers = highway_daemon.ask("POST", INFER, {})
+        status, reply, headers = highway_daemon.ask("POST", INFER, {})
         assert (status, headers["Retry-After"]) == (503, "1")
-        assert told["error"] == f"expected at most {KSERVE_REQUESTS_MAX} requests at once, got one more"
+        assert reply["error"] == f"expected at most {KSERVE_REQUESTS_MAX} requests at once, got one more"
     finally:
         for connection in slow:
             connection.close()
@@ -527,7 +527,7 @@ def test_without_a_serving_process_it_reports_not_ready(summing: Daemon, connect
         assert time.monotonic() < deadline_s
         assert client.is_server_live()
         seen.append(summing.ask("POST", "/v2/models/summing/infer", JSON_ONE))
-    refused = [(told["error"], headers["Retry-After"]) for status, told, headers in seen if status == 503]
+    refused = [(reply["error"], headers["Retry-After"]) for status, reply, headers in seen if status == 503]
     assert refused
     assert all(error.endswith("not ready") and after == "1" for error, after in refused)
 

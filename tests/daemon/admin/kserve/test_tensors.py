@@ -66,9 +66,9 @@ def test_every_dtype_is_encoded_bit_for_bit_as_bytes_and_as_json(array: Array) -
     (binary,), frames = encode_outputs({"x": array}, [RequestedOutput("x")], all_binary=True)
     assert binary.parameters is not None
     assert (binary.parameters.binary_data_size, b"".join(frames)) == (array.nbytes, array.tobytes())
-    (told,), frames = encode_outputs({"x": array}, [RequestedOutput("x")], all_binary=False)
+    (reply,), frames = encode_outputs({"x": array}, [RequestedOutput("x")], all_binary=False)
     assert frames == []
-    read = msgspec.json.decode(msgspec.json.encode(told), type=OutputTensor)
+    read = msgspec.json.decode(msgspec.json.encode(reply), type=OutputTensor)
     assert read.data is not None
     assert np.array(read.data, array.dtype).reshape(read.shape).tobytes() == array.tobytes()
 

@@ -448,7 +448,7 @@ def test_a_version_that_cannot_be_compared_is_refused_and_what_shadows_goes_on(
     shadow(daemon, "scaling", "1.1.0", reason="first")
     child = shadow_process(daemon)
     for version, why in (
-        ("1.2.0", "shadow 1.2.0: expected the spec of 1.0.0, which it would be compared with; its observations differ"),
+        ("1.2.0", "shadow 1.2.0: expected the spec of 1.0.0, to compare the two; its observations differ"),
         ("1.3.0", "shadow 1.3.0: expected a version that can draw actions, as 1.0.0 does"),
     ):
         failed = shadow(daemon, "scaling", version, reason="no")

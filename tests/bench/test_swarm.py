@@ -89,9 +89,13 @@ def test_a_refused_act_is_counted_and_the_load_goes_on(fake_daemon: MakeFake) ->
         else:
             honest(fake, peer, message, tensors)
 
-    fake = fake_daemon(every_third)
-    with begun_swarm(fake.address) as swarm:
-        result = drive_swarm(swarm, [OBSERVATION] * 64, LoadOrder(0, time.monotonic_ns() + 1_000_000_000))
+    # on a busy machine a second may pass without an answer
+    for seconds in (1, 4, 16):
+        fake = fake_daemon(every_third)
+        with begun_swarm(fake.address) as swarm:
+            result = drive_swarm(swarm, [OBSERVATION] * 64, LoadOrder(0, time.monotonic_ns() + seconds * 1_000_000_000))
+        if result.errors:
+            break
     acts = [message for message in fake.heard if isinstance(message, Act)]
     refused = [act for act in acts if act.sequence % 3 == 0]
     late = 1  # the answer that ends the run comes when the counted time is over

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pillion_bench.recordings.recording import Recording
-from tests.harness import START_S_MAX, Daemon
+from tests.harness import COMMAND_S_MAX, Daemon
 
 Pillion = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -23,7 +23,7 @@ def run_pillion(*arguments: str, **options: Any) -> subprocess.CompletedProcess[
         [sys.executable, "-m", "pillion", *arguments],
         capture_output=True,
         text=True,
-        timeout=2 * START_S_MAX,
+        timeout=COMMAND_S_MAX,
         check=False,
         **options,
     )

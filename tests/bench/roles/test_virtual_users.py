@@ -89,9 +89,13 @@ def test_a_refused_act_is_counted_and_the_load_continues(fake_daemon: MakeFake) 
         else:
             honest(fake, peer, message, tensors)
 
-    fake = fake_daemon(every_third)
-    with begun_pool(fake.address) as pool:
-        result = drive_pool(pool, [OBSERVATION] * 64, LoadRequest(0, time.monotonic_ns() + 1_000_000_000))
+    # On a busy machine a second may pass without an answer.
+    for seconds in (1, 4, 16):
+        fake = fake_daemon(every_third)
+        with begun_pool(fake.address) as pool:
+            result = drive_pool(pool, [OBSERVATION] * 64, LoadRequest(0, time.monotonic_ns() + seconds * 1_000_000_000))
+        if result.errors:
+            break
     acts = [message for message in fake.heard if isinstance(message, Act)]
     refused = [act for act in acts if act.sequence % 3 == 0]
     late = 1  # the answer that ends the run arrives after the counted time

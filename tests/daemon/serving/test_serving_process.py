@@ -18,7 +18,7 @@ import pytest
 import pillion
 from pilliond.limits import CONTROL_NICENESS, SERVING_SLICE_US
 from tests.conftest import StartDaemon
-from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon
+from tests.harness import START_S_MAX, TIME_UNIT_S, WAIT_S_MAX, Daemon
 
 OBSERVATION = np.zeros(8, np.float32)
 CPUS = sorted(os.sched_getaffinity(0))
@@ -160,7 +160,7 @@ def test_while_it_spins_it_looks_at_every_carrier(spinning_daemon: Daemon) -> No
         for session in sessions:
             session.close()
     assert spinning_daemon.metric("pillion_resends_total") == 0
-    assert time.monotonic() - began_s < 3 * WAIT_S_MAX
+    assert time.monotonic() - began_s < 30 * TIME_UNIT_S
 
 
 def test_while_it_spins_it_hears_a_new_client_and_an_order_to_drain(spinning_daemon: Daemon) -> None:
@@ -211,7 +211,7 @@ def test_on_one_shared_core_a_spinning_daemon_and_its_client_give_way_to_each_ot
         settings={"serving__busy_poll_us": SPIN_US, "serving__cpus": cpu},
     )
     command = [sys.executable, "-c", PINNED_CLIENT, daemon.address, str(cpu), str(client_busy_poll_us)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S_MAX, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20 * TIME_UNIT_S, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert daemon.metric("pillion_requests_total", outcome="ok") == ONE_CORE_ACTS
     assert daemon.metric("pillion_resends_total") == 0
@@ -228,7 +228,7 @@ def test_two_clients_that_spin_on_the_core_of_the_daemon_both_make_progress(
     codes: list[int] = []
 
     def run() -> None:
-        codes.append(subprocess.run(command, capture_output=True, timeout=4 * WAIT_S_MAX, check=False).returncode)
+        codes.append(subprocess.run(command, capture_output=True, timeout=40 * TIME_UNIT_S, check=False).returncode)
 
     clients = [threading.Thread(target=run) for _ in range(2)]
     for client in clients:

@@ -508,6 +508,15 @@ def running(arguments: list[str], stderr: Path, environment: dict[str, str] | No
             daemon.kill()
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits until `condition` holds. Raises `TimeoutError`."""
+    deadline_s = time.monotonic() + WAIT_S_MAX
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("the condition never held")
+        time.sleep(0.01)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Runs the loop until `condition` holds. Raises `TimeoutError`."""
     for _ in range(round(WAIT_S_MAX * 1_000)):

@@ -1,8 +1,6 @@
-"""The inline engine runs the shipped policies, in any number of rows, and refuses a graph that is not its card's."""
+"""The ONNX engine runs the shipped policies with any number of rows, and refuses a model that does not match its card."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -16,14 +14,14 @@ from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.versions.loaded_version import Identity, Version
 from tests.daemon.support.fakes import SPEC, CountingEngine
+from tests.harness import STORE
 
-EXAMPLES = Path(__file__).parents[3] / "artifacts" / "examples"
-POLICIES = Store(EXAMPLES).policies()
+POLICIES = Store(STORE).policies()
 
 
 @pytest.fixture(scope="module")
 def lander() -> Artifact:
-    return Store(EXAMPLES).load("lunar-lander")
+    return Store(STORE).load("lunar-lander")
 
 
 def test_buckets_are_powers_of_two_and_the_maximum() -> None:
@@ -33,8 +31,8 @@ def test_buckets_are_powers_of_two_and_the_maximum() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_number_of_rows_gives_what_onnxruntime_gives(policy: str) -> None:
-    artifact = Store(EXAMPLES).load(policy)
+def test_every_number_of_rows_returns_what_onnxruntime_returns(policy: str) -> None:
+    artifact = Store(STORE).load(policy)
     spec = artifact.card.spec()
     engine = OnnxEngine(artifact.model, spec, [], rows_max=16)
     engine.warm_up()
@@ -42,8 +40,8 @@ def test_every_number_of_rows_gives_what_onnxruntime_gives(policy: str) -> None:
     random = np.random.default_rng(3)
     tensor = spec.observation[0]
     for rows in range(1, 17):
-        drawn = random.uniform(0, 1, (rows, *tensor.shape)) * (255 if tensor.dtype == "uint8" else 1)
-        values = drawn.astype(tensor.dtype)
+        numbers = random.uniform(0, 1, (rows, *tensor.shape)) * (255 if tensor.dtype == "uint8" else 1)
+        values = numbers.astype(tensor.dtype)
         engine.input_views[0][: values.nbytes] = values.tobytes()
         engine.runs[rows]()
         for output in spec.outputs:
@@ -51,7 +49,7 @@ def test_every_number_of_rows_gives_what_onnxruntime_gives(policy: str) -> None:
             np.testing.assert_allclose(engine.outputs[output.name][:rows], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_single_row_may_be_the_maximum(lander: Artifact) -> None:
+def test_rows_max_may_be_one(lander: Artifact) -> None:
     engine = OnnxEngine(lander.model, lander.card.spec(), [], rows_max=1)
     engine.runs[1]()
     assert engine.outputs["action"].shape == (1,)
@@ -78,12 +76,12 @@ def test_rows_left_from_a_larger_batch_do_not_change_a_smaller_one(lander: Artif
         (Spec([TensorSpec("observation", "float32", [8])], [TensorSpec("action", "int64", [2])]), r"\[2, 2\]"),
     ],
 )
-def test_a_card_that_lies_about_the_graph_is_refused(lander: Artifact, spec: Spec, message: str) -> None:
+def test_a_model_that_does_not_match_its_card_is_refused(lander: Artifact, spec: Spec, message: str) -> None:
     with pytest.raises(EngineError, match=message):
         OnnxEngine(lander.model, spec, [], rows_max=4)
 
 
-def test_parameters_that_do_not_fit_the_action_are_refused(lander: Artifact) -> None:
+def test_distribution_parameters_that_do_not_fit_the_action_are_refused(lander: Artifact) -> None:
     with pytest.raises(EngineError, match="output 'action' of two rows: expected floats, got int64"):
         OnnxEngine(lander.model, lander.card.spec(), ["action"], rows_max=4)
     engine = OnnxEngine(lander.model, lander.card.spec(), ["logits"], rows_max=4)
@@ -94,7 +92,7 @@ def test_parameters_that_do_not_fit_the_action_are_refused(lander: Artifact) -> 
         Version(identity, lander.card.spec(), Distribution("categorical", logits="action"), engine)
 
 
-def test_bytes_that_are_no_model_are_refused(lander: Artifact) -> None:
+def test_bytes_that_are_not_a_model_are_refused(lander: Artifact) -> None:
     with pytest.raises(EngineError, match="cannot load"):
         OnnxEngine(b"not a model", lander.card.spec(), [], rows_max=4)
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import StartDaemon
-from tests.daemon.support.client_lifecycle import PHASES, life
+from tests.daemon.support.client_lifecycle import PHASES, lifecycle
 from tests.daemon.support.wide_policies import publish_wide
 from tests.harness import COMMAND_S_MAX, ROOT
 
@@ -29,4 +29,4 @@ def test_killed_in_each_phase_and_at_any_moment_clients_leave_nothing_and_others
 def test_a_life_has_every_phase_that_is_listed(start_daemon: StartDaemon, short_path: Path) -> None:
     publish_wide(short_path / "life-store")
     daemon = start_daemon(policy="wide", store=short_path / "life-store", listen=[f"lane://{short_path}/life.lane"])
-    assert tuple(life(daemon.address)) == PHASES
+    assert tuple(lifecycle(daemon.address)) == PHASES

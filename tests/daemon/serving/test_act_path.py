@@ -1,7 +1,7 @@
-"""`docs/internals.md` draws the path of an act; here acts travel it, and each call is compared with the drawing.
+"""An act takes the path that `docs/internals.md` draws: the tests record every call and compare.
 
-The parts are those of the serving process: real sockets, the real loop, ONNX Runtime. Only the clock is a fake, so that
-no tick falls into the iteration that is recorded. After a change of the path, print it for the page:
+They use the parts of the serving process: real sockets, the real loop, ONNX Runtime. Only the clock is a fake, so that
+no tick falls into the recorded iteration. After a change of the path, print it for the page:
 
     .venv/bin/python -m tests.daemon.serving.test_act_path
 """
@@ -14,7 +14,6 @@ import re
 import socket
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -41,28 +40,28 @@ from pilliond.serving.loop import ServingLoop
 from pilliond.transport.interface import MessagePoller
 from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
-from tests.daemon.support.assignment import assigned
 from tests.daemon.support.fakes import Clock
-from tests.harness import ROOT, WAIT_S_MAX
+from tests.daemon.support.startup_config import startup_config
+from tests.harness import ROOT, wait_until
 
 PAGE = ROOT / "docs" / "internals.md"
 SHORT, SLOT, GENERAL = "The short path", "The short path through a slot", "The general path"
 
 SYSTEM_CALLS = {"epoll.poll", "socket.recv_into", "socket.send"}
-"""Of what is written in C, only these are drawn."""
+"""The only C functions that the page draws."""
 
 DRAWN_LINE = re.compile(r"(lane|zmq )?( *)([\w.]+) {2,}(\S+)(?: {2,}.*)?")
-"""A carrier or nothing, the indentation, a function, its module, and an explanation."""
+"""A carrier or nothing, the indentation, a function, its module, an explanation or nothing."""
 
 COLUMN = 6
-"""Where a line begins that both carriers share."""
+"""The column at which the call tree begins, behind the carrier."""
 
 VECTOR, IMAGE = "lunar-lander", "cart-pole-pixels"
-"""Policies that ship: observations of the first travel in the packet, over the lane those of the second in a slot."""
+"""Shipped policies. Over the lane, observations of the first travel in the packet, those of the second in a slot."""
 
 
 class Call(NamedTuple):
-    """A function that ran: its depth below the loop, its qualified name, its module as the page writes it."""
+    """A call: its depth below the loop, its qualified name, and its module as the page writes it."""
 
     depth: int
     name: str
@@ -70,7 +69,7 @@ class Call(NamedTuple):
 
 
 def drawn(title: str, carrier: str) -> list[Call]:
-    """The calls under a title of the page, for an act over `carrier`."""
+    """Returns the calls that the page draws under `title` for an act over `carrier`."""
     found = re.search(rf"^### {title}\n.*?^```text\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert found, title
     calls = []
@@ -84,7 +83,7 @@ def drawn(title: str, carrier: str) -> list[Call]:
 
 
 class Recorder:
-    """Records every call in our packages while it is entered, in the order in which the calls begin."""
+    """Records every call in the daemon's packages while it is entered, in the order in which the calls begin."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -106,7 +105,7 @@ class Recorder:
                 self.calls.append(Call(self._depth, argument.__qualname__, "kernel"))
             return
         module = self._module(frame.f_code.co_filename)
-        # Up to Python 3.11 a comprehension is a function of its own.
+        # In Python 3.11 a comprehension is a call of its own; the page does not draw it.
         if not module or frame.f_code.co_name.startswith("<"):
             return
         if event == "call":
@@ -116,7 +115,7 @@ class Recorder:
             self._depth -= 1
 
     def _module(self, file: str) -> str:
-        """`core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, empty for everything else."""
+        """Returns `core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, and "" for all other files."""
         for folder, package in self._packages.items():
             if file.startswith(folder):
                 inside = file.removeprefix(folder)
@@ -125,13 +124,13 @@ class Recorder:
 
 
 class Client(Protocol):
-    """A client of either carrier that does nothing by itself."""
+    """A raw client of either carrier."""
 
     def send(self, head: bytes | memoryview, *tensors: bytes | memoryview) -> None:
         """Sends one message."""
 
     def has_reply(self) -> bool:
-        """Returns whether `receive` would return at once."""
+        """Whether `receive` would return at once."""
 
     def receive(self) -> Message:
         """Returns the next message, without its tensors."""
@@ -144,7 +143,7 @@ class LaneClient:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.connect(address.removeprefix("lane://"))
         self.descriptors: list[int] = []
-        """What came beside the messages; the caller closes them."""
+        """The descriptors that arrived with messages; the caller closes them."""
 
     def close(self) -> None:
         self._socket.close()
@@ -186,13 +185,13 @@ class ZmqClient:
 
 
 class Server:
-    """The data plane of a serving process, joined as `pilliond.serving` joins it, and driven by hand."""
+    """The data plane of a serving process, assembled as `pilliond.serving` does, and run one iteration at a time."""
 
     def __init__(self, folder: Path, carrier: str, policy: str, stack: ExitStack) -> None:
         self._carrier = carrier
         self._stack = stack
         self._addresses = {"lane": f"lane://{folder}/path-lane.sock", "zmq": f"ipc://{folder}/path-zmq.sock"}
-        config = assigned("", policy)
+        config = startup_config("", policy)
         limits = config.limits
         version = load_version(config)
         page = MetricsPage(config.page_descriptor)
@@ -216,25 +215,22 @@ class Server:
         return client
 
     def iterate(self) -> None:
-        """One iteration of `ServingLoop.run`."""
+        """Runs one iteration of `ServingLoop.run`."""
         self._loop.run_once(self._loop._wait())
 
     def reply_to(self, client: Client) -> Message:
-        """Iterates until a reply has arrived; a ticker ends each wait, as in the serving process."""
+        """Iterates until a reply arrives and returns it. A ticker ends each wait, as in the serving process."""
         with Ticker(self._poller, TICK_MS * 1_000_000):
             while not client.has_reply():
                 self.iterate()
         return client.receive()
 
     def recorded(self) -> list[Call]:
-        """Returns the calls of the iteration that finds the act which was just sent."""
+        """Runs the iteration that receives the act just sent, and returns its calls."""
         if self._carrier == "zmq":
-            # ZeroMQ's own thread delivers it in its own time; a packet of the lane is there when `send` returns.
-            deadline_s = time.monotonic() + WAIT_S_MAX
-            while not self._zmq.pending():
-                assert time.monotonic() < deadline_s
-                os.sched_yield()
-            # As after every receive and send: the loop asks `pending` before it sleeps.
+            # A packet of the lane is there when `send` returns. ZeroMQ's own thread delivers a message later.
+            wait_until(lambda: bool(self._zmq.pending()))
+            # As after every receive and send, so that the loop checks `pending` before it sleeps.
             self._zmq.is_armed = False
         with Recorder() as recorder:
             self.iterate()
@@ -242,7 +238,7 @@ class Server:
 
 
 class Actor:
-    """A session with one episode of one row. It writes its acts as the Python client does: into one packet."""
+    """A session with an episode of one row. It encodes its acts as the Python client does: into one packet."""
 
     def __init__(self, server: Server, seed: int, *, slots: bool = False) -> None:
         self.client = server.connect()
@@ -265,30 +261,30 @@ class Actor:
 
 
 class SlotActor(Actor):
-    """The same, with its observations in the slots of its group. Owns its view of them."""
+    """The same, with its observations in the slots of its group. Owns its mapping of them."""
 
     def __init__(self, server: Server, seed: int, stack: ExitStack) -> None:
         super().__init__(server, seed, slots=True)
         assert isinstance(self.client, LaneClient)
         (descriptor,) = self.client.descriptors
         layout = SlotLayout(self.spec, 1)
-        self._area = mmap.mmap(descriptor, layout.region_bytes)
-        stack.callback(self._area.close)
+        self._region = mmap.mmap(descriptor, layout.region_bytes)
+        stack.callback(self._region.close)
         os.close(descriptor)
         self._slot_bytes = layout.slot_bytes
 
     def act(self) -> None:
-        """Sends the next act. Its observation, all zeros, is in one slot or the other, under a new generation."""
+        """Sends the next act. Its observation, all zeros, alternates between the slots, with a new generation each time."""
         self.sequence += 1
         slot = self.sequence % SLOTS
-        write_generation(self._area, slot * self._slot_bytes, self.sequence)
+        write_generation(self._region, slot * self._slot_bytes, self.sequence)
         self.step.fill(self.sequence, 0, deterministic=True)
         self.step.point(slot + 1, self.sequence)
         self.client.send(bytes(self.step[0]))
 
 
 def act(server: Server, actor: Actor) -> list[Call]:
-    """Sends the next act of `actor`, and returns the calls that answered it."""
+    """Sends the next act of `actor` and returns the calls that answer it."""
     actor.act()
     calls = server.recorded()
     assert isinstance(server.reply_to(actor.client), Action)
@@ -296,7 +292,7 @@ def act(server: Server, actor: Actor) -> list[Call]:
 
 
 def short_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
-    """The second act of an episode, of the only session."""
+    """Returns the calls of the second act of an episode in the only session."""
     server = Server(folder, carrier, VECTOR, stack)
     actor = Actor(server, 1)
     act(server, actor)
@@ -304,7 +300,7 @@ def short_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
 
 
 def slot_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
-    """The same, with the observation in a slot."""
+    """Returns the same for an observation in a slot."""
     server = Server(folder, carrier, IMAGE, stack)
     actor = SlotActor(server, 1, stack)
     act(server, actor)
@@ -312,7 +308,7 @@ def slot_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
 
 
 def general_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
-    """The first act of an episode, while another session might act too."""
+    """Returns the calls of an episode's first act, while another session could act too."""
     server = Server(folder, carrier, VECTOR, stack)
     act(server, Actor(server, 1))
     return act(server, Actor(server, 2))
@@ -339,7 +335,7 @@ def folder(short_path: Path) -> Path:
 
 
 def print_paths() -> None:
-    """Prints each path as the page draws it, without explanations."""
+    """Prints each path as the page draws it, without the explanations."""
     for (title, carrier), path in PATHS.items():
         print(f"\n### {title} ({carrier})\n")
         with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

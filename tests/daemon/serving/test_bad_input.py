@@ -1,36 +1,31 @@
-"""Bad input over a real socket: a typed error for each, the offender alone is affected."""
+"""Bad input over real sockets: each gets a typed error, and no other client is affected."""
 
 from __future__ import annotations
 
 import math
 import re
+import socket
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import zmq
 
-import pillion
 from pillion_protocol import HEAD_BYTES_MAX, Act, Action, Begin, Begun, Error, Hello, Ping, Pong, encode
 from pilliond.limits import MESSAGE_BYTES_HARD_MAX
+from tests.daemon.support.bystander import undisturbed_client
 from tests.harness import Daemon, RawPeer, head
-
-OBSERVATION = np.zeros(8, np.float32)
 
 
 @pytest.fixture
-def bystander(daemon: Daemon) -> Iterator[pillion.Session]:
-    """A client that has an episode before the bad input, and must still have it afterwards."""
-    with pillion.connect(daemon.address) as session:
-        episode = session.begin(seed=1)
-        before = episode.act(OBSERVATION)
-        yield session
-        assert episode.act(OBSERVATION) == before
-        assert episode.last.fallback == ""
+def bystander(daemon: Daemon) -> Iterator[None]:
+    """Another client, which the bad input must not disturb."""
+    with undisturbed_client(daemon.address):
+        yield
 
 
-def refused(peer: RawPeer, *frames: bytes) -> Error:
-    """The error that these frames get."""
+def refusal(peer: RawPeer, *frames: bytes) -> Error:
+    """Returns the error that these frames get. Checks that it reveals no internals."""
     peer.send(*frames)
     reply, tensors = peer.hear()
     assert isinstance(reply, Error), reply
@@ -41,6 +36,7 @@ def refused(peer: RawPeer, *frames: bytes) -> Error:
     return reply
 
 
+@pytest.mark.usefixtures("bystander")
 @pytest.mark.parametrize(
     ("frames", "code"),
     [
@@ -70,17 +66,18 @@ def refused(peer: RawPeer, *frames: bytes) -> Error:
         ([encode(Hello(0, 0, 1, spec_hash=bytes(32)))], "spec_mismatch"),
     ],
 )
-def test_garbage_gets_a_typed_error_and_disturbs_nobody(
-    raw_peer: RawPeer, bystander: pillion.Session, frames: list[bytes], code: str
+def test_garbage_gets_a_typed_error_and_disturbs_no_other_client(
+    raw_peer: RawPeer, frames: list[bytes], code: str
 ) -> None:
-    assert refused(raw_peer, *frames).code == code
+    assert refusal(raw_peer, *frames).code == code
 
 
-def test_an_error_names_the_request_even_where_only_its_opening_can_be_read(raw_peer: RawPeer) -> None:
-    error = refused(raw_peer, head(5, [11, 22, 33, "not an episode"]))
+def test_an_error_names_the_request_even_if_only_its_first_fields_are_valid(raw_peer: RawPeer) -> None:
+    error = refusal(raw_peer, head(5, [11, 22, 33, "not an episode"]))
     assert (error.session, error.epoch, error.sequence) == (11, 22, 33)
 
 
+@pytest.mark.usefixtures("bystander")
 @pytest.mark.parametrize(
     ("tensors", "rows", "code"),
     [
@@ -97,15 +94,15 @@ def test_an_error_names_the_request_even_where_only_its_opening_can_be_read(raw_
         ([np.array([0, 0, 0, -math.inf, 0, 0, 0, 0], np.float32).tobytes()], 1, "non_finite"),
     ],
 )
-def test_an_act_that_does_not_fit_gets_a_typed_error_and_the_session_goes_on(
-    raw_peer: RawPeer, bystander: pillion.Session, tensors: list[bytes], rows: int, code: str
+def test_an_act_that_does_not_match_the_spec_gets_a_typed_error_and_the_session_goes_on(
+    raw_peer: RawPeer, tensors: list[bytes], rows: int, code: str
 ) -> None:
     raw_peer.open()
     session, epoch = raw_peer.session, raw_peer.epoch
     begun, _ = raw_peer.ask(Begin(session, epoch, raw_peer.next(), [1]))
     assert isinstance(begun, Begun)
     act = Act(session, epoch, raw_peer.next(), begun.episode, rows, 0, True)
-    error = refused(raw_peer, encode(act), *tensors)
+    error = refusal(raw_peer, encode(act), *tensors)
     assert (error.code, error.sequence) == (code, act.sequence)
     assert error.expected
     assert error.actual
@@ -113,39 +110,38 @@ def test_an_act_that_does_not_fit_gets_a_typed_error_and_the_session_goes_on(
     assert isinstance(good, Action)
 
 
-def test_an_unknown_episode_and_another_sessions_episode_are_refused_alike(daemon: Daemon, raw_peer: RawPeer) -> None:
+def test_an_unknown_episode_and_one_of_another_session_get_the_same_error(daemon: Daemon, raw_peer: RawPeer) -> None:
     raw_peer.open()
-    with RawPeer(daemon.address) as victim:
-        victim.open()
-        begun, _ = victim.ask(Begin(victim.session, victim.epoch, victim.next(), [1]))
+    with RawPeer(daemon.address) as other:
+        other.open()
+        begun, _ = other.ask(Begin(other.session, other.epoch, other.next(), [1]))
         assert isinstance(begun, Begun)
         for episode in (begun.episode, 2**40):
             act = Act(raw_peer.session, raw_peer.epoch, raw_peer.next(), episode, 1, 0, True)
-            assert refused(raw_peer, encode(act), bytes(32)).code == "episode_unknown"
-        pong, _ = victim.ask(Ping(victim.session, victim.epoch, victim.next()))
+            assert refusal(raw_peer, encode(act), bytes(32)).code == "episode_unknown"
+        pong, _ = other.ask(Ping(other.session, other.epoch, other.next()))
         assert isinstance(pong, Pong)
 
 
-def test_a_frame_beyond_the_hard_limit_closes_that_connection_alone(
-    daemon: Daemon, raw_peer: RawPeer, bystander: pillion.Session
-) -> None:
+@pytest.mark.usefixtures("bystander")
+def test_a_frame_past_the_hard_limit_closes_only_its_connection(daemon: Daemon, raw_peer: RawPeer) -> None:
     raw_peer.send(encode(Hello(0, 0, 1)), bytes(MESSAGE_BYTES_HARD_MAX + 1))
     assert raw_peer.is_silent(0.5)
     assert raw_peer.open(2).session
 
 
-def test_something_that_does_not_speak_zeromq_disturbs_nobody(daemon: Daemon, bystander: pillion.Session) -> None:
-    import socket
-
+@pytest.mark.usefixtures("bystander")
+def test_a_peer_that_does_not_speak_zeromq_disturbs_no_client(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(daemon.address.removeprefix("ipc://"))
         stranger.sendall(b"\x00" * 1_000)
 
 
-def test_a_peer_that_never_reads_is_dropped_and_nobody_waits_for_it(daemon: Daemon, bystander: pillion.Session) -> None:
+@pytest.mark.usefixtures("bystander")
+def test_a_peer_that_never_reads_is_dropped_and_no_client_waits_for_it(daemon: Daemon) -> None:
     dropped = daemon.metric("pillion_sessions_dropped_total")
     with RawPeer(daemon.address) as peer:
-        # No room on this side: everything piles up in the daemon, until it has had enough.
+        # This side queues nothing, so that the replies pile up in the daemon.
         peer.socket.setsockopt(zmq.RCVHWM, 1)
         peer.open()
         begun, _ = peer.ask(Begin(peer.session, peer.epoch, peer.next(), [1]))

@@ -1,8 +1,9 @@
-"""Sessions, scheduler and loop together, without sockets and without sleep."""
+"""The serving loop with its sessions and scheduler, without sockets and without waiting."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from pillion_protocol import (
     Pong,
     Welcome,
     decode,
-    encode,
 )
 from pillion_protocol.steps import ActStep
 from pilliond.ipc import metrics_page
@@ -40,223 +40,223 @@ from pilliond.limits import (
     ServingLimits,
 )
 from pilliond.transport.interface import Sent
-from tests.daemon.support.fakes import Bench, act, action_of, codes, observation
+from tests.daemon.support.fakes import DataPlane, act, action_of, codes, observation
 
 MS = 1_000_000
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def plane() -> DataPlane:
+    return DataPlane()
 
 
-def test_an_act_is_answered_with_the_outputs_of_its_own_rows(bench: Bench) -> None:
-    welcome = bench.open()
-    first, second = bench.begin(welcome, 1), bench.begin(welcome, 2, rows=2)
-    bench.put(b"peer", act(first, 3), observation(value=1))
-    bench.put(b"peer", act(second, 4, rows=2), observation(2, value=2))
-    bench.wake()
-    replies = {decode(bytes(message[1])).sequence: message for message in bench.transport.sent}
+def test_an_act_gets_the_outputs_of_its_own_rows(plane: DataPlane) -> None:
+    welcome = plane.open()
+    first, second = plane.begin(welcome, 1), plane.begin(welcome, 2, rows=2)
+    plane.deliver(b"peer", act(first, 3), observation(value=1))
+    plane.deliver(b"peer", act(second, 4, rows=2), observation(2, value=2))
+    plane.run()
+    replies = {decode(bytes(message[1])).sequence: message for message in plane.transport.sent}
     assert np.frombuffer(replies[3][2], np.float32).tolist() == [3.0]
     assert np.frombuffer(replies[4][2], np.float32).tolist() == [6.0, 6.0]
-    assert bench.engine.batches == [3]
+    assert plane.engine.batches == [3]
     action = action_of(decode(bytes(replies[4][1])))
-    assert (action.batch_rows, action.rows, action.digest) == (3, 2, bench.version.digest)
+    assert (action.batch_rows, action.rows, action.digest) == (3, 2, plane.version.digest)
 
 
-def test_what_does_not_fit_into_a_batch_is_run_in_the_next_without_another_message(bench: Bench) -> None:
-    welcome = bench.open()
-    groups = [bench.begin(welcome, sequence, rows=5) for sequence in (1, 2, 3)]
+def test_acts_that_do_not_fit_into_a_batch_run_in_the_next_without_another_message(plane: DataPlane) -> None:
+    welcome = plane.open()
+    groups = [plane.begin(welcome, sequence, rows=5) for sequence in (1, 2, 3)]
     for sequence, begun in enumerate(groups, 4):
-        bench.put(b"peer", act(begun, sequence, rows=5), observation(5))
-    assert codes(bench.pump()) == ["action", "action", "action"]
-    assert bench.engine.batches == [5, 5, 5]
+        plane.deliver(b"peer", act(begun, sequence, rows=5), observation(5))
+    assert codes(plane.replies()) == ["action", "action", "action"]
+    assert plane.engine.batches == [5, 5, 5]
 
 
-def test_what_a_carrier_has_but_the_poller_does_not_tell_of_is_taken_before_the_loop_sleeps(bench: Bench) -> None:
-    begun = bench.begin(bench.open())
-    bench.transport.is_told = False
-    assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
+def test_a_message_that_the_poller_does_not_report_is_received_before_the_loop_sleeps(plane: DataPlane) -> None:
+    begun = plane.begin(plane.open())
+    plane.transport.is_reported = False
+    assert codes([plane.ask(b"peer", act(begun, 2), observation())]) == ["action"]
 
 
-def test_every_time_that_its_timer_wakes_it_is_a_tick_however_long_one_takes(bench: Bench) -> None:
+def test_every_wake_up_by_the_timer_is_a_tick_however_long_a_tick_takes(plane: DataPlane) -> None:
     ticks = []
 
     def tick() -> None:
-        ticks.append(bench.clock.now_ns)
-        bench.clock.now_ns += 3_000_000
+        ticks.append(plane.clock.now_ns)
+        plane.clock.now_ns += 3_000_000
 
-    bench.loop.on_tick = tick
-    start_ns = bench.clock.now_ns
+    plane.loop.on_tick = tick
+    start_ns = plane.clock.now_ns
     for number in range(10):
-        bench.clock.now_ns = start_ns + number * TICK_MS * 1_000_000
-        bench.loop.run_once([])
-        bench.loop.run_once([])
+        plane.clock.now_ns = start_ns + number * TICK_MS * 1_000_000
+        plane.loop.run_once([])
+        plane.loop.run_once([])
     assert len(ticks) == 10
 
 
-def test_messages_of_one_descriptor_make_one_batch(bench: Bench) -> None:
-    welcome = bench.open()
-    groups = [bench.begin(welcome, sequence) for sequence in (1, 2, 3, 4)]
+def test_waiting_messages_of_one_carrier_make_one_batch(plane: DataPlane) -> None:
+    welcome = plane.open()
+    groups = [plane.begin(welcome, sequence) for sequence in (1, 2, 3, 4)]
     for sequence, begun in enumerate(groups, 5):
-        bench.put(b"peer", act(begun, sequence), observation())
-    assert codes(bench.pump()) == ["action"] * 4
-    assert bench.engine.batches == [4]
+        plane.deliver(b"peer", act(begun, sequence), observation())
+    assert codes(plane.replies()) == ["action"] * 4
+    assert plane.engine.batches == [4]
 
 
-def test_the_same_request_again_gets_the_same_reply_and_is_not_run_again(bench: Bench) -> None:
-    begun = bench.begin(bench.open())
-    bench.put(b"peer", act(begun, 2), observation())
-    bench.wake()
-    bench.put(b"peer", act(begun, 2), observation(value=9))
-    bench.wake()
-    first, second = bench.transport.sent
+def test_a_repeated_request_gets_the_same_reply_and_runs_once(plane: DataPlane) -> None:
+    begun = plane.begin(plane.open())
+    plane.deliver(b"peer", act(begun, 2), observation())
+    plane.run()
+    plane.deliver(b"peer", act(begun, 2), observation(value=9))
+    plane.run()
+    first, second = plane.transport.sent
     assert first == second
-    assert bench.engine.batches == [1]
+    assert plane.engine.batches == [1]
 
 
-def test_an_older_sequence_is_stale(bench: Bench) -> None:
-    begun = bench.begin(bench.open())
-    bench.ask(b"peer", act(begun, 5), observation())
-    assert codes([bench.ask(b"peer", act(begun, 4), observation())]) == ["sequence_stale"]
+def test_an_older_sequence_is_stale(plane: DataPlane) -> None:
+    begun = plane.begin(plane.open())
+    plane.ask(b"peer", act(begun, 5), observation())
+    assert codes([plane.ask(b"peer", act(begun, 4), observation())]) == ["sequence_stale"]
 
 
-def test_begin_sent_again_makes_no_second_group(bench: Bench) -> None:
-    welcome = bench.open()
-    assert bench.begin(welcome, 1) == bench.begin(welcome, 1)
-    assert bench.sessions.episodes_live == 1
+def test_a_repeated_begin_makes_no_second_group(plane: DataPlane) -> None:
+    welcome = plane.open()
+    assert plane.begin(welcome, 1) == plane.begin(welcome, 1)
+    assert plane.sessions.episodes_live == 1
 
 
-def test_a_number_that_was_used_for_another_request_is_stale(bench: Bench) -> None:
-    welcome = bench.open()
-    bench.begin(welcome, 1)
-    assert codes([bench.ask(b"peer", Begin(welcome.session, welcome.epoch, 1, [5, 6]))]) == ["sequence_stale"]
+def test_a_sequence_of_another_request_is_stale(plane: DataPlane) -> None:
+    welcome = plane.open()
+    plane.begin(welcome, 1)
+    assert codes([plane.ask(b"peer", Begin(welcome.session, welcome.epoch, 1, [5, 6]))]) == ["sequence_stale"]
 
 
-def test_hello_sent_again_makes_no_second_session(bench: Bench) -> None:
-    first = bench.ask(b"peer", Hello(0, 0, 77))
-    assert bench.ask(b"peer", Hello(0, 0, 77)) == first
-    assert len(bench.sessions) == 1
+def test_a_repeated_hello_makes_no_second_session(plane: DataPlane) -> None:
+    first = plane.ask(b"peer", Hello(0, 0, 77))
+    assert plane.ask(b"peer", Hello(0, 0, 77)) == first
+    assert len(plane.sessions) == 1
 
 
-def test_a_second_hello_leaves_the_first_session_alone(bench: Bench) -> None:
-    begun = bench.begin(bench.open())
-    bench.ask(b"peer", Hello(0, 0, 99))
-    assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
+def test_a_second_hello_does_not_affect_the_first_session(plane: DataPlane) -> None:
+    begun = plane.begin(plane.open())
+    plane.ask(b"peer", Hello(0, 0, 99))
+    assert codes([plane.ask(b"peer", act(begun, 2), observation())]) == ["action"]
 
 
-def test_a_newer_act_takes_the_place_of_one_that_waits() -> None:
-    bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
-    welcome = bench.open()
-    begun, _other = bench.begin(welcome, 1), bench.begin(welcome, 2)
-    bench.put(b"peer", act(begun, 3), observation(value=1))
-    assert bench.pump() == []
-    bench.put(b"peer", act(begun, 4), observation(value=2))
-    (superseded,) = bench.pump()
+def test_a_newer_act_supersedes_one_that_waits() -> None:
+    plane = DataPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+    welcome = plane.open()
+    begun, _other = plane.begin(welcome, 1), plane.begin(welcome, 2)
+    plane.deliver(b"peer", act(begun, 3), observation(value=1))
+    assert plane.replies() == []
+    plane.deliver(b"peer", act(begun, 4), observation(value=2))
+    (superseded,) = plane.replies()
     assert isinstance(superseded, Error)
     assert (superseded.code, superseded.sequence) == (ErrorCode.SUPERSEDED, 3)
-    bench.clock.now_ns += 10_000
-    bench.put(b"peer", act(begun, 5, budget_us=100), observation(value=2))
-    assert codes(bench.pump()) == ["superseded"]
-    assert bench.scheduler.deadline_ns() == bench.clock.now_ns + 50_000
-    bench.clock.now_ns += 60_000
-    bench.wake()
-    (reply,) = bench.transport.sent
+    plane.clock.now_ns += 10_000
+    plane.deliver(b"peer", act(begun, 5, budget_us=100), observation(value=2))
+    assert codes(plane.replies()) == ["superseded"]
+    assert plane.scheduler.deadline_ns() == plane.clock.now_ns + 50_000
+    plane.clock.now_ns += 60_000
+    plane.run()
+    (reply,) = plane.transport.sent
     assert np.frombuffer(reply[2], np.float32).tolist() == [6.0]
-    assert bench.engine.batches == [1]
+    assert plane.engine.batches == [1]
 
 
 def test_work_whose_deadline_has_passed_is_not_executed() -> None:
-    bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
-    welcome = bench.open()
-    begun, _other = bench.begin(welcome, 1), bench.begin(welcome, 2)
-    bench.put(b"peer", act(begun, 3, budget_us=100), observation())
-    assert bench.pump() == []
-    bench.clock.now_ns += 100_000
-    assert codes(bench.pump()) == ["deadline_exceeded"]
-    assert bench.engine.batches == []
+    plane = DataPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+    welcome = plane.open()
+    begun, _other = plane.begin(welcome, 1), plane.begin(welcome, 2)
+    plane.deliver(b"peer", act(begun, 3, budget_us=100), observation())
+    assert plane.replies() == []
+    plane.clock.now_ns += 100_000
+    assert codes(plane.replies()) == ["deadline_exceeded"]
+    assert plane.engine.batches == []
 
 
 @pytest.mark.parametrize(("fallback", "expected"), [(Fallback.ZEROS, 0.0), (Fallback.LAST, 3.0), (Fallback.SAFE, 0.5)])
 def test_a_session_gets_the_fallback_that_it_declared(fallback: Fallback, expected: float) -> None:
-    bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000), safe_action=[0.5])
-    welcome = bench.open(fallback=fallback)
-    begun = bench.begin(welcome)
-    bench.ask(b"peer", act(begun, 2), observation())
-    bench.begin(welcome, 3)
-    bench.put(b"peer", act(begun, 4, budget_us=100), observation(value=9))
-    assert bench.pump() == []
-    bench.clock.now_ns += 100_000
-    bench.wake()
-    (reply,) = bench.transport.sent
+    plane = DataPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000), safe_action=[0.5])
+    welcome = plane.open(fallback=fallback)
+    begun = plane.begin(welcome)
+    plane.ask(b"peer", act(begun, 2), observation())
+    plane.begin(welcome, 3)
+    plane.deliver(b"peer", act(begun, 4, budget_us=100), observation(value=9))
+    assert plane.replies() == []
+    plane.clock.now_ns += 100_000
+    plane.run()
+    (reply,) = plane.transport.sent
     action = action_of(decode(bytes(reply[1])))
     assert (action.fallback, action.batch_rows, action.sequence) == (fallback, 0, 4)
     assert np.frombuffer(reply[2], np.float32).tolist() == [expected]
-    assert bench.engine.batches == [1]
+    assert plane.engine.batches == [1]
 
 
-def test_a_safe_fallback_without_a_safe_action_is_refused_at_the_handshake(bench: Bench) -> None:
-    assert codes([bench.ask(b"peer", Hello(0, 0, 1, fallback=Fallback.SAFE))]) == ["no_safe_action"]
+def test_a_safe_fallback_without_a_safe_action_is_refused_at_the_handshake(plane: DataPlane) -> None:
+    assert codes([plane.ask(b"peer", Hello(0, 0, 1, fallback=Fallback.SAFE))]) == ["no_safe_action"]
 
 
-def test_start_marks_of_an_act_that_was_not_run_are_kept_for_the_next() -> None:
-    bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
-    welcome = bench.open()
-    begun = bench.begin(welcome, 1, rows=2)
-    bench.ask(b"peer", act(begun, 2, rows=2), observation(2))
-    bench.begin(welcome, 3)
-    bench.put(b"peer", act(begun, 4, rows=2, budget_us=100, episode_start=b"\0\1", seeds=[42]), observation(2))
-    bench.pump()
-    bench.clock.now_ns += 100_000
-    assert codes(bench.pump()) == ["deadline_exceeded"]
-    bench.put(b"peer", act(begun, 5, rows=2), observation(2))
-    bench.pump()
-    bench.clock.now_ns += MS
-    assert codes(bench.pump()) == ["action"]
-    (group,) = [g for s in bench.sessions._sessions.values() for g in bench.sessions.groups_of(s) if g.rows == 2]
+def test_episode_starts_of_an_act_that_did_not_run_apply_to_the_next_one() -> None:
+    plane = DataPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+    welcome = plane.open()
+    begun = plane.begin(welcome, 1, rows=2)
+    plane.ask(b"peer", act(begun, 2, rows=2), observation(2))
+    plane.begin(welcome, 3)
+    plane.deliver(b"peer", act(begun, 4, rows=2, budget_us=100, episode_start=b"\0\1", seeds=[42]), observation(2))
+    plane.replies()
+    plane.clock.now_ns += 100_000
+    assert codes(plane.replies()) == ["deadline_exceeded"]
+    plane.deliver(b"peer", act(begun, 5, rows=2), observation(2))
+    plane.replies()
+    plane.clock.now_ns += MS
+    assert codes(plane.replies()) == ["action"]
+    (group,) = [g for s in plane.sessions._sessions.values() for g in plane.sessions.groups_of(s) if g.rows == 2]
     assert group.seeds.tolist() == [0, 42]
     assert group.steps().tolist() == [2, 1]
 
 
-def test_a_peer_that_never_stops_sending_does_not_keep_the_loop(bench: Bench) -> None:
+def test_a_peer_that_never_stops_sending_does_not_occupy_the_loop(plane: DataPlane) -> None:
     taken_max = (ROUNDS_PER_BATCH_MAX + 1) * MESSAGES_PER_POLL_MAX
     for _ in range(taken_max + 50):
-        bench.transport.inbox.append([b"peer", b"garbage"])
-    bench.loop.run_once(bench.poller.poll(0, 1))
-    assert len(bench.transport.inbox) == 50
-    assert len(bench.transport.sent) == taken_max
+        plane.transport.inbox.append([b"peer", b"garbage"])
+    plane.loop.run_once(plane.poller.poll(0, 1))
+    assert len(plane.transport.inbox) == 50
+    assert len(plane.transport.sent) == taken_max
 
 
-def test_where_another_has_something_too_one_message_of_each_is_taken_at_a_look(bench: Bench) -> None:
+def test_carriers_with_messages_are_read_one_message_at_a_time_in_alternation(plane: DataPlane) -> None:
     for _ in range(ROUNDS_PER_BATCH_MAX * 2):
-        bench.transport.inbox.append([b"peer", b"garbage"])
-        bench.other_transport.inbox.append([b"other", b"garbage"])
-    bench.loop.run_once(bench.poller.poll(0, 2))
-    assert len(bench.transport.inbox) == len(bench.other_transport.inbox) == ROUNDS_PER_BATCH_MAX - 1
+        plane.transport.inbox.append([b"peer", b"garbage"])
+        plane.other_transport.inbox.append([b"other", b"garbage"])
+    plane.loop.run_once(plane.poller.poll(0, 2))
+    assert len(plane.transport.inbox) == len(plane.other_transport.inbox) == ROUNDS_PER_BATCH_MAX - 1
 
 
-def test_a_non_finite_row_is_refused_alone(bench: Bench) -> None:
-    welcome = bench.open()
-    sound, poisoned = bench.begin(welcome, 1), bench.begin(welcome, 2, rows=2)
-    bench.put(b"peer", act(poisoned, 3, rows=2), np.array([[1, 1, 1], [1, math.nan, 1]], np.float32).tobytes())
-    bench.put(b"peer", act(sound, 4), observation(value=2))
-    bench.wake()
-    replies = {decode(bytes(message[1])).sequence: message for message in bench.transport.sent}
+def test_a_non_finite_row_is_refused_and_other_acts_in_the_batch_are_not(plane: DataPlane) -> None:
+    welcome = plane.open()
+    finite, non_finite = plane.begin(welcome, 1), plane.begin(welcome, 2, rows=2)
+    plane.deliver(b"peer", act(non_finite, 3, rows=2), np.array([[1, 1, 1], [1, math.nan, 1]], np.float32).tobytes())
+    plane.deliver(b"peer", act(finite, 4), observation(value=2))
+    plane.run()
+    replies = {decode(bytes(message[1])).sequence: message for message in plane.transport.sent}
     error = decode(bytes(replies[3][1]))
     assert isinstance(error, Error)
     assert (error.code, error.actual) == (ErrorCode.NON_FINITE, "a NaN or an infinity in row 1")
     assert np.frombuffer(replies[4][2], np.float32).tolist() == [6.0]
 
 
-def test_an_engine_that_fails_gives_typed_errors_and_goes_on(bench: Bench) -> None:
-    begun = bench.begin(bench.open())
-    bench.engine.fails = True
-    reply = bench.ask(b"peer", act(begun, 2), observation())
+def test_after_an_engine_failure_and_a_typed_error_the_next_act_is_answered(plane: DataPlane) -> None:
+    begun = plane.begin(plane.open())
+    plane.engine.fails = True
+    reply = plane.ask(b"peer", act(begun, 2), observation())
     assert isinstance(reply, Error)
     assert (reply.code, reply.message) == (ErrorCode.INTERNAL, "the engine failed to run this batch")
-    assert bench.events == ["engine_failed"]
-    bench.engine.fails = False
-    assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
+    assert plane.events == ["engine_failed"]
+    plane.engine.fails = False
+    assert codes([plane.ask(b"peer", act(begun, 2), observation())]) == ["action"]
 
 
 @pytest.mark.parametrize(
@@ -273,167 +273,172 @@ def test_an_engine_that_fails_gives_typed_errors_and_goes_on(bench: Bench) -> No
         ({"seeds": [1]}, [observation()], "rows_mismatch"),
     ],
 )
-def test_an_act_that_does_not_fit_is_refused_and_the_session_goes_on(
-    bench: Bench, fields: dict[str, Any], tensors: list[bytes], code: str
+def test_an_act_that_does_not_match_the_spec_is_refused_and_the_session_goes_on(
+    plane: DataPlane, fields: dict[str, Any], tensors: list[bytes], code: str
 ) -> None:
-    begun = bench.begin(bench.open())
-    reply = bench.ask(b"peer", act(begun, 2, **fields), *tensors)
+    begun = plane.begin(plane.open())
+    reply = plane.ask(b"peer", act(begun, 2, **fields), *tensors)
     assert isinstance(reply, Error)
     assert reply.code == code
     assert reply.expected
     assert reply.actual
-    assert codes([bench.ask(b"peer", act(begun, 3), observation())]) == ["action"]
+    assert codes([plane.ask(b"peer", act(begun, 3), observation())]) == ["action"]
 
 
-def test_an_unknown_or_foreign_episode_is_refused(bench: Bench) -> None:
-    mine = bench.begin(bench.open(b"me"), peer=b"me")
-    other = bench.open(b"other")
-    foreign = Act(other.session, other.epoch, 1, mine.episode, 1, 0, True)
-    assert codes([bench.ask(b"other", foreign, observation())]) == ["episode_unknown"]
-    assert codes([bench.ask(b"me", act(mine, 2), observation())]) == ["action"]
+def test_an_episode_of_another_session_is_refused(plane: DataPlane) -> None:
+    own = plane.begin(plane.open(b"me"), peer=b"me")
+    other = plane.open(b"other")
+    foreign = Act(other.session, other.epoch, 1, own.episode, 1, 0, True)
+    assert codes([plane.ask(b"other", foreign, observation())]) == ["episode_unknown"]
+    assert codes([plane.ask(b"me", act(own, 2), observation())]) == ["action"]
 
 
-def test_another_epoch_and_an_unknown_session_are_told_apart(bench: Bench) -> None:
-    welcome = bench.open()
-    assert codes([bench.ask(b"peer", Ping(welcome.session, welcome.epoch + 1, 1))]) == ["epoch_stale"]
-    assert codes([bench.ask(b"peer", Ping(welcome.session + 1, welcome.epoch, 1))]) == ["session_unknown"]
-    assert isinstance(bench.ask(b"peer", Ping(welcome.session, welcome.epoch, 1)), Pong)
+def test_a_stale_epoch_and_an_unknown_session_get_different_errors(plane: DataPlane) -> None:
+    welcome = plane.open()
+    assert codes([plane.ask(b"peer", Ping(welcome.session, welcome.epoch + 1, 1))]) == ["epoch_stale"]
+    assert codes([plane.ask(b"peer", Ping(welcome.session + 1, welcome.epoch, 1))]) == ["session_unknown"]
+    assert isinstance(plane.ask(b"peer", Ping(welcome.session, welcome.epoch, 1)), Pong)
 
 
-def test_a_client_that_says_what_only_a_daemon_says_is_refused(bench: Bench) -> None:
-    welcome = bench.open()
-    reply = bench.ask(b"peer", Ended(welcome.session, welcome.epoch, 9, 1, 1))
+def test_a_client_that_sends_a_message_of_the_daemon_is_refused(plane: DataPlane) -> None:
+    welcome = plane.open()
+    reply = plane.ask(b"peer", Ended(welcome.session, welcome.epoch, 9, 1, 1))
     assert codes([reply]) == ["unknown_message"]
 
 
-def test_ended_episodes_and_closed_sessions_leave_nothing_behind(bench: Bench) -> None:
-    welcome = bench.open()
-    begun = bench.begin(welcome)
-    bench.ask(b"peer", act(begun, 2), observation())
-    ended = bench.ask(b"peer", End(welcome.session, welcome.epoch, 3, begun.episode))
+def test_ended_episodes_and_closed_sessions_are_removed(plane: DataPlane) -> None:
+    welcome = plane.open()
+    begun = plane.begin(welcome)
+    plane.ask(b"peer", act(begun, 2), observation())
+    ended = plane.ask(b"peer", End(welcome.session, welcome.epoch, 3, begun.episode))
     assert isinstance(ended, Ended)
     assert ended.acts == 1
-    assert codes([bench.ask(b"peer", act(begun, 4), observation())]) == ["episode_unknown"]
-    bench.begin(welcome, 5)
-    assert isinstance(bench.ask(b"peer", Goodbye(welcome.session, welcome.epoch, 6)), Goodbye)
-    assert (len(bench.sessions), bench.sessions.episodes_live, bench.sessions.lock_step_live) == (0, 0, 0)
+    assert codes([plane.ask(b"peer", act(begun, 4), observation())]) == ["episode_unknown"]
+    plane.begin(welcome, 5)
+    assert isinstance(plane.ask(b"peer", Goodbye(welcome.session, welcome.epoch, 6)), Goodbye)
+    assert (len(plane.sessions), plane.sessions.episodes_live, plane.sessions.lock_step_live) == (0, 0, 0)
 
 
-def test_limits_on_sessions_groups_rows_and_waiting_rows_answer_overloaded_or_mismatch() -> None:
+def test_past_the_limits_on_sessions_groups_and_rows_a_request_gets_overloaded_or_rows_mismatch() -> None:
     limits = ServingLimits(rows_max=4, queue_rows_max=4, sessions_max=2, episodes_max=3, batch_wait_us_max=1_000)
-    bench = Bench(limits)
-    welcome = bench.open(b"a")
-    bench.open(b"b")
-    assert codes([bench.ask(b"c", Hello(0, 0, 5))]) == ["overloaded"]
-    assert codes([bench.ask(b"a", Begin(welcome.session, 7, 1, []))]) == ["rows_mismatch"]
-    assert codes([bench.ask(b"a", Begin(welcome.session, 7, 2, [0] * 5))]) == ["rows_mismatch"]
-    groups = [bench.begin(welcome, 3 + index, rows=rows, peer=b"a") for index, rows in enumerate((3, 2, 1))]
-    assert codes([bench.ask(b"a", Begin(welcome.session, 7, 9, [0]))]) == ["overloaded"]
-    bench.put(b"a", act(groups[0], 10, rows=3), observation(3))
-    bench.put(b"a", act(groups[1], 11, rows=2), observation(2))
-    assert codes(bench.pump()) == ["overloaded"]
+    plane = DataPlane(limits)
+    welcome = plane.open(b"a")
+    plane.open(b"b")
+    assert codes([plane.ask(b"c", Hello(0, 0, 5))]) == ["overloaded"]
+    assert codes([plane.ask(b"a", Begin(welcome.session, 7, 1, []))]) == ["rows_mismatch"]
+    assert codes([plane.ask(b"a", Begin(welcome.session, 7, 2, [0] * 5))]) == ["rows_mismatch"]
+    groups = [plane.begin(welcome, 3 + index, rows=rows, peer=b"a") for index, rows in enumerate((3, 2, 1))]
+    assert codes([plane.ask(b"a", Begin(welcome.session, 7, 9, [0]))]) == ["overloaded"]
+    plane.deliver(b"a", act(groups[0], 10, rows=3), observation(3))
+    plane.deliver(b"a", act(groups[1], 11, rows=2), observation(2))
+    assert codes(plane.replies()) == ["overloaded"]
 
 
-def test_a_silent_session_is_pinged_and_after_long_silence_ended(bench: Bench) -> None:
-    welcome = bench.open()
+def test_a_silent_session_is_pinged_and_later_ended(plane: DataPlane) -> None:
+    welcome = plane.open()
     replies: list[Any] = []
-    bench.sessions.sweep(bench.clock.now_ns + HEARTBEAT_MS * MS, replies)
+    plane.sessions.sweep(plane.clock.now_ns + HEARTBEAT_MS * MS, replies)
     assert decode(replies.pop()[1]) == Ping(welcome.session, welcome.epoch, 0)
-    bench.sessions.sweep(bench.clock.now_ns + HEARTBEAT_MS * MS + 1, replies)
+    plane.sessions.sweep(plane.clock.now_ns + HEARTBEAT_MS * MS + 1, replies)
     assert replies == []
-    bench.sessions.sweep(bench.clock.now_ns + SILENT_MS_MAX * MS, replies)
+    plane.sessions.sweep(plane.clock.now_ns + SILENT_MS_MAX * MS, replies)
     assert isinstance(decode(replies.pop()[1]), Goodbye)
-    assert len(bench.sessions) == 0
+    assert len(plane.sessions) == 0
 
 
-def test_a_peer_that_is_gone_or_does_not_read_loses_its_sessions_and_nobody_elses(bench: Bench) -> None:
-    gone = bench.begin(bench.open(b"gone"), peer=b"gone")
-    bench.open(b"here")
-    bench.transport.answers[b"gone"] = Sent.PEER_FULL
-    bench.put(b"gone", act(gone, 2), observation())
-    assert bench.pump() == []
-    assert len(bench.sessions) == 1
-    assert bench.page.cells[metrics_page.SESSIONS_DROPPED] == 1
-    assert bench.events == ["peer_dropped"]
+def test_a_peer_that_does_not_read_loses_its_sessions_and_no_other_peer_does(plane: DataPlane) -> None:
+    gone = plane.begin(plane.open(b"gone"), peer=b"gone")
+    plane.open(b"here")
+    plane.transport.answers[b"gone"] = Sent.PEER_FULL
+    plane.deliver(b"gone", act(gone, 2), observation())
+    assert plane.replies() == []
+    assert len(plane.sessions) == 1
+    assert plane.page.cells[metrics_page.SESSIONS_DROPPED] == 1
+    assert plane.events == ["peer_dropped"]
 
 
-def test_draining_answers_what_arrived_refuses_what_is_new_and_says_goodbye() -> None:
-    bench = Bench(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
-    welcome = bench.open()
-    waiting, arriving = bench.begin(welcome, 1), bench.begin(welcome, 2)
-    bench.begin(welcome, 3)
-    bench.put(b"peer", act(waiting, 4), observation())
-    assert bench.pump() == []
-    bench.put(b"peer", act(arriving, 5), observation())
-    bench.loop.drain("test")
-    sent = [decode(bytes(message[1])) for message in bench.transport.sent]
+def test_draining_answers_what_has_arrived_sends_goodbye_and_refuses_new_sessions() -> None:
+    plane = DataPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+    welcome = plane.open()
+    waiting, arriving = plane.begin(welcome, 1), plane.begin(welcome, 2)
+    plane.begin(welcome, 3)
+    plane.deliver(b"peer", act(waiting, 4), observation())
+    assert plane.replies() == []
+    plane.deliver(b"peer", act(arriving, 5), observation())
+    plane.loop.drain("test")
+    sent = [decode(bytes(message[1])) for message in plane.transport.sent]
     assert codes(sent) == ["action", "action", "goodbye"]
-    assert len(bench.sessions) == 0
-    bench.transport.sent.clear()
-    assert codes([bench.ask(b"peer", Hello(0, 0, 5))]) == ["draining"]
+    assert len(plane.sessions) == 0
+    plane.transport.sent.clear()
+    assert codes([plane.ask(b"peer", Hello(0, 0, 5))]) == ["draining"]
 
 
 @given(data=st.lists(st.binary(max_size=64), min_size=1, max_size=4))
-def test_any_bytes_get_exactly_one_typed_error_and_hurt_nobody(data: list[bytes]) -> None:
-    bench = Bench()
-    begun = bench.begin(bench.open())
-    bench.transport.inbox.append([b"stranger", *data])
-    (reply,) = bench.pump()
+def test_any_bytes_get_exactly_one_typed_error_and_other_sessions_go_on(data: list[bytes]) -> None:
+    plane = DataPlane()
+    begun = plane.begin(plane.open())
+    plane.transport.inbox.append([b"stranger", *data])
+    (reply,) = plane.replies()
     assert isinstance(reply, Error | Welcome)
-    assert codes([bench.ask(b"peer", act(begun, 2), observation())]) == ["action"]
+    assert codes([plane.ask(b"peer", act(begun, 2), observation())]) == ["action"]
 
 
 @pytest.mark.parametrize("between", [{"deterministic": False}, {"budget_us": 5}], ids=["drawn", "with a budget"])
-def test_an_act_as_before_is_run_as_before_whatever_one_with_starts_asked_for_in_between(
-    bench: Bench, between: dict[str, Any]
+def test_a_short_path_act_is_deterministic_and_unbudgeted_whatever_the_act_before_asked_for(
+    plane: DataPlane, between: dict[str, Any]
 ) -> None:
-    begun = bench.begin(bench.open())
+    begun = plane.begin(plane.open())
     step = ActStep(begun.session, begun.epoch, begun.episode, 1, [len(observation())])
-    group = bench.sessions._groups[begun.episode]
+    group = plane.sessions._groups[begun.episode]
     for sequence in (2, 4):
         step.fill(sequence, 0, True)
-        bench.transport.inbox.append([b"peer", bytes(step[0]), observation()])
-        assert codes(bench.pump()) == ["action"]
+        plane.transport.inbox.append([b"peer", bytes(step[0]), observation()])
+        assert codes(plane.replies()) == ["action"]
         assert (group.deterministic, group.budget_ns) == (True, 0)
-        bench.ask(b"peer", act(begun, sequence + 1, episode_start=b"\1", **between), observation())
+        plane.ask(b"peer", act(begun, sequence + 1, episode_start=b"\1", **between), observation())
 
 
 class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
-    """Whatever clients do, every act gets exactly one reply, and after a drain nothing is owed."""
+    """Whatever clients do, every request gets exactly one reply, at the latest when the loop drains."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(
+        self.plane = DataPlane(
             ServingLimits(rows_max=4, queue_rows_max=6, sessions_max=3, episodes_max=2, batch_wait_us_max=50)
         )
         self.sequence = 0
         self.groups: list[Begun] = []
-        self.owed: set[int] = set()
+        self.unanswered: set[int] = set()
+        """The sequence numbers of all requests without a reply."""
         self.welcomes: list[Welcome] = []
 
     def teardown(self) -> None:
-        self._run(lambda: self.bench.loop.drain("teardown"))
-        assert not self.owed, f"never answered: {self.owed}"
-        assert self.bench.scheduler.rows_waiting == 0
+        self._run(lambda: self.plane.loop.drain("teardown"))
+        assert not self.unanswered, f"never answered: {self.unanswered}"
+        assert self.plane.scheduler.rows_waiting == 0
 
-    def _run(self, work: Any) -> None:
+    def _run(self, work: Callable[[], None]) -> None:
+        """Runs the loop and checks what it sent."""
         work()
-        for message in self.bench.transport.sent:
-            self._take(decode(bytes(message[1])), message)
-        self.bench.transport.sent.clear()
+        for message in self.plane.transport.sent:
+            self._check(decode(bytes(message[1])))
+        self.plane.transport.sent.clear()
 
-    def _take(self, reply: Message, frames: list[Any]) -> None:
+    def _check(self, reply: Message) -> None:
         if isinstance(reply, Welcome):
             self.welcomes.append(reply)
         elif isinstance(reply, Begun):
             self.groups.append(reply)
-        if reply.sequence in self.owed:
-            self.owed.remove(reply.sequence)
+        if reply.sequence:
+            assert reply.sequence in self.unanswered, f"a second reply, or one to no request: {reply}"
+            self.unanswered.remove(reply.sequence)
         else:
-            assert not codes([reply])[0].startswith("action"), "an action that nobody asked for"
+            # The daemon's own message.
+            assert isinstance(reply, Goodbye), reply
 
     def _send(self, message: Message, *tensors: bytes) -> None:
-        self.bench.transport.inbox.append([b"peer", encode(message), *tensors])
+        self.unanswered.add(message.sequence)
+        self.plane.deliver(b"peer", message, *tensors)
 
     def _next(self) -> int:
         self.sequence += 1
@@ -442,22 +447,20 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
     @rule()
     def hello(self) -> None:
         self._send(Hello(0, 0, self._next()))
-        self._run(self.bench.wake)
+        self._run(self.plane.run)
 
     @rule(pick=st.integers(0, 9), rows=st.integers(1, 4))
     def begin(self, pick: int, rows: int) -> None:
         if self.welcomes:
             welcome = self.welcomes[pick % len(self.welcomes)]
             self._send(Begin(welcome.session, welcome.epoch, self._next(), [0] * rows))
-            self._run(self.bench.wake)
+            self._run(self.plane.run)
 
     @rule(pick=st.integers(0, 9), rows=st.integers(1, 4), budget_us=st.sampled_from([0, 10, 1_000]))
     def act_arrives(self, pick: int, rows: int, budget_us: int) -> None:
         if self.groups:
             group = self.groups[pick % len(self.groups)]
-            sequence = self._next()
-            self.owed.add(sequence)
-            self._send(act(group, sequence, rows, budget_us=budget_us), observation(rows))
+            self._send(act(group, self._next(), rows, budget_us=budget_us), observation(rows))
 
     @rule(pick=st.integers(0, 9))
     def end(self, pick: int) -> None:
@@ -467,12 +470,12 @@ class EveryActGetsExactlyOneReply(RuleBasedStateMachine):
 
     @rule(advance_us=st.integers(0, 60))
     def time_passes(self, advance_us: int) -> None:
-        self.bench.clock.now_ns += advance_us * 1_000
-        self._run(self.bench.wake)
+        self.plane.clock.now_ns += advance_us * 1_000
+        self._run(self.plane.run)
 
     @invariant()
     def the_queue_is_bounded(self) -> None:
-        assert self.bench.scheduler.rows_waiting <= self.bench.limits.queue_rows_max
+        assert self.plane.scheduler.rows_waiting <= self.plane.limits.queue_rows_max
 
 
 TestEveryActGetsExactlyOneReply = EveryActGetsExactlyOneReply.TestCase

@@ -1,4 +1,4 @@
-"""What the certificate says holds while a daemon serves: the same answers, whatever else is in the batch."""
+"""A running daemon keeps what its certificate states: the same answers, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ STRICT = {"engine__strict": "true"}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("touchy")
+    root = tmp_path_factory.mktemp("batch-sensitive")
     publish_rounded(root)
     publish_rounded(root, "large", LARGE_WIDTH)
     return root
 
 
-def drawn(width: int, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def random_observations(width: int, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (np.random.default_rng(5).standard_normal((rows, width)) * 3).astype(np.float32)
 
 
 def alone(session: pillion.Session, observations: np.ndarray[Any, Any], **act: Any) -> list[bytes]:
-    """The bytes of each observation's action, acted on by an episode of its own."""
+    """Returns the bytes of each observation's action, each from an episode of its own."""
     episodes = [session.begin(seed) for seed in range(len(observations))]
     return [episode.act(row, **act).tobytes() for episode, row in zip(episodes, observations, strict=True)]
 
 
 def in_batches(session: pillion.Session, observations: np.ndarray[Any, Any], rows: int, **act: Any) -> list[bytes]:
-    """The same in groups of `rows`, the last one smaller."""
+    """Returns the same from groups of `rows` rows; the last group may be smaller."""
     result = []
     for first in range(0, len(observations), rows):
         chosen = observations[first : first + rows]
@@ -51,11 +51,11 @@ def in_batches(session: pillion.Session, observations: np.ndarray[Any, Any], row
     return result
 
 
-def test_a_policy_that_rounds_otherwise_in_a_batch_says_so_in_the_welcome_and_on_the_admin_port(
+def test_the_welcome_and_the_admin_port_report_that_batches_change_the_rounding(
     root: Path, start_daemon: StartDaemon
 ) -> None:
     daemon = start_daemon(policy="rounded", store=root)
-    observations = drawn(ROUNDED_WIDTH, 16)
+    observations = random_observations(ROUNDED_WIDTH, 16)
     with pillion.connect(daemon.address) as session:
         assert session.certificate == "within 1e-6"
         assert alone(session, observations) != in_batches(session, observations, 16)
@@ -65,11 +65,11 @@ def test_a_policy_that_rounds_otherwise_in_a_batch_says_so_in_the_welcome_and_on
 
 
 @pytest.mark.parametrize("carrier", ["lane", "ipc"])
-def test_strict_makes_it_exact_however_rows_are_put_together(
+def test_strict_execution_is_exact_in_any_batch(
     carrier: str, root: Path, start_daemon: StartDaemon, short_path: Path
 ) -> None:
     daemon = start_daemon(policy="rounded", store=root, settings=STRICT, listen=[f"{carrier}://{short_path}/{carrier}"])
-    observations = drawn(ROUNDED_WIDTH, 19)
+    observations = random_observations(ROUNDED_WIDTH, 19)
     with pillion.connect(daemon.address) as session:
         assert session.certificate == "exact"
         expected = alone(session, observations)
@@ -79,17 +79,18 @@ def test_strict_makes_it_exact_however_rows_are_put_together(
 
 
 @pytest.mark.parametrize("strict_rows", [1, 2])
-def test_strict_holds_where_the_engine_reads_the_rows_of_a_slot_in_place(
+def test_strict_execution_is_exact_for_rows_that_the_engine_reads_in_a_slot(
     strict_rows: int, root: Path, start_daemon: StartDaemon, short_path: Path
 ) -> None:
     lane, inline = f"lane://{short_path}/slots{strict_rows}.sock", f"ipc://{short_path}/inline{strict_rows}.sock"
     settings = {**STRICT, "engine__strict_rows": strict_rows, "limits__rows_max": 8}
     daemon = start_daemon(policy="large", store=root, settings=settings, listen=[lane, inline])
-    observations = drawn(LARGE_WIDTH, 7)
+    observations = random_observations(LARGE_WIDTH, 7)
     with pillion.connect(daemon.addresses[1]) as session:
         is_exact = session.certificate == "exact"
         expected = alone(session, observations)
     with pillion.connect(daemon.addresses[0]) as session:
+        # With two rows at a time the certificate may be less than exact. Then the actions may differ.
         for rows in (1, 2, 3, 4):
             assert not is_exact or in_batches(session, observations, rows) == expected
         with session.begin() as episode:
@@ -98,7 +99,7 @@ def test_strict_holds_where_the_engine_reads_the_rows_of_a_slot_in_place(
     assert is_exact or strict_rows > 1
 
 
-async def test_the_same_episode_seed_gives_the_same_actions_whatever_else_was_in_the_batch_where_the_certificate_is_exact(
+async def test_with_an_exact_certificate_the_same_seed_returns_the_same_actions_in_any_batch(
     highway_daemon: Daemon,
 ) -> None:
     observations = (np.random.default_rng(7).standard_normal((40, 5, 5))).astype(np.float32)
@@ -114,15 +115,15 @@ async def test_the_same_episode_seed_gives_the_same_actions_whatever_else_was_in
 
     async with pillion.aio.connect(highway_daemon.address) as session:
         assert session.certificate == "exact"
-        by_themselves = [await drive(session, seed) for seed in range(12)]
+        alone_each = [await drive(session, seed) for seed in range(12)]
         together = await asyncio.gather(*(drive(session, seed) for seed in range(12)))
-    assert together == by_themselves
+    assert together == alone_each
     assert highway_daemon.metric("pillion_batch_rows_bucket", le="1") < highway_daemon.metric(
         "pillion_batch_rows_count"
     )
 
 
-def test_a_version_given_at_the_start_that_does_not_meet_the_gate_is_not_served(root: Path, tmp_path: Path) -> None:
+def test_a_startup_version_that_does_not_meet_the_gate_is_not_served(root: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "pilliond", "--store", str(root), "--policy", "rounded", "--admin", ""]
     result = subprocess.run(
         [*line, "--listen", f"ipc://{tmp_path}/x.sock"],
@@ -135,14 +136,12 @@ def test_a_version_given_at_the_start_that_does_not_meet_the_gate_is_not_served(
     assert "pilliond: rounded@1.0.0: batch certificate: expected exact, got within 1e-6: an output" in result.stderr
 
 
-def test_the_gate_is_met_by_running_strictly(root: Path, start_daemon: StartDaemon) -> None:
+def test_strict_execution_meets_the_gate(root: Path, start_daemon: StartDaemon) -> None:
     daemon = start_daemon(policy="rounded", store=root, settings={**STRICT, "staging__certificate": "exact"})
     assert daemon.health()["phase"] == "ready"
 
 
-def test_a_serving_process_that_is_started_again_says_the_same_of_its_version(
-    root: Path, start_daemon: StartDaemon
-) -> None:
+def test_a_restarted_serving_process_reports_the_same_certificate(root: Path, start_daemon: StartDaemon) -> None:
     daemon = start_daemon(policy="rounded", store=root)
     daemon.kill_serving()
     daemon.wait_ready(2)
@@ -150,7 +149,7 @@ def test_a_serving_process_that_is_started_again_says_the_same_of_its_version(
         assert session.certificate == "within 1e-6"
 
 
-def test_the_policies_that_ship_are_exact_from_the_start(start_daemon: StartDaemon) -> None:
+def test_the_shipped_policies_are_exact(start_daemon: StartDaemon) -> None:
     for policy in Store(STORE).policies():
         with pillion.connect(start_daemon(policy=policy).address) as session:
             assert session.certificate == "exact"

@@ -1,4 +1,4 @@
-"""Making way for a socket: a stale one goes, a live one stays, anything else is left alone."""
+"""Before the daemon binds a Unix socket, it removes a stale socket file and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_stale_socket_is_removed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_socket_that_somebody_listens_at_is_in_use(tmp_path: Path) -> None:
+def test_a_socket_with_a_listener_is_in_use(tmp_path: Path) -> None:
     path = tmp_path / "live.sock"
     with socket.socket(socket.AF_UNIX) as live:
         live.bind(str(path))
@@ -37,6 +37,6 @@ def test_a_file_of_another_kind_is_never_removed(tmp_path: Path) -> None:
     assert path.read_text() == "data"
 
 
-def test_a_folder_that_is_not_there_is_made_for_this_user_alone(tmp_path: Path) -> None:
+def test_a_missing_folder_is_created_for_this_user_only(tmp_path: Path) -> None:
     clear_socket_path(str(tmp_path / "new" / "x.sock"))
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700

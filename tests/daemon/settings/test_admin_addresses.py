@@ -1,4 +1,4 @@
-"""Where the admin port may be listened at: what would be too open is refused at the start, with what to do instead."""
+"""Admin listen addresses: one that is too open is refused at startup, with what to do instead."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.harness import START_S_MAX, STORE, running
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds tokens, a certificate and its key, and each of them as it should not be."""
+    """A folder with tokens, a certificate and its key, and with invalid variants of each."""
     folder = tmp_path_factory.mktemp("admin")
     authority = trustme.CA()
     for name in ("good", "other"):
@@ -39,11 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         key.chmod(0o600)
     (folder / "open.key").write_bytes((folder / "good.key").read_bytes())
     (folder / "open.key").chmod(0o644)
-    sealed = load_pem_private_key((folder / "good.key").read_bytes(), None).private_bytes(
+    encrypted = load_pem_private_key((folder / "good.key").read_bytes(), None).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"passphrase")
     )
-    (folder / "sealed.key").touch(mode=0o600)
-    (folder / "sealed.key").write_bytes(sealed)
+    (folder / "encrypted.key").touch(mode=0o600)
+    (folder / "encrypted.key").write_bytes(encrypted)
     make_token(folder / "tokens", "ann", "admin")
     os.mkfifo(folder / "pipe", 0o600)
     (folder / "open-tokens").write_bytes((folder / "tokens").read_bytes())
@@ -71,14 +71,14 @@ TLS = {"certificate_file": "good.crt", "key_file": "good.key"}
         ("http://127.0.0.1:0", {"tokens_file": "pipe"}, "pipe: expected a file"),
     ],
 )
-def test_what_would_be_too_open_is_refused_at_the_start(
+def test_an_admin_address_that_is_too_open_is_refused_at_startup(
     folder: Path, address: str, files: dict[str, str], message: str
 ) -> None:
     settings = {f"PILLION_ADMIN__{name.upper()}": str(folder / path) for name, path in files.items()}
-    line = [sys.executable, "-m", "pilliond", "--store", str(STORE), "--policy", "lunar-lander", "--admin", address]
-    line += ["--listen", f"ipc://{folder}/never.sock"]
+    command = [sys.executable, "-m", "pilliond", "--store", str(STORE), "--policy", "lunar-lander", "--admin", address]
+    command += ["--listen", f"ipc://{folder}/never.sock"]
     result = subprocess.run(
-        line, capture_output=True, text=True, timeout=START_S_MAX, check=False, env={**os.environ, **settings}
+        command, capture_output=True, text=True, timeout=START_S_MAX, check=False, env={**os.environ, **settings}
     )
     assert (result.returncode, result.stdout) == (os.EX_CONFIG, "")
     assert result.stderr.startswith("pilliond: admin.")
@@ -102,9 +102,7 @@ def test_what_would_be_too_open_is_refused_at_the_start(
         ("unix://relative.sock", {}, "expected an absolute path"),
     ],
 )
-def test_an_address_that_would_be_too_open_is_a_mistake_in_the_settings(
-    address: str, files: dict[str, str], message: str
-) -> None:
+def test_an_invalid_admin_address_is_a_settings_error(address: str, files: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(None, {}, {"admin": {"listen": ["unix://", address], **files}})
     assert message in str(caught.value)
@@ -117,22 +115,25 @@ def test_an_address_that_would_be_too_open_is_a_mistake_in_the_settings(
         ("nowhere", "good.key", "nowhere: No such file or directory"),
         ("good.crt", "nowhere", "nowhere: No such file or directory"),
         ("good.crt", ".", "Is a directory"),
-        ("good.crt", "sealed.key", "its key without a passphrase"),
+        ("good.crt", "encrypted.key", "its key without a passphrase"),
     ],
 )
-def test_a_certificate_or_key_that_is_none_is_one_line(folder: Path, certificate: str, key: str, message: str) -> None:
+def test_an_unusable_certificate_or_key_is_an_error_of_one_line(
+    folder: Path, certificate: str, key: str, message: str
+) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         TlsIdentity(str(folder / certificate), str(folder / key), None)
     assert "\n" not in str(caught.value)
 
 
 def loaded(text: str, tmp_path: Path, environment: dict[str, str] | None = None) -> Settings:
+    """Loads settings from a file with this text."""
     file = tmp_path / "pillion.toml"
     file.write_text(text)
     return load_settings(file, environment or {}, {})
 
 
-def test_by_default_there_is_a_socket_for_this_user_and_loopback_for_looking(
+def test_the_default_is_a_unix_socket_of_this_user_and_loopback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
@@ -153,37 +154,35 @@ def test_by_default_there_is_a_socket_for_this_user_and_loopback_for_looking(
         ('listen = ["unix:///x/a.sock"]', "", []),
     ],
 )
-def test_addresses_come_as_one_or_as_several(tmp_path: Path, text: str, variable: str | None, taken: list[str]) -> None:
+def test_one_address_or_a_list_can_be_set(tmp_path: Path, text: str, variable: str | None, taken: list[str]) -> None:
     environment = {} if variable is None else {"PILLION_ADMIN__LISTEN": variable}
     addresses = loaded(f"[admin]\n{text}\n", tmp_path, environment).admin.addresses()
     assert [address.taken(address.port) for address in addresses] == taken
 
 
-def test_what_is_set_comes_before_what_systemd_gives(tmp_path: Path) -> None:
+def test_settings_override_the_credentials_of_systemd(tmp_path: Path) -> None:
     for name in ("tokens", "certificate", "key"):
         (tmp_path / name).touch()
     environment = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
-    given = loaded("", tmp_path, environment).admin
-    assert (given.tokens_file, given.certificate_file, given.key_file) == tuple(
+    admin = loaded("", tmp_path, environment).admin
+    assert (admin.tokens_file, admin.certificate_file, admin.key_file) == tuple(
         f"{tmp_path}/{name}" for name in ("tokens", "certificate", "key")
     )
     assert loaded('[admin]\ntokens_file = "/own"\n', tmp_path, environment).admin.tokens_file == "/own"
 
 
-def test_the_settings_of_the_page_are_taken(tmp_path: Path) -> None:
+def test_the_settings_on_the_page_are_valid(tmp_path: Path) -> None:
     text = OPERATING.read_text()
     (settings,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert [address.is_tls for address in loaded(settings, tmp_path).admin.addresses()] == [False, True]
 
 
-def test_a_group_that_is_not_there_is_a_mistake_in_the_settings(tmp_path: Path) -> None:
+def test_an_unknown_group_is_a_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"admin\.group: expected the name of a group of this host, got 'x-y-z'"):
         loaded('[admin]\ngroup = "x-y-z"\n', tmp_path)
 
 
-def test_the_default_socket_is_where_the_operators_commands_look(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_find_the_daemon_at_the_default_socket(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = short_path / "operators"
     runtime.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
@@ -200,11 +199,11 @@ def test_the_default_socket_is_where_the_operators_commands_look(
         assert asked(daemon.admins[1], source="::1").status == 200
 
 
-def test_without_a_runtime_folder_the_default_is_loopback_alone_and_a_path_that_was_named_is_an_error(
+def test_without_a_runtime_folder_the_default_is_loopback_only_and_a_configured_socket_is_an_error(
     short_path: Path,
 ) -> None:
     common = ["--store", str(STORE), "--policy", "lunar-lander", "--listen", f"ipc://{short_path}/folderless.sock"]
-    # Nobody, not even root, makes a folder there.
+    # Not even root can create a folder in /proc.
     nowhere = {"XDG_RUNTIME_DIR": "/proc/nowhere"}
     arguments = [*common, "--admin", "unix://", "--admin", "http://127.0.0.1:0"]
     with running(arguments, short_path / "folderless", nowhere) as daemon:

@@ -1,4 +1,4 @@
-"""Settings: defaults < file < environment < flags; a mistake is one line that begins with its path."""
+"""Settings: flags override the environment, the file and the defaults; an error is one line with the setting's path."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pilliond.settings.schema import load_settings
 
 
 def load(tmp_path: Path, text: str = "", environment: dict[str, str] | None = None, **flags: Any) -> Any:
+    """Loads settings from a file with this text, these variables and these flags."""
     file = tmp_path / "pillion.toml"
     file.write_text(text)
     return load_settings(file, environment or {}, flags)
 
 
-def test_each_layer_overrides_the_one_before(tmp_path: Path) -> None:
+def test_each_layer_overrides_the_one_below(tmp_path: Path) -> None:
     text = '[store]\npath = "/from/file"\npolicy = "from-file"\n[limits]\nrows_max = 4\nqueue_rows_max = 8\n'
     environment = {"PILLION_STORE__POLICY": "from-environment", "PILLION_LIMITS__ROWS_MAX": "5"}
     settings = load(tmp_path, text, environment, limits={"rows_max": 6})
@@ -28,11 +29,12 @@ def test_each_layer_overrides_the_one_before(tmp_path: Path) -> None:
     assert settings.engine.threads == 1
 
 
-def test_variables_that_are_not_settings_are_left_alone(tmp_path: Path) -> None:
-    load(tmp_path, environment={"PILLION_CONFIG": "x", "OMP_NUM_THREADS": "1", "HOME": "/"})
+def test_variables_that_are_not_settings_are_ignored(tmp_path: Path) -> None:
+    environment = {"PILLION_CONFIG": "x", "OMP_NUM_THREADS": "1", "HOME": "/"}
+    assert load(tmp_path, environment=environment) == load(tmp_path)
 
 
-def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> None:
+def test_a_list_in_the_environment_is_separated_by_commas(tmp_path: Path) -> None:
     settings = load(tmp_path, environment={"PILLION_DATA__LISTEN": "ipc:///tmp/a.sock,tcp://127.0.0.1:0"})
     assert settings.data_addresses() == ["ipc:///tmp/a.sock", "tcp://127.0.0.1:0"]
 
@@ -57,19 +59,19 @@ def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> 
         ("[engine]\nthreads = 0\n", "threads: expected 1 to 256"),
     ],
 )
-def test_a_mistake_is_named_with_its_path(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_names_the_path_of_its_setting(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         load(tmp_path, text)
     assert "\n" not in str(caught.value)
 
 
-def test_by_default_nobody_off_this_host_can_connect(tmp_path: Path) -> None:
+def test_by_default_only_this_host_can_connect(tmp_path: Path) -> None:
     assert all(address.startswith(("ipc://", "lane://")) for address in load(tmp_path).data_addresses())
     for address in ("tcp://0.0.0.0:5555", "tcp://192.0.2.1:5555", "tcp://[::]:5555"):
         with pytest.raises(SettingsError, match="expected a loopback address"):
             load(tmp_path, data={"listen": [address]})
 
 
-def test_a_file_that_is_not_there_is_named() -> None:
+def test_a_missing_file_is_named() -> None:
     with pytest.raises(SettingsError, match="No such file"):
         load_settings(Path("/nonexistent/pillion.toml"), {}, {})

@@ -25,13 +25,13 @@ from pilliond.shadow.ring import RingError, SeenBatch, ShadowRing
 from pilliond.shadow.states import ShadowStates
 from pilliond.transport.slots import SlotRegion
 from pilliond.versions.loaded_version import Identity, Version
-from tests.daemon.support.fakes import DIGEST, SPEC, WIDTH, Bench, CountingEngine, act, observation
+from tests.daemon.support.fakes import DIGEST, SPEC, WIDTH, CountingEngine, DataPlane, act, observation
 
 GAUSSIAN = Distribution("diagonal_gaussian", log_std="log_std")
 
 
-class TappedBench(Bench):
-    """A serving loop whose batches are copied into a ring of `ring_bytes`, and the reading side of the ring."""
+class TappedBench(DataPlane):
+    """A serving loop whose batches are copied into a ring of `ring_bytes`, and the other side of it."""
 
     def __init__(self, ring_bytes: int = 8_192, *, carries: bool = False) -> None:
         super().__init__(carries=carries)
@@ -109,9 +109,9 @@ def test_an_episodes_steps_are_counted_from_its_begin_for_each_row() -> None:
 def test_acts_of_one_batch_stay_together_and_say_which_of_them_were_drawn() -> None:
     bench = TappedBench()
     one, other = bench.begin_group(2), bench.begin_group(1)
-    bench.put(b"peer", act(one, 10, 2), observation(2))
-    bench.put(b"peer", act(other, 11, deterministic=False), observation(1, 5.0))
-    bench.wake()
+    bench.deliver(b"peer", act(one, 10, 2), observation(2))
+    bench.deliver(b"peer", act(other, 11, deterministic=False), observation(1, 5.0))
+    bench.run()
     batch, _, _ = bench.read()
     assert [(seen.group, seen.first, seen.rows, seen.is_drawn) for seen in batch.acts] == [
         ((7, one.episode), 0, 2, False),

@@ -1,7 +1,7 @@
-"""A client that must notice nothing: it acts until its standard input ends, and looks at every number that comes.
+"""A client that acts in the background and compares every number of every answer.
 
-`python -m tests.daemon.support.background_client ADDRESS`: says "ready" on a line when it has acted once, then its number of acts as JSON. It
-ends with a traceback where an answer is wrong or does not come.
+`python -m tests.daemon.support.background_client ADDRESS` prints "ready" after its first act. It acts until its standard
+input ends and then prints its number of acts as JSON. A wrong or missing answer ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tests.daemon.support.wide_policies import WIDTH
 from tests.harness import WAIT_S_MAX
 
 
-def stand_by(address: str) -> int:
-    """Acts with other numbers each time; gives how often."""
+def act_until_input_ends(address: str) -> int:
+    """Acts on a new observation each time and returns the number of acts."""
     numbers = np.random.default_rng()
     acts = 0
     with pillion.connect(address, timeout_s=WAIT_S_MAX) as session, session.begin(seed=1) as episode:
@@ -33,4 +33,4 @@ def stand_by(address: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"acts": stand_by(sys.argv[1])}))
+    print(json.dumps({"acts": act_until_input_ends(sys.argv[1])}))

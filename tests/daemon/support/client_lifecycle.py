@@ -1,4 +1,4 @@
-"""What a client of the lane goes through, step by step: where the hunt kills it."""
+"""The phases of a lane client's life. The client hunt kills clients at each of them."""
 
 from __future__ import annotations
 
@@ -39,101 +39,101 @@ PHASES: Final = (
     "act after the end sent",
     "goodbye sent",
     "goodbye answered",
-    "hung up",
+    "disconnected",
 )
-"""Every phase of `life`, in order."""
+"""Every phase of `lifecycle`, in order."""
 
 _OBSERVATION: Final = np.ones(WIDTH, np.float32)
 _DESCRIPTORS: Final = 50
 
 
-def life(address: str) -> Iterator[str]:
-    """Lives as a client by hand, and tells the name of each phase as it begins."""
+def lifecycle(address: str) -> Iterator[str]:
+    """Runs a raw client through every phase and yields the name of each as it begins."""
     with RawLane(address) as lane:
         yield "connected"
-        group = yield from _opening(lane)
-        yield from _acting(lane, group)
-        yield from _erring(lane)
-        yield from _leaving(lane, group)
+        group = yield from _open(lane)
+        yield from _act(lane, group)
+        yield from _send_errors(lane)
+        yield from _leave(lane, group)
 
 
-def _opening(lane: RawLane) -> Generator[str, None, RawEpisodeGroup]:
-    lane.say(lane.conversation.hello()[1][0])
+def _open(lane: RawLane) -> Generator[str, None, RawEpisodeGroup]:
+    lane.send(lane.conversation.hello()[1][0])
     yield "hello sent"
-    lane.conversation.opened(lane.hear_frames())
+    lane.conversation.opened(lane.receive_reply())
     yield "welcome read"
-    lane.say(lane.conversation.begin([1], True)[1][0])
+    lane.send(lane.conversation.begin([1], True)[1][0])
     yield "begin sent"
-    group = lane.take_begun()
+    group = lane.receive_begun()
     yield "begun read"
     group.map()
     yield "slots mapped"
     return group
 
 
-def _acting(lane: RawLane, group: RawEpisodeGroup) -> Iterator[str]:
+def _act(lane: RawLane, group: RawEpisodeGroup) -> Iterator[str]:
     group.set_generation(1, 0)
     group.map()[64 : 64 + 2 * WIDTH] = bytes(2 * WIDTH)
     yield "slot half written"
     group.write(1, 1, _OBSERVATION)
     yield "slot written"
-    lane.say(group.act_head(1, 1))
+    lane.send(group.act_head(1, 1))
     yield "act sent"
-    lane.hear()
+    lane.receive()
     yield "act answered"
     group.write(2, 2, _OBSERVATION)
-    lane.say(group.act_head(1, 1))
-    lane.say(group.act_head(2, 2))
+    lane.send(group.act_head(1, 1))
+    lane.send(group.act_head(2, 2))
     yield "two acts sent"
-    lane.hear()
-    lane.hear()
+    lane.receive()
+    lane.receive()
     yield "two acts answered"
-    lane.say(group.act_head(), _OBSERVATION.tobytes())
+    lane.send(group.act_head(), _OBSERVATION.tobytes())
     yield "act in a packet sent"
-    lane.hear(4 * WIDTH)
+    lane.receive(4 * WIDTH)
     yield "act in a packet answered"
 
 
-def _erring(lane: RawLane) -> Iterator[str]:
-    lane.say(lane.conversation.begin([2, 3], True)[1][0])
+def _send_errors(lane: RawLane) -> Iterator[str]:
+    lane.send(lane.conversation.begin([2, 3], True)[1][0])
     yield "second begin sent"
-    lane.take_begun(2)
+    lane.receive_begun(2)
     yield "second begun read"
     lane.socket.send(b"\x00")
     yield "half a message sent"
     socket.send_fds(lane.socket, [b"\x00"], [lane.socket.fileno()] * _DESCRIPTORS)
     yield "descriptors sent"
-    lane.hear()
-    lane.hear()
+    lane.receive()
+    lane.receive()
     yield "both refused"
 
 
-def _leaving(lane: RawLane, group: RawEpisodeGroup) -> Iterator[str]:
-    lane.say(lane.conversation.end(group.episode)[1][0])
+def _leave(lane: RawLane, group: RawEpisodeGroup) -> Iterator[str]:
+    lane.send(lane.conversation.end(group.episode)[1][0])
     yield "end sent"
-    lane.hear()
+    lane.receive()
     yield "end answered"
-    lane.say(group.act_head(1, 1))
+    lane.send(group.act_head(1, 1))
     yield "act after the end sent"
-    lane.hear()
-    lane.say(lane.conversation.goodbye("done")[1][0])
+    lane.receive()
+    lane.send(lane.conversation.goodbye("done")[1][0])
     yield "goodbye sent"
-    lane.hear()
+    lane.receive()
     yield "goodbye answered"
     lane.socket.shutdown(socket.SHUT_WR)
-    yield "hung up"
+    yield "disconnected"
 
 
-def die_at(address: str, phase: str) -> NoReturn:
-    """Lives until `phase` begins; there the process kills itself with SIGKILL."""
-    for reached in life(address):
+def kill_self_at(address: str, phase: str) -> NoReturn:
+    """Runs a raw client until `phase` begins; then the process sends itself SIGKILL."""
+    for reached in lifecycle(address):
         if reached == phase:
             os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError(f"there is no phase {phase!r}")
+    raise AssertionError(f"unknown phase {phase!r}")
 
 
-def live_on(address: str) -> NoReturn:
-    """Lives with the real client, one session after the other, until somebody kills the process."""
+def act_until_killed(address: str) -> NoReturn:
+    """Opens one session after the other with the real client, until the process is killed."""
     while True:
         with pillion.connect(address) as session, session.begin(seed=1) as episode:
             for _ in range(3):

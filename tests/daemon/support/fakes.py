@@ -1,4 +1,4 @@
-"""Fakes, not mocks: an engine that counts, a clock that is told the time, a transport that is two lists."""
+"""Fakes around the real serving loop: an engine that counts, a clock that tests set, a transport of two lists."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ SPEC = Spec(
     outputs=[TensorSpec("action", "float32", []), TensorSpec("batch_index", "int64", [])],
 )
 DIGEST = bytes(range(32))
+GAUSSIAN = Distribution("diagonal_gaussian", log_std="log_std")
 
 
 class CountingEngine:
-    """The action is the sum of the observation; `batch_index` tells which batch it was run in.
+    """An engine whose action is the sum of the observation; `batch_index` is the number of the batch that ran it.
 
-    `carries`: its state is the sum of all actions of the episode so far, and the action is that sum.
+    With `carries` it is recurrent: its state is the sum of the episode so far, and its action is that sum.
     """
 
     kind = "counting"
@@ -68,7 +69,7 @@ class CountingEngine:
 
     def run(self, rows: int) -> None:
         if self.fails:
-            raise EngineError("told to fail")
+            raise EngineError("a test made it fail")
         self.outputs["action"][:rows] = self.inputs[0][:rows].sum(axis=1)
         for before, after in self.states:
             self.outputs["action"][:rows] += before[:rows]
@@ -88,7 +89,7 @@ class CountingEngine:
 
 
 class Clock:
-    """Time passes when a test says so."""
+    """A clock that only tests advance."""
 
     def __init__(self) -> None:
         self.now_ns = 1_000
@@ -98,17 +99,17 @@ class Clock:
 
 
 class ListPoller:
-    """Tells which of its transports have something in their inbox."""
+    """Reports the transports whose inbox is not empty."""
 
     def __init__(self) -> None:
         self.sources: dict[int, Any] = {}
 
     def poll(self, timeout_s: float, events_max: int) -> Events:
-        return [(number, 1) for number, transport in self.sources.items() if transport.is_told and transport.inbox]
+        return [(number, 1) for number, transport in self.sources.items() if transport.is_reported and transport.inbox]
 
 
 class ListTransport:
-    """Messages to be received, and messages that were sent."""
+    """A transport that receives from one list and sends to another."""
 
     peer_type: type = bytes
     bursts = False
@@ -118,8 +119,8 @@ class ListTransport:
         self.inbox: deque[list[Any]] = deque()
         self.sent: list[list[Any]] = []
         self.answers: dict[Any, Sent] = {}
-        self.is_told = True
-        """Whether the poller tells of it, or only `pending` does."""
+        self.is_reported = True
+        """Whether the poller reports it; otherwise only `pending` does."""
         self._number = number
         poller.sources[number] = self
 
@@ -128,7 +129,7 @@ class ListTransport:
 
     @property
     def is_armed(self) -> bool:
-        return self.is_told
+        return self.is_reported
 
     def pending(self) -> Events:
         return [(self._number, 1)] if self.inbox else []
@@ -139,19 +140,19 @@ class ListTransport:
     def send(self, message: list[Any]) -> Sent:
         answer = self.answers.get(message[0], Sent.OK)
         if answer is Sent.OK:
-            # The daemon writes into its frames again.
+            # A copy: the daemon reuses its frames.
             self.sent.append([message[0], *(bytes(frame) for frame in message[1:])])
         return answer
 
 
-class OtherTransport(ListTransport):
-    """A second carrier, whose peers are strings."""
+class StringPeerTransport(ListTransport):
+    """A second carrier; its peers are strings."""
 
     peer_type = str
 
 
-class Bench:
-    """A serving loop without sockets or threads."""
+class DataPlane:
+    """The data plane of a serving process, without sockets or threads."""
 
     def __init__(
         self,
@@ -162,15 +163,15 @@ class Bench:
     ) -> None:
         self.limits = limits or ServingLimits(rows_max=8, queue_rows_max=16)
         self.engine = CountingEngine(self.limits.rows_max, carries=carries)
-        distribution = Distribution("diagonal_gaussian", log_std="log_std")
-        self.version = Version(Identity("counter", "1.2.3", DIGEST), SPEC, distribution, self.engine, safe_action)
+        self.version = self.first_version(safe_action)
+        self.router = Router(self.version)
         self.page = MetricsPage(make_page())
         self.clock = Clock()
         self.scheduler = Scheduler(self.limits.rows_max, self.limits.batch_wait_us_max * 1_000)
-        self.sessions = Sessions(7, Router(self.version), self.limits, self.page, self.scheduler)
+        self.sessions = Sessions(7, self.router, self.limits, self.page, self.scheduler)
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
-        self.other_transport = OtherTransport(1, self.poller)
+        self.other_transport = StringPeerTransport(1, self.poller)
         self.events: list[str] = []
         self.loop = ServingLoop(
             self.poller,  # type: ignore[arg-type]
@@ -182,19 +183,23 @@ class Bench:
             lambda name, fields: self.events.append(name),
         )
 
-    def put(self, peer: bytes, message: Message, *tensors: bytes) -> None:
-        """Lets `message` arrive."""
+    def first_version(self, safe_action: list[float] | None) -> Version:
+        """Returns the version that serves first."""
+        return Version(Identity("counter", "1.2.3", DIGEST), SPEC, GAUSSIAN, self.engine, safe_action)
+
+    def deliver(self, peer: bytes, message: Message, *tensors: bytes) -> None:
+        """Puts a message of `peer` into the inbox of the first transport."""
         self.transport.inbox.append([peer, encode(message), *tensors])
 
-    def pump(self) -> list[Message]:
-        """Lets the loop work and gives what it sent."""
-        self.wake()
+    def replies(self) -> list[Message]:
+        """Runs the loop and returns what it sent."""
+        self.run()
         sent = [decode(bytes(message[1])) for message in self.transport.sent]
         self.transport.sent.clear()
         return sent
 
-    def wake(self) -> None:
-        """Lets the loop work until nothing is left to be read."""
+    def run(self) -> None:
+        """Runs the loop until it has nothing left to read."""
         is_done = False
         while not is_done:
             ready = self.loop._wait()
@@ -202,41 +207,41 @@ class Bench:
             is_done = not ready
 
     def ask(self, peer: bytes, message: Message, *tensors: bytes) -> Message:
-        """Lets `message` arrive and gives the one reply."""
-        self.put(peer, message, *tensors)
-        (reply,) = self.pump()
+        """Delivers a message and returns the only reply."""
+        self.deliver(peer, message, *tensors)
+        (reply,) = self.replies()
         return reply
 
     def open(self, peer: bytes = b"peer", **fields: Any) -> Welcome:
-        """A new session."""
+        """Opens a session."""
         reply = self.ask(peer, Hello(0, 0, 1_000_000 + len(self.sessions), **fields))
         assert isinstance(reply, Welcome), reply
         return reply
 
     def begin(self, welcome: Welcome, sequence: int = 1, rows: int = 1, peer: bytes = b"peer") -> Begun:
-        """A new group."""
+        """Begins an episode group."""
         reply = self.ask(peer, Begin(welcome.session, welcome.epoch, sequence, list(range(rows))))
         assert isinstance(reply, Begun), reply
         return reply
 
 
 def observation(rows: int = 1, value: float = 1.0) -> bytes:
-    """The tensor frame of `rows` observations whose action is 3 × `value`."""
+    """Returns the tensor frame of `rows` observations whose action is 3 × `value`."""
     return np.full((rows, WIDTH), value, np.float32).tobytes()
 
 
 def act(begun: Begun, sequence: int, rows: int = 1, **fields: Any) -> Act:
-    """An act under a group."""
+    """Returns an act of a group; deterministic unless `fields` says otherwise."""
     fields.setdefault("deterministic", True)
     return Act(begun.session, begun.epoch, sequence, begun.episode, rows, **fields)
 
 
 def codes(messages: list[Message]) -> list[str]:
-    """What came back, in a word each: `action`, or an error's code."""
+    """Returns a word for each message: an error's code, or else its type, such as `action`."""
     return [message.code if isinstance(message, Error) else type(message).__name__.lower() for message in messages]
 
 
 def action_of(message: Message) -> Action:
-    """`message`, which must be an action."""
+    """Returns `message`, which must be an action."""
     assert isinstance(message, Action), message
     return message

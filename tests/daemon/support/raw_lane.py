@@ -1,11 +1,10 @@
-"""A client of the lane by hand: it sends what it is told to, and looks after nothing."""
+"""A raw client of the lane: it sends exactly what a test asks for and checks nothing."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import socket
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +21,7 @@ Floats = NDArray[np.float32]
 
 
 class RawEpisodeGroup:
-    """A group and the memory of its slots, if it has some. Owns its mapping and its descriptor."""
+    """An episode group and its slot region, if it has one. Owns the mapping and the descriptor."""
 
     def __init__(self, lane: RawLane, begun: Begun, rows: int, descriptors: list[int]) -> None:
         self.lane = lane
@@ -33,34 +32,34 @@ class RawEpisodeGroup:
         self.region: mmap.mmap | None = None
 
     def map(self) -> mmap.mmap:
-        """The memory of its slots."""
+        """Returns the slot region, mapped."""
         if self.region is None:
             self.region = mmap.mmap(self.descriptor, self.layout.region_bytes)
         return self.region
 
     def write(self, slot: int, generation: int, observation: Floats) -> None:
-        """Writes an observation and its generation into a slot, as a client should."""
+        """Writes an observation and its generation into a slot, in the order that the protocol requires."""
         view = self.layout.slots(memoryview(self.map()))[slot - 1]
         write_generation(view, 0, 0)
         self.layout.observations(view)[0][:] = observation.tobytes()
         write_generation(view, 0, generation)
 
     def set_generation(self, slot: int, generation: int) -> None:
-        """Writes the generation of a slot alone."""
+        """Writes only the generation of a slot."""
         write_generation(self.map(), (slot - 1) * self.layout.slot_bytes, generation)
 
     def generation(self, slot: int) -> int:
-        """The generation that a slot holds."""
+        """Returns the generation of a slot."""
         found: int = read_generation(self.map(), (slot - 1) * self.layout.slot_bytes)[0]
         return found
 
     def outputs(self, slot: int) -> Floats:
-        """A copy of the first output in a slot."""
+        """Returns a copy of the first output in a slot."""
         view = self.layout.slots(memoryview(self.map()))[slot - 1]
         return np.frombuffer(bytes(self.layout.outputs(view)[0]), np.float32)
 
     def act_head(self, slot: int = 0, generation: int = 0, episode: int | None = None, **fields: Any) -> bytes:
-        """The head of the next act."""
+        """Returns the encoded head of the next act. Slot 0 means that the observation is in the packet."""
         conversation = self.lane.conversation
         act = Act(
             conversation.session,
@@ -75,7 +74,7 @@ class RawEpisodeGroup:
         return encode(act)
 
     def close(self) -> None:
-        """Unmaps and closes what it has."""
+        """Unmaps the region and closes the descriptor."""
         if self.region is not None:
             self.region.close()
             self.region = None
@@ -85,7 +84,7 @@ class RawEpisodeGroup:
 
 
 class RawLane:
-    """One connection. Owns its socket and its groups."""
+    """One connection of the lane. Owns its socket and its groups."""
 
     def __init__(self, address: str) -> None:
         self.conversation = Conversation("raw")
@@ -95,43 +94,43 @@ class RawLane:
         self.socket.connect(address.removeprefix("lane://"))
 
     def next(self) -> int:
-        """The number of the next request."""
+        """Returns the sequence number of the next request."""
         self.conversation.sequence += 1
         return self.conversation.sequence
 
-    def say(self, head: bytes | memoryview, *tensors: bytes) -> None:
-        """Sends a message."""
+    def send(self, head: bytes | memoryview, *tensors: bytes) -> None:
+        """Sends one message."""
         self.socket.send(pack(head, tensors))
 
-    def hear(self, row_bytes: int = 1) -> tuple[Message, list[bytes]]:
-        """The next message and its tensors; `row_bytes` of the first output where there are some."""
+    def receive(self, row_bytes: int = 1) -> tuple[Message, list[bytes]]:
+        """Returns the next message and its tensors; a row of the first output has `row_bytes` bytes."""
         head, *tensors = unpack(memoryview(self.socket.recv(PACKET_BYTES_MAX)), [row_bytes])
         return decode(head), [bytes(tensor) for tensor in tensors]
 
-    def hear_frames(self) -> Reply:
-        """The next message as the client's conversation reads it."""
+    def receive_reply(self) -> Reply:
+        """Returns the next message as the client's conversation reads it."""
         reply = self.conversation.read([*unpack(memoryview(self.socket.recv(PACKET_BYTES_MAX)), [1])])
         assert reply is not None
         return reply
 
     def ask(self, head: bytes | memoryview, *tensors: bytes) -> Message:
-        """Sends a message and gives the next that comes."""
-        self.say(head, *tensors)
-        return self.hear()[0]
+        """Sends a message and returns the next one that arrives."""
+        self.send(head, *tensors)
+        return self.receive()[0]
 
     def hello(self) -> Self:
-        """Opens the session."""
-        self.say(self.conversation.hello()[1][0])
-        self.conversation.opened(self.hear_frames())
+        """Opens a session."""
+        self.send(self.conversation.hello()[1][0])
+        self.conversation.opened(self.receive_reply())
         return self
 
     def begin(self, rows: int = 1, slots: bool = True) -> RawEpisodeGroup:
-        """Begins a group."""
-        self.say(self.conversation.begin(list(range(rows)), slots)[1][0])
-        return self.take_begun(rows)
+        """Begins an episode group."""
+        self.send(self.conversation.begin(list(range(rows)), slots)[1][0])
+        return self.receive_begun(rows)
 
-    def take_begun(self, rows: int = 1) -> RawEpisodeGroup:
-        """Receives a `begun` and the descriptor that comes with it."""
+    def receive_begun(self, rows: int = 1) -> RawEpisodeGroup:
+        """Receives a `begun` and the descriptor of its slots, if it carries one."""
         packet, descriptors, _, _ = socket.recv_fds(self.socket, PACKET_BYTES_MAX, 4)
         begun = decode(unpack(memoryview(packet), [1])[0])
         assert isinstance(begun, Begun), begun
@@ -139,7 +138,7 @@ class RawLane:
         return self.groups[-1]
 
     def close(self) -> None:
-        """Closes everything."""
+        """Closes the connection and its groups."""
         for group in self.groups:
             group.close()
         self.socket.close()
@@ -147,7 +146,5 @@ class RawLane:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""Policies for shadows: a real one and a biased copy, one with a float action, one that returns a NaN."""
+"""Policies for shadow tests: a shipped one with or without a bias, and one with a continuous action."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from pillion_artifacts import Store
 from pillion_artifacts.card.layers import CARD_NAME
+from tests.daemon.support.graphs import model_bytes
 from tests.harness import STORE, blob_of, publish
 
 _CARD = """
 schema: 2
 name: scaling
 version: {version}
-description: Scales what it sees.
+description: Scales its observation.
 licence: Apache-2.0
 observation:
 - {{name: observation, dtype: float32, shape: [{width}]}}
@@ -27,7 +28,7 @@ distribution: {distribution}
 
 
 def publish_copy(root: Path, policy: str, version: str, biased: float = 0.0) -> None:
-    """Publishes a shipped policy as that version; `biased` is added to the logit of its first action."""
+    """Publishes a copy of a shipped policy as that version. `biased` is added to the logit of its first action."""
     shipped = Store(STORE)
     model = onnx.load_model_from_string(shipped.read(shipped.resolve(policy)).model)
     if biased:
@@ -44,7 +45,10 @@ def publish_copy(root: Path, policy: str, version: str, biased: float = 0.0) -> 
 
 
 def publish_scaling(root: Path, version: str, scale: float, *, draws: bool = True, width: int = 2) -> None:
-    """Publishes `scaling`: the action is the first two numbers of the observation times `scale`, or drawn around it."""
+    """Publishes `scaling`: its action, float32 [2], is the start of its observation times `scale`.
+
+    With `draws`, the action is drawn from a Gaussian around that.
+    """
     constants = [
         numpy_helper.from_array(np.array([scale, scale], np.float32), "scale"),
         numpy_helper.from_array(np.array([0], np.int64), "first"),
@@ -57,11 +61,7 @@ def publish_scaling(root: Path, version: str, scale: float, *, draws: bool = Tru
         helper.make_node("Mul", ["seen", "scale"], ["action"]),
         helper.make_node("Mul", ["seen", "nothing"], ["log_std"]),
     ]
-    inputs = [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["rows", width])]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in ("action", "log_std")]
-    graph = helper.make_graph(nodes, "scaling", inputs, outputs, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
+    model = model_bytes("scaling", nodes, constants, {"observation": width}, {"action": 2, "log_std": 2})
     kind = "{kind: diagonal_gaussian, log_std: log_std}" if draws else "{kind: deterministic}"
     card = _CARD.format(version=version, width=width, distribution=kind)
-    publish(root, "scaling", version, model.SerializeToString(), card)
+    publish(root, "scaling", version, model, card)

@@ -1,4 +1,4 @@
-"""Tokens for tests, and requests of the admin port that show them."""
+"""Tokens for tests, and admin requests that use them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _addresses: Iterator[int] = count(2)
 
 
 class Answer(NamedTuple):
-    """What came: `json` is empty where it is something else."""
+    """A response; `json` is empty if the body is not JSON."""
 
     status: int
     json: dict[str, Any]
@@ -28,19 +28,19 @@ class Answer(NamedTuple):
 
 
 def make_token(file: Path, name: str, scope: ScopeWord, expires: datetime | None = None) -> str:
-    """Writes a token into the file and gives its secret."""
+    """Adds a token to the file and returns its secret."""
     token, secret = new_token(name, scope, expires)
     change_tokens(file, lambda tokens: [*tokens, token])
     return secret
 
 
 def make_tokens(file: Path) -> dict[str, str]:
-    """A token of each scope: their secrets, by scope, which is their name too."""
+    """Adds a token of each scope, named after it, and returns the secrets by scope."""
     return {scope: make_token(file, scope, scope) for scope in get_args(ScopeWord)}
 
 
 def another_address() -> str:
-    """A loopback address that nobody asked from before: refusals are held against addresses."""
+    """Returns a loopback address that no request came from yet: the daemon counts refusals per address."""
     number = next(_addresses)
     return f"127.1.{number // 250}.{number % 250 + 1}"
 
@@ -55,21 +55,24 @@ def asked(
     source: str = "",
     context: ssl.SSLContext | None = None,
 ) -> Answer:
-    """What the admin port at `url` answers; `source` is the address that is asked from, else one of its own."""
+    """Sends a request to the admin port at `url` and returns its answer.
+
+    The request comes from the address `source`, or else from an unused one.
+    """
     parts = urlsplit(url)
-    own = (source or another_address(), 0)
+    local = (source or another_address(), 0)
     connection = (
-        http.client.HTTPConnection(parts.hostname or "", parts.port, WAIT_S_MAX, own)
+        http.client.HTTPConnection(parts.hostname or "", parts.port, WAIT_S_MAX, local)
         if context is None
         else http.client.HTTPSConnection(
-            parts.hostname or "", parts.port, timeout=WAIT_S_MAX, source_address=own, context=context
+            parts.hostname or "", parts.port, timeout=WAIT_S_MAX, source_address=local, context=context
         )
     )
-    shown = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    authorization = {"Authorization": f"Bearer {token}"} if token is not None else {}
     kind = {"Content-Type": "application/json"} if body is not None else {}
     try:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body)
-        connection.request(method, path, data, {**kind, **shown, **(headers or {})})
+        connection.request(method, path, data, {**kind, **authorization, **(headers or {})})
         response = connection.getresponse()
         text = response.read()
     finally:

@@ -27,7 +27,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
 
-from tests.daemon.support.client_lifecycle import PHASES, die_at, live_on
+from tests.daemon.support.client_lifecycle import PHASES, act_until_killed, kill_self_at
 from tests.daemon.support.wide_policies import publish_wide
 from tests.harness import ROOT, WAIT_S_MAX, Daemon, running
 
@@ -153,11 +153,11 @@ def _kill_all(address: str, kills: int, chance: random.Random, on_kill: Callable
     in_phases = kills // 2
     for number in range(in_phases):
         phase = PHASES[number % len(PHASES)]
-        _reap(_fork(lambda: die_at(address, phase)))  # noqa: B023 - it is called in this turn
+        _reap(_fork(lambda: kill_self_at(address, phase)))  # noqa: B023 - it is called in this turn
         killed[phase] += 1
         on_kill()
     for first in range(in_phases, kills, AT_ONCE):
-        children = [_fork(lambda: live_on(address)) for _ in range(min(AT_ONCE, kills - first))]
+        children = [_fork(lambda: act_until_killed(address)) for _ in range(min(AT_ONCE, kills - first))]
         for child in children:
             time.sleep(chance.uniform(0, LIFE_S_MAX / AT_ONCE))
             os.kill(child, signal.SIGKILL)

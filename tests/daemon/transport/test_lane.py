@@ -1,14 +1,13 @@
-"""The lane over real sockets: the same protocol, the same promises."""
+"""The lane over real sockets: it keeps the promises that ZeroMQ keeps, with the same protocol."""
 
 from __future__ import annotations
 
-import os
+import asyncio
 import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +19,22 @@ from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, P
 from pillion_protocol.lane import pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
-from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon
+from tests.daemon.support.bystander import undisturbed_client
+from tests.daemon.support.process_resources import open_descriptors
+from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon, wait_until
 
 OBSERVATION = np.zeros(8, np.float32)
 
 
 @pytest.fixture(scope="module")
 def lane_daemon(module_daemon: StartDaemon, short_path: Path) -> Daemon:
-    """A daemon on the lane and on ZeroMQ."""
+    """A daemon on the lane and on ZeroMQ's ipc."""
     return module_daemon(listen=[f"lane://{short_path}/lane.sock", f"ipc://{short_path}/beside-lane.sock"])
 
 
 @pytest.fixture
 def packets(lane_daemon: Daemon) -> Iterator[socket.socket]:
-    """A raw connection that has said nothing."""
+    """A raw connection that has sent nothing yet."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(WAIT_S_MAX)
         connection.connect(lane_daemon.address.removeprefix("lane://"))
@@ -42,20 +43,19 @@ def packets(lane_daemon: Daemon) -> Iterator[socket.socket]:
 
 @pytest.fixture
 def bystander(lane_daemon: Daemon) -> Iterator[None]:
-    """A client of the lane that must notice nothing."""
-    with pillion.connect(lane_daemon.address) as session:
-        episode = session.begin(seed=1)
-        before = episode.act(OBSERVATION)
+    """Another client of the lane, which the test must not disturb."""
+    with undisturbed_client(lane_daemon.address):
         yield
-        assert episode.act(OBSERVATION) == before
 
 
-def hear(connection: socket.socket) -> Message:
+def receive(connection: socket.socket) -> Message:
+    """Returns the next message, without its tensors."""
     head: bytes = bytes(unpack(memoryview(connection.recv(PACKET_BYTES_MAX + 1)), [8])[0])
     return decode(head)
 
 
-def _send_until_it_breaks(connection: socket.socket, packet: bytes) -> bool:
+def send_until_disconnected(connection: socket.socket, packet: bytes) -> bool:
+    """Sends and never reads; returns whether the daemon disconnected."""
     try:
         for _ in range(100_000):
             connection.send(packet)
@@ -64,14 +64,7 @@ def _send_until_it_breaks(connection: socket.socket, packet: bytes) -> bool:
     return False
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S_MAX
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-
-
-def test_the_lane_gives_what_zeromq_gives(lane_daemon: Daemon) -> None:
+def test_the_lane_returns_the_same_actions_as_zeromq(lane_daemon: Daemon) -> None:
     observations = np.random.default_rng(5).normal(size=(20, 3, 8)).astype(np.float32)
     answers = []
     for address in lane_daemon.addresses:
@@ -86,7 +79,7 @@ def test_the_lane_gives_what_zeromq_gives(lane_daemon: Daemon) -> None:
     assert answers[0] == answers[1]
 
 
-def test_named_tensors_are_told_apart(start_daemon: StartDaemon, short_path: Path) -> None:
+def test_outputs_are_returned_by_name(start_daemon: StartDaemon, short_path: Path) -> None:
     path = f"{short_path}/named.sock"
     daemon = start_daemon(policy="highway-fast", listen=[f"lane://{path}"])
     with pillion.connect(daemon.address) as session:
@@ -96,10 +89,10 @@ def test_named_tensors_are_told_apart(start_daemon: StartDaemon, short_path: Pat
         assert episode.last.outputs["log_probability"] < 0
 
 
-def test_acts_of_sessions_that_share_a_connection_are_each_answered_for_their_own_observation(
+def test_sessions_on_one_connection_are_each_answered_for_their_own_observation(
     lane_daemon: Daemon,
 ) -> None:
-    """They lie behind one another in the socket, and wait for one batch while the next is received."""
+    """The acts are queued in one socket, and wait for their batch while the daemon receives the next ones."""
     observations = np.random.default_rng(6).normal(size=(16, 8)).astype(np.float32)
     with pillion.connect(lane_daemon.address) as session:
         episode = session.begin()
@@ -122,9 +115,7 @@ def test_acts_of_sessions_that_share_a_connection_are_each_answered_for_their_ow
     assert max(batches) > 1
 
 
-async def test_the_asyncio_client_takes_the_lane(lane_daemon: Daemon) -> None:
-    import asyncio
-
+async def test_the_asyncio_client_uses_the_lane(lane_daemon: Daemon) -> None:
     async with pillion.aio.connect(lane_daemon.address) as session:
         episodes = [await session.begin(seed) for seed in range(8)]
         for _ in range(5):
@@ -132,7 +123,7 @@ async def test_the_asyncio_client_takes_the_lane(lane_daemon: Daemon) -> None:
             assert len(set(map(int, actions))) == 1
 
 
-def test_who_takes_the_lane_does_not_import_pyzmq(lane_daemon: Daemon) -> None:
+def test_a_client_of_the_lane_does_not_import_pyzmq(lane_daemon: Daemon) -> None:
     script = (
         "import sys, pillion, numpy\n"
         "with pillion.connect(sys.argv[1]) as session:\n"
@@ -145,7 +136,7 @@ def test_who_takes_the_lane_does_not_import_pyzmq(lane_daemon: Daemon) -> None:
     assert not {"zmq", "asyncio"} & set(result.stdout.split())
 
 
-def test_the_socket_is_for_this_user_alone(lane_daemon: Daemon) -> None:
+def test_only_this_user_can_open_the_socket(lane_daemon: Daemon) -> None:
     path = Path(lane_daemon.address.removeprefix("lane://"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -164,26 +155,28 @@ def test_the_socket_is_for_this_user_alone(lane_daemon: Daemon) -> None:
         (bytes(PACKET_BYTES_MAX + 5_000), "too_large"),
     ],
 )
-def test_a_bad_packet_gets_a_typed_error_and_disturbs_nobody(packets: socket.socket, packet: bytes, code: str) -> None:
+def test_a_bad_packet_gets_a_typed_error_and_disturbs_no_other_client(
+    packets: socket.socket, packet: bytes, code: str
+) -> None:
     packets.send(packet)
-    error = hear(packets)
+    error = receive(packets)
     assert isinstance(error, Error)
     assert error.code == code
     packets.send(pack(encode(Hello(0, 0, 2)), []))
-    assert isinstance(hear(packets), Welcome)
+    assert isinstance(receive(packets), Welcome)
 
 
 @pytest.mark.usefixtures("bystander")
-def test_an_act_of_the_wrong_size_is_refused_alone(packets: socket.socket) -> None:
+def test_an_act_of_the_wrong_size_is_refused_and_no_other_client_is(packets: socket.socket) -> None:
     packets.send(pack(encode(Hello(0, 0, 1)), []))
-    welcome = hear(packets)
+    welcome = receive(packets)
     packets.send(pack(encode(Begin(welcome.session, welcome.epoch, 2, [1])), []))
-    begun = hear(packets)
+    begun = receive(packets)
     assert isinstance(begun, Begun)
     for sequence, tensor in enumerate([b"", bytes(31), bytes(64)], 3):
         act = Act(welcome.session, welcome.epoch, sequence, begun.episode, 1, 0, True)
         packets.send(pack(encode(act), [tensor]))
-        error = hear(packets)
+        error = receive(packets)
         assert isinstance(error, Error)
         assert (error.code, error.sequence) == ("shape_mismatch", sequence)
 
@@ -196,9 +189,9 @@ def test_a_message_too_large_for_the_lane_is_refused_before_it_is_sent(lane_daem
             episode.act(OBSERVATION)
 
 
-def test_a_client_that_dies_leaves_neither_session_nor_descriptor(lane_daemon: Daemon) -> None:
+def test_a_killed_client_leaves_no_session_and_no_descriptor(lane_daemon: Daemon) -> None:
     serving_pid = lane_daemon.serving_pid
-    descriptors = len(os.listdir(f"/proc/{serving_pid}/fd"))
+    descriptors = open_descriptors(serving_pid)
     dropped = lane_daemon.metric("pillion_sessions_dropped_total")
     script = (
         "import os, sys, pillion, numpy\n"
@@ -207,23 +200,23 @@ def test_a_client_that_dies_leaves_neither_session_nor_descriptor(lane_daemon: D
         "os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", script, lane_daemon.address], check=False, timeout=2 * START_S_MAX)
-    eventually(lambda: lane_daemon.metric("pillion_sessions_dropped_total") == dropped + 20)
-    eventually(lambda: len(os.listdir(f"/proc/{serving_pid}/fd")) == descriptors)
+    wait_until(lambda: lane_daemon.metric("pillion_sessions_dropped_total") == dropped + 20)
+    wait_until(lambda: open_descriptors(serving_pid) == descriptors)
 
 
 @pytest.mark.usefixtures("bystander")
-def test_a_peer_that_does_not_read_is_dropped_and_nobody_waits_for_it(
+def test_a_peer_that_does_not_read_is_dropped_and_no_client_waits_for_it(
     lane_daemon: Daemon, packets: socket.socket
 ) -> None:
     dropped = lane_daemon.metric("pillion_sessions_dropped_total")
     packets.send(pack(encode(Hello(0, 0, 1)), []))
-    welcome = hear(packets)
+    welcome = receive(packets)
     ping = pack(encode(Ping(welcome.session, welcome.epoch, 2)), [])
-    assert _send_until_it_breaks(packets, ping)
-    eventually(lambda: lane_daemon.metric("pillion_sessions_dropped_total") == dropped + 1)
+    assert send_until_disconnected(packets, ping)
+    wait_until(lambda: lane_daemon.metric("pillion_sessions_dropped_total") == dropped + 1)
 
 
-def test_over_the_lane_too_an_episode_is_lost_with_its_daemon_and_a_new_one_begins(
+def test_an_episode_is_lost_with_its_serving_process_and_a_new_one_begins(
     start_daemon: StartDaemon, short_path: Path
 ) -> None:
     path = short_path / "restart.sock"
@@ -243,15 +236,13 @@ def test_over_the_lane_too_an_episode_is_lost_with_its_daemon_and_a_new_one_begi
     assert not path.exists()
 
 
-def test_connecting_to_nobody_over_the_lane_ends(tmp_path: Path) -> None:
+def test_connecting_without_a_daemon_raises_unavailable(tmp_path: Path) -> None:
     with pytest.raises(pillion.UnavailableError, match="is pilliond running"):
         pillion.connect(f"lane://{tmp_path}/nobody.sock", timeout_s=0.2)
 
 
-async def test_acts_of_both_carriers_in_one_batch_are_all_answered(start_daemon: StartDaemon, short_path: Path) -> None:
-    import asyncio
-
-    # A batch that waits for every lock-step group is run by whichever carrier brings the last act.
+async def test_a_batch_with_acts_of_both_carriers_answers_them_all(start_daemon: StartDaemon, short_path: Path) -> None:
+    # A batch waits for every lock-step group; the carrier with the last act runs it.
     daemon = start_daemon(
         listen=[f"lane://{short_path}/mixed.sock", f"ipc://{short_path}/mixed-zmq.sock"],
         settings={"limits__batch_wait_us_max": 20_000},

@@ -1,4 +1,4 @@
-"""What is too large for a packet travels through shared memory, which a client can neither misuse nor leave behind."""
+"""Slots: what is too large for a packet travels through shared memory, which a client can neither misuse nor leak."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from pillion_protocol import Action, Error
 from pillion_protocol.lane import pack
 from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
+from tests.daemon.support.process_resources import open_descriptors, slot_regions
 from tests.daemon.support.raw_lane import RawLane
-from tests.harness import START_S_MAX, STORE, WAIT_S_MAX, Daemon, running
+from tests.harness import START_S_MAX, STORE, WAIT_S_MAX, Daemon, running, wait_until
 
 PIXELS = np.random.default_rng(3).integers(0, 255, (4, 84, 84), np.uint8)
 
@@ -43,21 +43,11 @@ def zmq_address(daemon: Daemon) -> str:
     return daemon.address.replace("lane://", "ipc://").replace("pixels.lane", "pixels.zmq")
 
 
-def memfds(daemon: Daemon) -> int:
-    """The slot areas that the serving process has open or mapped."""
-    folder = Path(f"/proc/{daemon.serving_pid}")
-    open_ones = sum("pillion-slots" in os.readlink(entry) for entry in (folder / "fd").iterdir())
-    return open_ones + (folder / "maps").read_text().count("pillion-slots")
+def wait_until_no_slots(daemon: Daemon) -> None:
+    wait_until(lambda: slot_regions(daemon.serving_pid) == 0)
 
 
-def wait_for_no_memfd(daemon: Daemon) -> None:
-    deadline_s = time.monotonic() + WAIT_S_MAX
-    while memfds(daemon):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
-def test_an_image_travels_in_a_slot_over_the_lane_and_inline_over_zeromq_and_gets_the_same_action(
+def test_an_image_gets_the_same_action_in_a_slot_over_the_lane_and_inline_over_zeromq(
     pixel_daemon: Daemon,
 ) -> None:
     outcomes = []
@@ -73,9 +63,7 @@ def test_an_image_travels_in_a_slot_over_the_lane_and_inline_over_zeromq_and_get
 
 
 @pytest.mark.parametrize("rows", [3, 4])
-def test_rows_in_a_slot_are_read_in_place_or_copied_and_the_actions_are_the_same(
-    pixel_daemon: Daemon, rows: int
-) -> None:
+def test_rows_read_in_a_slot_or_copied_from_it_get_the_same_actions_as_inline(pixel_daemon: Daemon, rows: int) -> None:
     observations = np.stack([np.roll(PIXELS, row) for row in range(rows)])
     actions = []
     for address in (pixel_daemon.address, zmq_address(pixel_daemon)):
@@ -86,7 +74,7 @@ def test_rows_in_a_slot_are_read_in_place_or_copied_and_the_actions_are_the_same
     assert actions[0] == actions[1]
 
 
-async def test_the_asyncio_client_takes_slots_too(pixel_daemon: Daemon) -> None:
+async def test_the_asyncio_client_uses_slots(pixel_daemon: Daemon) -> None:
     async with pillion.aio.connect(pixel_daemon.address) as session:
         first, second = await session.begin(1), await session.begin(2)
         assert int(await first.act(PIXELS)) == int(await second.act(PIXELS))
@@ -111,7 +99,7 @@ def test_small_observations_travel_inline(lane_daemon: Daemon) -> None:
         (2, 0, "slot_stale"),
     ],
 )
-def test_an_unknown_slot_and_another_generation_are_refused_and_the_session_goes_on(
+def test_an_unknown_slot_and_a_stale_generation_are_refused_and_the_session_goes_on(
     pixel_daemon: Daemon, slot: int, generation: int, code: str
 ) -> None:
     with RawLane(pixel_daemon.address) as lane:
@@ -123,7 +111,7 @@ def test_an_unknown_slot_and_another_generation_are_refused_and_the_session_goes
         assert isinstance(lane.ask(group.act_head(1, 7)), Action)
 
 
-def test_the_memory_of_slots_can_neither_shrink_nor_grow(pixel_daemon: Daemon) -> None:
+def test_a_client_can_neither_shrink_nor_grow_its_slots(pixel_daemon: Daemon) -> None:
     with RawLane(pixel_daemon.address) as lane:
         group = lane.hello().begin()
         for size in (0, group.layout.region_bytes * 2):
@@ -131,16 +119,16 @@ def test_the_memory_of_slots_can_neither_shrink_nor_grow(pixel_daemon: Daemon) -
                 os.ftruncate(group.descriptor, size)
 
 
-def test_slots_end_with_their_group_their_connection_and_a_killed_client(pixel_daemon: Daemon) -> None:
-    wait_for_no_memfd(pixel_daemon)
+def test_slots_are_freed_with_their_group_their_session_or_their_killed_client(pixel_daemon: Daemon) -> None:
+    wait_until_no_slots(pixel_daemon)
     with pillion.connect(pixel_daemon.address) as session:
         episode = session.begin()
         episode.act(PIXELS)
-        assert memfds(pixel_daemon) > 0
+        assert slot_regions(pixel_daemon.serving_pid) > 0
         episode.end()
-        assert memfds(pixel_daemon) == 0
+        assert slot_regions(pixel_daemon.serving_pid) == 0
         session.begin().act(PIXELS)
-    wait_for_no_memfd(pixel_daemon)
+    wait_until_no_slots(pixel_daemon)
     script = (
         "import os, sys, pillion, numpy\n"
         "episode = pillion.connect(sys.argv[1]).begin()\n"
@@ -149,18 +137,18 @@ def test_slots_end_with_their_group_their_connection_and_a_killed_client(pixel_d
     )
     for _ in range(3):
         subprocess.run([sys.executable, "-c", script, pixel_daemon.address], check=False, timeout=START_S_MAX)
-    wait_for_no_memfd(pixel_daemon)
+    wait_until_no_slots(pixel_daemon)
 
 
-def test_descriptors_that_a_client_sends_are_not_kept(lane_daemon: Daemon) -> None:
-    before = len(os.listdir(f"/proc/{lane_daemon.serving_pid}/fd"))
+def test_descriptors_that_a_client_sends_are_closed(lane_daemon: Daemon) -> None:
+    before = open_descriptors(lane_daemon.serving_pid)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(WAIT_S_MAX)
         connection.connect(lane_daemon.address.removeprefix("lane://"))
         for _ in range(5):
             socket.send_fds(connection, [pack(b"\xff", ())], [0] * 200)
             connection.recv(PACKET_BYTES_MAX)
-        assert len(os.listdir(f"/proc/{lane_daemon.serving_pid}/fd")) == before + 1
+        assert open_descriptors(lane_daemon.serving_pid) == before + 1
 
 
 def test_without_memory_for_slots_observations_travel_inline(short_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An assignment as the control process gives it, for tests that run the serving process without one."""
+"""A startup configuration, for tests that run the serving process without a control process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pilliond.settings.schema import Settings
 from tests.harness import STORE
 
 
-def assigned(address: str, policy: str = "lunar-lander") -> StartupConfig:
-    """To serve a policy that ships at `address`, with every setting at its default."""
+def startup_config(address: str, policy: str = "lunar-lander") -> StartupConfig:
+    """Returns the configuration to serve a shipped policy at `address`, with every setting at its default."""
     store = Store(STORE)
     sealed = seal(seal_artifact(store, store.resolve(policy)))
     sealed.metrics_index = 1

@@ -1,4 +1,4 @@
-"""Out of memory while a version is loaded into the serving process: the load fails, who is served notices nothing."""
+"""The serving process runs out of memory while it loads a version: the load fails, and clients are served as before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATH = "/v1/policies/wide"
 OBSERVATION = np.linspace(-1, 1, WIDTH, dtype=np.float32)
 MB = 1_000_000
 HEADROOMS_MB = (0, 20, 100)
-"""Less than a thread takes, more than that, and more than its heap may take; a version of 17 MB fits into none."""
+"""Less than a thread needs, more than that, and more than a thread's heap needs. A version of 17 MB fits into none."""
 
 
 @pytest.fixture
@@ -31,32 +31,33 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def limit(daemon: Daemon, headroom_mb: int | None) -> None:
-    """Lets the serving process have so much more address space than it has; None: any."""
+def limit_memory(daemon: Daemon, headroom_mb: int | None) -> None:
+    """Limits the address space of the serving process to what it has plus `headroom_mb`; None removes the limit."""
     process = psutil.Process(daemon.serving_pid)
     bytes_max = resource.RLIM_INFINITY if headroom_mb is None else process.memory_info().vms + headroom_mb * MB
     resource.prlimit(process.pid, resource.RLIMIT_AS, (bytes_max, resource.RLIM_INFINITY))
 
 
 def stage(daemon: Daemon) -> dict[str, Any]:
+    """Stages 1.1.0 and returns the finished operation."""
     return daemon.operation(daemon.ask("POST", f"{PATH}/stage", {"version": "1.1.0"}))
 
 
-def test_a_version_that_the_serving_process_has_no_memory_for_is_refused_and_the_live_one_goes_on(
+def test_staging_fails_without_memory_for_the_version_and_the_live_one_goes_on(
     store: Store, start_daemon: StartDaemon, short_path: Path
 ) -> None:
     daemon = start_daemon(policy="wide@1.0.0", store=store.root, listen=[f"lane://{short_path}/memory.sock"])
     pid = daemon.serving_pid
     with pillion.connect(daemon.address) as session, session.begin() as episode:
         for headroom_mb in HEADROOMS_MB:
-            limit(daemon, headroom_mb)
-            told = stage(daemon)
-            assert told["outcome"] == "failed", headroom_mb
-            assert told["error"] == "the serving process cannot begin to load it: Cannot allocate memory"
+            limit_memory(daemon, headroom_mb)
+            status = stage(daemon)
+            assert status["outcome"] == "failed", headroom_mb
+            assert status["error"] == "the serving process cannot begin to load it: Cannot allocate memory"
             np.testing.assert_array_equal(episode.act(OBSERVATION), 2 * OBSERVATION)
         assert daemon.serving_pid == pid
-        assert [each["version"] for each in daemon.ask("GET", PATH)[1]["resident"]] == ["1.0.0"]
+        assert [version["version"] for version in daemon.ask("GET", PATH)[1]["resident"]] == ["1.0.0"]
         assert locked_digests(store.root) == {store.resolve("wide@1.0.0").digest}
-        limit(daemon, None)
+        limit_memory(daemon, None)
         assert stage(daemon)["outcome"] == "done"
         np.testing.assert_array_equal(episode.act(OBSERVATION), 2 * OBSERVATION)

@@ -1,0 +1,26 @@
+"""What a process holds and uses, as /proc shows it: see proc(5)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int) -> float:
+    """Returns the CPU time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS_PER_S
+
+
+def open_descriptors(pid: int) -> int:
+    """Returns the number of descriptors that a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def slot_regions(pid: int) -> int:
+    """Returns how many slot regions a process has open, plus how many it has mapped."""
+    folder = Path(f"/proc/{pid}")
+    descriptors = sum("pillion-slots" in os.readlink(entry) for entry in (folder / "fd").iterdir())
+    return descriptors + (folder / "maps").read_text().count("pillion-slots")

@@ -103,8 +103,9 @@ $(VENV)/bench.stamp: locks/bench.txt pyproject.toml | $(VENV)/bin/python
 
 # A CPU build of torch where pip is configured to find one (PyPI has none), else PyPI's, with 5 GB of CUDA.
 define install_dev
-	$(1)/bin/python $(PIP_LOCKED) --requirement locks/torch-cpu.txt || \
-	$(1)/bin/python $(PIP_LOCKED) --requirement locks/torch-cuda.txt
+	$(1)/bin/python $(PIP_LOCKED) --requirement locks/torch-cpu.txt || { \
+	echo "pip finds no CPU build of torch that is locked: taking the CUDA build, some 5 GB"; \
+	$(1)/bin/python $(PIP_LOCKED) --requirement locks/torch-cuda.txt; }
 	$(1)/bin/python $(PIP_LOCKED) --requirement $(2)/dev.txt
 	$(1)/bin/python $(PIP_PROJECT)
 	$(1)/bin/python -m pip check

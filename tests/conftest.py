@@ -15,7 +15,7 @@ import pytest
 import uvloop
 import zmq
 
-from tests.harness import STORE, Answer, Daemon, FakeDaemon, RawPeer, running, traces
+from tests.harness import STORE, TEST_S_MAX, Answer, Daemon, FakeDaemon, RawPeer, running, traces
 from tests.isolation import isolate
 
 # before any test is collected, and in each worker by itself
@@ -39,6 +39,12 @@ class StartDaemon(Protocol):
         listen: list[str] | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> Daemon: ...
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives each test the time that this machine needs."""
+    for item in items:
+        item.add_marker(pytest.mark.timeout(TEST_S_MAX))
 
 
 def pytest_unconfigure() -> None:

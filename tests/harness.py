@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import http.client
 import json
+import math
 import os
 import pwd
 import re
@@ -60,8 +61,12 @@ STORE = ROOT / "artifacts" / "examples"
 TIME_UNIT_S = float(os.environ.get("PILLION_TEST_TIME_UNIT_S", "1"))
 """The unit of all time-outs: a second, or more on a slow machine. It only bounds waits; no test asserts on it."""
 
-START_S_MAX = 30 * TIME_UNIT_S
-WAIT_S_MAX = 10 * TIME_UNIT_S
+START_S_MAX = 90 * TIME_UNIT_S
+WAIT_S_MAX = 30 * TIME_UNIT_S
+COMMAND_S_MAX = 240 * TIME_UNIT_S
+"""For a command that has much to do."""
+TEST_S_MAX = 300 * TIME_UNIT_S
+"""For a test with its fixtures. It ends one that hangs; on a busy machine the slowest takes a few times what it takes alone."""
 
 USER = pwd.getpwuid(os.getuid()).pw_name
 """The user that the daemon sees at its Unix socket."""
@@ -232,8 +237,7 @@ class Daemon:
 
     def metric(self, name: str, **labels: str) -> float:
         """Returns the sum of the samples with that name and these labels, including everything answered so far."""
-        # The serving process updates the metrics page at most a tick later.
-        time.sleep(2 * TICK_MS / 1_000)
+        self._wait_for_ticks()
         total = 0.0
         for line in self.get("/metrics")[1].splitlines():
             matched = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
@@ -242,6 +246,30 @@ class Daemon:
             if labels.items() <= dict(re.findall(r'(\w+)="([^"]*)"', matched[2] or "")).items():
                 total += float(matched[3])
         return total
+
+    def _wait_for_ticks(self) -> None:
+        """Until all that was answered before is in the metrics page: the serving process puts it there at each tick.
+
+        A tick is dated when it ends. So the first that ends from now on may have begun before; the one after it has not.
+        """
+        since_s = time.monotonic()
+        first_s = math.inf
+        while True:
+            asked_s = time.monotonic()
+            age_ms = self.health()["loop_lag_ms"]["tick_age"]
+            told_s = time.monotonic()
+            if age_ms is None:
+                # no serving process is ready: nothing is to come
+                time.sleep(2 * TICK_MS / 1_000)
+                return
+            # when the last tick was, at the earliest and at the latest
+            earliest_s, latest_s = asked_s - age_ms / 1_000, told_s - age_ms / 1_000
+            if earliest_s > first_s:
+                return
+            if earliest_s > since_s and first_s == math.inf:
+                first_s = latest_s
+            assert told_s - since_s < START_S_MAX, "the serving process does not tick"
+            time.sleep(TICK_MS / 10_000)
 
     def kill_serving(self) -> None:
         """Sends SIGKILL to the serving process."""

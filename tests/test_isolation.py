@@ -38,11 +38,11 @@ with isolate():
 
 
 def test_no_variable_of_the_host_reaches_a_test() -> None:
-    came = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", SHOW], env={**os.environ, **HOSTILE}, cwd=ROOT, capture_output=True, text=True,
         timeout=START_S_MAX, check=True,
     )  # fmt: skip
-    seen, at_home, temporary = json.loads(came.stdout)
+    seen, at_home, temporary = json.loads(result.stdout)
     assert not HOSTILE.items() & seen.items()
     assert set(HOSTILE) & set(seen) == {"HOME", "XDG_RUNTIME_DIR"}
     assert at_home == []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Daemon
+from tests.harness import COMMAND_S_MAX, START_S_MAX, Daemon
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,14 +36,16 @@ def type_it(command: str, daemon: Daemon) -> subprocess.CompletedProcess[str]:
     line = command.replace(SOCKET, daemon.address).replace(ADMIN, daemon.tcp_admin)
     words = shlex.split(line)
     words[0] = words[0].replace(".venv/bin", str(Path(sys.executable).parent))
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=100, check=False)
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=COMMAND_S_MAX, check=False)
 
 
 def test_the_ten_lines_run_as_they_stand(daemon: Daemon) -> None:
     (example,) = blocks("python")
     assert len(example.splitlines()) <= 10
     code = example.replace(SOCKET, daemon.address)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=2 * START_S_MAX, check=False
+    )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("lunar-lander 1.")
 
@@ -65,7 +67,7 @@ def test_the_daemon_starts_as_the_readme_says(short_path: Path) -> None:
             assert "ready" in process.stderr.readline()
         finally:
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(START_S_MAX) == 0
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("curl ")])

@@ -10,7 +10,7 @@ Memory at these limits:
   inert pickles                 the pickle, and its arrays up to the same size                  2 × 64 MiB
   parity                        PARITY_ROWS rows of all inputs and outputs, three times
 
-Disk at these limits: an import stages at most ARCHIVE_BYTES_MAX beside the store before it decides.
+Disk at these limits: the import of an archive stages at most ARCHIVE_BYTES_MAX beside the store before it decides.
 
 This module imports nothing but `typing`: the daemon reads it at its start.
 """
@@ -28,7 +28,7 @@ CARD_BYTES_MAX: Final = 1 << 20
 """People write model cards."""
 
 GOLDEN_BYTES_MAX: Final = 1 << 28
-"""Golden pairs are a few hundred observations; 256 MiB holds about 9,000 of 84×84×4 bytes."""
+"""Golden pairs are a few hundred observations; 256 MiB is enough for about 9,000 of 84×84×4 bytes."""
 
 PREPROCESSOR_BYTES_MAX: Final = 1 << 28
 """A preprocessor is a graph beside the policy's."""
@@ -51,7 +51,7 @@ NAME_CHARACTERS_MAX: Final = 128
 """Of a policy, a version or an alias. Names become file names, and those have at most 255 bytes."""
 
 ATTESTATION_BYTES_MAX: Final = 1 << 20
-"""An envelope holds a statement and a few signatures."""
+"""An envelope has a statement and a few signatures."""
 
 ATTESTATIONS_MAX: Final = 64
 """Signatures that are read for one version."""
@@ -63,10 +63,10 @@ MANIFEST_BYTES_MAX: Final = 1 << 20
 """A manifest names at most LAYERS_MAX files."""
 
 LAYOUT_BYTES_MAX: Final = 1 << 12
-"""The file `oci-layout` holds one version number."""
+"""The file `oci-layout` has one version number."""
 
 INDEX_BYTES_MAX: Final = 1 << 28
-"""An entry has about 600 bytes, so this holds 400,000 versions."""
+"""An entry has about 600 bytes, so this is enough for 400,000 versions."""
 
 STATE_BYTES_MAX: Final = 1 << 26
 """An alias, the pins, an intent: files that are read whole. The intent of a change of 100,000 blobs has 30 MB."""
@@ -124,7 +124,7 @@ ZIP_MEMBERS_MAX: Final = 10_000
 """Members of a zip."""
 
 ZIP_VERSION_BYTES_MAX: Final = 100
-"""The member of a Stable-Baselines3 zip that holds its version number."""
+"""The member of a Stable-Baselines3 zip with its version number."""
 
 PICKLE_BYTES_MAX: Final = 64 << 20
 """One pickle that is read for its statistics or spaces: these have a few KB, statistics of images a few MB."""
@@ -150,7 +150,7 @@ GOLDEN_ROWS_MAX: Final = 64
 GOLDEN_KEPT_BYTES_MAX: Final = 4 << 20
 """Size of those rows: a policy that sees images keeps fewer of them."""
 
-PROVEN_ROWS: Final = 8
+PROOF_BATCHES: Final = 8
 """Batches that a graph is run on before and after its batch was made free."""
 
 PROGRESS_BYTES_MIN: Final = 50_000_000

@@ -1,4 +1,4 @@
-"""Keeps the best policy of a training run, by deterministic episodes, and stops when it is good enough."""
+"""Keeps the best policy of a training run, measured in deterministic episodes, and stops when it is good enough."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import VecEnv
 class BestPolicy(BaseCallback):
     """Measures the policy every `every` timesteps over `episodes` episodes of `environments`.
 
-    Training stops once their mean return reaches `target` or `seconds_max` have gone by. `restore()` puts the
-    best weights back into the model. The caller owns `environments`; they must not be those that train.
+    Training stops when their mean return reaches `target`, or after `seconds_max`. `restore()` loads the best weights
+    into the model. The caller owns `environments`, which must not be the training environments.
     """
 
     def __init__(self, environments: VecEnv, *, every: int, episodes: int, target: float, seconds_max: float) -> None:
@@ -49,7 +49,10 @@ class BestPolicy(BaseCallback):
         return mean < self.target and seconds < self._seconds_max
 
     def restore(self) -> int:
-        """Puts the best weights back (the last ones, where none were measured); gives the timesteps they had seen."""
+        """Loads the best weights into the model; returns after how many timesteps they were measured.
+
+        Keeps the last weights if none were measured.
+        """
         if not self._best_weights:
             return self.num_timesteps
         self.model.policy.load_state_dict(self._best_weights)

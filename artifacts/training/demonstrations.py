@@ -1,4 +1,4 @@
-"""Episodes seen as frames, with what a teacher that sees the state itself would have done in each of them.
+"""Episodes as frames, with the action scores of a teacher that sees the state itself, for every step.
 
 Every worker process owns its environment and its ONNX sessions.
 """
@@ -22,10 +22,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker is to collect: whole episodes, until they have `timesteps` in all.
+    """What one worker collects: complete episodes, until they have `timesteps` in all.
 
-    `student` is None: the teacher acts. `teacher_share`: the share of steps in which the teacher acts all the
-    same; `noise`: the share in which a random action is taken.
+    `student`: the ONNX file of the policy that acts; None: the teacher acts. `teacher_share`: the share of steps in
+    which the teacher acts anyway. `noise`: the share of steps with a random action.
     """
 
     student: bytes | None
@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Episode:
-    """The newest frame, the state and the teacher's logits of every step, and the episode's return."""
+    """The newest frame, the state and the teacher's logits of every step, and the return of the episode."""
 
     frames: UInt8s
     """uint8 [steps, height, width]"""
@@ -49,7 +49,7 @@ class Episode:
 
 
 class StateKeeper(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Keeps the state that the wrappers around it replace by an image."""
+    """Keeps the state, which the wrappers around it replace by an image."""
 
     state: npt.NDArray[Any]
 
@@ -63,7 +63,7 @@ class StateKeeper(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class Worker:
-    """Plays episodes of `environment` in the process it was made in; the environment ends with the process."""
+    """Plays episodes of `environment` in its own process. The environment closes with the process."""
 
     def __init__(self, environment: Environment, teacher: bytes) -> None:
         self._keeper = StateKeeper(gymnasium.make(environment.id, **environment.kwargs))
@@ -71,7 +71,7 @@ class Worker:
         self._teacher = onnx_session(teacher)
 
     def collect(self, task: Task) -> list[Episode]:
-        """The episodes of a task; the same task always gives the same episodes."""
+        """Returns the episodes of a task. The same task always returns the same episodes."""
         random = np.random.default_rng(task.seed)
         episodes: list[Episode] = []
         while sum(len(episode.frames) for episode in episodes) < task.timesteps:
@@ -101,11 +101,11 @@ class Worker:
         return Episode(np.stack(frames), np.stack(states), np.stack(logits), total)
 
 
-_workers: list[Worker] = []  # of this process: one, once it has started
+_workers: list[Worker] = []  # this process's own worker, after `start_worker`
 
 
 def start_worker(environment: Environment, teacher: bytes) -> None:
-    """The initializer of a process pool whose tasks go to `collect`."""
+    """Initializes a process of a pool that runs `collect`."""
     _workers.append(Worker(environment, teacher))
 
 

@@ -1,8 +1,8 @@
 """Makes `cart-pole-pixels` from `cart-pole`: the student sees frames, the teacher the state (DAgger).
 
 Stéphane Ross, Geoffrey Gordon and Drew Bagnell, "A Reduction of Imitation Learning and Structured Prediction
-to No-Regret Online Learning", AISTATS 2011: the student plays, the teacher says what it would have done there,
-and the student learns from all of it.
+to No-Regret Online Learning", AISTATS 2011: the student plays, the teacher labels each step with its own action,
+and the student learns from all steps so far.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import time
 from multiprocessing.pool import Pool
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from demonstrations import Episode, Floats, Task, UInt8s, collect, start_worker
-from evaluate import mean_return
-from export import CategoricalActor, discrete_card, export_onnx, observation_card, tool_versions, write_artifact
+from export import CategoricalActor, discrete_card, export_onnx, measure_and_publish, observation_card, tool_versions
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -32,9 +30,9 @@ SIDE = 84
 STACK = 4
 PROCESSES = 2
 ROWS = 128
-ROUNDS_TO_ALONE = 2  # the teacher acts in ever fewer steps, and in none from this round on
-SHARPNESS = 2.0  # on the teacher's logits: what counts is its likeliest action
-FIRST_SEED = 1_000_000  # far from the seeds that the card's metric is measured on
+ROUNDS_WITH_TEACHER = 2  # the teacher acts in fewer steps each round, and in none from this round on
+SHARPNESS = 2.0  # a factor on the teacher's logits, because its most likely action matters most
+FIRST_SEED = 1_000_000  # far from the seeds of the card's metric
 ENVIRONMENT = Environment(
     id="CartPole-v1",
     kwargs={"render_mode": "rgb_array"},
@@ -48,10 +46,10 @@ ENVIRONMENT = Environment(
 
 
 class Differences(nn.Module):
-    """Lets the first convolution learn on the newest frame and on what changed in the 1, 2 and 3 steps before it.
+    """Makes the first convolution learn from the newest frame and its differences to the frames 1, 2 and 3 steps before.
 
-    What moves is a few pixels in a picture that stands still. This is a linear map of the weights: the exported
-    graph has a plain convolution over plain frames.
+    Only a few pixels of the image move. This is a linear map of the weights: the exported graph has a plain
+    convolution over plain frames.
     """
 
     map: Tensor
@@ -65,7 +63,7 @@ class Differences(nn.Module):
 
 
 class PixelNet(nn.Module):
-    """uint8 [rows, 4, 84, 84] to features [rows, 128]: the convolutions of Mnih et al., Nature 2015."""
+    """Maps uint8 [rows, 4, 84, 84] to features [rows, 128], with the convolutions of Mnih et al., Nature 2015."""
 
     def __init__(self, first: nn.Conv2d) -> None:
         super().__init__()
@@ -87,7 +85,7 @@ class PixelNet(nn.Module):
 
 
 class Demonstrations:
-    """All steps collected so far. A frame is kept once and the stacks are put together on demand."""
+    """All steps collected so far. Each frame is stored once; stacks are built on demand."""
 
     def __init__(self) -> None:
         self._frames: list[UInt8s] = []
@@ -105,7 +103,7 @@ class Demonstrations:
         return len(self.frames)
 
     def rows(self, steps: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Stacks (before an episode's first frame comes that frame again), states and teacher's logits."""
+        """Returns frame stacks, states and the teacher's logits. An episode's first frame stands for those before it."""
         newest_last = steps[:, np.newaxis] + np.arange(1 - STACK, 1)
         indices = np.maximum(newest_last, self.starts[steps][:, np.newaxis])
         return (
@@ -116,7 +114,7 @@ class Demonstrations:
 
 
 class Student:
-    """The net and its training. A second head that guesses the state makes the convolutions learn faster."""
+    """The network and its training. A second head predicts the state, which makes the convolutions learn faster."""
 
     def __init__(self, states: int, actions: int, seed: int) -> None:
         torch.manual_seed(seed)
@@ -130,9 +128,9 @@ class Student:
         self._optimizer = torch.optim.Adam(parts.parameters())
 
     def learn(self, data: Demonstrations, updates: int, rates: tuple[float, float]) -> npt.NDArray[np.float64]:
-        """So many updates at a learning rate that goes from one to the other.
+        """Makes `updates` updates, with a learning rate that goes linearly from the first of `rates` to the second.
 
-        Gives mean action loss, share of the teacher's actions that the student's equal, and mean state loss.
+        Returns the mean action loss, the share of actions that equal the teacher's, and the mean state loss.
         """
         scale = torch.from_numpy(data.states.std(axis=0))
         figures = []
@@ -153,8 +151,9 @@ class Student:
         return latest
 
     def onnx(self, space: spaces.Box) -> bytes:
+        """Returns the student as an ONNX file."""
         features = PixelNet(nn.Conv2d(STACK, 32, 8, stride=4))
-        # the parametrized weight reads as the plain one that it stands for
+        # Reading the parametrized weight returns the plain weight that it stands for.
         weights = {"layers.0.weight": self.features.layers[0].weight}
         weights |= {name: value for name, value in self.features.state_dict().items() if "parametrizations" not in name}
         features.load_state_dict(weights)
@@ -162,7 +161,7 @@ class Student:
 
 
 def distil(teacher: bytes, space: spaces.Box, arguments: argparse.Namespace) -> tuple[bytes, int]:
-    """The student's ONNX file, and the timesteps it was shown."""
+    """Trains the student; returns its ONNX file and the number of timesteps that it learned from."""
     started = time.monotonic()
     student = Student(states=4, actions=2, seed=arguments.seed)
     data = Demonstrations()
@@ -184,7 +183,7 @@ def distil(teacher: bytes, space: spaces.Box, arguments: argparse.Namespace) -> 
                 f"agreement {agreement:.3f}, state loss {state_loss:.3f}, {time.monotonic() - started:.0f} s",
                 flush=True,
             )
-        # not the terminate() of leaving the block: SDL swallows the signal, and a worker would stay for ever
+        # Without this the block would call terminate(), whose signal SDL ignores, and the workers would never exit.
         pool.close()
         pool.join()
     assert model is not None
@@ -197,7 +196,7 @@ def _collect(pool: Pool, model: bytes | None, iteration: int, arguments: argpars
             student=model,
             timesteps=arguments.timesteps // (arguments.iterations * PROCESSES),
             seed=FIRST_SEED * (arguments.seed + 1) + 10_000 * (iteration * PROCESSES + process),
-            teacher_share=max(0.0, 1 - iteration / ROUNDS_TO_ALONE),
+            teacher_share=max(0.0, 1 - iteration / ROUNDS_WITH_TEACHER),
             noise=0.1 if iteration == 0 else 0.0,
         )
         for process in range(PROCESSES)
@@ -207,16 +206,16 @@ def _collect(pool: Pool, model: bytes | None, iteration: int, arguments: argpars
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--timesteps", type=int, default=24_000, help="to collect in all")
-    parser.add_argument("--iterations", type=int, default=6, help="rounds of collecting and learning")
-    parser.add_argument("--updates", type=int, default=250, help=f"of {ROWS} rows, in every round but the last")
-    parser.add_argument("--last-updates", type=int, default=1_000)
+    parser.add_argument("--timesteps", type=int, default=24_000, help="number of timesteps to collect")
+    parser.add_argument("--iterations", type=int, default=6, help="number of rounds of collecting and learning")
+    parser.add_argument("--updates", type=int, default=250, help=f"updates of {ROWS} rows in each round")
+    parser.add_argument("--last-updates", type=int, default=1_000, help="updates in the last round")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--episodes", type=int, default=30, help="episodes that the card's metric rests on")
+    parser.add_argument("--episodes", type=int, default=30, help="number of episodes for the card's metric")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--teacher", default="cart-pole", help="NAME or NAME@VERSION, in --teachers")
+    parser.add_argument("--teacher", default="cart-pole", help="NAME or NAME@VERSION in the store --teachers")
     parser.add_argument("--teachers", type=Path, default=Path("out/teachers"), help="the store of the teacher")
-    parser.add_argument("--out", type=Path, default=Path("artifacts/examples"))
+    parser.add_argument("--out", type=Path, default=Path("artifacts/examples"), help="the store to publish into")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     environment = make_environment(ENVIRONMENT)
@@ -246,9 +245,7 @@ def main() -> None:
             tool_versions=tool_versions("opencv-python-headless", "pygame-ce"),
         ),
     )
-    metric = mean_return(card, onnx_model, episodes=arguments.episodes)
-    digest = write_artifact(arguments.out, msgspec.structs.replace(card, metrics={"mean_return": metric}), onnx_model)
-    print(f"{card.name}@{card.version} {digest}: {len(onnx_model)} bytes, {metric}")
+    measure_and_publish(card, onnx_model, arguments.episodes, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures an ONNX policy in the environment that its card names.
 
-As a script: measures a policy of the store again, as its card says it was measured.
+As a script: repeats the measurement in the card of a stored policy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Act = Callable[[npt.NDArray[Any]], int]
 
 
 def onnx_session(model: bytes) -> onnxruntime.InferenceSession:
-    """A session of one CPU thread: these models are small, and the environments want the other cores."""
+    """Returns a session with one CPU thread: these models are small, and the environments need the other cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -33,7 +33,7 @@ def onnx_session(model: bytes) -> onnxruntime.InferenceSession:
 
 
 def onnx_actor(model: bytes) -> Act:
-    """One observation (no row axis) to the graph's own, deterministic, discrete action."""
+    """Returns a function from one observation (no row axis) to the graph's own deterministic, discrete action."""
     session = onnx_session(model)
 
     def act(observation: npt.NDArray[Any]) -> int:
@@ -44,7 +44,7 @@ def onnx_actor(model: bytes) -> Act:
 
 
 def episode_return(environment: Any, act: Act, seed: int) -> float:
-    """The undiscounted return of one whole episode from `reset(seed=seed)`."""
+    """Plays one episode from `reset(seed=seed)`; returns its undiscounted return."""
     observation, _ = environment.reset(seed=seed)
     total = 0.0
     ended = False
@@ -56,7 +56,7 @@ def episode_return(environment: Any, act: Act, seed: int) -> float:
 
 
 def mean_return(card: ModelCard, model: bytes, *, episodes: int, first_seed: int = 1000) -> Metric:
-    """The mean return over episodes of seeds `first_seed`, `first_seed + 1`, …; the card must name an environment."""
+    """Returns the mean return over episodes with seeds `first_seed`, `first_seed + 1`, …. The card must name an environment."""
     assert card.environment is not None
     environment = make_environment(card.environment)
     act = onnx_actor(model)
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("policy", help="NAME or NAME@VERSION")
     parser.add_argument("--store", type=Path, default=Path("artifacts/examples"))
-    parser.add_argument("--episodes", type=int, default=0, help="0: as many as the card's metric rests on")
+    parser.add_argument("--episodes", type=int, default=0, help="0: as many as the card's metric has")
     arguments = parser.parse_args()
     artifact = Store(arguments.store).load(arguments.policy)
     stated = artifact.card.metrics["mean_return"]

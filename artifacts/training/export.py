@@ -1,4 +1,4 @@
-"""Puts a trained torch module into the store: ONNX, card, manifest."""
+"""Exports a trained torch module to ONNX, and publishes it with its card."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import torch
-from evaluate import onnx_session
+from evaluate import mean_return, onnx_session
 from gymnasium import spaces
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ ROWS = "rows"
 
 
 class CategoricalActor(nn.Module):
-    """Observation to the most likely action (int64, [rows]) and the logits ([rows, n]) it was taken from."""
+    """Maps observations to the most likely actions (int64 [rows]) and their logits (float32 [rows, n])."""
 
     output_names = ("action", "logits")
 
@@ -43,7 +44,7 @@ class CategoricalActor(nn.Module):
 
 
 class CategoricalActorCritic(nn.Module):
-    """As `CategoricalActor`, with the value and that action's log-probability (float32, [rows]) between the two."""
+    """As `CategoricalActor`, with value and log-probability of the action (both float32 [rows]) before the logits."""
 
     output_names = ("action", "value", "log_probability", "logits")
 
@@ -59,18 +60,18 @@ class CategoricalActorCritic(nn.Module):
 
 
 def observation_card(space: spaces.Box) -> TensorCard:
-    """The card of a Box observation: one bound where all elements share it, none where the space has none."""
+    """Returns the card of a Box observation: a single bound if all elements share it, none if any is infinite."""
 
     def bounds(values: np.ndarray[Any, Any]) -> list[float]:
         if not np.isfinite(values).all():
             return []
-        # by its shortest decimal, which is the same float32; + 0.0 makes a negative zero positive
+        # The shortest decimal is the same float32; + 0.0 makes a negative zero positive.
         numbers = [float(str(value)) + 0.0 for value in values.ravel()]
         return numbers[:1] if len(set(numbers)) == 1 else numbers
 
     return TensorCard(
         name="observation",
-        dtype=str(space.dtype),  # type: ignore[arg-type]  # parse_card refuses what is not a DType
+        dtype=str(space.dtype),  # type: ignore[arg-type]  # parse_card refuses any other dtype
         shape=list(space.shape),
         low=bounds(space.low),
         high=bounds(space.high),
@@ -78,20 +79,20 @@ def observation_card(space: spaces.Box) -> TensorCard:
 
 
 def discrete_card(space: spaces.Discrete[Any]) -> TensorCard:
-    """The card of a Discrete action."""
+    """Returns the card of a Discrete action."""
     first = int(space.start)
     return TensorCard("action", "int64", [], "Discrete", [float(first)], [float(first + int(space.n) - 1)])
 
 
 def tool_versions(*more: str) -> dict[str, str]:
-    """The versions of what trained and exported, of Python and of the distributions named in `more`."""
+    """Returns the versions of Python, of the tools for training and export, and of the distributions in `more`."""
     names = sorted({"gymnasium", "numpy", "onnx", "onnxruntime", "torch", *more})
-    # a local label such as +cpu says how torch was built, which the weights do not depend on
+    # Drops a local label such as +cpu: it names torch's build, and the weights do not depend on it.
     return {"python": platform.python_version(), **{name: version(name).partition("+")[0] for name in names}}
 
 
 def export_onnx(module: CategoricalActor | CategoricalActorCritic, space: spaces.Box) -> bytes:
-    """The module as one ONNX file with a free row axis, checked against torch at several batch sizes."""
+    """Returns the module as one ONNX file with a free row axis, checked against torch at several batch sizes."""
     module.eval()
     example = _observations(space, rows=2)
     program = torch.onnx.export(
@@ -115,15 +116,22 @@ def export_onnx(module: CategoricalActor | CategoricalActorCritic, space: spaces
 
 
 def write_artifact(root: Path, card: ModelCard, model: bytes) -> str:
-    """Publishes model and card into the store at `root`, and gives the artifact digest.
+    """Publishes model and card into the store at `root`; returns the artifact digest.
 
-    Raises `VersionExistsError` where the store has that version: train into another store, or give it a new number.
+    Raises `VersionExistsError` if the store has that version: train into another store, or use a new number.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / MODEL_NAME).write_bytes(model)
         (folder / CARD_NAME).write_bytes(dump_card(card))
         return Store(root).publish(card.name, card.version, folder, created_by="pillion", reason="trained").digest
+
+
+def measure_and_publish(card: ModelCard, model: bytes, episodes: int, root: Path) -> None:
+    """Measures the exported model, publishes it with that metric in its card, and prints its digest and metric."""
+    metric = mean_return(card, model, episodes=episodes)
+    digest = write_artifact(root, msgspec.structs.replace(card, metrics={"mean_return": metric}), model)
+    print(f"{card.name}@{card.version} {digest}: {len(model)} bytes, {metric}")
 
 
 def _observations(space: spaces.Box, rows: int) -> Tensor:
@@ -133,7 +141,7 @@ def _observations(space: spaces.Box, rows: int) -> Tensor:
 
 def _check(module: CategoricalActor | CategoricalActorCritic, data: bytes, space: spaces.Box) -> None:
     if len(data) > MODEL_BYTES_MAX:
-        raise ValueError(f"the model has {len(data)} bytes, at most {MODEL_BYTES_MAX} may ship")
+        raise ValueError(f"the model: expected at most {MODEL_BYTES_MAX} bytes, got {len(data)}")
     session = onnx_session(data)
     for rows in CHECKED_ROWS:
         observation = _observations(space, rows)
@@ -143,18 +151,18 @@ def _check(module: CategoricalActor | CategoricalActorCritic, data: bytes, space
         for tensor, array in zip(expected, actual, strict=True):
             assert array.shape == tuple(tensor.shape)
             assert array.dtype == tensor.numpy().dtype
-            # near a tie rounding may tip the action: it has to follow from the graph's own logits, not torch's
-            wanted = actual[-1].argmax(axis=1) if array.dtype == np.int64 else tensor.numpy()
-            scale = max(1.0, float(np.abs(wanted).max()))
-            np.testing.assert_allclose(array, wanted, rtol=TOLERANCE, atol=TOLERANCE * scale)
+            # Near a tie rounding may change the action, so it must follow from the graph's own logits, not torch's.
+            reference = actual[-1].argmax(axis=1) if array.dtype == np.int64 else tensor.numpy()
+            scale = max(1.0, float(np.abs(reference).max()))
+            np.testing.assert_allclose(array, reference, rtol=TOLERANCE, atol=TOLERANCE * scale)
 
 
 def _anonymise(model: onnx.ModelProto) -> None:
-    """Drops what the exporter notes about the machine it ran on: stack traces, paths, module names."""
+    """Removes what the exporter writes about its machine: stack traces, paths, module names."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
     data = model.SerializeToString()
     for trace in (b"/tmp", b"/home", b"site-packages", str(Path.home()).encode(), str(Path.cwd()).encode()):
-        assert trace not in data, f"the model still holds {trace!r}"
+        assert trace not in data, f"the model still contains {trace!r}"

@@ -11,7 +11,7 @@ from driver import Array, Plan
 
 
 class Client:
-    """One connection."""
+    """A client with one connection."""
 
     def __init__(self, plan: Plan) -> None:
         self._url = f"http://{plan.address}/predict"
@@ -19,9 +19,9 @@ class Client:
         self._dtype = np.dtype(plan.action_dtype)
 
     def act(self, observation: Array) -> tuple[Array, int]:
-        is_picture = observation.dtype == np.uint8
-        sent = base64.b64encode(observation.tobytes()).decode() if is_picture else observation.tolist()
-        response = self._http.post(self._url, json={"observation": sent})
+        is_image = observation.dtype == np.uint8
+        content = base64.b64encode(observation.tobytes()).decode() if is_image else observation.tolist()
+        response = self._http.post(self._url, json={"observation": content})
         response.raise_for_status()
         answer = response.json()
         return np.asarray(answer["action"], self._dtype), answer["engine_ns"]

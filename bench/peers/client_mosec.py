@@ -10,7 +10,7 @@ from driver import Array, Plan
 
 
 class Client:
-    """One connection."""
+    """A client with one connection."""
 
     def __init__(self, plan: Plan) -> None:
         self._url = f"http://{plan.address}/inference"

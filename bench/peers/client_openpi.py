@@ -10,7 +10,7 @@ _NS_PER_MS = 1e6
 
 
 class Client:
-    """One connection."""
+    """A client with one connection."""
 
     def __init__(self, plan: Plan) -> None:
         self._policy = WebsocketClientPolicy(f"ws://{plan.address}")
@@ -20,4 +20,4 @@ class Client:
         return answer["actions"], round(answer["server_timing"]["infer_ms"] * _NS_PER_MS)
 
     def close(self) -> None:
-        """The published client has no word for it: its connection ends with the process."""
+        """Does nothing: the published client has no close, and its connection ends with the process."""

@@ -1,4 +1,4 @@
-"""Pillion's own blocking client, driven as the peers' are; it runs in Pillion's environment, they run in theirs."""
+"""Pillion's own blocking client, driven as the peers are. It runs in Pillion's environment, the peers in theirs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from driver import Array, Plan
 
 
 class Client:
-    """One session with one episode."""
+    """A client with one session and one episode."""
 
     def __init__(self, plan: Plan) -> None:
         spinning: dict[str, Any] = {"busy_poll_us": plan.busy_poll_us} if plan.busy_poll_us else {}

@@ -9,7 +9,7 @@ from np_save import pack, unpack
 
 
 class Client:
-    """One connection."""
+    """A client with one connection."""
 
     def __init__(self, plan: Plan) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)

@@ -1,10 +1,10 @@
-"""The closed loop that drives every contestant alike: a process for each client, one row each. Hot path.
+"""The closed loop that drives every compared system alike: a process with one row for each client. Hot path.
 
 Run as `python driver.py MODULE`, where MODULE is one of the `client_*` beside this file, in the environment that has
-what the module needs; hence numpy, msgspec and the standard library alone. It speaks with the bench in the packets of
-`pillion_bench.worker`: eight bytes of length, one byte that says whether it worked, then msgpack.
+the module's packages. So this file needs only numpy, msgspec and the standard library. It exchanges the packets of
+`pillion_bench.process.worker` with the bench: a length of eight bytes, a status byte, then msgpack.
 
-It imports the client once and forks the clients: each connects by itself, and a start of 64 takes a moment.
+It imports the client once and then forks: 64 clients start fast that way, and each connects by itself.
 """
 
 from __future__ import annotations
@@ -33,54 +33,54 @@ Array = NDArray[Any]
 T = TypeVar("T")
 
 _ATTEMPT_PAUSE_S: Final = 0.05
-_LEAVE_S_MAX: Final = 2.0
+_EXIT_S_MAX: Final = 2.0
 _LENGTH: Final = struct.Struct("<QB")
-_WORKED: Final = 1
-_FAILED: Final = 0
+_SUCCESS: Final = 1
+_FAILURE: Final = 0
 _PR_SET_PDEATHSIG: Final = 1
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What the bench says: where, how many clients, what they send in turn, and what must come."""
+    """The server's address, the number of clients, the observations that they send, and the expected actions."""
 
     address: str
     clients: int
     observation_dtype: str
     observation_shape: list[int]
-    """Of all observations together: the first axis counts them."""
+    """[observations, …]"""
     observations: bytes
     action_dtype: str
     action_shape: list[int]
-    """Of one action."""
+    """The shape of one action."""
     actions: bytes
-    """The right one for each observation."""
+    """The expected action for each observation."""
     absolute: float
     relative: float
-    """By how much a floating-point action may differ: |a - b| <= absolute + relative * |b|."""
+    """The tolerance of a floating-point action: |actual - expected| <= absolute + relative * |expected|."""
     attempt_s_max: float
     """How long a client tries to get its first answer: a server may listen before its model is loaded."""
     busy_poll_us: int = 0
     seed: int = 7
 
     def observation_arrays(self) -> list[Array]:
-        """The observations, without a row axis."""
+        """Returns the observations, without a row axis."""
         return list(np.frombuffer(self.observations, self.observation_dtype).reshape(self.observation_shape))
 
     def action_arrays(self) -> list[Array]:
-        """The right actions, without a row axis."""
+        """Returns the expected actions, without a row axis."""
         shape = (self.observation_shape[0], *self.action_shape)
         return list(np.frombuffer(self.actions, self.action_dtype).reshape(shape))
 
 
-class Order(msgspec.Struct, frozen=True):
-    """When to begin and to stop, on CLOCK_MONOTONIC: what is answered between the two counts."""
+class DriveRequest(msgspec.Struct, frozen=True):
+    """Act from now on, and count the acts answered between the two times (CLOCK_MONOTONIC)."""
 
     count_from_ns: int
     count_until_ns: int
 
 
 class Result(msgspec.Struct, frozen=True):
-    """An int64 for each act that counted: round trip and engine, in ns; and how many answers were wrong."""
+    """Two int64 for each act that counts, in ns: round trip and engine. And the number of wrong answers."""
 
     latency_ns: bytes
     engine_ns: bytes
@@ -88,55 +88,55 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a client says: that it is ready, what it counted, or what went wrong."""
+    """A message of a client: it is ready, or it has a result, or it failed."""
 
     result: Result = Result(b"", b"", 0)
     error: str = ""
 
 
 class ClientError(Exception):
-    """A client failed; the message is its own."""
+    """A client failed. The message is its own."""
 
 
 class Client(Protocol):
-    """A blocking client, as a simulator uses it: made from the plan, it is connected to one server."""
+    """A blocking client, as a simulator uses it. Its constructor takes the plan and connects to the server."""
 
     def act(self, observation: Array) -> tuple[Array, int]:
-        """The action for one observation, both without a row axis; and the nanoseconds that the engine ran."""
+        """Returns the action for one observation, both without a row axis, and the engine's time in ns."""
         ...
 
     def close(self) -> None:
-        """Leaves the server."""
+        """Disconnects from the server."""
         ...
 
 
-class Answers:
-    """The right action for each observation, and whether another is it."""
+class ExpectedActions:
+    """The expected action for each observation, and the comparison with an answer."""
 
     def __init__(self, plan: Plan) -> None:
-        self._right = plan.action_arrays()
-        self._bytes = [action.tobytes() for action in self._right]
+        self._actions = plan.action_arrays()
+        self._bytes = [action.tobytes() for action in self._actions]
         self._absolute = plan.absolute
         self._relative = plan.relative
 
-    def is_right(self, index: int, action: Array) -> bool:
-        """Whether `action` answers that observation: bit by bit, or within the tolerance of floating-point ones."""
+    def matches(self, index: int, action: Array) -> bool:
+        """Returns whether `action` is the expected one: equal in every bit, or a float within the tolerance."""
         if action.tobytes() == self._bytes[index]:
             return True
-        right = self._right[index]
-        if right.dtype.kind != "f" or action.shape != right.shape or action.dtype != right.dtype:
+        expected = self._actions[index]
+        if expected.dtype.kind != "f" or action.shape != expected.shape or action.dtype != expected.dtype:
             return False
-        return np.allclose(action, right, rtol=self._relative, atol=self._absolute, equal_nan=True)
+        return np.allclose(action, expected, rtol=self._relative, atol=self._absolute, equal_nan=True)
 
 
-def drive(client: Client, observations: list[Array], answers: Answers, order: Order) -> Result:
-    """One act after the other until the time is up. Every answer is looked at, outside of what is timed."""
+def drive(client: Client, observations: list[Array], expected: ExpectedActions, request: DriveRequest) -> Result:
+    """Sends one act after the other until the time is up. Checks every answer, outside of the timed part."""
     made = len(observations)
     latency, engine = array("q"), array("q")
     act = client.act
-    is_right = answers.is_right
+    matches = expected.matches
     clock = time.monotonic_ns
-    from_ns, until_ns = order.count_from_ns, order.count_until_ns
+    from_ns, until_ns = request.count_from_ns, request.count_until_ns
     mismatches = 0
     number = 0
     while (sent_ns := clock()) < until_ns:
@@ -145,34 +145,34 @@ def drive(client: Client, observations: list[Array], answers: Answers, order: Or
         if from_ns <= now_ns < until_ns:
             latency.append(now_ns - sent_ns)
             engine.append(engine_ns)
-        if not is_right(number, action):
+        if not matches(number, action):
             mismatches += 1
         number = (number + 1) % made
     return Result(latency.tobytes(), engine.tobytes(), mismatches)
 
 
 def run_client(name: str, plan: Plan, pipe: Connection) -> None:
-    """The life of one client: connects, says so, drives when told, leaves. What goes wrong is told as well."""
-    # A driver that is killed takes its clients along.
+    """Runs one client: connects, reports that it is ready, drives on request, and reports the result or an error."""
+    # The kernel kills the client if the driver dies.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        client = first_answer(name, plan)
-        observations, answers = plan.observation_arrays(), Answers(plan)
-        # Before it says that it is ready: of many clients on one CPU this takes longer than a warm-up.
+        client = connect(name, plan)
+        observations, expected = plan.observation_arrays(), ExpectedActions(plan)
+        # Before the report: with many clients on one CPU the collection takes longer than a warm-up.
         gc.collect()
         gc.disable()
-        _say(pipe, Report())
-        order = msgspec.msgpack.decode(pipe.recv_bytes(), type=Order)
-        result = drive(client, observations, answers, order)
+        _report(pipe, Report())
+        request = msgspec.msgpack.decode(pipe.recv_bytes(), type=DriveRequest)
+        result = drive(client, observations, expected, request)
         client.close()
-    except Exception as error:  # noqa: BLE001  # whatever a peer's library raises ends the measurement with its words
-        _say(pipe, Report(error=f"{type(error).__name__}: {error}"))
+    except Exception as error:  # noqa: BLE001  # a peer's library may raise anything; the report has its message
+        _report(pipe, Report(error=f"{type(error).__name__}: {error}"))
     else:
-        _say(pipe, Report(result))
+        _report(pipe, Report(result))
 
 
-def first_answer(name: str, plan: Plan) -> Client:
-    """A client that was answered once; tries again while the server refuses, up to `attempt_s_max`."""
+def connect(name: str, plan: Plan) -> Client:
+    """Returns a client that got one answer. Retries while the server refuses connections, up to `attempt_s_max`."""
     module = importlib.import_module(name)
     give_up_s = time.monotonic() + plan.attempt_s_max
     while True:
@@ -189,9 +189,9 @@ def first_answer(name: str, plan: Plan) -> Client:
 
 @contextmanager
 def forked(name: str, plan: Plan) -> Iterator[list[Connection]]:
-    """A pipe to each of the clients; they end with the block."""
+    """Forks the clients; yields a pipe to each. They exit with the block."""
     context = multiprocessing.get_context("fork")
-    # What is there already is shared with the clients, and none of their collections looks at it.
+    # Existing objects are shared with the clients: a collection that touched them would copy their memory.
     gc.freeze()
     pipes: list[Connection] = []
     processes: list[ForkProcess] = []
@@ -206,29 +206,29 @@ def forked(name: str, plan: Plan) -> Iterator[list[Connection]]:
             processes.append(process)
         yield pipes
         for process in processes:
-            process.join(_LEAVE_S_MAX)
+            process.join(_EXIT_S_MAX)
     finally:
         for process in processes:
             process.kill()
 
 
 def run(name: str) -> None:
-    """Forks the clients, says when all are ready, and gives what all of them counted together."""
+    """Forks the clients, reports when all are ready, and sends the combined result of all."""
     importlib.import_module(name)
-    plan = hear(Plan)
+    plan = receive(Plan)
     if plan is None:
         return
     with forked(name, plan) as pipes:
         for pipe in pipes:
-            _ask(pipe)
-        tell("ready")
-        order = hear(Order)
-        if order is None:
+            _result_of(pipe)
+        send("ready")
+        request = receive(DriveRequest)
+        if request is None:
             return
         for pipe in pipes:
-            pipe.send_bytes(msgspec.msgpack.encode(order))
-        results = [_ask(pipe) for pipe in pipes]
-    tell(
+            pipe.send_bytes(msgspec.msgpack.encode(request))
+        results = [_result_of(pipe) for pipe in pipes]
+    send(
         Result(
             b"".join(result.latency_ns for result in results),
             b"".join(result.engine_ns for result in results),
@@ -237,28 +237,28 @@ def run(name: str) -> None:
     )
 
 
-def _say(pipe: Connection, report: Report) -> None:
+def _report(pipe: Connection, report: Report) -> None:
     pipe.send_bytes(msgspec.msgpack.encode(report))
 
 
-def _ask(pipe: Connection) -> Result:
-    """What a client reports; raises `ClientError` where it failed or ended."""
+def _result_of(pipe: Connection) -> Result:
+    """Returns the result of a client's next report; raises `ClientError` if the client failed or exited."""
     try:
         report = msgspec.msgpack.decode(pipe.recv_bytes(), type=Report)
     except EOFError:
-        raise ClientError("a client ended before its work did") from None
+        raise ClientError("a client exited before it finished") from None
     if report.error:
         raise ClientError(report.error)
     return report.result
 
 
-def hear(kind: type[T]) -> T | None:
-    """The next message of the bench; None where it has gone."""
+def receive(kind: type[T]) -> T | None:
+    """Returns the next message of the bench; None if the bench has exited."""
     header = _read(_LENGTH.size)
     return msgspec.msgpack.decode(_read(_LENGTH.unpack(header)[0]), type=kind) if header else None
 
 
-def tell(message: Any, status: int = _WORKED) -> None:
+def send(message: Any, status: int = _SUCCESS) -> None:
     """Sends a message to the bench."""
     body = msgspec.msgpack.encode(message)
     data = memoryview(_LENGTH.pack(len(body), status) + body)
@@ -279,12 +279,12 @@ def _read(count: int) -> bytes:
 _OUTPUT: Final = os.dup(1)
 
 if __name__ == "__main__":
-    # What a library prints must not get between the packets.
+    # From here on standard output is standard error: what a library prints must not get between the packets.
     os.dup2(2, 1)
-    # The clients import `driver`: this module must not be there twice.
+    # The clients import `driver`, which must be this very module and not a second copy of it.
     sys.modules["driver"] = sys.modules["__main__"]
     try:
         run(sys.argv[1])
     except ClientError as error:
-        tell((str(error), os.EX_UNAVAILABLE), _FAILED)
+        send((str(error), os.EX_UNAVAILABLE), _FAILURE)
         sys.exit(os.EX_UNAVAILABLE)

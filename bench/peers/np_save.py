@@ -1,4 +1,4 @@
-"""msgpack maps whose arrays are whole `.npy` files: what REQ/REP policy loops send."""
+"""msgpack maps whose arrays are complete `.npy` files, as REQ/REP policy loops send them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _KEY = "npy"
 
 
 def pack(value: dict[str, Any]) -> bytes:
-    """`value` as bytes."""
+    """Encodes a map that may have arrays."""
     packed: bytes = msgpack.packb(value, default=_to_npy)
     return packed
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The map in `data`, with its arrays."""
+    """Decodes a map with its arrays."""
     value: dict[str, Any] = msgpack.unpackb(data, object_hook=_from_npy)
     return value
 

@@ -17,7 +17,7 @@ _ORT_ERROR_ONLY: Final = 3
 
 
 class Policy:
-    """One ONNX session on the CPU: one thread, no spinning. `output` names the graph's output that is the action."""
+    """An ONNX session on the CPU: one thread, no spinning. `output` is the name of the graph's action output."""
 
     def __init__(self, model: str, output: str) -> None:
         options = onnxruntime.SessionOptions()
@@ -36,12 +36,12 @@ class Policy:
             self.act(np.zeros(self.shape, self.dtype))
 
     def act(self, observation: Array) -> tuple[Array, int]:
-        """The action for one observation, both without a row axis; and the nanoseconds of the run itself."""
+        """Returns the action for one observation, both without a row axis, and the time of the run in ns."""
         actions, engine_ns = self.act_many(observation[np.newaxis])
         return actions.reshape(actions.shape[1:]), engine_ns
 
     def act_many(self, observations: Array) -> tuple[Array, int]:
-        """The same for rows of observations."""
+        """Does the same for rows of observations."""
         feed = {self._name: observations}
         started_ns = time.monotonic_ns()
         (actions,) = self._session.run(self._outputs, feed)
@@ -49,7 +49,7 @@ class Policy:
 
 
 class ServerOptions(argparse.Namespace):
-    """What a server is told: the file of the model, the name of the action, the port on 127.0.0.1."""
+    """The options of a server: the model file, the name of the action output, and the port on 127.0.0.1."""
 
     model: str
     output: str
@@ -57,7 +57,7 @@ class ServerOptions(argparse.Namespace):
 
 
 def server_options() -> ServerOptions:
-    """The options of this process's command line; those of a peer's own are left to it."""
+    """Parses the command line. Options that it does not know are left for the peer's own parser."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", required=True)

@@ -1,4 +1,4 @@
-"""The LitServe peer: its HTTP server and one worker process, all at its own defaults. Requests are JSON."""
+"""The LitServe peer: its HTTP server and one worker process, with its own defaults. Requests are JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from policy import Array, Policy, ServerOptions, server_options
 
 
 class PolicyApi(litserve.LitAPI):  # type: ignore[misc]  # litserve is in the peers' environment alone
-    """Vectors come as lists of numbers, pictures (uint8) in base64, as JSON's users send them."""
+    """Takes vectors as lists of numbers and images (uint8) in base64, as is usual in JSON."""
 
     def __init__(self, options: ServerOptions) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class PolicyApi(litserve.LitAPI):  # type: ignore[misc]  # litserve is in the pe
     def setup(self, device: str) -> None:
         self._policy = Policy(self._options.model, self._options.output)
 
-    # LitServe makes an endpoint's types of these annotations, and takes any JSON where there are none.
+    # No annotations: LitServe would derive the endpoint's types from them. Without any it accepts all JSON.
     def decode_request(self, request):  # type: ignore[no-untyped-def]
         observation = request["observation"]
         if isinstance(observation, str):
@@ -36,7 +36,7 @@ class PolicyApi(litserve.LitAPI):  # type: ignore[misc]  # litserve is in the pe
 
 
 def main() -> None:
-    """Serves until it is ended."""
+    """Serves until the process is stopped."""
     options = server_options()
     server = litserve.LitServer(PolicyApi(options), accelerator="cpu")
     server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)

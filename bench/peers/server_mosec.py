@@ -1,4 +1,4 @@
-"""The mosec peer: its HTTP server in Rust, and one worker process that takes batches of msgpack requests."""
+"""The mosec peer: its HTTP server in Rust, and one worker process that takes one msgpack request at a time."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from mosec.mixin import MsgpackMixin
 
 from policy import Policy, server_options
 
-BATCH_ROWS_MAX = 64
-
 
 class PolicyWorker(MsgpackMixin, Worker):  # type: ignore[misc]  # mosec is in the peers' environment alone
-    """One process with the model. An observation and an action travel as their bytes."""
+    """A process with the model. Observation and action are sent as raw bytes."""
 
     def __init__(self) -> None:
         options = server_options()
         self._policy = Policy(options.model, options.output)
 
     def forward(self, data: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request."""
+        """Returns the answer to a request."""
         policy = self._policy
         action, engine_ns = policy.act(np.frombuffer(data["observation"], policy.dtype).reshape(policy.shape))
         return {"action": action.tobytes(), "engine_ns": engine_ns}
 
 
 def main() -> None:
-    """Serves until it is ended; mosec reads `--port` itself."""
+    """Serves until the process is stopped. mosec parses `--port` itself."""
     os.environ["MOSEC_ADDRESS"] = "127.0.0.1"
     server = Server()
     server.append_worker(PolicyWorker, max_batch_size=1)

@@ -1,7 +1,7 @@
 """The websocket peer: openpi's protocol on `websockets`, packed by `openpi_client.msgpack_numpy`.
 
-After the handshake the server sends its metadata; then each binary message is an observation, and its answer the
-action with the server's own timing, both msgpack maps that hold arrays.
+After the handshake the server sends its metadata. Then each binary message has an observation, and its answer has the
+action and the server's own timing. All messages are msgpack maps with arrays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NS_PER_MS = 1e6
 
 
 async def main() -> None:
-    """Serves until it is ended."""
+    """Serves until the process is stopped."""
     options = server_options()
     policy = Policy(options.model, options.output)
 

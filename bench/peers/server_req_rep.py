@@ -9,7 +9,7 @@ from policy import Policy, server_options
 
 
 def main() -> None:
-    """Serves until it is ended."""
+    """Serves until the process is stopped."""
     options = server_options()
     policy = Policy(options.model, options.output)
     with zmq.Context() as context, context.socket(zmq.REP) as socket:

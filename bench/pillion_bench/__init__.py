@@ -1,1 +1,1 @@
-"""Measures a Pillion daemon: load, replay of recorded episodes, and the floor below which no server comes."""
+"""Measures a Pillion daemon: load, replay of recorded episodes, comparison with peers, and baselines without a server."""

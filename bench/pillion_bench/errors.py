@@ -1,17 +1,17 @@
-"""What can go wrong in the bench, by culprit; each carries its exit code.
+"""What can go wrong in the bench, by culprit. Each class has its exit code.
 
 BenchError
-├── PlacementError         (64) the caller's: this host cannot place the processes so
-├── BadOptionError         (64) the caller's: options that do not go together, or not with this daemon
-├── RecordingError         (65) a file is no recording, or not one of what is served
-├── PlayError              (69) the environment cannot be made or played
-├── DaemonStartError       (its own) the daemon did not come up
-├── PeersMissingError      (69) a contestant that was named cannot be measured here
-├── PeerError              (69) a peer's server did not come up
-├── ReportError            (65) a file is no report of `pillion bench compare`
-├── WorkerError            (70, or its own) a process of the bench ended before its work did
-├── ContestError            (1) a contestant could not be measured, or answered wrongly
-└── ActionMismatchError     (1) the daemon gave another action than the recorded one
+├── PlacementError         (64) the caller's: this host cannot place the processes as asked
+├── BadOptionError         (64) the caller's: options that exclude each other, or do not fit this daemon
+├── RecordingError         (65) a file is not a recording, or not one of the served policy
+├── ReportError            (65) a file is not a report of `pillion bench compare`
+├── PlayError              (69) the environment cannot be made, or does not fit the policy
+├── DaemonStartError       (the daemon's) the daemon did not start
+├── PeersMissingError      (69) a requested system cannot be measured on this host
+├── PeerError              (69) a peer's server did not start
+├── WorkerError            (70, or the worker's) a worker process of the bench failed
+├── ComparisonError        (1) a compared system failed or answered wrongly
+└── ActionMismatchError    (1) the daemon returned another action than the recorded one
 """
 
 from __future__ import annotations
@@ -20,25 +20,31 @@ import os
 
 
 class BenchError(Exception):
-    """A bench cannot go on, or found what it looks for."""
+    """The bench cannot continue, or found a wrong answer."""
 
     exit_code = os.EX_SOFTWARE
 
 
 class PlacementError(BenchError):
-    """This host cannot place the processes so."""
+    """This host cannot place the processes as asked."""
 
     exit_code = os.EX_USAGE
 
 
 class BadOptionError(BenchError):
-    """Options that do not go together, or not with this daemon."""
+    """Options exclude each other, or do not fit this daemon."""
 
     exit_code = os.EX_USAGE
 
 
 class RecordingError(BenchError):
-    """A file is no recording, or not one of the policy that is served."""
+    """A file is not a recording, or not one of the served policy."""
+
+    exit_code = os.EX_DATAERR
+
+
+class ReportError(BenchError):
+    """A file is not a report of `pillion bench compare`."""
 
     exit_code = os.EX_DATAERR
 
@@ -50,7 +56,7 @@ class PlayError(BenchError):
 
 
 class DaemonStartError(BenchError):
-    """The daemon did not come up; the message is its own last word."""
+    """The daemon did not start. The message is the last line of its log, the exit code its own."""
 
     def __init__(self, message: str, exit_code: int = os.EX_UNAVAILABLE) -> None:
         super().__init__(message)
@@ -58,38 +64,32 @@ class DaemonStartError(BenchError):
 
 
 class PeersMissingError(BenchError):
-    """A contestant that was named cannot be measured here."""
+    """A requested system cannot be measured on this host."""
 
     exit_code = os.EX_UNAVAILABLE
 
 
 class PeerError(BenchError):
-    """A peer's server did not come up; the message is its own last word."""
+    """A peer's server did not start. The message has the end of its log."""
 
     exit_code = os.EX_UNAVAILABLE
 
 
-class ReportError(BenchError):
-    """A file is no report of `pillion bench compare`."""
-
-    exit_code = os.EX_DATAERR
-
-
-class ContestError(BenchError):
-    """A contestant could not be measured, or answered wrongly: its figures are withheld, and the comparison says so."""
-
-    exit_code = 1
-
-
 class WorkerError(BenchError):
-    """A process of the bench ended before its work did; the message and the code are its own where it gave them."""
+    """A worker process of the bench failed. Message and exit code are the worker's where it reported them."""
 
     def __init__(self, message: str, exit_code: int = os.EX_SOFTWARE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
+class ComparisonError(BenchError):
+    """A compared system failed or answered wrongly. Its figures are withheld, and the report has the reason."""
+
+    exit_code = 1
+
+
 class ActionMismatchError(BenchError):
-    """The daemon gave another action than the recorded one."""
+    """The daemon returned another action than the recorded one."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""The sizes of what travels in one act and its answer: a floor measured with other bytes would be another floor."""
+"""The sizes of one act and its answer. A baseline means something only if it carries as many bytes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SEQUENCE = 1 << 47
 
 
 class Exchange(msgspec.Struct, frozen=True):
-    """Bytes of each frame of an act, and of each frame of its action: the head, then the tensors."""
+    """Sizes in bytes of the frames of one act and of its action: the head first, then the tensors."""
 
     act_bytes: list[int]
     action_bytes: list[int]
 
 
 def exchange_of(spec: Spec, rows: int) -> Exchange:
-    """The exchange of `rows` rows, with heads as large as a session's usually are."""
+    """Returns the exchange of `rows` rows, with heads as large as a session's usually are."""
     epoch = time.time_ns() // _EPOCH_NS_PER_MS
     now_ns = time.monotonic_ns()
     act = Act(_SESSION, epoch, _SEQUENCE, 1, rows, 0, True)

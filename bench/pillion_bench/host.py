@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def describe_host() -> dict[str, str | int]:
-    """CPU model, number of CPUs, kernel and Python."""
+    """Returns the CPU model, the number of CPUs, and the versions of kernel and Python."""
     return {
         "cpu": _cpu_model(),
         "cpus": os.cpu_count() or 1,

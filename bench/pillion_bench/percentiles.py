@@ -1,4 +1,4 @@
-"""Nanoseconds to percentiles in microseconds, through an HdrHistogram of three digits."""
+"""Percentiles in microseconds of samples in nanoseconds, by an HdrHistogram of three digits."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_bench.limits import LATENCY_NS_MAX, SAMPLES_ABOVE_MIN
+
 Nanoseconds = NDArray[np.int64]
+"""int64 [samples]"""
 
 QUANTILES: Final = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 
 _UNIT_NS: Final = 10
-_HIGHEST_UNITS: Final = 60_000_000_000 // _UNIT_NS
+_HIGHEST_UNITS: Final = LATENCY_NS_MAX // _UNIT_NS
 _DIGITS: Final = 3
-_BEYOND_MIN: Final = 10
-"""Samples that must lie beyond a percentile before a table prints it."""
+
+
+def nanoseconds(data: bytes) -> Nanoseconds:
+    """Returns the int64 samples that a worker sent as bytes."""
+    return np.frombuffer(data, np.int64)
 
 
 def percentiles_us(values_ns: Nanoseconds) -> dict[str, float]:
-    """p50, p90, p99 and p99.9 of `values_ns`; of no values, zeros."""
+    """Returns p50, p90, p99 and p99.9 of `values_ns`; zeros if there are no values."""
     if not len(values_ns):
         return dict.fromkeys(QUANTILES, 0.0)
     histogram = histogram_of(values_ns)
@@ -28,7 +34,7 @@ def percentiles_us(values_ns: Nanoseconds) -> dict[str, float]:
 
 
 def histogram_of(values_ns: Nanoseconds) -> Any:
-    """An `HdrHistogram` of `values_ns` in units of 10 ns; what lies below one unit counts as one."""
+    """Returns an `HdrHistogram` of `values_ns` in units of 10 ns. A value below one unit counts as one unit."""
     from hdrh.histogram import HdrHistogram
 
     histogram = HdrHistogram(1, _HIGHEST_UNITS, _DIGITS)
@@ -39,11 +45,12 @@ def histogram_of(values_ns: Nanoseconds) -> Any:
 
 
 def is_supported(name: str, count: int) -> bool:
-    """Whether `count` samples say anything about that percentile."""
-    return count * (100.0 - QUANTILES[name]) / 100.0 >= _BEYOND_MIN - 1e-9
+    """Returns whether `count` samples are enough for that percentile."""
+    # The subtraction absorbs rounding: 1,000 samples must support p99.
+    return count * (100.0 - QUANTILES[name]) / 100.0 >= SAMPLES_ABOVE_MIN - 1e-9
 
 
 def relative_difference(first: float, second: float) -> float:
-    """|a - b| as a share of their mean; 0 where both are 0."""
+    """Returns |first - second| as a share of their mean; 0 if both are 0."""
     mean = (first + second) / 2
     return abs(first - second) / mean if mean else 0.0

@@ -1,4 +1,4 @@
-"""Where the policies and the recordings that ship with Pillion lie: in a wheel beside the code, else in the repository."""
+"""Folders of the shipped policies and recordings: beside the code in a wheel, else in the repository."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import pillion_bench
 
 
 def examples_folder() -> Path:
-    """The store of the policies that ship."""
+    """Returns the store of the shipped policies."""
     return _beside(Path(pillion_artifacts.__file__).parent, "examples")
 
 
 def episodes_folder() -> Path:
-    """The recordings that ship, in a folder for each policy."""
+    """Returns the folder of the shipped recordings, which has a folder for each policy."""
     return _beside(Path(pillion_bench.__file__).parent, "episodes")
 
 
 def peers_folder() -> Path:
-    """The programs of the peers, and the driver that `pillion bench compare` drives everybody with."""
+    """Returns the folder of the peers' programs and of the driver that `pillion bench compare` uses for all clients."""
     return _beside(Path(pillion_bench.__file__).parent, "peers")
 
 
 def peers_environment() -> Path:
-    """The virtual environment that `make peers` makes, in the folder of the repository."""
+    """Returns the virtual environment that `make peers` creates at the root of the repository."""
     return Path(pillion_bench.__file__).parents[2] / ".venv-peers"
 
 
 def recordings(policy: str) -> list[Path]:
-    """The recordings of a policy that ship, sorted by name."""
+    """Returns the shipped recordings of a policy, sorted by name."""
     return sorted((episodes_folder() / policy).glob("*.safetensors"))
 
 
 def recorded_policies() -> list[str]:
-    """The policies of which recordings ship, sorted by name."""
+    """Returns the policies that have shipped recordings, sorted by name."""
     return sorted({path.parent.name for path in episodes_folder().glob("*/*.safetensors")})
 
 

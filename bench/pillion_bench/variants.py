@@ -1,4 +1,4 @@
-"""Versions of a policy that ships which differ in one number: what tells one version's answers from another's."""
+"""Versions of a shipped policy that differ in one number, so that each answer shows which version made it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pillion_bench.errors import BadOptionError
 from pillion_bench.shipped import examples_folder
 
 POLICY: Final = "highway-fast"
-"""It has a value beside its action: a float that the number is added to."""
+"""It returns a value beside its action: a variant adds a number to that value."""
 
 _BIAS: Final = b"value.2.bias\x4a\x04"
-"""In an ONNX file (protobuf) the name of that initializer, then field 9, `raw_data`, of four bytes."""
+"""The bytes before the value's bias in the ONNX file (protobuf): the initializer's name, then field 9, `raw_data`, and its size."""
 
 
 def shifted(artifact: Artifact, added: float) -> bytes:
-    """The model of `POLICY` with `added` in its value; raises `BadOptionError` for another model."""
+    """Returns the model of `POLICY` with `added` in its value; raises `BadOptionError` for another model."""
     at = artifact.model.find(_BIAS) + len(_BIAS)
     if at < len(_BIAS):
         raise BadOptionError(f"{artifact.policy}: expected the model of {POLICY}")
@@ -30,7 +30,7 @@ def shifted(artifact: Artifact, added: float) -> bytes:
 
 
 def publish_variant(root: Path, version: str, added: float) -> Resolved:
-    """Publishes `POLICY` as that version into the store at `root`, its value greater by `added`."""
+    """Publishes `POLICY` as `version` into the store at `root`, with a value that is greater by `added`."""
     examples = Store(examples_folder())
     resolved = examples.resolve(POLICY)
     (card,) = (layer for layer in examples.manifest(resolved).layers if layer.title == CARD_NAME)

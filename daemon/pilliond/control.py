@@ -1,4 +1,7 @@
-"""The control process: what systemd sees. Verifies, supervises, answers the admin port. It may block; nobody waits."""
+"""The control process: the one that systemd starts. It verifies, supervises and answers the admin port.
+
+It is not on the path of an act, so it may block.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from pilliond.supervision.supervisor import Supervisor
 
 
 async def serve(settings: Settings) -> None:
-    """Verifies the policy, opens the admin port, keeps a serving process up, and drains when told to."""
+    """Verifies the policy, opens the admin port, keeps a serving process up, and drains on SIGTERM or SIGINT."""
     log = make_log(settings)
     access = Access.of(settings.admin, log)
     reference, stable = load_policy(settings)
@@ -71,15 +74,15 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        looking = asyncio.create_task(look_after(watch, evaluations, releases))
-        looking.add_done_callback(lambda _: supervisor.stop("nobody looks after its versions any more"))
+        watching = asyncio.create_task(look_after(watch, evaluations, releases))
+        watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
         try:
             await supervisor.run(on_ready)
         finally:
-            looking.cancel()
-            await asyncio.wait([looking])
-        if not looking.cancelled():
-            looking.result()
+            watching.cancel()
+            await asyncio.wait([watching])
+        if not watching.cancelled():
+            watching.result()
         log.info("stopped")
     finally:
         await admin.stop()
@@ -98,9 +101,9 @@ async def look_after(watch: Watch, evaluations: EvaluationHolds, releases: Relea
 
 
 def load_policy(settings: Settings) -> tuple[str, SealedVersion]:
-    """What the daemon is told to serve, and the version that it begins with (see `route_file`), verified and sealed.
+    """Returns the reference to serve, and the version to start with (see `route_file`), verified and sealed.
 
-    The caller closes it. Raises `BadPolicyError`.
+    The caller closes the version. Raises `BadPolicyError`.
     """
     store = Store(Path(settings.store.path))
     try:
@@ -115,12 +118,12 @@ def _only_policy(store: Store) -> str:
     policies = store.policies()
     if len(policies) != 1:
         held = ", ".join(policies) or "none"
-        raise BadPolicyError(f"store.policy: expected the name of a policy, the store holds {held}")
+        raise BadPolicyError(f"store.policy: expected the name of a policy, the store has {held}")
     return policies[0]
 
 
 def make_log(settings: Settings) -> FilteringBoundLogger:
-    """The log of this process, on standard error."""
+    """Returns the log of this process, which goes to standard error."""
     renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
     if settings.log.format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_to_json)

@@ -117,6 +117,9 @@ CHANNEL_DESCRIPTORS_MAX: Final = 2
 SHADOW_START_S_MAX: Final = 300.0
 """From the start of a shadow process until its version is warm: it runs at the lowest priority."""
 
+SHADOW_LOOK_S_MAX: Final = 0.02
+"""Longest sleep of the shadow process between two looks into its ring."""
+
 SHADOW_OUTPUTS_MAX: Final = 64
 """Outputs of a shadowed version: each has cells in the shadow page."""
 
@@ -143,6 +146,12 @@ VERSION_CELLS_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_HOLDS_MAX + 
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
+
+OPERATIONS_KEPT_MAX: Final = 32
+"""Operations that the admin port still returns by their number: the last ones."""
+
+P99_ACTS_MIN: Final = 200
+"""Acts without which a p99 says too little: two of 200 lie above it."""
 
 EVALUATION_S_MAX: Final = 90 * 86_400
 """The longest evaluation hold; it can be renewed."""
@@ -213,6 +222,25 @@ TOKENS_MAX: Final = 256
 
 SECRET_BYTES_MAX: Final = 1024 * 1024
 """A file that holds a secret: tokens, a certificate or a key."""
+
+
+ADMIN_REQUEST_BYTES_MAX: Final = 64 * 1024
+"""A request's body; larger ones get 413. Inference requests have a bound of their own."""
+
+ADMIN_DETAIL_CHARACTERS_MAX: Final = 200
+"""How much of a request's own text a problem or the log repeats."""
+
+ADMIN_PAGE_MAX: Final = 1_000
+"""Sessions, or records of the audit log, in one answer."""
+
+OPERATION_DIGITS_MAX: Final = 18
+"""Digits of an operation's number in a path: it fits into 64 bits."""
+
+ADMIN_ANSWER_S_MAX: Final = 10.0
+"""How long an operator's command waits for the admin port."""
+
+KSERVE_TENSORS_MAX: Final = 64
+"""Inputs, or requested outputs, of one inference request."""
 
 
 class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

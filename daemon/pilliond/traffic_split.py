@@ -1,4 +1,4 @@
-"""Shares: which arm of a route an episode falls to, by a hash of its seed. The same seed always falls to the same arm."""
+"""The traffic split: assigns an episode to an arm of the route by a hash of its seed. The same seed always gets the same arm."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _UNIT: Final = 2.0**-53
 
 
 class Arm(msgspec.Struct, frozen=True):
-    """A part of a policy's new episodes that another version than the stable one answers."""
+    """A share of a policy's new episodes that another version answers than the stable one."""
 
     name: str
-    """`canary`, or what an experiment calls it."""
+    """`canary`, or a name of the operator's choice."""
     digest: bytes
     share: float
     """Of all new episodes, above 0 and at most 1."""
 
 
 def salt_of(policy: str) -> int:
-    """What sets the hashes of one policy apart from those of another."""
+    """Returns a salt, so that one seed gets independent hashes in two policies."""
     return int.from_bytes(hashlib.sha256(policy.encode()).digest()[:8])
 
 
 def unit_of(salt: int, seed: int) -> float:
-    """A number from 0 up to 1 for a seed, evenly spread: SplitMix64 of both (see `sampling`)."""
+    """Returns a number in [0, 1) for a seed, uniformly distributed: SplitMix64 of both (see `engine.sampling`)."""
     return (_mix(_mix(seed & _BITS) ^ salt) >> 11) * _UNIT
 
 

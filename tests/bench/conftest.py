@@ -1,4 +1,4 @@
-"""The `pillion` command as somebody types it, and a recording made by it."""
+"""The `pillion` command as a user runs it, and a recording made with it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 import pytest
 
 from pillion_bench.recordings.recording import Recording
-from tests.harness import START_S_MAX, Daemon
+from tests.harness import COMMAND_S_MAX, Daemon
 
 Pillion = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_pillion(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs `pillion` with these arguments in a process of its own."""
+    """Runs `pillion` with these arguments in its own process."""
     return subprocess.run(
         [sys.executable, "-m", "pillion", *arguments],
         capture_output=True,
         text=True,
-        timeout=2 * START_S_MAX,
+        timeout=COMMAND_S_MAX,
         check=False,
         **options,
     )
 
 
 def report_of(*arguments: str) -> dict[str, Any]:
-    """The JSON that `pillion bench …` prints; it must have worked."""
+    """Returns the JSON report of a `pillion bench` command, which must succeed."""
     done = run_pillion("bench", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
@@ -39,7 +39,7 @@ def report_of(*arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def recorded(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Two short episodes of LunarLander played through the shared daemon: the file, and what the command reported."""
+    """Two short episodes of LunarLander, played through the shared daemon: the file, and the report of the command."""
     path = tmp_path_factory.mktemp("recordings") / "lander.safetensors"
     report = report_of(
         "record", "LunarLander-v3", "--policy", "lunar-lander", "--address", daemon.address,
@@ -50,5 +50,5 @@ def recorded(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.fixture
 def recording(recorded: tuple[Path, dict[str, Any]]) -> Recording:
-    """The recording of `recorded`, read anew."""
+    """The recording of `recorded`, read from its file."""
     return Recording.load(recorded[0])

@@ -1,4 +1,4 @@
-"""The `pillion` command: quick to help, and one line with a sysexits code where something is wrong."""
+"""The `pillion` command: its help is quick, and an error is one line with a sysexits code."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def test_a_mistyped_line_gets_one_line_and_code_64(arguments: list[str], complai
     assert done.stderr.count("\n") == 1
 
 
-def test_nobody_at_the_address_is_unavailable(
+def test_no_response_from_the_address_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(studio, "ANSWER_S_MAX", 0.2)
+    monkeypatch.setattr(studio, "RECORD_ANSWER_S_MAX", 0.2)
     before = signal.getsignal(signal.SIGTERM)
     try:
         code = cli.run(["bench", "record", "LunarLander-v3", "--address", "ipc:///nowhere/at/all"])
@@ -79,14 +79,14 @@ def test_nobody_at_the_address_is_unavailable(
     assert message.count("\n") == 1
 
 
-def test_without_click_the_command_says_what_to_install() -> None:
+def test_without_click_the_command_names_the_extra_to_install() -> None:
     script = "import sys\nsys.modules['click'] = None\nfrom pillion.__main__ import main\nsys.exit(main())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 69
     assert done.stderr == "pillion: the command line is not installed: pip install 'pillion[cli]'\n"
 
 
-def test_without_the_bench_s_packages_the_command_says_what_to_install() -> None:
+def test_without_the_benchs_packages_the_command_names_the_extra_to_install() -> None:
     script = (
         "import sys\nsys.modules['hdrh'] = sys.modules['rich'] = None\nfrom pillion import cli\n"
         "sys.exit(cli.run(['bench', 'floor', '--seconds', '0.01']))"

@@ -1,4 +1,4 @@
-"""What ships fits together: each policy has recordings, made by the very artifact that ships."""
+"""Each shipped policy has recordings, made by exactly the shipped artifact."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pillion_artifacts import Store
-from pillion_bench.measurements.demo import REPLAY_S_MAX, pace_of
+from pillion_bench.limits import DEMO_REPLAY_S_MAX
+from pillion_bench.measurements.demo import pace_of
 from pillion_bench.recordings.recording import Recording
 from pillion_bench.shipped import episodes_folder, examples_folder, recorded_policies, recordings
 from tests.harness import ROOT, STORE
@@ -15,7 +16,7 @@ from tests.harness import ROOT, STORE
 RECORDING_BYTES_MAX = 400_000
 
 
-def test_an_editable_install_reads_the_folders_of_the_repository() -> None:
+def test_an_editable_install_uses_the_folders_of_the_repository() -> None:
     assert examples_folder() == ROOT / "artifacts" / "examples"
     assert episodes_folder() == ROOT / "bench" / "episodes"
 
@@ -25,7 +26,7 @@ def test_recordings_of_every_policy_ship() -> None:
 
 
 @pytest.mark.parametrize("path", [path for policy in recorded_policies() for path in recordings(policy)], ids=str)
-def test_a_recording_that_ships_was_made_by_the_artifact_that_ships(path: Path) -> None:
+def test_a_shipped_recording_was_made_by_the_shipped_artifact(path: Path) -> None:
     recording = Recording.load(path)
     artifact = Store(STORE).load(path.parent.name)
     assert (recording.policy, recording.version, recording.digest) == (
@@ -38,6 +39,6 @@ def test_a_recording_that_ships_was_made_by_the_artifact_that_ships(path: Path) 
     assert path.stat().st_size <= RECORDING_BYTES_MAX
 
 
-def test_the_demo_keeps_to_the_recorded_pace_where_that_is_quick_enough() -> None:
-    assert pace_of(REPLAY_S_MAX / 2) == 1.0
-    assert pace_of(REPLAY_S_MAX * 4) == pytest.approx(4.0)
+def test_the_demo_keeps_the_recorded_pace_if_that_is_fast_enough() -> None:
+    assert pace_of(DEMO_REPLAY_S_MAX / 2) == 1.0
+    assert pace_of(DEMO_REPLAY_S_MAX * 4) == pytest.approx(4.0)

@@ -38,7 +38,7 @@ class Published(msgspec.Struct, frozen=True, omit_defaults=True):
             return line
         worst = ", ".join(f"{name} {value:.1e}" for name, value in self.parity["differences"].items())
         rows, origin = self.parity["rows"], self.parity["observations"]
-        return f"{line}\nacts as its source does on {rows} observations ({origin}); greatest differences: {worst}"
+        return f"{line}\nacts as its source on {rows} observations ({origin}); greatest differences: {worst}"
 
 
 class Migrated(msgspec.Struct, frozen=True):

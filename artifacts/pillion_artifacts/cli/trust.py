@@ -30,7 +30,9 @@ from pillion_artifacts.cli.options import (
 @click.option(
     "--key", "keys", metavar="FILE", multiple=True, type=PATH, help="Public key that must have signed. May be repeated."
 )
-@click.option("--threshold", metavar="N", type=click.IntRange(min=1), help="Keys that must have signed; default: all.")
+@click.option(
+    "--threshold", metavar="N", type=click.IntRange(min=1), help="Number of keys that must have signed; default: all."
+)
 @click.option("--trust", metavar="FILE", type=PATH, help="Settings file of the daemon, for its [trust] rules.")
 @html_option
 @store_option

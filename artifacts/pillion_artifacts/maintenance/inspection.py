@@ -22,7 +22,7 @@ from pillion_artifacts.oci.manifest import (
     digest_of,
 )
 from pillion_artifacts.store.aliases import ALIASES_NAME, read_alias
-from pillion_artifacts.store.audit_log import AuditLog, Record
+from pillion_artifacts.store.audit_log import AUDIT_NAME, AuditLog, Record
 from pillion_artifacts.store.daemon_locks import stale_locks
 from pillion_artifacts.store.evaluation_holds import EVALUATIONS_NAME
 from pillion_artifacts.store.pins import PINS_NAME, read_pins
@@ -64,14 +64,11 @@ def inspect_store(store: Store) -> list[Fault]:
     index = _index(root)
     faults = _layout_faults(root) + (index if isinstance(index, list) else _index_faults(root, index))
     faults += _alias_faults(store, root)
-    faults += [Fault("audit", AUDIT, text) for text in AuditLog(root).faults()]
+    faults += [Fault("audit", AUDIT_NAME, text) for text in AuditLog(root).faults()]
     faults += _state_faults(root)
     if isinstance(index, Index):
         faults += _blob_faults(root, index)
     return faults + _leftovers(root)
-
-
-AUDIT = "audit.jsonl"
 
 
 def named_digests(root: Path, index: Index) -> tuple[set[str], list[str]]:

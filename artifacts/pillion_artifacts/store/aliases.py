@@ -27,7 +27,7 @@ ALIASES_NAME = "aliases"
 
 
 class Alias(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Where an alias points, and who moved it there."""
+    """An alias, its version, and the author of its last move."""
 
     policy: str
     alias: str
@@ -155,7 +155,7 @@ def _read(root: Path, policy: str, name: str) -> Alias | None:
     except UNREADABLE as error:
         raise InvalidArtifactError(f"{what}: the alias cannot be read: {error}") from None
     if (alias.policy, alias.alias) != (policy, name):
-        raise InvalidArtifactError(f"{what}: the file holds the alias {alias.policy}@{alias.alias}")
+        raise InvalidArtifactError(f"{what}: the file contains the alias {alias.policy}@{alias.alias}")
     return alias
 
 

@@ -1,4 +1,4 @@
-"""Small files of the store that hold one JSON list each: pins, evaluation holds, routes."""
+"""Small files of the store with one JSON list each: pins, evaluation holds, routes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Item = TypeVar("_Item", bound=msgspec.Struct)
 
 
 def encode_list(items: Sequence[msgspec.Struct]) -> bytes:
-    """The bytes of a file that holds these items."""
+    """The bytes of a file with these items."""
     return msgspec.json.encode(items) + b"\n"
 
 

@@ -84,7 +84,7 @@ def compare(
     from pillion_bench.compare.report import first_error
     from pillion_bench.compare.systems import choose
     from pillion_bench.compare.tables import print_compare
-    from pillion_bench.errors import ContestError
+    from pillion_bench.errors import ComparisonError
     from pillion_bench.process.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
@@ -100,7 +100,7 @@ def compare(
     for plot in plots:
         draw(report, plot)
     if error := first_error(report):
-        raise ContestError(error)
+        raise ComparisonError(error)
 
 
 @click.command(epilog=examples("pillion bench table report.json --write README.md --plot comparison.svg"))

@@ -1,1 +1,1 @@
-"""`pillion bench compare`: Pillion beside its floors and its peers."""
+"""`pillion bench compare`: Pillion, the baselines and the peers, measured alike."""

@@ -1,9 +1,8 @@
-"""The clients of one contestant: a process each, driven by `bench/peers/driver.py` in the environment they need."""
+"""The client fleet of one system: a process for each client, driven by `bench/peers/driver.py` in its own environment."""
 
 from __future__ import annotations
 
 import sys
-import time
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -12,52 +11,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts import Artifact
-from pillion_bench.compare.systems import Contestant, peers_python
+from pillion_bench.compare.systems import System, peers_python
 from pillion_bench.errors import BadOptionError
-from pillion_bench.measurements.floor import ANSWER_S_MAX
-from pillion_bench.percentiles import Nanoseconds
+from pillion_bench.limits import ANSWER_S_MAX, FIRST_ANSWER_S_MAX
+from pillion_bench.percentiles import Nanoseconds, nanoseconds
 from pillion_bench.process.placement import CpuSet
 from pillion_bench.process.worker import Worker
 from pillion_bench.recordings.observations import real_observations
-from pillion_bench.roles.load_driver import LoadOrder
+from pillion_bench.roles.load_driver import LoadRequest
 from pillion_bench.shipped import peers_folder
 from pillion_protocol import Spec, TensorSpec
 
 OBSERVATIONS: Final = 64
-"""Different ones, sent in turn."""
+"""Different observations, sent one after the other."""
 
-ATTEMPT_S_MAX: Final = 20.0
-"""How long a client tries to get its first answer; below `ANSWER_S_MAX`, so that it can say why there was none."""
-
-_TOGETHER_S: Final = 0.05
-"""From the order to the first counted moment, beside the warm-up: every client has it by then."""
+_DELIVERY_S: Final = 0.05
+"""Time for a request to reach every client, added to the warm-up."""
 
 
-class Task(msgspec.Struct, frozen=True):
-    """What everybody is asked, and what is right: real observations, and onnxruntime's own answers to them."""
+class Workload(msgspec.Struct, frozen=True):
+    """The observations that every system gets, and the expected actions: onnxruntime's own answers."""
 
     policy: str
     version: str
     digest: str
     source: str
+    """Where the observations come from."""
     observation: TensorSpec
     action: TensorSpec
     observations: NDArray[Any]
+    """[OBSERVATIONS, …]"""
     actions: NDArray[Any]
+    """[OBSERVATIONS, …]"""
     absolute: float
     relative: float
+    """The tolerance of floating-point actions, from the model card."""
 
     @classmethod
-    def of(cls, artifact: Artifact) -> Task:
-        """The task of a policy; raises `BadOptionError` where it takes more than one tensor."""
+    def of(cls, artifact: Artifact) -> Workload:
+        """Returns the workload of a policy; raises `BadOptionError` if it takes more than one tensor."""
         spec = artifact.card.spec()
         observation, action = _tensors(artifact.policy, spec)
-        drawn = real_observations(artifact.policy, spec)
-        (observations,) = drawn.arrays(0, OBSERVATIONS)
-        actions = _right_actions(artifact.model, observation, action, observations)
+        real = real_observations(artifact.policy, spec)
+        (observations,) = real.arrays(0, OBSERVATIONS)
+        actions = _expected_actions(artifact.model, observation, action, observations)
         tolerance = artifact.card.tolerance
         return cls(
-            artifact.policy, artifact.version, artifact.digest, drawn.source,
+            artifact.policy, artifact.version, artifact.digest, real.source,
             observation, action, observations, actions, tolerance.absolute, tolerance.relative,
         )  # fmt: skip
 
@@ -68,8 +68,11 @@ class Task(msgspec.Struct, frozen=True):
         return "image" if is_image else "vector"
 
 
-class CrowdPlan(msgspec.Struct, frozen=True):
-    """The `Plan` of `bench/peers/driver.py`, which says what each field is."""
+class FleetPlan(msgspec.Struct, frozen=True):
+    """The `Plan` of `bench/peers/driver.py`, which describes its fields.
+
+    The driver also runs in the peers' environment, which cannot import this package: so both declare the fields.
+    """
 
     address: str
     clients: int
@@ -85,7 +88,7 @@ class CrowdPlan(msgspec.Struct, frozen=True):
     busy_poll_us: int
 
 
-class CrowdResult(msgspec.Struct, frozen=True):
+class FleetResult(msgspec.Struct, frozen=True):
     """The `Result` of `bench/peers/driver.py`."""
 
     latency_ns: bytes
@@ -93,8 +96,8 @@ class CrowdResult(msgspec.Struct, frozen=True):
     mismatches: int
 
 
-class Counted(msgspec.Struct, frozen=True):
-    """What all clients together counted in `seconds`: round trips and engine, act by act, in ns; and wrong answers."""
+class FleetFigures(msgspec.Struct, frozen=True):
+    """Round trip and engine time of each act of all clients in `seconds`, in ns; and the number of wrong answers."""
 
     latency_ns: Nanoseconds
     engine_ns: Nanoseconds
@@ -102,35 +105,33 @@ class Counted(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Crowd:
-    """Owns the processes of `clients` clients, which are connected and wait for the word; a context manager."""
+class ClientFleet:
+    """Owns the processes of `clients` clients, which connect and wait for `drive`; a context manager."""
 
     def __init__(
         self,
-        contestant: Contestant,
+        system: System,
         address: str,
         clients: int,
-        task: Task,
+        workload: Workload,
         cpus: CpuSet | None,
-        attempt_s_max: float = ATTEMPT_S_MAX,
+        attempt_s_max: float = FIRST_ANSWER_S_MAX,
     ) -> None:
-        python = peers_python() if contestant.is_peer else sys.executable
-        command = [str(python), str(peers_folder() / "driver.py"), contestant.client]
-        self._worker = Worker(contestant.name, _plan(contestant, address, clients, task, attempt_s_max), cpus, command)
+        python = peers_python() if system.is_peer else sys.executable
+        command = [str(python), str(peers_folder() / "driver.py"), system.client]
+        self._worker = Worker(system.name, _plan(system, address, clients, workload, attempt_s_max), cpus, command)
 
     @property
     def pid(self) -> int:
-        """The process that forks the clients."""
+        """The process id of the driver, which forks the clients."""
         return self._worker.pid
 
-    def drive(self, seconds: float, warmup_s: float) -> Counted:
-        """Every client acts as soon as it is answered; the first `warmup_s` do not count."""
-        self._worker.hear(str, ANSWER_S_MAX)
-        from_ns = time.monotonic_ns() + int((warmup_s + _TOGETHER_S) * 1e9)
-        order = LoadOrder(from_ns, from_ns + int(seconds * 1e9))
-        result = self._worker.ask(order, CrowdResult, warmup_s + seconds + ANSWER_S_MAX)
-        latency_ns, engine_ns = (np.frombuffer(part, np.int64) for part in (result.latency_ns, result.engine_ns))
-        return Counted(latency_ns, engine_ns, result.mismatches, seconds)
+    def drive(self, seconds: float, warmup_s: float) -> FleetFigures:
+        """Drives every client in a closed loop. Counts for `seconds`, after a warm-up of `warmup_s`."""
+        self._worker.receive(str, ANSWER_S_MAX)
+        request = LoadRequest.after(warmup_s + _DELIVERY_S, seconds)
+        result = self._worker.request(request, FleetResult, warmup_s + seconds + ANSWER_S_MAX)
+        return FleetFigures(nanoseconds(result.latency_ns), nanoseconds(result.engine_ns), result.mismatches, seconds)
 
     def __enter__(self) -> Self:
         self._worker.__enter__()
@@ -142,33 +143,35 @@ class Crowd:
         self._worker.__exit__(kind, error, traceback)
 
 
-def _plan(contestant: Contestant, address: str, clients: int, task: Task, attempt_s_max: float) -> CrowdPlan:
-    return CrowdPlan(
+def _plan(system: System, address: str, clients: int, workload: Workload, attempt_s_max: float) -> FleetPlan:
+    return FleetPlan(
         address,
         clients,
-        task.observation.dtype,
-        list(task.observations.shape),
-        task.observations.tobytes(),
-        task.action.dtype,
-        list(task.action.shape),
-        task.actions.tobytes(),
-        task.absolute,
-        task.relative,
+        workload.observation.dtype,
+        list(workload.observations.shape),
+        workload.observations.tobytes(),
+        workload.action.dtype,
+        list(workload.action.shape),
+        workload.actions.tobytes(),
+        workload.absolute,
+        workload.relative,
         attempt_s_max,
-        contestant.busy_poll_us,
+        system.busy_poll_us,
     )
 
 
 def _tensors(policy: str, spec: Spec) -> tuple[TensorSpec, TensorSpec]:
     if len(spec.observation) != 1:
-        raise BadOptionError(f"--policies: expected policies of one observation, {policy} has {len(spec.observation)}")
+        raise BadOptionError(
+            f"--policies: expected policies with one observation tensor, got {policy} with {len(spec.observation)}"
+        )
     return spec.observation[0], spec.outputs[0]
 
 
-def _right_actions(
+def _expected_actions(
     model: bytes, observation: TensorSpec, action: TensorSpec, observations: NDArray[Any]
 ) -> NDArray[Any]:
-    """onnxruntime's answer to each observation by itself."""
+    """Returns onnxruntime's action for each observation by itself: [observations, …]."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])

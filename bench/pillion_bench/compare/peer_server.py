@@ -1,4 +1,4 @@
-"""A peer's server: started in the peers' environment, waited for, and ended with all the processes that it has."""
+"""A peer's server: starts it in the peers' environment, waits until it listens, and stops it with all its processes."""
 
 from __future__ import annotations
 
@@ -13,29 +13,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from pillion_bench.compare.systems import Contestant, peers_python
+from pillion_bench.compare.systems import System, peers_python
 from pillion_bench.errors import PeerError
-from pillion_bench.process.placement import CpuSet, inherited
+from pillion_bench.limits import PEER_LOG_CHARACTERS_MAX, PEER_START_S_MAX, PEER_STOP_S_MAX
+from pillion_bench.process.placement import CpuSet, pinned
 from pillion_bench.shipped import peers_folder
 
-START_S_MAX: Final = 60.0
-"""From the start to the first connection that is taken."""
-
-STOP_S_MAX: Final = 5.0
-"""From SIGTERM to the end; then whatever is left of it is killed."""
-
-_LOOK_S: Final = 0.02
-_LAST_WORDS: Final = 300
+_POLL_S: Final = 0.02
 
 
 class PeerServer:
     """Owns a peer's server on a free port of 127.0.0.1 and all of its processes; a context manager.
 
-    `model` holds the bytes of the ONNX file, `output` the name of the action in it.
+    `model` has the bytes of the ONNX file, `output` the name of its action. Raises `PeerError`.
     """
 
-    def __init__(self, contestant: Contestant, model: bytes, output: str, cpus: CpuSet | None) -> None:
-        self._contestant = contestant
+    def __init__(self, system: System, model: bytes, output: str, cpus: CpuSet | None) -> None:
+        self._system = system
         self._model = model
         self._output = output
         self._cpus = cpus
@@ -50,7 +44,7 @@ class PeerServer:
 
     @property
     def pid(self) -> int:
-        """The process that was started; it may have others."""
+        """The process id of the server, which may have child processes."""
         return self._process.pid
 
     def __enter__(self) -> Self:
@@ -72,9 +66,9 @@ class PeerServer:
         model = folder / "model.onnx"
         model.write_bytes(self._model)
         self._port = _free_port()
-        program = [str(peers_python()), str(peers_folder() / self._contestant.server)]
+        program = [str(peers_python()), str(peers_folder() / self._system.server)]
         options = ["--model", str(model), "--output", self._output, "--port", str(self._port)]
-        with (folder / "server.log").open("wb") as log, inherited(self._cpus):
+        with (folder / "server.log").open("wb") as log, pinned(self._cpus):
             self._process = subprocess.Popen(
                 [*program, *options],
                 stdin=subprocess.DEVNULL,
@@ -82,28 +76,28 @@ class PeerServer:
                 stderr=log,
                 cwd=folder,
                 env={**os.environ, "TMPDIR": str(folder)},
-                # A group of its own: some of them have children that outlive a SIGTERM to the first.
+                # Its own process group: some servers have children that survive a SIGTERM to the first process.
                 start_new_session=True,
             )
 
     def _wait_until_it_listens(self) -> None:
-        give_up_s = time.monotonic() + START_S_MAX
-        while not _is_taken(self._port):
+        give_up_s = time.monotonic() + PEER_START_S_MAX
+        while not _accepts_connections(self._port):
             if self._process.poll() is not None:
-                raise PeerError(f"the server ended with {self._process.returncode}: {self._last_words()}")
+                raise PeerError(f"the server exited with code {self._process.returncode}: {self._log_tail()}")
             if time.monotonic() > give_up_s:
-                raise PeerError(f"the server did not listen within {START_S_MAX:g} s: {self._last_words()}")
-            time.sleep(_LOOK_S)
+                raise PeerError(f"the server did not listen within {PEER_START_S_MAX:g} s: {self._log_tail()}")
+            time.sleep(_POLL_S)
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         text = Path(self._folder.name, "server.log").read_text(errors="replace")
-        return " ".join(text.split())[-_LAST_WORDS:] or "it said nothing"
+        return " ".join(text.split())[-PEER_LOG_CHARACTERS_MAX:] or "it printed nothing"
 
     def _end(self) -> None:
         self._signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_S_MAX)
-        # Whoever is left did not heed it.
+            self._process.wait(PEER_STOP_S_MAX)
+        # Kills what ignored SIGTERM, child processes included.
         self._signal(signal.SIGKILL)
         self._process.wait()
         self._folder.cleanup()
@@ -112,16 +106,16 @@ class PeerServer:
         try:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
-            return  # nobody of the group is left
+            return  # no process of the group is left
 
 
 def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port
 
 
-def _is_taken(port: int) -> bool:
+def _accepts_connections(port: int) -> bool:
     with socket.socket() as connection:
         return connection.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""A comparison as a picture: bars of p50 and p99 by contestant; a row of panels for each policy."""
+"""The plot of a comparison: bars of p50 and p99 by system, in a row of panels for each policy."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _BAR_INCHES: Final = 0.3
 _MARGIN_INCHES: Final = 1.1
 _THICKNESS: Final = 0.4
 _COLOURS: Final = {"p50": "#1f5a8a", "p99": "#e0a63c"}
-_ROOM: Final = 4.0
-"""By how much the axis goes on behind the longest bar: its number stands there."""
+_AXIS_SPACE: Final = 4.0
+"""The axis ends at this multiple of the longest bar, to leave space for its number."""
 
 
 def check_plot(path: Path) -> None:
-    """Raises `BadOptionError` for another kind of file, `ModuleNotFoundError` where matplotlib is not installed."""
+    """Raises `BadOptionError` for another kind of file, `ModuleNotFoundError` if matplotlib is not installed."""
     if path.suffix not in SUFFIXES:
         raise BadOptionError(f"--plot: expected a name that ends with .png or .svg, got {path}")
     import matplotlib as mpl
 
-    # A picture into a file needs no screen; letters stay letters, and the same figures give the same bytes.
+    # Agg needs no screen. Text stays text in the SVG, and the fixed salt makes equal figures equal bytes.
     mpl.use("Agg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pillion", "font.size": 8})
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Draws the report into a file, which is replaced. Figures that too few samples stand behind have no bar."""
+    """Draws the report into a file, which is replaced. A percentile without enough samples has no bar."""
     figure = _figure(report)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
 
@@ -67,9 +67,9 @@ def _draw_panel(panel: Axes, trial: dict[str, Any], names: list[str], clients: i
     rows = {row["name"]: row for row in trial["rows"] if row["clients"] == clients}
     for offset, quantile in enumerate(_COLOURS):
         values = [_value(rows.get(name), quantile) for name in names]
-        places = [index + (offset - 0.5) * _THICKNESS for index in range(len(names))]
+        positions = [index + (offset - 0.5) * _THICKNESS for index in range(len(names))]
         bars = panel.barh(
-            places, [value or 0 for value in values], _THICKNESS, color=_COLOURS[quantile], label=quantile
+            positions, [value or 0 for value in values], _THICKNESS, color=_COLOURS[quantile], label=quantile
         )
         panel.bar_label(bars, [f"{value:,.0f}" if value else "" for value in values], padding=2, fontsize=6)
     panel.set_xscale("log")
@@ -81,7 +81,7 @@ def _draw_panel(panel: Axes, trial: dict[str, Any], names: list[str], clients: i
     panel.grid(axis="x", linewidth=0.3)
     panel.set_axisbelow(True)
     low, high = _range(trial)
-    panel.set_xlim(low / 2, high * _ROOM)
+    panel.set_xlim(low / 2, high * _AXIS_SPACE)
 
 
 def _names(trial: dict[str, Any]) -> list[str]:
@@ -96,6 +96,6 @@ def _value(row: dict[str, Any] | None, quantile: str) -> float | None:
 
 
 def _range(trial: dict[str, Any]) -> tuple[float, float]:
-    """The least and the most that a panel of the trial shows."""
+    """Returns the lowest and the highest value of all panels of a policy."""
     shown = [value for row in trial["rows"] for quantile in _COLOURS if (value := _value(row, quantile))]
     return min(shown, default=1.0), max(shown, default=1.0)

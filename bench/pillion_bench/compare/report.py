@@ -1,4 +1,4 @@
-"""What a comparison found: the figures of each contestant, the noise, the ratios; as the report that is printed."""
+"""The report of a comparison: the figures of each system, the noise and the ratios."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from typing import Any, Final
 
 import numpy as np
 
-from pillion_bench.compare.client_fleet import Counted, Task
-from pillion_bench.compare.systems import CONTESTANTS, Contestant, Field, versions
+from pillion_bench.compare.client_fleet import FleetFigures, Workload
+from pillion_bench.compare.systems import SYSTEMS, Selection, System, versions
 from pillion_bench.host import describe_host
-from pillion_bench.measurements.floor import FloorSample
+from pillion_bench.measurements.floor import BaselineSample
 from pillion_bench.percentiles import QUANTILES, Nanoseconds, percentiles_us, relative_difference
 from pillion_bench.process.placement import Placement
 
 Row = dict[str, Any]
 
 AGAIN: Final = ", again"
-"""Follows the name of the contestant that is measured twice."""
+"""The suffix of the name under which a system is measured a second time."""
 
 FLOOR_NAMES: Final = {"lane": "floor-lane", "zmq": "floor-zmq"}
-FLOOR_WORDS: Final = {
-    "floor-lane": "floor: raw Unix socket ping-pong, no model",
-    "floor-zmq": "floor: raw pyzmq echo, no model",
+BASELINE_LABELS: Final = {
+    "floor-lane": "baseline: raw Unix socket ping-pong, no model",
+    "floor-zmq": "baseline: raw pyzmq echo, no model",
 }
 
 RATIOS: Final = (
@@ -31,76 +31,78 @@ RATIOS: Final = (
     ("openpi_over_lane", "added p50, 1 client: openpi / lane", "openpi", "lane"),
     ("openpi_over_lane_spin", "added p50, 1 client: openpi / lane-spin", "openpi", "lane-spin"),
 )
+"""The key and the label of each ratio, and the names above and below the line."""
+
 THROUGHPUT_CLIENTS: Final = 8
 THROUGHPUT_RATIO: Final = "lane_over_openpi_rows_per_s"
-THROUGHPUT_WORDS: Final = f"rows/s, {THROUGHPUT_CLIENTS} clients: lane / openpi"
+THROUGHPUT_LABEL: Final = f"rows/s, {THROUGHPUT_CLIENTS} clients: lane / openpi"
 
 
 class Series:
-    """All rounds of one contestant with one number of clients."""
+    """All rounds of one system with one number of clients."""
 
     def __init__(self, name: str, clients: int) -> None:
         self.name = name
         self.clients = clients
         self.error = ""
-        self._rounds: list[Counted] = []
+        self._rounds: list[FleetFigures] = []
 
-    def add(self, counted: Counted) -> None:
-        """Adds a round; wrong answers in it are an error."""
-        self._rounds.append(counted)
-        if counted.mismatches:
-            self.fail(f"{counted.mismatches:,} answers were not the policy's")
-        elif not len(counted.latency_ns):
-            self.fail("nothing was answered in time")
+    def add(self, figures: FleetFigures) -> None:
+        """Adds a round; withholds the figures if an answer was wrong or there was none."""
+        self._rounds.append(figures)
+        if figures.mismatches:
+            self.fail(f"{figures.mismatches:,} answers were not the policy's")
+        elif not len(figures.latency_ns):
+            self.fail("no answer arrived in the measured time")
 
-    def fail(self, why: str) -> None:
-        """Withholds the figures; the first reason stays."""
-        self.error = self.error or why
+    def fail(self, reason: str) -> None:
+        """Withholds the figures. Only the first reason is reported."""
+        self.error = self.error or reason
 
     def row(self) -> Row:
-        """Its part of a report; without figures where there is an error."""
+        """Returns its row of the report, without figures if there is an error."""
         head = {"name": self.name, "clients": self.clients, "error": self.error}
         if self.error or not self._rounds:
             return {**head, "n": 0, "rows_per_s": None, "latency_us": None, "engine_us": None, "added_us": None}
-        latency_ns = np.concatenate([counted.latency_ns for counted in self._rounds])
-        engine_ns = np.concatenate([counted.engine_ns for counted in self._rounds])
-        seconds = sum(counted.seconds for counted in self._rounds)
-        rounds = [percentiles_us(counted.latency_ns - counted.engine_ns)["p50"] for counted in self._rounds]
+        latency_ns = np.concatenate([figures.latency_ns for figures in self._rounds])
+        engine_ns = np.concatenate([figures.engine_ns for figures in self._rounds])
+        seconds = sum(figures.seconds for figures in self._rounds)
+        rounds = [percentiles_us(figures.latency_ns - figures.engine_ns)["p50"] for figures in self._rounds]
         return {**head, **_figures(latency_ns, engine_ns, seconds), "added_us_p50_of_rounds": rounds}
 
 
-class Trial:
-    """All that was measured with one policy."""
+class PolicyResults:
+    """All measurements with one policy."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.floors: list[FloorSample] = []
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.baselines: list[BaselineSample] = []
         self._series: dict[tuple[str, int], Series] = {}
 
     def series_of(self, name: str, clients: int) -> Series:
-        """The series of that contestant with so many clients."""
+        """Returns the series of a system with a number of clients, new or existing."""
         return self._series.setdefault((name, clients), Series(name, clients))
 
     def report(self) -> dict[str, Any]:
-        """Its part of the report."""
-        rows = [*self._floor_rows(), *(series.row() for series in self._series.values())]
-        task = self.task
+        """Returns its entry in `trials` of the report."""
+        rows = [*self._baseline_rows(), *(series.row() for series in self._series.values())]
+        workload = self.workload
         return {
-            "kind": task.kind,
-            "policy": task.policy,
-            "version": task.version,
-            "digest": task.digest,
-            "observation": f"{task.observation.dtype} {list(task.observation.shape)}",
-            "observations": task.source,
+            "kind": workload.kind,
+            "policy": workload.policy,
+            "version": workload.version,
+            "digest": workload.digest,
+            "observation": f"{workload.observation.dtype} {list(workload.observation.shape)}",
+            "observations": workload.source,
             "rows": rows,
-            "noise": _noise(rows, self.floors),
+            "noise": _noise(rows, self.baselines),
             "ratios": ratios(rows),
         }
 
-    def _floor_rows(self) -> list[Row]:
+    def _baseline_rows(self) -> list[Row]:
         rows = []
         for carrier, name in FLOOR_NAMES.items():
-            samples = [getattr(sample, f"{carrier}_ns") for sample in self.floors]
+            samples = [getattr(sample, f"{carrier}_ns") for sample in self.baselines]
             round_trip_ns = np.concatenate(samples) if samples else np.empty(0, np.int64)
             if len(round_trip_ns):
                 figures = _figures(round_trip_ns, np.zeros_like(round_trip_ns), float(round_trip_ns.sum()) / 1e9)
@@ -109,22 +111,22 @@ class Trial:
 
 
 def report(
-    trials: list[Trial],
-    field: Field,
+    results: list[PolicyResults],
+    selection: Selection,
     placement: Placement,
     clients: list[int],
     seconds: float,
     warmup_s: float,
     repeat: int,
 ) -> dict[str, Any]:
-    """The report of `pillion bench compare`; `bench/README.md` says what each key means."""
-    parts = [trial.report() for trial in trials]
+    """Returns the report of `pillion bench compare`; `bench/README.md` describes its keys."""
+    parts = [policy.report() for policy in results]
     return {
         "report": "pillion.compare",
         "n": sum(row["n"] for part in parts for row in part["rows"]),
         "trials": parts,
-        "contestants": {contestant.name: _description(contestant) for contestant in field.contestants},
-        "left_out": field.left_out,
+        "contestants": {system.name: _description(system) for system in selection.systems},
+        "left_out": selection.left_out,
         "clients": clients,
         "seconds": seconds,
         "warmup_s": warmup_s,
@@ -135,7 +137,7 @@ def report(
 
 
 def ratios(rows: list[Row]) -> dict[str, float | None]:
-    """What the comparison is about; None where one of the two has no figures."""
+    """Returns the ratios of the report; None if one of the two systems has no figures."""
     alone = {row["name"]: row["added_us"]["p50"] for row in rows if row["clients"] == 1 and row["added_us"]}
     together = {row["name"]: row["rows_per_s"] for row in rows if row["clients"] == THROUGHPUT_CLIENTS}
     found = {key: _ratio(alone.get(above), alone.get(below)) for key, _, above, below in RATIOS}
@@ -143,7 +145,7 @@ def ratios(rows: list[Row]) -> dict[str, float | None]:
 
 
 def first_error(report: dict[str, Any]) -> str:
-    """The first contestant without figures, in words; empty where all have them."""
+    """Returns a text about the first system without figures; empty if all have figures."""
     for part in report["trials"]:
         for row in part["rows"]:
             if row["error"]:
@@ -151,10 +153,10 @@ def first_error(report: dict[str, Any]) -> str:
     return ""
 
 
-def words_of(name: str) -> str:
-    """What is measured under that name."""
-    words = {contestant.name: contestant.words for contestant in CONTESTANTS} | FLOOR_WORDS
-    return words.get(name.removesuffix(AGAIN), name) + (AGAIN if name.endswith(AGAIN) else "")
+def label_of(name: str) -> str:
+    """Returns the label of a system or baseline, for a table."""
+    labels = {system.name: system.label for system in SYSTEMS} | BASELINE_LABELS
+    return labels.get(name.removesuffix(AGAIN), name) + (AGAIN if name.endswith(AGAIN) else "")
 
 
 def _figures(latency_ns: Nanoseconds, engine_ns: Nanoseconds, seconds: float) -> Row:
@@ -167,12 +169,12 @@ def _figures(latency_ns: Nanoseconds, engine_ns: Nanoseconds, seconds: float) ->
     }
 
 
-def _noise(rows: list[Row], floors: list[FloorSample]) -> dict[str, Any]:
-    """How far two measurements of the same lie apart, as a share of their mean."""
-    before, after = floors[::2], floors[1::2]
+def _noise(rows: list[Row], baselines: list[BaselineSample]) -> dict[str, Any]:
+    """Returns how far two measurements of the same system differ, as a share of their mean."""
+    before, after = baselines[::2], baselines[1::2]
     return {
-        "floor_lane": _floor_noise([floor.lane_ns for floor in before], [floor.lane_ns for floor in after]),
-        "floor_zmq": _floor_noise([floor.zmq_ns for floor in before], [floor.zmq_ns for floor in after]),
+        "floor_lane": _baseline_noise([sample.lane_ns for sample in before], [sample.lane_ns for sample in after]),
+        "floor_zmq": _baseline_noise([sample.zmq_ns for sample in before], [sample.zmq_ns for sample in after]),
         "again": [_again_noise(row, again) for row, again in _measured_twice(rows)],
     }
 
@@ -190,7 +192,7 @@ def _again_noise(row: Row, again: Row) -> Row:
     return {"name": row["name"], "clients": row["clients"], **rounded}
 
 
-def _floor_noise(before: list[Nanoseconds], after: list[Nanoseconds]) -> float | None:
+def _baseline_noise(before: list[Nanoseconds], after: list[Nanoseconds]) -> float | None:
     sides = [np.concatenate(side) if side else np.empty(0, np.int64) for side in (before, after)]
     if not all(len(side) for side in sides):
         return None
@@ -202,5 +204,5 @@ def _ratio(above: float | None, below: float | None) -> float | None:
     return round(above / below, 3) if above and below else None
 
 
-def _description(contestant: Contestant) -> dict[str, Any]:
-    return {"words": contestant.words, "versions": versions(contestant)}
+def _description(system: System) -> dict[str, Any]:
+    return {"words": system.label, "versions": versions(system)}

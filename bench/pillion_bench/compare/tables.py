@@ -1,4 +1,4 @@
-"""A comparison for people: the table of the terminal, and the Markdown table that the root README holds."""
+"""The tables of a comparison: for the terminal, and in Markdown for the root README."""
 
 from __future__ import annotations
 
@@ -10,41 +10,38 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from pillion_bench.compare.report import AGAIN, RATIOS, THROUGHPUT_RATIO, THROUGHPUT_WORDS, words_of
+from pillion_bench.compare.report import AGAIN, RATIOS, THROUGHPUT_LABEL, THROUGHPUT_RATIO, label_of
 from pillion_bench.errors import ReportError
 from pillion_bench.percentiles import QUANTILES
-from pillion_bench.tables import DASH_MEANS, TABLE_STYLE, latency_cells, make_console
+from pillion_bench.tables import DASH_NOTE, TABLE_STYLE, describe, latency_cells, make_console, print_table
 
 Report = dict[str, Any]
 
 BEGIN: Final = "<!-- compare: begin -->"
 END: Final = "<!-- compare: end -->"
-"""Between the two stands the table in a README."""
+"""The table of a README is between these two lines."""
 
 
 def print_compare(report: Report) -> None:
-    """The tables of `pillion bench compare`, its noise and its ratios."""
+    """Prints the tables of `pillion bench compare`, its noise and its ratios."""
     console = make_console()
     for name in _names_of_all(report):
-        console.print(f"{name}: {words_of(name)}", style="dim")
+        console.print(f"{name}: {label_of(name)}", style="dim")
     for trial in report["trials"]:
-        console.print(_table(trial))
-        console.print(DASH_MEANS, style="dim")
+        print_table(console, _table(trial))
         for row in trial["rows"]:
             if row["error"]:
                 console.print(f"{row['name']}, {_clients(row['clients'])}: no figures: {row['error']}", style="red")
         _print_noise(console, trial["noise"])
         _print_ratios(console, trial["ratios"])
-    host = report["host"]
     console.print(
-        f"placement: {report['pin']}; {report['seconds']:g} s x {report['repeat']} each; {host['cpus']} cpus, "
-        f"{host['cpu']}, Python {host['python']}",
+        f"placement: {report['pin']}; {report['seconds']:g} s x {report['repeat']} each; {describe(report['host'])}",
         style="dim",
     )
 
 
 def load_report(path: Path) -> Report:
-    """A report that `pillion bench compare --json` printed; raises `ReportError`."""
+    """Reads a report that `pillion bench compare --json` printed; raises `ReportError`."""
     try:
         report = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError) as error:
@@ -55,7 +52,7 @@ def load_report(path: Path) -> Report:
 
 
 def markdown(report: Report) -> str:
-    """The README's table, with what it was measured on."""
+    """Returns the README's table, with the machine and the noise below it."""
     clients = report["clients"]
     lines = [
         "| | " + " | ".join(f"{_clients(count)}" for count in clients) + " |",
@@ -68,7 +65,7 @@ def markdown(report: Report) -> str:
 
 
 def write_between_markers(path: Path, text: str) -> None:
-    """Puts `text` between the two markers of a file; raises `ReportError` where it has none."""
+    """Replaces what is between the two markers of a file by `text`; raises `ReportError` if it has no markers."""
     before, begin, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -95,25 +92,25 @@ def _row_cells(row: Report) -> list[str]:
 
 
 def _print_noise(console: Console, noise: Report) -> None:
-    floors = [f"{name.replace('_', '-')} {noise[name]:.1%}" for name in ("floor_lane", "floor_zmq") if noise[name]]
-    if floors:
-        console.print(f"noise of the p50, before against after: {', '.join(floors)}")
+    baselines = [f"{name.replace('_', '-')} {noise[name]:.1%}" for name in ("floor_lane", "floor_zmq") if noise[name]]
+    if baselines:
+        console.print(f"noise of the p50, before and after: {', '.join(baselines)}")
     for again in noise["again"]:
         shares = ", ".join(f"{name} {again[name]:.1%}" for name in QUANTILES)
         console.print(
             f"A/A noise, {again['name']} against itself, {_clients(again['clients'])}: {shares}, "
-            f"rows/s {again['rows_per_s']:.1%}; less than that means nothing"
+            f"rows/s {again['rows_per_s']:.1%}; smaller differences mean nothing"
         )
 
 
 def _print_ratios(console: Console, ratios: Report) -> None:
-    for key, words in [*((key, words) for key, words, _, _ in RATIOS), (THROUGHPUT_RATIO, THROUGHPUT_WORDS)]:
+    for key, label in [*((key, label) for key, label, _, _ in RATIOS), (THROUGHPUT_RATIO, THROUGHPUT_LABEL)]:
         if ratios[key] is not None:
-            console.print(f"{words}: [bold]{ratios[key]:.2f}[/bold]")
+            console.print(f"{label}: [bold]{ratios[key]:.2f}[/bold]")
 
 
 def _names(trial: Report) -> Iterator[str]:
-    """Each once, in the order of the report; what was measured again only shows the noise."""
+    """Yields each name once, in the order of the report. A second measurement only shows the noise."""
     for name in dict.fromkeys(row["name"] for row in trial["rows"]):
         if not name.endswith(AGAIN):
             yield name
@@ -125,7 +122,7 @@ def _names_of_all(report: Report) -> list[str]:
 
 def _markdown_row(trial: Report, name: str, clients: list[int]) -> str:
     rows = {row["clients"]: row for row in trial["rows"] if row["name"] == name}
-    return f"| {words_of(name)} | " + " | ".join(_markdown_cell(rows.get(count)) for count in clients) + " |"
+    return f"| {label_of(name)} | " + " | ".join(_markdown_cell(rows.get(count)) for count in clients) + " |"
 
 
 def _markdown_cell(row: Report | None) -> str:
@@ -140,9 +137,9 @@ def _markdown_cell(row: Report | None) -> str:
 def _footnotes(report: Report) -> Iterator[str]:
     host = report["host"]
     yield (
-        f"p50 / p99 / p99.9 of added latency (–: fewer than ten samples lie beyond), rows/s, and n, the acts counted; "
+        f"p50 / p99 / p99.9 of added latency ({DASH_NOTE}), rows/s, and n, the number of acts; "
         f"each client is a process with one row. {host['cpu']}, {host['cpus']} CPUs, Python {host['python']}; "
-        f"{report['pin']}; {report['seconds']:g} s × {report['repeat']} each, in turns."
+        f"{report['pin']}; {report['seconds']:g} s × {report['repeat']} each, interleaved."
     )
     for trial in report["trials"]:
         noises = [again for again in trial["noise"]["again"] if again["clients"] == report["clients"][0]]

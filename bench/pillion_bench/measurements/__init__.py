@@ -1,1 +1,1 @@
-"""One module per measurement of `pillion bench`, and its tables."""
+"""One module per measurement of `pillion bench`, and its table."""

@@ -1,16 +1,16 @@
-"""`make demo`: every recording that ships, replayed against the policy that made it, in one table."""
+"""`make demo`: replays every shipped recording against the policy that made it, and prints one table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from pillion_bench.errors import ActionMismatchError, RecordingError
 from pillion_bench.host import describe_host
+from pillion_bench.limits import DEMO_REPLAY_S_MAX
 from pillion_bench.measurements.replay import Replayed, ReplayOptions, replay_file
 from pillion_bench.percentiles import QUANTILES, percentiles_us
 from pillion_bench.process.daemon_process import DaemonProcess
@@ -18,33 +18,28 @@ from pillion_bench.process.placement import Placement
 from pillion_bench.process.target import Target
 from pillion_bench.recordings.recording import Recording
 from pillion_bench.shipped import examples_folder, recorded_policies, recordings
-from pillion_bench.tables import DASH_MEANS, TABLE_STYLE, latency_cells, make_console
-
-REPLAY_S_MAX: Final = 3.0
-"""A replay takes about so long at most: what was recorded over a longer time is replayed faster."""
+from pillion_bench.tables import TABLE_STYLE, describe, latency_cells, make_console, print_table
 
 
 def run_demo(placement: Placement) -> None:
-    """Prints what it does and the table; raises `ActionMismatchError` where an action is not the recorded one."""
+    """Prints its progress and the table; raises `ActionMismatchError` if an action is not the recorded one."""
     console = make_console()
     policies = recorded_policies()
     if not policies:
         raise RecordingError("no recordings ship with this installation")
     replays = [replayed for policy in policies for replayed in _replay_all(policy, placement, console)]
-    console.print(_table(replays))
-    console.print(DASH_MEANS, style="dim")
-    host = describe_host()
-    console.print(f"placement: {placement}; {host['cpus']} cpus, {host['cpu']}, Python {host['python']}", style="dim")
+    print_table(console, _table(replays))
+    console.print(f"placement: {placement}; {describe(describe_host())}", style="dim")
     for replayed in replays:
         if replayed.mismatches:
             raise ActionMismatchError(f"{_name(replayed)}: {replayed.first_mismatch}")
     acts = sum(len(replayed.latency_ns) for replayed in replays)
-    console.print(f"All {acts:,} actions are the recorded ones.", style="bold green")
+    console.print(f"All {acts:,} actions are equal to the recorded ones.", style="bold green")
 
 
 def pace_of(duration_s: float) -> float:
-    """1 (the recorded pace), or as much faster as keeps a replay within `REPLAY_S_MAX`."""
-    return max(1.0, duration_s / REPLAY_S_MAX)
+    """Returns the speed of a replay: 1 (the recorded pace), or more if it would exceed `DEMO_REPLAY_S_MAX`."""
+    return max(1.0, duration_s / DEMO_REPLAY_S_MAX)
 
 
 def _replay_all(policy: str, placement: Placement, console: Console) -> Iterator[Replayed]:
@@ -63,7 +58,7 @@ def _replay_all(policy: str, placement: Placement, console: Console) -> Iterator
 
 
 def _table(replays: list[Replayed]) -> Table:
-    table = Table(title="added latency (from when an act was due to its answer, less the engine), µs", **TABLE_STYLE)
+    table = Table(title="added latency (from an act's due time to its answer, less the engine), µs", **TABLE_STYLE)
     table.add_column("recording")
     for name in ("n", "mismatches", *QUANTILES, "engine p50"):
         table.add_column(name, justify="right")

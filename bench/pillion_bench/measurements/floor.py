@@ -1,11 +1,14 @@
-"""What no server on this host can beat: an echo over raw pyzmq, one over a raw Unix socket, and the engine alone."""
+"""The baselines that no server on this host can beat: a raw pyzmq echo, a raw Unix socket echo, and the bare engine.
+
+The command and the fields of the reports call them floors.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -13,25 +16,23 @@ import numpy as np
 from pillion_artifacts import Store
 from pillion_bench.exchange import Exchange, exchange_of
 from pillion_bench.host import describe_host
-from pillion_bench.percentiles import Nanoseconds, percentiles_us, relative_difference
+from pillion_bench.limits import ANSWER_S_MAX
+from pillion_bench.percentiles import Nanoseconds, nanoseconds, percentiles_us, relative_difference
 from pillion_bench.process.placement import CpuSet, Placement
 from pillion_bench.process.worker import Worker
 from pillion_bench.roles.bare_engine import EnginePlan
-from pillion_bench.roles.echo import EchoPlan, PingOrder, PingResult
-
-ANSWER_S_MAX: Final = 30.0
-"""What a process of the bench may take beyond the time it was told to measure for."""
+from pillion_bench.roles.echo import EchoPlan, PingRequest, PingResult
 
 
-class FloorSample(msgspec.Struct, frozen=True):
+class BaselineSample(msgspec.Struct, frozen=True):
     """Round trips of one measurement, in ns."""
 
     zmq_ns: Nanoseconds
     lane_ns: Nanoseconds
 
 
-class Floors:
-    """Owns the four processes of the two echoes, which sleep between measurements; a context manager."""
+class Baselines:
+    """Owns the four processes of the two echoes, which are idle between measurements; a context manager."""
 
     def __init__(self, exchange: Exchange, placement: Placement) -> None:
         self._exchange = exchange
@@ -50,12 +51,12 @@ class Floors:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def measure(self, seconds: float) -> FloorSample:
-        """Pings for `seconds` over the one, then over the other."""
-        return FloorSample(self._ping("zmq", seconds), self._ping("lane", seconds))
+    def measure(self, seconds: float) -> BaselineSample:
+        """Pings over pyzmq, then over the Unix socket, for `seconds` each."""
+        return BaselineSample(self._ping("zmq", seconds), self._ping("lane", seconds))
 
     def _start(self, stack: ExitStack, folder: str, role: str, cpus: CpuSet | None) -> dict[str, Worker]:
-        """A process for each carrier, side by side; the pings find their echoes listening."""
+        """Starts the `echo` or the `ping` of both carriers at once, and waits until they are ready."""
         started = {
             carrier: stack.enter_context(
                 Worker(f"{carrier}-{role}", EchoPlan(f"{folder}/{carrier}.sock", self._exchange), cpus)
@@ -63,25 +64,25 @@ class Floors:
             for carrier in ("zmq", "lane")
         }
         for worker in started.values():
-            worker.hear(str, ANSWER_S_MAX)
+            worker.receive(str, ANSWER_S_MAX)
         return started
 
     def _ping(self, carrier: str, seconds: float) -> Nanoseconds:
-        result = self._pings[carrier].ask(PingOrder(seconds), PingResult, seconds + ANSWER_S_MAX)
-        return np.frombuffer(result.round_trip_ns, np.int64)
+        result = self._pings[carrier].request(PingRequest(seconds), PingResult, seconds + ANSWER_S_MAX)
+        return nanoseconds(result.round_trip_ns)
 
 
-class FloorFigures(msgspec.Struct, frozen=True):
-    """Two measurements of the floors, before and after something: what they say together, and how far they lie apart."""
+class BaselineFigures(msgspec.Struct, frozen=True):
+    """Two measurements of the baselines, before and after something: all samples, and how far the two differ."""
 
     zmq_ns: Nanoseconds
     lane_ns: Nanoseconds
     noise: float
-    """|before - after| of the pyzmq echo's p50, as a share of their mean: differences below it mean nothing."""
+    """|before - after| of the pyzmq echo's p50, as a share of their mean: smaller differences mean nothing."""
 
     @classmethod
-    def of(cls, before: FloorSample, after: FloorSample) -> FloorFigures:
-        """The figures of two measurements."""
+    def of(cls, before: BaselineSample, after: BaselineSample) -> BaselineFigures:
+        """Returns the figures of two measurements."""
         zmq_p50 = [percentiles_us(sample.zmq_ns)["p50"] for sample in (before, after)]
         return cls(
             np.concatenate([before.zmq_ns, after.zmq_ns]),
@@ -90,24 +91,24 @@ class FloorFigures(msgspec.Struct, frozen=True):
         )
 
     def floor_us(self) -> dict[str, float | None]:
-        """The p50 of each echo; None where the carrier cannot take messages of that size."""
+        """Returns the p50 of each echo; None if the socket cannot take messages of that size."""
         return {"zmq": _p50(self.zmq_ns), "lane": _p50(self.lane_ns)}
 
     def details(self) -> dict[str, Any]:
-        """Each echo's sample count and percentiles."""
+        """Returns the sample count and the percentiles of each echo."""
         parts = {"zmq": self.zmq_ns, "lane": self.lane_ns}
         return {name: {"n": len(values), **percentiles_us(values)} for name, values in parts.items()}
 
 
 def measure_floor(store: Path, reference: str, rows: int, seconds: float, placement: Placement) -> dict[str, Any]:
-    """The floors under `rows` rows of a policy, as the report of `pillion bench floor`."""
+    """Measures the baselines of `rows` rows of a policy; returns the report of `pillion bench floor`."""
     artifact = Store(store).load(reference)
     exchange = exchange_of(artifact.card.spec(), rows)
-    with Floors(exchange, placement) as floors:
-        before = floors.measure(seconds / 2)
+    with Baselines(exchange, placement) as baselines:
+        before = baselines.measure(seconds / 2)
         engine_ns = _time_engine(store, f"{artifact.policy}@{artifact.version}", rows, seconds, placement)
-        after = floors.measure(seconds / 2)
-    figures = FloorFigures.of(before, after)
+        after = baselines.measure(seconds / 2)
+    figures = BaselineFigures.of(before, after)
     zmq_s = float(figures.zmq_ns.sum()) / 1e9
     return {
         "n": len(figures.zmq_ns),
@@ -131,9 +132,9 @@ def measure_floor(store: Path, reference: str, rows: int, seconds: float, placem
 
 def _time_engine(store: Path, reference: str, rows: int, seconds: float, placement: Placement) -> Nanoseconds:
     with Worker("engine", EnginePlan(str(store), reference, rows), placement.server) as engine:
-        engine.hear(str, ANSWER_S_MAX)
-        result = engine.ask(PingOrder(seconds), PingResult, seconds + ANSWER_S_MAX)
-    return np.frombuffer(result.round_trip_ns, np.int64)
+        engine.receive(str, ANSWER_S_MAX)
+        result = engine.request(PingRequest(seconds), PingResult, seconds + ANSWER_S_MAX)
+    return nanoseconds(result.round_trip_ns)
 
 
 def _p50(values: Nanoseconds) -> float | None:

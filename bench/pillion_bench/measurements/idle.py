@@ -1,4 +1,4 @@
-"""What idle costs: silent sessions beside an active one, and a daemon that nobody asks anything."""
+"""The cost of idleness: idle sessions beside an active one, and a daemon without any active session."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ import msgspec
 import numpy as np
 
 from pillion_bench.host import describe_host
-from pillion_bench.measurements.disturb import Segment, compare_segments
-from pillion_bench.measurements.floor import ANSWER_S_MAX
-from pillion_bench.percentiles import percentiles_us
+from pillion_bench.limits import ANSWER_S_MAX, IDLE_CONNECT_S_MAX
+from pillion_bench.measurements.rounds import Segment, compare_segments
+from pillion_bench.percentiles import nanoseconds, percentiles_us
 from pillion_bench.process.daemon_process import DaemonProcess
-from pillion_bench.process.placement import Placement, bystander
+from pillion_bench.process.placement import Placement, spare_cpus
 from pillion_bench.process.worker import Worker
-from pillion_bench.roles.idle_clients import SilentPlan
-from pillion_bench.roles.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
+from pillion_bench.roles.idle_clients import IdlePlan
+from pillion_bench.roles.load_driver import LoadOpened, LoadPlan, LoadRequest, LoadResult
 from pillion_bench.shipped import examples_folder
 
 POLICY: Final = "lunar-lander"
-CONNECT_S_MAX: Final = 60.0
 
 _ROUND: Final = ("alone", "crowded", "crowded", "alone too")
-"""ABBA, as `pillion bench disturb` has it: noise is by how much the two that are alone differ."""
+"""The daemons of a round, in order: the crowded one has the idle sessions."""
 
 _WARM_UP_S: Final = 0.2
 
 
 class IdleOptions(msgspec.Struct, frozen=True):
-    """How many sessions keep silent, and how long and how often an active one is measured beside them."""
+    """The number of idle sessions, and how long and how often an active one is measured."""
 
     sessions: int = 1_000
     seconds: float = 2.0
@@ -40,23 +39,24 @@ class IdleOptions(msgspec.Struct, frozen=True):
 
     @property
     def measurements(self) -> int:
+        """The number of segments, and the two measurements of processor time."""
         return self.rounds * len(_ROUND) + 2
 
 
 def measure_idle(placement: Placement, options: IdleOptions, advance: Callable[[str], None]) -> dict[str, Any]:
-    """Measures an active session with and without silent ones, and what a daemon without an active one takes."""
+    """Measures an active session with and without idle ones, and the processor time of a daemon without an active one."""
     with ExitStack() as stack:
         daemons = {name: stack.enter_context(_open_daemon(placement, options)) for name in dict.fromkeys(_ROUND)}
-        plan = SilentPlan(daemons["crowded"].address, options.sessions)
-        silent = stack.enter_context(Worker("silent", plan, bystander(placement)))
-        silent.hear(str, CONNECT_S_MAX)
+        plan = IdlePlan(daemons["crowded"].address, options.sessions)
+        idle_clients = stack.enter_context(Worker("idle", plan, spare_cpus(placement)))
+        idle_clients.receive(str, IDLE_CONNECT_S_MAX)
         segments = []
         for name in _ROUND * options.rounds:
             advance(name)
             segments.append(_drive(name, daemons[name], placement, options.seconds))
         shares = {}
         for name in ("alone", "crowded"):
-            advance(f"{name}, nobody active")
+            advance(f"{name}, no active session")
             shares[name] = _cpu_share(daemons[name], options.seconds * len(_ROUND))
     return _report(segments, shares, placement, options)
 
@@ -67,16 +67,13 @@ def _open_daemon(placement: Placement, options: IdleOptions) -> DaemonProcess:
 
 def _drive(name: str, daemon: DaemonProcess, placement: Placement, seconds: float) -> Segment:
     with Worker("load", LoadPlan(daemon.address, POLICY, "", 1, 1, 1, seed=1), placement.client) as client:
-        client.hear(LoadOpened, ANSWER_S_MAX)
-        from_ns = time.monotonic_ns() + int(_WARM_UP_S * 1e9)
-        order = LoadOrder(from_ns, from_ns + int(seconds * 1e9))
-        result = client.ask(order, LoadResult, seconds + ANSWER_S_MAX)
-    round_trips_ns, engine_ns = (np.frombuffer(part, np.int64) for part in (result.latency_ns, result.engine_ns))
-    return Segment(name, round_trips_ns - engine_ns, None)
+        client.receive(LoadOpened, ANSWER_S_MAX)
+        result = client.request(LoadRequest.after(_WARM_UP_S, seconds), LoadResult, seconds + ANSWER_S_MAX)
+    return Segment(name, nanoseconds(result.latency_ns) - nanoseconds(result.engine_ns))
 
 
 def _cpu_share(daemon: DaemonProcess, seconds: float) -> float:
-    """The share of one core that both processes of a daemon take."""
+    """Returns the share of one core that both processes of a daemon use."""
     before_s = daemon.cpu_s()
     began_s = time.monotonic()
     time.sleep(seconds)

@@ -1,8 +1,7 @@
-"""The closed loop: sessions that act as fast as they are answered, from processes of the bench's own."""
+"""The closed loop: sessions that act as soon as they are answered, from the bench's own processes."""
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -12,19 +11,20 @@ import numpy as np
 from pillion_bench.errors import BadOptionError
 from pillion_bench.exchange import exchange_of
 from pillion_bench.host import describe_host
-from pillion_bench.measurements.floor import ANSWER_S_MAX, FloorFigures, Floors
-from pillion_bench.percentiles import Nanoseconds, percentiles_us
+from pillion_bench.limits import ANSWER_S_MAX
+from pillion_bench.measurements.floor import BaselineFigures, Baselines
+from pillion_bench.percentiles import Nanoseconds, nanoseconds, percentiles_us
 from pillion_bench.process.target import Target
 from pillion_bench.process.worker import Worker
-from pillion_bench.roles.load_driver import LoadOpened, LoadOrder, LoadPlan, LoadResult
+from pillion_bench.roles.load_driver import LoadOpened, LoadPlan, LoadRequest, LoadResult
 from pillion_protocol import decode_spec
 
-_TOGETHER_S: Final = 0.05
-"""From the order to the first counted moment, beside the warm-up: every process has it by then."""
+_DELIVERY_S: Final = 0.05
+"""Time for a request to reach every process, added to the warm-up."""
 
 
 class LoadOptions(msgspec.Struct, frozen=True):
-    """How much, from how many, for how long. Sessions and connections are those of all processes together."""
+    """The load and its duration. Sessions are those of all processes together."""
 
     sessions: int = 1
     rows: int = 1
@@ -34,11 +34,11 @@ class LoadOptions(msgspec.Struct, frozen=True):
     seconds: float = 5.0
     warmup_s: float = 1.0
     floor_s: float = 1.0
-    """How long each floor is measured, before and again after."""
+    """How long each baseline is measured, before and again after."""
     seed: int = 7
 
     def plans(self, target: Target) -> list[LoadPlan]:
-        """The sessions shared out evenly among the processes; raises `BadOptionError` where there are too few."""
+        """Distributes the sessions evenly over the processes; raises `BadOptionError` if there are too few."""
         connections = self.connections or 1
         if self.sessions < self.processes * connections:
             raise BadOptionError(
@@ -56,7 +56,7 @@ class LoadOptions(msgspec.Struct, frozen=True):
 
 
 class LoadFigures(msgspec.Struct, frozen=True):
-    """All that was counted, in ns."""
+    """The times of all acts that count, in ns, and the number of refused acts."""
 
     latency_ns: Nanoseconds
     engine_ns: Nanoseconds
@@ -64,29 +64,28 @@ class LoadFigures(msgspec.Struct, frozen=True):
 
 
 def measure_load(target: Target, options: LoadOptions) -> dict[str, Any]:
-    """Runs the load between two measurements of the floor in the same placement, and gives the report."""
+    """Runs the load between two measurements of the baselines in the same placement; returns the report."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker("load", plan, target.placement.client)) for plan in options.plans(target)]
-        opened = [worker.hear(LoadOpened, ANSWER_S_MAX) for worker in workers]
+        opened = [worker.receive(LoadOpened, ANSWER_S_MAX) for worker in workers]
         exchange = exchange_of(decode_spec(opened[0].spec), options.rows)
-        floors = stack.enter_context(Floors(exchange, target.placement))
-        before = floors.measure(options.floor_s)
+        baselines = stack.enter_context(Baselines(exchange, target.placement))
+        before = baselines.measure(options.floor_s)
         figures = _drive(workers, options)
         memory = target.daemon.resident_bytes() if target.daemon else None
-        after = floors.measure(options.floor_s)
-    return report(target, options, opened[0], figures, FloorFigures.of(before, after), memory)
+        after = baselines.measure(options.floor_s)
+    return report(target, options, opened[0], figures, BaselineFigures.of(before, after), memory)
 
 
 def _drive(workers: list[Worker], options: LoadOptions) -> LoadFigures:
-    from_ns = time.monotonic_ns() + int((options.warmup_s + _TOGETHER_S) * 1e9)
-    order = LoadOrder(from_ns, from_ns + int(options.seconds * 1e9))
+    request = LoadRequest.after(options.warmup_s + _DELIVERY_S, options.seconds)
     for worker in workers:
-        worker.tell(order)
+        worker.send(request)
     patience_s = options.warmup_s + options.seconds + ANSWER_S_MAX
-    results = [worker.hear(LoadResult, patience_s) for worker in workers]
+    results = [worker.receive(LoadResult, patience_s) for worker in workers]
     return LoadFigures(
-        np.concatenate([np.frombuffer(result.latency_ns, np.int64) for result in results]),
-        np.concatenate([np.frombuffer(result.engine_ns, np.int64) for result in results]),
+        np.concatenate([nanoseconds(result.latency_ns) for result in results]),
+        np.concatenate([nanoseconds(result.engine_ns) for result in results]),
         sum(result.errors for result in results),
     )
 
@@ -96,10 +95,10 @@ def report(
     options: LoadOptions,
     opened: LoadOpened,
     figures: LoadFigures,
-    floor: FloorFigures,
+    floor: BaselineFigures,
     memory: int | None,
 ) -> dict[str, Any]:
-    """The report of `pillion bench load`; `bench/README.md` says what each key means."""
+    """Returns the report of `pillion bench load`; `bench/README.md` describes its keys."""
     count = len(figures.latency_ns)
     added_us = percentiles_us(figures.latency_ns - figures.engine_ns)
     floor_us = floor.floor_us()

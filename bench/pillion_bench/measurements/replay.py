@@ -1,9 +1,9 @@
-"""The open loop: recorded episodes replayed at their recorded pace, every action checked against the recorded one."""
+"""The open loop: recorded episodes replayed at their recorded pace, with every action checked."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,32 +12,30 @@ import pillion
 from pillion_bench.errors import ActionMismatchError, RecordingError
 from pillion_bench.exchange import exchange_of
 from pillion_bench.host import describe_host
-from pillion_bench.measurements.floor import ANSWER_S_MAX, FloorFigures, Floors
-from pillion_bench.percentiles import Nanoseconds, percentiles_us
+from pillion_bench.limits import ANSWER_S_MAX, REPLAY_SLOWDOWN_MAX
+from pillion_bench.measurements.floor import BaselineFigures, Baselines
+from pillion_bench.percentiles import Nanoseconds, nanoseconds, percentiles_us
 from pillion_bench.process.target import Target
 from pillion_bench.process.worker import Worker
 from pillion_bench.recordings.recording import Recording
 from pillion_bench.roles.replay_driver import ReplayOpened, ReplayPlan, ReplayResult
 from pillion_protocol import decode_spec
 
-_SLOWER_MAX: Final = 5.0
-"""By which factor a replay may take longer than the recording did, before it is given up."""
-
 
 class ReplayOptions(msgspec.Struct, frozen=True):
-    """How fast, by how many at once, and how strictly."""
+    """The speed, the number of concurrent sessions, and the checks."""
 
     sessions: int = 1
     speed: float = 1.0
-    """1: the recorded pace; 0: as fast as it goes."""
+    """1: the recorded pace; 0: as fast as possible."""
     any_version: bool = False
-    """Replay also against another artifact than the recorded one; its actions may then well differ."""
+    """Replay even if the daemon serves another artifact than the recorded one. Its actions may then differ."""
     floor_s: float = 0.5
-    """How long each floor is measured, before and again after; 0: not at all."""
+    """How long each baseline is measured, before and again after; 0: not at all."""
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """What came of one recording."""
+    """The result of replaying one recording."""
 
     file: str
     steps: int
@@ -52,11 +50,11 @@ class Replayed(msgspec.Struct, frozen=True):
 
     @property
     def added_ns(self) -> Nanoseconds:
-        """The latency without the engine."""
+        """The latency from the due time, less the engine."""
         return self.latency_ns - self.engine_ns
 
     def summary(self) -> dict[str, Any]:
-        """Its part of a report."""
+        """Returns its part of a report."""
         return {
             "file": Path(self.file).name,
             "episodes": self.episodes,
@@ -70,24 +68,24 @@ class Replayed(msgspec.Struct, frozen=True):
 
 
 def replay_file(path: Path, target: Target, options: ReplayOptions) -> Replayed:
-    """Replays one recording; raises `RecordingError` where another artifact is served than was recorded."""
+    """Replays one recording; raises `RecordingError` if the daemon serves another artifact than the recorded one."""
     recording = Recording.load(path)
     plan = ReplayPlan(target.address, str(path.resolve()), options.sessions, options.speed)
     with Worker("replay", plan, target.placement.client) as worker:
-        opened = worker.hear(ReplayOpened, ANSWER_S_MAX)
+        opened = worker.receive(ReplayOpened, ANSWER_S_MAX)
         if not options.any_version:
             _check_artifact(path, recording, opened)
         _check_shapes(path, recording, opened)
-        patience_s = ANSWER_S_MAX + _SLOWER_MAX * recording.duration_s / (options.speed or 1.0)
-        result = worker.ask("replay", ReplayResult, patience_s)
+        patience_s = ANSWER_S_MAX + REPLAY_SLOWDOWN_MAX * recording.duration_s / (options.speed or 1.0)
+        result = worker.request("replay", ReplayResult, patience_s)
     return Replayed(
         str(path),
         recording.steps,
         recording.episodes,
         opened,
-        np.frombuffer(result.latency_ns, np.int64),
-        np.frombuffer(result.service_ns, np.int64),
-        np.frombuffer(result.engine_ns, np.int64),
+        nanoseconds(result.latency_ns),
+        nanoseconds(result.service_ns),
+        nanoseconds(result.engine_ns),
         result.duration_s,
         result.mismatches,
         result.first_mismatch,
@@ -95,7 +93,7 @@ def replay_file(path: Path, target: Target, options: ReplayOptions) -> Replayed:
 
 
 def recorded_policy(files: list[Path]) -> str:
-    """`NAME@VERSION` that the recordings were made with; raises `RecordingError` unless it is the same for all."""
+    """Returns the `NAME@VERSION` that made the recordings; raises `RecordingError` unless all have the same."""
     references = {f"{recording.policy}@{recording.version}" for recording in map(Recording.load, files)}
     if len(references) > 1:
         raise RecordingError(f"expected recordings of one policy version, got {', '.join(sorted(references))}")
@@ -103,32 +101,32 @@ def recorded_policy(files: list[Path]) -> str:
 
 
 def check_actions(report: dict[str, Any]) -> None:
-    """Raises `ActionMismatchError` where a replay met another action than the recorded one."""
+    """Raises `ActionMismatchError` if a replay got another action than the recorded one."""
     for summary in report["recordings"]:
         if summary["mismatches"]:
             raise ActionMismatchError(
-                f"{summary['file']}: {summary['mismatches']} of {summary['n']} actions are not the recorded ones; "
+                f"{summary['file']}: {summary['mismatches']} of {summary['n']} actions differ from the recording; "
                 f"the first: {summary['first_mismatch']}"
             )
 
 
 def measure_replay(files: list[Path], target: Target, options: ReplayOptions) -> dict[str, Any]:
-    """Replays every file in turn, between two measurements of the floor, and gives the report of all together."""
+    """Replays the files one after the other, between two measurements of the baselines; returns one report of all."""
     if not options.floor_s:
         return report([replay_file(path, target, options) for path in files], target, options, None)
     with pillion.connect(target.address, client_name="pillion-bench") as session:
         exchange = exchange_of(session.spec, 1)
-    with Floors(exchange, target.placement) as floors:
-        before = floors.measure(options.floor_s)
+    with Baselines(exchange, target.placement) as baselines:
+        before = baselines.measure(options.floor_s)
         replays = [replay_file(path, target, options) for path in files]
-        after = floors.measure(options.floor_s)
-    return report(replays, target, options, FloorFigures.of(before, after))
+        after = baselines.measure(options.floor_s)
+    return report(replays, target, options, BaselineFigures.of(before, after))
 
 
 def report(
-    replays: list[Replayed], target: Target, options: ReplayOptions, floor: FloorFigures | None
+    replays: list[Replayed], target: Target, options: ReplayOptions, floor: BaselineFigures | None
 ) -> dict[str, Any]:
-    """The report of `pillion bench replay`; `bench/README.md` says what each key means."""
+    """Returns the report of `pillion bench replay`; `bench/README.md` describes its keys."""
     latency_ns, service_ns, engine_ns = (
         np.concatenate([getattr(replayed, name) for replayed in replays])
         for name in ("latency_ns", "service_ns", "engine_ns")
@@ -166,8 +164,8 @@ def report(
 def _check_artifact(path: Path, recording: Recording, opened: ReplayOpened) -> None:
     if opened.digest != recording.digest:
         raise RecordingError(
-            f"{path.name} was recorded with {recording.policy}@{recording.version} {recording.digest}, served is "
-            f"{opened.policy}@{opened.version} {opened.digest}; --any-version replays it all the same"
+            f"{path.name}: expected the recorded {recording.policy}@{recording.version} {recording.digest}, got "
+            f"{opened.policy}@{opened.version} {opened.digest}; use --any-version to replay it anyway"
         )
 
 
@@ -177,4 +175,4 @@ def _check_shapes(path: Path, recording: Recording, opened: ReplayOpened) -> Non
         expected = f"{tensor.dtype} {tensor.shape}"
         actual = "none" if array is None else f"{array.dtype} {list(array.shape[1:])}"
         if actual != expected:
-            raise RecordingError(f"{path.name}: observation {tensor.name!r}: the policy takes {expected}, got {actual}")
+            raise RecordingError(f"{path.name}: observation {tensor.name!r}: expected {expected}, got {actual}")

@@ -1,4 +1,4 @@
-"""Switches back and forth between two versions under full load, and what those who act feel of it."""
+"""Switches between two versions under full load, and the effect on the clients."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pillion_artifacts import Store
 from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.errors import ActionMismatchError
 from pillion_bench.host import describe_host
-from pillion_bench.measurements.floor import ANSWER_S_MAX
-from pillion_bench.percentiles import percentiles_us
+from pillion_bench.limits import ANSWER_S_MAX
+from pillion_bench.percentiles import Nanoseconds, nanoseconds, percentiles_us
 from pillion_bench.process.daemon_process import DaemonProcess
 from pillion_bench.process.placement import Placement
 from pillion_bench.process.worker import Worker
@@ -30,23 +30,23 @@ from pilliond.commands.admin_client import AdminClient
 from pilliond.engine.onnx import OnnxEngine
 
 VERSIONS: Final = ("1.0.0", "1.1.0", "1.2.0")
-"""Two of them go back and forth; of three in turn, none is still loaded when it is switched to."""
+"""Without `restage` the first two alternate and stay loaded. With it all three follow each other, and each is loaded anew."""
 
 SHIFT: Final = 100.0
-"""By how much the value of a version lies above that of the one before."""
+"""How much the value of each version lies above that of the one before."""
 
 AROUND_S: Final = 0.02
-"""Before and after a switch, for the greatest pause around it: what the operator's requests cost is in it."""
+"""The time before and after a switch for the longest pause around it, which includes the cost of the operator's requests."""
 
 EARLY: Final = 10
-"""Resident memory after so many switches is what the end is compared with."""
+"""The resident memory at the end is compared with the one after this many switches."""
 
 _PATH: Final = f"/v1/policies/{POLICY}"
 _NS: Final = 1e9
 
 
 class SwitchOptions(msgspec.Struct, frozen=True):
-    """How much load, how many switches, and whether each version is loaded anew."""
+    """The load, the number of switches, and whether each version is loaded anew."""
 
     sessions: int = 16
     switches: int = 100
@@ -54,33 +54,37 @@ class SwitchOptions(msgspec.Struct, frozen=True):
     before_s: float = 5.0
     pause_s: float = 0.1
     restage: bool = False
-    """Three versions in turn, so that each is staged and loaded for each switch."""
+    """Use three versions, so that each is staged and loaded for each switch."""
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Those that are switched to in turn, from the second on."""
+        """The versions, in the order of the switches. The first one serves at the start."""
         return VERSIONS if self.restage else VERSIONS[:2]
 
 
-class Span(msgspec.Struct, frozen=True):
-    """From when to when, on CLOCK_MONOTONIC."""
+class TimeWindow(msgspec.Struct, frozen=True):
+    """A span of time on CLOCK_MONOTONIC."""
 
     from_ns: int
     until_ns: int
 
 
-class Course(msgspec.Struct):
-    """What the operator did, and what the daemon said of it."""
+class SwitchLog(msgspec.Struct):
+    """The operations, and what the daemon reported about them."""
 
-    quiet: Span
+    quiet: TimeWindow
+    """The time before the first switch."""
     switched: list[dict[str, Any]] = []
-    staged: list[Span] = []
+    """The finished operation of each switch, as the admin port returns it."""
+    staged: list[TimeWindow] = []
+    """From the request to the switch, for each version that was staged."""
     resident_bytes: list[int] = []
+    """After `EARLY` switches, and after all."""
     rollback_ms: list[float] = []
 
 
 def measure_switch(placement: Placement, options: SwitchOptions, advance: Callable[[str], None]) -> dict[str, Any]:
-    """Runs it and gives the report. Raises `ActionMismatchError` where an answer is not that of the version it names."""
+    """Runs all switches; returns the report. Raises `ActionMismatchError` if an answer is not that of its version."""
     with tempfile.TemporaryDirectory(prefix="pillion-bench-") as folder:
         root = Path(folder) / "store"
         expected = {}
@@ -91,15 +95,18 @@ def measure_switch(placement: Placement, options: SwitchOptions, advance: Callab
         with DaemonProcess(root, f"{POLICY}@stable", placement.server, "lane", has_admin=True) as daemon:
             plan = SwitchPlan(daemon.address, options.sessions, options.acts_of_episode, expected)
             with Worker("switch", plan, placement.client) as driver:
-                driver.hear(str, ANSWER_S_MAX)
-                with _out_of_the_way():
-                    course = operate(daemon, options, advance)
-                result = driver.ask("enough", SwitchResult, ANSWER_S_MAX)
-    return report(course, result, options, placement)
+                driver.receive(str, ANSWER_S_MAX)
+                with _idle_priority():
+                    log = operate(daemon, options, advance)
+                result = driver.request("stop", SwitchResult, ANSWER_S_MAX)
+    return report(log, result, options, placement)
 
 
 def expected_outputs(store: Store, version: str) -> dict[str, list[bytes]]:
-    """What a version answers to each observation alone, by its digest; the certificate says that a batch changes nothing."""
+    """Returns a version's digest and its outputs for each observation by itself.
+
+    They are expected in any batch too: the version's certificate says that a batch changes no bit.
+    """
     artifact = store.load(f"{POLICY}@{version}")
     spec = artifact.card.spec()
     engine = OnnxEngine(artifact.model, spec, artifact.card.distribution.parameters(), 1)
@@ -113,34 +120,34 @@ def expected_outputs(store: Store, version: str) -> dict[str, list[bytes]]:
     return {artifact.digest.removeprefix("sha256:"): outputs}
 
 
-def operate(daemon: DaemonProcess, options: SwitchOptions, advance: Callable[[str], None]) -> Course:
-    """Waits, switches back and forth, rolls back; all through the admin port."""
+def operate(daemon: DaemonProcess, options: SwitchOptions, advance: Callable[[str], None]) -> SwitchLog:
+    """Waits, switches and rolls back, all through the admin port."""
     admin = AdminClient(f"unix://{daemon.admin_path}")
     began_ns = time.monotonic_ns()
     time.sleep(options.before_s)
-    course = Course(Span(began_ns, time.monotonic_ns()))
+    log = SwitchLog(TimeWindow(began_ns, time.monotonic_ns()))
     for number in range(1, options.switches + 1):
         version = options.versions[number % len(options.versions)]
         from_ns = time.monotonic_ns()
         body = {"version": version, "reason": "the bench", "by": "the bench"}
         done = admin.ended(admin.post(f"{_PATH}/switch", body))
         if done["load_ms"] is not None:
-            course.staged.append(Span(from_ns, done["effect_ns"]))
-        course.switched.append(done)
+            log.staged.append(TimeWindow(from_ns, done["effect_ns"]))
+        log.switched.append(done)
         time.sleep(options.pause_s)
         if number in (EARLY, options.switches):
-            course.resident_bytes.append(daemon.resident_bytes())
+            log.resident_bytes.append(daemon.resident_bytes())
         advance(version)
     for _ in range(0 if options.restage else EARLY):
-        rolled = admin.ended(admin.post(f"{_PATH}/rollback", {"reason": "the bench", "by": "the bench"}))
-        course.rollback_ms.append(rolled["effect_ms"])
+        operation = admin.ended(admin.post(f"{_PATH}/rollback", {"reason": "the bench", "by": "the bench"}))
+        log.rollback_ms.append(operation["effect_ms"])
         time.sleep(options.pause_s)
-    return course
+    return log
 
 
 @contextmanager
-def _out_of_the_way() -> Iterator[None]:
-    """The operator takes what server and clients leave: a pause that it makes on their CPUs is none of the daemon's."""
+def _idle_priority() -> Iterator[None]:
+    """Runs the block at the lowest priority: the operator must not interrupt the server or the clients on their CPUs."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
         yield
@@ -148,45 +155,45 @@ def _out_of_the_way() -> Iterator[None]:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
-def report(course: Course, result: SwitchResult, options: SwitchOptions, placement: Placement) -> dict[str, Any]:
-    """The report of `pillion bench switch`; `bench/README.md` says what each key means."""
+def report(log: SwitchLog, result: SwitchResult, options: SwitchOptions, placement: Placement) -> dict[str, Any]:
+    """Returns the report of `pillion bench switch`; `bench/README.md` describes its keys."""
     if result.wrong or result.mixed:
         raise ActionMismatchError(
-            f"{result.wrong} answers are not those of the version they name, {result.mixed} mixed"
+            f"{result.wrong} answers are not those of the version they name, {result.mixed} are of a version not leased"
         )
-    came_ns = np.frombuffer(result.came_ns, np.int64)
-    latency_ns = np.frombuffer(result.latency_ns, np.int64)
-    before = latency_ns[_within(came_ns, course.quiet)]
-    staging = np.concatenate([latency_ns[_within(came_ns, span)] for span in course.staged] or [latency_ns[:0]])
-    flips = [done["effect_ns"] for done in course.switched]
+    received_ns = nanoseconds(result.received_ns)
+    latency_ns = nanoseconds(result.latency_ns)
+    before = latency_ns[_within(received_ns, log.quiet)]
+    staging = np.concatenate([latency_ns[_within(received_ns, window)] for window in log.staged] or [latency_ns[:0]])
+    flips = [done["effect_ns"] for done in log.switched]
     quiet_flips = range(
-        course.quiet.from_ns + int(AROUND_S * _NS), course.quiet.until_ns - int(AROUND_S * _NS), int(2 * AROUND_S * _NS)
+        log.quiet.from_ns + int(AROUND_S * _NS), log.quiet.until_ns - int(AROUND_S * _NS), int(2 * AROUND_S * _NS)
     )
     p99_before, p99_staging = percentiles_us(before)["p99"], percentiles_us(staging)["p99"]
-    early, late = (course.resident_bytes * 2)[:2] if course.resident_bytes else (0, 0)
+    early, late = (log.resident_bytes * 2)[:2] if log.resident_bytes else (0, 0)
     return {
-        "acts": len(came_ns),
+        "acts": len(received_ns),
         "acts_of_version": result.acts,
         "episodes": result.episodes,
         "failed": result.refused,
         "doubled": result.doubled,
         "wrong": result.wrong,
         "mixed": result.mixed,
-        "switches": len(course.switched),
-        "staged": len(course.staged),
-        "acts_per_s_before": round(len(before) / ((course.quiet.until_ns - course.quiet.from_ns) / _NS), 1),
+        "switches": len(log.switched),
+        "staged": len(log.staged),
+        "acts_per_s_before": round(len(before) / ((log.quiet.until_ns - log.quiet.from_ns) / _NS), 1),
         "before": {"n": len(before), "latency_us": percentiles_us(before)},
         "during_staging": {"n": len(staging), "latency_us": percentiles_us(staging)},
         "staging_over_before_p99": round(p99_staging / p99_before, 3) if p99_before and len(staging) else None,
-        "gap_at_flip_us": gaps_us(came_ns, flips, 0.0),
-        "gap_at_any_moment_us": gaps_us(came_ns, quiet_flips, 0.0),
-        "gap_around_flip_us": gaps_us(came_ns, flips, AROUND_S),
-        "gap_around_any_moment_us": gaps_us(came_ns, quiet_flips, AROUND_S),
-        "switch_effect_ms": _spread([done["effect_ms"] for done in course.switched if done["load_ms"] is None]),
-        "staging_s": _spread([done["took_s"] for done in course.switched if done["load_ms"] is not None]),
-        "load_ms": _spread([done["load_ms"] for done in course.switched if done["load_ms"] is not None]),
-        "load_stall_us": _spread([done["stall_us"] for done in course.switched if done["load_ms"] is not None]),
-        "rollback_effect_ms": _spread(course.rollback_ms),
+        "gap_at_flip_us": gaps_us(received_ns, flips, 0.0),
+        "gap_at_any_moment_us": gaps_us(received_ns, quiet_flips, 0.0),
+        "gap_around_flip_us": gaps_us(received_ns, flips, AROUND_S),
+        "gap_around_any_moment_us": gaps_us(received_ns, quiet_flips, AROUND_S),
+        "switch_effect_ms": _spread([done["effect_ms"] for done in log.switched if done["load_ms"] is None]),
+        "staging_s": _spread([done["took_s"] for done in log.switched if done["load_ms"] is not None]),
+        "load_ms": _spread([done["load_ms"] for done in log.switched if done["load_ms"] is not None]),
+        "load_stall_us": _spread([done["stall_us"] for done in log.switched if done["load_ms"] is not None]),
+        "rollback_effect_ms": _spread(log.rollback_ms),
         "resident_mb": {"after_10": early / 1e6, f"after_{options.switches}": late / 1e6},
         "resident_growth": round(late / early - 1, 4) if early else None,
         "sessions": options.sessions,
@@ -198,22 +205,23 @@ def report(course: Course, result: SwitchResult, options: SwitchOptions, placeme
     }
 
 
-def gaps_us(came_ns: NDArray[np.int64], moments_ns: Iterable[int], around_s: float) -> dict[str, float]:
-    """The greatest pause between two answers, of anybody, of those that touch the time around each moment.
+def gaps_us(received_ns: Nanoseconds, moments_ns: Iterable[int], around_s: float) -> dict[str, float]:
+    """Returns the spread of the longest pauses between two answers of any sessions, one pause for each moment.
 
-    `around_s` 0: the pause that the moment falls into.
+    The pauses of a moment are those that overlap the time from `around_s` before it to `around_s` after it. At
+    `around_s` 0 that is the one pause that contains the moment.
     """
     around_ns = int(around_s * _NS)
     gaps = []
     for at_ns in moments_ns:
-        first, last = np.searchsorted(came_ns, [at_ns - around_ns, at_ns + around_ns])
-        if first > 0 and last < len(came_ns):
-            gaps.append(float(np.diff(came_ns[first - 1 : last + 1]).max()) / 1e3)
+        first, last = np.searchsorted(received_ns, [at_ns - around_ns, at_ns + around_ns])
+        if first > 0 and last < len(received_ns):
+            gaps.append(float(np.diff(received_ns[first - 1 : last + 1]).max()) / 1e3)
     return _spread(gaps)
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    """How many, median, and of ten and more the 90th percentile; the worst is one of them and no estimate of anything."""
+    """Returns count, median, 90th percentile and worst value. The worst is a single value, not an estimate."""
     if not values:
         return {"n": 0}
     return {
@@ -224,5 +232,5 @@ def _spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def _within(came_ns: NDArray[np.int64], span: Span) -> NDArray[np.bool_]:
-    return (came_ns >= span.from_ns) & (came_ns < span.until_ns)
+def _within(received_ns: Nanoseconds, window: TimeWindow) -> NDArray[np.bool_]:
+    return (received_ns >= window.from_ns) & (received_ns < window.until_ns)

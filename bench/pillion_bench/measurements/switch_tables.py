@@ -9,10 +9,10 @@ from rich.table import Table
 
 
 def print_switch(report: dict[str, Any]) -> None:
-    """Prints the report."""
+    """Prints the figures, and the counts of wrong answers."""
     console = Console()
     table = Table(title=f"{report['switches']} switches of {report['policy']}, {report['sessions']} lane clients")
-    table.add_column("what")
+    table.add_column("figure")
     table.add_column("measured", justify="right")
     for name, text in _rows(report):
         table.add_row(name, text)
@@ -28,16 +28,16 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("p99 before, µs", f"{before['latency_us']['p99']} (n {before['n']})"),
         ("p99 while a version is staged, µs", f"{staging['latency_us']['p99']} (n {staging['n']})"),
-        ("that over before", f"{report['staging_over_before_p99']}"),
-        ("pause between answers at a flip, µs", _spread(report["gap_at_flip_us"])),
-        ("the same at any moment before, µs", _spread(report["gap_at_any_moment_us"])),
-        ("greatest pause within 20 ms of a flip, µs", _spread(report["gap_around_flip_us"])),
-        ("the same at any moment before, µs", _spread(report["gap_around_any_moment_us"])),
+        ("staging / before", f"{report['staging_over_before_p99']}"),
+        ("pause between answers at a switch, µs", _spread(report["gap_at_flip_us"])),
+        ("the same without a switch, µs", _spread(report["gap_at_any_moment_us"])),
+        ("longest pause within 20 ms of a switch, µs", _spread(report["gap_around_flip_us"])),
+        ("the same without a switch, µs", _spread(report["gap_around_any_moment_us"])),
         ("switch to a loaded version, ms", _spread(report["switch_effect_ms"])),
         ("rollback, ms", _spread(report["rollback_effect_ms"])),
         ("staging, s", _spread(report["staging_s"])),
         ("load in the serving process, ms", _spread(report["load_ms"])),
-        ("stall of its loop meanwhile, µs", _spread(report["load_stall_us"])),
+        ("stall of its loop during the load, µs", _spread(report["load_stall_us"])),
         ("resident memory, MB", " → ".join(f"{value:.1f}" for value in report["resident_mb"].values())),
     ]
 

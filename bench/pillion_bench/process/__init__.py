@@ -1,1 +1,1 @@
-"""Processes of a measurement: the daemon, the workers, and the CPUs that they are pinned to."""
+"""The processes of a measurement: the daemon, the workers, and the CPUs that they are pinned to."""

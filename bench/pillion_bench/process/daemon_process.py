@@ -1,4 +1,4 @@
-"""A daemon of the bench's own: started, waited for, and ended with the bench."""
+"""The bench's own daemon: starts it, waits until it is ready, and stops it with the bench."""
 
 from __future__ import annotations
 
@@ -14,22 +14,18 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from pillion_bench.errors import DaemonStartError
-from pillion_bench.process.placement import CpuSet, inherited
+from pillion_bench.limits import DAEMON_START_S_MAX, DAEMON_STOP_S_MAX
+from pillion_bench.process.placement import CpuSet, pinned
 
-START_S_MAX: Final = 30.0
-"""From the start to the first welcome; slower is a failed start."""
-
-STOP_S_MAX: Final = 12.0
-"""From SIGTERM to the end, a little above the daemon's own bound for its drain; then it is killed."""
-
-_LOOK_S: Final = 0.005
+_POLL_S: Final = 0.005
 
 
 class DaemonProcess:
-    """Owns a `pilliond` that serves `policy` of `store` on sockets in a folder of its own; a context manager.
+    """Owns a `pilliond` that serves `policy` of `store` on sockets in its own folder; a context manager.
 
-    `cpus` holds both of its processes and all their threads. Settings of the user's environment do not reach it, those
-    in `settings` do (`{"PILLION_LOG__LEVEL": "debug"}`). With `has_admin` operators come in at `admin_path`.
+    Both of its processes and all their threads run on `cpus`. It ignores `PILLION_` variables of the user's
+    environment; `settings` sets others (`{"PILLION_LOG__LEVEL": "debug"}`). With `has_admin` it has an admin port at
+    `admin_path`. Raises `DaemonStartError`.
     """
 
     def __init__(
@@ -54,7 +50,7 @@ class DaemonProcess:
 
     @property
     def address(self) -> str:
-        """Where clients of the chosen carrier come in."""
+        """The address for clients of the chosen carrier."""
         return f"lane://{self._folder}/lane.sock" if self._carrier == "lane" else self._zmq_address
 
     @property
@@ -68,26 +64,26 @@ class DaemonProcess:
 
     @property
     def pid(self) -> int:
-        """The control process."""
+        """The process id of the control process."""
         return self._process.pid
 
     def resident_bytes(self) -> int:
-        """Resident memory of both processes."""
+        """Returns the resident memory of both processes."""
         import psutil
 
         control = psutil.Process(self.pid)
         return sum(process.memory_info().rss for process in [control, *control.children(recursive=True)])
 
     def cpu_s(self) -> float:
-        """Processor time of both processes so far, in seconds."""
+        """Returns the processor time of both processes so far, in seconds."""
         import psutil
 
         control = psutil.Process(self.pid)
         times = [process.cpu_times() for process in [control, *control.children(recursive=True)]]
-        return sum(of_one.user + of_one.system for of_one in times)
+        return sum(process.user + process.system for process in times)
 
     def log_lines(self) -> int:
-        """How many lines it has logged so far."""
+        """Returns the number of lines that it has logged so far."""
         return len(Path(self._errors.name).read_bytes().splitlines())
 
     def __enter__(self) -> Self:
@@ -117,7 +113,7 @@ class DaemonProcess:
             options += ["--listen", self.address]
         self._errors = Path(self._folder, "errors.log").open("w+b")  # noqa: SIM115  # closed in _end
         self._started_s = time.monotonic()
-        with inherited(self._cpus):
+        with pinned(self._cpus):
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pilliond", *options],
                 stdin=subprocess.DEVNULL,
@@ -127,28 +123,28 @@ class DaemonProcess:
             )
 
     def _wait_until_ready(self) -> None:
-        """The socket appears when the engine is warm; a ping then shows that the loop runs."""
+        # The socket appears when the engine is warm. A session then shows that the loop runs.
         import pillion
 
         path = Path(self._zmq_address.removeprefix("ipc://"))
         while not path.exists():
             if self._process.poll() is not None:
-                raise DaemonStartError(self._last_word(), self._process.returncode)
-            if time.monotonic() - self._started_s > START_S_MAX:
-                raise DaemonStartError(f"the daemon was not ready within {START_S_MAX:g} s")
-            time.sleep(_LOOK_S)
+                raise DaemonStartError(self._last_log_line(), self._process.returncode)
+            if time.monotonic() - self._started_s > DAEMON_START_S_MAX:
+                raise DaemonStartError(f"the daemon was not ready within {DAEMON_START_S_MAX:g} s")
+            time.sleep(_POLL_S)
         with pillion.connect(self._zmq_address, client_name="pillion-bench"):
             self.ready_s = time.monotonic() - self._started_s
 
-    def _last_word(self) -> str:
+    def _last_log_line(self) -> str:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else f"the daemon ended with {self._process.returncode}"
+        return lines[-1] if lines else f"the daemon exited with code {self._process.returncode}"
 
     def _end(self) -> None:
         try:
             self._process.terminate()
-            self._process.wait(STOP_S_MAX)
+            self._process.wait(DAEMON_STOP_S_MAX)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -1,4 +1,4 @@
-"""Which CPUs the server and the client run on. It decides more than any code, so every figure names it."""
+"""The CPUs that server and client run on. They matter more than any code, so every figure names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CpuSet = frozenset[int]
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Where server and client run; None: wherever the kernel puts them."""
+    """The CPUs of server and client; None: any, as the kernel decides."""
 
     name: str
     server: CpuSet | None
@@ -27,14 +27,14 @@ class Placement(msgspec.Struct, frozen=True):
         return f"{self.name} (server on cpu {_text(self.server)}, client on cpu {_text(self.client)})"
 
     def for_foreign_daemon(self) -> Placement:
-        """The same for a daemon that somebody else started, which stays where it is."""
+        """Returns the placement for a daemon that the bench did not start: only the client is pinned."""
         return Placement(f"{self.name}, client only", None, self.client)
 
 
 def parse_placement(text: str, allowed: CpuSet | None = None) -> Placement:
-    """The placement that `--pin` names: `two-cores`, `one-core`, `none`, `SERVER:CLIENT`, or empty for the default.
+    """Returns the placement that `--pin` names: `two-cores`, `one-core`, `none`, `SERVER:CLIENT`, or "" for the default.
 
-    `allowed` are the CPUs that may be used, by default those of this process. Raises `PlacementError`.
+    `allowed` has the CPUs that may be used, by default those of this process. Raises `PlacementError`.
     """
     cpus = allowed or frozenset(os.sched_getaffinity(0))
     first, second = _two_cores(cpus)
@@ -45,14 +45,14 @@ def parse_placement(text: str, allowed: CpuSet | None = None) -> Placement:
             return Placement("one-core", frozenset({first}), frozenset({first}))
         case "two-cores":
             if second is None:
-                raise PlacementError("--pin two-cores: this process may run on one cpu only; take one-core or none")
+                raise PlacementError("--pin two-cores: this process may run on one cpu only; use one-core or none")
             return Placement("two-cores", frozenset({first}), frozenset({second}))
         case explicit:
             return _explicit(explicit, cpus)
 
 
-def bystander(placement: Placement, allowed: CpuSet | None = None) -> CpuSet | None:
-    """Where a process of the bench runs that is neither server nor client: apart from both, else with the client."""
+def spare_cpus(placement: Placement, allowed: CpuSet | None = None) -> CpuSet | None:
+    """Returns the CPUs for a process that is neither server nor client: separate from both, else the client's."""
     if placement.server is None or placement.client is None:
         return None
     cpus = allowed or frozenset(os.sched_getaffinity(0))
@@ -60,8 +60,8 @@ def bystander(placement: Placement, allowed: CpuSet | None = None) -> CpuSet | N
 
 
 @contextmanager
-def inherited(cpus: CpuSet | None) -> Iterator[None]:
-    """What is started inside runs on `cpus`, with all its threads; this thread returns to its own afterwards."""
+def pinned(cpus: CpuSet | None) -> Iterator[None]:
+    """Pins this thread to `cpus` inside the block, so that a process started there inherits them."""
     if cpus is None:
         yield
         return
@@ -89,7 +89,7 @@ def _explicit(text: str, allowed: CpuSet) -> Placement:
 
 
 def _cpus(text: str) -> CpuSet:
-    """`0,2-3` as numbers; raises `ValueError`."""
+    """Parses `0,2-3`; raises `ValueError`."""
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -104,7 +104,7 @@ def _text(cpus: CpuSet | None) -> str:
 
 
 def _two_cores(cpus: CpuSet) -> tuple[int, int | None]:
-    """Two of `cpus` that are not threads of one core, where there are such; else any two."""
+    """Returns two of `cpus` on different cores, else any two; the second is None if there is only one."""
     first, *others = sorted(cpus)
     siblings = _siblings(first)
     apart = [cpu for cpu in others if cpu not in siblings]

@@ -1,4 +1,4 @@
-"""The daemon that a bench speaks to: one of its own, or the one at an address."""
+"""The daemon that a measurement connects to: the bench's own, or the one at an address."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pillion_bench.process.placement import Placement
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where to connect, what to ask for there, and where server and client run."""
+    """The address, the policy to request there, and the placement of server and client."""
 
     address: str
     policy: str
     version_range: str
     placement: Placement
     daemon: DaemonProcess | None = None
-    """The bench's own; None for the one at a given address."""
+    """The bench's own daemon; None for one at a given address."""
 
     @property
     def carrier(self) -> str:
@@ -29,15 +29,15 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def server(self) -> str:
-        """Whose daemon it is, in words."""
-        return "started for this run" if self.daemon else f"at {self.address}, placed by whoever started it"
+        """How the daemon was started, as the report says it."""
+        return "started for this run" if self.daemon else f"at {self.address}, not placed by the bench"
 
 
 @contextmanager
 def open_target(
     address: str, store: Path, reference: str, placement: Placement, carrier: str = "zmq"
 ) -> Iterator[Target]:
-    """A target for `reference` (`NAME[@VERSION]`, empty: what is served); starts a daemon where there is no address."""
+    """Yields a target for `reference` (`NAME[@VERSION]`; empty: the served policy). Starts a daemon if `address` is empty."""
     policy, _, version_range = reference.partition("@")
     if address:
         yield Target(address, policy, version_range, placement.for_foreign_daemon())

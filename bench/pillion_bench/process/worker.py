@@ -1,6 +1,6 @@
-"""A process of the bench's own, with one role: pinned before it opens anything, told what to do over its input.
+"""A worker process of the bench: it has one role, is pinned before it opens anything, and gets requests on its input.
 
-Parent and child speak in packets: eight bytes of length, one byte that says whether it worked, then msgpack.
+Parent and child exchange packets: a length of eight bytes, a status byte (1: success, 0: failure), then msgpack.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from pillion_bench.errors import BenchError, WorkerError
-from pillion_bench.process.placement import CpuSet, inherited
+from pillion_bench.limits import WORKER_STOP_S_MAX
+from pillion_bench.process.placement import CpuSet, pinned
 
 ROLES: Final = {
     "load": "pillion_bench.roles.load_driver:run",
@@ -32,46 +33,53 @@ ROLES: Final = {
     "lane-ping": "pillion_bench.roles.echo:ping_lane",
     "engine": "pillion_bench.roles.bare_engine:run",
     "frame": "pillion_bench.roles.frame_driver:run",
-    "silent": "pillion_bench.roles.idle_clients:run",
+    "idle": "pillion_bench.roles.idle_clients:run",
     "scrape": "pillion_bench.roles.scraper:run",
 }
+"""The name of each role, and the function that runs it."""
 
 _LENGTH: Final = struct.Struct("<QB")
-_WORKED: Final = 1
-_FAILED: Final = 0
-_CLOSE_S_MAX: Final = 3.0
+_SUCCESS: Final = 1
+_FAILURE: Final = 0
 
 T = TypeVar("T")
 
 
 class Pipe:
-    """One end of the talk between parent and child; owns neither descriptor."""
+    """One end of the connection between parent and child. It does not own its descriptors."""
 
     def __init__(self, read_descriptor: int, write_descriptor: int) -> None:
         self._read_descriptor = read_descriptor
         self._write_descriptor = write_descriptor
 
-    def tell(self, message: Any, status: int = _WORKED) -> None:
-        """Sends a Struct, or anything else that msgpack knows."""
+    def send(self, message: Any, status: int = _SUCCESS) -> None:
+        """Sends a Struct, or any other value that msgpack can encode."""
         body = msgspec.msgpack.encode(message)
         data = memoryview(_LENGTH.pack(len(body), status) + body)
         while data:
             data = data[os.write(self._write_descriptor, data) :]
 
-    def hear(self, kind: type[T], timeout_s: float | None = None) -> T | None:
-        """The next message, or None at the end of the talk. Raises `WorkerError` with what the other side complains of."""
+    def receive(self, kind: type[T], timeout_s: float | None = None) -> T | None:
+        """Returns the next message, or None if the other side closed. Raises `WorkerError` if the other side failed."""
         give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
         header = self._read(_LENGTH.size, give_up_s)
         if not header:
             return None
         length, status = _LENGTH.unpack(header)
         body = self._read(length, give_up_s)
-        if status == _FAILED:
+        if status == _FAILURE:
             raise WorkerError(*msgspec.msgpack.decode(body, type=tuple[str, int]))
         return msgspec.msgpack.decode(body, type=kind)
 
+    def receive_plan(self, kind: type[T]) -> T:
+        """Returns the first message of the parent; raises `BenchError` if the parent closed before it sent one."""
+        plan = self.receive(kind)
+        if plan is None:
+            raise BenchError("the bench ended before it sent a plan")
+        return plan
+
     def is_readable(self, timeout_s: float | None) -> bool:
-        """Whether there is something to hear, also the end of the talk, within `timeout_s`; None waits for ever."""
+        """Returns whether a message, or the end of the connection, arrives within `timeout_s`; None: waits for ever."""
         return bool(select.select([self._read_descriptor], [], [], timeout_s)[0])
 
     def _read(self, count: int, give_up_s: float | None) -> bytes:
@@ -79,7 +87,7 @@ class Pipe:
         while len(parts) < count:
             left_s = None if give_up_s is None else max(0.0, give_up_s - time.monotonic())
             if not self.is_readable(left_s):
-                raise WorkerError("a process of the bench did not answer in time")
+                raise WorkerError("a worker process of the bench did not answer in time")
             part = os.read(self._read_descriptor, count - len(parts))
             if not part:
                 return b""
@@ -88,16 +96,16 @@ class Pipe:
 
 
 class Worker:
-    """Owns a child process; a context manager. It ends when its input does.
+    """Owns a child process, which exits when its input closes; a context manager.
 
-    Without a `command` it has one of our own `ROLES`; with one it is a program that speaks in the same packets.
+    Without a `command` it runs one of our own `ROLES`; with one it runs a program that uses the same packets.
     """
 
     def __init__(
         self, role: str, plan: msgspec.Struct, cpus: CpuSet | None, command: Sequence[str | Path] = ()
     ) -> None:
         self._role = role
-        with inherited(cpus):
+        with pinned(cpus):
             self._process = subprocess.Popen(
                 command or [sys.executable, "-P", "-m", "pillion_bench.process.worker", role],
                 stdin=subprocess.PIPE,
@@ -107,38 +115,39 @@ class Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._pipe = Pipe(self._process.stdout.fileno(), self._process.stdin.fileno())
-        self.tell(plan)
+        self.send(plan)
 
     @property
     def pid(self) -> int:
+        """The process id of the child."""
         return self._process.pid
 
-    def tell(self, message: Any) -> None:
-        """Gives an order; the answer comes from `hear`."""
+    def send(self, message: Any) -> None:
+        """Sends a request. `receive` returns the answer."""
         try:
-            self._pipe.tell(message)
+            self._pipe.send(message)
         except BrokenPipeError:
-            raise WorkerError(f"the {self._role} process of the bench is gone") from None
+            raise WorkerError(f"the {self._role} worker of the bench has exited") from None
 
-    def hear(self, kind: type[T], timeout_s: float) -> T:
-        """The next answer; raises `WorkerError` where there is none in time, or it says what went wrong."""
-        answer = self._pipe.hear(kind, timeout_s)
+    def receive(self, kind: type[T], timeout_s: float) -> T:
+        """Returns the next answer. Raises `WorkerError` if none arrives in time, or if the child failed."""
+        answer = self._pipe.receive(kind, timeout_s)
         if answer is None:
-            raise WorkerError(f"the {self._role} process of the bench ended before its work did")
+            raise WorkerError(f"the {self._role} worker of the bench exited before it finished")
         return answer
 
-    def ask(self, message: Any, kind: type[T], timeout_s: float) -> T:
-        """Gives an order and waits for the answer."""
-        self.tell(message)
-        return self.hear(kind, timeout_s)
+    def request(self, message: Any, kind: type[T], timeout_s: float) -> T:
+        """Sends a request and returns the answer."""
+        self.send(message)
+        return self.receive(kind, timeout_s)
 
     def close(self) -> None:
-        """Ends the process, by force where it does not end by itself."""
+        """Closes the input of the process and waits for its exit; kills it if it does not exit."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
         try:
-            self._process.wait(_CLOSE_S_MAX)
+            self._process.wait(WORKER_STOP_S_MAX)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -151,7 +160,7 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            # What it was doing is of no use to anybody.
+            # Its result is no longer needed.
             self._process.kill()
         self.close()
 
@@ -159,7 +168,7 @@ class Worker:
 def main() -> int:
     """Runs the role that the command line names."""
     pipe = Pipe(os.dup(0), os.dup(1))
-    # What a library prints must not get between the packets.
+    # From here on standard output is standard error: what a library prints must not get between the packets.
     os.dup2(2, 1)
     module_name, _, attribute = ROLES[sys.argv[1]].partition(":")
     import zmq
@@ -170,11 +179,11 @@ def main() -> int:
         role: Callable[[Pipe], None] = getattr(importlib.import_module(module_name), attribute)
         role(pipe)
     except BenchError as error:
-        pipe.tell((str(error), error.exit_code), _FAILED)
+        pipe.send((str(error), error.exit_code), _FAILURE)
     except pillion.PillionError as error:
-        pipe.tell((str(error), os.EX_UNAVAILABLE), _FAILED)
+        pipe.send((str(error), os.EX_UNAVAILABLE), _FAILURE)
     except (zmq.ZMQError, OSError) as error:
-        pipe.tell((f"the {sys.argv[1]} process of the bench: {error}", os.EX_OSERR), _FAILED)
+        pipe.send((f"the {sys.argv[1]} worker of the bench: {error}", os.EX_OSERR), _FAILURE)
     except KeyboardInterrupt:
         return 130
     return 0

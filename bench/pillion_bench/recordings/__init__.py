@@ -1,1 +1,1 @@
-"""Recorded episodes: how they are made, kept, compared and replayed in time."""
+"""Recorded episodes: recording, file format, comparison, and the schedule of a replay."""

@@ -1,4 +1,4 @@
-"""Whether the actions that came are the recorded ones."""
+"""Compares the actions of a replay with the recorded ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pillion_protocol import Spec
 
 
 def compare(recording: Recording, spec: Spec, answers_of_session: list[list[Frames]]) -> tuple[int, str]:
-    """How many acts had an output unlike the recorded one, and the first of them in words.
+    """Returns how many acts had an output that differs from the recorded one, and a text about the first ("": none).
 
-    Integers must be equal; floating-point numbers may differ by the recording's tolerance.
+    `answers_of_session` has for each session the output tensors of each act, in step order. Integers must be equal;
+    floating-point numbers may differ by the recording's tolerance.
     """
     mismatches = 0
     first = ""
@@ -37,7 +38,7 @@ def compare(recording: Recording, spec: Spec, answers_of_session: list[list[Fram
 
 
 def differing_steps(expected: NDArray[Any], actual: NDArray[Any], tolerance: Tolerance) -> NDArray[np.bool_]:
-    """A bool for each step: whether any element differs by more than |expected| allows."""
+    """Returns bool [steps]: whether any element differs by more than absolute + relative * |expected|."""
     if expected.shape != actual.shape:
         return np.ones(len(expected), dtype=bool)
     if expected.dtype.kind == "f":

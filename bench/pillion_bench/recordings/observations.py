@@ -1,4 +1,4 @@
-"""What the load sends: real observations where a recording of the policy ships, else draws from the spec's bounds."""
+"""The observations that a load sends: recorded ones if a recording of the policy ships, else random ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DRAW_SEED: Final = 7
 
 
 class Observations:
-    """Rows of observations, and where they come from. They begin again after the last."""
+    """Rows of observations and their source. After the last row comes the first again."""
 
     def __init__(self, arrays: list[NDArray[Any]], source: str) -> None:
         self.source = source
@@ -26,17 +26,17 @@ class Observations:
         self._arrays = arrays
 
     def arrays(self, first: int, rows: int) -> list[NDArray[Any]]:
-        """`rows` rows from `first` on, an array for each observation of the spec."""
+        """Returns `rows` rows from `first` on: an array [rows, …] for each observation of the spec."""
         indices = np.arange(first, first + rows) % self.rows
         return [array[indices] for array in self._arrays]
 
     def frames(self, first: int, rows: int) -> list[bytes | memoryview]:
-        """The same as the tensor frames of an act."""
+        """Returns the same rows as the tensor frames of an act."""
         return [array.tobytes() for array in self.arrays(first, rows)]
 
 
 def real_observations(policy: str, spec: Spec) -> Observations:
-    """Those of the policy's first recording that fits `spec`; else drawn ones."""
+    """Returns the observations of the policy's first recording that fits `spec`, else random ones."""
     for path in recordings(policy):
         try:
             recording = Recording.load(path)
@@ -54,7 +54,7 @@ def real_observations(policy: str, spec: Spec) -> Observations:
 
 
 def drawn_observations(spec: Spec) -> Observations:
-    """Uniform between the bounds of the spec, normal where there are none; always the same ones."""
+    """Returns random observations, the same at each call: uniform within the spec's bounds, normal without bounds."""
     generator = np.random.default_rng(_DRAW_SEED)
     return Observations([_draw(tensor, generator) for tensor in spec.observation], "drawn from the spec's bounds")
 
@@ -73,13 +73,13 @@ def _draw(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
 
 
 def _bounds(tensor: TensorSpec, dtype: np.dtype[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The bounds, shaped to broadcast over rows; for integers without any: 0 to the least of 255 and the dtype's most."""
+    """Returns low and high in the tensor's shape. Integers without bounds get 0 and 255, or the dtype's maximum if less."""
     size = math.prod(tensor.shape)
-    most = float(min(255, np.iinfo(dtype).max)) if dtype.kind in "iu" else math.inf
-    least = 0.0 if dtype.kind in "iu" else -math.inf
+    highest = float(min(255, np.iinfo(dtype).max)) if dtype.kind in "iu" else math.inf
+    lowest = 0.0 if dtype.kind in "iu" else -math.inf
 
-    def shaped(bound: list[float], otherwise: float) -> NDArray[np.float64]:
-        values = np.asarray(bound or [otherwise], dtype=np.float64)
+    def shaped(bound: list[float], default: float) -> NDArray[np.float64]:
+        values = np.asarray(bound or [default], dtype=np.float64)
         return np.broadcast_to(values, (size,)).reshape(tensor.shape)
 
-    return shaped(tensor.low, least), shaped(tensor.high, most)
+    return shaped(tensor.low, lowest), shaped(tensor.high, highest)

@@ -1,4 +1,4 @@
-"""Plays a Gymnasium environment through a daemon, with deterministic actions, and keeps what came."""
+"""Plays a Gymnasium environment through a daemon with deterministic actions, and records every step."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _TOOLS: Final = ("pillion", "numpy", "gymnasium")
 
 
 class RecordOptions(msgspec.Struct, frozen=True):
-    """Which episodes, and how long."""
+    """Which episodes are recorded, and how long they are."""
 
     episodes: int = 1
     seed: int = 0
-    """That of the first episode; the next ones count on from it."""
+    """The seed of the first episode; each later one adds 1."""
     steps_max: int = 0
-    """Where an episode is cut; 0: it ends when the environment says so."""
+    """An episode is cut after this many steps; 0: the environment ends it."""
 
 
-class Tape:
+class RecordingBuilder:
     """Collects the steps of a recording."""
 
     def __init__(self) -> None:
@@ -50,22 +50,22 @@ class Tape:
         self.at_ns: list[int] = []
         self.seed: list[int] = []
 
-    def acted(self, at_ns: int, observation: Mapping[str, Array], outputs: Mapping[str, Array], starts: bool) -> None:
-        """Notes an act that was made at `at_ns`, and its answer."""
-        for kept, actual in ((self.observation, observation), (self.action, outputs)):
-            for name, array in actual.items():
-                kept.setdefault(name, []).append(array)
+    def add_act(self, at_ns: int, observation: Mapping[str, Array], outputs: Mapping[str, Array], starts: bool) -> None:
+        """Adds an act that was sent at `at_ns`, and its answer. `starts`: it is the first of an episode."""
+        for collected, arrays in ((self.observation, observation), (self.action, outputs)):
+            for name, array in arrays.items():
+                collected.setdefault(name, []).append(array)
         self.at_ns.append(at_ns)
         self.episode_start.append(starts)
 
-    def stepped(self, reward: float, terminated: bool, truncated: bool) -> None:
-        """Notes what the environment made of it."""
+    def add_result(self, reward: float, terminated: bool, truncated: bool) -> None:
+        """Adds what the environment returned for that act."""
         self.reward.append(reward)
         self.terminated.append(terminated)
         self.truncated.append(truncated)
 
     def recording(self, session: pillion.Session, environment: Environment, tolerance: Tolerance) -> Recording:
-        """All of it."""
+        """Returns the recording of all steps."""
         return Recording(
             policy=session.policy,
             version=session.version,
@@ -85,26 +85,26 @@ class Tape:
 
 
 def find_policy(store: Path, environment_id: str) -> str:
-    """The one policy of the store that was trained for an environment; raises `BadOptionError` unless there is one."""
+    """Returns the policy of the store that was trained for an environment; raises `BadOptionError` unless there is one."""
     loader = Store(store)
     fitting = [policy for policy in loader.policies() if plays(loader.load(policy), environment_id)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise BadOptionError(f"several policies play {environment_id}: {', '.join(fitting)}; choose one by --policy")
+        raise BadOptionError(f"several policies play {environment_id}: {', '.join(fitting)}; choose one with --policy")
     raise BadOptionError(
-        f"no policy of the store plays {environment_id}; choose one of {', '.join(loader.policies())} by --policy"
+        f"no policy of the store plays {environment_id}; choose one of {', '.join(loader.policies())} with --policy"
     )
 
 
 def plays(artifact: Artifact, environment_id: str) -> bool:
-    """Whether the card of an artifact names that environment."""
+    """Returns whether the card of an artifact names that environment."""
     environment = artifact.card.environment
     return environment is not None and environment.id == environment_id.rpartition(":")[2]
 
 
 def environment_for(artifact: Artifact | None, environment_id: str) -> Environment:
-    """The card's environment (with its arguments and wrappers) where it has that id, else the bare one.
+    """Returns the card's environment, with its arguments and wrappers, if the card names that id; else the bare one.
 
     `environment_id` may be `module:Id`, as for `gymnasium.make`.
     """
@@ -122,68 +122,68 @@ def record(
     options: RecordOptions,
     progress: Callable[[int, int], None],
 ) -> Recording:
-    """Plays the episodes; `progress` is told the episode's number and its steps so far. Raises `PlayError`."""
-    tape = Tape()
-    world = _make(environment)
+    """Plays the episodes and calls `progress` with the episode's number and its steps so far. Raises `PlayError`."""
+    builder = RecordingBuilder()
+    env = _make(environment)
     try:
         for number in range(options.episodes):
             seed = options.seed + number
-            tape.seed.append(seed)
-            _play(world, session, seed, options.steps_max, tape, partial(progress, number))
+            builder.seed.append(seed)
+            _play(env, session, seed, options.steps_max, builder, partial(progress, number))
     finally:
-        world.close()
-    return tape.recording(session, environment, tolerance)
+        env.close()
+    return builder.recording(session, environment, tolerance)
 
 
 def _play(
-    world: gymnasium.Env[Any, Any],
+    env: gymnasium.Env[Any, Any],
     session: pillion.Session,
     seed: int,
     steps_max: int,
-    tape: Tape,
+    builder: RecordingBuilder,
     progress: Callable[[int], None],
 ) -> None:
-    actual, _ = world.reset(seed=seed)
+    seen, _ = env.reset(seed=seed)
     steps = 0
     is_over = False
     with session.begin(seed) as episode:
         while not is_over:
-            observation = as_sent(session, actual)
+            observation = named_observation(session, seen)
             at_ns = time.monotonic_ns()
             action = episode.act(observation)
             last = episode.last
             if last.digest != session.digest:
-                raise PlayError("another version began to answer while this was recorded; record again")
-            tape.acted(at_ns, observation, last.outputs, steps == 0)
-            actual, reward, terminated, truncated, _ = world.step(for_environment(world, action))
-            tape.stepped(float(reward), bool(terminated), bool(truncated))
+                raise PlayError("the daemon switched to another version during the recording; record again")
+            builder.add_act(at_ns, observation, last.outputs, steps == 0)
+            seen, reward, terminated, truncated, _ = env.step(environment_action(env, action))
+            builder.add_result(float(reward), bool(terminated), bool(truncated))
             steps += 1
             is_over = bool(terminated or truncated) or steps == steps_max
             progress(steps)
 
 
-def as_sent(session: pillion.Session, observation: Any) -> dict[str, Array]:
-    """The observation by the spec's names and in its dtypes; raises `PlayError` where the environment has others."""
+def named_observation(session: pillion.Session, observation: Any) -> dict[str, Array]:
+    """Returns the observation under the spec's names and in its dtypes; raises `PlayError` if it does not fit."""
     tensors = session.spec.observation
     named = observation if isinstance(observation, Mapping) else {tensors[0].name: observation}
     if named.keys() != {tensor.name for tensor in tensors}:
         expected = ", ".join(tensor.name for tensor in tensors)
-        raise PlayError(f"the policy observes {expected}, the environment gives {', '.join(named)}")
+        raise PlayError(f"the environment's observations: expected {expected}, got {', '.join(named)}")
     sent = {tensor.name: np.array(named[tensor.name], dtype=tensor.dtype) for tensor in tensors}
     for tensor in tensors:
         if list(sent[tensor.name].shape) != list(tensor.shape):
             raise PlayError(
-                f"observation {tensor.name!r}: the policy takes shape {list(tensor.shape)}, "
-                f"the environment gives {list(sent[tensor.name].shape)}"
+                f"the environment's observation {tensor.name!r}: expected shape {list(tensor.shape)}, "
+                f"got {list(sent[tensor.name].shape)}"
             )
     return sent
 
 
-def for_environment(world: gymnasium.Env[Any, Any], action: Array) -> Any:
-    """The action as `step` takes it: a number for Discrete; for Box clipped to its bounds, as Stable-Baselines3 does."""
+def environment_action(env: gymnasium.Env[Any, Any], action: Array) -> Any:
+    """Returns the action for `step`: an int for Discrete; for Box clipped to its bounds, as Stable-Baselines3 does."""
     from gymnasium import spaces
 
-    match world.action_space:
+    match env.action_space:
         case spaces.Discrete():
             return int(action)
         case spaces.Box() as box:
@@ -193,7 +193,7 @@ def for_environment(world: gymnasium.Env[Any, Any], action: Array) -> Any:
 
 
 def tool_versions(environment: Environment) -> dict[str, str]:
-    """What a replay may have to be understood by: Python, ours, and the environment's package."""
+    """Returns the versions of Python, of our packages and of the environment's: they can explain a different replay."""
     names = [*_TOOLS, *([environment.module.partition(".")[0].replace("_", "-")] if environment.module else [])]
     versions = {"python": platform.python_version()}
     for name in names:
@@ -205,7 +205,7 @@ def tool_versions(environment: Environment) -> dict[str, str]:
 
 
 def _make(environment: Environment) -> gymnasium.Env[Any, Any]:
-    # Environments that draw with pygame look for a screen, which a server has not.
+    # Environments that draw with pygame need a screen, and a server has none.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     import gymnasium
 

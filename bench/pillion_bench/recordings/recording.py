@@ -1,6 +1,6 @@
-"""A recorded play: what was observed, what the policy did, when, and by which artifact. One safetensors file each.
+"""A recording: observations, actions, rewards and times of episodes, and the artifact that acted. One safetensors file.
 
-`bench/README.md` says what each key holds.
+`bench/README.md` describes every key.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import Environment, Tolerance
 from pillion_bench.errors import RecordingError
+from pillion_bench.limits import COMPRESS_ROW_BYTES_MIN, DECOMPRESSED_BYTES_MAX
 
 Array = NDArray[Any]
 
@@ -25,13 +26,10 @@ FORMAT_VERSION: Final = "1"
 _OBSERVATION: Final = "observation."
 _ACTION: Final = "action."
 _STEP_KEYS: Final = {"reward": "f8", "terminated": "?", "truncated": "?", "episode_start": "?", "step_time_ns": "i8"}
-_COMPRESS_ROW_BYTES_MIN: Final = 1_024
-_COMPRESSED_BYTES_MAX: Final = 1 << 30
-"""What a compressed tensor may come to: a file of a few KB must not fill the memory."""
 
 
 class Compressed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a tensor was before its bytes (C order) were compressed."""
+    """Codec of a compressed tensor, and its dtype and shape before its bytes (C order) were compressed."""
 
     codec: str
     dtype: str
@@ -39,7 +37,7 @@ class Compressed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recording(msgspec.Struct, frozen=True, kw_only=True):
-    """Episodes of one policy version, one after the other; every array but `seed` has a row for each step."""
+    """Episodes of one policy version, one after the other. Every array except `seed` has a row for each step."""
 
     policy: str
     version: str
@@ -49,37 +47,39 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: Tolerance
     tools: dict[str, str]
     observation: dict[str, Array]
-    """What was sent, by the spec's names: [steps, …]."""
+    """The observations that were sent, under the spec's names: [steps, …]."""
     action: dict[str, Array]
-    """Every output that came back, by the spec's names: [steps, …]."""
+    """Every output that the daemon returned, under the spec's names: [steps, …]."""
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     episode_start: NDArray[np.bool_]
     step_time_ns: NDArray[np.int64]
-    """When each act was due, counted from the first."""
+    """The time of each act, relative to the first."""
     seed: NDArray[np.int64]
-    """One for each episode."""
+    """[episodes]"""
 
     @property
     def steps(self) -> int:
+        """The number of steps of all episodes together."""
         return len(self.step_time_ns)
 
     @property
     def episodes(self) -> int:
+        """The number of episodes."""
         return len(self.seed)
 
     @property
     def duration_s(self) -> float:
-        """From the first act to the last."""
+        """Seconds from the first act to the last."""
         return float(self.step_time_ns[-1]) / 1e9 if self.steps else 0.0
 
     def returns(self) -> list[float]:
-        """The sum of rewards of each episode."""
+        """Returns the sum of rewards of each episode."""
         return [float(part.sum()) for part in np.split(self.reward, np.flatnonzero(self.episode_start)[1:])]
 
     def save(self, path: Path) -> None:
-        """Writes the file, whole or not at all; raises `RecordingError` where it cannot be written."""
+        """Writes the file atomically; raises `RecordingError` if it cannot be written."""
         from safetensors.numpy import save
 
         tensors, compressed = self._tensors()
@@ -95,7 +95,7 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, path: Path) -> Recording:
-        """Reads a file; raises `RecordingError` where it holds no recording."""
+        """Reads a file; raises `RecordingError` if it is not a recording."""
         metadata, tensors = _read(path)
         try:
             return cls._from_parts(metadata, tensors)
@@ -107,10 +107,10 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def _from_parts(cls, metadata: dict[str, str], tensors: dict[str, Array]) -> Recording:
         if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, FORMAT_VERSION):
-            actual = f"{metadata.get('format', 'nothing')} {metadata.get('format_version', '')}".strip()
+            actual = f"{metadata.get('format', 'no format')} {metadata.get('format_version', '')}".strip()
             raise ValueError(f"expected {FORMAT} {FORMAT_VERSION}, got {actual}")
-        for name, was in msgspec.json.decode(metadata["compressed"], type=dict[str, Compressed]).items():
-            tensors[name] = _inflate(name, tensors[name], was)
+        for name, original in msgspec.json.decode(metadata["compressed"], type=dict[str, Compressed]).items():
+            tensors[name] = _decompress(name, tensors[name], original)
         recording = cls(
             policy=metadata["policy"],
             version=metadata["version"],
@@ -131,14 +131,14 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
             _check_vector(key, getattr(self, key), kind, self.steps)
         _check_vector("seed", self.seed, "i8", int(self.episode_start.sum()))
         if not self.observation or not self.action:
-            raise ValueError("expected observation.… and action.… tensors, got none")
+            raise ValueError("expected at least one observation.… tensor and one action.… tensor")
         for name, array in {**self.observation, **self.action}.items():
             if array.shape[:1] != (self.steps,):
                 raise ValueError(f"{name}: expected {self.steps} steps, got shape {list(array.shape)}")
         if not self.steps or not self.episode_start[0]:
-            raise ValueError("expected at least one step, the first of which begins an episode")
+            raise ValueError("expected at least one step, and an episode that begins at the first")
         if (np.diff(self.step_time_ns) < 0).any():
-            raise ValueError("step_time_ns: expected times that do not go back")
+            raise ValueError("step_time_ns: expected times in ascending order")
 
     def _metadata(self, compressed: dict[str, Compressed]) -> dict[str, str]:
         def text(value: Any) -> str:
@@ -163,7 +163,7 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
         tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         compressed = {}
         for name, array in tensors.items():
-            if array.dtype == np.uint8 and array.nbytes >= _COMPRESS_ROW_BYTES_MIN * max(1, len(array)):
+            if array.dtype == np.uint8 and array.nbytes >= COMPRESS_ROW_BYTES_MIN * max(1, len(array)):
                 compressed[name] = Compressed("deflate", str(array.dtype), list(array.shape))
                 tensors[name] = np.frombuffer(zlib.compress(array.tobytes(), 9), np.uint8)
         return tensors, compressed
@@ -190,15 +190,15 @@ def _check_vector(key: str, array: Array, kind: str, length: int) -> None:
         raise ValueError(f"{key}: expected {np.dtype(kind)} [{length}], got {array.dtype} {list(array.shape)}")
 
 
-def _inflate(name: str, data: Array, was: Compressed) -> Array:
-    dtype = np.dtype(was.dtype)
-    expected = dtype.itemsize * int(np.prod(was.shape, dtype=np.int64))
-    if was.codec != "deflate":
-        raise ValueError(f"{name}: expected codec deflate, got {was.codec!r}")
-    if expected > _COMPRESSED_BYTES_MAX:
-        raise ValueError(f"{name}: expected at most {_COMPRESSED_BYTES_MAX} bytes, got {expected}")
-    # One byte more than expected shows what is too long; `max_length` 0 would mean no bound.
+def _decompress(name: str, data: Array, original: Compressed) -> Array:
+    dtype = np.dtype(original.dtype)
+    expected = dtype.itemsize * int(np.prod(original.shape, dtype=np.int64))
+    if original.codec != "deflate":
+        raise ValueError(f"{name}: expected codec deflate, got {original.codec!r}")
+    if expected > DECOMPRESSED_BYTES_MAX:
+        raise ValueError(f"{name}: expected at most {DECOMPRESSED_BYTES_MAX} bytes, got {expected}")
+    # One byte more than expected reveals data that is too long; `max_length` 0 would mean no bound.
     raw = zlib.decompressobj().decompress(data.tobytes(), expected + 1)
     if len(raw) != expected:
         raise ValueError(f"{name}: expected {expected} bytes, got {'more' if len(raw) > expected else len(raw)}")
-    return np.frombuffer(raw, dtype).reshape(was.shape)
+    return np.frombuffer(raw, dtype).reshape(original.shape)

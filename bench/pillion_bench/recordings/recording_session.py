@@ -1,4 +1,4 @@
-"""The command behind `pillion bench record`: a daemon, a player, a progress bar, a file."""
+"""The recording session of `pillion bench record`: a daemon, an environment, a progress bar, a file."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ import pillion
 from pillion import cli_support
 from pillion_artifacts import Artifact, ArtifactError, Store
 from pillion_artifacts.card.model_card import Tolerance
+from pillion_bench.limits import RECORD_ANSWER_S_MAX
 from pillion_bench.process.placement import parse_placement
 from pillion_bench.process.target import open_target
 from pillion_bench.recordings.record import RecordOptions, environment_for, find_policy, record
 from pillion_bench.recordings.recording import Recording
 
-ANSWER_S_MAX = 10.0
-"""How long an answer may take, the first one included."""
-
 
 def record_to_file(
     environment_id: str, out: Path | None, address: str, store: Path, policy: str, options: RecordOptions
 ) -> dict[str, Any]:
-    """Records and saves, and gives the report of `pillion bench record`."""
+    """Records and saves episodes; returns the report of `pillion bench record`."""
     reference = policy or ("" if address else find_policy(store, environment_id))
     with open_target(address, store, reference, parse_placement("none")) as target:
         name, version = target.policy, target.version_range
         with pillion.connect(
-            target.address, policy=name, version=version, client_name="pillion-bench", timeout_s=ANSWER_S_MAX
+            target.address, policy=name, version=version, client_name="pillion-bench", timeout_s=RECORD_ANSWER_S_MAX
         ) as session:
             artifact = served_artifact(store, session)
             environment = environment_for(artifact, environment_id)
@@ -42,7 +40,7 @@ def record_to_file(
 
 
 def served_artifact(store: Path, session: pillion.Session) -> Artifact | None:
-    """The artifact that answers, where the store at hand holds it too: its card knows the environment."""
+    """Returns the served artifact, whose card has the environment, if the local store has it too; else None."""
     try:
         artifact = Store(store).load(f"{session.policy}@{session.version}")
     except ArtifactError:
@@ -51,7 +49,7 @@ def served_artifact(store: Path, session: pillion.Session) -> Artifact | None:
 
 
 def summary(path: Path, recording: Recording) -> dict[str, Any]:
-    """What was recorded, in numbers."""
+    """Returns the report of a recording."""
     returns = recording.returns()
     return {
         "file": str(path),
@@ -71,7 +69,7 @@ def summary(path: Path, recording: Recording) -> dict[str, Any]:
 
 @contextmanager
 def progress_bar(episodes: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, if that is a terminal."""
+    """Shows a bar if standard error is a terminal; yields a function of the episode's number and its steps so far."""
     from rich.progress import Progress, TextColumn
 
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[steps]} steps"))

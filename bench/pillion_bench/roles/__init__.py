@@ -1,1 +1,1 @@
-"""What a worker process of a measurement does: each role is one module with a `run`."""
+"""The roles of worker processes: each is a function that takes the pipe to the parent."""

@@ -1,4 +1,4 @@
-"""The role that runs the engine alone, as the daemon would: the same class, the same binding, no daemon. Hot path."""
+"""The role that runs the engine without a daemon, with the daemon's own class and binding. Hot path."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pillion_artifacts import Store
 from pillion_bench.errors import BenchError
 from pillion_bench.process.worker import Pipe
 from pillion_bench.recordings.observations import real_observations
-from pillion_bench.roles.echo import PingOrder, PingResult
+from pillion_bench.roles.echo import PingRequest, PingResult
 from pilliond.engine.interface import EngineError, InlineEngine
 
 
 class EnginePlan(msgspec.Struct, frozen=True):
-    """Which policy of which store, and how many rows a call."""
+    """The store, the policy (`NAME@VERSION`) and the rows of a call."""
 
     store: str
     reference: str
@@ -26,13 +26,11 @@ class EnginePlan(msgspec.Struct, frozen=True):
 
 
 def run(pipe: Pipe) -> None:
-    """Loads the policy, fills the buffer with observations, and times calls when told."""
+    """Loads the policy, fills the input with observations, and times calls on each request."""
     from pilliond.engine.onnx import OnnxEngine
     from pilliond.limits import ServingLimits
 
-    plan = pipe.hear(EnginePlan)
-    if plan is None:
-        raise BenchError("the bench went before it said what to do")
+    plan = pipe.receive_plan(EnginePlan)
     artifact = Store(Path(plan.store)).load(plan.reference)
     distribution = artifact.card.distribution
     parameters = [name for name in (distribution.logits, distribution.log_std) if name]
@@ -45,9 +43,9 @@ def run(pipe: Pipe) -> None:
     observations = real_observations(artifact.policy, artifact.card.spec())
     for buffer, frame in zip(engine.input_views, observations.frames(0, plan.rows), strict=True):
         buffer[: len(frame)] = frame
-    pipe.tell("ready")
-    while (order := pipe.hear(PingOrder)) is not None:
-        pipe.tell(PingResult(_time_calls(engine, plan.rows, order.seconds)))
+    pipe.send("ready")
+    while (request := pipe.receive(PingRequest)) is not None:
+        pipe.send(PingResult(_time_calls(engine, plan.rows, request.seconds)))
 
 
 def _time_calls(engine: InlineEngine, rows: int, seconds: float) -> bytes:

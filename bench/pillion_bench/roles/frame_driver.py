@@ -1,4 +1,4 @@
-"""The role that sends one observation after another of a given size, and copies as many bytes beside it. Hot path."""
+"""The role that acts on observations of a given size, and times one copy of as many bytes beside each act. Hot path."""
 
 from __future__ import annotations
 
@@ -15,39 +15,37 @@ from pillion_bench.errors import BenchError
 from pillion_bench.process.worker import Pipe
 
 _OBSERVATIONS: Final = 8
-"""Different ones, in turn: a simulator does not send the same memory twice."""
+"""Different observations, sent one after the other: a simulator does not send the same memory twice."""
 
 _WARM_UP_ACTS: Final = 50
 
 
 class FramePlan(msgspec.Struct, frozen=True):
-    """Where the daemon is, and whether the observations must travel in a slot."""
+    """The daemon's address, and whether the observations must go through a slot (else in a packet)."""
 
     address: str
     in_slot: bool
 
 
-class FrameOrder(msgspec.Struct, frozen=True):
-    """How long to act."""
+class FrameRequest(msgspec.Struct, frozen=True):
+    """Act for so many seconds."""
 
     seconds: float
 
 
 class FrameResult(msgspec.Struct, frozen=True):
-    """In ns, as int64: of each act the round trip without the engine, and of as many copies of an observation each."""
+    """Two int64 for each act, in ns: the round trip less the engine, and one copy of an observation."""
 
     added_ns: bytes
     copy_ns: bytes
 
 
 def run(pipe: Pipe) -> None:
-    """Acts when told. Raises `BenchError` where an observation took the other path, or an action is not its first byte."""
-    plan = pipe.hear(FramePlan)
-    if plan is None:
-        raise BenchError("the bench went before it said what to do")
+    """Acts on each request. Raises `BenchError` if an observation took the other path or got a wrong action."""
+    plan = pipe.receive_plan(FramePlan)
     with pillion.connect(plan.address, client_name="pillion-bench") as session, session.begin() as episode:
-        while (order := pipe.hear(FrameOrder)) is not None:
-            pipe.tell(_act_and_copy(episode, session.spec.observation[0].shape, plan.in_slot, order.seconds))
+        while (request := pipe.receive(FrameRequest)) is not None:
+            pipe.send(_act_and_copy(episode, session.spec.observation[0].shape, plan.in_slot, request.seconds))
 
 
 def _act_and_copy(episode: pillion.Episode, shape: list[int], in_slot: bool, seconds: float) -> FrameResult:
@@ -66,7 +64,9 @@ def _act_and_copy(episode: pillion.Episode, shape: list[int], in_slot: bool, sec
         round_trip_ns = clock() - sent_ns
         last = episode.last
         if last.observation_in_slot != in_slot or action[0] != observation[0]:
-            raise BenchError(f"an observation of {shape[0]} bytes took the other path, or was answered for another one")
+            raise BenchError(
+                f"an observation of {shape[0]} bytes took the other path, or got the action of another one"
+            )
         began_ns = clock()
         np.copyto(target, observations[(number + 1) % _OBSERVATIONS])
         copy_ns = clock() - began_ns

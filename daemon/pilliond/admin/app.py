@@ -1,4 +1,4 @@
-"""The admin port: what operators and Prometheus ask. It lives in the control process, where it disturbs nobody."""
+"""The admin port, for operators and Prometheus. It runs in the control process, apart from the data path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 from pilliond.admin.http.access import Access
 from pilliond.admin.http.endpoints import Endpoint, Scope, json_response
 from pilliond.admin.http.guard import guard
-from pilliond.admin.http.listener import AdminListener, Visitors, bind
+from pilliond.admin.http.listener import ActiveConnections, AdminListener, bind
 from pilliond.admin.http.openapi import describe
 from pilliond.admin.http.problems import problems
 from pilliond.admin.http.server import AdminRunner
@@ -29,14 +29,13 @@ from pilliond.admin.v1.policies import PolicyRoutes
 from pilliond.admin.v1.sessions import SessionRoutes
 from pilliond.errors import FolderError
 from pilliond.ipc.metrics_page import Phase
-from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX
+from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX, ADMIN_REQUEST_BYTES_MAX
 from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
 from pilliond.settings.addresses import SocketFile
 from pilliond.settings.schema import AdminSettings
 from pilliond.supervision.supervisor import Supervisor
 
-REQUEST_BYTES_MAX: Final = 64 * 1024
 _EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
 
 
@@ -53,7 +52,7 @@ class Admin:
         self._releases = releases
         self._started_ns = time.monotonic_ns()
         self._socket_files: list[SocketFile] = []
-        self._visitors = Visitors()
+        self._active = ActiveConnections()
         registry = CollectorRegistry()
         registry.register(PageCollector(supervisor, releases))
         registry.register(access.refusals)
@@ -63,17 +62,17 @@ class Admin:
         up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
         self.endpoints = [
             Endpoint(
-                "GET", "/metrics", make_aiohttp_handler(registry), "Prometheus text", Scope.VIEW,
+                "GET", "/metrics", make_aiohttp_handler(registry), "Scrape the metrics, as Prometheus text", Scope.VIEW,
                 media_types=_EXPOSITIONS,
             ),
             Endpoint(
-                "GET", "/health", self._health, "How the daemon is; 503 where it is not ready", Scope.VIEW,
+                "GET", "/health", self._health, "Show the health of the daemon; 503 if it is not ready", Scope.VIEW,
                 answer=Health, statuses=up,
             ),
-            Endpoint("GET", "/livez", self._live, "Whether the control process lives", Scope.OPEN),
-            Endpoint("GET", "/readyz", self._ready, "Whether acts are answered; else 503", Scope.OPEN, statuses=up),
-            Endpoint("GET", "/info", self._info, "What the daemon is", Scope.VIEW, answer=Info),
-            Endpoint("GET", "/openapi.json", self._openapi, "This description", Scope.VIEW, answer=dict[str, Any]),
+            Endpoint("GET", "/livez", self._live, "Check that the control process is alive", Scope.OPEN),
+            Endpoint("GET", "/readyz", self._ready, "Check that acts are answered; 503 if they are not", Scope.OPEN, statuses=up),
+            Endpoint("GET", "/info", self._info, "Show versions, addresses and the policy's tensors", Scope.VIEW, answer=Info),
+            Endpoint("GET", "/openapi.json", self._openapi, "Show this description", Scope.VIEW, answer=dict[str, Any]),
             *policies.endpoints(),
             *HoldRoutes(policies, releases, evaluations).endpoints(),
             *SessionRoutes(supervisor).endpoints(),
@@ -81,8 +80,8 @@ class Admin:
             *self._kserve.endpoints(),
         ]  # fmt: skip
         application = web.Application(
-            middlewares=[self._visitors.middleware(), kserve_errors, problems, guard(access, self.endpoints)],
-            client_max_size=REQUEST_BYTES_MAX,
+            middlewares=[self._active.middleware(), kserve_errors, problems, guard(access, self.endpoints)],
+            client_max_size=ADMIN_REQUEST_BYTES_MAX,
         )
         application.add_routes([endpoint.route() for endpoint in self.endpoints])
         self._runner = AdminRunner(
@@ -93,9 +92,9 @@ class Admin:
         )
 
     async def start(self, settings: AdminSettings, log: Any) -> list[str]:
-        """Listens where the settings say and gives the addresses that were taken.
+        """Listens at the addresses in the settings, and returns the bound ones.
 
-        Raises `ListenError`, or `SettingsError` where the certificate is not right.
+        Raises `ListenError`, or `SettingsError` if the certificate is invalid.
         """
         await self._runner.setup()
         taken = []
@@ -110,12 +109,12 @@ class Admin:
                 continue
             if address.path:
                 self._socket_files.append(SocketFile(address.path))
-            await AdminListener(self._runner, listener, tls, self._visitors).start()
+            await AdminListener(self._runner, listener, tls, self._active).start()
             taken.append(address.taken(0 if address.path else listener.getsockname()[1]))
         return taken
 
     async def stop(self) -> None:
-        """Closes the port."""
+        """Closes the listeners and removes their socket files."""
         await self._runner.cleanup()
         await self._kserve.close()
         for file in self._socket_files:

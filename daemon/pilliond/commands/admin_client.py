@@ -1,4 +1,4 @@
-"""A client of the admin port, for the operator's commands and the bench: HTTP over a Unix socket, TCP or TLS; JSON."""
+"""A client of the admin port, for the operator's commands and the bench: JSON over a Unix socket, TCP or TLS."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-ANSWER_S_MAX: Final = 10.0
-_LOOK_S: Final = 0.02
+from pilliond.limits import ADMIN_ANSWER_S_MAX
+
+_POLL_S: Final = 0.02
 
 
 class AdminError(Exception):
-    """The admin port does not answer, or says that it cannot; `exit_code` is the sysexits code of why."""
+    """The admin port does not answer, or answers with an error. `status` is its HTTP status, 0 without an answer."""
 
     def __init__(self, message: str, exit_code: int = os.EX_UNAVAILABLE, status: int = 0) -> None:
         super().__init__(message)
@@ -30,14 +31,14 @@ class AdminError(Exception):
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """What an operator shows, and whom they believe."""
+    """The token of an operator, and the CA certificates that they trust."""
 
     token: str = ""
     ca_file: str = ""
-    """PEM, of those who may vouch for an `https://` address; empty: those that this host trusts."""
+    """A PEM file; empty: the CA certificates that this host trusts."""
 
     def context(self) -> ssl.SSLContext:
-        """For TLS; raises `AdminError` where `ca_file` cannot be read."""
+        """Returns the context for TLS; raises `AdminError` if `ca_file` cannot be read."""
         try:
             return ssl.create_default_context(cafile=self.ca_file or None)
         except OSError as error:
@@ -45,14 +46,15 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 def credentials_of(environment: Mapping[str, str], token_file: str = "", ca_file: str = "") -> Credentials:
-    """From `PILLION_TOKEN_FILE`, `PILLION_TOKEN` and `PILLION_CA_FILE`, where no files are named; raises `AdminError`."""
+    """Returns the credentials in the named files, else in `PILLION_TOKEN_FILE`, `PILLION_TOKEN` and `PILLION_CA_FILE`.
+
+    Raises `AdminError`.
+    """
     path = token_file or environment.get("PILLION_TOKEN_FILE", "")
     token = _read_token(path) if path else environment.get("PILLION_TOKEN", "")
     token = token.strip()
     if not (token.isascii() and token.isprintable()):
-        raise AdminError(
-            "what was given as a token is not a token: expected one line of letters and digits", os.EX_USAGE
-        )
+        raise AdminError("the token is not valid: expected one line of letters and digits", os.EX_USAGE)
     return Credentials(token, ca_file or environment.get("PILLION_CA_FILE", ""))
 
 
@@ -60,66 +62,66 @@ def _read_token(path: str) -> str:
     try:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text"
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise AdminError(f"--token-file: {path}: {reason}", os.EX_USAGE) from None
 
 
 class AdminClient:
-    """One daemon's admin port at `unix:///PATH`, `http://HOST:PORT` or `https://HOST:PORT`; a connection for each request.
+    """Client of an admin port at `unix:///PATH`, `http://HOST:PORT` or `https://HOST:PORT`; one connection per request.
 
-    Over TCP it shows the token of `credentials`, which without any are those of the environment.
+    Over TCP it sends the token of `credentials`; None: those of the environment.
     """
 
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         self.address = address
         self._credentials = credentials_of(os.environ) if credentials is None else credentials
         self.tag = ""
-        """The `ETag` of the last answer."""
+        """The `ETag` of the last response."""
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https", "unix") or (parts.scheme != "unix" and not parts.hostname):
             raise AdminError(
                 f"--admin: expected unix:///PATH, http://HOST:PORT or https://HOST:PORT, got {address!r}", os.EX_USAGE
             )
         if parts.scheme == "http" and self._credentials.token and not _is_loopback(parts.hostname or ""):
-            raise AdminError(f"--admin: a token is not sent to {address} in the open: expected https://", os.EX_USAGE)
+            raise AdminError(f"--admin: expected https:// for {address}: a token is not sent unencrypted", os.EX_USAGE)
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON at a path; raises `AdminError`."""
+        """Returns the JSON at a path; raises `AdminError`."""
         return self._ask("GET", path, None, query)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """What came of a verb; raises `AdminError`."""
+        """Runs a verb and returns its JSON; raises `AdminError`."""
         return self._ask("POST", path, body)
 
     def put(self, path: str, body: dict[str, Any], tag: str = "*") -> dict[str, Any]:
-        """What came of setting something, if its `ETag` still is `tag`; raises `AdminError`."""
+        """Sets something if its `ETag` is still `tag`, and returns its JSON; raises `AdminError`."""
         return self._ask("PUT", path, body, headers={"If-Match": tag})
 
     def delete(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """What came of taking something back; raises `AdminError`."""
+        """Deletes something and returns its JSON; raises `AdminError`."""
         return self._ask("DELETE", path, body)
 
     def policy(self) -> dict[str, Any]:
-        """The policy that is served, which is one."""
-        found: dict[str, Any] = self.get("/v1/policies")["policies"][0]
-        return found
+        """Returns the state of the served policy; a daemon serves one."""
+        state: dict[str, Any] = self.get("/v1/policies")["policies"][0]
+        return state
 
     def ended(self, operation: dict[str, Any], on_step: Callable[[str], None] | None = None) -> dict[str, Any]:
-        """An operation as it is once it has ended; it waits for that. Raises `AdminError` where it failed.
+        """Waits for the end of an operation and returns its status; raises `AdminError` if it failed.
 
-        `on_step` is told at which step it is, again and again.
+        It calls `on_step` with the current step at every poll.
         """
         while operation["outcome"] == "running":
             if on_step is not None:
                 on_step(operation["step"])
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
             operation = self.get(f"/v1/operations/{operation['number']}")
         if operation["outcome"] != "done":
             raise AdminError(f"{operation['kind']} {operation['outcome']}: {operation['error']}", os.EX_SOFTWARE)
         return operation
 
     def is_there(self) -> bool:
-        """Whether anybody answers."""
+        """Returns whether the admin port answers."""
         try:
             self.get("/v1/policies")
         except AdminError:
@@ -147,13 +149,13 @@ class AdminClient:
                 reason = f"its certificate is not trusted ({error.verify_message}): expected --ca-file"
                 raise AdminError(f"{self.address}: {reason}", os.EX_NOPERM) from None
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise AdminError(f"nobody answers at {self.address} ({reason}): is pilliond running?") from None
+            raise AdminError(f"no response from {self.address} ({reason}): is pilliond running?") from None
         finally:
             connection.close()
         try:
             answer: dict[str, Any] = json.loads(text)
         except ValueError:
-            raise AdminError(f"{self.address} is not the admin port of a pilliond", status=status) from None
+            raise AdminError(f"{self.address} is not an admin port of pilliond", status=status) from None
         if status >= http.client.BAD_REQUEST:
             raise AdminError(str(answer.get("detail", status)), _exit_code(status), status)
         return answer
@@ -169,9 +171,9 @@ class AdminClient:
         if parts.scheme == "unix":
             return _UnixConnection(self.address.removeprefix("unix://"))
         if parts.scheme == "http":
-            return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_S_MAX)
+            return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ADMIN_ANSWER_S_MAX)
         return http.client.HTTPSConnection(
-            parts.hostname or "", parts.port, timeout=ANSWER_S_MAX, context=self._credentials.context()
+            parts.hostname or "", parts.port, timeout=ADMIN_ANSWER_S_MAX, context=self._credentials.context()
         )
 
 
@@ -185,12 +187,12 @@ def _exit_code(status: int) -> int:
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=ANSWER_S_MAX)
+        super().__init__("localhost", timeout=ADMIN_ANSWER_S_MAX)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(ANSWER_S_MAX)
+        self.sock.settimeout(ADMIN_ANSWER_S_MAX)
         self.sock.connect(self._path)
 
 

@@ -1,7 +1,7 @@
-"""EvaluationHolds: the versions that campaigns hold, in the store and in the serving process.
+"""Evaluation holds: keep versions loaded for named campaigns, in the store and in the serving process.
 
-Rule: a hold is *made* in the store first, so that `gc` and a restart know of it, and holds its version once that is loaded; it is
-*ended* in the store first too. One whose version cannot be loaded is taken out of the store again.
+Rule: a hold is *made* in the store first, so that `gc` and a restart know of it, and holds its version once that is loaded. It is
+*ended* in the store first, too. If its version cannot be loaded, the hold is removed from the store again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DAEMON: Final = "pilliond"
 
 
 class EvaluationHolds:
-    """The evaluation holds of the policy that is served. Owns nothing; `run` ends those whose time is over."""
+    """Makes and ends the evaluation holds of the served policy. Owns nothing; `run` ends holds that have expired."""
 
     def __init__(self, supervisor: Supervisor, releases: Releases, log: FilteringBoundLogger) -> None:
         self._supervisor = supervisor
@@ -36,23 +36,23 @@ class EvaluationHolds:
         self._holds = {hold.name: hold for hold in self._read()}
 
     def holds(self) -> list[EvaluationHold]:
-        """All that were made and not ended."""
+        """Returns all holds that were made and have not ended."""
         return list(self._holds.values())
 
     def find(self, name: str) -> EvaluationHold | None:
-        """The hold of that name, or None."""
+        """Returns the hold of that name, or None."""
         return self._holds.get(name)
 
     def is_held(self, hold: EvaluationHold) -> bool:
-        """Whether its version is loaded, so that sessions of the campaign get it."""
+        """Returns whether its version is loaded, so that sessions of the campaign get it."""
         return _key(hold) in self._supervisor.version_table.held
 
     async def add(
         self, target: Resolved, name: str, ttl_s: float, by: str, reason: str
     ) -> tuple[EvaluationHold, Operation]:
-        """Makes a hold, or lets one of that name and version last until later; and begins to load its version.
+        """Makes a hold, or extends the one of that name and version, and begins to load its version.
 
-        Raises `BusyError`, `HoldExistsError` or `StoreError`; then there is none.
+        Raises `BusyError`, `HoldExistsError` or `StoreError`; then nothing has changed.
         """
         self._releases.operations.check_free()
         until = datetime.now(UTC) + timedelta(seconds=ttl_s)
@@ -73,7 +73,7 @@ class EvaluationHolds:
         return hold, operation
 
     async def end(self, name: str, by: str, reason: str) -> EvaluationHold:
-        """Ends a hold: its version is one like any other now. Raises `PolicyNotFoundError` or `StoreError`."""
+        """Ends a hold: nothing keeps its version loaded any more. Raises `PolicyNotFoundError` or `StoreError`."""
         hold = await asyncio.to_thread(
             end_hold, self._store, self._supervisor.stable.policy, name, by=by, reason=reason
         )
@@ -82,7 +82,7 @@ class EvaluationHolds:
         return hold
 
     async def run(self) -> None:
-        """Ends the holds whose time is over, or that somebody else has ended, until it is cancelled."""
+        """Ends the holds that have expired, or that another process ended in the store, until it is cancelled."""
         while True:
             await self._follow_store()
             now = datetime.now(UTC)
@@ -92,12 +92,12 @@ class EvaluationHolds:
             await asyncio.sleep(_LOOK_S)
 
     async def _follow_store(self) -> None:
-        """Another daemon of the policy may end a hold, or let it last longer; its own begin only there, until the next start."""
+        """Takes over what another daemon or command did to known holds. A hold that it made is taken over at the next start only."""
         known = self.holds()
         try:
             stored = await asyncio.to_thread(self._store.evaluation_holds, self._supervisor.stable.policy)
         except ArtifactError:
-            # What is damaged says nothing; it is found by `fsck`, and keeps `gc` from its work.
+            # The store is damaged: `fsck` reports it, and `gc` refuses to work. The known holds stay.
             return
         by_id = {hold.id: hold for hold in stored}
         for hold in known:
@@ -113,7 +113,7 @@ class EvaluationHolds:
         try:
             await self.end(hold.name, _DAEMON, "its time is over")
         except ArtifactError as error:
-            # It holds nothing any more whether or not the store can be told: its time stands there.
+            # The store has the time at which it ends, so it has ended even if the store cannot be written to.
             self._log.warning("hold_ended", hold=hold.name, reason="its time is over", error=str(error))
             await self._forget(hold)
 
@@ -121,13 +121,13 @@ class EvaluationHolds:
         self, operation: Operation, target: Resolved, hold: EvaluationHold, before: EvaluationHold | None
     ) -> None:
         try:
-            # An old version may go between the look and the order, once.
+            # An old version may be unloaded between the look at the table and the message; so try twice.
             if not (
                 await self._load_and_hold(operation, target, hold) or await self._load_and_hold(operation, target, hold)
             ):
                 raise SwitchError("its version was unloaded meanwhile")
         except asyncio.CancelledError:
-            # A daemon that ends goes on with it when it is started again.
+            # A daemon that ends keeps the hold: the next start loads its version.
             if not self._supervisor.is_stopping:
                 await self._withdraw(hold, before, "it was cancelled")
             raise
@@ -136,7 +136,7 @@ class EvaluationHolds:
             raise
 
     async def _load_and_hold(self, operation: Operation, target: Resolved, hold: EvaluationHold) -> bool:
-        """Tells whether the version is held; else it was unloaded meanwhile. Raises `SwitchError`."""
+        """Returns whether the version is held; if not, it was unloaded meanwhile. Raises `SwitchError`."""
         version = await self._releases.loaded(operation, target)
         if not self._is_current(hold):
             raise SwitchError("the hold was ended meanwhile")
@@ -151,7 +151,7 @@ class EvaluationHolds:
         return version.key in version_table.held
 
     async def _withdraw(self, hold: EvaluationHold, before: EvaluationHold | None, why: str) -> None:
-        """Takes back a hold that came to nothing; one that was there before stays, as long as it now lasts."""
+        """Removes a hold that failed. One that was there before stays, with its new end."""
         if before is not None or not self._is_current(hold):
             return
         del self._holds[hold.name]
@@ -166,21 +166,21 @@ class EvaluationHolds:
         try:
             await self._apply()
         except SwitchError:
-            # No serving process is there that could be told: the next one begins without it.
+            # There is no serving process to ask: the next one starts without it.
             self._supervisor.version_table.held = self._wanted()
 
     async def _apply(self) -> None:
-        """Lets the serving process hold what the holds say; raises `SwitchError`."""
+        """Makes the serving process hold these versions and no others; raises `SwitchError`."""
         async with self._holding:
             await self._supervisor.hold(self._wanted())
 
     def _wanted(self) -> set[bytes]:
-        """What the holds say, of what is loaded: a hold that was just made waits for its version."""
+        """Returns the loaded versions that have a hold. A hold that was just made may still wait for its version."""
         wanted = {_key(hold) for hold in self.holds()}
         return {version.key for version in self._supervisor.version_table if version.key in wanted}
 
     def _is_current(self, hold: EvaluationHold) -> bool:
-        """Whether that very hold, which may last longer by now, was not ended."""
+        """Returns whether this hold, which may have been extended, has not ended."""
         current = self._holds.get(hold.name)
         return current is not None and current.id == hold.id
 

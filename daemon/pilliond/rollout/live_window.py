@@ -1,4 +1,4 @@
-"""The live window: what the metrics page says of the live version over the last seconds, and its p99."""
+"""The live window: counts and p99 of the live version over the last seconds, from the metrics page."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS, VERSION_CELLS, MetricsPage
+from pilliond.limits import P99_ACTS_MIN
 
 SECONDS: Final = 10
-"""How far back it looks, a look a second."""
-
-ACTS_MIN: Final = 200
-"""Fewer acts give no p99."""
+"""Length of the window, with one reading per second."""
 
 
 class Reading:
-    """Counts of one version at one moment, or between two."""
+    """Counts of one version: since its serving process started, or between two moments."""
 
     def __init__(self, page: MetricsPage, metrics_index: int) -> None:
         cells = page.cells
@@ -32,11 +30,11 @@ class Reading:
 
     @property
     def acts(self) -> int:
-        """Acts that were run."""
+        """Acts that the engine ran."""
         return int(self.counts.sum())
 
     def since(self, earlier: Reading) -> Reading:
-        """What came between an earlier reading of the same version and this one."""
+        """Returns the counts between an earlier reading of the same version and this one."""
         between = Reading.__new__(Reading)
         between.metrics_index = self.metrics_index
         between.counts = self.counts - earlier.counts
@@ -46,9 +44,11 @@ class Reading:
         return between
 
     def p99_ns(self) -> float | None:
-        """The 99th percentile of the time from an act's receipt to its answer, straight lines between the edges of
-        buckets; None of fewer than `ACTS_MIN` acts."""
-        if self.acts < ACTS_MIN:
+        """Returns the 99th percentile of the time from an act's receipt to its answer.
+
+        Linearly interpolated between bucket edges; None for fewer than `P99_ACTS_MIN` acts.
+        """
+        if self.acts < P99_ACTS_MIN:
             return None
         cumulated = np.concatenate([[0], np.cumsum(self.counts)])
         edges = np.array([0, *LATENCY_BUCKETS_NS, 2 * LATENCY_BUCKETS_NS[-1]], np.float64)
@@ -56,24 +56,24 @@ class Reading:
 
 
 class LiveWindow:
-    """Readings of the live version of the last `SECONDS`; owns nothing. `look` is to be called every second."""
+    """Readings of the live version over the last `SECONDS`. Owns nothing. The caller calls `look` every second."""
 
     def __init__(self, page: MetricsPage) -> None:
         self._page = page
         self._readings: deque[Reading] = deque(maxlen=SECONDS + 1)
 
     def look(self, metrics_index: int) -> None:
-        """Takes a reading; one of another version begins the window anew."""
+        """Takes a reading. A reading of another version begins the window anew."""
         if self._readings and self._readings[-1].metrics_index != metrics_index:
             self._readings.clear()
         self._readings.append(Reading(self._page, metrics_index))
 
     def now(self, metrics_index: int) -> Reading:
-        """A reading of a version, for a later `Reading.since`."""
+        """Returns a reading of any version, for a later `Reading.since`."""
         return Reading(self._page, metrics_index)
 
     def recent(self) -> tuple[Reading, int] | None:
-        """What came within the window, and over how many seconds; None where there is no window yet."""
+        """Returns the counts within the window and its length in seconds; None for fewer than two readings."""
         if len(self._readings) < 2:
             return None
         return self._readings[-1].since(self._readings[0]), len(self._readings) - 1

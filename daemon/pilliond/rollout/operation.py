@@ -52,7 +52,7 @@ class Step(StrEnum):
     """The serving process loads the staged version."""
     STARTING_SHADOW = "starting the shadow"
     HOLDING = "holding"
-    """The serving process is told to keep the version for a campaign."""
+    """The serving process begins to hold the version for a campaign."""
     WARMING = "warming"
     SWITCHING = "switching"
     """The store and the serving process change what new episodes lease."""
@@ -67,7 +67,7 @@ class Step(StrEnum):
 
     @property
     def is_cancellable(self) -> bool:
-        """Whether an operator may cancel: not once the serving process was told, which would leave its answer open."""
+        """Whether an operator may cancel. Not while the serving process acts: its answer decides what is true."""
         return not self.is_final and self not in (Step.LOADING, Step.HOLDING, Step.SWITCHING)
 
 
@@ -138,7 +138,7 @@ class Operation(OperationStatus):
         return msgspec.convert(self, OperationStatus, from_attributes=True)
 
     def advance(self, step: Step) -> None:
-        """Enters a step; asserts that it may follow the present one. To repeat a step that is not final changes nothing."""
+        """Enters a step; asserts that it may follow the present one. Repeating a step that is not final changes nothing."""
         assert step in NEXT_STEPS[self.step] or (step is self.step and not step.is_final), f"{self.step} → {step}"
         self.step = step
         if step.is_final:

@@ -6,16 +6,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Resolved
 from pilliond.errors import BusyError, NotReadyError, SwitchError
+from pilliond.limits import OPERATIONS_KEPT_MAX
 from pilliond.rollout.operation import Kind, Operation, Outcome, Step, begin_operation
 from pilliond.supervision.version_table import VersionTable
-
-OPERATIONS_KEPT: Final = 32
 
 Work = Callable[[Operation], Coroutine[object, None, None]]
 """What an operation does. It raises `SwitchError` or `ArtifactError` where it fails."""
@@ -43,7 +42,7 @@ class Operations:
         self._version_table = version_table
         self._log = log
         self._on_failure = on_failure
-        self._kept: deque[Operation] = deque(maxlen=OPERATIONS_KEPT)
+        self._kept: deque[Operation] = deque(maxlen=OPERATIONS_KEPT_MAX)
         self._running: _Running | None = None
         self._cancel_reason: str | None = None
         """Why the operation that runs was cancelled; None while nobody cancelled it."""
@@ -59,7 +58,7 @@ class Operations:
         return self._kept[-1] if self._kept else None
 
     def find(self, number: int) -> Operation | None:
-        """Returns an operation by its number; the last `OPERATIONS_KEPT` are kept."""
+        """Returns an operation by its number; the last `OPERATIONS_KEPT_MAX` are kept."""
         return next((operation for operation in self._kept if operation.number == number), None)
 
     def count_change(self) -> None:

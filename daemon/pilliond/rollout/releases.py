@@ -171,7 +171,7 @@ class Releases:
             await self.keeper.put_back(operation, was)
             raise
         except asyncio.CancelledError:
-            # A daemon that ends leaves the route as it was told: the next start goes on with it.
+            # A daemon that ends keeps the new route: its next start serves that.
             if not self._supervisor.is_stopping:
                 await self.keeper.put_back(operation, was)
             raise
@@ -183,7 +183,9 @@ class Releases:
             if self._supervisor.version_table.find(version.key) is not None or not self._supervisor.is_ready:
                 raise
             # An old version beyond the bounds: it was unloaded between the look at the table and the order.
-            await self._switch(operation, await self.loaded(operation, target))
+            reloaded = await self.loaded(operation, target)
+            operation.advance(Step.SWITCHING)
+            await self._switch(operation, reloaded)
 
     async def _switch(self, operation: Operation, version: SealedVersion) -> None:
         self.settle(version)
@@ -200,7 +202,7 @@ class Releases:
         await self.keeper.note_switched(operation, version)
 
     async def _switch_back(self, operation: Operation, version: SealedVersion) -> None:
-        """The switch first, the alias then: a bad version must stop at once, whatever the store says."""
+        """Switches first and moves the alias then: a bad version must stop at once, even if the store cannot be written to."""
         operation.advance(Step.SWITCHING)
         await self._switch(operation, version)
         try:
@@ -224,7 +226,7 @@ class Releases:
         if shadow_process is not None:
             await self.shadows.begin(shadow_process, operation.by, reason)
         elif wish is None:
-            await self.shadows.end(reason or "it was told to", operation.by)
+            await self.shadows.end(reason or "an operator ended it", operation.by)
 
     async def _split(self, operation: Operation, targets: list[ArmTarget]) -> None:
         arms = []

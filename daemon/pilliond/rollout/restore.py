@@ -1,4 +1,4 @@
-"""Restore: what a daemon goes on with when it is started again: the stable version, the arms, and what is held."""
+"""Restore: brings back what a daemon served before it was restarted: the stable version, the arms and the held versions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pilliond.traffic_split import Arm
 
 
 def admitted(store: Store, reference: str, trust: TrustPolicy) -> SealedVersion:
-    """The verified version that `reference` means, sealed; the caller closes it. Raises `BadPolicyError`.
+    """Returns the verified, sealed version that `reference` names; the caller closes it. Raises `BadPolicyError`.
 
-    There is no lock on it where this process may not write to the store: then nobody keeps `gc` from the version,
-    which is in memory all the same.
+    It has no daemon lock if this process may not write to the store. Then `gc` may delete the stored version; the copy in
+    memory is not affected.
     """
     try:
         resolved, lock = _locked(store, reference)
@@ -40,9 +40,9 @@ def admitted(store: Store, reference: str, trust: TrustPolicy) -> SealedVersion:
 
 
 class Restore:
-    """Adds to `version_table` what the first serving process is to begin with beside the stable version. Owns nothing.
+    """Adds to `version_table` what the first serving process starts with beside the stable version. Owns nothing.
 
-    Golden pairs are run there before anybody is answered. What cannot be had is said in the log; the rest serves.
+    The serving process runs the golden pairs before it answers. A version that cannot be loaded is logged and left out.
     """
 
     def __init__(self, settings: Settings, version_table: VersionTable, log: FilteringBoundLogger) -> None:
@@ -52,7 +52,7 @@ class Restore:
         self._log = log
 
     def run(self, reference: str) -> None:
-        """The arms of daemons that serve `reference`, then what is held for evaluations."""
+        """Adds the arms of daemons that serve `reference`, then the versions of evaluation holds."""
         self._resume_arms(reference)
         self._resume_held()
 
@@ -64,7 +64,7 @@ class Restore:
             return
         version_table = self._version_table
         for arm in (route.arms if route else [])[:ARMS_MAX]:
-            version = None if arm.digest == version_table.stable.digest else self._resident(arm.digest, arm=arm.name)
+            version = None if arm.digest == version_table.stable.digest else self._find_or_add(arm.digest, arm=arm.name)
             if version is not None:
                 version_table.arms.append(Arm(arm.name, version.key, arm.share))
 
@@ -75,12 +75,12 @@ class Restore:
             self._log.error("holds_not_resumed", error=str(error))
             return
         for hold in holds:
-            version = self._resident(hold.digest, hold=hold.name)
+            version = self._find_or_add(hold.digest, hold=hold.name)
             if version is not None:
                 self._version_table.held.add(version.key)
 
-    def _resident(self, digest: str, **what: str) -> SealedVersion | None:
-        """The version with that digest, taken in where it is not there yet; None where it cannot be had."""
+    def _find_or_add(self, digest: str, **what: str) -> SealedVersion | None:
+        """Returns the version with that digest, which is added if it is not there yet; None if it cannot be loaded."""
         found = self._version_table.find(key_of(digest))
         if found is not None:
             return found

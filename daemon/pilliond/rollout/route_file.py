@@ -1,13 +1,13 @@
-"""The route file: where the store keeps the route of this daemon, so that it is the same after a restart.
+"""The route file: keeps the route of this daemon in the store, so that it is the same after a restart.
 
-Which version is stable after a restart, by what `store.policy` says:
+Which version is stable after a restart depends on `store.policy`:
 
-`NAME@ALIAS`             what the alias points at
-`NAME`                   what was stable; the newest release where nothing was ever made stable here
-`NAME@RANGE`             the same, where that lies in the range; a version by itself is such a range
+`NAME@ALIAS`             the version that the alias points to
+`NAME`                   the version that was stable; the newest release if none was made stable here
+`NAME@RANGE`             the same, if that version lies in the range; a version by itself is such a range
 `NAME@sha256:DIGEST`     that version
 
-The arms are those that there were, but for one whose version is stable then.
+The arms are the same as before, except one whose version is the stable one now.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from pillion_artifacts.version_range import VersionRange
 
 
 class RouteFile:
-    """The route of the daemons that serve what `reference` says. Owns nothing."""
+    """Reads and writes the route of the daemons that serve `reference`. Owns nothing."""
 
     def __init__(self, store: Store, reference: str) -> None:
         self._store = store
         self._reference: Reference = parse_reference(reference)
 
     def read(self) -> Route | None:
-        """The route that is kept, where there is one; raises `InvalidArtifactError`."""
+        """Returns the stored route, or None; raises `InvalidArtifactError`."""
         asked = self._reference
         return find_route(self._store.root, asked.policy, _asked(asked))
 
     def stable(self) -> str:
-        """The reference of the version that a daemon begins with; raises `ArtifactError`."""
+        """Returns the reference of the version that a daemon starts with; raises `ArtifactError`."""
         asked = self._reference
         route = None if asked.alias or asked.digest else self.read()
         if route is None or (asked.range_text and route.version not in VersionRange(asked.range_text)):
@@ -45,9 +45,9 @@ class RouteFile:
     async def keep(
         self, action: Action, stable: Resolved, arms: Iterable[RouteArm], was: Resolved | None, by: str, reason: str
     ) -> None:
-        """Keeps a route, and writes into the audit log who made it so and why; raises `ArtifactError`.
+        """Writes a route into the store, and who set it and why into the audit log; raises `ArtifactError`.
 
-        `was` is the stable version before this one; None: as it was kept.
+        `was` is the stable version before this one. None: the one that is stored already stays.
         """
         kept = self.read()
         was_version, was_digest = (kept.was_version, kept.was_digest) if kept else ("", "")

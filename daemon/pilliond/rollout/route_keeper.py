@@ -1,8 +1,8 @@
-"""What the store remembers: which version is stable after a restart, with which arms, and who changed it and why.
+"""The route keeper: keeps the stable version and the arms in the store, with who changed them and why.
 
-Rule: the stable version is what the followed alias points at; where the daemon follows none, what the route file says. Either
-is changed before the switch and changed back where the switch fails, so that a daemon that is killed in between serves after its
-restart what the route says. A rollback switches first: a bad version must stop at once, whatever the store says.
+Rule: the followed alias points to the stable version; a daemon that follows none has it in its route file. Either is changed
+before the switch, and changed back if the switch fails, so that a daemon that is killed in between restarts with the new route.
+A rollback switches first: a bad version must stop at once, even if the store cannot be written to.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pilliond.supervision.version_table import VersionTable, resolved
 class FollowedAlias:
     """The alias that the daemon follows (`stable` of `NAME@stable`), and what the daemon knows of it. Plain.
 
-    Rule: the daemon acts on each move of the alias once. It does not follow the alias to a version that failed, until somebody
-    asks for that version by name and it loads.
+    Rule: the daemon acts on each move of the alias once. It does not follow the alias to a version that failed before, until an
+    operator asks for that version and it loads.
     """
 
     def __init__(self, name: str, digest: str) -> None:
@@ -41,7 +41,7 @@ class FollowedAlias:
 
 
 class RouteKeeper:
-    """Writes the route into the store, and what was done into the audit log. Owns nothing."""
+    """Writes the route and the audit log of the store. Owns nothing."""
 
     def __init__(self, store: Store, version_table: VersionTable, reference: str, log: FilteringBoundLogger) -> None:
         self.alias = FollowedAlias(parse_reference(reference).alias, version_table.stable.digest)

@@ -1,4 +1,4 @@
-"""The shadow process as the control process keeps it: started, waited for, looked at, ended."""
+"""The shadow process, seen from the control process: starts it, waits for it, reads its counts and ends it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAGE: Final = 4_096
 
 
 class ShadowProcess:
-    """Owns the process, the sealed version that it runs (once `start` is called) and the page that it shares."""
+    """Owns the process, the sealed version that it runs, and the page that it shares."""
 
     def __init__(self, settings: Settings, version: SealedVersion, share: float) -> None:
         self.version = version
@@ -45,18 +45,18 @@ class ShadowProcess:
 
     @property
     def counts(self) -> ShadowCounts:
-        """What it has found so far; after `close` what it had found by then."""
+        """What it has counted so far; after `close`, what it had counted by then."""
         if self._page is not None:
             return self._page.counts()
         assert self._last is not None
         return self._last
 
     async def start(self, live_tolerance: Tolerance) -> None:
-        """Starts it and waits until its version is warm; raises `SwitchError` with the reason. The caller closes it all the same."""
+        """Starts it and waits until its version is warm; raises `SwitchError` with the reason. The caller calls `close` in any case."""
         try:
-            self._spawn(self._order(live_tolerance))
+            self._spawn(self._request(live_tolerance))
         except OSError as error:
-            raise SwitchError(f"a shadow cannot be started: {error.strerror}") from None
+            raise SwitchError(f"cannot start a shadow: {error.strerror}") from None
         try:
             why = await asyncio.wait_for(self.ended(), SHADOW_START_S_MAX)
         except TimeoutError:
@@ -65,13 +65,13 @@ class ShadowProcess:
             raise SwitchError(f"shadow {self.version.version}: {why}")
 
     async def ended(self) -> str:
-        """Waits for what it says next: why it has ended, or nothing where it is ready."""
+        """Waits for its next report: returns why it ended, or an empty text if it is ready."""
         assert self._end is not None
         assert self._process is not None
         try:
             report = await shadow_channel.receive_report(self._end)
         except msgspec.MsgspecError as error:
-            return f"the shadow process sent what cannot be read: {error}"
+            return f"the shadow process sent an unreadable report: {error}"
         match report:
             case ShadowReady():
                 return ""
@@ -80,7 +80,7 @@ class ShadowProcess:
         return f"the shadow process ended with {await asyncio.to_thread(self._process.wait)}"
 
     async def close(self) -> None:
-        """Ends it and gives everything back; harmless to repeat."""
+        """Kills it and releases everything; harmless to repeat."""
         if self._process is not None:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
@@ -97,7 +97,7 @@ class ShadowProcess:
             self.page_descriptor = -1
         self.version.close()
 
-    def _spawn(self, order: ShadowRequest) -> None:
+    def _spawn(self, request: ShadowRequest) -> None:
         ring_bytes = self._settings.shadow.ring_mb * _BYTES_PER_MB // _PAGE * _PAGE
         self.page_descriptor = make_shadow_page(ring_bytes)
         self._page = ShadowPage(self.page_descriptor)
@@ -110,9 +110,9 @@ class ShadowProcess:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
             )
-        shadow_channel.send_order(self._end, order, self.version.model_descriptor, self.page_descriptor)
+        shadow_channel.send_order(self._end, request, self.version.model_descriptor, self.page_descriptor)
 
-    def _order(self, live_tolerance: Tolerance) -> ShadowRequest:
+    def _request(self, live_tolerance: Tolerance) -> ShadowRequest:
         settings = self._settings
         return ShadowRequest(
             version=self.version.order(),

@@ -1,4 +1,4 @@
-"""Shadows: at most one version that is run on the live version's rows and answers nobody: begun, watched, ended."""
+"""Shadows: begins, watches and ends a version that runs on a copy of the live rows and answers no client. One at most."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.version_table import key_of
 
 _LOOK_S: Final = 0.1
-_OURSELVES: Final = "pilliond"
+_DAEMON: Final = "pilliond"
 
 Stage = Callable[[Operation, Resolved], Awaitable[SealedVersion]]
 """Stages a version for an operation; raises `SwitchError`."""
@@ -45,7 +45,7 @@ ShadowWish = tuple[Resolved, float] | None
 
 
 class ShadowRun(msgspec.Struct):
-    """One shadow: what it is of, for whom and why, and what became of it."""
+    """One run of a shadow: its version, who asked for it and why, and how it ended."""
 
     process: ShadowProcess
     live: SealedVersion
@@ -62,10 +62,10 @@ class ShadowRun(msgspec.Struct):
 
 
 class Shadows:
-    """Owns the shadow that runs, and the task that watches it. `last` is that one, or the one that ran before, as a report.
+    """Owns the shadow that runs, and the task that watches it.
 
-    Rule: a shadow ends where somebody ends it, another version becomes stable, its process ends or is silent for too long, or the
-    daemon ends. It goes on where the serving process is started again. Nothing begins it anew by itself.
+    Rule: a shadow ends when an operator ends it, another version becomes stable, its process ends or is silent for too long, or
+    the daemon ends. It continues when the serving process restarts. It never begins again by itself.
     """
 
     def __init__(
@@ -89,15 +89,15 @@ class Shadows:
         self._watcher: asyncio.Task[None] | None = None
         supervisor.on_serving = self._serve_again
 
-    # Looking
+    # Reading
 
     @property
     def last(self) -> ShadowRun | None:
-        """The one that runs, else the one that ran last."""
+        """The shadow that runs, else the one that ran last."""
         return self.current or self._ended
 
     def report(self) -> ShadowReport | None:
-        """What is known of the shadow that runs, or of the last one; None where there was none."""
+        """Returns the report on `last`; None if there was no shadow yet."""
         shadow = self.last
         if shadow is None:
             return None
@@ -130,7 +130,7 @@ class Shadows:
         )
 
     def state(self, shadow: ShadowRun) -> ShadowState:
-        """Where it is."""
+        """Returns whether a shadow runs, is silent, or has ended."""
         if shadow is not self.current:
             return ShadowState.ENDED
         is_silent = self._silent_s(shadow) > self._bounds.silent_s_max / 2
@@ -171,8 +171,8 @@ class Shadows:
         return process
 
     async def begin(self, process: ShadowProcess, by: str, reason: str) -> None:
-        """Gives it the rows of the stable version, in the place of the shadow before; raises `SwitchError`."""
-        await self.end(f"{process.version.version} takes its place", by)
+        """Feeds it the rows of the stable version, instead of the shadow before. Takes over `process`; raises `SwitchError`."""
+        await self.end(f"{process.version.version} replaces it", by)
         live, version = self._supervisor.stable, process.version
         shadow = ShadowRun(
             process, live, by, reason, _now(), time.monotonic_ns(), version.policy, version.version, version.digest,
@@ -189,8 +189,8 @@ class Shadows:
         summary = f"begun at share {process.share:g}: {reason}".rstrip(": ")
         await self._keeper.note("shadow", _resolved(shadow), live.version, by, summary)
 
-    async def end(self, why: str, by: str = _OURSELVES) -> None:
-        """Ends the shadow that runs, if one does."""
+    async def end(self, why: str, by: str = _DAEMON) -> None:
+        """Ends the shadow that runs, if there is one."""
         shadow = self.current
         if shadow is None:
             return
@@ -206,12 +206,12 @@ class Shadows:
         await shadow.process.close()
         self._on_end()
         rows = shadow.process.counts.cells[cell.ROWS]
-        log = self._log.warning if by == _OURSELVES else self._log.info
+        log = self._log.warning if by == _DAEMON else self._log.info
         log("shadow_ended", **_for_log(shadow), by=by, reason=why, rows=rows)
         await self._keeper.note("shadow", _resolved(shadow), shadow.live_version, by, f"ended after {rows} rows: {why}")
 
     async def close(self, why: str) -> None:
-        """Ends what runs; nothing is left of it but its report."""
+        """Ends the shadow that runs. Its report stays."""
         await self.end(why)
         if self._ended is not None:
             await self._ended.process.close()
@@ -219,7 +219,7 @@ class Shadows:
     # Watching
 
     async def _watch(self, shadow: ShadowRun) -> None:
-        """Ends the shadow where its process ends, hangs, or another version has become stable."""
+        """Ends the shadow when its process ends or hangs, or another version becomes stable."""
         gone = asyncio.create_task(shadow.process.ended())
         try:
             while not gone.done():
@@ -241,23 +241,23 @@ class Shadows:
         return (time.monotonic_ns() - max(looked_ns, shadow.began_ns)) / 1e9
 
     def _serve_again(self) -> None:
-        """A new serving process fills the ring where the old one left it."""
+        """Makes a new serving process continue the ring where the old one stopped."""
         if self.current is None:
             return
         try:
             self._supervisor.send_shadow(self.current.process.page_descriptor)
         except OSError as error:
-            # It is gone already: the next one is told again.
+            # It has ended already: the next serving process is asked again.
             self._log.error("shadow_gets_nothing", error=error.strerror)
 
 
 def check_comparable(version: SealedVersion, live: SealedVersion) -> None:
-    """Raises `SwitchError` where a version's answers cannot be compared with those of the live one."""
-    mine, its = version.card.spec(), live.card.spec()
-    if encode_spec(mine) != encode_spec(its):
-        what = "observations" if mine.observation != its.observation else "outputs"
+    """Raises `SwitchError` if a version's answers cannot be compared with those of the live one."""
+    spec, live_spec = version.card.spec(), live.card.spec()
+    if encode_spec(spec) != encode_spec(live_spec):
+        what = "observations" if spec.observation != live_spec.observation else "outputs"
         raise SwitchError(
-            f"shadow {version.version}: expected the spec of {live.version}, which it would be compared with; its {what} differ"
+            f"shadow {version.version}: expected the spec of {live.version}, to compare the two; its {what} differ"
         )
     if live.card.distribution.kind != "deterministic" and version.card.distribution.kind == "deterministic":
         raise SwitchError(f"shadow {version.version}: expected a version that can draw actions, as {live.version} does")

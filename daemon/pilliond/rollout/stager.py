@@ -37,7 +37,7 @@ class Stager:
         """p99 of the live version while the last version was staged over that before; None for too few acts."""
         self.pauses = 0
         self.paused_s = 0.0
-        """How often and how long stagings were paused, all together."""
+        """How often and for how long stagings were paused, in all."""
         self._settings = settings
         self._store = store
         self._window = window
@@ -97,10 +97,10 @@ class Stager:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
             )
-        staging_channel.send(end, self._order(target))
+        staging_channel.send(end, self._request(target))
         return end
 
-    def _order(self, target: Resolved) -> StageRequest:
+    def _request(self, target: Resolved) -> StageRequest:
         settings = self._settings
         return StageRequest(
             store=settings.store.path,
@@ -121,7 +121,7 @@ class Stager:
             try:
                 report, descriptors = await staging_channel.receive_report(end)
             except msgspec.MsgspecError as error:
-                raise SwitchError(f"the staging process sent what cannot be read: {error}") from None
+                raise SwitchError(f"the staging process sent an unreadable report: {error}") from None
             match report:
                 case StageStep():
                     self._step = Step(report.name)

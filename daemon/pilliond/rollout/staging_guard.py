@@ -1,9 +1,10 @@
-"""The staging guard: whether a staging goes on, pauses, or is given up, by how the live version is meanwhile. Plain.
+"""The staging guard: decides whether a staging goes on, pauses or ends, by how the live version does meanwhile. Plain.
 
-Rule 1: it pauses where the live version misses more than twice as many deadlines within a second as it did before, or its
-p99 of that second crosses a bound; it goes on after a pause of a second in which neither was so.
-Rule 2: a p99 that is no better while staging is paused is not staging's doing: it is the usual one from then on.
-Rule 3: it is given up for good where it misses too many, takes too long, or has paused for too long in all.
+Rule 1: staging pauses if, within a second, the live version misses more than twice as many deadlines as before, or its p99
+crosses a bound. It continues after a pause of a second in which neither happened.
+Rule 2: if the p99 is no better while staging is paused, staging did not cause it: that p99 is the usual one from then on.
+Rule 3: staging ends for good if the live version misses too many deadlines, if staging takes too long, or if it was paused for
+too long in all.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from pilliond.rollout.live_window import Reading
 from pilliond.settings.schema import StagingSettings
 
 WINDOW_S: Final = 1.0
-"""Over how long the live version is judged, and the shortest pause."""
+"""The span over which the live version is judged, and the shortest pause."""
 
 _NS_PER_US: Final = 1_000
 
 
 class Pace(Enum):
-    """What is to be done with the staging process."""
+    """What to do with the staging process."""
 
     GO = "go"
     PAUSE = "pause"
@@ -30,7 +31,10 @@ class Pace(Enum):
 
 
 class StagingGuard:
-    """Watches one staging. `usual` is what the live version did in the `usual_s` seconds before, `began` a reading now."""
+    """Guards one staging.
+
+    `usual` holds the counts of the live version before it and their span in seconds; `began` is a reading at `began_s`.
+    """
 
     def __init__(
         self, bounds: StagingSettings, usual: tuple[Reading, int] | None, began: Reading, began_s: float
@@ -39,7 +43,7 @@ class StagingGuard:
         self.pauses = 0
         self.paused_s = 0.0
         self.why = ""
-        """Why it pauses, or was given up."""
+        """Why staging is paused, or has ended."""
         self._bounds = bounds
         self._usual_misses_per_s = usual[0].late / usual[1] if usual else 0.0
         self._usual_p99_ns = usual[0].p99_ns() if usual else None
@@ -49,7 +53,7 @@ class StagingGuard:
         self._readings: deque[tuple[float, Reading]] = deque([(began_s, began)])
 
     def look(self, now: Reading, now_s: float) -> Pace:
-        """What is to be done, by a reading of the live version; to be asked every tenth of a second or so."""
+        """Returns what to do, given a reading of the live version. The caller calls it about every tenth of a second."""
         if self.pace is Pace.GIVE_UP:
             return self.pace
         if self.pace is Pace.PAUSE:
@@ -88,7 +92,7 @@ class StagingGuard:
         return ""
 
     def _trouble(self, now_s: float) -> str:
-        """What ails the live version, in a sentence; empty where it is well."""
+        """Returns what is wrong with the live version, as a sentence; empty if nothing is."""
         recent = self._recent()
         over_s = now_s - self._readings[0][0]
         if recent.late > 2 * self._usual_misses_per_s * over_s:

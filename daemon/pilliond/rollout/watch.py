@@ -59,7 +59,7 @@ class Watch:
             return
         self._note_fault(stable, fault)
         try:
-            await self._releases.roll_back(_DAEMON, f"taken back by itself: {fault.why}")
+            await self._releases.roll_back(_DAEMON, f"automatic rollback: {fault.why}")
         except SwitchError as error:
             self._log.warning("auto_rollback_refused", policy=str(stable), error=str(error))
 
@@ -73,7 +73,7 @@ class Watch:
             fault = self._releases.guardrails.arm_fault(version.digest, version.metrics_index, now_s)
             if fault is not None:
                 self._note_fault(version, fault, arm=arm.name)
-                await self._end_arm(arm, version, f"taken back by itself: {fault.why}")
+                await self._end_arm(arm, version, f"automatic rollback: {fault.why}")
                 return
 
     def _note_fault(self, version: SealedVersion, fault: Fault, **fields: str) -> None:

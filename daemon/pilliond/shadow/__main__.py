@@ -1,7 +1,7 @@
-"""The shadow process: runs a version on what the live one answered, at the lowest priority, and compares. It sends nothing.
+"""The shadow process: runs a version on the batches that the live one answered, and compares. It answers no client.
 
-Started by the control process as `python -m pilliond.shadow.__main__ DESCRIPTOR`. It ends when it is killed: what it found lies in
-the shared page.
+The control process starts it as `python -m pilliond.shadow DESCRIPTOR`. It runs at the lowest priority until it is killed. Its
+counts are in the shared page, so they survive it.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Shadows until it is killed; gives the exit code of whatever ended it before."""
+    """Shadows until it is killed; returns an exit code if it fails before."""
     die_with_parent()
     step_aside()
     # The control process decides when to stop, as in `serving`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
-    # What is imported from here on is imported at the lowest priority.
+    # Imported here, so that the imports, too, run at the lowest priority.
     from pilliond.engine.interface import EngineError
     from pilliond.errors import DaemonError
     from pilliond.ipc import shadow_channel
     from pilliond.ipc.shadow_channel import ShadowFailed, ShadowReady
     from pilliond.shadow.ring import RingError
 
-    order, model_descriptor, page_descriptor = shadow_channel.receive_control_message(end)
-    limit_memory(order.memory_mb_max)
+    request, model_descriptor, page_descriptor = shadow_channel.receive_control_message(end)
+    limit_memory(request.memory_mb_max)
     try:
-        replayer = prepare(order, model_descriptor, page_descriptor)
+        replayer = prepare(request, model_descriptor, page_descriptor)
         shadow_channel.send_report(end, ShadowReady())
         replayer.run()
     except (DaemonError, EngineError, RingError) as error:
         shadow_channel.send_report(end, ShadowFailed(str(error)))
     except (MemoryError, ImportError, OSError) as error:
-        # An import that finds no memory fails as one that finds no file, a mapping as a call that the kernel refuses.
+        # Out of memory, an import fails as if a file were missing, and a mapping with an OSError.
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         shadow_channel.send_report(end, ShadowFailed(f"it does not fit into staging.memory_mb_max ({what})"))
     return os.EX_SOFTWARE
 
 
-def prepare(order: ShadowRequest, model_descriptor: int, page_descriptor: int) -> Replayer:
-    """The version of the order, warm, and the ring that it reads; raises `EngineError`."""
+def prepare(request: ShadowRequest, model_descriptor: int, page_descriptor: int) -> Replayer:
+    """Returns a replayer with the requested version, warm; raises `EngineError`."""
     from pilliond.ipc.shadow_page import ShadowPage
     from pilliond.shadow.replayer import Replayer
     from pilliond.versions.loader import build_version, read_descriptor
 
     model = read_descriptor(model_descriptor)
-    version = build_version(order.version, model, None, order.rows_max, order.engine)
+    version = build_version(request.version, model, None, request.rows_max, request.engine)
     page = ShadowPage(page_descriptor)
     for descriptor in (model_descriptor, page_descriptor):
         os.close(descriptor)
-    return Replayer(order, version, page)
+    return Replayer(request, version, page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a shadow would have answered beside what was answered: distance and agreement, counted in its page."""
+"""Compares what a shadow would have answered with what was answered: counts distance and agreement in the shadow page."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _CELLS_PER_OUTPUT: Final = 3
 
 
 def is_continuous(tensor: TensorSpec) -> bool:
-    """Whether two of its rows can be more or less apart; else they are the same or they are not."""
+    """Returns whether two rows of a tensor have a distance; rows of any other tensor are only equal or not."""
     return tensor.space == "Box"
 
 
 class Comparison:
-    """Compares rows of outputs. `distance_max`: up to which distance continuous actions agree; 0: as `tolerance` says.
+    """Compares rows of outputs. Continuous actions agree up to `distance_max`; with 0, within `tolerance`.
 
-    Integers of a `Discrete`, `MultiDiscrete` or `MultiBinary` agree where all of a row are equal. The distance of two rows is the
-    Euclidean one; that of a NaN or an infinity to anything else is infinite, to the same it is 0.
+    Rows of a `Discrete`, `MultiDiscrete` or `MultiBinary` tensor agree if they are equal. The distance of two rows is Euclidean. A
+    NaN or an infinity has distance 0 to the same value, and an infinite distance to any other.
     """
 
     def __init__(self, spec: Spec, tolerance: Tolerance, distance_max: float, page: ShadowPage) -> None:
@@ -39,7 +39,7 @@ class Comparison:
         self._page = page
 
     def add(self, live: list[Array], shadow: list[Array]) -> None:
-        """Counts rows: `live` is what was sent, `shadow` what it would have been, both [rows, …] for each output."""
+        """Counts rows. `live` was sent, `shadow` would have been; both have one array [rows, …] per output."""
         cells = self._page.cells
         rows = len(live[0])
         is_odd = np.zeros(rows, bool)
@@ -86,7 +86,7 @@ class Comparison:
 
 
 def distances(sent: Array, other: Array) -> NDArray[np.float64]:
-    """The distance of each row of `other` to that of `sent`, both [rows, n]; see `Comparison`."""
+    """Returns the distance of each row of `other` to the same row of `sent`, both [rows, n]. See `Comparison`."""
     with np.errstate(invalid="ignore", over="ignore"):
         apart = other.astype(np.float64) - sent.astype(np.float64)
         apart[is_equal(sent, other)] = 0.0

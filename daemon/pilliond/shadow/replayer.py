@@ -1,4 +1,4 @@
-"""The replayer: a version that is run on the batches of the live one, and what it would have answered beside what was."""
+"""The replayer: runs a version on the batches of the live one, and compares its answers with those that were sent."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.metrics_page import LATENCY_BUCKETS_NS
 from pilliond.ipc.shadow_channel import ShadowRequest
 from pilliond.ipc.shadow_page import ShadowPage
+from pilliond.limits import SHADOW_LOOK_S_MAX
 from pilliond.shadow.comparison import Comparison
 from pilliond.shadow.ring import SeenBatch, ShadowRing
 from pilliond.shadow.states import ShadowStates
@@ -22,35 +23,35 @@ from pilliond.traffic_split import salt_of
 from pilliond.versions.loaded_version import Version
 
 LOOK_S: Final = 0.002
-"""How long it sleeps where nothing waits, at first; twice as long each time, up to `LOOK_S_MAX`."""
-LOOK_S_MAX: Final = 0.02
+"""First sleep where no batch waits. Each further one is twice as long, up to `SHADOW_LOOK_S_MAX`."""
+
 _BYTES_PER_MB: Final = 1_000_000
 _EDGES_NS: Final = np.array(LATENCY_BUCKETS_NS)
 _UNIT: Final = 2.0**-53
 
 
 class Replayer:
-    """Runs what waits in the ring of `page`, and counts there what it finds. It looks by itself: nobody has to wake it."""
+    """Runs the batches in the ring of `page` and counts its findings there. It polls the ring, so that the writer need not wake it."""
 
-    def __init__(self, order: ShadowRequest, version: Version, page: ShadowPage) -> None:
+    def __init__(self, request: ShadowRequest, version: Version, page: ShadowPage) -> None:
         self._version = version
         self._page = page
         self._ring = ShadowRing(page, version.spec)
-        self._comparison = Comparison(version.spec, order.live_tolerance, order.distance_max, page)
-        self._states = ShadowStates(version, order.states_mb_max * _BYTES_PER_MB) if version.states else None
-        self._share = order.share
-        self._salt = np.uint64(salt_of(f"{order.version.policy} shadow"))
+        self._comparison = Comparison(version.spec, request.live_tolerance, request.distance_max, page)
+        self._states = ShadowStates(version, request.states_mb_max * _BYTES_PER_MB) if version.states else None
+        self._share = request.share
+        self._salt = np.uint64(salt_of(f"{request.version.policy} shadow"))
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Looks for ever; raises `RingError`."""
+        """Polls the ring for ever; raises `RingError`."""
         self._ring.touch()
         look_s = LOOK_S
         while True:
-            look_s = LOOK_S if self.look() else min(2 * look_s, LOOK_S_MAX)
+            look_s = LOOK_S if self.look() else min(2 * look_s, SHADOW_LOOK_S_MAX)
             sleep(look_s)
 
     def look(self) -> int:
-        """Runs what waits; gives how many batches that were."""
+        """Runs the batches that wait; returns how many."""
         count = 0
         self._page.cells[cell.LOOKED_AT_NS] = time.monotonic_ns()
         while (batch := self._ring.next()) is not None:
@@ -85,7 +86,7 @@ class Replayer:
             self._states.take(batch, runnable, [after[:rows] for _, after in self._version.states])
 
     def _wanted(self, batch: SeenBatch) -> NDArray[np.bool_]:
-        """The rows that the live version answered and whose episodes are in the share; the same seed always is."""
+        """Returns the rows that the live version answered in episodes of the share. Their seeds decide, the same way each time."""
         answered = np.repeat([act.is_answered for act in batch.acts], [act.rows for act in batch.acts])
         wanted: NDArray[np.bool_] = batch.is_live & answered
         if self._share < 1.0:
@@ -94,7 +95,7 @@ class Replayer:
         return wanted
 
     def _run(self, batch: SeenBatch, runnable: NDArray[np.bool_], states: list[Array], rows: int) -> None:
-        """Runs these rows; they lie as they lay in the live batch where it is all of them. Raises `EngineError`."""
+        """Runs these rows, in the order of the live batch. Raises `EngineError`."""
         version = self._version
         for buffer, observation in zip(version.engine.inputs, batch.observations, strict=True):
             buffer[:rows] = observation[runnable]

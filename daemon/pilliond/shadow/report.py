@@ -1,4 +1,4 @@
-"""The report of a shadow: what it would have answered beside what was answered, in numbers."""
+"""The report on a shadow: how its answers compare with those that were sent, in numbers."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ _NS_PER_US: Final = 1e3
 
 
 class ShadowState(StrEnum):
-    """Where a shadow is. Rule: `running` and `silent` alternate; `ended` is final."""
+    """The state of a shadow. Rule: `running` and `silent` alternate; `ended` is final."""
 
     RUNNING = "running"
     SILENT = "silent"
-    """It has not looked for `shadow.silent_s_max` / 2 or longer: the host is busy, or it hangs."""
+    """It has not polled for half of `shadow.silent_s_max`: the host is busy, or it hangs."""
     ENDED = "ended"
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """One output of the compared rows."""
+    """Results for one output of the compared rows."""
 
     name: str
     agreed_rows: int
     distance_mean: float | None
-    """Euclidean, by row; None where the output is discrete, or no row was compared. Rows with a NaN or an infinity on one side
-    only are left out."""
+    """Mean Euclidean distance per row, without rows that have a NaN or an infinity on one side only. None if the output is
+    discrete, or no row was compared."""
     distance_max: float | None
-    """None also where it is infinite: see `non_finite_rows`."""
+    """None also if it is infinite: see `non_finite_rows`."""
 
 
 class Inference(msgspec.Struct, frozen=True):
-    """Runs of an engine; None where there were none."""
+    """Durations of the shadow's runs; None if there were none."""
 
     batches: int
     mean_us: float | None
     p50_us: float | None
     p99_us: float | None
     cpu_mean_us: float | None
-    """Processor time: the shadow runs at the lowest priority, so by the clock it waits for everybody else."""
+    """CPU time. The shadow runs at the lowest priority, so its wall-clock time includes waiting for other processes."""
 
 
 class ShadowReport(msgspec.Struct, frozen=True):
-    """What is known of a shadow: the one that runs, or the last one that did."""
+    """The shadow that runs, or the last one that ran."""
 
     policy: str
     version: str
     digest: str
     live: str
-    """The version whose answers it is compared with."""
+    """The version that it is compared with."""
     share: float
     state: ShadowState
     by: str
@@ -71,21 +71,21 @@ class ShadowReport(msgspec.Struct, frozen=True):
     """Rows that were compared."""
     agreed_rows: int
     agreement: float | None
-    """The share of them in which the actions agree."""
+    """The share of compared rows in which the actions agree; None if no row was compared."""
     agreement_means: str
     non_finite_rows: int
-    """Compared rows in which the shadow gave a NaN or an infinity and the live version did not."""
+    """Compared rows in which the shadow returned a NaN or an infinity and the live version did not."""
     skipped_rows: dict[str, int]
-    """Rows that were not compared, by why: `no_room` in the ring, `mid_episode` of a recurrent shadow, `failed` to run."""
+    """Rows that were not compared, by reason: `no_room` in the ring, `mid_episode` in a recurrent shadow, `failed` run."""
     waiting_bytes: int
     outputs: list[Compared]
     distances: dict[str, int]
-    """Rows by the distance of their actions, cumulated by upper edge; empty for discrete actions."""
+    """Cumulative count of rows by the distance of their actions, per upper bucket edge; empty for discrete actions."""
     inference: Inference
 
 
 def agreement_means(spec: Spec, distance_max: float) -> str:
-    """When two actions agree, in words."""
+    """Returns when two actions agree, in words."""
     action = next(tensor for tensor in spec.outputs if tensor.name == ACTION)
     if not is_continuous(action):
         return "they are equal"
@@ -93,7 +93,7 @@ def agreement_means(spec: Spec, distance_max: float) -> str:
 
 
 def compared_outputs(counts: ShadowCounts, spec: Spec) -> list[Compared]:
-    """Every output of the compared rows, in the order of the spec."""
+    """Returns the results for every output, in the order of the spec."""
     rows = counts.cells[cell.ROWS]
     compared = []
     for index, tensor in enumerate(spec.outputs[:SHADOW_OUTPUTS_MAX]):
@@ -112,7 +112,7 @@ def compared_outputs(counts: ShadowCounts, spec: Spec) -> list[Compared]:
 
 
 def distance_buckets(counts: ShadowCounts) -> tuple[list[tuple[str, float]], float]:
-    """The cumulated buckets of the distance of actions, and its sum."""
+    """Returns the cumulative buckets of the distance of actions, and its sum."""
     total = 0
     buckets: list[tuple[str, float]] = []
     for index, edge in enumerate((*DISTANCE_BUCKETS, None)):
@@ -122,7 +122,7 @@ def distance_buckets(counts: ShadowCounts) -> tuple[list[tuple[str, float]], flo
 
 
 def inference_buckets(counts: ShadowCounts) -> tuple[list[tuple[str, float]], float]:
-    """The cumulated buckets of the time of its runs in seconds, and its sum."""
+    """Returns the cumulative buckets of the duration of its runs in seconds, and its sum."""
     total = 0
     buckets: list[tuple[str, float]] = []
     for index, edge_ns in enumerate((*LATENCY_BUCKETS_NS, None)):
@@ -132,7 +132,7 @@ def inference_buckets(counts: ShadowCounts) -> tuple[list[tuple[str, float]], fl
 
 
 def inference_of(counts: ShadowCounts) -> Inference:
-    """The time of its runs."""
+    """Returns the durations of its runs."""
     batches = counts.cells[cell.BATCHES]
     if not batches:
         return Inference(0, None, None, None, None)
@@ -146,7 +146,7 @@ def inference_of(counts: ShadowCounts) -> Inference:
 
 
 def _quantile_us(counts: ShadowCounts, share: float) -> float:
-    """Straight lines between the edges of buckets."""
+    """Returns a quantile, linearly interpolated between bucket edges."""
     first = cell.INFERENCE
     by_bucket = np.array(counts.cells[first : first + len(LATENCY_BUCKETS_NS) + 1], np.int64)
     cumulated = np.concatenate([[0], np.cumsum(by_bucket)])

@@ -1,4 +1,4 @@
-"""The ring on the shadow's side: the batches that the live version answered, one after the other, as arrays."""
+"""The reading side of the ring: returns the batches that the live version answered, one after the other, as arrays."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RingError(Exception):
 class SeenAct(msgspec.Struct, frozen=True):
     """An act of a batch: rows `first` to `first + rows - 1`."""
 
-    handle: tuple[int, int]
-    """The epoch of the serving process and the number of the handle in it."""
+    group: tuple[int, int]
+    """The episode group: the epoch of the serving process, and the number of the group there."""
     acts: int
-    """Acts of the handle that were run before."""
+    """Acts of the group that were run before."""
     first: int
     rows: int
     is_answered: bool
@@ -37,15 +37,15 @@ class SeenBatch(msgspec.Struct, frozen=True):
     acts: list[SeenAct]
     seeds: NDArray[np.uint64]
     steps: NDArray[np.uint64]
-    """For each row, how many acts of its episode were run before; 0: it begins with this one."""
+    """For each row, how many acts of its episode were run before. 0: the episode begins with this act."""
     is_live: NDArray[np.bool_]
-    """The rows that the live version answered."""
+    """Which rows the live version answered."""
     observations: list[Array]
     outputs: list[Array]
 
 
 class ShadowRing:
-    """Reads the batches of a page; the only reader."""
+    """Reads the batches of a page. There is one reader."""
 
     def __init__(self, page: ShadowPage, spec: Spec) -> None:
         self._page = page
@@ -54,13 +54,13 @@ class ShadowRing:
         self._size = 0
 
     def touch(self) -> None:
-        """Lets the kernel find memory for all of it now, so that the serving process finds it there. Before anybody writes."""
+        """Makes the kernel allocate the whole ring, so that the serving process need not wait for it. Call it before the first batch."""
         ring = self._page.ring
         for at in range(0, self._page.ring_bytes, 4_096):
             ring[at] = 0
 
     def next(self) -> SeenBatch | None:
-        """The next batch, or None where none waits; raises `RingError`. It stays in the ring until `release`."""
+        """Returns the next batch, or None if none waits; raises `RingError`. The batch stays in the ring until `release`."""
         waiting = self._page.cells[cell.WRITTEN] - self._read
         at = self._read % self._page.ring_bytes
         if waiting and not int.from_bytes(self._page.ring[at : at + 8], "little"):
@@ -74,7 +74,7 @@ class ShadowRing:
         return self._batch(at + BATCH_HEAD.size, epoch, rows, acts)
 
     def release(self) -> None:
-        """Gives the room of the last batch back."""
+        """Frees the space of the last batch."""
         self._move(self._size)
 
     def _move(self, size: int) -> None:
@@ -100,8 +100,8 @@ class ShadowRing:
     def _acts(self, at: int, epoch: int, acts: int) -> Iterator[SeenAct]:
         first = 0
         for _ in range(acts):
-            handle, before, rows, marks = ACT_HEAD.unpack_from(self._page.ring, at)
-            yield SeenAct((epoch, handle), before, first, rows, bool(marks & ANSWERED), bool(marks & DRAWN))
+            group, before, rows, marks = ACT_HEAD.unpack_from(self._page.ring, at)
+            yield SeenAct((epoch, group), before, first, rows, bool(marks & ANSWERED), bool(marks & DRAWN))
             at += ACT_HEAD.size
             first += rows
 

@@ -1,4 +1,4 @@
-"""What a recurrent shadow carries: for each row of a handle its own state, from its episode's begin. Plain; bounded."""
+"""The recurrent states of a shadow: one for each row of an episode group, from the begin of its episode. Plain; bounded."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pilliond.versions.loaded_version import Version
 
 
 class Carried:
-    """The rows of one handle: their states, which of them are right, and which act comes next."""
+    """The rows of one group: their states, which of them are right, and the number of the next act."""
 
     __slots__ = ("acts", "is_whole", "states")
 
     def __init__(self, states: list[Array], rows: int) -> None:
         self.states = states
         self.is_whole: NDArray[np.bool_] = np.zeros(rows, bool)
-        """The rows whose episodes were seen from their begin."""
+        """Rows with episodes that were seen from their begin."""
         self.acts = -1
 
     @property
@@ -29,9 +29,9 @@ class Carried:
 
 
 class ShadowStates:
-    """States of a version by handle, `bytes_max` in all: beyond it the handle that was longest silent is forgotten.
+    """States of a version by group, at most `bytes_max` in all. Beyond that it forgets the group that was silent longest.
 
-    Rule: a row is *whole* from an act that begins its episode until an act of its handle is missing, or it is not run.
+    Rule: a row is *whole* from an act that begins its episode until an act of its group is missing, or the row is not run.
     """
 
     def __init__(self, version: Version, bytes_max: int) -> None:
@@ -44,13 +44,13 @@ class ShadowStates:
         return len(self._carried)
 
     def put(self, batch: SeenBatch, wanted: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[Array]]:
-        """Which of the wanted rows can be run, and the states of all rows of the batch ([rows, …] each)."""
+        """Returns which of the wanted rows can be run, and the states of all rows of the batch ([rows, …] each)."""
         runnable = np.zeros_like(wanted)
         states = self._version.first_states(len(wanted))
         for act in batch.acts:
             if not act.is_answered:
                 continue
-            carried = self._of(act.handle, act.rows)
+            carried = self._of(act.group, act.rows)
             if carried.acts != act.acts:
                 carried.is_whole[:] = False
             mine = slice(act.first, act.first + act.rows)
@@ -65,10 +65,10 @@ class ShadowStates:
         return runnable, states
 
     def take(self, batch: SeenBatch, ran: NDArray[np.bool_], states: list[Array]) -> None:
-        """Keeps what a run made of the states of the rows that were run ([rows that were run, …] each)."""
+        """Keeps the new states of the rows that were run ([rows that were run, …] each)."""
         of_row = np.cumsum(ran) - 1
         for act in batch.acts:
-            carried = self._carried.get(act.handle)
+            carried = self._carried.get(act.group)
             mine = slice(act.first, act.first + act.rows)
             if carried is None or not act.is_answered:
                 continue
@@ -76,18 +76,18 @@ class ShadowStates:
                 kept[ran[mine]] = state[of_row[mine][ran[mine]]]
 
     def lose(self, batch: SeenBatch) -> None:
-        """Forgets what these handles carry: they were not run."""
+        """Forgets the states of these groups: they were not run."""
         for act in batch.acts:
-            carried = self._carried.pop(act.handle, None)
+            carried = self._carried.pop(act.group, None)
             if carried is not None:
                 self._bytes -= carried.nbytes
 
-    def _of(self, handle: tuple[int, int], rows: int) -> Carried:
-        carried = self._carried.get(handle)
+    def _of(self, group: tuple[int, int], rows: int) -> Carried:
+        carried = self._carried.get(group)
         if carried is None:
-            carried = self._carried[handle] = Carried(self._version.first_states(rows), rows)
+            carried = self._carried[group] = Carried(self._version.first_states(rows), rows)
             self._bytes += carried.nbytes
             while self._bytes > self._bytes_max and len(self._carried) > 1:
                 self._bytes -= self._carried.popitem(last=False)[1].nbytes
-        self._carried.move_to_end(handle)
+        self._carried.move_to_end(group)
         return carried

@@ -1,7 +1,7 @@
-"""The staging process: tries a version apart from the one that serves, at the lowest priority, and hands over its memory.
+"""The staging process: tries a version apart from the live one, at the lowest priority, and passes on its sealed memory.
 
-Started by the control process as `python -m pilliond.staging.__main__ DESCRIPTOR`, one for each version. Verify, load, warm every
-bucket, golden pairs, batch certificate; whatever fails, fails here.
+The control process starts it as `python -m pilliond.staging DESCRIPTOR`, one for each version. It verifies and loads the version,
+warms every bucket, runs the golden pairs and measures the batch certificate. A version that fails, fails here.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Tries one version; gives the exit code."""
+    """Tries one version; returns the exit code."""
     die_with_parent()
     step_aside()
     end = socket.socket(fileno=int(sys.argv[1]))
-    # What is imported from here on is imported at the lowest priority.
+    # Imported here, so that the imports, too, run at the lowest priority.
     from pilliond.engine.interface import EngineError
     from pilliond.errors import DaemonError
     from pilliond.ipc import staging_channel
     from pilliond.ipc.staging_channel import StageFailed
 
-    order = staging_channel.receive_control_message(end)
-    limit_memory(order.memory_mb_max)
+    request = staging_channel.receive_control_message(end)
+    limit_memory(request.memory_mb_max)
     try:
-        staged, descriptors = stage(end, order)
+        staged, descriptors = stage(end, request)
     except (DaemonError, EngineError) as error:
         staging_channel.send(end, StageFailed(str(error)))
     except (MemoryError, ImportError) as error:
-        # An import that finds no memory fails as one that finds no file.
+        # Out of memory, an import fails as if a file were missing.
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         staging_channel.send(end, StageFailed(f"it does not fit into staging.memory_mb_max ({what})"))
     else:
@@ -45,8 +45,11 @@ def main() -> int:
     return os.EX_OK
 
 
-def stage(end: socket.socket, order: StageRequest) -> tuple[Staged, list[int]]:
-    """Everything that is asked of a version; raises `BadPolicyError` or `EngineError`."""
+def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]:
+    """Tries a version; returns the report and its descriptors (the model, then perhaps golden pairs).
+
+    Raises `BadPolicyError` or `EngineError`.
+    """
     from pillion_artifacts import Resolved, Store
     from pillion_artifacts.card.golden_pairs import decode_golden
     from pilliond.engine.certifier import certify
@@ -61,17 +64,17 @@ def stage(end: socket.socket, order: StageRequest) -> tuple[Staged, list[int]]:
         staging_channel.send(end, StageStep(step))
 
     report(StagingStep.VERIFYING)
-    resolved = Resolved(order.policy, order.version, order.digest)
-    artifact, signed_by = admit(Store(Path(order.store)), resolved, order.trust)
+    resolved = Resolved(request.policy, request.version, request.digest)
+    artifact, signed_by = admit(Store(Path(request.store)), resolved, request.trust)
     report(StagingStep.TRYING)
     sealed = seal(artifact)
     golden = read_descriptor(sealed.golden_descriptor) if sealed.golden_descriptor >= 0 else None
     model = read_descriptor(sealed.model_descriptor)
-    version = build_version(sealed.order(), model, golden, order.rows_max, order.engine)
+    version = build_version(sealed.order(), model, golden, request.rows_max, request.engine)
     report(StagingStep.CERTIFYING)
     observations: Arrays | None = None if golden is None else decode_golden(golden).inputs
-    certificate = certify(version.engine, version.spec, artifact.card.state, observations, order.rows_max)
-    if shortfall := certificate.shortfall(order.certificate):
+    certificate = certify(version.engine, version.spec, artifact.card.state, observations, request.rows_max)
+    if shortfall := certificate.shortfall(request.certificate):
         raise BadPolicyError(shortfall)
     return Staged(artifact.card, signed_by, certificate), sealed.descriptors()
 

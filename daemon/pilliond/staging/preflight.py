@@ -1,4 +1,4 @@
-"""Admission: what is asked of a stored version before it may be loaded."""
+"""Preflight: checks a stored version before it may be loaded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pilliond.errors import BadPolicyError
 
 
 def admit(store: Store, resolved: Resolved, trust: TrustPolicy) -> tuple[SealedArtifact, list[str]]:
-    """The verified artifact, sealed, which the caller closes, and who signed it; raises `BadPolicyError`.
+    """Returns the verified, sealed artifact, which the caller closes, and the names of its signers; raises `BadPolicyError`.
 
-    Whether it may be loaded is decided by its digest, before any of its files is read.
+    The trust policy decides by the digest, before any file of the version is read.
     """
     try:
         trusted = check_trust(store, resolved, trust, datetime.now(UTC))

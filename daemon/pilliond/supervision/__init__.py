@@ -1,4 +1,4 @@
-"""The control process's hold on the serving process: start, watch, ask, restart.
+"""Supervises the serving process: starts it, watches it, sends it control messages, and restarts it.
 
-Knows which versions are loaded there, and with which arms, so that a restart finds them again.
+Knows which versions are loaded there, and with which arms, so that a restart brings them back.
 """

@@ -1,4 +1,4 @@
-"""The supervisor: starts the serving process, watches it, starts it again when it dies."""
+"""The supervisor: starts the serving process, watches it, and restarts it when it dies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
@@ -61,11 +61,13 @@ from pilliond.supervision.version_table import VersionTable
 from pilliond.traffic_split import Arm
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
+_ENDED: Final = "the serving process ended meanwhile"
+
 R = TypeVar("R", Loaded, Switched, Routed, Held, Warmed, Shadowed, SessionList)
 
 
 class StartRefusedError(DaemonError):
-    """The serving process said why it cannot start."""
+    """The serving process refuses to start."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -75,8 +77,8 @@ class StartRefusedError(DaemonError):
 class Supervisor:
     """Owns the serving process, the metrics page and the sealed versions that the process has.
 
-    Rule: there is one serving process at a time, and each start has an epoch greater than the last. It starts with the
-    stable version, its arms and what is held for evaluations; after starts that failed, with the stable version alone.
+    Rule: there is one serving process at a time, and each start has a greater epoch than the last. It starts with the stable
+    version, the arms and the held versions; after `RESTARTS_WITH_ALL_MAX` failed starts, with the stable version alone.
     """
 
     def __init__(self, settings: Settings, stable: SealedVersion, spawner: Spawner, log: FilteringBoundLogger) -> None:
@@ -88,10 +90,10 @@ class Supervisor:
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
-        self._asked: dict[type[Answer], tuple[bytes, asyncio.Future[Any]]] = {}
-        """For each kind of report that is waited for, what it is about, and who waits."""
+        self._pending: dict[type[Answer], tuple[bytes, asyncio.Future[Any]]] = {}
+        """Requests without an answer yet: by the kind of report, the digest asked about and the future of the answer."""
         self.on_serving: Callable[[], None] = _nothing
-        """Called when a serving process is ready."""
+        """Called each time a serving process becomes ready."""
         self._epoch = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
@@ -105,60 +107,60 @@ class Supervisor:
 
     @property
     def phase(self) -> Phase:
-        """Where the serving process is in its life."""
+        """The phase of the serving process."""
         return Phase(self.page.cells[metrics_page.PHASE])
 
     @property
     def is_ready(self) -> bool:
-        """Whether the serving process answers, and takes orders."""
+        """Whether the serving process answers clients and control messages."""
         return self.phase is Phase.READY and self._end is not None
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the daemon was told to end."""
+        """Whether the daemon is ending."""
         return self._stopping is not None
 
     @property
     def serving_pid(self) -> int | None:
-        """The process id of the serving process, while it lives."""
+        """The process id of the serving process; None while there is none."""
         return None if self._process is None else self._process.pid
 
     @property
     def busy_poll_us(self) -> int:
-        """How long the serving process looks without sleeping."""
+        """How long the serving process polls without sleeping."""
         return self._settings.serving.busy_poll_us
 
     @property
     def rows_max(self) -> int:
-        """Rows that the serving process takes in one act."""
+        """Most rows in one act."""
         return self._settings.limits.rows_max
 
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
-        """Keeps a serving process up until `stop`; raises `DaemonError` where that cannot be done."""
+        """Keeps a serving process up until `stop`; raises `DaemonError` if it does not stay up."""
         failures = 0
         while self._stopping is None:
             self._start(alone=failures >= RESTARTS_WITH_ALL_MAX)
             try:
-                came_up = await self._watch(on_ready)
+                was_ready = await self._watch(on_ready)
             except StartRefusedError as refused:
                 if self.starts == 1:
                     raise
                 self._log.error("serving_failed", error=str(refused))
-                came_up = False
+                was_ready = False
             finally:
                 code = await self._reap()
             if self._stopping is not None:
                 return
-            failures = 0 if came_up else failures + 1
+            failures = 0 if was_ready else failures + 1
             is_alone = not self.version_table.beside()
-            if failures >= RESTARTS_WITHOUT_READY_MAX or (self.starts == 1 and not came_up and is_alone):
+            if failures >= RESTARTS_WITHOUT_READY_MAX or (self.starts == 1 and not was_ready and is_alone):
                 raise ServingDiedError(f"the serving process ended with {code} before it was ready")
             delay_s = min(RESTART_DELAY_S_MAX, 0.1 * 2**failures)
             self._log.error("serving_died", exit_code=code, restart_in_s=delay_s)
             await asyncio.sleep(delay_s)
 
     def stop(self, reason: str) -> None:
-        """Tells the serving process to drain; `run` returns when it is gone."""
+        """Makes the serving process drain; `run` returns when it has ended."""
         if self._stopping is not None:
             return
         self._stopping = reason
@@ -168,7 +170,7 @@ class Supervisor:
             asyncio.get_running_loop().call_later(DRAIN_S_MAX, self._kill, "it did not drain in time")
 
     async def load(self, version: SealedVersion) -> Loaded:
-        """Loads a staged version beside the one that serves, and takes it over; raises `SwitchError`."""
+        """Loads a staged version beside the live one. Takes it over if it loads; raises `SwitchError`."""
         self._check_is_ready()
         version.metrics_index = self.version_table.free_metrics_index()
         self.page.clear(version.metrics_index)
@@ -177,54 +179,54 @@ class Supervisor:
         return loaded
 
     async def switch(self, version: SealedVersion) -> Switched:
-        """Lets new episodes lease a version that is loaded; raises `SwitchError`."""
+        """Makes a loaded version the one that new episodes lease; raises `SwitchError`."""
         self._check_is_ready()
         return await self._ask(Switch(version.key), Switched, version.key)
 
     async def route(self, arms: list[Arm]) -> None:
-        """Shares out new episodes among versions that are loaded; raises `SwitchError`."""
+        """Splits new episodes among loaded versions; raises `SwitchError`."""
         self._check_is_ready()
         digest = self.stable.key
         await self._ask(Route(digest, arms), Routed, digest)
 
     async def hold(self, digests: set[bytes]) -> None:
-        """Holds versions that are loaded for evaluations, and no others; raises `SwitchError`. One at a time."""
+        """Holds these loaded versions for evaluations, and no others; raises `SwitchError`. One call at a time."""
         self._check_is_ready()
         await self._ask(Hold(sorted(digests)), Held, b"held")
 
     async def warm(self, version: SealedVersion) -> Warmed:
-        """Runs every bucket of a version that is loaded once; raises `SwitchError`."""
+        """Runs every bucket of a loaded version once; raises `SwitchError`."""
         self._check_is_ready()
         return await self._ask(Warm(version.key), Warmed, version.key)
 
     async def sessions(self, after: int) -> SessionList:
-        """Some of the sessions that were opened after the one with that number; raises `SwitchError`. One at a time."""
+        """Returns some sessions that were opened after session number `after`; raises `SwitchError`. One call at a time."""
         self._check_is_ready()
         return await self._ask(ListSessions(after), SessionList, b"sessions")
 
     async def shadow(self, page_descriptor: int) -> None:
-        """Lets what the stable version answers be copied into a shadow's page; raises `SwitchError`."""
+        """Begins to copy the stable version's batches into a shadow's page; raises `SwitchError`."""
         self._check_is_ready()
         await self._ask(Shadow(self.stable.key), Shadowed, b"shadowed", [page_descriptor])
 
     def send_shadow(self, page_descriptor: int) -> None:
-        """The same, without waiting for what comes of it."""
+        """Does the same without waiting for the answer; raises `OSError`."""
         channel.send(self._end, Shadow(self.stable.key), [page_descriptor])
 
     def end_shadow(self) -> None:
-        """Lets it be copied no longer."""
-        # One that dies at this moment copies nothing; one that does not read fills a ring that nobody empties, and stops.
+        """Ends the copying."""
+        # If the serving process just died, it copies nothing. If it does not read, it fills the ring, which is not emptied, and stops.
         with contextlib.suppress(OSError):
             if self._end is not None:
                 channel.send(self._end, EndShadow())
 
     def unload(self, version: SealedVersion) -> None:
-        """Lets a version go that was loaded and is not switched to."""
+        """Unloads a version that is not in use."""
         if self._end is not None:
             channel.send(self._end, Unload(version.key))
 
     def close(self) -> None:
-        """Gives back the page, the sealed versions and the socket files."""
+        """Releases the page, the sealed versions and the socket files."""
         for file in self._socket_files:
             file.remove()
         self.page.close()
@@ -232,34 +234,38 @@ class Supervisor:
         self.version_table.close()
 
     def _check_is_ready(self) -> None:
+        if self._end is None and self.phase is Phase.READY:
+            raise NotReadyError(_ENDED)
         if not self.is_ready:
             raise NotReadyError(f"the serving process is {self.phase.name.lower()}, not ready")
 
     async def _ask(
-        self, order: channel.ControlMessage, kind: type[R], digest: bytes, descriptors: Sequence[int] = ()
+        self, message: channel.ControlMessage, kind: type[R], digest: bytes, descriptors: Sequence[int] = ()
     ) -> R:
-        """Gives an order and waits for a report of that kind; one of a kind at a time."""
-        assert kind not in self._asked
+        """Sends a control message and waits for the report that answers it. One message per kind of report at a time."""
+        assert kind not in self._pending
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._asked[kind] = (digest, answer)
+        self._pending[kind] = (digest, answer)
         try:
-            channel.send(self._end, order, descriptors)
+            channel.send(self._end, message, descriptors)
             return await asyncio.wait_for(answer, LOAD_S_MAX)
         except TimeoutError:
             raise SwitchError(f"the serving process did not answer within {LOAD_S_MAX:g} s") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise SwitchError(_ENDED) from None
         except OSError as error:
-            raise SwitchError(f"the serving process cannot be told: {error.strerror}") from None
+            raise SwitchError(f"cannot send to the serving process: {error.strerror}") from None
         finally:
-            del self._asked[kind]
+            del self._pending[kind]
 
     def _answer(self, report: Answer) -> None:
-        asked, answer = self._asked.get(type(report), (b"", None))
-        if answer is not None and asked == report.digest and not answer.done():
+        digest, answer = self._pending.get(type(report), (b"", None))
+        if answer is not None and digest == report.digest and not answer.done():
             answer.set_result(report)
 
     def _fail(self, digest: bytes | None, error: SwitchError) -> None:
-        """Fails what was asked about that version, or all."""
-        for asked, answer in self._asked.values():
+        """Fails the pending requests about that version, or all of them."""
+        for asked, answer in self._pending.values():
             if digest in (None, asked) and not answer.done():
                 answer.set_exception(error)
 
@@ -284,13 +290,13 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
             )
-        channel.send(self._end, self._assignment())
+        channel.send(self._end, self._startup_config())
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())
         return [path for path in paths if path is not None]
 
-    def _assignment(self) -> StartupConfig:
+    def _startup_config(self) -> StartupConfig:
         stable = self.stable
         return StartupConfig(
             epoch=self._epoch,
@@ -315,15 +321,15 @@ class Supervisor:
         )
 
     async def _watch(self, on_ready: Callable[[Ready], None]) -> bool:
-        """Follows the serving process until it is gone; tells whether it was ever ready."""
+        """Reads the reports of the serving process until it ends; returns whether it was ever ready."""
         timer = asyncio.get_running_loop().call_later(self._start_s_max(), self._kill, "it was not ready in time")
-        came_up = False
+        was_ready = False
         try:
             while (report := await self._next_report()) is not None:
                 match report:
                     case Ready():
                         timer.cancel()
-                        came_up = True
+                        was_ready = True
                         self.ready = report
                         self.version_table.certify(report.certificates)
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
@@ -353,7 +359,7 @@ class Supervisor:
                         self._log.warning(report.name, **report.fields)
         finally:
             timer.cancel()
-        return came_up
+        return was_ready
 
     def _note_held(self, report: Held) -> None:
         if report.error:
@@ -366,7 +372,7 @@ class Supervisor:
         return START_S_MAX * (1 + len(self.version_table.beside()))
 
     def _refuse(self, refused: Sequence[LoadFailed]) -> None:
-        """Forgets the versions that the serving process could not load when it was started."""
+        """Releases the versions that the serving process could not load at its start."""
         for failed in refused:
             version = self.version_table.find(failed.digest)
             self._log.error("version_not_resumed", policy=str(version), error=failed.message)
@@ -375,7 +381,7 @@ class Supervisor:
     def _note_shadowed(self, report: Shadowed) -> None:
         if not report.error:
             self._answer(report)
-        elif Shadowed in self._asked:
+        elif Shadowed in self._pending:
             self._fail(report.digest, SwitchError(report.error))
         else:
             self._log.error("shadow_gets_nothing", error=report.error)
@@ -389,13 +395,13 @@ class Supervisor:
         try:
             return await channel.receive_report(self._end)
         except msgspec.MsgspecError as error:
-            self._kill(f"it sent what cannot be read: {error}")
+            self._kill(f"it sent an unreadable report: {error}")
             return None
 
     async def _reap(self) -> int:
-        """Waits for the end of the serving process, and gives its exit code."""
+        """Waits until the serving process has ended; returns its exit code."""
         assert self._process is not None
-        self._fail(None, SwitchError("the serving process ended meanwhile"))
+        self._fail(None, SwitchError(_ENDED))
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)

@@ -1,4 +1,4 @@
-"""The version_table: which versions the serving process has, as the control process knows it."""
+"""The version table: the versions that the serving process has loaded, as the control process knows them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def resolved(version: SealedVersion) -> Resolved:
 
 
 class VersionTable:
-    """Owns the sealed versions that are loaded; `close` gives them all back. It mirrors `residency` over there."""
+    """Owns the sealed versions that are loaded; `close` releases them. It mirrors `core.residency` in the serving process."""
 
     def __init__(self, stable: SealedVersion) -> None:
         self.stable = stable
         self.previous: SealedVersion | None = None
         self.arms: list[Arm] = []
-        """Who gets which share of new episodes; the stable version gets the rest."""
+        """The arms of the route; the stable version gets the new episodes that they leave."""
         self.held: set[bytes] = set()
-        """The versions that are held for evaluations."""
+        """Digests of the versions that have an evaluation hold."""
         stable.metrics_index = 1
         self._versions = {stable.key: stable}
 
@@ -39,11 +39,11 @@ class VersionTable:
         return iter(list(self._versions.values()))
 
     def find(self, digest: bytes) -> SealedVersion | None:
-        """The version with that digest, or None where it is not loaded."""
+        """Returns the version with that digest, or None if it is not loaded."""
         return self._versions.get(digest)
 
     def free_metrics_index(self) -> int:
-        """A metrics index that no version has; raises `SwitchError` where there is none."""
+        """Returns a metrics index that no version has; raises `SwitchError` if there is none."""
         taken = {version.metrics_index for version in self}
         free = next((index for index in range(1, VERSION_CELLS_MAX) if index not in taken), None)
         if free is None:
@@ -55,31 +55,31 @@ class VersionTable:
         self._versions[version.key] = version
 
     def switch(self, digest: bytes) -> None:
-        """The version with that digest is the stable one now."""
+        """Makes the version with that digest the stable one. If it was an arm, it is one no longer."""
         version = self._versions[digest]
         if version is not self.stable:
             self.previous, self.stable = self.stable, version
             self.arms = [arm for arm in self.arms if arm.digest != digest]
 
     def remove(self, digest: bytes) -> None:
-        """Gives a version back that was unloaded."""
+        """Releases a version that was unloaded."""
         version = self._versions.pop(digest)
         if version is self.previous:
             self.previous = None
         version.close()
 
     def resume(self, version: SealedVersion) -> None:
-        """Takes over a version that the next serving process is to begin with; raises `SwitchError`."""
+        """Takes over a version that the next serving process starts with; raises `SwitchError`."""
         version.metrics_index = self.free_metrics_index()
         self.add(version)
 
     def beside(self) -> list[SealedVersion]:
-        """What a new serving process begins with beside the stable version: arms, and what is held."""
+        """Returns the versions that a new serving process starts with beside the stable one: arms and held versions."""
         kept = self.held | {arm.digest for arm in self.arms}
         return [version for version in self if version is not self.stable and version.key in kept]
 
     def restart(self, alone: bool) -> None:
-        """A new serving process begins with the stable version and those beside it, or with the stable one `alone`."""
+        """Releases what a new serving process starts without. It starts with the stable version `alone`, or with those beside it."""
         if alone:
             self.arms, self.held = [], self.held & {self.stable.key}
         kept = [self.stable, *self.beside()]
@@ -88,18 +88,18 @@ class VersionTable:
                 self.remove(version.key)
 
     def certify(self, certificates: Mapping[bytes, Certificate]) -> None:
-        """Notes what a new serving process has found of the versions that it began with."""
+        """Notes the batch certificates that a new serving process measured."""
         for digest, certificate in certificates.items():
             self._versions[digest].certificate = certificate
 
     def refuse(self, digest: bytes) -> None:
-        """Gives a version back that a new serving process could not load."""
+        """Releases a version that a new serving process could not load."""
         self.arms = [arm for arm in self.arms if arm.digest != digest]
         self.held.discard(digest)
         self.remove(digest)
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Releases every version."""
         for version in self:
             version.close()
         self._versions.clear()

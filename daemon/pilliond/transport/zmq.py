@@ -28,7 +28,7 @@ from pilliond.transport.interface import Incoming, MessagePoller, Peer, Reply, S
 
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
-_FRAMES_MAX: Final = 2 + TENSOR_FRAMES_MAX
+_FRAMES_KEPT: Final = 2 + TENSOR_FRAMES_MAX
 _OWNER_ONLY_UMASK: Final = 0o177
 _NOTHING_PENDING: Final[Events] = []
 
@@ -86,7 +86,7 @@ class ZmqTransport:
         self.is_armed = False
         try:
             # The first frame from a ROUTER is the routing id of its peer, and a message always has one more.
-            return tuple(receive_frames(self._socket, NOBLOCK, _FRAMES_MAX))  # type: ignore[return-value]
+            return tuple(receive_frames(self._socket, NOBLOCK, _FRAMES_KEPT))  # type: ignore[return-value]
         except zmq.Again:
             return None
 

@@ -1,4 +1,4 @@
-"""A card says what it knows, refuses what it does not, and an old one becomes a new one without a word lost."""
+"""Cards: all fields are read, unknown ones refused, and migration keeps every field."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ contributors:
 """.replace("SIXTYFOUR", "0" * 64)
 
 
-def test_everything_that_a_card_can_say_is_read_and_written_back() -> None:
+def test_every_field_of_a_card_is_read_and_written_back() -> None:
     card = parse_card(FULL.encode())
     assert card.state == [StateCard("hidden", "hidden_next", "float32", [1, 8])]
     assert card.distribution.parameters() == ["mean", "log_std"]
@@ -77,19 +77,19 @@ def test_everything_that_a_card_can_say_is_read_and_written_back() -> None:
         (("schema: 2", "schema: 1"), r"'squashed_gaussian'.*\$\.distribution\.kind"),
     ],
 )
-def test_a_mistake_in_a_card_is_named_with_its_path(change: tuple[str, str], message: str) -> None:
+def test_an_error_in_a_card_has_its_path(change: tuple[str, str], message: str) -> None:
     assert change[0] in FULL
     with pytest.raises(InvalidArtifactError, match=message):
         parse_card(FULL.replace(*change, 1).encode())
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "just words", "{1: 2}", "schema: [1"])
-def test_what_is_no_card_is_refused(text: str) -> None:
+def test_other_yaml_than_a_card_is_refused(text: str) -> None:
     with pytest.raises(InvalidArtifactError, match="model card: "):
         parse_card(text.encode())
 
 
-def test_a_stored_card_of_schema_1_is_migrated_and_says_the_same() -> None:
+def test_migrating_a_stored_card_of_schema_1_keeps_its_fields() -> None:
     old = (CARDS / "schema-1.yaml").read_bytes()
     new = migrate_card(old)
     assert (schema_of(old), schema_of(new)) == (1, 2)
@@ -107,7 +107,7 @@ def test_the_cards_that_ship_are_of_schema_1_and_load_as_they_are(policy: str) -
     assert Store(EXAMPLES).load(policy).card == parse_card(migrate_card(text))
 
 
-def test_a_card_of_schema_1_cannot_use_what_came_later() -> None:
+def test_a_card_of_schema_1_cannot_use_later_fields() -> None:
     old = (CARDS / "schema-1.yaml").read_text()
     with pytest.raises(InvalidArtifactError, match="`contributors`"):
         parse_card((old + "contributors: []\n").encode())
@@ -117,12 +117,12 @@ def test_the_json_schema_that_ships_is_made_from_the_types() -> None:
     assert shipped_card_schema() == card_schema()
 
 
-def test_the_json_schema_knows_every_field() -> None:
+def test_the_json_schema_has_every_field() -> None:
     properties = msgspec.json.decode(card_schema())["$defs"]["ModelCard"]["properties"]
     assert list(properties) == [field.name for field in msgspec.structs.fields(ModelCard)]
 
 
-def test_a_schema_does_not_show_how_a_docstring_was_indented() -> None:
+def test_a_schema_does_not_depend_on_the_indentation_of_docstrings() -> None:
     indented = {"description": "One line.\n\n    Another line.\n    The last one.\n    "}
     plain = {"description": "One line.\n\nAnother line.\nThe last one."}
     schema = {"$defs": {"Layer": {**indented, "properties": {"description": {"type": "string", **indented}}}}}
@@ -132,7 +132,7 @@ def test_a_schema_does_not_show_how_a_docstring_was_indented() -> None:
     assert canonical(canonical(schema)) == canonical(schema)
 
 
-def test_a_schema_does_not_show_in_which_order_its_maker_had_the_alternatives() -> None:
+def test_a_schema_does_not_depend_on_the_order_of_alternatives() -> None:
     alternatives: list[dict[str, Any]] = [{"type": "null"}, {"$ref": "#/$defs/Layer"}, {"type": "array", "items": {}}]
     schemas = [{"properties": {"anyOf": {"anyOf": list(order)}}} for order in permutations(alternatives)]
     assert all(canonical(schema) == canonical(schemas[0]) for schema in schemas)

@@ -1,4 +1,4 @@
-"""YAML of strangers: values, or one line; and never the end of the process that reads it."""
+"""Untrusted YAML: values or a one-line error, and never a crash of the reader."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_plain_values_are_read() -> None:
         (b"\x00", "model card: not YAML: "),
     ],
 )
-def test_what_is_not_plain_is_refused_in_one_line(text: bytes, message: str) -> None:
+def test_other_than_plain_values_are_refused_in_one_line(text: bytes, message: str) -> None:
     with pytest.raises(InvalidArtifactError) as caught:
         parse_card(text)
     assert str(caught.value).startswith("model card: ")

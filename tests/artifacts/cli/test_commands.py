@@ -1,4 +1,4 @@
-"""`pillion artifact`: each command as a person types it, its JSON, its exit codes, and what the shell completes."""
+"""`pillion artifact`: the text, JSON and exit codes of each command, and the shell's completions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def type_it(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Type:
-    """Types a `pillion artifact` command about the test's store; gives exit code, standard output and error."""
+    """Runs a `pillion artifact` command on the test's store; returns exit code, standard output and error."""
     monkeypatch.setenv("PILLION_STORE__PATH", str(store.root))
 
     def type_line(line: str) -> tuple[int, str, str]:
@@ -45,7 +45,7 @@ def type_it(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.fixture
 def published(type_it: Type, tmp_path: Path) -> Path:
-    """Publishes 1.0.0 and 1.1.0 by command; gives the folder of the first."""
+    """Publishes 1.0.0 and 1.1.0 by command; returns the folder of the first."""
     for version in ("1.0.0", "1.1.0"):
         folder = example_folder(tmp_path / version, version)
         code, out, err = type_it(f"publish {folder} {POLICY}@v{version} --by ann --reason tested")
@@ -94,7 +94,7 @@ def test_the_list_names_versions_aliases_pins_and_signatures(type_it: Type, publ
     ]
 
 
-def test_show_and_diff_say_what_a_version_is_and_what_changed(type_it: Type, published: Path) -> None:
+def test_show_and_diff_print_a_version_and_its_changes(type_it: Type, published: Path) -> None:
     shown = as_json(type_it, f"show {POLICY}@1.0.0")
     assert shown["card"]["name"] == POLICY
     assert [file["name"] for file in shown["files"]] == ["model.onnx", "model_card.yaml"]
@@ -107,7 +107,7 @@ def test_show_and_diff_say_what_a_version_is_and_what_changed(type_it: Type, pub
     assert "do not differ" in type_it(f"diff {POLICY} {POLICY}@1.1.0")[1]
 
 
-def test_a_damaged_store_ends_with_65_and_the_page_says_so(
+def test_a_damaged_store_ends_with_65_and_the_page_shows_it(
     type_it: Type, published: Path, store: Store, tmp_path: Path
 ) -> None:
     page = tmp_path / "report.html"
@@ -126,7 +126,7 @@ def test_a_damaged_store_ends_with_65_and_the_page_says_so(
     assert type_it(f"verify {POLICY}@1.0.0")[0] == os.EX_DATAERR
 
 
-def test_verify_asks_for_the_signatures_that_it_is_told_to(type_it: Type, published: Path, tmp_path: Path) -> None:
+def test_verify_requires_the_signatures_of_key_or_trust(type_it: Type, published: Path, tmp_path: Path) -> None:
     key = tmp_path / "ann"
     type_it(f"keygen {key}")
     type_it(f"sign {POLICY} --key {key}")
@@ -219,7 +219,7 @@ def readme_commands() -> list[str]:
     return [line.split("  #")[0].strip() for line in "".join(blocks).replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     example_folder(tmp_path / "my-folder", "1.1.0")
     example_folder(tmp_path / "first", "1.0.0")
     environment = {**os.environ, "PILLION_STORE__PATH": str(tmp_path / "store")}
@@ -235,7 +235,7 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
     assert Store(tmp_path / "store").aliases()
 
 
-def test_verifying_a_large_blob_takes_the_memory_of_a_chunk(tmp_path: Path) -> None:
+def test_verifying_a_large_blob_needs_the_memory_of_one_chunk(tmp_path: Path) -> None:
     folder = example_folder(tmp_path / "folder")
     with (folder / "golden.safetensors").open("wb") as file:
         for _ in range(200):

@@ -1,4 +1,4 @@
-"""The bar of long work: on a terminal it moves and is taken away again; into a pipe nothing of it is written."""
+"""The progress bar of long work: a terminal shows it while the work runs; a pipe gets nothing of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def worked(total_bytes: str) -> tuple[str, str]:
     return on_a_terminal([sys.executable, "-c", LONG_WORK, total_bytes])
 
 
-def test_on_a_terminal_a_bar_says_how_far_the_work_is() -> None:
+def test_on_a_terminal_a_bar_shows_the_progress() -> None:
     out, shown = worked(LONG)
     assert out == "done\n"
     assert "verifying 2 versions" in shown
@@ -33,10 +33,10 @@ def test_on_a_terminal_a_bar_says_how_far_the_work_is() -> None:
     assert done[-1] > done[0]
 
 
-def test_work_that_is_over_at_once_shows_none() -> None:
+def test_short_work_shows_no_bar() -> None:
     assert worked(SHORT) == ("done\n", "")
 
 
-def test_into_a_pipe_nothing_of_it_is_written() -> None:
+def test_a_pipe_gets_no_bar() -> None:
     done = subprocess.run([sys.executable, "-c", LONG_WORK, LONG], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("done\n", "")

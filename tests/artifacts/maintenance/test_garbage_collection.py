@@ -1,4 +1,4 @@
-"""Garbage is what nobody has a claim on, and nothing else."""
+"""Garbage collection removes exactly what has no claim."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VERSIONS = ["1.0.0", "1.1.0", "1.2.0", "2.0.0-rc.1", "2.0.0"]
 
 
 class Clock:
-    """The time, as the test sets it."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -43,7 +43,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(tmp_path: Path, clock: Clock) -> Store:
-    """Five versions, published a day after the other; it is the day after the last."""
+    """Five versions, published one day apart. The clock is one day after the last."""
     store = Store(tmp_path / "store", clock)
     for version in VERSIONS:
         store.publish(POLICY, version, example_folder(tmp_path / version, version))
@@ -59,7 +59,7 @@ def claims(found: Collection) -> dict[str, str]:
     return {version.version: version.claim for version in found.versions}
 
 
-def test_what_nobody_has_a_claim_on_is_gone_with_its_blobs(store: Store) -> None:
+def test_a_version_without_a_claim_is_removed_with_its_blobs(store: Store) -> None:
     move_alias(store, POLICY, "stable", "2.0.0", expected="")
     found = collect_all(store)
     assert [version.version for version in found.taken] == ["1.0.0", "1.1.0", "1.2.0", "2.0.0-rc.1"]
@@ -73,7 +73,7 @@ def test_what_nobody_has_a_claim_on_is_gone_with_its_blobs(store: Store) -> None
     ]  # fmt: skip
 
 
-def test_what_is_aliased_pinned_leased_young_or_newest_stays(store: Store) -> None:
+def test_aliased_pinned_locked_young_and_newest_versions_stay(store: Store) -> None:
     move_alias(store, POLICY, "stable", "1.0.0", expected="")
     pin_version(store, f"{POLICY}@1.1.0", by="ann", reason="the paper")
     _, lock = store.lock_version(f"{POLICY}@1.2.0")
@@ -89,14 +89,14 @@ def test_what_is_aliased_pinned_leased_young_or_newest_stays(store: Store) -> No
     assert claims(collect_all(store)) == {"1.0.0": "alias", "1.1.0": "", "2.0.0": ""}
 
 
-def test_what_a_rollback_would_go_back_to_stays(store: Store) -> None:
+def test_the_version_that_a_rollback_would_return_to_stays(store: Store) -> None:
     move_alias(store, POLICY, "stable", "1.0.0", expected="")
     move_alias(store, POLICY, "stable", "2.0.0", expected="1.0.0")
     assert claims(collect_all(store))["1.0.0"] == "before an alias"
     assert roll_back_alias(store, POLICY, "stable").version == "1.0.0"
 
 
-def test_the_lease_of_a_process_that_was_killed_is_none(store: Store) -> None:
+def test_the_lock_of_a_killed_process_does_not_count(store: Store) -> None:
     script = (
         "import sys, time; from pathlib import Path; from pillion_artifacts import Store\n"
         "held = Store(Path(sys.argv[1])).lock_version(sys.argv[2]); print('held', flush=True); time.sleep(100)\n"
@@ -113,7 +113,7 @@ def test_the_lease_of_a_process_that_was_killed_is_none(store: Store) -> None:
     assert inspect_store(store) == []
 
 
-def test_a_dry_run_says_what_would_go_and_removes_nothing(store: Store) -> None:
+def test_a_dry_run_lists_garbage_and_removes_nothing(store: Store) -> None:
     before = sorted(path.name for path in store.root.rglob("*"))
     found = collect(store, grace=timedelta(0), keep_newest=0, dry_run=True)
     assert len(found.taken) == 5
@@ -121,7 +121,7 @@ def test_a_dry_run_says_what_would_go_and_removes_nothing(store: Store) -> None:
     assert sorted(path.name for path in store.root.rglob("*")) == before
 
 
-def test_what_was_signed_goes_with_its_signatures(store: Store, tmp_path: Path) -> None:
+def test_signatures_are_removed_with_their_version(store: Store, tmp_path: Path) -> None:
     generate_keys(tmp_path / "ann")
     sign(store, f"{POLICY}@1.0.0", open_signer(str(tmp_path / "ann"), None))
     collect_all(store)
@@ -129,7 +129,7 @@ def test_what_was_signed_goes_with_its_signatures(store: Store, tmp_path: Path) 
     assert list((store.root / "blobs" / "sha256").iterdir()) == []
 
 
-def test_a_number_that_was_used_is_never_used_for_something_else(store: Store, tmp_path: Path) -> None:
+def test_a_version_number_is_never_reused_for_other_content(store: Store, tmp_path: Path) -> None:
     digest = store.resolve(f"{POLICY}@1.0.0").digest
     collect_all(store)
     with pytest.raises(PolicyNotFoundError):
@@ -156,7 +156,7 @@ def test_a_version_of_unknown_age_counts_as_young(store: Store) -> None:
     assert set(claims(collect_all(store, grace=DAY)).values()) == {"young"}
 
 
-def test_publishing_what_is_being_collected_is_never_half_there(store: Store, tmp_path: Path) -> None:
+def test_a_version_published_during_a_collection_is_complete_or_absent(store: Store, tmp_path: Path) -> None:
     folder = example_folder(tmp_path / "3.0.0", "3.0.0")
     assert (folder / "model.onnx").read_bytes() == example_model()
     assert (folder / "model_card.yaml").read_text() == example_card("3.0.0")

@@ -1,4 +1,4 @@
-"""What is wrong with the store is found, wherever it is, and mended where the store holds it twice."""
+"""Faults anywhere in the store are found, and repaired from redundant data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATE_FILES = ["index.json", f"aliases/{POLICY}/stable.json", "pins.json", "audi
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A store with something of everything."""
+    """A store with versions, an alias, a pin and a signature."""
     for version in ("1.0.0", "1.1.0"):
         publish(tmp_path / "store", POLICY, version, example_model(), example_card(version))
     store = Store(tmp_path / "store")
@@ -41,7 +41,7 @@ def view(store: Store) -> tuple[object, ...]:
     return store.versions(POLICY), store.aliases(), store.pins(), store.index().manifests
 
 
-def test_nothing_is_wrong_with_a_store_that_nobody_touched(store: Store) -> None:
+def test_an_untouched_store_has_no_faults(store: Store) -> None:
     assert inspect_store(store) == []
     report = verify_and_report(store, (), everything=True)
     assert report.intact
@@ -65,7 +65,7 @@ def test_a_flipped_bit_anywhere_in_the_store_is_found(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["index.json", f"aliases/{POLICY}/stable.json", "pins.json", "oci-layout"])
 @pytest.mark.parametrize("damage", ["removed", "emptied", "flipped"])
-def test_a_small_file_that_was_damaged_is_written_anew_as_it_was(store: Store, name: str, damage: str) -> None:
+def test_a_damaged_small_file_is_restored(store: Store, name: str, damage: str) -> None:
     path = store.root / name
     before = view(store)
     if damage == "removed":
@@ -82,7 +82,7 @@ def test_a_small_file_that_was_damaged_is_written_anew_as_it_was(store: Store, n
     assert store.history()[-1].action == "repair"
 
 
-def test_an_index_that_was_edited_to_point_elsewhere_is_found_and_mended(store: Store) -> None:
+def test_an_edited_index_is_found_and_repaired(store: Store) -> None:
     path = store.root / "index.json"
     text = path.read_text()
     old, new = (store.resolve(f"{POLICY}@{version}").digest for version in ("1.0.0", "1.1.0"))
@@ -94,7 +94,7 @@ def test_an_index_that_was_edited_to_point_elsewhere_is_found_and_mended(store: 
 
 
 @pytest.mark.parametrize("damage", ["changed", "taken out", "moved"])
-def test_a_log_that_was_tampered_with_shows_and_is_not_hidden_by_a_repair(store: Store, damage: str) -> None:
+def test_an_edited_log_is_found_and_not_hidden_by_a_repair(store: Store, damage: str) -> None:
     path = store.root / "audit.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     if damage == "changed":
@@ -109,14 +109,14 @@ def test_a_log_that_was_tampered_with_shows_and_is_not_hidden_by_a_repair(store:
     assert any(fault.kind == "audit" for fault in repair_and_report(store, True, "", "").faults)
 
 
-def test_a_log_without_its_last_line_shows(store: Store) -> None:
+def test_a_log_without_its_last_line_is_found(store: Store) -> None:
     path = store.root / "audit.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
     assert any("the audit log does not have these bytes" in fault.text for fault in inspect_store(store))
 
 
-def test_a_damaged_version_is_put_into_quarantine_and_the_others_stay(store: Store) -> None:
+def test_a_damaged_version_goes_to_quarantine_and_the_others_stay(store: Store) -> None:
     flip(blob_of(store.root, f"{POLICY}@1.0.0", "model_card.yaml"), 0.5)
     report = repair_and_report(store, False, "", "")
     assert not report.intact
@@ -131,7 +131,7 @@ def test_a_damaged_version_is_put_into_quarantine_and_the_others_stay(store: Sto
     assert inspect_store(store) == []
 
 
-def test_what_lies_about_is_named_and_cleared_away(store: Store) -> None:
+def test_leftovers_are_found_and_removed(store: Store) -> None:
     blobs = store.root / "blobs" / "sha256"
     (blobs / "not-a-blob").write_text("x")
     (blobs / ("0" * 64)).write_text("x")
@@ -146,7 +146,7 @@ def test_what_lies_about_is_named_and_cleared_away(store: Store) -> None:
     assert not (blobs / orphan).exists()
 
 
-def test_an_alias_of_a_version_that_is_gone_is_named(store: Store) -> None:
+def test_an_alias_of_a_missing_version_is_found(store: Store) -> None:
     digest = store.resolve(f"{POLICY}@stable").digest.removeprefix("sha256:")
     (store.root / "blobs" / "sha256" / digest).unlink()
     assert Fault(
@@ -155,7 +155,7 @@ def test_an_alias_of_a_version_that_is_gone_is_named(store: Store) -> None:
     ) in inspect_store(store)  # fmt: skip
 
 
-def test_an_intent_that_somebody_planted_reaches_nothing_outside_the_store(store: Store, tmp_path: Path) -> None:
+def test_a_forged_intent_reaches_nothing_outside_the_store(store: Store, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("precious")
     (store.root / "staging" / "tmpx").mkdir()
@@ -173,7 +173,7 @@ def test_an_intent_that_somebody_planted_reaches_nothing_outside_the_store(store
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_says_the_same_as_text_json_and_a_page(store: Store) -> None:
+def test_text_json_and_page_of_a_report_agree(store: Store) -> None:
     flip(blob_of(store.root, f"{POLICY}@1.0.0", "model_card.yaml"), 0.5)
     report = verify_and_report(store, (), everything=True)
     as_json = report_as_json(report)
@@ -184,7 +184,7 @@ def test_a_report_says_the_same_as_text_json_and_a_page(store: Store) -> None:
         assert loaded not in page
 
 
-def test_a_page_escapes_what_comes_from_the_store(store: Store) -> None:
+def test_a_page_escapes_text_from_the_store(store: Store) -> None:
     path = store.root / "blobs" / "sha256" / "<script>alert(1)<"
     path.write_text("x")
     page = as_html(verify_and_report(store, (), everything=True))
@@ -192,7 +192,7 @@ def test_a_page_escapes_what_comes_from_the_store(store: Store) -> None:
     assert "&lt;script&gt;alert(1)&lt;" in page
 
 
-def test_a_layout_that_another_tool_wrote_has_no_log_and_is_no_less_intact(store: Store) -> None:
+def test_a_layout_of_another_tool_is_intact_without_a_log(store: Store) -> None:
     (store.root / "audit.jsonl").unlink()
     shutil.rmtree(store.root / "aliases")
     assert verify_and_report(store, (), everything=True).intact

@@ -1,4 +1,4 @@
-"""`pillion artifact publish` and `migrate` as they are typed; the README of publishing is typed here."""
+"""`pillion artifact publish` and `migrate` as commands, including every command of publishing's README."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pillion_artifacts import Store, parse_card
 from pillion_artifacts.card.yaml_card import dump_card
 from tests.artifacts.publishing.test_inert_pickle import Trap
 from tests.artifacts.support.policy_sources import real_policies
-from tests.harness import ROOT, STORE, blob_of
+from tests.harness import COMMAND_S_MAX, ROOT, STORE, blob_of
 
 README = (ROOT / "artifacts" / "pillion_artifacts" / "publishing" / "README.md").read_text()
 CARDS = ROOT / "tests" / "artifacts" / "card" / "cards"
@@ -27,7 +27,7 @@ CARDS = ROOT / "tests" / "artifacts" / "card" / "cards"
 
 def pillion(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "pillion"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S_MAX, check=False, cwd=cwd)
 
 
 def blocks(language: str) -> list[str]:
@@ -47,14 +47,14 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
         shutil.copy(file, tmp_path)
     shutil.copy(CARDS / "schema-1.yaml", tmp_path / "model_card.yaml")
     (commands,) = blocks("sh")
-    said = []
+    outputs = []
     for line in commands.splitlines():
         result = pillion(*shlex.split(line)[1:], cwd=tmp_path)
         assert (result.returncode, result.stderr) == (0, ""), (line, result.stderr)
-        said.append(result.stdout)
-    assert "acts as its source on" in said[0]
-    assert "(LunarLander-v3)" in said[0]
-    assert json.loads(said[3])["intact"] is True
+        outputs.append(result.stdout)
+    assert "acts as its source does on" in outputs[0]
+    assert "(LunarLander-v3)" in outputs[0]
+    assert json.loads(outputs[3])["intact"] is True
     assert Store(tmp_path / "policies").policies() == ["go1", "lunar-ppo", "pendulum"]
     assert Store(tmp_path / "policies").load("go1").card.licence == "Apache-2.0"
     assert parse_card((tmp_path / "new_card.yaml").read_bytes()).name == "old-driver"
@@ -63,7 +63,12 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
 def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     (example,) = blocks("python")
     result = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S_MAX,
+        check=False,
+        cwd=tmp_path,
     )
     assert (result.returncode, result.stdout[:5]) == (0, "256 {"), result.stderr
     folder = pillion("artifact", "publish", "balance", "balance@v1.0.0", "--store", "store", "--json", cwd=tmp_path)
@@ -120,7 +125,7 @@ def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path)
     trap.check()
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
     result = pillion("artifact", "publish", "nothing.onnx", "nothing@v1.0.0", "--store", "store", cwd=tmp_path)
     assert result.returncode == 65
     assert result.stderr.startswith(

@@ -1,4 +1,4 @@
-"""Reading a pickle does nothing but read: what would run, when it is unpickled, becomes a name."""
+"""Reading a pickle runs nothing: code in it becomes inert objects."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DETAILS = Details(name="made-here", version="1.0.0")
 
 
 class Evil:
-    """Leaves a file behind where it is unpickled."""
+    """Makes a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -41,7 +41,7 @@ class Evil:
 
 
 class Trap:
-    """A pickle that would leave a file, and whether something has."""
+    """A pickle that would make a file, and a check that it did not."""
 
     def __init__(self, folder: Path) -> None:
         self.marker = folder / "executed"
@@ -72,7 +72,7 @@ def zip_bytes(vector: VecNormalize) -> bytes:
 
 
 def with_member(data: bytes, name: str, content: bytes) -> bytes:
-    """A zip with another content under one of its names."""
+    """The zip with other content for one member."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w") as new:
         for member in old.namelist():
@@ -81,7 +81,7 @@ def with_member(data: bytes, name: str, content: bytes) -> bytes:
 
 
 def with_field(data: bytes, field: str, value: Any) -> bytes:
-    """A zip in whose `data` a field is a pickle of `value`."""
+    """A zip with a pickle of `value` in a field of `data`."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         fields = json.loads(archive.read("data"))
     fields[field] = {":type:": "?", ":serialized:": base64.b64encode(pickle.dumps(value)).decode()}
@@ -118,7 +118,7 @@ def test_an_array_is_read_as_it_is(value: Any, protocol: int) -> None:
     assert result.dtype == value.dtype.newbyteorder("=")
 
 
-def test_what_is_shared_stays_shared_and_loops_end() -> None:
+def test_shared_objects_stay_shared_and_cycles_end() -> None:
     shared = [1]
     loop: list[Any] = [shared, shared]
     loop.append(loop)
@@ -127,7 +127,7 @@ def test_what_is_shared_stays_shared_and_loops_end() -> None:
     assert result[2] is result
 
 
-def test_what_would_run_becomes_a_name(trap: Trap) -> None:
+def test_code_becomes_an_inert_object(trap: Trap) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         result = read_pickle(pickle.dumps([trap.evil], protocol), "it")
         assert isinstance(result[0], InertObject)
@@ -136,7 +136,7 @@ def test_what_would_run_becomes_a_name(trap: Trap) -> None:
 
 
 @pytest.mark.parametrize("field", ["policy_class", "policy_kwargs", "observation_space", "action_space"])
-def test_a_field_that_would_run_is_read_without_running_it(field: str, zip_bytes: bytes, trap: Trap) -> None:
+def test_a_field_with_code_is_read_without_running_it(field: str, zip_bytes: bytes, trap: Trap) -> None:
     data = with_field(zip_bytes, field, trap.evil)
     if field == "policy_kwargs":
         import_sb3(data, "it", DETAILS)
@@ -147,7 +147,7 @@ def test_a_field_that_would_run_is_read_without_running_it(field: str, zip_bytes
 
 
 @pytest.mark.parametrize("option", ["activation_fn", "features_extractor_class", "net_arch", "optimizer_class"])
-def test_an_option_that_would_run_is_never_run(option: str, zip_bytes: bytes, trap: Trap) -> None:
+def test_an_option_with_code_is_never_run(option: str, zip_bytes: bytes, trap: Trap) -> None:
     data = with_field(zip_bytes, "policy_kwargs", {option: trap.evil})
     if option in ("activation_fn", "features_extractor_class"):
         with pytest.raises(InvalidSourceError, match=f"{option}: expected one of .* got"):
@@ -157,14 +157,14 @@ def test_an_option_that_would_run_is_never_run(option: str, zip_bytes: bytes, tr
     trap.check()
 
 
-def test_a_field_that_nobody_needs_is_not_even_read(zip_bytes: bytes, trap: Trap) -> None:
+def test_an_unneeded_field_is_not_read(zip_bytes: bytes, trap: Trap) -> None:
     fields = ("lr_schedule", "ep_info_buffer", "rollout_buffer_class", "something_new")
     drafts = [import_sb3(with_field(zip_bytes, field, trap.evil), "it", DETAILS) for field in fields]
     assert len({draft.model for draft in drafts}) == 1
     trap.check()
 
 
-def test_weights_that_would_run_are_refused(zip_bytes: bytes, trap: Trap) -> None:
+def test_weights_with_code_are_refused(zip_bytes: bytes, trap: Trap) -> None:
     saved = io.BytesIO()
     torch.save({"action_net.weight": trap.evil}, saved)
     for content in (saved.getvalue(), pickle.dumps(trap.evil)):
@@ -174,7 +174,7 @@ def test_weights_that_would_run_are_refused(zip_bytes: bytes, trap: Trap) -> Non
 
 
 @pytest.mark.parametrize("where", ["all", "obs_rms", "old_obs"])
-def test_statistics_that_would_run_are_read_without_running_them(
+def test_statistics_with_code_are_read_without_running_it(
     where: str, zip_bytes: bytes, vector: VecNormalize, trap: Trap
 ) -> None:
     statistics = VecNormalize.__new__(VecNormalize)
@@ -188,7 +188,7 @@ def test_statistics_that_would_run_are_read_without_running_them(
     trap.check()
 
 
-def test_shared_tuples_that_would_take_for_ever_are_read_at_once() -> None:
+def test_nested_shared_tuples_are_read_in_linear_time() -> None:
     value: Any = ()
     for _ in range(200):
         value = (value, value)
@@ -214,12 +214,12 @@ def test_shared_tuples_that_would_take_for_ever_are_read_at_once() -> None:
         (b"\x80\x04" + b"N0" * 600_000 + b"N.", "at most 1000000 steps"),
     ],
 )
-def test_what_has_no_inert_meaning_is_refused(data: bytes, message: str) -> None:
+def test_opcodes_without_an_inert_meaning_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(InvalidSourceError, match=message):
         read_pickle(data, "it")
 
 
-def test_an_array_that_is_not_its_bytes_is_refused() -> None:
+def test_an_array_whose_bytes_do_not_fit_is_refused() -> None:
     good = pickle.dumps(np.arange(4), 4)
     with pytest.raises(InvalidSourceError, match="in 32 bytes"):
         read_pickle(good.replace(b"K\x04\x85", b"K\x05\x85"), "it")
@@ -229,7 +229,7 @@ def test_an_array_that_is_not_its_bytes_is_refused() -> None:
         read_pickle(pickle.dumps(np.array([None, 1])), "it")
 
 
-def test_arrays_that_share_their_bytes_cannot_fill_the_memory() -> None:
+def test_arrays_with_shared_bytes_cannot_fill_the_memory() -> None:
     mebibyte = 1 << 20
     dtype = b"cnumpy\ndtype\n(X\x02\x00\x00\x00u1tR"
     data = b"B" + mebibyte.to_bytes(4, "little") + bytes(mebibyte)

@@ -1,4 +1,4 @@
-"""An ONNX file becomes a policy with a free batch and the same bits; one that reaches elsewhere is refused."""
+"""ONNX files become policies with a free batch and the same bits. References to other places are refused."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def linear(batch: int | str = "rows") -> onnx.ModelProto:
 
 
 def chooser() -> onnx.ModelProto:
-    """The greatest of the logits."""
+    """The argmax of the logits."""
     nodes = [
         helper.make_node("MatMul", ["observation", "weight"], ["logits"]),
         helper.make_node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
@@ -78,7 +78,7 @@ def chooser() -> onnx.ModelProto:
 
 
 def reshaped(*shape: int) -> onnx.ModelProto:
-    """A graph of one row whose shapes say so."""
+    """A graph whose constant shapes have one row."""
     nodes = [
         helper.make_node("Reshape", ["observation", "shape"], ["folded"]),
         helper.make_node("ReduceSum", ["folded", "axes"], ["action"], keepdims=0),
@@ -106,7 +106,7 @@ def refusal_of(model: onnx.ModelProto, folder: Path, card: ModelCard | None = No
     return refusal(file, card, action)
 
 
-def test_a_real_policy_of_a_fixed_batch_takes_any_and_gives_the_same_bits(tmp_path: Path) -> None:
+def test_a_real_policy_of_a_fixed_batch_accepts_any_batch_with_the_same_bits(tmp_path: Path) -> None:
     file = real_policies() / "onnx" / "go1-joystick.onnx"
     report = write_folder(tmp_path, import_onnx(file, DETAILS))
     source = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -132,7 +132,7 @@ def test_a_fixed_batch_becomes_free(batch: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), (1, -1, 3)])
-def test_a_shape_that_says_one_row_is_freed_too(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_constant_shape_of_one_row_is_freed_too(shape: tuple[int, ...], tmp_path: Path) -> None:
     report = publish(reshaped(*shape), tmp_path)
     observation = RANDOM.standard_normal((5, 6)).astype(np.float32)
     expected = observation.reshape(5, 2, 3).sum(axis=2)
@@ -172,7 +172,7 @@ def test_a_row_that_sees_another_row_is_found(tmp_path: Path) -> None:
         publish(model, tmp_path)
 
 
-def test_the_card_that_is_given_says_what_the_graph_means(tmp_path: Path) -> None:
+def test_a_given_card_describes_the_graph(tmp_path: Path) -> None:
     report = publish(chooser(), tmp_path, parse_card(CARD.encode()))
     assert (report.card.name, report.card.version, report.card.licence) == ("made-here", "1.0.0", "MIT")
     assert report.card.action().space == "Discrete"
@@ -191,12 +191,12 @@ def test_the_card_that_is_given_says_what_the_graph_means(tmp_path: Path) -> Non
         (("distribution", "state: [{name: h, output: h2, dtype: float32, shape: [1]}]\ndistribution"), "inputs are"),
     ],
 )
-def test_a_card_that_lies_about_the_graph_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+def test_a_card_that_contradicts_the_graph_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
     assert change[0] in CARD
     assert message in refusal_of(chooser(), tmp_path, parse_card(CARD.replace(*change).encode()))
 
 
-def test_an_action_that_has_to_be_named_is_asked_for(tmp_path: Path) -> None:
+def test_an_ambiguous_action_must_be_named(tmp_path: Path) -> None:
     assert "which output is the action? expected one of best, logits" in refusal_of(chooser(), tmp_path)
     assert "no output 'worst'" in refusal_of(chooser(), tmp_path, action="worst")
     report = publish(chooser(), tmp_path, action="best")
@@ -216,7 +216,7 @@ def _with_outside_data(folder: Path, location: str) -> Path:
     return file
 
 
-def test_data_beside_the_model_is_taken_in(tmp_path: Path) -> None:
+def test_data_beside_the_model_is_embedded(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     file = _with_outside_data(folder, "weights.bin")
@@ -249,7 +249,7 @@ def _function(domain: str) -> onnx.FunctionProto:
     return helper.make_function(domain, "Multiply", ["a", "b"], ["c"], [node], [helper.make_opsetid("", 17)])
 
 
-def test_a_function_that_the_file_defines_is_unfolded(tmp_path: Path) -> None:
+def test_a_function_of_the_file_is_inlined(tmp_path: Path) -> None:
     node = helper.make_node("Multiply", ["observation", "weight"], ["action"], domain="own")
     outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, ["rows", 4])}
     report = publish(model_of([node], outputs, domains={"own": 1}, functions=[_function("own")]), tmp_path)
@@ -280,7 +280,7 @@ state:
 
 
 def memory(rows: int | str, *, layers_first: bool) -> onnx.ModelProto:
-    """ONNX's own LSTM of one layer, which has [layers, rows, width]; else with transposes around it."""
+    """ONNX's LSTM of one layer with states of [layers, rows, width], or with transposes around it."""
     random = np.random.default_rng(8)
     weights: dict[str, NDArray[Any]] = {
         "first": np.array([0], np.int64),
@@ -313,9 +313,7 @@ def memory(rows: int | str, *, layers_first: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("rows", ["rows", 1, 4])
 @pytest.mark.parametrize("layers_first", [True, False])
-def test_the_rows_of_a_state_come_first_wherever_the_graph_has_them(
-    layers_first: bool, rows: int | str, tmp_path: Path
-) -> None:
+def test_rows_become_the_first_axis_of_a_state(layers_first: bool, rows: int | str, tmp_path: Path) -> None:
     report = publish(memory(rows, layers_first=layers_first), tmp_path, parse_card(STATEFUL.encode()))
     published = session(report.folder)
     assert {entry.name: entry.shape[1:] for entry in published.get_inputs()} == {
@@ -332,19 +330,19 @@ def test_the_rows_of_a_state_come_first_wherever_the_graph_has_them(
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_an_operator_that_draws_at_random_is_refused(tmp_path: Path) -> None:
+def test_a_random_operator_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("RandomNormalLike", ["observation"], ["action"])
-    said = refusal_of(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
-    assert "node 'action': RandomNormalLike is random: expected a graph that returns the deterministic" in said
+    refusal = refusal_of(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
+    assert "node 'action': RandomNormalLike is random: expected a graph that returns the deterministic" in refusal
 
 
-def test_a_source_that_gives_no_number_is_refused(tmp_path: Path) -> None:
+def test_a_source_that_returns_nan_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("Log", ["observation"], ["action"])
     with pytest.raises(ParityError, match=r"output 'action', row 0: the source itself returns NaN: expected observ"):
         publish(model_of([node], {"action": (TensorProto.FLOAT, ["rows", 6])}, {}), tmp_path)
 
 
-def test_an_output_without_a_shape_is_given_that_of_the_graph(tmp_path: Path) -> None:
+def test_the_shape_of_an_output_is_inferred(tmp_path: Path) -> None:
     model = linear()
     model.graph.output[0].type.tensor_type.ClearField("shape")
     assert publish(model, tmp_path).card.action().shape == [4]
@@ -369,12 +367,12 @@ def test_a_custom_operator_inside_a_branch_is_refused(tmp_path: Path) -> None:
         (b"not a model at all", "expected ONNX"),
     ],
 )
-def test_what_is_no_model_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
+def test_other_files_than_models_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "source.onnx").write_bytes(data)
     assert message in refusal(tmp_path / "source.onnx")
 
 
-def test_a_model_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
     data = linear().SerializeToString()
     for size in range(1, len(data), 29):
         (tmp_path / "source.onnx").write_bytes(data[:size])
@@ -397,7 +395,7 @@ def _sparse(file: Path) -> None:
     ],
     ids=["ten sparse gigabytes", "a pipe", "a folder", "a link", "nothing"],
 )
-def test_a_source_that_is_no_plain_file_of_a_fair_size_is_refused(
+def test_a_source_that_is_no_regular_file_or_too_large_is_refused(
     make: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "source.onnx")

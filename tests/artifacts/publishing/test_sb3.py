@@ -1,4 +1,4 @@
-"""A zip of Stable-Baselines3 becomes a policy that acts as `predict` does, whatever its family."""
+"""Zips of every Stable-Baselines3 family become policies that act as `predict` does."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_policy_of_every_family_acts_as_predict_does(kind: str, tmp_path: Path
 @pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")  # what old pickles name
 @pytest.mark.filterwarnings("ignore:You are probably loading a DQN model:UserWarning")
 @pytest.mark.parametrize("name", REAL)
-def test_a_real_policy_acts_as_predict_does_on_what_it_meets(
+def test_a_real_policy_acts_as_predict_does_in_its_environment(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log where it is
@@ -184,7 +184,7 @@ def test_a_real_policy_acts_as_predict_does_on_what_it_meets(
             disagreed += int((result != expected).sum())
         observation, *_ = vector.step(expected)
     vector.close()
-    # two actions that are as good as each other may be told apart by rounding, which is rare
+    # rounding may choose between two equally good actions, which is rare
     assert disagreed <= 2
 
 
@@ -232,7 +232,9 @@ def test_a_recurrent_policy_carries_its_state_as_predict_does(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("observation", [WIDE, spaces.Dict({"near": VECTOR, "far": WIDE})], ids=["box", "dict"])
-def test_what_vec_normalize_learned_is_folded_into_the_graph(observation: spaces.Space[Any], tmp_path: Path) -> None:
+def test_the_statistics_of_vec_normalize_become_part_of_the_graph(
+    observation: spaces.Space[Any], tmp_path: Path
+) -> None:
     is_dict = isinstance(observation, spaces.Dict)
     keys = ["far"] if is_dict else None
     vector = VecNormalize(DummyVecEnv([lambda: Room(observation, DRIVE)]), clip_obs=1.5, norm_obs_keys=keys)
@@ -260,7 +262,7 @@ def test_statistics_that_normalise_nothing_change_nothing(tmp_path: Path) -> Non
     assert report.card.preprocessing == []
 
 
-def test_the_card_says_what_the_zip_says(tmp_path: Path) -> None:
+def test_the_card_has_the_fields_of_the_zip(tmp_path: Path) -> None:
     model = PPO("MultiInputPolicy", Room(MIXED, DRIVE), **STEPS, seed=5)
     shake(model)
     report = publish_sb3(model, tmp_path)
@@ -296,7 +298,7 @@ def test_the_parameters_of_a_distribution_are_those_of_the_source(tmp_path: Path
     assert report.card.distribution.kind == "squashed_gaussian"
 
 
-def test_golden_pairs_are_what_predict_gives(tmp_path: Path) -> None:
+def test_golden_pairs_are_the_results_of_predict(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", Room(VECTOR, DRIVE), **STEPS)
     shake(model)
     golden = decode_golden((Path(publish_sb3(model, tmp_path).folder) / "golden.safetensors").read_bytes())
@@ -306,7 +308,7 @@ def test_golden_pairs_are_what_predict_gives(tmp_path: Path) -> None:
 
 
 class Own(BaseFeaturesExtractor):
-    """A features extractor that no importer can know."""
+    """A custom features extractor."""
 
     def __init__(self, observation_space: spaces.Space[Any]) -> None:
         super().__init__(observation_space, 5)
@@ -333,7 +335,7 @@ class Own(BaseFeaturesExtractor):
         (lambda: CrossQ("MlpPolicy", Room(VECTOR, DRIVE), **SMALL), "policy_class: .* got sb3_contrib.crossq"),
     ],
 )
-def test_what_no_importer_knows_is_refused_by_name(
+def test_an_unsupported_policy_is_refused_by_name(
     make: Callable[[], BaseAlgorithm], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidSourceError, match=message):
@@ -341,7 +343,7 @@ def test_what_no_importer_knows_is_refused_by_name(
 
 
 def _rewritten(data: bytes, name: str, content: bytes | None, *, compressed: bool = False) -> bytes:
-    """A zip with one member changed, or left out."""
+    """The zip with one member changed or removed."""
     made = io.BytesIO()
     method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w", method) as new:
@@ -371,7 +373,7 @@ def _refusal(data: bytes) -> str:
     return str(caught.value)
 
 
-def test_a_zip_that_is_not_whole_is_refused(zip_bytes: bytes) -> None:
+def test_an_incomplete_zip_is_refused(zip_bytes: bytes) -> None:
     assert "not a zip" in _refusal(zip_bytes[:1000])
     assert "expected one member 'policy.pth', got 0" in _refusal(_rewritten(zip_bytes, "policy.pth", None))
     assert "data: " in _refusal(_rewritten(zip_bytes, "data", b"{"))
@@ -400,7 +402,7 @@ def test_layers_that_actor_and_critic_shared_before_1_8_are_those_of_the_actor(t
 
 
 @pytest.mark.parametrize("name", ["policy_class", "observation_space", "policy_kwargs"])
-def test_a_zip_that_was_saved_without_what_makes_the_policy_is_refused(name: str, zip_bytes: bytes) -> None:
+def test_a_zip_without_the_fields_of_its_policy_is_refused(name: str, zip_bytes: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(zip_bytes)) as archive:
         fields = json.loads(archive.read("data"))
     del fields[name]
@@ -429,14 +431,14 @@ def test_weights_that_do_not_fit_are_refused(zip_bytes: bytes) -> None:
     assert "does not fit its class" in _refusal(changed(**{"action_net.bias": torch.zeros(1)}))
 
 
-def test_options_that_the_library_does_not_take_are_refused_in_one_line(zip_bytes: bytes) -> None:
+def test_options_that_the_library_refuses_are_one_line(zip_bytes: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(zip_bytes)) as archive:
         fields = json.loads(archive.read("data"))
     data = _rewritten(zip_bytes, "data", json.dumps({**fields, "policy_kwargs": {"clip_mean": {}}}).encode())
     assert "Stable-Baselines3 cannot make it" in _refusal(data)
 
 
-def test_a_bomb_is_refused_before_it_goes_off(zip_bytes: bytes) -> None:
+def test_a_bomb_is_refused_before_it_is_unpacked(zip_bytes: bytes) -> None:
     bomb = _rewritten(zip_bytes, "data", b"0" * (65 << 20), compressed=True)
     assert len(bomb) < 1 << 20
     assert "data: expected at most" in _refusal(bomb)

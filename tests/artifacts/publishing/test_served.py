@@ -1,4 +1,4 @@
-"""What was published is served as its source acted: a real daemon, the real client, the source's own predict."""
+"""A published policy is served as its source acts: a real daemon, the real client, the source's own predict."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REAL = ["ppo-LunarLander-v2", "dqn-CartPole-v1", "a2c-Pendulum-v1", "sac-HalfChe
 
 
 def stored(root: Path, folder: str | Path, name: str = "made-here") -> Path:
-    """A store that holds the folder as a version."""
+    """A store with the folder as a version."""
     Store(root).publish(name, "1.0.0", Path(folder), created_by="a test")
     return root
 
@@ -67,7 +67,7 @@ def test_a_real_policy_is_served_as_its_golden_source_acted(
     np.testing.assert_allclose(result, golden.outputs["action"], rtol=1e-4, atol=1e-4)
 
 
-def test_a_real_policy_that_draws_its_actions_is_shadowed_by_what_was_made_of_the_same_source(
+def test_a_real_policy_that_samples_its_actions_agrees_with_a_shadow_of_the_same_source(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     source = (real_policies() / "sb3" / "sac-HalfCheetah-v3.zip").read_bytes()
@@ -84,17 +84,17 @@ def test_a_real_policy_that_draws_its_actions_is_shadowed_by_what_was_made_of_th
     with pillion.connect(daemon.address) as connection, connection.begin_many(20, seeds=range(20)) as group:
         first = group.act(observations, deterministic=False).copy()
         assert not np.array_equal(first, group.act(observations, deterministic=False))
-    told = wait_for_rows(daemon, 40)
-    assert (told["agreement"], told["outputs"][0]["distance_max"]) == (1.0, 0.0)
+    report = wait_for_rows(daemon, 40)
+    assert (report["agreement"], report["outputs"][0]["distance_max"]) == (1.0, 0.0)
 
 
 def wait_for_rows(daemon: Daemon, rows: int) -> dict[str, Any]:
-    """The report of the shadow, as soon as so many rows were compared."""
+    """The report of the shadow, once it has compared `rows` rows."""
     deadline_s = time.monotonic() + START_S_MAX
-    while (told := daemon.ask("GET", "/v1/policies/made-here/shadow")[1])["rows"] < rows:
+    while (report := daemon.ask("GET", "/v1/policies/made-here/shadow")[1])["rows"] < rows:
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
-    return told
+    return report
 
 
 def test_a_robot_policy_of_a_fixed_batch_is_served_in_groups(start_daemon: StartDaemon, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_dictionary_of_observations_is_served_as_predict_acts(start_daemon: St
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_squashed_gaussian_is_drawn_inside_its_bounds_around_its_mean(
+def test_a_squashed_gaussian_is_sampled_within_its_bounds_around_its_mean(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
@@ -159,7 +159,9 @@ def _pilliond(root: Path) -> subprocess.CompletedProcess[str]:
     """A daemon that is expected to end by itself."""
     command = [sys.executable, "-m", "pilliond", "--store", str(root), "--policy", "made-here", "--admin", ""]
     listen = f"ipc://{root}/zmq.sock"
-    return subprocess.run([*command, "--listen", listen], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [*command, "--listen", listen], capture_output=True, text=True, timeout=2 * START_S_MAX, check=False
+    )
 
 
 def _lander(folder: Path) -> Path:
@@ -243,9 +245,7 @@ def test_a_recurrent_policy_is_served_as_predict_acts(
         assert group.last.observation_in_slot == isinstance(space, spaces.Dict)
 
 
-def test_a_recurrent_policy_that_does_not_carry_as_its_source_did_is_not_served(
-    short_path: Path, tmp_path: Path
-) -> None:
+def test_a_recurrent_policy_with_another_state_than_its_source_is_not_served(short_path: Path, tmp_path: Path) -> None:
     model = RecurrentPPO("MlpLstmPolicy", Room(VECTOR, DRIVE), policy_kwargs={"lstm_hidden_size": 4}, **STEPS)
     folder = Path(publish_sb3(model, tmp_path).folder)
     golden = decode_golden((folder / "golden.safetensors").read_bytes())

@@ -138,7 +138,7 @@ def test_a_module_is_exported_with_any_number_of_rows(tmp_path: Path) -> None:
     assert written.lineage.tool_versions["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_the_model_says_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
+def test_the_model_contains_nothing_about_the_machine_that_made_it(tmp_path: Path) -> None:
     pillion_artifacts.export(Chooser(), torch.zeros(2, 6), CARD, tmp_path / "folder")
     data = (tmp_path / "folder" / "model.onnx").read_bytes()
     for trace in (b"site-packages", str(tmp_path).encode(), str(Path.cwd()).encode(), b"test_torch", b"Chooser"):
@@ -165,7 +165,7 @@ def test_a_module_with_several_observations_and_a_memory_is_exported(tmp_path: P
         np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_module_that_takes_one_row_only_is_refused(tmp_path: Path) -> None:
+def test_a_module_that_accepts_only_one_row_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSourceError, match="OneRow: torch cannot export it: "):
         pillion_artifacts.export(OneRow(), torch.zeros(2, 6), CARD, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
@@ -182,7 +182,7 @@ def test_a_module_that_takes_one_row_only_is_refused(tmp_path: Path) -> None:
         ({"version": "one"}, "expected MAJOR.MINOR.PATCH"),
     ],
 )
-def test_a_card_that_is_not_the_modules_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_card_that_contradicts_the_module_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises((InvalidSourceError, InvalidArtifactError), match=message):
         pillion_artifacts.export(
             Chooser(), torch.zeros(2, 6), msgspec.structs.replace(CARD, **change), tmp_path / "folder"
@@ -241,14 +241,12 @@ def _in_json(*changes: tuple[str, str]) -> Callable[[bytes], bytes]:
         ("weights_config.json", '"use_pickle": false', '"use_pickle": true', "is a pickle"),
     ],
 )
-def test_a_program_that_would_run_something_is_refused(
-    member: str, old: str, new: str, message: str, exported: Path
-) -> None:
+def test_a_program_with_code_is_refused(member: str, old: str, new: str, message: str, exported: Path) -> None:
     with pytest.raises(InvalidSourceError, match=message):
         disarm(_changed(exported, member, _in_json((old, new))), "it")
 
 
-def test_sample_inputs_that_would_run_are_refused_without_running(exported: Path, tmp_path: Path) -> None:
+def test_sample_inputs_with_code_are_refused_without_running_it(exported: Path, tmp_path: Path) -> None:
     trap = Trap(tmp_path)
     saved = io.BytesIO()
     torch.save((trap.evil,), saved)
@@ -259,7 +257,7 @@ def test_sample_inputs_that_would_run_are_refused_without_running(exported: Path
     trap.check()
 
 
-def test_a_program_with_more_in_it_is_refused(exported: Path) -> None:
+def test_a_program_with_other_members_is_refused(exported: Path) -> None:
     for name in (
         "data/constants/opaque_obj_0",
         "data/aotinductor/model/x.so",
@@ -273,7 +271,7 @@ def test_a_program_with_more_in_it_is_refused(exported: Path) -> None:
             disarm(made.getvalue(), "it")
 
 
-def test_guards_and_traces_are_taken_out(exported: Path) -> None:
+def test_guards_and_traces_are_removed(exported: Path) -> None:
     guarded = _changed(exported, "model.json", _in_json(('"guards_code": []', "\"guards_code\": [\"open('x', 'w')\"]")))
     with zipfile.ZipFile(io.BytesIO(disarm(guarded, "it"))) as archive:
         (model,) = (archive.read(name) for name in archive.namelist() if name.endswith("model.json"))
@@ -281,7 +279,7 @@ def test_guards_and_traces_are_taken_out(exported: Path) -> None:
     assert b"stack_trace" not in model
 
 
-def test_torchscript_is_read_only_where_it_is_allowed(tmp_path: Path) -> None:
+def test_torchscript_is_read_only_if_it_is_allowed(tmp_path: Path) -> None:
     module = Chooser().eval()
     file = tmp_path / "source.pt"
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""One file carries versions to another store; whatever else is in it is refused."""
+"""An archive transfers versions to another store. Any other content is refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_was_exported_is_imported_with_the_same_digests(origin: Store, tmp_
     assert [record.action for record in other.history()] == ["import", "import"]
 
 
-def test_importing_again_changes_nothing_and_says_so(archive: Path, tmp_path: Path) -> None:
+def test_importing_again_changes_nothing_and_reports_it(archive: Path, tmp_path: Path) -> None:
     other = Store(tmp_path / "other")
     read_archive(other, archive)
     before = (other.root / "index.json").read_bytes()
@@ -75,7 +75,7 @@ def test_the_same_versions_give_the_same_archive(origin: Store, archive: Path, t
     assert again.read_bytes() == archive.read_bytes()
 
 
-def test_one_version_of_several_can_be_taken(origin: Store, tmp_path: Path) -> None:
+def test_one_version_of_several_can_be_imported(origin: Store, tmp_path: Path) -> None:
     file = write_archive(origin, tmp_path / "both.tar", f"{POLICY}@1.0.0", f"{POLICY}@1.1.0")
     other = Store(tmp_path / "other")
     read_archive(other, file, f"{POLICY}@<1.1")
@@ -85,13 +85,13 @@ def test_one_version_of_several_can_be_taken(origin: Store, tmp_path: Path) -> N
             read_archive(other, file, reference)
 
 
-def test_an_oci_layout_in_a_folder_is_taken_too(origin: Store, tmp_path: Path) -> None:
+def test_an_oci_layout_in_a_folder_can_be_imported(origin: Store, tmp_path: Path) -> None:
     other = Store(tmp_path / "other")
     import_versions(other, LayoutSource(FolderFiles(STORE)), ["highway-fast"], where="the policies that ship")
     assert other.load("highway-fast").digest == Store(STORE).load("highway-fast").digest
 
 
-def test_a_version_that_is_here_with_other_content_is_refused_and_nothing_is_taken(
+def test_a_version_that_exists_with_other_content_is_refused_and_nothing_is_imported(
     archive: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -102,7 +102,7 @@ def test_a_version_that_is_here_with_other_content_is_refused_and_nothing_is_tak
     assert (other / "index.json").read_bytes() == before
 
 
-def test_what_is_damaged_here_is_not_exported(origin: Store, tmp_path: Path) -> None:
+def test_a_damaged_version_is_not_exported(origin: Store, tmp_path: Path) -> None:
     flip(blob_of(origin.root, f"{POLICY}@1.1.0", "model.onnx"), 0.5)
     with pytest.raises(ArtifactError, match=r"lunar-lander@v1\.1\.0: model\.onnx is not what was published"):
         write_archive(origin, tmp_path / "damaged.tar", POLICY)
@@ -148,7 +148,7 @@ BLOB = f"blobs/sha256/{'0' * 64}"
     ],
     ids=lambda value: value[0].name if isinstance(value, tuple) else "",
 )
-def test_what_no_layout_holds_is_refused(archive: Path, tmp_path: Path, intruder: Member, message: str) -> None:
+def test_members_that_no_layout_has_are_refused(archive: Path, tmp_path: Path, intruder: Member, message: str) -> None:
     file = rewritten(archive, lambda members: [*members, intruder])
     with pytest.raises(InvalidArtifactError, match=message):
         read_archive(Store(tmp_path / "other"), file)
@@ -173,7 +173,7 @@ def test_a_bomb_is_not_inflated(archive: Path, tmp_path: Path) -> None:
         read_archive(Store(tmp_path / "other"), bomb)
 
 
-def test_a_member_that_says_it_has_10_gb_is_refused_before_it_is_read(archive: Path, tmp_path: Path) -> None:
+def test_a_member_of_10_gb_is_refused_before_it_is_read(archive: Path, tmp_path: Path) -> None:
     info = tarfile.TarInfo(BLOB)
     info.size = 10_000_000_000
     file = tmp_path / "sparse.tar"
@@ -213,7 +213,7 @@ def test_a_flipped_bit_in_a_blob_of_an_archive_is_found(archive: Path, tmp_path:
     assert not (tmp_path / "other" / "index.json").exists()
 
 
-def test_a_blob_that_is_missing_in_an_archive_is_named(archive: Path, tmp_path: Path) -> None:
+def test_a_missing_blob_of_an_archive_is_named(archive: Path, tmp_path: Path) -> None:
     model = digest_of(example_model()).removeprefix("sha256:")
     file = rewritten(archive, lambda members: [each for each in members if model not in each[0].name])
     with pytest.raises(RemoteError, match=f"it has no blobs/sha256/{model}"):

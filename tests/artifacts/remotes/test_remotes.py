@@ -1,4 +1,4 @@
-"""Versions and their signatures go to real servers and come back as they were."""
+"""Versions and their signatures travel through real servers unchanged."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from tests.harness import START_S_MAX, blob_of, publish
 
 @pytest.fixture(scope="module")
 def registry_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A registry that is shared; each test has a prefix of its own in it."""
+    """A shared registry; each test has its own prefix."""
     with registry(tmp_path_factory.mktemp("registry")) as address:
         yield f"oci://{address}"
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 server that is shared, with the bucket `policies`."""
+    """A shared S3 server with the bucket `policies`."""
     with s3_server(tmp_path_factory.mktemp("s3")) as environment:
         yield environment
 
 
 @pytest.fixture
 def bucket_url(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A prefix of the shared bucket, for this test alone."""
+    """A prefix of the shared bucket for one test."""
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
     url = f"s3://policies/{request.node.name[:60].strip('[]')}"
@@ -57,7 +57,7 @@ def bucket_url(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pyt
 
 
 def wait_for_bucket(url: str) -> None:
-    """The gateway listens before what is behind it is up."""
+    """The gateway listens before its backend is ready."""
     import obstore
     from obstore.exceptions import BaseError
 
@@ -84,7 +84,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Store:
-    """A store that is not there yet."""
+    """A store that does not exist yet."""
     return Store(tmp_path / "other")
 
 
@@ -116,7 +116,7 @@ def check_that_all_came(store: Store, other: Store, tmp_path: Path) -> None:
     assert examine_trust(other, other.resolve(f"{POLICY}@1.0.0"), trust, now).refusal
 
 
-def test_a_registry_carries_versions_and_their_signatures(
+def test_versions_and_their_signatures_travel_through_a_registry(
     registry_url: str, store: Store, other: Store, tmp_path: Path
 ) -> None:
     url = f"{registry_url}/all"
@@ -128,7 +128,7 @@ def test_a_registry_carries_versions_and_their_signatures(
     assert push_to_registry(store, url, POLICY).attestations == 1
 
 
-def test_a_bucket_carries_versions_and_their_signatures(
+def test_versions_and_their_signatures_travel_through_a_bucket(
     bucket_url: str, store: Store, other: Store, tmp_path: Path
 ) -> None:
     push_to_bucket(store, bucket_url, f"{POLICY}@1.0.0")
@@ -139,7 +139,7 @@ def test_a_bucket_carries_versions_and_their_signatures(
     assert (again.carried, again.attestations) == ([], 0)
 
 
-def test_a_registry_has_the_manifest_under_the_digest_that_it_has_here(registry_url: str, store: Store) -> None:
+def test_a_manifest_has_the_same_digest_in_a_registry(registry_url: str, store: Store) -> None:
     push_to_registry(store, f"{registry_url}/digests", POLICY)
     connection = http.client.HTTPConnection(registry_url.removeprefix("oci://"), timeout=START_S_MAX)
     try:
@@ -168,7 +168,7 @@ def test_a_version_a_range_or_a_digest_can_be_pulled(
 
 
 @pytest.mark.parametrize("reference", ["nothing", f"{POLICY}@9", f"{POLICY}@stable", f"{POLICY}@sha256:{'0' * 64}"])
-def test_what_a_remote_does_not_have_is_named(
+def test_a_reference_that_a_remote_does_not_have_is_named(
     registry_url: str, bucket_url: str, store: Store, other: Store, reference: str
 ) -> None:
     push_to_registry(store, f"{registry_url}/missing", POLICY)
@@ -189,9 +189,7 @@ def test_a_version_that_a_bucket_has_with_other_content_is_refused(
         push_to_bucket(Store(tmp_path / "else"), bucket_url, POLICY)
 
 
-def test_of_two_who_push_to_a_bucket_at_once_neither_loses_a_version(
-    bucket_url: str, store: Store, other: Store
-) -> None:
+def test_concurrent_pushes_to_a_bucket_lose_no_version(bucket_url: str, store: Store, other: Store) -> None:
     first, second = BucketTarget(bucket_url), BucketTarget(bucket_url)
     original = first._read_index
 
@@ -207,7 +205,7 @@ def test_of_two_who_push_to_a_bucket_at_once_neither_loses_a_version(
     assert other.versions(POLICY) == ["1.0.0", "1.1.0"]
 
 
-def test_what_was_damaged_in_a_bucket_is_refused(bucket_url: str, store: Store, other: Store) -> None:
+def test_a_version_damaged_in_a_bucket_is_refused(bucket_url: str, store: Store, other: Store) -> None:
     import obstore
 
     push_to_bucket(store, bucket_url, POLICY)
@@ -219,7 +217,7 @@ def test_what_was_damaged_in_a_bucket_is_refused(bucket_url: str, store: Store, 
         pull_from_bucket(other, bucket_url)
 
 
-def test_what_was_damaged_in_a_registry_is_refused(tmp_path: Path, store: Store, other: Store) -> None:
+def test_a_version_damaged_in_a_registry_is_refused(tmp_path: Path, store: Store, other: Store) -> None:
     with registry(tmp_path) as address:
         push_to_registry(store, f"oci://{address}", POLICY)
         digest = store.manifest(store.resolve(POLICY)).layers[0].digest.removeprefix("sha256:")
@@ -232,7 +230,7 @@ def test_what_was_damaged_in_a_registry_is_refused(tmp_path: Path, store: Store,
             pull_from_registry(other, f"oci://{address}", POLICY)
 
 
-def test_what_is_damaged_here_is_not_pushed(registry_url: str, bucket_url: str, store: Store, other: Store) -> None:
+def test_a_damaged_version_is_not_pushed(registry_url: str, bucket_url: str, store: Store, other: Store) -> None:
     flip(blob_of(store.root, POLICY, "model.onnx"), 0.5)
     with pytest.raises(InvalidArtifactError, match=r"model\.onnx is not what was published"):
         push_to_registry(store, f"{registry_url}/damaged", POLICY)
@@ -242,7 +240,7 @@ def test_what_is_damaged_here_is_not_pushed(registry_url: str, bucket_url: str, 
         pull_from_bucket(other, bucket_url)
 
 
-def test_a_registry_that_asks_for_a_password_gets_the_one_of_dockers_settings(
+def test_a_registry_gets_the_password_from_dockers_settings(
     tmp_path: Path, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
@@ -257,7 +255,7 @@ def test_a_registry_that_asks_for_a_password_gets_the_one_of_dockers_settings(
     assert other.load(POLICY) == store.load(POLICY)
 
 
-def test_a_registry_that_asks_for_a_token_is_given_one_for_each_thing_that_is_done(
+def test_a_registry_gets_a_token_for_each_scope(
     tmp_path: Path, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
@@ -291,14 +289,14 @@ def test_a_password_is_not_sent_in_clear_to_a_token_server(tmp_path: Path, store
     assert tokens.scopes == []
 
 
-def test_a_registry_that_is_not_there_is_one_line(store: Store) -> None:
+def test_an_unreachable_registry_is_one_line(store: Store) -> None:
     (port,) = free_ports(1)
     with pytest.raises(RemoteError, match=rf"^oci://127\.0\.0\.1:{port}: "):
         push_to_registry(store, f"oci://127.0.0.1:{port}", POLICY)
 
 
 @pytest.mark.parametrize("url", ["http://x", "oci:", "oci:///x", "ftp://x/y", "x"])
-def test_what_is_no_remote_is_refused(url: str) -> None:
+def test_other_urls_than_remotes_are_refused(url: str) -> None:
     with pytest.raises(InvalidNameError):
         Registry(url)
     with pytest.raises(InvalidNameError):

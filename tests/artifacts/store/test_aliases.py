@@ -1,4 +1,4 @@
-"""An alias moves only from where its mover thought that it was, and the audit log knows every move."""
+"""Aliases move by compare-and-swap, and the audit log has every move."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_an_alias_names_the_version_that_it_points_at(store: Store) -> None:
     assert store.load(POLICY).version == "2.0.0"
 
 
-def test_the_audit_log_says_who_moved_it_when_why_and_from_what(store: Store) -> None:
+def test_the_audit_log_has_author_time_reason_and_previous_version(store: Store) -> None:
     move_alias(store, POLICY, "stable", "1.0.0", expected="", by="ann", reason="first")
     move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0", by="ben", reason="faster")
     moves = [record for record in store.history(POLICY) if record.alias == "stable"]
@@ -45,7 +45,7 @@ def test_the_audit_log_says_who_moved_it_when_why_and_from_what(store: Store) ->
     assert (alias.moved_by, alias.moved_at, alias.was_version) == ("ben", moves[1].at, "1.0.0")
 
 
-def test_who_thought_that_it_pointed_elsewhere_is_told_and_moves_nothing(store: Store) -> None:
+def test_a_move_with_a_wrong_expectation_is_refused(store: Store) -> None:
     move_alias(store, POLICY, "stable", "1.0.0", expected="")
     before = store.history()
     for expected in ("", "1.1.0"):
@@ -59,10 +59,10 @@ def test_who_thought_that_it_pointed_elsewhere_is_told_and_moves_nothing(store: 
     assert store.history() == before
 
 
-def test_of_many_who_move_it_at_once_one_moves_it(store: Store) -> None:
+def test_of_many_concurrent_moves_one_succeeds(store: Store) -> None:
     move_alias(store, POLICY, "stable", "1.0.0", expected="")
     moved: list[str] = []
-    told: list[str] = []
+    errors: list[str] = []
     start = threading.Barrier(6)
 
     def move(version: str) -> None:
@@ -70,19 +70,19 @@ def test_of_many_who_move_it_at_once_one_moves_it(store: Store) -> None:
         try:
             moved.append(move_alias(store, POLICY, "stable", version, expected="1.0.0").version)
         except AliasMovedError as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     threads = [threading.Thread(target=move, args=(version,)) for version in ("1.1.0", "2.0.0") * 3]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(moved), len(told)) == (1, 5)
+    assert (len(moved), len(errors)) == (1, 5)
     assert store.resolve(f"{POLICY}@stable").version == moved[0]
     assert inspect_store(store) == []
 
 
-def test_a_rollback_goes_back_a_step_each_time(store: Store) -> None:
+def test_each_rollback_undoes_one_move(store: Store) -> None:
     for before, version in (("", "1.0.0"), ("1.0.0", "1.1.0"), ("1.1.0", "2.0.0")):
         move_alias(store, POLICY, "stable", version, expected=before)
     assert roll_back_alias(store, POLICY, "stable", by="ann", reason="it fell").version == "1.1.0"
@@ -94,7 +94,7 @@ def test_a_rollback_goes_back_a_step_each_time(store: Store) -> None:
     assert roll_back_alias(store, POLICY, "stable").version == "1.0.0"
 
 
-def test_an_alias_that_is_taken_away_is_gone_and_may_come_back(store: Store) -> None:
+def test_a_removed_alias_is_gone_and_can_be_made_again(store: Store) -> None:
     move_alias(store, POLICY, "stable", "1.0.0", expected="")
     with pytest.raises(AliasMovedError):
         remove_alias(store, POLICY, "stable", expected="2.0.0")
@@ -107,12 +107,12 @@ def test_an_alias_that_is_taken_away_is_gone_and_may_come_back(store: Store) -> 
 
 
 @pytest.mark.parametrize("alias", ["", "x", "X", "v1", "1", "1.2.x", "../x", "a b", "stable ", "-a", "a" * 129])
-def test_what_could_be_taken_for_a_version_is_no_alias(store: Store, alias: str) -> None:
+def test_text_that_could_be_a_version_is_no_alias(store: Store, alias: str) -> None:
     with pytest.raises(InvalidNameError, match="expected the name of an alias"):
         move_alias(store, POLICY, alias, "1.0.0", expected="")
 
 
-def test_an_alias_of_nothing_is_refused(store: Store) -> None:
+def test_an_alias_of_a_missing_version_is_refused(store: Store) -> None:
     for target in ("9.0.0", "other"):
         with pytest.raises(PolicyNotFoundError):
             move_alias(store, POLICY, "stable", target, expected="")

@@ -1,4 +1,4 @@
-"""Two commands at once: whatever one does between two system calls of the other, both do what they should."""
+"""Concurrent commands: whatever one does between two system calls of the other, both succeed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Act = Callable[[Store], None]
 
 
 def is_locked(root: Path) -> bool:
-    """Whether somebody holds the lock of the store, so that another command would wait for him."""
+    """Whether another process holds the store's lock, so that a command would wait."""
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -38,7 +38,7 @@ def is_locked(root: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a publishable folder for each version, and a store that has the first two of them."""
+    """A publishable folder for each version, and a store with the first two."""
     folder = tmp_path_factory.mktemp("folders")
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         example_folder(folder / version, version)
@@ -59,13 +59,13 @@ def _traceable() -> None:
 
 @pytest.fixture
 def store(folder: Path, tmp_path: Path) -> Store:
-    """A store of the test's own."""
+    """A store for one test."""
     shutil.copytree(folder / "store", tmp_path / "store")
     return Store(tmp_path / "store")
 
 
-def test_a_living_change_never_leaves_a_folder_that_another_would_sweep(store: Store, folder: Path) -> None:
-    """Two who remove the same folder are in each other's way: the slower one finds no such file."""
+def test_a_running_change_never_has_a_folder_that_another_would_sweep(store: Store, folder: Path) -> None:
+    """If two processes remove the same folder, the slower one gets `No such file or directory`."""
 
     def move() -> None:
         move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0", by="a test")
@@ -99,7 +99,7 @@ def test_a_living_change_never_leaves_a_folder_that_another_would_sweep(store: S
     assert inspect_store(store) == []
 
 
-def test_an_alias_that_is_taken_away_while_it_is_read_is_there_or_not_there(store: Store) -> None:
+def test_an_alias_removed_during_a_read_is_present_or_absent(store: Store) -> None:
     def look() -> None:
         with contextlib.suppress(PolicyNotFoundError):
             store.resolve(f"{POLICY}@stable")
@@ -115,7 +115,7 @@ def test_an_alias_that_is_taken_away_while_it_is_read_is_there_or_not_there(stor
     assert calls > 10
 
 
-def test_of_two_who_make_a_store_at_once_both_publish(tmp_path: Path, folder: Path) -> None:
+def test_two_concurrent_first_publications_both_succeed(tmp_path: Path, folder: Path) -> None:
     root = tmp_path / "new"
     has_begun = False
 

@@ -1,4 +1,4 @@
-"""Evaluation holds and routes in the store: what `gc` leaves alone, who said so, and what is done when a file is damaged."""
+"""Evaluation holds and routes in the store: they protect versions from `gc`, are audited, and are repaired."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 class Wound:
-    """A clock that is told the time."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = START
@@ -53,7 +53,7 @@ def claims(store: Store) -> dict[str, str]:
     }
 
 
-def test_gc_leaves_a_version_alone_for_as_long_as_it_is_held(store: Store, clock: Wound) -> None:
+def test_gc_keeps_a_held_version(store: Store, clock: Wound) -> None:
     hold(store, "1.0.0", "campaign-7")
     hold(store, "1.1.0", "campaign-8")
     assert claims(store) == {"1.0.0": "evaluation", "1.1.0": "evaluation", "1.2.0": ""}
@@ -64,18 +64,18 @@ def test_gc_leaves_a_version_alone_for_as_long_as_it_is_held(store: Store, clock
     assert store.evaluation_holds(POLICY) == []
 
 
-def test_the_audit_log_says_who_held_what_and_why(store: Store) -> None:
+def test_the_audit_log_has_author_and_reason_of_holds(store: Store) -> None:
     hold(store, "1.0.0", "campaign-7")
     end_hold(store, POLICY, "campaign-7", by="bob", reason="done")
-    said = [(record.action, record.version, record.by, record.reason) for record in store.history(POLICY)[-2:]]
-    assert said == [
+    records = [(record.action, record.version, record.by, record.reason) for record in store.history(POLICY)[-2:]]
+    assert records == [
         ("hold", "1.0.0", "ann", "campaign-7: the paper"),
         ("end-hold", "1.0.0", "bob", "campaign-7: done"),
     ]
     assert inspect_store(store) == []
 
 
-def test_a_lease_is_renewed_for_the_same_version_and_refused_for_another(store: Store) -> None:
+def test_a_hold_is_extended_for_the_same_version_and_refused_for_another(store: Store) -> None:
     hold(store, "1.0.0", "campaign-7")
     (first,) = store.evaluation_holds(POLICY)
     hold(store, "1.0.0", "campaign-7", hours=2)
@@ -90,7 +90,7 @@ def test_a_lease_is_renewed_for_the_same_version_and_refused_for_another(store: 
         end_hold(store, POLICY, "campaign-9")
 
 
-def test_leases_are_bounded_in_number_and_those_whose_time_is_over_do_not_count(store: Store, clock: Wound) -> None:
+def test_holds_are_bounded_in_number_and_expired_ones_do_not_count(store: Store, clock: Wound) -> None:
     for number in range(8):
         hold(store, "1.0.0", f"campaign-{number}", hours=number + 1)
     with pytest.raises(HoldExistsError, match="at most 8 holds"):
@@ -102,9 +102,7 @@ def test_leases_are_bounded_in_number_and_those_whose_time_is_over_do_not_count(
 
 @pytest.mark.parametrize("name", ["evaluations.json", f"routes/{POLICY}.json"])
 @pytest.mark.parametrize("damage", ["flipped", "removed"])
-def test_a_damaged_file_is_found_keeps_gc_from_its_work_and_is_taken_away_by_a_repair(
-    store: Store, name: str, damage: str
-) -> None:
+def test_a_damaged_file_is_found_blocks_gc_and_is_removed_by_a_repair(store: Store, name: str, damage: str) -> None:
     hold(store, "1.0.0", "campaign-7")
     digest = store.resolve(f"{POLICY}@1.1.0").digest
     keep_route(store, "route", Route(POLICY, "stable", "1.1.0", digest, [RouteArm("canary", "1.1.0", digest, 0.5)]))

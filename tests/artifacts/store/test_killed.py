@@ -1,4 +1,4 @@
-"""Killed with -9 at any system call, the store reads as before or as after, and the next command cleans up."""
+"""After SIGKILL at any system call, readers see the store as before or as after, and the next command cleans up."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(days=100)
 
 View = tuple[object, ...]
-"""What readers can see of a store."""
+"""The state of a store as readers see it."""
 
 Act = Callable[[Store, Path], None]
 
 
 def view(store: Store) -> View:
-    """Everything that a reader sees, read as a reader does; every version that is listed is read whole."""
+    """Everything that a reader sees. Reads every listed version completely."""
     try:
         versions = [(str(each), each.digest) for each in all_versions(store)]
     except PolicyNotFoundError:
@@ -52,14 +52,14 @@ def view(store: Store) -> View:
 
 
 def as_it_lies(store: Store, monkeypatch: pytest.MonkeyPatch) -> View:
-    """What a reader sees who may not write, hence cannot complete what was decided: no file may be half changed."""
+    """What a reader without write access sees. It cannot complete a decided change, but no file may be half written."""
     with monkeypatch.context() as patch:
         patch.setattr("pillion_artifacts.store.store.settle_for_reading", lambda _root: None)
         return view(store)[:-1]
 
 
 def stamps(root: Path) -> set[tuple[str, int, int, int]]:
-    """What of the files and folders changes with each change of them."""
+    """The metadata that changes with each change of a file or folder."""
     found = set()
     for folder, _, names in os.walk(root):
         for path in (folder, *(os.path.join(folder, name) for name in names)):
@@ -151,7 +151,7 @@ def what_lost_its_aliases_and_pins_and_a_version(store: Store, folder: Path) -> 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a publishable folder for each version."""
+    """A publishable folder for each version."""
     folder = tmp_path_factory.mktemp("folders")
     for version in ("1.0.0", "1.1.0"):
         example_folder(folder / version, version)
@@ -165,7 +165,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pushed(folder: Path) -> Iterator[None]:
-    """A registry that has both versions; its address lies in the folder."""
+    """A registry with both versions. Its address is in a file of the folder."""
     with registry(folder) as address:
         (folder / "url").write_text(f"oci://{address}")
         with Registry(f"oci://{address}", plain_http=True) as target:
@@ -244,7 +244,7 @@ def check_as_it_lies(lies: View, before: View, after: View, act: Act) -> None:
     if act is not mend:
         assert lies in (before[:-1], after[:-1])
         return
-    # who may not write sees one file mended before the other, but each as it was or as it is to be
+    # a reader without write access sees one file repaired before the other, but each as before or as after
     for part, was, will_be in zip(lies, before, after, strict=False):
         assert part in (was, will_be)
 

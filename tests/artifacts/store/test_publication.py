@@ -1,4 +1,4 @@
-"""A version is published once, whole or not at all, and only from files that a loader may see."""
+"""A version is published once, completely or not at all, and only from checked files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_version_is_published_with_all_its_files(store: Store, folder: Path) -
     assert inspect_store(store) == []
 
 
-def test_a_version_that_is_there_is_not_published_again(store: Store, folder: Path) -> None:
+def test_an_existing_version_is_not_published_again(store: Store, folder: Path) -> None:
     digest = store.publish(POLICY, "1.0.0", folder).digest
     with pytest.raises(VersionExistsError, match=r"lunar-lander@v1\.0\.0 is published already, .*; the same content"):
         store.publish(POLICY, "1.0.0", folder)
@@ -65,7 +65,7 @@ def test_a_version_that_is_there_is_not_published_again(store: Store, folder: Pa
     assert len(store.history()) == 1
 
 
-def test_of_two_who_publish_the_same_version_at_once_one_wins_and_one_is_told(store: Store, tmp_path: Path) -> None:
+def test_of_two_concurrent_publications_of_a_version_one_succeeds(store: Store, tmp_path: Path) -> None:
     outcomes: list[str] = []
     start = threading.Barrier(2)
 
@@ -93,13 +93,13 @@ def test_of_two_who_publish_the_same_version_at_once_one_wins_and_one_is_told(st
 @pytest.mark.parametrize(
     "version", ["1", "1.2", "1.2.3.4", "01.2.3", "1.2.3-", "1.2.3+build", "v", "", "latest", "1.2.3-a_b", "vv1.2.3"]
 )
-def test_what_is_no_strict_version_is_refused(store: Store, folder: Path, version: str) -> None:
+def test_a_version_that_is_not_strict_semver_is_refused(store: Store, folder: Path, version: str) -> None:
     with pytest.raises(InvalidNameError, match="expected"):
         store.publish(POLICY, version, folder)
 
 
 @pytest.mark.parametrize("policy", ["", "../x", "Lander", "lander--x", "-x", "x" * 129, "a/b", "lander\n"])
-def test_what_is_no_name_of_a_policy_is_refused(store: Store, folder: Path, policy: str) -> None:
+def test_an_invalid_policy_name_is_refused(store: Store, folder: Path, policy: str) -> None:
     with pytest.raises(InvalidNameError, match="expected the name of a policy"):
         store.publish(policy, "1.0.0", folder)
 
@@ -111,14 +111,14 @@ def test_the_folder_of_another_version_or_policy_is_refused(store: Store, folder
         store.publish("other", "1.0.0", folder)
 
 
-def test_files_that_no_version_has_are_refused(store: Store, folder: Path) -> None:
+def test_unknown_files_are_refused(store: Store, folder: Path) -> None:
     (folder / "policy.pkl").write_bytes(pickle.dumps([1]))
     with pytest.raises(InvalidArtifactError, match=r"lunar-lander@v1\.0\.0: expected one of .*, got 'policy\.pkl'"):
         store.publish(POLICY, "1.0.0", folder)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model_card.yaml"])
-def test_a_file_that_is_missing_or_is_none_is_named(store: Store, folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_missing_or_irregular_file_is_named(store: Store, folder: Path, tmp_path: Path, name: str) -> None:
     path = folder / name
     shutil.move(path, tmp_path / "elsewhere")
     with pytest.raises(InvalidArtifactError, match=rf"lunar-lander@v1\.0\.0: {name}: No such file"):
@@ -207,7 +207,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], bytes], str]] = {
         lambda _: spoilt(weights_elsewhere_in_a_branch),
         "expected every weight in the file itself, got 'hidden' in '/etc/passwd'",
     ),
-    "an operator of nobody": (
+    "an operator of an unknown domain": (
         lambda _: spoilt(operator_of_nobody),
         "expected operators that ONNX defines, got 'Detonate' of 'com.example'",
     ),
@@ -254,7 +254,7 @@ def test_a_model_that_no_loader_should_see_is_refused_here_and_in_an_import(
         ([("schema: 1", "schema: [")], "model card: "),
     ],
 )  # fmt: skip
-def test_a_card_that_lies_is_refused_here_and_in_an_import(
+def test_a_card_that_contradicts_the_model_is_refused_here_and_in_an_import(
     store: Store, folder: Path, tmp_path: Path, changes: list[tuple[str, str]], message: str
 ) -> None:
     card = example_card()
@@ -268,7 +268,7 @@ def test_a_card_that_lies_is_refused_here_and_in_an_import(
         import_files(store, tmp_path, {"model.onnx": example_model(), "model_card.yaml": card.encode()})
 
 
-def test_what_is_refused_leaves_nothing_behind(store: Store, folder: Path, tmp_path: Path) -> None:
+def test_a_refused_publication_leaves_nothing_behind(store: Store, folder: Path, tmp_path: Path) -> None:
     store.publish(POLICY, "1.0.0", folder)
     (folder / "model.onnx").write_bytes(pickled())
     with pytest.raises(ArtifactError):
@@ -296,7 +296,7 @@ def run_pillion(*words: str, before: str, after: str = "true") -> subprocess.Com
 
 @pytest.fixture
 def mounts() -> None:
-    """Skips where this process may not mount anything, not even for itself alone."""
+    """Skips if this process may not mount anything, not even in its own namespace."""
     result = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True)
     if result.returncode != 0:
         pytest.skip(f"unshare(1) and mount(8) do not give this user a mount of its own: {result.stderr.strip()}")
@@ -321,7 +321,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_store_as_it_was(
     assert (tmp_path / "index").read_bytes() == (store.root / "index.json").read_bytes()
 
 
-def test_a_read_only_store_is_one_line_and_is_read_all_the_same(mounts: None, store: Store, folder: Path) -> None:
+def test_a_store_without_write_access_can_be_read_and_a_change_is_one_line(
+    mounts: None, store: Store, folder: Path
+) -> None:
     store.publish(POLICY, "1.0.0", folder)
     read_only = f"mount --bind {store.root} {store.root}; mount -o remount,ro,bind {store.root}"
     result = run_pillion(
@@ -335,7 +337,7 @@ def test_a_read_only_store_is_one_line_and_is_read_all_the_same(mounts: None, st
         assert POLICY in result.stdout
 
 
-def test_a_store_of_somebody_else_is_one_line(store: Store, folder: Path) -> None:
+def test_a_change_of_another_users_store_is_one_line(store: Store, folder: Path) -> None:
     store.publish(POLICY, "1.0.0", folder)
     with nobody(store.root):
         with pytest.raises(StoreError, match=r"lunar-lander@v1\.1\.0: Permission denied") as refused:
@@ -345,7 +347,7 @@ def test_a_store_of_somebody_else_is_one_line(store: Store, folder: Path) -> Non
 
 
 class nobody:  # noqa: N801 - used as a statement
-    """Lets this process be nobody for a while, where it is root; else takes the right to write away."""
+    """Runs the block as another user if this process is root, and otherwise without write access."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

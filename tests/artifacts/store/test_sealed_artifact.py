@@ -1,4 +1,4 @@
-"""What is handed to a loader: the bytes that were hashed, in memory that nobody can change, and little memory beside it."""
+"""A loader gets the hashed bytes in sealed memory, and sealing needs little other memory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def store(tmp_path: Path) -> Store:
 
 
 def open_memory() -> list[str]:
-    """The memfds of this process that hold a file of an artifact."""
+    """The memfds of this process with a file of an artifact."""
     links = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)]
     return [link for link in links if "pillion-artifact" in link]
 
 
-def test_the_sealed_bytes_are_those_that_were_published_and_nobody_changes_them(store: Store) -> None:
+def test_sealed_bytes_are_the_published_ones_and_cannot_be_changed(store: Store) -> None:
     artifact = store.load(POLICY)
     with seal_artifact(store, store.resolve(POLICY)) as sealed:
         assert (sealed.policy, sealed.version, sealed.digest) == (POLICY, "1.0.0", artifact.digest)
@@ -65,9 +65,7 @@ def test_a_flipped_bit_of_any_file_is_refused_and_leaves_no_memory_behind(title:
         (blob_of(STORE, "highway-fast", "model.onnx").read_bytes(), "the card says a row is"),
     ],
 )
-def test_what_nobody_looked_at_when_it_came_is_looked_at_when_it_is_sealed(
-    model: bytes, message: str, tmp_path: Path
-) -> None:
+def test_unchecked_files_are_checked_when_they_are_sealed(model: bytes, message: str, tmp_path: Path) -> None:
     root = foreign_layout(tmp_path / "store", {"model.onnx": model, "model_card.yaml": example_card().encode()})
     digest = json.loads((root / "index.json").read_bytes())["manifests"][0]["digest"]
     store = Store(root)

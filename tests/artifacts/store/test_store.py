@@ -1,4 +1,4 @@
-"""The store gives what was published, or says what is wrong."""
+"""The store returns the published bytes, or an error that names the fault."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_truncated_or_missing_file_is_found(store: Store) -> None:
         store.load("lunar-lander")
 
 
-def test_files_that_changed_places_are_found(store: Store) -> None:
+def test_exchanged_files_are_found(store: Store) -> None:
     model, card = (blob_of(store.root, "lunar-lander", name) for name in ("model.onnx", "model_card.yaml"))
     both = model.read_bytes(), card.read_bytes()
     model.write_bytes(both[1])
@@ -70,7 +70,7 @@ def test_files_that_changed_places_are_found(store: Store) -> None:
         store.load("lunar-lander")
 
 
-def test_a_manifest_whose_layers_changed_places_is_refused(store: Store) -> None:
+def test_a_manifest_with_exchanged_layers_is_refused(store: Store) -> None:
     manifest = manifest_of(store)
     text = manifest.read_text()
     for swapped in (
@@ -87,7 +87,7 @@ def test_a_manifest_whose_layers_changed_places_is_refused(store: Store) -> None
         assert store.resolve("lunar-lander").digest == digest
 
 
-def test_a_forged_manifest_is_not_the_one_that_was_pinned(store: Store) -> None:
+def test_a_forged_manifest_does_not_match_a_digest_reference(store: Store) -> None:
     pinned = f"lunar-lander@{store.resolve('lunar-lander').digest}"
     manifest_of(store).write_bytes(manifest_of(store).read_bytes().replace(b"model.onnx", b"model.0nnx"))
     with pytest.raises(DigestMismatchError, match="manifest is not what was published"):
@@ -128,12 +128,12 @@ def test_a_link_a_folder_or_a_pipe_in_place_of_a_blob_is_refused(store: Store, t
         f"lunar-lander@sha256:{'0' * 64}", "lunar-lander@../stable", "lunar-lander@sha256:12",
     ],
 )  # fmt: skip
-def test_a_policy_that_is_not_there_is_named(store: Store, reference: str) -> None:
+def test_a_missing_policy_is_named(store: Store, reference: str) -> None:
     with pytest.raises(PolicyNotFoundError):
         store.load(reference)
 
 
-def test_the_newest_version_that_fits_is_taken(store: Store) -> None:
+def test_a_range_means_its_newest_version(store: Store) -> None:
     for version in ("1.2.0", "1.10.0", "2.0.0-rc.1"):
         publish(store.root, "lunar-lander", version, example_model(), example_card(version))
     assert store.load("lunar-lander").version == "1.10.0"
@@ -162,7 +162,7 @@ def test_the_store_is_an_oci_image_layout(store: Store) -> None:
             assert (store.root / "blobs" / "sha256" / descriptor.digest.removeprefix("sha256:")).is_file()
 
 
-def test_what_is_no_index_is_one_line(store: Store) -> None:
+def test_an_invalid_index_is_one_line(store: Store) -> None:
     (store.root / "index.json").write_text("[]")
     with pytest.raises(InvalidArtifactError, match=r"store: index\.json: "):
         store.load("lunar-lander")
@@ -171,7 +171,7 @@ def test_what_is_no_index_is_one_line(store: Store) -> None:
         store.load("lunar-lander")
 
 
-def test_a_manifest_that_is_nested_without_end_is_refused(store: Store) -> None:
+def test_a_manifest_that_is_nested_too_deep_is_refused(store: Store) -> None:
     digest = forge(store, b'{"x":' + b"[" * 100_000)
     with pytest.raises(InvalidArtifactError, match=r"lunar-lander@.*: manifest: "):
         store.load(f"lunar-lander@{digest}")
@@ -182,7 +182,7 @@ def manifest_of(store: Store, policy: str = "lunar-lander") -> Path:
 
 
 def forge(store: Store, manifest: bytes) -> str:
-    """Makes the index say that lunar-lander@v1.0.0 is that manifest, and gives its digest."""
+    """Makes that manifest lunar-lander@v1.0.0 in the index, and returns its digest."""
     digest = digest_of(manifest)
     (store.root / "blobs" / "sha256" / digest.removeprefix("sha256:")).write_bytes(manifest)
     index = store.index()
@@ -215,7 +215,7 @@ def forge(store: Store, manifest: bytes) -> str:
         (("shape: [8]", "shape: [9]"), r"observation\.observation\.low: expected 0, 1 or 9 numbers, got 8"),
     ],
 )
-def test_a_card_with_a_mistake_names_its_path(change: tuple[str, str], message: str) -> None:
+def test_an_error_in_a_stored_card_has_its_path(change: tuple[str, str], message: str) -> None:
     text = blob_of(STORE, "lunar-lander", "model_card.yaml").read_text()
     assert change[0] in text
     with pytest.raises(InvalidArtifactError, match=message):
@@ -240,12 +240,12 @@ def test_a_card_with_a_mistake_names_its_path(change: tuple[str, str], message: 
         ("<=1.2.3+a-b", ["1.2.3"], ["1.2.3-rc.1"]),
     ],
 )
-def test_a_range_holds_the_versions_that_it_says(text: str, inside: list[str], outside: list[str]) -> None:
+def test_a_range_contains_its_versions(text: str, inside: list[str], outside: list[str]) -> None:
     wanted = VersionRange(text)
     assert [version for version in inside + outside if version in wanted] == inside
 
 
 @pytest.mark.parametrize("text", [">=", "one", "1.2.3.4", "^1.2", ">=1,,<2", "1.x.x", "x.1", ">=1.x"])
-def test_what_is_no_range_is_refused(text: str) -> None:
+def test_an_invalid_range_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a version range"):
         VersionRange(text)

@@ -1,4 +1,4 @@
-"""Kills an act on the store at each of its steps, one after the other: ptrace(2) stops it at every system call, SIGKILL ends it."""
+"""Kills a change of the store at each of its steps: ptrace(2) stops it at every system call, SIGKILL ends it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _Traced:
         _ptrace(_SET_OPTIONS, self._child, _EXIT_KILL | _TRACE_SYSGOOD)
 
     def enters_a_call(self) -> bool:
-        """Lets it run until it enters its next call; False where it ends before."""
+        """Continues the child until its next system call. Returns False if it ends before."""
         deliver = 0
         while True:
             _ptrace(_SYSCALL, self._child, deliver)

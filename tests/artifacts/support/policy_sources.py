@@ -1,4 +1,4 @@
-"""What the tests publish: the real policies beside the checkout, and models of every family made on the spot."""
+"""Policies that the tests publish: real ones beside the checkout, and fresh models of every family."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def real_policies() -> Path:
 
 
 class Room(gymnasium.Env[Any, Any]):
-    """An environment that only has spaces: what is observed is drawn from them."""
+    """An environment with only spaces; observations are drawn from them."""
 
     def __init__(self, observation: spaces.Space[Any], action: spaces.Space[Any]) -> None:
         self.observation_space = observation
@@ -48,7 +48,7 @@ class Room(gymnasium.Env[Any, Any]):
 
 
 def shake(model: BaseAlgorithm, seed: int = 3) -> None:
-    """Gives every weight a number, so that no bias is zero and no two actions are as good as each other."""
+    """Sets every weight, so that no bias is zero and no two actions are equally good."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.policy.parameters():
@@ -68,14 +68,14 @@ def draw(space: spaces.Space[Any], rows: int = ROWS, seed: int = 11) -> Any:
 
 
 def _lit(values: NDArray[Any], light: NDArray[np.float64]) -> NDArray[Any]:
-    """Images of more or less light: to a network, images of even noise are all alike."""
+    """Images of different brightness: to a network, images of uniform noise look the same."""
     if values.dtype != np.uint8:
         return values
     return (values * light.reshape(-1, 1, 1, 1)).astype(np.uint8)
 
 
 def by_name(observation: Any) -> Arrays:
-    """The same under the names that the card gives."""
+    """The same rows by the names in the card."""
     return observation if isinstance(observation, dict) else {"observation": observation}
 
 

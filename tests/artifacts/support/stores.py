@@ -1,4 +1,4 @@
-"""What the tests of the store publish, and how they damage it."""
+"""Files that the tests of the store publish, and tools that damage them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def example_model() -> bytes:
 
 
 def example_card(version: str = "1.0.0", policy: str = POLICY) -> str:
-    """Its card, for another version or under another name."""
+    """Its card, for another version or policy name."""
     text = blob_of(STORE, POLICY, "model_card.yaml").read_text()
     return text.replace("version: 1.0.0", f"version: {version}", 1).replace(f"name: {POLICY}", f"name: {policy}", 1)
 
 
 def example_folder(folder: Path, version: str = "1.0.0", policy: str = POLICY) -> Path:
-    """A folder, made here, that can be published as that version."""
+    """Makes a folder that can be published as that version."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(example_model())
     (folder / "model_card.yaml").write_text(example_card(version, policy))
@@ -49,7 +49,7 @@ def flip(file: Path, position: float, bit: int = 0) -> None:
 
 
 def foreign_layout(folder: Path, files: dict[str, bytes], version: str = "1.0.0", policy: str = POLICY) -> Path:
-    """An OCI layout with one version of these files, made by nobody who looked at them."""
+    """Makes an OCI layout with one version of these unchecked files."""
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     layers = [describe(data, kind_of(title).media_type, title) for title, data in files.items()]

@@ -1,4 +1,4 @@
-"""A signature counts where a trusted key made it, about this very version, and neither has expired."""
+"""A signature counts if a trusted key made it for this version, and neither has expired."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, Path]:
-    """Private keys by the name of who has them."""
+    """Private keys by the name of their owner."""
     for name in ("ann", "ben", "eve"):
         generate_keys(tmp_path / name)
     return {name: tmp_path / name for name in ("ann", "ben", "eve")}
@@ -59,7 +59,7 @@ def sign_by(store: Store, private: Path, **attributes: Any) -> str:
     return sign(store, POLICY, open_signer(str(private), None), **attributes).key
 
 
-def test_a_key_that_is_trusted_and_signed_counts(store: Store, keys: dict[str, Path]) -> None:
+def test_a_signature_of_a_trusted_key_counts(store: Store, keys: dict[str, Path]) -> None:
     assert sign_by(store, keys["ann"], by="ann", reason="tested on the track") == key_id(public_path(keys["ann"]))
     assert examine(store, trusting(keys, "ann")) == Trust(["ann"])
     assert store.history()[-1].action == "sign"
@@ -67,7 +67,7 @@ def test_a_key_that_is_trusted_and_signed_counts(store: Store, keys: dict[str, P
     assert Verifier(store).verify(store.resolve(POLICY)).intact
 
 
-def test_what_is_signed_is_an_in_toto_statement_about_the_manifest_in_a_dsse_envelope(
+def test_a_signature_is_a_dsse_envelope_with_an_in_toto_statement_about_the_manifest(
     store: Store, keys: dict[str, Path]
 ) -> None:
     sign_by(store, keys["ann"], by="ann", reason="tested", expires_at=NOW + DAY)
@@ -86,7 +86,7 @@ def test_what_is_signed_is_an_in_toto_statement_about_the_manifest_in_a_dsse_env
     }  # fmt: skip
 
 
-def test_a_policy_that_nobody_or_the_wrong_one_signed_is_refused(store: Store, keys: dict[str, Path]) -> None:
+def test_a_policy_without_a_trusted_signature_is_refused(store: Store, keys: dict[str, Path]) -> None:
     with pytest.raises(
         UntrustedArtifactError, match=r"^lunar-lander@v1\.0\.0: expected signatures of 1 of ann, got none that count$"
     ):
@@ -96,7 +96,7 @@ def test_a_policy_that_nobody_or_the_wrong_one_signed_is_refused(store: Store, k
         check_trust(store, store.resolve(POLICY), trusting(keys, "ann"), NOW)
 
 
-def test_as_many_different_keys_must_sign_as_the_rule_says(store: Store, keys: dict[str, Path]) -> None:
+def test_the_threshold_counts_different_keys(store: Store, keys: dict[str, Path]) -> None:
     both = trusting(keys, "ann", "ben", threshold=2)
     sign_by(store, keys["ann"])
     sign_by(store, keys["ann"], reason="once more")
@@ -116,7 +116,7 @@ def test_a_key_or_a_signature_that_expired_does_not_count(store: Store, keys: di
     assert "key ann: the key expired at 2026-06-02" in examine(store, expiring, NOW + DAY).refusal
 
 
-def test_the_first_rule_that_fits_is_asked(store: Store, keys: dict[str, Path]) -> None:
+def test_the_first_matching_rule_applies(store: Store, keys: dict[str, Path]) -> None:
     known = [TrustedKey("ann", str(public_path(keys["ann"])))]
     strict = TrustRule(["*"], ["ann"])
     for rules, refused in (
@@ -141,7 +141,7 @@ def test_a_signature_about_another_version_does_not_count(store: Store, keys: di
 
 
 @pytest.mark.parametrize("what", ["payload", "signature", "type"])
-def test_an_envelope_that_was_changed_does_not_count(store: Store, keys: dict[str, Path], what: str) -> None:
+def test_an_edited_envelope_does_not_count(store: Store, keys: dict[str, Path], what: str) -> None:
     publish(store.root, POLICY, "1.1.0", example_model(), example_card("1.1.0"))
     sign_by(store, keys["ann"])
     ((envelope,), _) = read_envelopes(store, store.resolve(POLICY))
@@ -161,7 +161,7 @@ def test_an_envelope_that_was_changed_does_not_count(store: Store, keys: dict[st
 
 
 def graft(store: Store, envelope: Envelope) -> None:
-    """Attaches an envelope to the newest version as a registry or a thief could."""
+    """Attaches an envelope to the newest version, as a registry or an attacker could."""
     from pillion_artifacts.oci.manifest import encode_json
     from pillion_artifacts.verify.signing import _attach
 
@@ -171,7 +171,7 @@ def graft(store: Store, envelope: Envelope) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"{}", b'{"payload":"!","payloadType":"x","signatures":[]}', b"\x80\x04."]
 )
-def test_what_is_no_envelope_does_not_count_and_hurts_nobody(store: Store, keys: dict[str, Path], data: bytes) -> None:
+def test_an_invalid_envelope_does_not_count_and_does_no_harm(store: Store, keys: dict[str, Path], data: bytes) -> None:
     from pillion_artifacts.verify.signing import _attach
 
     sign_by(store, keys["ann"])
@@ -193,13 +193,13 @@ def test_a_flipped_bit_in_a_signature_is_found(store: Store, keys: dict[str, Pat
     assert "got none that count" in examine(store, trusting(keys, "ann")).refusal
 
 
-def test_what_is_damaged_is_not_signed(store: Store, keys: dict[str, Path]) -> None:
+def test_a_damaged_version_is_not_signed(store: Store, keys: dict[str, Path]) -> None:
     flip(blob_of(store.root, POLICY, "model.onnx"), 0.5)
     with pytest.raises(InvalidArtifactError, match="a damaged version is not signed: lunar-lander"):
         sign_by(store, keys["ann"])
 
 
-def test_signatures_travel_with_what_they_are_about(store: Store, keys: dict[str, Path], tmp_path: Path) -> None:
+def test_signatures_travel_with_their_versions(store: Store, keys: dict[str, Path], tmp_path: Path) -> None:
     sign_by(store, keys["ann"])
     with ArchiveTarget(tmp_path / "policy.tar") as target:
         export_versions(store, target, [POLICY])
@@ -216,7 +216,7 @@ def test_signatures_travel_with_what_they_are_about(store: Store, keys: dict[str
     assert inspect_store(other) == []
 
 
-def test_a_private_key_is_for_its_user_alone_and_never_overwritten(tmp_path: Path) -> None:
+def test_a_private_key_is_readable_only_by_its_user_and_never_overwritten(tmp_path: Path) -> None:
     generate_keys(tmp_path / "key")
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     before = (tmp_path / "key").read_bytes()
@@ -235,7 +235,7 @@ def test_a_private_key_may_have_a_passphrase(store: Store, keys: dict[str, Path]
     assert examine(store, trusting({"key": tmp_path / "key"}, "key")).signed_by == ["key"]
 
 
-def test_what_is_no_key_is_one_line(tmp_path: Path, keys: dict[str, Path]) -> None:
+def test_an_invalid_key_is_one_line(tmp_path: Path, keys: dict[str, Path]) -> None:
     (tmp_path / "text").write_text("no key")
     for path in (tmp_path / "text", public_path(keys["ann"])):
         with pytest.raises(ArtifactError, match="expected a private key in PEM"):
@@ -262,7 +262,7 @@ def test_a_trust_policy_that_contradicts_itself_is_refused(rules: list[TrustRule
         msgspec.convert({"keys": [{"name": "ann", "path": "/x"}], "rules": msgspec.to_builtins(rules)}, TrustPolicy)
 
 
-def test_a_trusted_key_that_is_not_there_is_named(store: Store, keys: dict[str, Path]) -> None:
+def test_a_missing_trusted_key_is_named(store: Store, keys: dict[str, Path]) -> None:
     sign_by(store, keys["ann"])
     os.unlink(public_path(keys["ann"]))
     assert "key ann: " in examine(store, trusting(keys, "ann")).refusal

@@ -1,4 +1,4 @@
-"""`pillion bench idle`: an active session with and without silent ones beside it."""
+"""`pillion bench idle` measures an active session with and without idle ones beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.bench.conftest import report_of
 
 @pytest.fixture(scope="module")
 def idle() -> dict[str, Any]:
-    """One round beside a few silent sessions."""
+    """One round, with a few idle sessions."""
     return report_of("idle", "--sessions", "30", "--rounds", "1", "--seconds", "0.3", "--carrier", "lane")
 
 
@@ -27,8 +27,8 @@ def test_the_processor_time_is_a_share_of_one_core(idle: dict[str, Any]) -> None
     assert all(0 <= share < 1 for share in idle["cpu_share"].values())
 
 
-def test_the_table_says_how_many_were_silent(idle: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_the_number_of_idle_sessions(idle: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     print_idle(idle)
     printed = capsys.readouterr().out
-    assert "beside 30 silent ones" in printed
+    assert "beside 30 idle sessions" in printed
     assert "of a core" in printed

@@ -1,4 +1,4 @@
-"""`pillion bench load` counts what it saw, and says where and on what."""
+"""`pillion bench load` counts all acts, and reports the placement and the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pillion_bench.errors import BadOptionError
 from pillion_bench.measurements.load import LoadOptions
 from pillion_bench.process.placement import Placement
 from pillion_bench.process.target import Target
-from pillion_bench.roles.load_driver import LoadOrder, Tally, acts_made
+from pillion_bench.roles.load_driver import LoadRequest, Tally, acts_made
 from tests.bench.conftest import report_of, run_pillion
 from tests.harness import START_S_MAX, STORE, WAIT_S_MAX, Daemon
 
@@ -62,7 +62,7 @@ def test_rows_of_many_sessions_add_up(
     assert "client only" in report["pin"]
 
 
-def test_sessions_are_gone_when_the_load_is_over(daemon: Daemon) -> None:
+def test_sessions_are_closed_when_the_load_is_over(daemon: Daemon) -> None:
     before = daemon.health()["sessions"]
     report_of("load", *SHORT, "--address", daemon.address, "--sessions", "3")
     deadline_s = time.monotonic() + WAIT_S_MAX
@@ -71,13 +71,13 @@ def test_sessions_are_gone_when_the_load_is_over(daemon: Daemon) -> None:
         time.sleep(0.02)
 
 
-def test_sessions_are_shared_out_among_the_processes() -> None:
+def test_sessions_are_distributed_over_the_processes() -> None:
     plans = LoadOptions(sessions=5, rows=4, processes=2, seed=100).plans(ANYWHERE)
     assert [plan.sessions for plan in plans] == [3, 2]
     assert [plan.seed for plan in plans] == [100, 112]
 
 
-def test_large_acts_are_made_in_smaller_number() -> None:
+def test_fewer_large_acts_are_prepared() -> None:
     spec = Store(STORE).load("lunar-lander").card.spec()
     assert acts_made(spec, 1) == 64
     assert 1 <= acts_made(spec, 256 * 1024) < 64
@@ -88,8 +88,8 @@ def test_each_connection_needs_a_session() -> None:
         LoadOptions(sessions=3, processes=2, connections=2).plans(ANYWHERE)
 
 
-def test_only_what_is_answered_in_the_counted_time_counts() -> None:
-    tally = Tally(LoadOrder(100, 200))
+def test_only_acts_answered_in_the_counted_time_count() -> None:
+    tally = Tally(LoadRequest(100, 200))
     for now_ns in (99, 100, 199, 200):
         tally.add(now_ns - 10, now_ns, 3)
         tally.refused(now_ns)
@@ -105,14 +105,14 @@ def test_more_rows_than_the_daemon_takes_are_refused_in_one_line(daemon: Daemon)
     assert done.stderr == "pillion: --rows: the daemon takes at most 256, got 1000\n"
 
 
-def test_a_policy_that_is_not_there_is_refused_in_one_line() -> None:
+def test_an_unknown_policy_is_refused_in_one_line() -> None:
     done = run_pillion("bench", "load", "--policy", "nobody")
     assert done.returncode == 65
     assert "'nobody' is not in the store" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_a_load_that_is_told_to_stop_takes_its_processes_along() -> None:
+def test_a_load_that_is_terminated_leaves_no_process_behind() -> None:
     command = [sys.executable, "-m", "pillion", "bench", "load", "--seconds", "60", "--floor-seconds", "0.05"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         children = _children_when(psutil.Process(process.pid), count=7)
@@ -123,7 +123,7 @@ def test_a_load_that_is_told_to_stop_takes_its_processes_along() -> None:
 
 
 def _children_when(process: psutil.Process, count: int) -> list[psutil.Process]:
-    """The descendants of a process, as soon as there are `count`: two of the daemon, one load, four of the floor."""
+    """Waits for `count` descendants of a process: two of the daemon, one load driver, four of the baselines."""
     deadline_s = time.monotonic() + START_S_MAX
     while len(children := process.children(recursive=True)) < count:
         assert time.monotonic() < deadline_s, children

@@ -1,4 +1,4 @@
-"""`pillion bench replay` sends every recorded act and finds every action that is not the recorded one."""
+"""`pillion bench replay` sends every recorded act and finds every action that differs from the recording."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ QUICK = ("--speed", "max", "--floor-seconds", "0")
 
 
 def replay(path: Path, daemon: Daemon, *options: str) -> subprocess.CompletedProcess[str]:
-    """Replays a file as fast as it goes, without a floor."""
+    """Replays a file as fast as possible, without baselines."""
     return run_pillion("bench", "replay", str(path), "--address", daemon.address, *QUICK, *options)
 
 
-def test_a_replay_meets_the_recorded_actions(recorded: tuple[Path, dict[str, Any]], daemon: Daemon) -> None:
+def test_a_replay_gets_the_recorded_actions(recorded: tuple[Path, dict[str, Any]], daemon: Daemon) -> None:
     report = report_of("replay", str(recorded[0]), "--address", daemon.address, *QUICK)
     assert (report["n"], report["mismatches"]) == (100, 0)
     assert report["recordings"][0]["episodes"] == 2
@@ -48,7 +48,7 @@ def test_a_tampered_action_is_found(recording: Recording, daemon: Daemon, tmp_pa
     assert done.returncode == 1
     result = recording.action["action"][17]
     assert done.stderr == (
-        "pillion: tampered.safetensors: 1 of 100 actions are not the recorded ones; "
+        "pillion: tampered.safetensors: 1 of 100 actions differ from the recording; "
         f"the first: session 0, step 17, action: expected {action[17]}, got {result}\n"
     )
 
@@ -60,7 +60,7 @@ def test_another_artifact_than_the_recorded_one_is_refused(
     msgspec.structs.replace(recording, digest="sha256:" + "00" * 32).save(path)
     done = replay(path, daemon)
     assert done.returncode == 65
-    assert "--any-version replays it all the same" in done.stderr
+    assert "use --any-version to replay it anyway" in done.stderr
     assert replay(path, daemon, "--any-version").returncode == 0
 
 
@@ -70,10 +70,10 @@ def test_observations_of_another_shape_are_refused(recording: Recording, daemon:
     msgspec.structs.replace(recording, observation={"observation": short}).save(path)
     done = replay(path, daemon)
     assert done.returncode == 65
-    assert "the policy takes float32 [8], got float32 [5]" in done.stderr
+    assert "expected float32 [8], got float32 [5]" in done.stderr
 
 
-def test_a_file_that_is_no_recording_is_refused_in_one_line(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recording_is_refused_in_one_line(daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "none.safetensors"
     path.write_text("nothing")
     done = replay(path, daemon)
@@ -90,7 +90,7 @@ def test_floats_may_differ_by_the_tolerance_and_integers_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("speed", ["fast", "-1", "nan", "inf"])
-def test_a_speed_that_is_none_is_refused(recorded: tuple[Path, dict[str, Any]], speed: str) -> None:
+def test_a_bad_speed_is_refused(recorded: tuple[Path, dict[str, Any]], speed: str) -> None:
     done = run_pillion("bench", "replay", str(recorded[0]), "--speed", speed)
     assert done.returncode == 64
     assert "expected a factor such as 2, or max" in done.stderr

@@ -1,4 +1,4 @@
-"""The driver of everybody's clients: which answers are right, and what counts."""
+"""The driver of all compared clients checks every answer, and counts only those in the measured time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from driver import Answers, Array, Order, Plan, drive
+from driver import Array, DriveRequest, ExpectedActions, Plan, drive
 
-RIGHT = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+EXPECTED = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
 PLAN = Plan(
     address="",
     clients=1,
@@ -19,7 +19,7 @@ PLAN = Plan(
     observations=np.arange(6, dtype=np.float32).tobytes(),
     action_dtype="float32",
     action_shape=[2],
-    actions=RIGHT.tobytes(),
+    actions=EXPECTED.tobytes(),
     absolute=0.001,
     relative=0.0,
     attempt_s_max=1.0,
@@ -27,7 +27,7 @@ PLAN = Plan(
 
 
 class CountingClient:
-    """Answers with the recorded actions in turn, or with what was put in their place."""
+    """Returns the given actions one after the other, and counts its acts."""
 
     def __init__(self, actions: list[Array]) -> None:
         self.acts = 0
@@ -43,32 +43,34 @@ class CountingClient:
 
 
 @pytest.mark.parametrize(
-    ("action", "is_right"),
+    ("action", "matches"),
     [
-        (RIGHT[1], True),
-        (RIGHT[1] + np.float32(0.0005), True),
-        (RIGHT[1] + np.float32(0.002), False),
-        (RIGHT[0], False),
-        (RIGHT[1].astype(np.float64), False),
-        (RIGHT[1][:1], False),
+        (EXPECTED[1], True),
+        (EXPECTED[1] + np.float32(0.0005), True),
+        (EXPECTED[1] + np.float32(0.002), False),
+        (EXPECTED[0], False),
+        (EXPECTED[1].astype(np.float64), False),
+        (EXPECTED[1][:1], False),
     ],
 )
-def test_a_floating_point_action_may_differ_by_the_tolerance(action: Array, is_right: bool) -> None:
-    assert Answers(PLAN).is_right(1, action) is is_right
+def test_a_floating_point_action_may_differ_by_the_tolerance(action: Array, matches: bool) -> None:
+    assert ExpectedActions(PLAN).matches(1, action) is matches
 
 
 def test_an_integer_action_may_not_differ_at_all() -> None:
     plan = msgspec.structs.replace(
         PLAN, action_dtype="int64", action_shape=[], actions=np.array([2, 3]).tobytes(), absolute=10.0
     )
-    assert Answers(plan).is_right(1, np.asarray(3))
-    assert not Answers(plan).is_right(1, np.asarray(2))
+    assert ExpectedActions(plan).matches(1, np.asarray(3))
+    assert not ExpectedActions(plan).matches(1, np.asarray(2))
 
 
-def test_only_what_is_answered_in_the_counted_time_counts_but_every_answer_is_looked_at() -> None:
-    client = CountingClient([RIGHT[0], RIGHT[0]])
+def test_only_acts_answered_in_the_counted_time_count_but_every_answer_is_checked() -> None:
+    client = CountingClient([EXPECTED[0], EXPECTED[0]])
     now_ns = time.monotonic_ns()
-    result = drive(client, PLAN.observation_arrays(), Answers(PLAN), Order(now_ns + 20_000_000, now_ns + 80_000_000))
+    result = drive(
+        client, PLAN.observation_arrays(), ExpectedActions(PLAN), DriveRequest(now_ns + 20_000_000, now_ns + 80_000_000)
+    )
     latency_ns = np.frombuffer(result.latency_ns, np.int64)
     assert 0 < len(latency_ns) < client.acts
     assert np.frombuffer(result.engine_ns, np.int64).tolist() == [7] * len(latency_ns)

@@ -1,4 +1,4 @@
-"""Every figure names where server and client ran, and they really ran there."""
+"""Every figure names the CPUs of server and client, and they really ran there."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 
 from pillion_bench.errors import PlacementError
 from pillion_bench.process.daemon_process import DaemonProcess
-from pillion_bench.process.placement import inherited, parse_placement
+from pillion_bench.process.placement import parse_placement, pinned
 from tests.harness import STORE
 
 TWO = frozenset({4, 6})
 
 
-def test_two_cores_are_the_default_where_there_are_two() -> None:
+def test_two_cores_are_the_default_if_there_are_two() -> None:
     placement = parse_placement("", TWO)
     assert (placement.server, placement.client) == (frozenset({4}), frozenset({6}))
     assert str(placement) == "two-cores (server on cpu 4, client on cpu 6)"
 
 
-def test_one_core_is_the_default_where_there_is_one() -> None:
+def test_one_core_is_the_default_if_there_is_one() -> None:
     placement = parse_placement("", frozenset({3}))
     assert (placement.server, placement.client) == (frozenset({3}), frozenset({3}))
 
@@ -34,12 +34,12 @@ def test_cpus_can_be_named() -> None:
 
 
 @pytest.mark.parametrize("text", ["sideways", "0", "0:", ":1", "a:b", "1-0:1", "0:1:2"])
-def test_what_names_no_placement_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_placement_is_refused(text: str) -> None:
     with pytest.raises(PlacementError, match="--pin"):
         parse_placement(text, frozenset({0, 1}))
 
 
-def test_a_cpu_that_may_not_be_used_is_refused() -> None:
+def test_a_cpu_outside_the_allowed_ones_is_refused() -> None:
     with pytest.raises(PlacementError, match="may run on cpu 4,6"):
         parse_placement("4:5", TWO)
 
@@ -52,12 +52,12 @@ def test_two_cores_need_two() -> None:
 def test_this_process_returns_to_its_own_cpus() -> None:
     before = os.sched_getaffinity(0)
     one = frozenset({min(before)})
-    with inherited(one):
+    with pinned(one):
         assert os.sched_getaffinity(0) == one
     assert os.sched_getaffinity(0) == before
 
 
-def test_every_thread_of_both_daemon_processes_is_where_it_was_put() -> None:
+def test_every_thread_of_both_daemon_processes_runs_on_the_given_cpu() -> None:
     cpu = min(os.sched_getaffinity(0))
     with DaemonProcess(STORE, "lunar-lander", frozenset({cpu})) as daemon:
         control = psutil.Process(daemon.pid)
@@ -68,7 +68,7 @@ def test_every_thread_of_both_daemon_processes_is_where_it_was_put() -> None:
         assert {frozenset(os.sched_getaffinity(thread)) for thread in threads} == {frozenset({cpu})}
 
 
-def test_a_daemon_of_the_bench_leaves_nothing_behind() -> None:
+def test_a_daemon_of_the_bench_leaves_no_folder_and_no_process_behind() -> None:
     with DaemonProcess(STORE, "lunar-lander") as daemon:
         folder = Path(daemon.address.removeprefix("ipc://")).parent
         pids = [daemon.pid, *(child.pid for child in psutil.Process(daemon.pid).children())]

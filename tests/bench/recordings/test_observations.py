@@ -1,4 +1,4 @@
-"""The load sends what the policy takes."""
+"""The load sends observations that fit the policy's spec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPEC = Spec(
 )
 
 
-def test_drawn_observations_keep_to_the_spec() -> None:
+def test_random_observations_are_within_the_spec() -> None:
     observations = drawn_observations(SPEC)
     near, free, image, gear, lit = observations.arrays(0, 200)
     for array, tensor in zip((near, free, image, gear, lit), SPEC.observation, strict=True):
@@ -33,15 +33,15 @@ def test_drawn_observations_keep_to_the_spec() -> None:
     assert observations.source == "drawn from the spec's bounds"
 
 
-def test_frames_are_as_long_as_the_wire_wants_them() -> None:
+def test_frames_have_the_length_that_the_wire_requires() -> None:
     frames = drawn_observations(SPEC).frames(3, 7)
     assert [len(frame) for frame in frames] == [7 * tensor.row_bytes for tensor in SPEC.observation]
 
 
-def test_rows_begin_again_after_the_last() -> None:
+def test_after_the_last_row_comes_the_first() -> None:
     observations = Observations([np.arange(5)], "counted")
     assert observations.arrays(3, 4)[0].tolist() == [3, 4, 0, 1]
 
 
-def test_a_policy_without_a_recording_gets_drawn_observations() -> None:
+def test_a_policy_without_a_recording_gets_random_observations() -> None:
     assert real_observations("no-such-policy", SPEC).source == "drawn from the spec's bounds"

@@ -1,4 +1,4 @@
-"""`pillion bench record` keeps what was observed, answered and rewarded, and when."""
+"""`pillion bench record` stores the observations, outputs, rewards and times of every step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from pillion_artifacts import Store
 from pillion_bench.errors import BadOptionError
-from pillion_bench.recordings.record import environment_for, find_policy, for_environment
+from pillion_bench.recordings.record import environment_action, environment_for, find_policy
 from pillion_bench.recordings.recording import Recording
 from tests.bench.conftest import run_pillion
 from tests.harness import STORE, Daemon
@@ -30,12 +30,12 @@ def test_a_recording_holds_every_step(recording: Recording, daemon: Daemon) -> N
     assert {"python", "numpy", "gymnasium"} <= recording.tools.keys()
 
 
-def test_the_step_times_are_those_of_the_play(recording: Recording) -> None:
+def test_the_step_times_begin_at_zero_and_ascend(recording: Recording) -> None:
     assert recording.step_time_ns[0] == 0
     assert (np.diff(recording.step_time_ns) > 0).all()
 
 
-def test_an_episode_that_was_cut_did_not_end(recording: Recording) -> None:
+def test_a_cut_episode_is_neither_terminated_nor_truncated(recording: Recording) -> None:
     assert not recording.terminated.any()
     assert not recording.truncated.any()
 
@@ -44,16 +44,16 @@ def test_an_episode_that_was_cut_did_not_end(recording: Recording) -> None:
     "ignore::DeprecationWarning"
 )  # Box2D crashes where its import warns and a warning is an error
 def test_the_rewards_are_those_of_the_environment(recording: Recording) -> None:
-    world = gymnasium.make("LunarLander-v3")
-    observation, _ = world.reset(seed=5)
+    env = gymnasium.make("LunarLander-v3")
+    observation, _ = env.reset(seed=5)
     for step in range(50):
         np.testing.assert_array_equal(observation, recording.observation["observation"][step])
-        observation, reward, *_ = world.step(int(recording.action["action"][step]))
+        observation, reward, *_ = env.step(int(recording.action["action"][step]))
         assert float(reward) == recording.reward[step]
-    world.close()
+    env.close()
 
 
-def test_the_summary_is_that_of_the_file(recorded: tuple[Path, dict[str, Any]], recording: Recording) -> None:
+def test_the_report_describes_the_file(recorded: tuple[Path, dict[str, Any]], recording: Recording) -> None:
     path, report = recorded
     assert report["file"] == str(path)
     assert report["bytes"] == path.stat().st_size
@@ -61,7 +61,7 @@ def test_the_summary_is_that_of_the_file(recorded: tuple[Path, dict[str, Any]], 
     assert report["return_mean"] == pytest.approx(np.mean(recording.returns()), abs=1e-3)
 
 
-def test_the_card_s_environment_is_taken_where_it_has_that_id() -> None:
+def test_the_card_s_environment_is_used_if_it_has_that_id() -> None:
     artifact = Store(STORE).load("highway-fast")
     assert environment_for(artifact, "highway-fast-v0") == artifact.card.environment
     assert environment_for(artifact, "highway_env:highway-fast-v0") == artifact.card.environment
@@ -76,10 +76,10 @@ def test_a_policy_is_found_by_the_environment_of_its_card() -> None:
 
 
 def test_a_box_action_is_clipped_to_its_bounds() -> None:
-    class World(gymnasium.Env[Any, Any]):
+    class BoxEnvironment(gymnasium.Env[Any, Any]):
         action_space = spaces.Box(-1.0, 1.0, (2,))
 
-    result = for_environment(World(), np.array([-3.0, 0.5]))
+    result = environment_action(BoxEnvironment(), np.array([-3.0, 0.5]))
     assert result.tolist() == [-1.0, 0.5]
     assert result.dtype == np.float32
 
@@ -89,7 +89,7 @@ def test_a_box_action_is_clipped_to_its_bounds() -> None:
     [
         ("Nothing-v0", "cannot make Nothing-v0"),
         ("no_such_module:Thing-v0", "cannot make Thing-v0"),
-        ("CartPole-v1", "the policy takes shape [8], the environment gives [4]"),
+        ("CartPole-v1", "expected shape [8], got [4]"),
     ],
 )
 def test_an_environment_that_cannot_be_played_is_refused_in_one_line(

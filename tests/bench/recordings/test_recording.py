@@ -1,4 +1,4 @@
-"""A recording comes back from its file as it went in; a file that is none is refused with what is wrong."""
+"""A recording survives its file unchanged; any other file is refused with a reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pillion_bench.recordings.recording import Recording
 
 
 def make_recording(steps: int = 20, **changes: Any) -> Recording:
-    """An image recording of two episodes, whose stacked frames move on by one each step."""
+    """An image recording of two episodes. Each step shifts the stacked frames by one."""
     generator = np.random.default_rng(3)
     frames = generator.integers(0, 255, (steps + 3, 84, 84), dtype=np.uint8)
     starts = np.zeros(steps, bool)
@@ -41,7 +41,7 @@ def make_recording(steps: int = 20, **changes: Any) -> Recording:
 
 
 def rewrite(path: Path, metadata: dict[str, str] | None = None, **tensors: Any) -> None:
-    """Changes metadata and tensors of a file; None removes a tensor."""
+    """Changes metadata and tensors of a file. None removes a tensor."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
@@ -50,7 +50,7 @@ def rewrite(path: Path, metadata: dict[str, str] | None = None, **tensors: Any) 
     save_file({name: array for name, array in held.items() if array is not None}, path, {**kept, **(metadata or {})})
 
 
-def test_a_recording_comes_back_from_its_file_as_it_went_in(tmp_path: Path) -> None:
+def test_a_loaded_recording_equals_the_saved_one(tmp_path: Path) -> None:
     recording = make_recording()
     recording.save(tmp_path / "a.safetensors")
     result = Recording.load(tmp_path / "a.safetensors")
@@ -76,13 +76,13 @@ def test_the_returns_are_those_of_each_episode() -> None:
     np.testing.assert_allclose(recording.returns(), [recording.reward[:10].sum(), recording.reward[10:].sum()])
 
 
-def test_a_file_holds_no_path_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
+def test_a_file_has_no_path_of_the_machine_that_made_it(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     make_recording().save(path)
     assert str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"nonsense")
     with pytest.raises(RecordingError, match="not a safetensors file"):
@@ -103,13 +103,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ({}, {"reward": None}, "key 'reward' is missing"),
         ({}, {"reward": np.zeros(3)}, r"reward: expected float64 \[20\], got float64 \[3\]"),
         ({}, {"seed": np.array([4])}, r"seed: expected int64 \[2\], got int64 \[1\]"),
-        ({}, {"episode_start": np.roll(np.eye(1, 20, 0, dtype=bool)[0], 1), "seed": np.array([1])}, "the first of which"),
-        ({}, {"step_time_ns": np.arange(20)[::-1].copy()}, "do not go back"),
+        ({}, {"episode_start": np.roll(np.eye(1, 20, 0, dtype=bool)[0], 1), "seed": np.array([1])}, "an episode that begins at the first"),
+        ({}, {"step_time_ns": np.arange(20)[::-1].copy()}, "expected times in ascending order"),
         ({}, {"action.action": np.zeros(3)}, r"action: expected 20 steps, got shape \[3\]"),
         ({}, {"observation.image": np.zeros(9, np.uint8)}, r"a\.safetensors: "),
     ],
 )  # fmt: skip
-def test_a_file_with_something_wrong_says_what(
+def test_a_damaged_file_is_refused_with_the_reason(
     tmp_path: Path, metadata: dict[str, str], tensors: dict[str, Any], complaint: str
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -119,7 +119,7 @@ def test_a_file_with_something_wrong_says_what(
         Recording.load(path)
 
 
-def test_a_compressed_tensor_may_not_come_to_more_than_it_says(tmp_path: Path) -> None:
+def test_a_compressed_tensor_that_is_larger_than_declared_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     make_recording().save(path)
     claim = {"observation.image": {"codec": "deflate", "dtype": "uint8", "shape": [20, 4]}}

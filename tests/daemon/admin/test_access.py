@@ -1,4 +1,4 @@
-"""Who may ask the admin port, and for what: users at the Unix socket, tokens over TCP. Real daemons, real other users."""
+"""Access to the admin port: users at the Unix socket, tokens over TCP. Real daemons, real other users."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def secrets(tokens_file: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def guarded(module_daemon: StartDaemon, tokens_file: Path, secrets: dict[str, str]) -> Daemon:
-    """A daemon with a token of each scope, that tests share which change nothing of it."""
+    """A daemon with a token of each scope, shared by tests that do not change it."""
     return module_daemon(settings={"admin__tokens_file": tokens_file})
 
 
@@ -84,18 +84,18 @@ def endpoints() -> list[Endpoint]:
 
 
 def path_of(endpoint: Endpoint) -> str:
-    """A path of that endpoint; what it names need not be there."""
+    """A path of that endpoint, with names that need not exist."""
     return re.sub(r"\{[^}]*\}", "x", endpoint.path.replace("{policy}", POLICY))
 
 
 def ask_for(url: str, endpoint: Endpoint, token: str | None) -> Answer:
-    """Asks in a way that changes nothing even where it is let in: no verb takes such a body."""
+    """Sends a request that changes nothing even with access: no verb accepts such a body."""
     body = None if endpoint.method == "GET" else {"no such field": 1}
     return asked(url, endpoint.method, path_of(endpoint), token, body)
 
 
 def told_by(endpoint: Endpoint, result: Answer, kind: str) -> str:
-    """What a refusal says for people: as a problem of that kind, or as its endpoint has it."""
+    """The text of a refusal, in a problem of that kind or in the endpoint's own form."""
     if endpoint.error is not Problem:
         return str(result.json["error"])
     assert result.headers["Content-Type"] == "application/problem+json"
@@ -117,7 +117,7 @@ def over_unix(path: str, method: str, what: str, body: object = None) -> tuple[i
 # Without a token
 
 
-def test_no_verb_is_done_for_who_shows_no_token(daemon: Daemon, guarded: Daemon, endpoints: list[Endpoint]) -> None:
+def test_no_verb_runs_without_a_token(daemon: Daemon, guarded: Daemon, endpoints: list[Endpoint]) -> None:
     verbs = [endpoint for endpoint in endpoints if endpoint.scope > Scope.VIEW]
     assert {"/v1/drain", "/v1/policies/{policy}/switch"} <= {endpoint.path for endpoint in verbs}
     lookers = {endpoint.path for endpoint in endpoints if endpoint.method != "GET"} - {verb.path for verb in verbs}
@@ -130,7 +130,7 @@ def test_no_verb_is_done_for_who_shows_no_token(daemon: Daemon, guarded: Daemon,
             assert "expected" in told_by(endpoint, result, "unauthorized")
 
 
-def test_without_a_tokens_file_anybody_on_this_host_may_look(daemon: Daemon, endpoints: list[Endpoint]) -> None:
+def test_without_a_tokens_file_any_local_caller_may_read(daemon: Daemon, endpoints: list[Endpoint]) -> None:
     for endpoint in endpoints:
         if endpoint.scope <= Scope.VIEW:
             assert ask_for(daemon.tcp_admin, endpoint, None).status not in REFUSED, endpoint
@@ -142,7 +142,7 @@ def test_without_a_tokens_file_anybody_on_this_host_may_look(daemon: Daemon, end
 
 
 @pytest.mark.parametrize("shown", ["none", "wrong", "view", "operate", "admin"])
-def test_every_endpoint_asks_for_its_scope_and_no_more(
+def test_every_endpoint_needs_exactly_its_scope(
     guarded: Daemon, secrets: dict[str, str], endpoints: list[Endpoint], shown: str
 ) -> None:
     token = {"none": None, "wrong": "pillion_wrong", **secrets}[shown]
@@ -161,7 +161,7 @@ def test_every_endpoint_asks_for_its_scope_and_no_more(
             assert told_by(endpoint, result, "unauthorized")
 
 
-def test_who_shows_nothing_is_not_told_what_there_is(guarded: Daemon, endpoints: list[Endpoint]) -> None:
+def test_without_a_token_every_path_gets_the_same_refusal(guarded: Daemon, endpoints: list[Endpoint]) -> None:
     asks = [(endpoint.method, path_of(endpoint)) for endpoint in endpoints if endpoint.scope > Scope.OPEN]
     asks += [
         ("GET", "/nothing"),
@@ -173,12 +173,12 @@ def test_who_shows_nothing_is_not_told_what_there_is(guarded: Daemon, endpoints:
     asks += [("GET", f"/v1/policies/{POLICY}/../../../etc/passwd"), ("POST", "/v1/policies/nobody/switch")]
     for below in ("", "/v2"):
         these = [(method, path) for method, path in asks if path.startswith("/v2") is bool(below)]
-        told = {json.dumps(asked(guarded.tcp_admin, method, path).json) for method, path in these}
-        assert len(told) == 1
-        assert POLICY not in told.pop()
+        reply = {json.dumps(asked(guarded.tcp_admin, method, path).json) for method, path in these}
+        assert len(reply) == 1
+        assert POLICY not in reply.pop()
 
 
-def test_a_head_is_asked_for_with_the_scope_of_its_get(guarded: Daemon, secrets: dict[str, str]) -> None:
+def test_a_head_request_needs_the_scope_of_its_get(guarded: Daemon, secrets: dict[str, str]) -> None:
     assert asked(guarded.tcp_admin, "HEAD", "/metrics").status == 401
     assert asked(guarded.tcp_admin, "HEAD", "/metrics", secrets["view"]).status == 200
     assert asked(guarded.tcp_admin, "HEAD", "/livez").status == 200
@@ -187,12 +187,12 @@ def test_a_head_is_asked_for_with_the_scope_of_its_get(guarded: Daemon, secrets:
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "{secret}", "bearer  x", "Bearer \xff"]
 )
-def test_what_is_no_token_is_none(guarded: Daemon, secrets: dict[str, str], header: str) -> None:
+def test_a_malformed_authorization_is_refused(guarded: Daemon, secrets: dict[str, str], header: str) -> None:
     result = asked(guarded.tcp_admin, headers={"Authorization": header.format(secret=secrets["admin"])})
     assert result.status == 401
 
 
-def test_a_token_is_good_until_it_expires(guarded: Daemon, tokens_file: Path) -> None:
+def test_a_token_is_valid_until_it_expires(guarded: Daemon, tokens_file: Path) -> None:
     now = datetime.now(UTC)
     over = make_token(tokens_file, "over", "admin", now - timedelta(seconds=1))
     good = make_token(tokens_file, "good", "view", now + timedelta(hours=1))
@@ -202,7 +202,7 @@ def test_a_token_is_good_until_it_expires(guarded: Daemon, tokens_file: Path) ->
     assert 'error="invalid_token"' in result.headers["WWW-Authenticate"]
 
 
-def test_a_token_is_taken_back_and_another_given_without_a_restart(start_daemon: StartDaemon, tmp_path: Path) -> None:
+def test_a_token_is_revoked_and_another_created_without_a_restart(start_daemon: StartDaemon, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     first = make_token(file, "first", "view")
     daemon = start_daemon(settings={"admin__tokens_file": file})
@@ -214,7 +214,7 @@ def test_a_token_is_taken_back_and_another_given_without_a_restart(start_daemon:
 
 
 @pytest.mark.parametrize("harm", ["removed", "not TOML", "readable by others"])
-def test_a_tokens_file_that_is_not_right_any_more_lets_nobody_in_but_users(
+def test_while_the_tokens_file_is_invalid_every_token_is_rejected(
     start_daemon: StartDaemon, tmp_path: Path, harm: str
 ) -> None:
     file = tmp_path / "tokens"
@@ -232,7 +232,7 @@ def test_a_tokens_file_that_is_not_right_any_more_lets_nobody_in_but_users(
     assert daemon.get("/health")[0] == 200
 
 
-def test_systemd_gives_the_tokens_where_the_settings_do_not(
+def test_a_systemd_credential_replaces_a_missing_setting(
     start_daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = make_token(tmp_path / "tokens", "ann", "view")
@@ -247,9 +247,7 @@ def test_systemd_gives_the_tokens_where_the_settings_do_not(
 # Refusals
 
 
-def test_who_is_refused_often_is_told_to_wait_and_a_right_token_never_is(
-    start_daemon: StartDaemon, tmp_path: Path
-) -> None:
+def test_frequent_refusals_get_429_and_a_valid_token_never_does(start_daemon: StartDaemon, tmp_path: Path) -> None:
     secret = make_token(tmp_path / "tokens", "ann", "view")
     daemon = start_daemon(settings={"admin__tokens_file": tmp_path / "tokens"})
     source = another_address()
@@ -269,7 +267,7 @@ def test_who_is_refused_often_is_told_to_wait_and_a_right_token_never_is(
     assert "pillion_" not in daemon.stderr
 
 
-def test_a_refused_request_is_logged_as_it_came_and_without_its_query(start_daemon: StartDaemon) -> None:
+def test_a_refused_request_is_logged_undecoded_and_without_its_query(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     assert asked(daemon.tcp_admin, "POST", "/a%0Aready%20fake?token=pillion_x", "pillion_x").status == 401
     # A line break of the path must not begin a line of the log.
@@ -277,7 +275,7 @@ def test_a_refused_request_is_logged_as_it_came_and_without_its_query(start_daem
     assert "pillion_x" not in daemon.stderr
 
 
-def test_a_token_whose_scope_is_too_small_is_told_so_each_time(guarded: Daemon, secrets: dict[str, str]) -> None:
+def test_a_token_with_too_small_a_scope_always_gets_403(guarded: Daemon, secrets: dict[str, str]) -> None:
     source = another_address()
     before = guarded.metric("pillion_admin_refusals_total", reason="scope")
     for _ in range(REFUSALS_BURST_MAX + 5):
@@ -305,7 +303,7 @@ def test_a_page_of_another_origin_is_refused(daemon: Daemon, guarded: Daemon, se
             )  # fmt: skip
 
 
-def test_a_name_that_was_made_to_point_here_is_refused_where_there_is_no_token(
+def test_a_foreign_host_name_is_refused_without_a_token(
     daemon: Daemon, guarded: Daemon, secrets: dict[str, str]
 ) -> None:
     for host in ("evil.example:9475", "evil.example", "192.0.2.1", "[::", ""):
@@ -317,7 +315,7 @@ def test_a_name_that_was_made_to_point_here_is_refused_where_there_is_no_token(
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_a_body_that_a_form_may_send_is_refused(guarded: Daemon, secrets: dict[str, str], kind: str) -> None:
+def test_a_body_with_the_content_type_of_a_form_is_refused(guarded: Daemon, secrets: dict[str, str], kind: str) -> None:
     result = asked(
         guarded.tcp_admin, "POST", f"/v1/policies/{POLICY}/switch", secrets["operate"],
         {"version": "1.0.0"}, {"Content-Type": kind},
@@ -330,7 +328,7 @@ def test_a_body_that_a_form_may_send_is_refused(guarded: Daemon, secrets: dict[s
 
 
 @ONLY_ROOT
-def test_at_the_unix_socket_only_this_user_root_and_the_group_get_in(
+def test_at_the_unix_socket_only_this_user_root_and_the_group_have_access(
     start_daemon: StartDaemon, open_folder: Path
 ) -> None:
     path = open_folder / "admin.sock"
@@ -352,7 +350,7 @@ def test_at_the_unix_socket_only_this_user_root_and_the_group_get_in(
 
 
 @ONLY_ROOT
-def test_no_verb_is_done_for_another_user_of_this_host(
+def test_no_verb_runs_for_another_user_of_this_host(
     start_daemon: StartDaemon, open_folder: Path, endpoints: list[Endpoint]
 ) -> None:
     path = open_folder / "verbs.sock"
@@ -367,12 +365,10 @@ def test_no_verb_is_done_for_another_user_of_this_host(
     assert over_unix(str(path), "GET", "/v1/policies")[0] == 200
 
 
-# Who is written down
+# The author in the audit log
 
 
-def test_the_audit_log_says_who_asked_and_not_only_who_they_say_they_are(
-    start_daemon: StartDaemon, tmp_path: Path
-) -> None:
+def test_the_audit_log_records_the_caller_beside_the_claimed_author(start_daemon: StartDaemon, tmp_path: Path) -> None:
     copy_examples(tmp_path / "store")
     secret = make_token(tmp_path / "tokens", "ci", "operate")
     daemon = start_daemon(store=tmp_path / "store", settings={"admin__tokens_file": tmp_path / "tokens"})
@@ -384,14 +380,14 @@ def test_the_audit_log_says_who_asked_and_not_only_who_they_say_they_are(
         assert daemon.operation((result.status, result.json, result.headers))["by"] == written
         assert Store(tmp_path / "store").history(POLICY)[-1].by == written
     for by, written in (("alice", f"alice (user {user})"), (user, user), ("", user)):
-        told = daemon.operation(daemon.ask("POST", verb, {"version": "1.0.0", "by": by}))
-        assert told["by"] == written
+        reply = daemon.operation(daemon.ask("POST", verb, {"version": "1.0.0", "by": by}))
+        assert reply["by"] == written
 
 
 # Documents
 
 
-def test_prometheus_takes_the_scrape_settings_of_the_page(tmp_path: Path) -> None:
+def test_prometheus_accepts_the_scrape_settings_of_the_page(tmp_path: Path) -> None:
     text = OPERATING.read_text()
     (settings,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     if shutil.which("promtool") is None:

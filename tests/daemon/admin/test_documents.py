@@ -22,14 +22,14 @@ from pilliond.settings.schema import Settings, load_settings
 from tests.conftest import StartDaemon
 from tests.daemon.support.tokens import make_token
 from tests.docs.pages import OPERATING, REFERENCE, blocks, commands
-from tests.harness import Daemon
+from tests.harness import START_S_MAX, Daemon
 
 ROOT = Path(__file__).parents[3]
 
 
 @contextmanager
 def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
-    """Types a `pilliond` command of a document, with `runtime` as the user's runtime folder; yields its `ready` record."""
+    """Runs a `pilliond` command of a document, with `runtime` as the user's runtime folder; yields its `ready` record."""
     words = shlex.split(command)
     words[0] = words[0].replace(".venv/bin", str(Path(sys.executable).parent))
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "PILLION_ADMIN__LISTEN": "unix://,http://127.0.0.1:0"}
@@ -43,7 +43,7 @@ def typed(command: str, runtime: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         finally:
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(START_S_MAX) == 0
 
 
 def act_everywhere(ready: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def test_the_example_settings_name_every_setting_at_its_default() -> None:
 
 
 def asked(command: str, ready: dict[str, Any]) -> dict[str, Any]:
-    """Types a `curl` command of a document, at the admin port of the daemon that printed `ready`; returns its JSON."""
+    """Runs a `curl` command of a document, at the admin port of the daemon that printed `ready`; returns its JSON."""
     words = shlex.split(command.replace("http://127.0.0.1:9475", ready["admin"][-1]))
     result = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
     answer: dict[str, Any] = json.loads(result.stdout)
@@ -108,7 +108,7 @@ def test_the_examples_of_the_kserve_section_are_answered(
     def answered(command: str) -> dict[str, Any]:
         command = command.replace("http://127.0.0.1:9475", daemon.tcp_admin)
         command = command.replace("$XDG_RUNTIME_DIR/pillion/admin.sock", daemon.admin.removeprefix("unix://"))
-        result = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=30, check=True)
+        result = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=START_S_MAX, check=True)
         answer: dict[str, Any] = json.loads(result.stdout)
         return answer
 
@@ -119,7 +119,7 @@ def test_the_examples_of_the_kserve_section_are_answered(
     guarded = start_daemon(settings={"admin__tokens_file": tmp_path / "tokens"})
     code = code.replace("127.0.0.1:9475", guarded.tcp_admin.removeprefix("http://"))
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=2 * START_S_MAX, check=False, cwd=tmp_path
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert re.fullmatch(r"\[[0-3] [0-3]\] 1\.0\.0\n", result.stdout)

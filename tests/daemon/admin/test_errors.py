@@ -1,4 +1,4 @@
-"""What the admin port refuses: the status, the type of the problem, and that nothing has changed. Real daemons, raw sockets."""
+"""Refusals of the admin port: the status, the type of the problem, and no change. Real daemons, raw sockets."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def unchanged(module_daemon: StartDaemon, store: Store) -> Daemon:
 
 @pytest.fixture
 def followed(start_daemon: StartDaemon, tmp_path: Path) -> Daemon:
-    """A daemon of the test's own; it serves 1.0.0, and 1.1.0 and 1.2.0 are there."""
+    """A daemon of the test's own: it serves 1.0.0, and 1.1.0 and 1.2.0 are stored."""
     return start_daemon(policy=f"{POLICY}@stable", store=publish(tmp_path / "store").root)
 
 
 def state(daemon: Daemon, store: Store) -> tuple[Any, ...]:
-    """All that a request that is refused must leave as it was."""
-    _, told, headers = daemon.ask("GET", PATH)
+    """Everything that a refused request must not change."""
+    _, reply, headers = daemon.ask("GET", PATH)
     alias = store.resolve(f"{POLICY}@stable").version
-    return headers["ETag"], alias, (store.root / "audit.jsonl").read_bytes(), told["route"], told["operation"]
+    return headers["ETag"], alias, (store.root / "audit.jsonl").read_bytes(), reply["route"], reply["operation"]
 
 
 def arm(**fields: Any) -> dict[str, Any]:
@@ -125,21 +125,21 @@ def arm(**fields: Any) -> dict[str, Any]:
         ("TRACE", PATH, None, {}, 405, "method-not-allowed"),
     ],
 )  # fmt: skip
-def test_what_is_refused_says_why_and_changes_nothing(
+def test_a_refusal_names_its_reason_and_changes_nothing(
     unchanged: Daemon, store: Store, method: str, path: str, body: Any, headers: dict[str, str], status: int, kind: str
 ) -> None:
     before = state(unchanged, store)
-    result, told, answered = unchanged.ask(method, path, body, headers)
-    assert (result, told["type"], told["status"]) == (status, f"urn:pillion:{kind}", status)
+    result, reply, answered = unchanged.ask(method, path, body, headers)
+    assert (result, reply["type"], reply["status"]) == (status, f"urn:pillion:{kind}", status)
     assert answered["Content-Type"].startswith("application/problem+json")
-    assert told["title"]
-    assert told["detail"]
+    assert reply["title"]
+    assert reply["detail"]
     assert ("Allow" in answered) == (status == 405)
     assert state(unchanged, store) == before
 
 
 def raw(daemon: Daemon, request: bytes) -> tuple[int, str, dict[str, Any]]:
-    """Sends bytes; gives status, content type and JSON of what comes until the daemon closes the connection."""
+    """Sends bytes; returns status, content type and JSON of the answer, up to the end of the connection."""
     with daemon.admin_socket() as peer:
         peer.sendall(request)
         answer = b"".join(iter(lambda: peer.recv(65_536), b""))
@@ -173,13 +173,13 @@ def post(*lines: bytes, body: bytes = b"") -> bytes:
     ],
     ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else str(value),
 )
-def test_what_is_no_http_is_a_problem_too_and_leaves_nothing_in_the_log(
+def test_data_that_is_no_http_is_a_problem_and_is_not_logged(
     unchanged: Daemon, store: Store, request_bytes: bytes, status: int
 ) -> None:
     before = state(unchanged, store)
     log = unchanged.stderr
-    result, kind, told = raw(unchanged, request_bytes)
-    assert (result, kind, told["status"]) == (status, "application/problem+json", status)
+    result, kind, reply = raw(unchanged, request_bytes)
+    assert (result, kind, reply["status"]) == (status, "application/problem+json", status)
     assert state(unchanged, store) == before
     assert unchanged.stderr == log
 
@@ -194,7 +194,7 @@ WHOLE = post(b'If-Match: "x"', b"Content-Type: application/json", b"Content-Leng
         min_size=1, max_size=4,
     )
 )  # fmt: skip
-def test_any_bytes_get_an_answer_or_the_end_of_the_connection(
+def test_any_bytes_get_an_answer_or_end_the_connection(
     unchanged: Daemon, changes: list[tuple[int, int, bytes]]
 ) -> None:
     request = WHOLE
@@ -212,7 +212,7 @@ def test_any_bytes_get_an_answer_or_the_end_of_the_connection(
     assert unchanged.get("/livez") == (200, "ok\n")
 
 
-def test_a_head_can_be_asked_for_wherever_get_works(unchanged: Daemon) -> None:
+def test_head_works_wherever_get_does(unchanged: Daemon) -> None:
     for path in ("/health", "/livez", "/readyz", "/info", "/metrics", "/openapi.json", "/v1/policies", PATH):
         connection = unchanged.admin_connection()
         try:
@@ -224,17 +224,17 @@ def test_a_head_can_be_asked_for_wherever_get_works(unchanged: Daemon) -> None:
             connection.close()
 
 
-def test_a_tag_is_good_among_others_and_for_one_change(followed: Daemon) -> None:
+def test_a_tag_counts_among_others_and_for_one_change(followed: Daemon) -> None:
     tag = followed.ask("GET", PATH)[2]["ETag"]
     headers = {"If-Match": f'"another", {tag}'}
     assert followed.operation(followed.ask("PUT", ROUTE, {"arms": []}, headers))["outcome"] == "done"
-    status, told, _ = followed.ask("PUT", ROUTE, {"arms": []}, headers)
-    assert (status, told["type"]) == (412, "urn:pillion:changed-meanwhile")
+    status, reply, _ = followed.ask("PUT", ROUTE, {"arms": []}, headers)
+    assert (status, reply["type"]) == (412, "urn:pillion:changed-meanwhile")
     assert followed.ask("PUT", ROUTE, {"arms": []}, {"If-Match": "*"})[0] == 202
 
 
 def at_once(*calls: Callable[[], tuple[int, dict[str, Any], dict[str, str]]]) -> list[tuple[int, dict[str, Any]]]:
-    """Status and JSON of requests that are made together."""
+    """Status and JSON of concurrent requests."""
     barrier = threading.Barrier(len(calls))
 
     def call(one: Callable[[], tuple[int, dict[str, Any], dict[str, str]]]) -> tuple[int, dict[str, Any]]:
@@ -245,7 +245,7 @@ def at_once(*calls: Callable[[], tuple[int, dict[str, Any], dict[str, str]]]) ->
         return list(pool.map(call, calls))
 
 
-def test_of_operators_who_decide_by_the_same_tag_exactly_one_wins(followed: Daemon) -> None:
+def test_of_operators_with_the_same_tag_exactly_one_wins(followed: Daemon) -> None:
     for _ in range(5):
         tag = followed.ask("GET", PATH)[2]["ETag"]
 
@@ -254,11 +254,11 @@ def test_of_operators_who_decide_by_the_same_tag_exactly_one_wins(followed: Daem
 
         result = at_once(lambda: change("one"), lambda: change("two"), lambda: change("three"))
         assert sorted(status for status, _ in result) == [202, 412, 412]
-        (winner,) = [told for status, told in result if status == 202]
+        (winner,) = [reply for status, reply in result if status == 202]
         followed.operation((202, winner, {}))
 
 
-def test_the_tag_is_looked_at_when_the_body_is_there(followed: Daemon) -> None:
+def test_the_tag_is_checked_after_the_body_arrived(followed: Daemon) -> None:
     tag = followed.ask("GET", PATH)[2]["ETag"]
     body = b'{"arms": [], "reason": "decided long ago"}'
     head = f"PUT {ROUTE} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nIf-Match: {tag}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -271,19 +271,19 @@ def test_the_tag_is_looked_at_when_the_body_is_there(followed: Daemon) -> None:
     assert answer.startswith(b"HTTP/1.1 412 ")
 
 
-def test_of_two_who_roll_back_at_once_one_does_not_undo_what_the_other_did(followed: Daemon) -> None:
+def test_two_concurrent_rollbacks_do_not_undo_each_other(followed: Daemon) -> None:
     followed.operation(followed.ask("POST", f"{PATH}/switch", {"version": "1.1.0"}))
     result = at_once(*[lambda: followed.ask("POST", f"{PATH}/rollback", {})] * 2)
     assert {status for status, _ in result} <= {200, 409}
-    done = [told for status, told in result if status == 200]
-    refused = [told for status, told in result if status == 409]
+    done = [reply for status, reply in result if status == 200]
+    refused = [reply for status, reply in result if status == 409]
     # They may also have come one after the other: then the second goes forward again.
-    assert all(told["type"] == "urn:pillion:busy" for told in refused)
+    assert all(reply["type"] == "urn:pillion:busy" for reply in refused)
     assert followed.ask("GET", PATH)[1]["stable"] == ("1.0.0" if len(done) == 1 else "1.1.0")
     assert "a bug" not in json.dumps(result)
 
 
-def test_what_is_cancelled_at_once_does_not_stand_in_the_way_of_the_next(followed: Daemon) -> None:
+def test_a_cancelled_operation_does_not_block_the_next(followed: Daemon) -> None:
     for _ in range(40):
         result = at_once(
             lambda: followed.ask("POST", STAGE, {"version": "1.1.0"}),
@@ -295,7 +295,7 @@ def test_what_is_cancelled_at_once_does_not_stand_in_the_way_of_the_next(followe
         assert ended["outcome"] in ("done", "cancelled"), ended
 
 
-def test_who_rolls_back_twice_is_where_he_was_and_the_alias_with_him(followed: Daemon, tmp_path: Path) -> None:
+def test_two_rollbacks_restore_the_version_and_the_alias(followed: Daemon, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for version in ("1.2.0", "1.1.0"):
         followed.operation(followed.ask("POST", f"{PATH}/switch", {"version": version}))
@@ -306,12 +306,12 @@ def test_who_rolls_back_twice_is_where_he_was_and_the_alias_with_him(followed: D
     assert not followed.events("alias_left_behind")
 
 
-def test_a_store_that_is_damaged_is_told_from_one_that_cannot_be_read(followed: Daemon, tmp_path: Path) -> None:
+def test_a_damaged_store_and_an_unreadable_one_get_different_problems(followed: Daemon, tmp_path: Path) -> None:
     index = tmp_path / "store" / "index.json"
     whole = index.read_bytes()
     index.write_bytes(b"{")
-    status, told, _ = followed.ask("GET", f"{PATH}/versions")
-    assert (status, told["type"]) == (422, "urn:pillion:artifact")
+    status, reply, _ = followed.ask("GET", f"{PATH}/versions")
+    assert (status, reply["type"]) == (422, "urn:pillion:artifact")
     index.write_bytes(whole)
     with no_descriptor_left(followed) as connection:
         connection.request("GET", f"{PATH}/versions")
@@ -322,7 +322,7 @@ def test_a_store_that_is_damaged_is_told_from_one_that_cannot_be_read(followed: 
 
 @contextmanager
 def no_descriptor_left(daemon: Daemon) -> Iterator[http.client.HTTPConnection]:
-    """The control process can open nothing meanwhile; gives a connection to it that was there before."""
+    """Takes all descriptors of the control process; yields a connection that was opened before."""
     control = psutil.Process(daemon.pid)
     connection = daemon.admin_connection()
     connection.request("GET", "/livez")
@@ -337,7 +337,7 @@ def no_descriptor_left(daemon: Daemon) -> Iterator[http.client.HTTPConnection]:
         connection.close()
 
 
-def test_while_it_is_asked_nonsense_it_answers_acts_bit_for_bit(unchanged: Daemon) -> None:
+def test_malformed_requests_do_not_change_any_action(unchanged: Daemon) -> None:
     with pillion.connect(unchanged.address) as session, session.begin(seed=1) as episode:
         first = episode.act(OBSERVATION).tobytes()
         deadline_s = time.monotonic() + START_S_MAX

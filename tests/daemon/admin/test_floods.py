@@ -1,4 +1,4 @@
-"""Peers of the admin port that open connections without end, send slowly or never read: the operator gets through."""
+"""Peers of the admin port that open too many connections, send slowly or never read: operators still get answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def host_and_port(url: str) -> tuple[str, int]:
 
 @contextmanager
 def crowd(url: str, says: bytes) -> Iterator[list[socket.socket]]:
-    """Connections that say that and no more."""
+    """Connections that send these bytes and nothing more."""
     with ExitStack() as stack:
         connections = []
         for _ in range(CROWD):
@@ -48,7 +48,7 @@ def descriptors(daemon: Daemon) -> int:
 
 
 @pytest.mark.parametrize("says", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-"])
-def test_a_crowd_that_says_nothing_keeps_nobody_out_and_takes_few_descriptors(daemon: Daemon, says: bytes) -> None:
+def test_many_silent_connections_keep_nobody_out_and_use_few_descriptors(daemon: Daemon, says: bytes) -> None:
     before = descriptors(daemon)
     with crowd(daemon.tcp_admin, says):
         assert asked(daemon.tcp_admin).status == 200
@@ -58,7 +58,7 @@ def test_a_crowd_that_says_nothing_keeps_nobody_out_and_takes_few_descriptors(da
     assert "Traceback" not in daemon.stderr
 
 
-def test_a_crowd_that_shakes_no_hands_keeps_nobody_out(start_daemon: StartDaemon, tmp_path: Path) -> None:
+def test_many_connections_without_a_handshake_keep_nobody_out(start_daemon: StartDaemon, tmp_path: Path) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both")
@@ -82,7 +82,7 @@ def test_a_crowd_that_shakes_no_hands_keeps_nobody_out(start_daemon: StartDaemon
     assert daemon.stop() == 0
 
 
-def test_a_head_that_comes_a_byte_at_a_time_is_cut_off(daemon: Daemon) -> None:
+def test_a_head_sent_byte_by_byte_is_cut_off(daemon: Daemon) -> None:
     with socket.create_connection(host_and_port(daemon.tcp_admin), WAIT_S_MAX) as connection:
         connection.settimeout(0.2)
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
@@ -99,7 +99,7 @@ def test_a_head_that_comes_a_byte_at_a_time_is_cut_off(daemon: Daemon) -> None:
                 break
 
 
-def test_a_body_that_does_not_come_is_a_problem_and_the_connection_ends(daemon: Daemon) -> None:
+def test_a_body_that_never_arrives_is_a_problem_and_ends_the_connection(daemon: Daemon) -> None:
     path = daemon.admin.removeprefix("unix://")
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(CUT_S_MAX)
@@ -113,14 +113,14 @@ def test_a_body_that_does_not_come_is_a_problem_and_the_connection_ends(daemon: 
     assert daemon.get("/readyz")[0] == 200
 
 
-def test_who_asks_and_never_reads_keeps_nobody_out(daemon: Daemon) -> None:
+def test_peers_that_never_read_keep_nobody_out(daemon: Daemon) -> None:
     with crowd(daemon.tcp_admin, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20):
         assert asked(daemon.tcp_admin).status == 200
     assert daemon.get("/health")[0] == 200
 
 
 @pytest.mark.parametrize("says", [b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01what?\r\n\r\n"])
-def test_what_is_no_http_is_refused_and_does_not_fill_the_log(daemon: Daemon, says: bytes) -> None:
+def test_data_that_is_no_http_is_refused_and_does_not_fill_the_log(daemon: Daemon, says: bytes) -> None:
     before = len(daemon.stderr)
     for _ in range(20):
         with socket.create_connection(host_and_port(daemon.tcp_admin), WAIT_S_MAX) as connection:
@@ -129,7 +129,7 @@ def test_what_is_no_http_is_refused_and_does_not_fill_the_log(daemon: Daemon, sa
     assert len(daemon.stderr) == before
 
 
-def test_who_goes_before_the_answer_hurts_nobody(daemon: Daemon) -> None:
+def test_a_peer_that_disconnects_before_its_answer_disturbs_nobody(daemon: Daemon) -> None:
     for _ in range(100):
         with socket.create_connection(host_and_port(daemon.tcp_admin), WAIT_S_MAX) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

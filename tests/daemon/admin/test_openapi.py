@@ -1,4 +1,4 @@
-"""The description of the admin port: served, kept in the repository, valid, and what the documents say."""
+"""The description of the admin port: served, kept in the repository, valid, and in line with the documents."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pilliond.admin.http.endpoints import Endpoint, Scope
 from pilliond.admin.http.openapi import describe
 from tests.docs.pages import REFERENCE, commands, names, rows
-from tests.harness import ROOT, Daemon
+from tests.harness import ROOT, START_S_MAX, Daemon
 
 FILE = ROOT / "daemon" / "openapi.json"
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What the description says of each method of each path."""
+    """The description of each method of each path."""
     return {
-        (method.upper(), path): told for path, methods in document["paths"].items() for method, told in methods.items()
+        (method.upper(), path): described
+        for path, methods in document["paths"].items()
+        for method, described in methods.items()
     }
 
 
 @pytest.fixture
 def served(daemon: Daemon) -> dict[str, Any]:
-    """The description that a daemon gives."""
+    """The description that a daemon serves."""
     status, document, _ = daemon.ask("GET", "/openapi.json")
     assert status == HTTPStatus.OK
     return document
@@ -47,7 +49,7 @@ def test_the_file_in_the_repository_is_what_the_command_of_the_reference_makes(d
     (command,) = [command for command in commands(REFERENCE) if command.endswith("-o daemon/openapi.json")]
     made = tmp_path / "openapi.json"
     words = command.replace("http://127.0.0.1:9475", daemon.tcp_admin).replace("daemon/openapi.json", str(made))
-    subprocess.run(shlex.split(words), timeout=30, check=True)
+    subprocess.run(shlex.split(words), timeout=START_S_MAX, check=True)
     assert FILE.read_text() == made.read_text(), f"an endpoint has changed: {command}"
 
 
@@ -57,14 +59,14 @@ def test_the_reference_has_a_row_for_each_endpoint(served: dict[str, Any]) -> No
     assert sorted((found[1] or "GET", found[2]) for found in listed) == sorted(operations(served))
 
 
-def test_every_endpoint_says_what_it_answers_and_which_scope_it_needs(served: dict[str, Any]) -> None:
-    for (method, path), told in operations(served).items():
-        statuses = set(told["responses"])
+def test_every_endpoint_describes_its_answers_and_its_scope(served: dict[str, Any]) -> None:
+    for (method, path), described in operations(served).items():
+        statuses = set(described["responses"])
         assert statuses & {"200", "201", "202", "204"}, path
         if re.search(r"/(livez|readyz|live|ready)$", path):
-            assert told["security"] == []
+            assert described["security"] == []
         else:
-            token, nothing = told["security"]
+            token, nothing = described["security"]
             (scope,) = token["bearer"]
             assert nothing == {}
             assert scope in ("view", "operate", "admin")
@@ -72,11 +74,11 @@ def test_every_endpoint_says_what_it_answers_and_which_scope_it_needs(served: di
             assert {"401", "403", "429"} <= statuses
 
 
-def test_every_answer_is_as_the_description_has_it(daemon: Daemon, served: dict[str, Any]) -> None:
+def test_every_answer_matches_the_description(daemon: Daemon, served: dict[str, Any]) -> None:
     policy = daemon.ask("GET", "/v1/policies")[1]["policies"][0]["policy"]
     asked = 0
-    for (method, path), told in operations(served).items():
-        done = told["responses"].get("200", {})
+    for (method, path), described in operations(served).items():
+        done = described["responses"].get("200", {})
         known = path.replace("{policy}", policy)
         is_there = "{" not in known and not known.endswith("/shadow")
         if method == "GET" and is_there and "application/json" in done.get("content", {}):
@@ -105,7 +107,7 @@ class Page(msgspec.Struct):
     limit: Annotated[int, msgspec.Meta(ge=1, le=10)] = 5
 
 
-class Said(msgspec.Struct):
+class Greeting(msgspec.Struct):
     """An answer."""
 
     text: str
@@ -121,30 +123,30 @@ async def handler(request: web.Request) -> web.Response:
     raise NotImplementedError
 
 
-def test_a_row_of_the_table_is_all_that_an_endpoint_needs_to_be_described() -> None:
+def test_a_row_of_the_table_describes_an_endpoint_completely() -> None:
     row = Endpoint(
-        "POST", "/v2/models/{model}/infer", handler, "Infer", Scope.OPERATE, Said, Asked,
+        "POST", "/v2/models/{model}/infer", handler, "Infer", Scope.OPERATE, Greeting, Asked,
         problems=(HTTPStatus.GATEWAY_TIMEOUT,), error=Wrong,
     )  # fmt: skip
     document = describe([row])
     OpenAPIV31SpecValidator(document).validate()
-    told = document["paths"]["/v2/models/{model}/infer"]["post"]
-    assert told["operationId"] == "post_v2_models_model_infer"
-    assert [parameter["name"] for parameter in told["parameters"]] == ["model"]
-    assert told["requestBody"]["required"]
-    assert told["security"] == [{"bearer": ["operate"]}, {}]
-    said = {"application/json": {"schema": {"$ref": "#/components/schemas/Said"}}}
+    described = document["paths"]["/v2/models/{model}/infer"]["post"]
+    assert described["operationId"] == "post_v2_models_model_infer"
+    assert [parameter["name"] for parameter in described["parameters"]] == ["model"]
+    assert described["requestBody"]["required"]
+    assert described["security"] == [{"bearer": ["operate"]}, {}]
+    greeting = {"application/json": {"schema": {"$ref": "#/components/schemas/Greeting"}}}
     wrong = {"application/json": {"schema": {"$ref": "#/components/schemas/Wrong"}}}
-    assert told["responses"]["200"]["content"] == said
-    assert told["responses"]["504"]["content"] == told["responses"]["404"]["content"] == wrong
-    assert set(document["components"]["schemas"]) == {"Asked", "Said", "Wrong"}
+    assert described["responses"]["200"]["content"] == greeting
+    assert described["responses"]["504"]["content"] == described["responses"]["404"]["content"] == wrong
+    assert set(document["components"]["schemas"]) == {"Asked", "Greeting", "Wrong"}
 
 
-def test_a_row_that_is_tagged_has_a_tag_and_takes_one() -> None:
+def test_a_tagged_row_returns_an_etag_and_accepts_if_match() -> None:
     path = "/v1/things/{thing}"
     rows = [
-        Endpoint("GET", path, handler, "Look", Scope.VIEW, Said, tagged=True),
-        Endpoint("PUT", path, handler, "Set", Scope.OPERATE, Said, Asked, tagged=True),
+        Endpoint("GET", path, handler, "Look", Scope.VIEW, Greeting, tagged=True),
+        Endpoint("PUT", path, handler, "Set", Scope.OPERATE, Greeting, Asked, tagged=True),
     ]
     look, put = (describe(rows)["paths"][path][method] for method in ("get", "put"))
     assert "ETag" in look["responses"]["200"]["headers"]
@@ -153,22 +155,22 @@ def test_a_row_that_is_tagged_has_a_tag_and_takes_one() -> None:
     assert "412" in put["responses"]
 
 
-def test_what_gives_text_says_which() -> None:
+def test_a_text_endpoint_describes_its_media_types() -> None:
     row = Endpoint("GET", "/metrics", handler, "Figures", Scope.OPEN, media_types=("text/plain", "text/csv"))
-    told = describe([row])["paths"]["/metrics"]["get"]
-    assert set(told["responses"]["200"]["content"]) == {"text/plain", "text/csv"}
-    assert told["security"] == []
+    described = describe([row])["paths"]["/metrics"]["get"]
+    assert set(described["responses"]["200"]["content"]) == {"text/plain", "text/csv"}
+    assert described["security"] == []
 
 
-def test_a_row_with_a_query_has_a_parameter_for_each_field_and_what_is_made_has_a_place() -> None:
+def test_each_field_of_a_query_is_a_parameter_and_a_created_thing_has_a_location() -> None:
     row = Endpoint(
-        "POST", "/v1/things", handler, "Make", Scope.OPERATE, Said, statuses=(HTTPStatus.CREATED,), query=Page
+        "POST", "/v1/things", handler, "Make", Scope.OPERATE, Greeting, statuses=(HTTPStatus.CREATED,), query=Page
     )
     document = describe([row])
     OpenAPIV31SpecValidator(document).validate()
-    told = document["paths"]["/v1/things"]["post"]
-    after, limit = told["parameters"]
+    described = document["paths"]["/v1/things"]["post"]
+    after, limit = described["parameters"]
     assert (after["name"], after["in"], after["required"]) == ("after", "query", True)
     assert (limit["name"], limit["required"], limit["schema"]["maximum"]) == ("limit", False, 10)
-    assert "Location" in told["responses"]["201"]["headers"]
+    assert "Location" in described["responses"]["201"]["headers"]
     assert "Page" not in document["components"]["schemas"]

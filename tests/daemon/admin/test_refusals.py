@@ -1,4 +1,4 @@
-"""Refusals: a budget for each peer that fills again, in bounded memory; a log that does not grow with them."""
+"""Refusals: a budget for each peer that refills, in bounded memory; a log that does not grow with them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pilliond.limits import REFUSALS_BURST_MAX, REFUSALS_PER_S, REFUSED_PEERS_MA
 
 
 class Log:
-    """Keeps what it is told."""
+    """Keeps the records."""
 
     def __init__(self) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
 
     def warning(self, event: str, **fields: Any) -> None:
-        self.said.append(fields)
+        self.records.append(fields)
 
 
 class Clock:
@@ -48,7 +48,7 @@ def refuse(refusals: Refusals, peer: str = "peer", reason: str = "wrong_token") 
     return refusals.refuse(peer, reason, "GET", "/health")
 
 
-def test_a_budget_is_spent_and_fills_again_with_time(refusals: Refusals, clock: Clock) -> None:
+def test_a_spent_budget_refills_with_time(refusals: Refusals, clock: Clock) -> None:
     assert [refuse(refusals) for _ in range(REFUSALS_BURST_MAX)] == [0] * REFUSALS_BURST_MAX
     assert refuse(refusals) >= 1
     assert refuse(refusals, "another") == 0
@@ -57,14 +57,14 @@ def test_a_budget_is_spent_and_fills_again_with_time(refusals: Refusals, clock: 
     assert refusals.counts["too_many"] == 2
 
 
-def test_after_the_wait_that_was_told_the_next_is_heard(refusals: Refusals, clock: Clock) -> None:
+def test_after_retry_after_the_next_refusal_has_its_reason(refusals: Refusals, clock: Clock) -> None:
     while not (wait_s := refuse(refusals)):
         pass
     clock.now_ns += wait_s * 1_000_000_000
     assert refuse(refusals) == 0
 
 
-def test_peers_without_end_are_remembered_within_bounds_and_the_oldest_goes(refusals: Refusals) -> None:
+def test_remembered_peers_are_bounded_and_the_oldest_is_forgotten(refusals: Refusals) -> None:
     for _ in range(REFUSALS_BURST_MAX):
         refuse(refusals, "first")
         refuse(refusals, "kept")
@@ -76,17 +76,17 @@ def test_peers_without_end_are_remembered_within_bounds_and_the_oldest_goes(refu
     assert refuse(refusals, "first") == 0
 
 
-def test_the_log_says_how_many_it_did_not_say(refusals: Refusals, log: Log, clock: Clock) -> None:
+def test_the_log_counts_what_it_left_out(refusals: Refusals, log: Log, clock: Clock) -> None:
     for number in range(1_000):
         refuse(refusals, f"peer {number}")
-    assert len(log.said) == REFUSALS_BURST_MAX
+    assert len(log.records) == REFUSALS_BURST_MAX
     clock.now_ns += round(1e9 / REFUSALS_PER_S)
     refuse(refusals)
-    assert log.said[-1]["unlogged"] == 1_000 - REFUSALS_BURST_MAX
+    assert log.records[-1]["unlogged"] == 1_000 - REFUSALS_BURST_MAX
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3_000_000_000)), max_size=200))
-def test_no_peer_is_heard_more_often_than_its_budget_allows(asks: list[tuple[str, int]]) -> None:
+def test_no_peer_gets_more_reasons_than_its_budget_allows(asks: list[tuple[str, int]]) -> None:
     clock = Clock()
     refusals = Refusals(Log(), clock)
     heard = dict.fromkeys("abc", 0)

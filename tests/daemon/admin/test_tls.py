@@ -42,7 +42,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Path:
-    """Where everything of this module lies: `certificate`, `key`, `tokens`, and `authority` for those who ask."""
+    """The folder with `certificate`, `key` and `tokens`, and with `authority` for clients."""
     folder = tmp_path_factory.mktemp("tls")
     issue(authority, folder)
     authority.cert_pem.write_to_path(folder / "authority")
@@ -56,7 +56,7 @@ def secrets(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def wide(module_daemon: StartDaemon, folder: Path, short_path: Path, secrets: dict[str, str]) -> Daemon:
-    """A daemon whose operators come from other hosts, too."""
+    """A daemon that operators on other hosts can reach."""
     return module_daemon(
         "--admin", f"unix://{short_path}/tls-admin.sock", "--admin", "https://0.0.0.0:0",
         settings={f"admin__{name}_file": folder / name for name in ("tokens", "certificate", "key")},
@@ -65,7 +65,7 @@ def wide(module_daemon: StartDaemon, folder: Path, short_path: Path, secrets: di
 
 @pytest.fixture
 def url(wide: Daemon) -> str:
-    """The address as those who ask know it."""
+    """The address that clients use."""
     assert wide.tcp_admin.startswith("https://0.0.0.0:")
     return wide.tcp_admin.replace("0.0.0.0", "127.0.0.1")
 
@@ -83,7 +83,7 @@ def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-def test_a_token_is_taken_over_tls_and_asked_for(url: str, folder: Path, secrets: dict[str, str]) -> None:
+def test_over_tls_a_token_is_accepted_and_required(url: str, folder: Path, secrets: dict[str, str]) -> None:
     context = trusting(folder)
     assert asked(url, token=secrets["view"], context=context).status == 200
     assert asked(url, context=context).status == 401
@@ -91,14 +91,14 @@ def test_a_token_is_taken_over_tls_and_asked_for(url: str, folder: Path, secrets
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls_1_2_and_1_3_are_spoken(url: str, folder: Path, version: ssl.TLSVersion) -> None:
+def test_tls_1_2_and_1_3_are_supported(url: str, folder: Path, version: ssl.TLSVersion) -> None:
     context = trusting(folder)
     context.minimum_version = context.maximum_version = version
     assert asked(url, path="/livez", context=context).status == 200
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
-def test_what_is_older_is_not_spoken(url: str, folder: Path) -> None:
+def test_older_tls_versions_are_refused(url: str, folder: Path) -> None:
     context = trusting(folder)
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
@@ -106,7 +106,7 @@ def test_what_is_older_is_not_spoken(url: str, folder: Path) -> None:
         asked(url, path="/livez", context=context)
 
 
-def test_who_does_not_speak_tls_hears_nothing_and_hurts_nobody(url: str, folder: Path, wide: Daemon) -> None:
+def test_a_peer_without_tls_gets_no_answer_and_disturbs_nobody(url: str, folder: Path, wide: Daemon) -> None:
     with pytest.raises((http.client.HTTPException, ConnectionError)):
         asked(url.replace("https:", "http:"), path="/livez")
     parts = urlsplit(url)
@@ -117,7 +117,7 @@ def test_who_does_not_speak_tls_hears_nothing_and_hurts_nobody(url: str, folder:
     assert "Traceback" not in wide.stderr
 
 
-def test_a_new_certificate_is_shown_without_a_restart_and_a_pair_that_does_not_fit_is_not(
+def test_a_new_certificate_is_used_without_a_restart_unless_its_key_does_not_match(
     url: str, folder: Path, wide: Daemon, authority: trustme.CA
 ) -> None:
     def shown() -> str:
@@ -141,7 +141,7 @@ def test_a_new_certificate_is_shown_without_a_restart_and_a_pair_that_does_not_f
     assert shown() == second
 
 
-def test_operators_commands_ask_over_tls_with_a_token(url: str, folder: Path, secrets: dict[str, str]) -> None:
+def test_operators_commands_use_tls_and_a_token(url: str, folder: Path, secrets: dict[str, str]) -> None:
     (folder / "mine").write_text(secrets["operate"] + "\n")
     flags = ["--admin", url, "--ca-file", str(folder / "authority")]
     by_file = command("status", "--json", *flags, "--token-file", str(folder / "mine"))
@@ -162,13 +162,13 @@ def test_operators_commands_ask_over_tls_with_a_token(url: str, folder: Path, se
         (["status"], {}, os.EX_NOPERM, "expected Authorization: Bearer TOKEN"),
         (["status"], {"PILLION_TOKEN": "pillion_wrong"}, os.EX_NOPERM, "expected a token of this daemon, got another"),
         (["drain"], {"PILLION_TOKEN": "{view}"}, os.EX_NOPERM, "expected the scope admin, the token view has view"),
-        (["status"], {"PILLION_TOKEN": "x\r\ny"}, os.EX_USAGE, "not a token"),
+        (["status"], {"PILLION_TOKEN": "x\r\ny"}, os.EX_USAGE, "the token is not valid"),
         (["status", "--token-file", "/nowhere"], {}, os.EX_USAGE, "--token-file: /nowhere: No such file"),
         (["status", "--ca-file", "/nowhere"], {}, os.EX_USAGE, "--ca-file: /nowhere: No such file"),
         (["status", "--ca-file", ""], {"PILLION_TOKEN": "{view}"}, os.EX_NOPERM, "its certificate is not trusted"),
     ],
 )
-def test_what_is_refused_is_one_line_and_an_exit_code(
+def test_a_refusal_is_one_line_and_an_exit_code(
     url: str, folder: Path, secrets: dict[str, str],
     words: list[str], environment: dict[str, str], exit_code: int, text: str,
 ) -> None:  # fmt: skip
@@ -179,7 +179,7 @@ def test_what_is_refused_is_one_line_and_an_exit_code(
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_token_is_never_sent_in_the_open() -> None:
+def test_a_token_is_never_sent_unencrypted() -> None:
     result = command("status", "--admin", "http://192.0.2.1:9475", PILLION_TOKEN="pillion_secret")
     assert result.returncode == os.EX_USAGE
-    assert "a token is not sent to http://192.0.2.1:9475 in the open: expected https://" in result.stderr
+    assert "expected https:// for http://192.0.2.1:9475: a token is not sent unencrypted" in result.stderr

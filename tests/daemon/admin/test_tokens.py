@@ -1,4 +1,4 @@
-"""Tokens, and the command that makes them: what is kept is a hash, in a file for one user, written whole or not at all."""
+"""Tokens and `pillion token`: the file keeps hashes, belongs to one user and is replaced atomically."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def token_command(*words: str, file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
 
 
-def said(*words: str, file: Path) -> dict[str, Any]:
+def json_of(*words: str, file: Path) -> dict[str, Any]:
     result = token_command(*words, "--json", file=file)
     assert (result.returncode, result.stderr) == (0, ""), result
-    told: dict[str, Any] = json.loads(result.stdout)
-    return told
+    reply: dict[str, Any] = json.loads(result.stdout)
+    return reply
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "tokens"
 
 
-def test_a_token_is_made_listed_and_taken_back(file: Path) -> None:
+def test_a_token_is_created_listed_and_revoked(file: Path) -> None:
     secret = token_command("new", "ci", "--scope", "operate", file=file).stdout.strip()
     assert len(secret) >= 43
-    told = said("new", "prometheus", "--scope", "view", "--days", "90", file=file)
-    assert set(told) >= {"name", "scope", "expires", "token", "file"}
+    reply = json_of("new", "prometheus", "--scope", "view", "--days", "90", file=file)
+    assert set(reply) >= {"name", "scope", "expires", "token", "file"}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert [(entry["name"], entry["scope"]) for entry in said("list", file=file)["tokens"]] == [
+    assert [(entry["name"], entry["scope"]) for entry in json_of("list", file=file)["tokens"]] == [
         ("ci", "operate"),
         ("prometheus", "view"),
     ]
@@ -59,8 +59,8 @@ def test_a_token_is_made_listed_and_taken_back(file: Path) -> None:
     table = token_command("list", file=file).stdout
     assert re.search(r"^ci +operate +never", table, re.MULTILINE)
     assert re.search(r"^prometheus +view +\d{4}-", table, re.MULTILINE)
-    assert said("revoke", "ci", file=file) == {"revoked": "ci", "file": str(file)}
-    assert [entry["name"] for entry in said("list", file=file)["tokens"]] == ["prometheus"]
+    assert json_of("revoke", "ci", file=file) == {"revoked": "ci", "file": str(file)}
+    assert [entry["name"] for entry in json_of("list", file=file)["tokens"]] == ["prometheus"]
 
 
 @pytest.mark.parametrize(
@@ -88,36 +88,36 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(
     assert [entry.name for entry in file.parent.iterdir()] == ["tokens"]
 
 
-def test_a_file_that_is_not_there_is_no_empty_list(file: Path) -> None:
+def test_a_missing_file_is_no_empty_list(file: Path) -> None:
     result = token_command("list", file=file)
     assert (result.returncode, result.stdout) == (os.EX_CONFIG, "")
     assert "there is no such file" in result.stderr
 
 
-def test_a_file_in_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
     result = token_command("new", "ci", "--scope", "view", file=tmp_path / "nowhere" / "tokens")
     assert (result.returncode, result.stderr.count("\n")) == (os.EX_CONFIG, 1)
     assert "No such file or directory" in result.stderr
 
 
-def test_many_who_make_tokens_at_once_lose_none(file: Path) -> None:
+def test_tokens_created_concurrently_are_all_kept(file: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: make_token(file, f"token-{number}", "view"), range(40)))
     assert {token.name for token in read_tokens(str(file))} == {f"token-{number}" for number in range(40)}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away: run the tests as root")
-def test_root_leaves_the_file_to_the_daemons_user(file: Path) -> None:
+def test_an_edit_by_root_keeps_the_owner_of_the_file(file: Path) -> None:
     make_token(file, "ci", "view")
     os.chown(file, 65534, 65534)
     make_token(file, "second", "view")
     found = file.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o600)
-    assert [entry["name"] for entry in said("list", file=file)["tokens"]] == ["ci", "second"]
+    assert [entry["name"] for entry in json_of("list", file=file)["tokens"]] == ["ci", "second"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away: run the tests as root")
-def test_a_daemon_does_not_believe_another_users_file(file: Path) -> None:
+def test_a_daemon_refuses_the_tokens_file_of_another_user(file: Path) -> None:
     make_token(file, "ci", "view")
     os.chown(file, 65534, 65534)
     with pytest.raises(SettingsError, match="expected a file of this user or of root, it is of user 65534"):
@@ -144,7 +144,7 @@ def test_each_secret_finds_its_own_token_and_no_other(file: Path) -> None:
     assert find_token((), secrets["admin"]) is None
 
 
-def test_what_is_written_is_read_again(file: Path) -> None:
+def test_a_written_file_reads_back_equal(file: Path) -> None:
     expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
     tokens = [new_token("a", "view")[0], new_token("b", "admin", expires)[0]]
     assert parse_tokens(format_tokens(tokens), "file") == tokens
@@ -180,7 +180,7 @@ def test_a_mistake_in_the_file_is_one_line(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_token_expires_at_its_moment() -> None:
+def test_a_token_expires_exactly_at_its_time() -> None:
     now = datetime.now(UTC)
     token = Token("a", "view", HASH, now)
     assert token.has_expired(now)
@@ -188,7 +188,7 @@ def test_a_token_expires_at_its_moment() -> None:
     assert not Token("a", "view", HASH).has_expired(now)
 
 
-def test_every_token_command_of_the_page_is_one(tmp_path: Path) -> None:
+def test_every_token_command_of_the_page_runs(tmp_path: Path) -> None:
     text = OPERATING.read_text()
     lines = re.findall(r"^\.venv/bin/pillion (token .*)$", text, re.MULTILINE)
     assert len(lines) == 3

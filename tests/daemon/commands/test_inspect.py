@@ -1,4 +1,4 @@
-"""Who is connected, who changed what, and warming up: the admin port and the commands, against real daemons."""
+"""Sessions, the audit log, warm-ups and holds: the admin port and the commands, against real daemons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pillion_artifacts import Store
 from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
-from tests.daemon.commands.test_versions import pillion_command, said
+from tests.daemon.commands.test_versions import json_of, pillion_command
 from tests.harness import USER, Daemon
 
 PATH = f"/v1/policies/{POLICY}"
@@ -43,7 +43,7 @@ def daemon(store: Store, start_daemon: StartDaemon, short_path: Path) -> Daemon:
 # Sessions
 
 
-def test_every_session_is_told_of_with_what_it_does(daemon: Daemon) -> None:
+def test_every_session_is_listed_with_its_groups_rows_and_acts(daemon: Daemon) -> None:
     lane, zmq = daemon.addresses
     with (
         pillion.connect(lane, lock_step=True) as first,
@@ -54,9 +54,9 @@ def test_every_session_is_told_of_with_what_it_does(daemon: Daemon) -> None:
             group.act(np.stack([OBSERVATION] * 3))
         with second.begin() as ended:
             ended.act(OBSERVATION)
-        told = said(daemon, "sessions")
-        mine, other = told["sessions"]
-        assert told["next"] is None
+        reply = json_of(daemon, "sessions")
+        mine, other = reply["sessions"]
+        assert reply["next"] is None
         assert (mine["carrier"], mine["version"], mine["lock_step"], mine["fallback"]) == (
             "lane",
             "1.0.0",
@@ -67,20 +67,20 @@ def test_every_session_is_told_of_with_what_it_does(daemon: Daemon) -> None:
         assert (other["carrier"], other["lock_step"], other["fallback"]) == ("zmq", False, "zeros")
         assert (other["groups"], other["rows"], other["acts"]) == (0, 0, 1)
         assert mine["id"] < other["id"]
-        assert all(session["idle_s"] >= 0 and not session["is_evaluation"] for session in told["sessions"])
+        assert all(session["idle_s"] >= 0 and not session["is_evaluation"] for session in reply["sessions"])
         table = pillion_command(daemon, "sessions").stdout
         assert re.search(r"^\d+ +lane +1\.0\.0 +1 +3 +4 +yes +error", table, re.MULTILINE)
-    assert said(daemon, "sessions")["sessions"] == []
+    assert json_of(daemon, "sessions")["sessions"] == []
 
 
-def test_the_list_of_sessions_never_tells_the_number_that_their_messages_carry(daemon: Daemon) -> None:
+def test_the_list_of_sessions_never_shows_the_session_number_of_the_wire(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session:
         secret = session._conversation.session
         assert secret > 1_000_000
         assert str(secret) not in daemon.get("/v1/sessions")[1]
 
 
-def test_many_sessions_are_told_of_page_by_page_without_one_left_out(daemon: Daemon) -> None:
+def test_many_sessions_are_listed_page_by_page_and_none_is_left_out(daemon: Daemon) -> None:
     with ExitStack() as stack:
         sessions = [stack.enter_context(pillion.connect(daemon.address)) for _ in range(300)]
         sessions[7].begin()
@@ -102,26 +102,26 @@ def test_many_sessions_are_told_of_page_by_page_without_one_left_out(daemon: Dae
 # Audit
 
 
-def test_the_audit_log_is_told_newest_first_and_page_by_page(daemon: Daemon, store: Store) -> None:
+def test_the_audit_log_is_listed_newest_first_and_page_by_page(daemon: Daemon, store: Store) -> None:
     daemon.operation(daemon.ask("POST", f"{PATH}/switch", {"version": "1.1.0", "by": "ann", "reason": "better"}))
     written = store.history(POLICY)
-    told = daemon.ask("GET", "/v1/audit")[1]
-    assert (told["faults"], told["next"]) == ([], None)
-    assert [record["sequence"] for record in told["records"]] == [record.sequence for record in reversed(written)]
-    newest = told["records"][0]
+    reply = daemon.ask("GET", "/v1/audit")[1]
+    assert (reply["faults"], reply["next"]) == ([], None)
+    assert [record["sequence"] for record in reply["records"]] == [record.sequence for record in reversed(written)]
+    newest = reply["records"][0]
     assert (newest["action"], newest["by"], newest["reason"]) == ("alias", f"ann (user {USER})", "better")
     first = daemon.ask("GET", "/v1/audit?limit=2")[1]
     rest = daemon.ask("GET", f"/v1/audit?limit=1000&before={first['next']}")[1]
-    assert first["records"] + rest["records"] == told["records"]
+    assert first["records"] + rest["records"] == reply["records"]
     result = pillion_command(daemon, "audit", "--limit", "1")
     assert re.search(rf"^{newest['sequence']} .* ann \(user {USER}\) +alias +.*better$", result.stdout, re.MULTILINE)
     assert result.stdout.splitlines()[-1] == f"there are more: --before {newest['sequence']}"
 
 
-def test_a_log_that_was_tampered_with_is_told_of(daemon: Daemon, store: Store) -> None:
+def test_a_tampered_log_is_reported(daemon: Daemon, store: Store) -> None:
     path = store.root / "audit.jsonl"
     path.write_text(path.read_text().replace('"reason":"the first"', '"reason":"the last!"'))
-    assert "was changed after it was written" in said(daemon, "audit")["faults"][0]
+    assert "was changed after it was written" in json_of(daemon, "audit")["faults"][0]
     lines = pillion_command(daemon, "audit").stdout.splitlines()
     assert lines[-1].startswith("the log is not intact: ")
 
@@ -149,14 +149,14 @@ def test_a_warmup_runs_every_bucket_of_a_loaded_version_while_others_act(daemon:
         assert during == before
         assert daemon.metric("pillion_inferences_total") == rows + 3
     daemon.operation(daemon.ask("POST", f"{PATH}/stage", {"version": "1.1.0"}))
-    warmed = said(daemon, "warmup", POLICY, "1.1.0", "--wait")
+    warmed = json_of(daemon, "warmup", POLICY, "1.1.0", "--wait")
     assert (warmed["version"], warmed["outcome"]) == ("1.1.0", "done")
 
 
 # Leases
 
 
-def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
+def test_an_operator_adds_lists_and_ends_a_hold(daemon: Daemon) -> None:
     words = [
         "holds",
         "add",
@@ -170,7 +170,7 @@ def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
         "the paper",
         "--wait",
     ]
-    hold = said(daemon, *words)
+    hold = json_of(daemon, *words)
     assert (hold["name"], hold["version"], hold["is_held"], hold["reason"]) == (
         "campaign-7",
         "1.1.0",
@@ -179,13 +179,13 @@ def test_an_operator_holds_a_version_looks_and_ends_it(daemon: Daemon) -> None:
     )
     until_s = time.mktime(time.strptime(hold["until"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
     assert abs(until_s - time.time() - 86_400) < 600
-    assert [each["name"] for each in said(daemon, "holds")["holds"]] == ["campaign-7"]
+    assert [each["name"] for each in json_of(daemon, "holds")["holds"]] == ["campaign-7"]
     table = pillion_command(daemon, "holds").stdout
     assert re.search(r"^campaign-7 +1\.1\.0 +20\S+Z +yes +\S+ +the paper", table, re.MULTILINE)
     assert re.search(r"^1\.1\.0 +evaluation", pillion_command(daemon, "status").stdout, re.MULTILINE)
     result = pillion_command(daemon, "holds", "end", POLICY, "campaign-7", "--reason", "done")
     assert re.fullmatch(rf"hold campaign-7: {POLICY}@1\.1\.0 until 20\S+Z, not held\n", result.stdout)
-    assert said(daemon, "holds")["holds"] == []
+    assert json_of(daemon, "holds")["holds"] == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The operator's commands, typed: against real daemons, as text and as JSON, and the exit codes of what goes wrong."""
+"""The operator's commands against real daemons: text, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from tests.terminal import on_a_terminal
 
 
 def pillion_command(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command line with the admin port of `daemon`."""
+    """Runs a command with the admin port of `daemon`."""
     command = [sys.executable, "-m", "pillion", *words, "--admin", daemon.admin]
     return subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
 
 
-def said(daemon: Daemon, *words: str) -> dict[str, Any]:
+def json_of(daemon: Daemon, *words: str) -> dict[str, Any]:
     """The JSON that a command prints."""
     result = pillion_command(daemon, *words, "--json")
     assert (result.returncode, result.stderr) == (0, ""), result
-    told: dict[str, Any] = json.loads(result.stdout)
-    return told
+    reply: dict[str, Any] = json.loads(result.stdout)
+    return reply
 
 
 @pytest.fixture
@@ -48,20 +48,20 @@ def daemon(tmp_path: Path, start_daemon: StartDaemon) -> Daemon:
     return start_daemon(policy=f"{POLICY}@stable", store=tmp_path / "store")
 
 
-def test_an_operator_switches_looks_and_rolls_back(daemon: Daemon, tmp_path: Path) -> None:
-    switched = said(daemon, "switch", POLICY, "1.1.0", "--reason", "it flies better", "--wait")
+def test_an_operator_switches_inspects_and_rolls_back(daemon: Daemon, tmp_path: Path) -> None:
+    switched = json_of(daemon, "switch", POLICY, "1.1.0", "--reason", "it flies better", "--wait")
     assert (switched["outcome"], switched["reason"]) == ("done", "it flies better")
-    status = said(daemon, "status")
+    status = json_of(daemon, "status")
     assert (status["stable"], status["previous"], status["follows"]) == ("1.1.0", "1.0.0", "stable")
-    roles = {entry["version"]: entry["role"] for entry in said(daemon, "versions")["versions"]}
+    roles = {entry["version"]: entry["role"] for entry in json_of(daemon, "versions")["versions"]}
     assert roles == {"1.0.0": "previous", "1.1.0": "stable"}
-    rolled = said(daemon, "rollback", "--reason", "it does not", "--wait")
+    rolled = json_of(daemon, "rollback", "--reason", "it does not", "--wait")
     assert (rolled["version"], rolled["was"]) == ("1.0.0", "1.1.0")
     reasons = [record.reason for record in Store(tmp_path / "store").history(POLICY)[-2:]]
     assert reasons == ["it flies better", "it does not"]
 
 
-def test_who_waits_at_a_terminal_sees_at_which_step_it_is(daemon: Daemon) -> None:
+def test_with_wait_a_terminal_shows_the_current_step(daemon: Daemon) -> None:
     words = ["stage", POLICY, "1.1.0", "--reason", "for tonight", "--wait", "--admin", daemon.admin]
     out, shown = on_a_terminal([sys.executable, "-m", "pillion", *words])
     assert re.fullmatch(rf"stage \d+: {POLICY}@1\.1\.0 done\n", out)
@@ -75,16 +75,16 @@ def test_a_canary_and_a_shadow_each_change_their_own_part_of_the_route(daemon: D
     daemon.operation(daemon.ask("PUT", path, {"arms": arms, "reason": "an experiment"}))
 
     def now() -> tuple[list[str], str | None]:
-        told = said(daemon, "status")
-        return [arm["name"] for arm in told["route"]], told["shadow"] and told["shadow"]["version"]
+        reply = json_of(daemon, "status")
+        return [arm["name"] for arm in reply["route"]], reply["shadow"] and reply["shadow"]["version"]
 
-    said(daemon, "shadow", POLICY, "1.1.0", "--share", "0.5", "--reason", "to compare", "--wait")
+    json_of(daemon, "shadow", POLICY, "1.1.0", "--share", "0.5", "--reason", "to compare", "--wait")
     assert now() == (["bold"], "1.1.0")
-    said(daemon, "canary", POLICY, "1.2.0", "--share", "0.1", "--reason", "a try", "--wait")
+    json_of(daemon, "canary", POLICY, "1.2.0", "--share", "0.1", "--reason", "a try", "--wait")
     assert now() == (["canary", "bold"], "1.1.0")
-    said(daemon, "shadow", POLICY, "--off", "--reason", "seen enough", "--wait")
+    json_of(daemon, "shadow", POLICY, "--off", "--reason", "seen enough", "--wait")
     assert now() == (["canary", "bold"], None)
-    said(daemon, "canary", POLICY, "--share", "0", "--reason", "tried", "--wait")
+    json_of(daemon, "canary", POLICY, "--share", "0", "--reason", "tried", "--wait")
     assert now() == (["bold"], None)
 
 
@@ -95,7 +95,7 @@ def test_the_report_of_a_shadow_is_a_table_or_json(daemon: Daemon) -> None:
         for _ in range(10):
             episode.act(np.zeros((5, 5), np.float32), deterministic=True)
     deadline_s = time.monotonic() + START_S_MAX
-    while said(daemon, "shadow", POLICY)["rows"] < 10:
+    while json_of(daemon, "shadow", POLICY)["rows"] < 10:
         assert time.monotonic() < deadline_s
     text = pillion_command(daemon, "shadow", POLICY).stdout
     assert text.startswith(f"{POLICY}@1.1.0 beside 1.0.0, share 1, running\n10 rows compared; not compared: none;")
@@ -106,7 +106,7 @@ def test_the_report_of_a_shadow_is_a_table_or_json(daemon: Daemon) -> None:
     assert "\nshadow: 1.1.0 beside 1.0.0, share 1, running\n" in pillion_command(daemon, "status").stdout
 
 
-def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
+def test_tables_show_the_same_as_the_json(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session, session.begin():
         result = pillion_command(daemon, "stage", POLICY, "1.1.0", "--wait")
         assert result.stdout == f"stage 1: {POLICY}@1.1.0 done\n"
@@ -125,7 +125,7 @@ def test_tables_say_the_same_in_words(daemon: Daemon) -> None:
         (["switch", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
         (["shadow", POLICY, "1.1.0"], os.EX_USAGE, "--reason"),
         (["shadow", POLICY, "1.1.0", "--off", "--reason", "x"], os.EX_USAGE, "expected VERSION or --off"),
-        (["shadow", POLICY], os.EX_USAGE, "nothing has shadowed"),
+        (["shadow", POLICY], os.EX_USAGE, "there has been no shadow"),
         (["rollback", "--reason", "x"], os.EX_UNAVAILABLE, "no version was served before 1.0.0"),
     ],
 )
@@ -139,14 +139,14 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code(
 
 
 def test_drain_with_wait_returns_when_the_daemon_is_gone(daemon: Daemon) -> None:
-    assert said(daemon, "drain", "--reason", "a new kernel", "--wait") == {"phase": "draining", "gone": True}
+    assert json_of(daemon, "drain", "--reason", "a new kernel", "--wait") == {"phase": "draining", "gone": True}
     assert daemon.process.wait(START_S_MAX) == 0
     result = pillion_command(daemon, "status")
     assert (result.returncode, result.stdout) == (os.EX_UNAVAILABLE, "")
     assert "is pilliond running?" in result.stderr
 
 
-def test_every_operators_command_of_the_page_is_one(daemon: Daemon) -> None:
+def test_every_operators_command_of_the_page_runs(daemon: Daemon) -> None:
     text = OPERATING.read_text()
     lines = [
         line

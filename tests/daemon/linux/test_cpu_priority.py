@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.harness import START_S_MAX
+
 REQUEST = """
 import os, sys
 from pilliond.linux.cpu_priority import request_short_slices
@@ -20,7 +22,7 @@ print(os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
 def policy_after(policy: int, priority: int) -> tuple[int, int]:
     """Starts a process with this policy and priority; returns both after it has requested short time slices."""
     words = [sys.executable, "-c", REQUEST, str(policy), str(priority)]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=START_S_MAX, check=True)
     first, second = result.stdout.split()
     return int(first), int(second)
 

@@ -1,4 +1,4 @@
-"""The daemon as its operator sees it: start, admin port, faults, stop, exit codes. Real processes, real sockets."""
+"""The daemon from the operator's side: start, admin port, faults, stop, exit codes. Real processes and sockets."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ from pillion_artifacts import Store
 from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
+from tests.harness import ROOT, START_S_MAX, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
 
 OBSERVATION = np.zeros(8, np.float32)
 RESIDENT_BYTES_MAX = 250 * 1024 * 1024
 
 
 def pilliond(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A daemon that is expected to end by itself."""
+    """Runs a daemon that is expected to end by itself."""
     return subprocess.run(
-        [sys.executable, "-m", "pilliond", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "pilliond", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=2 * START_S_MAX,
+        check=False,
     )
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process lives; a zombie does not."""
+    """Returns whether a process lives; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -52,7 +56,7 @@ def wait_until_gone(pid: int) -> None:
 # The admin port
 
 
-def test_health_tells_how_the_daemon_is(daemon: Daemon) -> None:
+def test_health_returns_the_state_of_the_daemon(daemon: Daemon) -> None:
     with pillion.connect(daemon.address) as session:
         session.begin().act(OBSERVATION)
         status, body = daemon.get("/health")
@@ -90,7 +94,7 @@ def test_promtool_accepts_the_metrics(daemon: Daemon) -> None:
 
 
 def check_metrics(daemon: Daemon) -> None:
-    """Lets promtool look at the metrics of a daemon; skips where it is not installed."""
+    """Checks the metrics of a daemon with promtool; skips if that is not installed."""
     if shutil.which("promtool") is None:
         message = "promtool is not installed: apt-get install prometheus"
         if os.environ.get("PILLION_REQUIRE_SYSTEM_PACKAGES"):
@@ -126,7 +130,7 @@ def test_ipc_and_tcp_are_served_at_once_and_ipc_is_for_this_user_alone(
     assert actions[0] == actions[1]
 
 
-def test_a_port_or_a_socket_in_use_is_said_and_the_other_daemon_stays(daemon: Daemon) -> None:
+def test_a_port_or_a_socket_in_use_is_an_error_and_the_other_daemon_stays(daemon: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         common = ["--store", str(STORE), "--policy", "lunar-lander"]
@@ -222,7 +226,7 @@ def test_a_published_model_that_does_not_run_is_one_line_and_no_traceback(tmp_pa
     assert "Traceback" not in result.stderr
 
 
-def test_a_running_daemon_holds_a_lease_on_what_it_serves_until_it_ends(
+def test_a_running_daemon_locks_the_version_that_it_serves_until_it_ends(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     copy_examples(tmp_path / "store")
@@ -257,7 +261,7 @@ def test_sigterm_drains_says_goodbye_and_exits_0(start_daemon: StartDaemon) -> N
     wait_until_gone(serving_pid)
 
 
-def test_a_serving_process_that_dies_is_started_again_and_said(start_daemon: StartDaemon) -> None:
+def test_a_serving_process_that_dies_is_restarted_and_logged(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     with pillion.connect(daemon.address) as session:
         episode = session.begin()
@@ -292,7 +296,7 @@ def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(
         "sys.exit(serving.main())\n"
     )
     command = [sys.executable, "-c", script, f"lane://{tmp_path}/lane.sock"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False, cwd=ROOT)
     assert result.returncode == os.EX_SOFTWARE
     assert "ZeroDivisionError" in result.stderr
 
@@ -305,7 +309,7 @@ def test_a_killed_client_leaves_no_session_behind(start_daemon: StartDaemon) -> 
         "session.begin().act(numpy.zeros(8, 'float32'))\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", script, daemon.address], check=False, timeout=30)
+    subprocess.run([sys.executable, "-c", script, daemon.address], check=False, timeout=START_S_MAX)
     deadline_s = time.monotonic() + 3 * WAIT_S_MAX
     while daemon.metric("pillion_sessions_dropped_total") < 1:
         assert time.monotonic() < deadline_s, daemon.health()

@@ -1,4 +1,4 @@
-"""Killed at any step of staging and switching, a daemon serves afterwards what the route says; `make hunt-switches` kills more."""
+"""A daemon that is killed at any step of staging and switching then serves its route; `make hunt-switches` kills more."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.daemon.tools.switch_hunt import (
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    """One daemon after another: what is left of a kill is there at the next."""
+    """One daemon after another in one store: what a kill leaves behind is there at the next."""
     with a_scene() as scene:
         yield scene
 

@@ -21,7 +21,7 @@ from tests.harness import USER, Daemon, blob_of
 
 HOLDS = f"{PATH}/holds"
 STRICT = {"versions__old_max": 0, "versions__lease_s_max": 0.2}
-"""Under these settings an old version is gone at once."""
+"""With these settings an old version is unloaded at once."""
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def hold(daemon: Daemon, version: str, name: str = "campaign-7", ttl_s: float = 
 
 
 def campaign(daemon: Daemon, steps: int = 8) -> list[bytes]:
-    """What a campaign on 1.0.0 sees: the bytes of drawn actions and values, of two seeds."""
+    """Returns what a campaign on 1.0.0 gets: the bytes of drawn actions and values, for two seeds."""
     seen = []
     with pillion.connect(daemon.address, version="==1.0.0") as session:
         for seed in (3, 4):
@@ -108,7 +108,7 @@ def test_only_a_session_that_asks_for_it_gets_a_held_version_and_a_switch_does_n
         pillion.connect(followed.address, version=">=1.1") as asking,
     ):
         assert (usual.begin().version, asking.begin().version) == ("1.0.0", "1.1.0")
-        # Another version that would suit its range too.
+        # Another version in its range.
         switch(followed, "1.2.0")
         assert (usual.begin().version, asking.begin().version) == ("1.2.0", "1.1.0")
         group = asking.begin_many(2)
@@ -128,7 +128,9 @@ def test_of_several_held_versions_the_newest_that_fits_answers(followed: Daemon)
             assert session.begin().version == expected
 
 
-def test_after_its_end_no_episode_of_the_campaign_begins_and_its_version_goes(followed: Daemon, store: Store) -> None:
+def test_after_its_end_no_episode_of_the_campaign_begins_and_its_version_is_unloaded(
+    followed: Daemon, store: Store
+) -> None:
     hold(followed, "1.1.0")
     with pillion.connect(followed.address, version="==1.1.0") as session:
         episode = session.begin()
@@ -173,9 +175,7 @@ def test_after_its_end_an_episode_goes_on_as_on_any_old_version_and_a_row_does_n
         assert (group.last.version, group.last.outputs["value"].tolist()) == ("1.1.0", before)
 
 
-def test_a_lease_ends_by_itself_when_its_time_is_over_and_lasts_longer_when_it_is_made_again(
-    followed: Daemon, store: Store
-) -> None:
+def test_a_hold_expires_and_lasts_longer_when_it_is_made_again(followed: Daemon, store: Store) -> None:
     first = hold(followed, "1.1.0", "short", ttl_s=600)
     again = hold(followed, "1.1.0", "short", ttl_s=1)
     assert again["id"] == first["id"]
@@ -186,7 +186,7 @@ def test_a_lease_ends_by_itself_when_its_time_is_over_and_lasts_longer_when_it_i
     followed.wait_for_event("version_unloaded")
 
 
-def test_a_lease_that_is_ended_in_the_store_by_another_holds_nothing_any_more(followed: Daemon, store: Store) -> None:
+def test_a_hold_that_another_process_ended_in_the_store_holds_nothing(followed: Daemon, store: Store) -> None:
     hold(followed, "1.1.0", "a")
     hold(followed, "1.2.0", "b")
     end_hold(store, POLICY, "a", by="another daemon")
@@ -209,7 +209,7 @@ def test_a_version_that_cannot_be_loaded_is_not_held(followed: Daemon, store: St
     assert store.history(POLICY)[-1].action == "end-hold"
 
 
-def test_a_lease_that_is_cancelled_while_it_is_staged_is_none(followed: Daemon, store: Store) -> None:
+def test_a_hold_that_is_cancelled_during_staging_is_not_made(followed: Daemon, store: Store) -> None:
     followed.ask("POST", HOLDS, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 60})
     assert followed.ask("DELETE", f"{PATH}/stage")[0] == 200
     wait_until(lambda: store.evaluation_holds(POLICY) == [])
@@ -239,8 +239,8 @@ def test_what_cannot_be_done_is_a_problem_and_changes_nothing(
     holding: Daemon, method: str, path: str, body: Any, status: int, kind: str
 ) -> None:
     before = holding.ask("GET", PATH)
-    result, told, _ = holding.ask(method, path, body)
-    assert (result, told["type"]) == (status, f"urn:pillion:{kind}")
+    result, reply, _ = holding.ask(method, path, body)
+    assert (result, reply["type"]) == (status, f"urn:pillion:{kind}")
     assert holding.ask("GET", PATH)[2]["ETag"] == before[2]["ETag"]
     assert [hold["name"] for hold in holding.ask("GET", HOLDS)[1]["holds"]] == ["held"]
 
@@ -260,15 +260,15 @@ def holding(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory
     return daemon
 
 
-def test_of_two_operators_the_second_is_told_that_the_first_was_there(followed: Daemon) -> None:
+def test_the_second_of_two_operators_learns_that_the_first_changed_something(followed: Daemon) -> None:
     headers = {"If-Match": followed.ask("GET", PATH)[2]["ETag"]}
     body = {"name": "campaign-7", "version": "1.0.0", "ttl_s": 60}
     assert followed.ask("POST", HOLDS, body, headers)[0] == 201
-    status, told, _ = followed.ask("DELETE", f"{HOLDS}/campaign-7", {}, headers)
-    assert (status, told["type"]) == (412, "urn:pillion:changed-meanwhile")
+    status, reply, _ = followed.ask("DELETE", f"{HOLDS}/campaign-7", {}, headers)
+    assert (status, reply["type"]) == (412, "urn:pillion:changed-meanwhile")
 
 
-def test_a_lease_whose_version_is_being_staged_when_the_daemon_ends_is_there_when_it_starts_again(
+def test_a_hold_with_a_version_in_staging_survives_a_restart_of_the_daemon(
     store: Store, start_daemon: StartDaemon, followed: Daemon
 ) -> None:
     followed.ask("POST", HOLDS, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 600})

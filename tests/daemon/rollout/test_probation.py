@@ -1,4 +1,4 @@
-"""What takes a version back by itself, and that it is not tried again: the rule by itself, and a real daemon."""
+"""Automatic rollback: the bounds by themselves, and a real daemon, which does not try the version again."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def page() -> Iterator[MetricsPage]:
 
 
 def judged(page: MetricsPage, acts: int = 0, run_us: int = 40, usual_us: float | None = None, **counts: int) -> str:
-    """The bound that is crossed by so many acts and counts, or nothing."""
-    place = VERSION_CELLS[METRICS_INDEX]
-    # What came before the switch counts for nobody.
-    page.cells[place.failures] = 50
+    """Returns the bound that these acts and counts cross, or an empty text."""
+    version_cells = VERSION_CELLS[METRICS_INDEX]
+    # Failures before the switch do not count.
+    page.cells[version_cells.failures] = 50
     probation = Probation(BOUNDS, Reading(page, METRICS_INDEX), 10.0, None if usual_us is None else usual_us * 1_000)
     for _ in range(acts):
         page.acts += (0, run_us * 1_000)
         page.batches += (1, 1, 1_000, METRICS_INDEX, 1)
     page.flush()
     for name, count in counts.items():
-        page.cells[getattr(place, name)] += count
+        page.cells[getattr(version_cells, name)] += count
     fault = probation.fault(Reading(page, METRICS_INDEX))
     return "" if fault is None else fault[0]
 
@@ -105,7 +105,7 @@ def publish_steep(store: Store, version: str) -> None:
 
 
 def filled(model: bytes, name: bytes, count: int, value: float) -> bytes:
-    """The model with all numbers of an initializer the same. `name` ends with field 9, `raw_data`, and its length."""
+    """Returns the model with all numbers of an initializer the same. `name` ends with field 9, `raw_data`, and its length."""
     at = model.index(name) + len(name)
     return model[:at] + np.full(count, value, "<f4").tobytes() + model[at + 4 * count :]
 
@@ -132,7 +132,7 @@ def test_a_version_that_answers_with_infinities_is_rolled_back_and_not_tried_aga
         assert session.begin().version == "1.0.0"
     last = store.history(POLICY)[-1]
     assert (last.action, last.version, last.by) == ("rollback", "1.0.0", "pilliond")
-    assert last.reason.startswith("taken back by itself: 1 acts were answered with a NaN")
+    assert last.reason.startswith("automatic rollback: 1 acts were answered with a NaN")
     assert daemon.metric("pillion_auto_rollbacks_total", reason="non_finite") == 1
     move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0", reason="again")
     daemon.wait_for_event("alias_not_followed")
@@ -156,15 +156,15 @@ def test_an_arm_that_answers_with_infinities_ends_by_itself_and_its_share_goes_b
         taken = daemon.wait_for_event("auto_rollback")
         assert (taken["policy"], taken["arm"], taken["fault"]) == (f"{POLICY}@1.1.0", "canary", "non_finite")
         daemon.wait_for_event("route_done", 2)
-        told = daemon.ask("GET", path)[1]
-        assert (told["route"], told["stable"]) == ([arms[1]], "1.0.0")
+        reply = daemon.ask("GET", path)[1]
+        assert (reply["route"], reply["stable"]) == ([arms[1]], "1.0.0")
         group = session.begin_many(64, seeds=range(64))
         group.act(np.zeros((64, 5, 5), np.float32))
         kept = {store.resolve(f"{POLICY}@{version}").digest for version in ("1.0.0", "1.2.0")}
         assert set(group.last.row_digests) == kept
     last = store.history(POLICY)[-1]
     assert (last.action, last.by) == ("route", "pilliond")
-    assert last.reason.startswith("canary 1.1.0 taken back by itself: ")
+    assert last.reason.startswith("canary 1.1.0 automatic rollback: ")
     assert daemon.metric("pillion_auto_rollbacks_total", reason="non_finite") == 1
     daemon.kill()
     again = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)

@@ -35,14 +35,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def served(daemon: Daemon) -> str:
-    """The version that answers a new episode."""
+    """Returns the version that answers a new episode."""
     with pillion.connect(daemon.address) as session, session.begin(seed=1) as episode:
         episode.act(OBSERVATION)
         return session.version
 
 
 def verb(daemon: Daemon, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What came of a verb."""
+    """Returns the ended operation of a verb."""
     return daemon.operation(daemon.ask(method, f"{PATH}/{path}", {**body, "by": "ann", "reason": "a try"}))
 
 
@@ -72,9 +72,9 @@ def test_a_hold_that_could_not_be_kept_is_refused(store: Store, start_daemon: St
     before = traces(store.root)
     daemon = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
     body = {"name": "campaign", "version": "1.1.0", "ttl_s": 60}
-    status, told, _ = daemon.ask("POST", f"{PATH}/holds", body)
-    assert (status, told["type"].rpartition(":")[2]) == (503, "store"), told
-    assert REASON in told["detail"]
+    status, reply, _ = daemon.ask("POST", f"{PATH}/holds", body)
+    assert (status, reply["type"].rpartition(":")[2]) == (503, "store"), reply
+    assert REASON in reply["detail"]
     assert traces(store.root) == before
 
 
@@ -89,16 +89,16 @@ def test_commands_read_the_policies_that_ship_and_leave_nothing_there(tmp_path: 
         ["verify", "--all"],
         ["export", str(tmp_path / "x.tar"), POLICY],
     ):
-        came = run_pillion("artifact", *words, "--store", str(copy))
-        assert (came.returncode, came.stderr) == (0, ""), words
+        result = run_pillion("artifact", *words, "--store", str(copy))
+        assert (result.returncode, result.stderr) == (0, ""), words
     for words in (
         ["alias", f"{POLICY}@stable", "1.0.0"], ["pin", POLICY], ["gc"], ["fsck", "--repair"],
         ["import", str(tmp_path / "x.tar")],
     ):  # fmt: skip
-        came = run_pillion("artifact", *words, "--store", str(copy))
-        assert came.returncode == os.EX_NOPERM, words
-        assert came.stderr.endswith(f"{REASON}\n")
-        assert came.stderr.count("\n") == 1
+        result = run_pillion("artifact", *words, "--store", str(copy))
+        assert result.returncode == os.EX_NOPERM, words
+        assert result.stderr.endswith(f"{REASON}\n")
+        assert result.stderr.count("\n") == 1
     assert traces(copy) == before
 
 

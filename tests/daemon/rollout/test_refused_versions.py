@@ -1,4 +1,4 @@
-"""A version that does not come up to what is asked is refused where it is staged; one of another spec is for new sessions."""
+"""A version that fails a check is refused during staging. A version with another spec serves new sessions only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OBSERVATION = np.linspace(0.1, 1, ROUNDED_WIDTH, dtype=np.float32)
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """`stable` is 1.0.0, which comes up to everything; 1.1.0 is a test's own."""
+    """`stable` is 1.0.0, which passes every check; each test publishes its own 1.1.0."""
     publish_plain(tmp_path / "store", "1.0.0")
     store = Store(tmp_path / "store")
     move_alias(store, "rounded", "stable", "1.0.0", expected="", by="a test")
@@ -37,7 +37,7 @@ def switch(daemon: Daemon) -> dict[str, Any]:
 
 
 def check_is_refused(daemon: Daemon, store: Store, why: str) -> None:
-    """Switches, and finds that nothing has changed, for an episode that is under way as for the next."""
+    """Switches, and checks that nothing has changed for a running episode and for the next one."""
     with pillion.connect(daemon.address) as session, session.begin() as episode:
         before = episode.act(OBSERVATION).tobytes()
         failed = switch(daemon)

@@ -1,4 +1,4 @@
-"""Routes outlive a restart: of the serving process, of the daemon, and one in the middle of a switch."""
+"""Routes survive a restart of the serving process or of the daemon, also during a switch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def put_arms(daemon: Daemon, **shares: float) -> dict[str, Any]:
-    """Shares out new episodes: `v1_1_0=0.25`."""
+    """Sets the arms by version and share: `v1_1_0=0.25`."""
     arms = [
         {"name": "canary" if number == 0 else "b", "version": name[1:].replace("_", "."), "share": share}
         for number, (name, share) in enumerate(shares.items())
@@ -49,7 +49,7 @@ def arm_statuses(daemon: Daemon) -> list[tuple[str, str, float]]:
 
 
 def leased(daemon: Daemon) -> list[int]:
-    """For each of `SEEDS`, the minor number of the version that answers its episode, by what it answers."""
+    """Returns, for each of `SEEDS`, the minor number of the version that answers its episode; the answer shows it."""
     with pillion.connect(daemon.address) as session:
         group = session.begin_many(len(SEEDS), seeds=SEEDS)
         group.act(np.stack([OBSERVATION] * len(SEEDS)))
@@ -74,7 +74,7 @@ def test_a_canary_is_there_again_when_the_serving_process_was_killed_with_the_sa
     kill_as_it_starts(daemon)
     daemon.wait_ready(2)
     assert (arm_statuses(daemon), leased(daemon)) == (arms, before)
-    # One that cannot start, perhaps because of an arm, begins with the stable version alone.
+    # After failed starts, perhaps because of an arm, it starts with the stable version alone.
     daemon.kill_serving()
     for _ in range(2):
         kill_as_it_starts(daemon)
@@ -84,9 +84,9 @@ def test_a_canary_is_there_again_when_the_serving_process_was_killed_with_the_sa
 
 
 def starting_pid(daemon: Daemon) -> int | None:
-    """The serving process, while it starts."""
-    told = daemon.health()
-    return told["serving"]["pid"] if told["phase"] in ("starting", "warming") else None
+    """Returns the serving process while it starts."""
+    reply = daemon.health()
+    return reply["serving"]["pid"] if reply["phase"] in ("starting", "warming") else None
 
 
 def kill_as_it_starts(daemon: Daemon) -> None:
@@ -94,7 +94,7 @@ def kill_as_it_starts(daemon: Daemon) -> None:
     while not (pid := starting_pid(daemon)):
         time.sleep(0.002)
     os.kill(pid, signal.SIGKILL)
-    # Till it is gone: the next one to be killed is another.
+    # Waits until it has ended: the next call must kill another one.
     while daemon.health()["serving"]["pid"] == pid:
         time.sleep(0.002)
 
@@ -136,7 +136,7 @@ def test_what_was_made_stable_stays_so_where_the_settings_say_no_version(
     again.kill()
     third = start_daemon(policy=POLICY, store=store.root)
     assert served(third) == "1.1.0"
-    # What it would go back to was kept as well.
+    # The version to roll back to is stored, too.
     back = third.operation(third.ask("POST", f"{PATH}/rollback", {}))
     assert (back["outcome"], back["version"]) == ("done", "1.2.0")
 
@@ -152,9 +152,7 @@ def test_the_settings_are_obeyed_where_they_say_which_version(
     assert served(start_daemon(policy=f"{POLICY}@{asked}", store=store.root)) == expected
 
 
-def test_daemons_that_were_told_to_serve_different_things_have_different_routes(
-    store: Store, start_daemon: StartDaemon
-) -> None:
+def test_daemons_that_serve_different_references_have_different_routes(store: Store, start_daemon: StartDaemon) -> None:
     one = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
     put_arms(one, v1_1_0=0.5)
     assert arm_statuses(start_daemon(policy=f"{POLICY}@1.2.0", store=store.root)) == []
@@ -205,7 +203,7 @@ def test_gc_leaves_what_a_route_names_while_no_daemon_runs(store: Store, start_d
 
 
 def stopped_in_a_switch(daemon: Daemon, store: Store) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Begins a switch to 1.1.0 that gets as far as the order to the serving process, which is stopped."""
+    """Begins a switch to 1.1.0 that gets as far as the message to the serving process, which is stopped."""
     daemon.operation(daemon.ask("POST", f"{PATH}/stage", {"version": "1.1.0"}))
     os.kill(daemon.serving_pid, signal.SIGSTOP)
     answer = daemon.ask("POST", f"{PATH}/switch", {"version": "1.1.0"})
@@ -229,7 +227,9 @@ def test_a_serving_process_that_is_killed_before_it_switches_leaves_the_route_as
     answer = stopped_in_a_switch(daemon, store)
     daemon.kill_serving()
     failed = daemon.operation(answer)
-    assert (failed["outcome"], failed["error"]) == ("failed", "the serving process ended meanwhile")
+    assert failed["outcome"] == "failed"
+    # The control process may notice the death before or after it sends the message.
+    assert failed["error"] in ("the serving process ended meanwhile", "the serving process is failed, not ready")
     daemon.wait_ready(2)
     assert store.resolve(f"{POLICY}@stable").version == served(daemon) == "1.0.0"
     last = store.history(POLICY)[-1]

@@ -1,4 +1,4 @@
-"""When staging pauses, goes on and is given up: the rule by itself, and a daemon whose clients really miss deadlines."""
+"""When staging pauses, continues and ends: the rule by itself, and a daemon with clients that miss deadlines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOOK_S = 0.1
 
 
 class Staging:
-    """A guard, and a live version that does what the test says, a look at a time."""
+    """A guard, and a live version that the test controls, look by look."""
 
     def __init__(self, page: MetricsPage, bounds: StagingSettings = BOUNDS, *, usual_late: int = 0) -> None:
         self.page = page
@@ -52,7 +52,7 @@ class Staging:
         self.page.flush()
 
     def looks(self, number: int, *, late: int = 0, acts: int = 0, run_us: int = 40) -> Pace:
-        """What the guard says after so many looks, each with so many acts and misses before it."""
+        """Returns the pace after so many looks, each with so many acts and misses before it."""
         pace = Pace.GO
         for _ in range(number):
             self.page.cells[VERSION_CELLS[METRICS_INDEX].late] += late
@@ -118,7 +118,7 @@ def test_a_p99_that_stays_as_bad_in_the_pause_is_not_stagings_doing(page: Metric
     assert staging.guard.pauses == 1
 
 
-def test_it_is_given_up_when_it_has_paused_for_too_long(page: MetricsPage) -> None:
+def test_staging_ends_when_it_was_paused_for_too_long(page: MetricsPage) -> None:
     staging = Staging(page, StagingSettings(pause_s_max=5.0, deadline_misses_max=1_000))
     assert staging.looks(45, late=1) is Pace.PAUSE
     assert staging.looks(10, late=1) is Pace.GIVE_UP
@@ -147,7 +147,7 @@ def store(tmp_path: Path) -> Store:
 
 @contextmanager
 def missing(daemon: Daemon) -> Iterator[threading.Event]:
-    """A client whose budgets nobody can meet, until the event is set or the block ends."""
+    """Runs a client with budgets that cannot be met, until the event is set or the block ends."""
     stop = threading.Event()
 
     def act() -> None:
@@ -173,10 +173,10 @@ def staged(daemon: Daemon) -> tuple[int, dict[str, Any], dict[str, str]]:
 
 
 def wait_for_step(daemon: Daemon, answer: tuple[int, dict[str, Any], dict[str, str]], step: str) -> None:
-    def told() -> dict[str, Any]:
+    def reply() -> dict[str, Any]:
         return daemon.ask("GET", f"/v1/operations/{answer[1]['number']}")[1]
 
-    while (now := told())["step"] != step:
+    while (now := reply())["step"] != step:
         assert now["outcome"] == "running", now
         time.sleep(0.01)
 
@@ -194,7 +194,7 @@ def test_staging_stops_while_the_live_version_misses_deadlines_and_then_ends_wel
     with missing(daemon) as stop:
         wait_for_step(daemon, answer, "paused")
         (process,) = staging_processes(daemon)
-        # A signal reaches a process of SCHED_IDLE when it gets the processor.
+        # A process of SCHED_IDLE takes a signal only when it gets a CPU.
         deadline_s = time.monotonic() + START_S_MAX
         while process.status() != psutil.STATUS_STOPPED:
             assert time.monotonic() < deadline_s
@@ -213,8 +213,8 @@ def test_staging_that_is_paused_can_be_cancelled(store: Store, start_daemon: Sta
     answer = staged(daemon)
     with missing(daemon):
         wait_for_step(daemon, answer, "paused")
-        status, told, _ = daemon.ask("DELETE", f"{PATH}/stage")
-    assert (status, told["outcome"]) == (200, "cancelled")
+        status, reply, _ = daemon.ask("DELETE", f"{PATH}/stage")
+    assert (status, reply["outcome"]) == (200, "cancelled")
     assert staging_processes(daemon) == []
 
 
@@ -229,7 +229,7 @@ def test_staging_that_is_paused_can_be_cancelled(store: Store, start_daemon: Sta
         ({"deadline_misses_max": 100_000, "timeout_s": 0.05}, "it was not staged within 0.05 s"),
     ],
 )
-def test_staging_gives_up_and_says_why_and_the_live_version_goes_on(
+def test_staging_ends_with_a_reason_and_the_live_version_goes_on(
     settings: dict[str, object], why: str, store: Store, start_daemon: StartDaemon
 ) -> None:
     named = {f"staging__{name}": value for name, value in settings.items()}

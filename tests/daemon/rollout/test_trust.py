@@ -1,4 +1,4 @@
-"""The daemon loads what those signed whom its settings trust, and says who; anything else is refused before it is loaded."""
+"""The daemon loads policies with a trusted signature and logs the signer. It refuses others before it loads them."""
 
 from __future__ import annotations
 

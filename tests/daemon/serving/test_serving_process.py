@@ -19,7 +19,7 @@ import pillion
 from pilliond.limits import CONTROL_NICENESS, SERVING_SLICE_US
 from tests.conftest import StartDaemon
 from tests.daemon.support.process_resources import cpu_s
-from tests.harness import WAIT_S_MAX, Daemon, wait_until
+from tests.harness import START_S_MAX, TIME_UNIT_S, WAIT_S_MAX, Daemon, wait_until
 
 OBSERVATION = np.zeros(8, np.float32)
 CPUS = sorted(os.sched_getaffinity(0))
@@ -109,14 +109,25 @@ def test_it_spins_while_a_client_has_a_session_and_health_reports_it(
     with pillion.connect(spinning_daemon.address) as session:
         session.begin().act(OBSERVATION)
         wait_until_spinning_is(spinning_daemon, True)
-        busy_s = cpu_s_in_a_second(pid)
+        # a spin takes all of a core that it can have, whoever else wants some of it
+        wait_until_used(pid, 4 * IDLE_CPU_S_MAX)
     wait_until_spinning_is(spinning_daemon, False)
     spun_s = spinning_daemon.metric("pillion_busy_poll_seconds_total")
-    idle_s = cpu_s_in_a_second(pid)
-    # Not how fast, but whether at all: a spin takes most of a core, a sleep next to nothing of it.
-    assert idle_s < busy_s / 4, (idle_s, busy_s)
+    assert cpu_s_in_a_second(pid) < IDLE_CPU_S_MAX
     assert spun_s > 0
     assert spinning_daemon.metric("pillion_busy_poll_seconds_total") == spun_s
+
+
+IDLE_CPU_S_MAX = 0.15
+"""CPU time that a process which sleeps uses within a second: next to nothing."""
+
+
+def wait_until_used(pid: int, used_s: float) -> None:
+    """Waits until a process has used so much CPU time from now on."""
+    before_s, deadline_s = cpu_s(pid), time.monotonic() + START_S_MAX
+    while cpu_s(pid) - before_s < used_s:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
 
 
 def cpu_s_in_a_second(pid: int) -> float:
@@ -189,7 +200,7 @@ def test_on_one_core_a_spinning_daemon_and_its_client_yield_to_each_other(
         settings={"serving__busy_poll_us": SPIN_US, "serving__cpus": cpu},
     )
     command = [sys.executable, "-c", PINNED_CLIENT, daemon.address, str(cpu), str(client_busy_poll_us)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S_MAX, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20 * TIME_UNIT_S, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert daemon.metric("pillion_requests_total", outcome="ok") == ONE_CORE_ACTS
     assert daemon.metric("pillion_resends_total") == 0
@@ -206,7 +217,7 @@ def test_two_clients_that_spin_on_the_daemons_core_both_make_progress(
     codes: list[int] = []
 
     def run() -> None:
-        codes.append(subprocess.run(command, capture_output=True, timeout=4 * WAIT_S_MAX, check=False).returncode)
+        codes.append(subprocess.run(command, capture_output=True, timeout=40 * TIME_UNIT_S, check=False).returncode)
 
     clients = [threading.Thread(target=run) for _ in range(2)]
     for client in clients:

@@ -1,4 +1,4 @@
-"""How far apart two answers are, and when they agree."""
+"""The distance of two answers, and when they agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pilliond.shadow.comparison import Comparison, distances
 from pilliond.shadow.report import compared_outputs, distance_buckets
 
 SPEC = Spec([TensorSpec("observation", "float32", [2])], [TensorSpec("action", "float32", [2])])
-TURNS = Spec(
+THRUSTS = Spec(
     SPEC.observation, [TensorSpec("action", "int64", [2], "MultiDiscrete"), TensorSpec("value", "float64", [])]
 )
 
@@ -54,8 +54,8 @@ def test_continuous_actions_agree_within_the_tolerance_or_a_distance_that_was_se
 def test_discrete_actions_agree_where_all_of_a_row_is_equal_and_have_no_distance(page: ShadowPage) -> None:
     sent = [np.array([[1, 2], [1, 2], [3, 3]]), np.array([0.0, 1.0, 2.0])]
     other = [np.array([[1, 2], [1, 3], [3, 3]]), np.array([0.0, 1.0, np.nan])]
-    Comparison(TURNS, Tolerance(), 0.0, page).add(sent, other)
-    action, value = compared_outputs(page.counts(), TURNS)
+    Comparison(THRUSTS, Tolerance(), 0.0, page).add(sent, other)
+    action, value = compared_outputs(page.counts(), THRUSTS)
     assert (action.agreed_rows, action.distance_mean, action.distance_max) == (2, None, None)
     assert (value.agreed_rows, value.distance_mean, value.distance_max) == (2, 0.0, None)
     assert (page.cells[cell.AGREED_ROWS], page.cells[cell.NON_FINITE_ROWS]) == (2, 1)

@@ -1,4 +1,4 @@
-"""The ring between the serving process and a shadow: what is read is what was answered, whole and in order, or nothing."""
+"""The ring between the serving process and a shadow: a shadow reads the answered batches whole and in order, or not at all."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TappedBench(DataPlane):
         self.welcome = self.open()
         self.sequence = 1
 
-    def handle(self, rows: int = 1) -> Begun:
+    def begin_group(self, rows: int = 1) -> Begun:
         self.sequence += 1
         return self.begin(self.welcome, self.sequence, rows)
 
@@ -56,7 +56,7 @@ class TappedBench(DataPlane):
         return [self.shadow_page.cells[each] for each in which]
 
     def read(self) -> tuple[SeenBatch, float, float]:
-        """The next batch, the value that it observed and the action that it got."""
+        """Rerounds the next batch, the value that was observed and the action that was sent."""
         batch = self.ring.next()
         assert batch is not None
         seen = float(batch.observations[0][0, 0]), float(batch.outputs[0][0])
@@ -64,7 +64,7 @@ class TappedBench(DataPlane):
         return (batch, *seen)
 
     def replayer(self, *, carries: bool = False, share: float = 1.0) -> tuple[Replayer, CountingEngine]:
-        """Another version with the same engine, on the other side of the ring."""
+        """Rerounds a replayer with the same engine, at the reading side of the ring."""
         engine = CountingEngine(8, carries=carries)
         version = Version(Identity("counter", "1.2.4", DIGEST), SPEC, GAUSSIAN, engine)
         named = VersionRequest("counter", "1.2.4", DIGEST, SPEC, GAUSSIAN, None, Tolerance(), [], 0)
@@ -74,15 +74,15 @@ class TappedBench(DataPlane):
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 8)), max_size=60), st.sampled_from([512, 1_024, 4_096]))
 def test_what_is_read_is_what_was_answered_whole_and_in_order_or_was_counted(
-    turns: list[int | None], ring_bytes: int
+    rounds: list[int | None], ring_bytes: int
 ) -> None:
     bench = TappedBench(ring_bytes)
-    handles = {rows: bench.handle(rows) for rows in range(1, 9)}
+    groups = {rows: bench.begin_group(rows) for rows in range(1, 9)}
     waiting: list[tuple[int, float]] = []
     skipped = 0
-    for number, rows in enumerate([*turns, *[None] * len(turns)]):
+    for number, rows in enumerate([*rounds, *[None] * len(rounds)]):
         if rows is not None:
-            bench.act(handles[rows], rows, float(number))
+            bench.act(groups[rows], rows, float(number))
             if bench.cells(cell.NO_ROOM_ROWS) == [skipped + rows]:
                 skipped += rows
             else:
@@ -99,7 +99,7 @@ def test_what_is_read_is_what_was_answered_whole_and_in_order_or_was_counted(
 
 def test_an_episodes_steps_are_counted_from_its_begin_for_each_row() -> None:
     bench = TappedBench()
-    begun = bench.handle(3)
+    begun = bench.begin_group(3)
     bench.act(begun, 3)
     bench.act(begun, 3, episode_start=b"\0\1\0")
     bench.act(begun, 3)
@@ -108,12 +108,12 @@ def test_an_episodes_steps_are_counted_from_its_begin_for_each_row() -> None:
 
 def test_acts_of_one_batch_stay_together_and_say_which_of_them_were_drawn() -> None:
     bench = TappedBench()
-    one, other = bench.handle(2), bench.handle(1)
+    one, other = bench.begin_group(2), bench.begin_group(1)
     bench.deliver(b"peer", act(one, 10, 2), observation(2))
     bench.deliver(b"peer", act(other, 11, deterministic=False), observation(1, 5.0))
     bench.run()
     batch, _, _ = bench.read()
-    assert [(seen.handle, seen.first, seen.rows, seen.is_drawn) for seen in batch.acts] == [
+    assert [(seen.group, seen.first, seen.rows, seen.is_drawn) for seen in batch.acts] == [
         ((7, one.episode), 0, 2, False),
         ((7, other.episode), 2, 1, True),
     ]
@@ -140,7 +140,7 @@ def test_rows_that_a_client_changed_after_they_were_answered_are_not_taken() -> 
 
 def test_what_is_no_batch_is_refused() -> None:
     bench = TappedBench()
-    bench.act(bench.handle())
+    bench.act(bench.begin_group())
     (whole,) = bench.cells(cell.WRITTEN)
     for size, rows in ((8, 1), (whole + 8, 1), (whole, 2)):
         BATCH_HEAD.pack_into(bench.shadow_page.ring, 0, size, 7, rows, 1)
@@ -151,10 +151,10 @@ def test_what_is_no_batch_is_refused() -> None:
 def test_the_same_engine_agrees_also_where_it_carries_a_state_and_rows_were_missed() -> None:
     bench = TappedBench(1_024, carries=True)
     replayer, _ = bench.replayer(carries=True)
-    begun = bench.handle(2)
-    for turn in range(40):
-        bench.act(begun, 2, float(turn), episode_start=b"\0\1" if turn % 10 == 5 else b"")
-        if turn % 20 > 12:
+    begun = bench.begin_group(2)
+    for number in range(40):
+        bench.act(begun, 2, float(number), episode_start=b"\0\1" if number % 10 == 5 else b"")
+        if number % 20 > 12:
             continue
         replayer.look()
     replayer.look()
@@ -164,10 +164,10 @@ def test_the_same_engine_agrees_also_where_it_carries_a_state_and_rows_were_miss
     assert rows + missed + skipped == 80
 
 
-def test_what_its_engine_fails_to_run_is_counted_and_its_episodes_are_not_gone_on_with() -> None:
+def test_rows_that_its_engine_fails_to_run_are_counted_and_their_episodes_do_not_continue() -> None:
     bench = TappedBench(carries=True)
     replayer, engine = bench.replayer(carries=True)
-    begun = bench.handle(2)
+    begun = bench.begin_group(2)
     bench.act(begun, 2)
     engine.fails = True
     replayer.look()
@@ -179,13 +179,13 @@ def test_what_its_engine_fails_to_run_is_counted_and_its_episodes_are_not_gone_o
     assert bench.cells(cell.FAILED_ROWS, cell.MID_EPISODE_ROWS, cell.ROWS, cell.AGREED_ROWS) == [2, 2, 2, 2]
 
 
-def test_the_memory_of_states_is_bounded_and_the_handle_longest_silent_is_forgotten() -> None:
+def test_the_memory_of_states_is_bounded_and_the_group_longest_silent_is_forgotten() -> None:
     bench = TappedBench(carries=True)
     states = ShadowStates(bench.version, 12)
-    handles = [bench.handle() for _ in range(3)]
+    groups = [bench.begin_group() for _ in range(3)]
     runnable = []
     for number in (0, 1, 0, 2, 0, 1):
-        bench.act(handles[number])
+        bench.act(groups[number])
         batch = bench.ring.next()
         assert batch is not None
         ran, carried = states.put(batch, np.ones(1, bool))

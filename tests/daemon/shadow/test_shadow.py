@@ -1,4 +1,4 @@
-"""A shadow: real daemons, real policies, real clients. What was sent is compared with what another version would have sent."""
+"""A shadow: real daemons, policies and clients. Sent answers are compared with those of another version."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def shadow(daemon: Daemon, policy: str, version: str | None, **fields: Any) -> dict[str, Any]:
-    """Lets a version shadow, or none, beside the arms that are there; gives the operation, ended."""
+    """Makes a version shadow, or none, and leaves the arms; returns the ended operation."""
     wish = None if version is None else {"version": version, "share": fields.pop("share", 1.0)}
     body = {"arms": daemon.ask("GET", f"/v1/policies/{policy}")[1]["route"], "shadow": wish, **fields}
     return daemon.operation(daemon.ask("PUT", f"/v1/policies/{policy}/route", body))
 
 
 def report(daemon: Daemon, policy: str) -> dict[str, Any]:
-    status, told, _ = daemon.ask("GET", f"/v1/policies/{policy}/shadow")
-    assert status == 200, told
-    return told
+    status, reply, _ = daemon.ask("GET", f"/v1/policies/{policy}/shadow")
+    assert status == 200, reply
+    return reply
 
 
 def settled(daemon: Daemon, policy: str, rows: int) -> dict[str, Any]:
-    """The report, as soon as so many rows were compared or skipped."""
+    """Returns the report as soon as so many rows were compared or skipped."""
 
     def is_seen() -> bool:
-        told = report(daemon, policy)
-        return bool(told["rows"] + sum(told["skipped_rows"].values()) >= rows)
+        reply = report(daemon, policy)
+        return bool(reply["rows"] + sum(reply["skipped_rows"].values()) >= rows)
 
     wait_until(is_seen)
     return report(daemon, policy)
 
 
 def episode_observations(policy: str, steps: int) -> np.ndarray[Any, Any]:
-    """What a real environment gave, as it was recorded."""
+    """Returns recorded observations of a real environment."""
     recording = Recording.load(ROOT / "bench" / "episodes" / policy / "seed-11.safetensors")
     return recording.observation["observation"][:steps]
 
@@ -74,7 +74,7 @@ def act_through(
 
 @pytest.fixture
 def landers(tmp_path: Path) -> Path:
-    """A store with a real policy: twice the same, and one that prefers its first action more."""
+    """A store with a real policy twice, and a third version that prefers its first action more."""
     publish_copy(tmp_path / "store", LANDER, "1.0.0")
     publish_copy(tmp_path / "store", LANDER, "1.1.0")
     publish_copy(tmp_path / "store", LANDER, "2.0.0", biased=2.0)
@@ -94,14 +94,14 @@ def test_the_same_weights_agree_in_every_row_drawn_or_not_and_others_measurably_
             assert (done["outcome"], done["error"]) == ("done", "")
             shadowed = [act_through(session, observations, seed, deterministic=seed > 2) for seed in (1, 2, 3)]
             assert shadowed == alone
-            told = settled(daemon, LANDER, 180)
-            assert (told["version"], told["live"], told["state"]) == (version, "1.0.0", "running")
-            assert (told["rows"], sum(told["skipped_rows"].values())) == (180, 0)
-            assert told["inference"]["batches"] == 180
+            reply = settled(daemon, LANDER, 180)
+            assert (reply["version"], reply["live"], reply["state"]) == (version, "1.0.0", "running")
+            assert (reply["rows"], sum(reply["skipped_rows"].values())) == (180, 0)
+            assert reply["inference"]["batches"] == 180
             if agreement is None:
-                assert 0.1 < told["agreement"] < 0.95
+                assert 0.1 < reply["agreement"] < 0.95
             else:
-                assert told["agreement"] == agreement
+                assert reply["agreement"] == agreement
     assert daemon.ask("GET", f"/v1/policies/{LANDER}")[1]["shadow"]["version"] == "2.0.0"
     assert daemon.metric("pillion_shadow_rows_total", version="2.0.0") == 180
     assert 18 < daemon.metric("pillion_shadow_agreed_rows_total", version="2.0.0") < 171
@@ -117,17 +117,17 @@ def test_continuous_actions_have_a_distance_drawn_with_the_seed_and_step_of_what
     with pillion.connect(daemon.address) as session:
         shadow(daemon, "scaling", "1.0.0", reason="itself")
         act_through(session, observations, 5)
-        told = settled(daemon, "scaling", 20)
-        assert (told["agreement"], told["outputs"][0]["distance_max"]) == (1.0, 0.0)
-        assert told["distances"]["0"] == 20
+        reply = settled(daemon, "scaling", 20)
+        assert (reply["agreement"], reply["outputs"][0]["distance_max"]) == (1.0, 0.0)
+        assert reply["distances"]["0"] == 20
         shadow(daemon, "scaling", "1.1.0", reason="another")
         act_through(session, observations, 5)
-        told = settled(daemon, "scaling", 20)
-    assert told["agreement_means"] == "their distance is at most 1"
-    assert told["agreement"] == 0.5
-    assert told["outputs"][0]["distance_max"] == pytest.approx(2.5)
-    assert told["outputs"][0]["distance_mean"] == pytest.approx((2.5 + 0.25) / 2)
-    assert (told["distances"]["0.1"], told["distances"]["0.3"], told["distances"]["+Inf"]) == (0, 10, 20)
+        reply = settled(daemon, "scaling", 20)
+    assert reply["agreement_means"] == "their distance is at most 1"
+    assert reply["agreement"] == 0.5
+    assert reply["outputs"][0]["distance_max"] == pytest.approx(2.5)
+    assert reply["outputs"][0]["distance_mean"] == pytest.approx((2.5 + 0.25) / 2)
+    assert (reply["distances"]["0.1"], reply["distances"]["0.3"], reply["distances"]["+Inf"]) == (0, 10, 20)
 
 
 def test_a_group_of_rows_and_an_image_in_a_slot_are_compared_row_by_row(
@@ -146,9 +146,9 @@ def test_a_group_of_rows_and_an_image_in_a_slot_are_compared_row_by_row(
             for step in range(8):
                 group.act(frames[step : step + 3], deterministic=True)
                 assert group.last.observation_in_slot
-            told = settled(daemon, policy, 16 + 24)
-            assert (told["rows"], sum(told["skipped_rows"].values())) == (40, 0)
-            assert (told["agreement"] == 1.0) == (version == "1.0.0")
+            reply = settled(daemon, policy, 16 + 24)
+            assert (reply["rows"], sum(reply["skipped_rows"].values())) == (40, 0)
+            assert (reply["agreement"] == 1.0) == (version == "1.0.0")
 
 
 def test_a_recurrent_shadow_carries_its_own_state_from_the_begin_of_each_episode(
@@ -165,15 +165,15 @@ def test_a_recurrent_shadow_carries_its_own_state_from_the_begin_of_each_episode
         group.act(ones)
         group.act(ones, episode_start=[False, True, False])
         group.act(ones)
-        told = settled(daemon, "summing", 9)
-        assert (told["rows"], told["skipped_rows"]["mid_episode"]) == (2, 7)
-        assert told["outputs"][0]["distance_max"] == 200.0
+        reply = settled(daemon, "summing", 9)
+        assert (reply["rows"], reply["skipped_rows"]["mid_episode"]) == (2, 7)
+        assert reply["outputs"][0]["distance_max"] == 200.0
         shadow(daemon, "summing", "1.0.0", reason="itself")
         for step in range(5):
             group.act(ones, episode_start=[step == 0, step in (0, 3), step == 1])
-        told = settled(daemon, "summing", 15)
-        assert (told["rows"], told["skipped_rows"]["mid_episode"]) == (14, 1)
-        assert (told["agreement"], told["outputs"][0]["distance_max"]) == (1.0, 0.0)
+        reply = settled(daemon, "summing", 15)
+        assert (reply["rows"], reply["skipped_rows"]["mid_episode"]) == (14, 1)
+        assert (reply["agreement"], reply["outputs"][0]["distance_max"]) == (1.0, 0.0)
 
 
 async def test_batches_of_many_clients_are_run_as_they_were_and_agree_bit_for_bit(
@@ -191,9 +191,9 @@ async def test_batches_of_many_clients_are_run_as_they_were_and_agree_bit_for_bi
 
     shadow(daemon, LANDER, "1.1.0", reason="the same")
     await asyncio.gather(*(client(seed) for seed in range(8)))
-    told = settled(daemon, LANDER, 240)
-    assert (told["rows"], told["agreed_rows"]) == (240, 240)
-    assert told["inference"]["batches"] < 240
+    reply = settled(daemon, LANDER, 240)
+    assert (reply["rows"], reply["agreed_rows"]) == (240, 240)
+    assert reply["inference"]["batches"] < 240
 
 
 def test_a_share_shadows_the_same_episodes_each_time(landers: Path, start_daemon: StartDaemon) -> None:
@@ -206,10 +206,10 @@ def test_a_share_shadows_the_same_episodes_each_time(landers: Path, start_daemon
             shadow(daemon, LANDER, version, share=0.25, reason="a quarter")
             for _ in range(2):
                 group.act(observations)
-            told = settled(daemon, LANDER, 60)
+            reply = settled(daemon, LANDER, 60)
             wait_until(lambda: bool(report(daemon, LANDER)["inference"]["batches"] == 2))
             counts.append(report(daemon, LANDER)["rows"])
-    assert told["share"] == 0.25
+    assert reply["share"] == 0.25
     assert counts[0] == counts[1]
     assert 60 <= counts[0] <= 140
 
@@ -227,11 +227,11 @@ def test_rows_of_another_arm_are_not_compared(landers: Path, start_daemon: Start
         stable = session.digest
         answered = sum(digest == stable for digest in group.last.row_digests)
     assert 30 < answered < 70
-    told = settled(daemon, LANDER, answered)
-    assert (told["rows"], told["agreement"]) == (answered, 1.0)
+    reply = settled(daemon, LANDER, answered)
+    assert (reply["rows"], reply["agreement"]) == (answered, 1.0)
 
 
-def test_its_metrics_are_such_as_promtool_accepts(landers: Path, start_daemon: StartDaemon) -> None:
+def test_promtool_accepts_its_metrics(landers: Path, start_daemon: StartDaemon) -> None:
     daemon = start_daemon(policy=f"{LANDER}@stable", store=landers)
     shadow(daemon, LANDER, "2.0.0", reason="to compare")
     with pillion.connect(daemon.address) as session:
@@ -253,7 +253,7 @@ def shadow_process(daemon: Daemon) -> psutil.Process:
 
 
 def pages_of(pid: int) -> int:
-    """Descriptors and mappings of shadows' pages in a process."""
+    """Returns the descriptors and mappings of shadow pages in a process."""
     found = Path(f"/proc/{pid}/maps").read_text().count("pillion-shadow")
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         # A connection may be closed meanwhile.
@@ -263,13 +263,13 @@ def pages_of(pid: int) -> int:
 
 
 def audited(root: Path) -> list[tuple[str, str, str]]:
-    """What the audit log of the store says of shadows: which, by whom, and why."""
+    """Returns the audit records about shadows: version, `by` and reason."""
     records = [each for each in Store(root).history(LANDER) if each.action == "shadow"]
     return [(f"{each.version} beside {each.was}", each.by, each.reason) for each in records]
 
 
 def ended(daemon: Daemon, policy: str) -> dict[str, Any]:
-    """The report, as soon as the shadow has ended."""
+    """Returns the report as soon as the shadow has ended."""
     wait_until(lambda: bool(report(daemon, policy)["state"] == "ended"))
     return report(daemon, policy)
 
@@ -290,8 +290,8 @@ def test_a_shadow_is_confined_and_leaves_nothing_behind(shadowed: Daemon, lander
     assert shadow(shadowed, LANDER, None, reason="seen enough", by="bob")["outcome"] == "done"
     assert not child.is_running()
     wait_until(lambda: pages_of(shadowed.pid) + pages_of(shadowed.serving_pid) == 0)
-    told = report(shadowed, LANDER)
-    assert (told["state"], told["end_reason"], told["by"], told["reason"]) == (
+    reply = report(shadowed, LANDER)
+    assert (reply["state"], reply["end_reason"], reply["by"], reply["reason"]) == (
         "ended",
         "seen enough",
         f"ann (user {USER})",
@@ -327,8 +327,8 @@ def test_one_that_hangs_is_silent_and_then_ended(landers: Path, start_daemon: St
         os.kill(shadow_process(daemon).pid, signal.SIGSTOP)
         act_through(session, episode_observations(LANDER, 20), 1)
         wait_until(lambda: bool(daemon.health()["shadow"]["state"] == "silent"))
-        told = ended(daemon, LANDER)
-    assert told["end_reason"] == "it was silent for more than 4 s"
+        reply = ended(daemon, LANDER)
+    assert reply["end_reason"] == "it was silent for more than 4 s"
     wait_until(lambda: pages_of(daemon.pid) + pages_of(daemon.serving_pid) == 0)
 
 
@@ -336,8 +336,8 @@ def test_a_switch_ends_it(shadowed: Daemon) -> None:
     child = shadow_process(shadowed)
     body = {"version": "2.0.0", "reason": "it flies better", "by": "ann"}
     assert shadowed.operation(shadowed.ask("POST", f"/v1/policies/{LANDER}/switch", body))["outcome"] == "done"
-    told = report(shadowed, LANDER)
-    assert (told["state"], told["end_reason"]) == ("ended", "2.0.0 is stable now")
+    reply = report(shadowed, LANDER)
+    assert (reply["state"], reply["end_reason"]) == ("ended", "2.0.0 is stable now")
     assert not child.is_running()
     with pillion.connect(shadowed.address) as session:
         act_through(session, episode_observations(LANDER, 5), 1)
@@ -353,8 +353,8 @@ def test_it_goes_on_where_the_serving_process_is_started_again(shadowed: Daemon)
     shadowed.wait_ready(2)
     with pillion.connect(shadowed.address) as session:
         act_through(session, observations, 1)
-    told = settled(shadowed, LANDER, 40)
-    assert (told["rows"], told["state"]) == (40, "running")
+    reply = settled(shadowed, LANDER, 40)
+    assert (reply["rows"], reply["state"]) == (40, "running")
 
 
 def test_a_drain_ends_it_and_so_does_the_death_of_the_daemon(
@@ -380,10 +380,10 @@ def test_a_nan_of_the_shadow_is_counted_and_hurts_nobody(tmp_path: Path, start_d
     with pillion.connect(daemon.address) as session:
         assert shadow(daemon, "scaling", "1.1.0", reason="too much")["error"] == ""
         assert act_through(session, observations, 1, deterministic=True) == observations.tolist()
-        told = settled(daemon, "scaling", 3)
-    assert (told["rows"], told["non_finite_rows"], told["agreed_rows"], told["state"]) == (3, 2, 1, "running")
-    assert (told["distances"]["100"], told["distances"]["+Inf"]) == (1, 3)
-    assert told["outputs"][0]["distance_max"] is None
+        reply = settled(daemon, "scaling", 3)
+    assert (reply["rows"], reply["non_finite_rows"], reply["agreed_rows"], reply["state"]) == (3, 2, 1, "running")
+    assert (reply["distances"]["100"], reply["distances"]["+Inf"]) == (1, 3)
+    assert reply["outputs"][0]["distance_max"] is None
 
 
 def test_rows_that_find_no_room_are_counted_and_a_recurrent_shadow_waits_for_the_next_episode(
@@ -400,18 +400,18 @@ def test_rows_that_find_no_room_are_counted_and_a_recurrent_shadow_waits_for_the
         os.kill(shadow_process(daemon).pid, signal.SIGSTOP)
         for step in range(300):
             assert group.act(ones)[0, 0] == step + 2
-        told = report(daemon, "summing")
-        assert told["skipped_rows"]["no_room"] >= 256
-        assert 900_000 < told["waiting_bytes"] <= 1_000_000
+        reply = report(daemon, "summing")
+        assert reply["skipped_rows"]["no_room"] >= 256
+        assert 900_000 < reply["waiting_bytes"] <= 1_000_000
         os.kill(shadow_process(daemon).pid, signal.SIGCONT)
         settled(daemon, "summing", 301 * 256)
         group.act(ones)
         assert settled(daemon, "summing", 302 * 256)["skipped_rows"]["mid_episode"] == 256
         group.act(ones, episode_start=[True] * 256)
         group.act(ones)
-        told = settled(daemon, "summing", 304 * 256)
-    assert (told["agreement"], told["outputs"][0]["distance_max"]) == (1.0, 0.0)
-    assert told["rows"] + told["skipped_rows"]["no_room"] + 256 == 304 * 256
+        reply = settled(daemon, "summing", 304 * 256)
+    assert (reply["agreement"], reply["outputs"][0]["distance_max"]) == (1.0, 0.0)
+    assert reply["rows"] + reply["skipped_rows"]["no_room"] + 256 == 304 * 256
 
 
 # What is refused
@@ -448,7 +448,7 @@ def test_a_version_that_cannot_be_compared_is_refused_and_what_shadows_goes_on(
     shadow(daemon, "scaling", "1.1.0", reason="first")
     child = shadow_process(daemon)
     for version, why in (
-        ("1.2.0", "shadow 1.2.0: expected the spec of 1.0.0, which it would be compared with; its observations differ"),
+        ("1.2.0", "shadow 1.2.0: expected the spec of 1.0.0, to compare the two; its observations differ"),
         ("1.3.0", "shadow 1.3.0: expected a version that can draw actions, as 1.0.0 does"),
     ):
         failed = shadow(daemon, "scaling", version, reason="no")
@@ -473,7 +473,7 @@ def test_a_version_that_cannot_be_compared_is_refused_and_what_shadows_goes_on(
 def test_what_is_no_shadow_is_a_problem_and_changes_nothing(
     daemon: Daemon, body: dict[str, Any], status: int, kind: str
 ) -> None:
-    result, told, _ = daemon.ask("PUT", f"/v1/policies/{LANDER}/route", body)
-    assert (result, told["type"]) == (status, f"urn:pillion:{kind}")
-    result, told, _ = daemon.ask("GET", f"/v1/policies/{LANDER}/shadow")
-    assert (result, told["type"]) == (404, "urn:pillion:shadow-not-found")
+    result, reply, _ = daemon.ask("PUT", f"/v1/policies/{LANDER}/route", body)
+    assert (result, reply["type"]) == (status, f"urn:pillion:{kind}")
+    result, reply, _ = daemon.ask("GET", f"/v1/policies/{LANDER}/shadow")
+    assert (result, reply["type"]) == (404, "urn:pillion:shadow-not-found")

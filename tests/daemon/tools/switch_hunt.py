@@ -1,9 +1,9 @@
-"""Kills a daemon's processes with -9 at every step of staging and switching, and looks what is served and left afterwards.
+"""Kills a daemon's processes with -9 at every step of staging and switching, and checks what is served and left then.
 
     python -m tests.daemon.tools.switch_hunt --kills 200 [--seed 1] [--json]
 
-After each kill: the daemon, started again where it was its control process that died, serves what the alias says; `fsck`
-finds nothing; nobody else holds a version in the store; no process and no memfd is left. Exit code 1 where that is not so.
+After each kill: the daemon, restarted if its control process died, serves what the alias points to; `fsck` finds nothing;
+nothing else locks a version in the store; no process and no memfd is left. Exit code 1 if that is not so.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ STEP: Final = 100.0
 VICTIMS: Final = ("control", "serving", "staging")
 
 STAGE_STEPS: Final = ("starting", "verifying", "loading, warming and running the golden pairs", "certifying")
-"""Those at which there is a staging process; whoever asks may see one of them too late, and then it is the next."""
+"""The steps with a staging process. A caller may see one too late, and then sees the next."""
 
 DELAY_S_MAX: Final = 1.2
-"""The longest random time between the order and the kill; an operation takes less on a machine with nothing to do."""
+"""Longest random time between the request and the kill. On an idle machine an operation takes less."""
 
 
 class Broken(Exception):  # noqa: N818 - what was found, not what went wrong here
-    """Something is not as it has to be after a kill."""
+    """Something is wrong after a kill."""
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline_s = time.monotonic() + START_S_MAX
     while not condition():
         if time.monotonic() > deadline_s:
-            raise Broken(f"it never came to that: {what}")
+            raise Broken(f"waited in vain until {what}")
         time.sleep(0.01)
 
 
@@ -74,7 +74,7 @@ class Scene:
 
     @property
     def stable(self) -> str:
-        """The version that the alias names."""
+        """Returns the version that the alias points to."""
         return self.store.resolve(f"{POLICY}@stable").version
 
     @property
@@ -86,7 +86,7 @@ class Scene:
             self.daemon.stop()
 
     def order(self, verb: str) -> dict[str, Any]:
-        """Tells the daemon to stage, switch to, or roll back to the other version, or to give it a share."""
+        """Asks the daemon to stage, switch to, roll back to, or give a share to the other version; returns the operation."""
         if verb == "route":
             body: dict[str, Any] = {"arms": [{"name": "canary", "version": self.other, "share": 0.5}]}
             return self._ask("PUT", f"{PATH}/route", body)
@@ -94,16 +94,16 @@ class Scene:
         return self._ask("POST", f"{PATH}/{verb}", body)
 
     def finish(self, verb: str) -> None:
-        """Gives an order and waits until it is done."""
-        told = self.order(verb)
-        wait_until(lambda: self.operation(told)["outcome"] != "running", f"{verb} ends")
+        """Asks for a verb and waits until its operation has ended."""
+        reply = self.order(verb)
+        wait_until(lambda: self.operation(reply)["outcome"] != "running", f"{verb} ends")
 
-    def operation(self, told: dict[str, Any]) -> dict[str, Any]:
-        return self._ask("GET", f"/v1/operations/{told['number']}")
+    def operation(self, reply: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("GET", f"/v1/operations/{reply['number']}")
 
-    def wait_for_step(self, told: dict[str, Any], step: str) -> None:
+    def wait_for_step(self, reply: dict[str, Any], step: str) -> None:
         """Waits until an operation is at a step, or past it."""
-        while (now := self.operation(told))["outcome"] == "running" and now["step"] != step:
+        while (now := self.operation(reply))["outcome"] == "running" and now["step"] != step:
             if step in STAGE_STEPS and now["step"] in STAGE_STEPS[STAGE_STEPS.index(step) :]:
                 return
             time.sleep(0.002)
@@ -112,7 +112,7 @@ class Scene:
         wait_until(lambda: self.stable == version, f"the alias names {version}")
 
     def children(self, module: str) -> list[psutil.Process]:
-        """The living processes of the daemon that run a module."""
+        """Returns the living processes of the daemon that run a module."""
         found = []
         for child in psutil.Process(self.daemon.pid).children():
             with suppress(psutil.NoSuchProcess):
@@ -122,13 +122,13 @@ class Scene:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Whoever wants to change the store waits meanwhile."""
+        """Makes every change of the store wait meanwhile."""
         with locked(self.store.root):
             yield
 
     @contextmanager
     def serving_stopped(self) -> Iterator[None]:
-        """The serving process does nothing meanwhile."""
+        """Stops the serving process meanwhile."""
         pid = self.daemon.serving_pid
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -137,10 +137,10 @@ class Scene:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
-    # The kill, and what is asked afterwards
+    # The kill, and the checks after it
 
     def kill(self, victim: str) -> None:
-        """SIGKILL to one of its processes; to no process, where there is no staging."""
+        """Sends SIGKILL to one of its processes; to none, if the victim is `staging` and nothing is staged."""
         if victim == "control":
             children = psutil.Process(self.daemon.pid).children(recursive=True)
             self.daemon.kill()
@@ -151,7 +151,7 @@ class Scene:
                     child.kill()
 
     def check(self, victim: str) -> None:
-        """Raises `Broken` unless everything is as it has to be."""
+        """Raises `Broken` if anything is wrong."""
         if victim == "control":
             self.daemon = self._start()
         try:
@@ -172,7 +172,7 @@ class Scene:
         wait_until(lambda: not self.children("pilliond.staging"), "no staging process is left")
         if len(self.children("pilliond.serving")) != 1:
             raise Broken("expected one serving process")
-        # The model of each version that is loaded.
+        # One memfd for the model of each loaded version.
         wait_until(lambda: _memfds(self.daemon.pid) == len(self._state()["resident"]), "no memfd is left")
 
     def _is_settled(self) -> bool:
@@ -194,10 +194,10 @@ class Scene:
         return self._ask("GET", PATH)
 
     def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        status, told, _ = self.daemon.ask(method, path, body)
+        status, reply, _ = self.daemon.ask(method, path, body)
         if status not in (200, 202):
-            raise Broken(f"{method} {path}: {told}")
-        return told
+            raise Broken(f"{method} {path}: {reply}")
+        return reply
 
     def _start(self) -> Daemon:
         self._starts += 1
@@ -308,8 +308,8 @@ def _routed_not_noted(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _staged_not_noted(scene: Scene) -> Iterator[None]:
-    told = scene.order("stage")
-    scene.wait_for_step(told, "certifying")
+    reply = scene.order("stage")
+    scene.wait_for_step(reply, "certifying")
     with scene.locked():
         wait_until(lambda: len(scene.daemon.ask("GET", PATH)[1]["resident"]) == 2, "it is loaded")
         yield
@@ -317,7 +317,7 @@ def _staged_not_noted(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _rollback_asked(daemon: Daemon) -> Iterator[None]:
-    """Asks for a rollback, which is answered when it is done, and does not wait for that."""
+    """Asks for a rollback and does not wait for the answer, which comes when the rollback is done."""
     connection = daemon.admin_connection()
     connection.request("POST", f"{PATH}/rollback", b"{}")
     try:
@@ -341,7 +341,7 @@ MOMENTS: Final[dict[str, Callable[[Scene], AbstractContextManager[None]]]] = {
 
 
 def kill_at(scene: Scene, moment: str, victim: str) -> None:
-    """Brings the scene there, kills, and checks; raises `Broken`."""
+    """Brings the daemon to that moment, kills, and checks; raises `Broken`."""
     with MOMENTS[moment](scene):
         scene.kill(victim)
     try:
@@ -351,7 +351,7 @@ def kill_at(scene: Scene, moment: str, victim: str) -> None:
 
 
 def kill_at_any_moment(scene: Scene, delay_s: float, verb: str, victim: str) -> None:
-    """The same after a time instead of at a moment."""
+    """Does the same after a time instead of at a moment."""
     if verb == "rollback":
         scene.finish("switch")
     with _rollback_asked(scene.daemon) if verb == "rollback" else nullcontext():
@@ -376,7 +376,7 @@ def a_scene() -> Iterator[Scene]:
 
 
 def main() -> int:
-    """Kills, and says how often at what; 1 where something was broken."""
+    """Kills, and prints how often at each moment; returns 1 if something was broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import pillion
-from pillion_bench.roles.virtual_users import SessionSwarm
+from pillion_bench.roles.virtual_users import VirtualUserPool
 from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, Ping, Welcome, decode, encode
 from pillion_protocol.lane import pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.support.bystander import undisturbed_client
 from tests.daemon.support.process_resources import open_descriptors
-from tests.harness import WAIT_S_MAX, Daemon, wait_until
+from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon, wait_until
 
 OBSERVATION = np.zeros(8, np.float32)
 
@@ -99,18 +99,18 @@ def test_sessions_on_one_connection_are_each_answered_for_their_own_observation(
         alone = [int(episode.act(observation)) for observation in observations]
     assert len(set(alone)) > 2
     batches = []
-    with SessionSwarm(lane_daemon.address, sessions=16, connections=1) as swarm:
-        swarm.open()
-        swarm.begin([[index] for index in range(16)])
+    with VirtualUserPool(lane_daemon.address, sessions=16, connections=1) as pool:
+        pool.open()
+        pool.begin([[index] for index in range(16)])
         for _ in range(5):
-            for rider in swarm.riders:
-                rider.act([observations[rider.index].tobytes()])
+            for user in pool.users:
+                user.act([observations[user.index].tobytes()])
             result = {}
-            for _ in swarm.riders:
-                rider, message, tensors = swarm.receive()
+            for _ in pool.users:
+                user, message, tensors = pool.receive()
                 assert isinstance(message, Action)
                 batches.append(message.batch_rows)
-                result[rider.index] = int(np.frombuffer(tensors[0], np.int64)[0])
+                result[user.index] = int(np.frombuffer(tensors[0], np.int64)[0])
             assert [result[index] for index in range(16)] == alone
     assert max(batches) > 1
 
@@ -199,7 +199,7 @@ def test_a_killed_client_leaves_no_session_and_no_descriptor(lane_daemon: Daemon
         "for session in sessions: session.begin().act(numpy.zeros(8, 'float32'))\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", script, lane_daemon.address], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", script, lane_daemon.address], check=False, timeout=2 * START_S_MAX)
     wait_until(lambda: lane_daemon.metric("pillion_sessions_dropped_total") == dropped + 20)
     wait_until(lambda: open_descriptors(serving_pid) == descriptors)
 

@@ -20,7 +20,7 @@ from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.support.process_resources import open_descriptors, slot_regions
 from tests.daemon.support.raw_lane import RawLane
-from tests.harness import STORE, WAIT_S_MAX, Daemon, running, wait_until
+from tests.harness import START_S_MAX, STORE, WAIT_S_MAX, Daemon, running, wait_until
 
 PIXELS = np.random.default_rng(3).integers(0, 255, (4, 84, 84), np.uint8)
 
@@ -136,7 +136,7 @@ def test_slots_are_freed_with_their_group_their_session_or_their_killed_client(p
         "os.kill(os.getpid(), 9)\n"
     )
     for _ in range(3):
-        subprocess.run([sys.executable, "-c", script, pixel_daemon.address], check=False, timeout=30)
+        subprocess.run([sys.executable, "-c", script, pixel_daemon.address], check=False, timeout=START_S_MAX)
     wait_until_no_slots(pixel_daemon)
 
 

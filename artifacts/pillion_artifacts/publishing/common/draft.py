@@ -9,7 +9,7 @@ import msgspec
 
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import Contributor, Environment, Lineage, Metric, ModelCard, Tolerance
-from pillion_artifacts.publishing.common.source import SourcePolicy
+from pillion_artifacts.publishing.common.source_policy import SourcePolicy
 
 NO_LICENCE = "NOASSERTION"
 """SPDX's word for an unknown licence."""

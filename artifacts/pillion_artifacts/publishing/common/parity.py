@@ -13,7 +13,7 @@ from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import ParityError
 from pillion_artifacts.limits import GOLDEN_KEPT_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel
-from pillion_artifacts.publishing.common.source import SourcePolicy
+from pillion_artifacts.publishing.common.source_policy import SourcePolicy
 
 
 class Parity(msgspec.Struct, frozen=True):

@@ -12,12 +12,12 @@ from onnx import helper
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.limits import PROVEN_ROWS
+from pillion_artifacts.limits import PROOF_BATCHES
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import NO_LICENCE, Details, Draft, tool_versions
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
-from pillion_artifacts.publishing.common.source import SourceRun, margin_of
+from pillion_artifacts.publishing.common.source_policy import SourceRun, margin_of
 from pillion_artifacts.publishing.onnx.free_batch import (
     Port,
     fixed_batch,
@@ -205,4 +205,4 @@ def _derived_card(model: onnx.ModelProto, details: Details, what: str) -> ModelC
 
 def _prove(before: OnnxModel, after: OnnxModel, batch: int, card: ModelCard) -> None:
     tensors = [*card.observation, *(TensorCard(part.name, part.dtype, part.shape) for part in card.state)]
-    prove_free_batch(before, after, batch, draw_observations(tensors, batch * PROVEN_ROWS))
+    prove_free_batch(before, after, batch, draw_observations(tensors, batch * PROOF_BATCHES))

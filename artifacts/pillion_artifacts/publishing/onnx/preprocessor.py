@@ -21,7 +21,7 @@ from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import Draft
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
-from pillion_artifacts.publishing.common.source import SourcePolicy, SourceRun
+from pillion_artifacts.publishing.common.source_policy import SourcePolicy, SourceRun
 from pillion_artifacts.publishing.onnx.free_batch import Port, fixed_batch, free_batch, graph_inputs, ports
 from pillion_artifacts.publishing.onnx.graph import OPSET
 from pillion_artifacts.publishing.onnx.graph_names import rename_ports

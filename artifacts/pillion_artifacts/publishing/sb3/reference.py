@@ -17,7 +17,7 @@ from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ACTION
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.publishing.common.inert_pickle import InertObject
-from pillion_artifacts.publishing.common.source import SourceRun, margin_of
+from pillion_artifacts.publishing.common.source_policy import SourceRun, margin_of
 from pillion_artifacts.publishing.sb3.archive import Sb3Archive, Weights
 from pillion_artifacts.publishing.sb3.networks import layer_numbers
 from pillion_artifacts.publishing.sb3.policies import LOG_STD, LOGITS, MEAN, VALUES, Sb3Graph, family_of

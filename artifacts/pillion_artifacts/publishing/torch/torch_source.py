@@ -24,7 +24,7 @@ from pillion_artifacts.publishing.common.draft import Details, Draft, tool_versi
 from pillion_artifacts.publishing.common.files import read_file
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import serialize
-from pillion_artifacts.publishing.common.source import SourceRun, margin_of
+from pillion_artifacts.publishing.common.source_policy import SourceRun, margin_of
 from pillion_artifacts.publishing.onnx.graph import OPSET, ROWS
 from pillion_artifacts.publishing.onnx.graph_names import rename_ports
 from pillion_artifacts.publishing.onnx.onnx_files import parse_model

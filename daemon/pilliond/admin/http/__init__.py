@@ -1,5 +1,5 @@
-"""HTTP on the admin port, whatever is asked: listeners, TLS, who may do what, request limits, errors, OpenAPI.
+"""HTTP on the admin port, for all endpoints alike: listeners, TLS, access, request limits, errors, OpenAPI.
 
-Promises that nothing is done for a caller without the scope for it, and that every error is `application/problem+json`.
-Knows no version and no policy.
+It promises that no request is handled without the scope that it needs, and that every error is
+`application/problem+json`. It knows neither policies nor versions.
 """

@@ -1,8 +1,8 @@
-"""Access to the admin port: who asks, and what they may. Decides without awaiting; `guard` asks it for each request.
+"""Access to the admin port. Decides without awaiting; `guard` calls it for each request.
 
-Rule 1: at a Unix socket a peer is its user. This daemon's own, root and the members of `admin.group` may do everything.
-Rule 2: at TCP a peer is its token, where there is a tokens file; without one anybody on this host may look, and nobody do more.
-Rule 3: what is `OPEN` is told to whoever asks.
+Rule 1: at a Unix socket the peer's user counts. The daemon's own user, root and members of `admin.group` may do everything.
+Rule 2: over TCP the token counts. Without a tokens file, any process on this host may read, and none may do more.
+Rule 3: an `OPEN` endpoint answers every caller.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from pilliond.settings.schema import AdminSettings
 _BEARER: Final = 'Bearer realm="pillion"'
 
 
-class Asker(msgspec.Struct, frozen=True):
-    """Somebody who may."""
+class Caller(msgspec.Struct, frozen=True):
+    """A caller with access."""
 
     name: str
     kind: str
-    """`user`, `token`, or empty for anybody."""
+    """`user`, `token`, or empty for a caller without a token."""
 
-    def signs(self, said: str) -> str:
-        """Who is written into the audit log, where the request says that it is of `said`: `alice (token ci)`."""
+    def author(self, claimed: str) -> str:
+        """Returns the author for the audit log of a request that claims to be by `claimed`: `alice (token ci)`."""
         own = f"token {self.name}" if self.kind == "token" else self.name
-        if said in ("", self.name, own):
+        if claimed in ("", self.name, own):
             return own
-        return f"{said} ({self.kind} {self.name})"
+        return f"{claimed} ({self.kind} {self.name})"
 
 
 class Refused(Exception):  # noqa: N818  # not an error of ours: an answer
-    """A request that is not let in: why, as a metric and as a problem."""
+    """A request without access: its reason for the metric, and its problem."""
 
     def __init__(self, reason: str, problem: ProblemError) -> None:
         super().__init__(str(problem))
@@ -53,7 +53,7 @@ class Refused(Exception):  # noqa: N818  # not an error of ours: an answer
 
 
 class Access:
-    """Who may do what. `tokens` is None where there is no tokens file; `group` an id whose members are let in."""
+    """Decides about requests. `tokens` is None without a tokens file; `group` is the id of `admin.group`."""
 
     def __init__(self, tokens: TokensFile | None, group: int | None, refusals: Refusals) -> None:
         self.refusals = refusals
@@ -62,20 +62,20 @@ class Access:
 
     @classmethod
     def of(cls, settings: AdminSettings, log: Any) -> Self:
-        """As the settings say; raises `SettingsError` where their tokens file is not right."""
+        """Returns the access that the settings describe; raises `SettingsError` if their tokens file is invalid."""
         tokens = TokensFile(settings.tokens_file, log) if settings.tokens_file else None
         return cls(tokens, settings.group_id(), Refusals(log))
 
-    def of_user(self, connection: Connection) -> Asker:
-        """Who is at the other end of a Unix socket; raises `Refused`."""
+    def of_user(self, connection: Connection) -> Caller:
+        """Returns the caller at the other end of a Unix socket; raises `Refused`."""
         name = _user_name(user_id(connection))
         if not is_allowed(connection, self._group):
-            whom = "this daemon's user and root" + ("" if self._group is None else ", and members of admin.group")
-            raise _forbidden("user", f"expected {whom}, got user {name}")
-        return Asker(name, "user")
+            allowed = "this daemon's user and root" + ("" if self._group is None else ", and members of admin.group")
+            raise _forbidden("user", f"expected {allowed}, got user {name}")
+        return Caller(name, "user")
 
-    def of_token(self, headers: Mapping[str, str], scope: Scope) -> Asker:
-        """Who asks over TCP for something of that scope; raises `Refused`."""
+    def of_token(self, headers: Mapping[str, str], scope: Scope) -> Caller:
+        """Returns the caller of a request over TCP that needs `scope`; raises `Refused`."""
         _check_origin(headers)
         kind, _, secret = headers.get("Authorization", "").partition(" ")
         if kind.lower() == "bearer":
@@ -86,19 +86,19 @@ class Access:
         if scope > Scope.VIEW:
             raise _unauthorized(
                 "no_token",
-                f"without a token expected the scope view, this needs {scope.word}: "
-                "ask at the Unix socket, or give the daemon an admin.tokens_file",
+                f"expected a token with the scope {scope.word}, got none: "
+                "use the Unix socket, or give the daemon an admin.tokens_file",
             )
-        return Asker("anybody", "")
+        return Caller("anybody", "")
 
-    def _holder(self, secret: str, scope: Scope) -> Asker:
-        token = find_token(self._tokens.now() if self._tokens is not None else (), secret)
+    def _holder(self, secret: str, scope: Scope) -> Caller:
+        token = find_token(self._tokens.current() if self._tokens is not None else (), secret)
         if token is None:
             raise _unauthorized("wrong_token", "expected a token of this daemon, got another", "invalid_token")
         if token.has_expired(datetime.now(UTC)):
             raise _unauthorized("expired_token", f"the token {token.name} has expired", "invalid_token")
         _check_scope(token, scope)
-        return Asker(token.name, "token")
+        return Caller(token.name, "token")
 
 
 def _check_scope(token: Token, scope: Scope) -> None:
@@ -109,21 +109,21 @@ def _check_scope(token: Token, scope: Scope) -> None:
 
 
 def _check_origin(headers: Mapping[str, str]) -> None:
-    """A page that a browser has from elsewhere may not use it to ask here: what asks so says whence."""
+    """Refuses requests that a browser makes for a page of another origin; browsers name the origin."""
     origin = headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("Host", ""):
         raise _forbidden("origin", "expected a request of this port's own pages, got one of another origin")
 
 
 def _check_host(headers: Mapping[str, str]) -> None:
-    """A name that somebody else made point here is not this host's: its pages would be of the same origin."""
+    """Refuses foreign host names: a page of a name that was rebound to this host would have the same origin."""
     try:
         host = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
         is_own = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_own = False
     if not is_own:
-        raise _forbidden("host", "expected a loopback address or localhost in Host, as there is no token")
+        raise _forbidden("host", "expected a loopback address or localhost in Host without a token")
 
 
 def _unauthorized(reason: str, detail: str, error: str = "") -> Refused:

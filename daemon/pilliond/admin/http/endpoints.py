@@ -1,4 +1,4 @@
-"""Endpoints of the admin port: the table that its routes, who may use them, and its OpenAPI description come from."""
+"""Endpoints of the admin port: the table that the routes, their scopes and the OpenAPI description come from."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pilliond.admin.http.scope import Scope as Scope  # noqa: PLC0414  # a row o
 T = TypeVar("T", bound=msgspec.Struct)
 
 Text = Annotated[str, msgspec.Meta(max_length=1_000)]
-"""A reason, who asks."""
+"""A reason, or a name."""
 
 Version = Annotated[str, msgspec.Meta(max_length=1_000, pattern="^[!-~]")]
 """`1.2.3`, a range, an alias or a digest."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A method of a path."""
+    """One method of one path."""
 
     method: str
     path: str
@@ -31,39 +31,39 @@ class Endpoint(msgspec.Struct, frozen=True):
     summary: str
     scope: Scope
     answer: Any = None
-    """The type of its JSON; None: it gives something else."""
+    """The type of its JSON response; None: the response is no JSON."""
     body: type[msgspec.Struct] | None = None
-    """What it takes, as JSON."""
+    """The type of its JSON body; None: it has none."""
     statuses: tuple[HTTPStatus, ...] = (HTTPStatus.OK,)
-    """With which it answers where it does what it was asked."""
+    """The statuses of its successful responses."""
     query: type[msgspec.Struct] | None = None
-    """What it takes in the query; a field is a parameter."""
+    """The type of its query; each field is a parameter."""
     problems: tuple[HTTPStatus, ...] = ()
-    """Why it may not do it, beside what `openapi` can tell from the row itself."""
+    """The statuses of its errors, beside those that `openapi.refusals` derives from the row."""
     tagged: bool = False
-    """Its `ETag` says which state it looked at; a verb takes one in `If-Match`."""
+    """A GET returns an `ETag` of the state; a verb accepts it in `If-Match`."""
     error: type[msgspec.Struct] = Problem
-    """The type of its JSON where it did not do it; other than `Problem`, it is `application/json`."""
+    """The type of its errors; any type but `Problem` is sent as `application/json`."""
     media_types: tuple[str, ...] = ("text/plain",)
-    """What it gives where that is not JSON."""
+    """The media types of a response that is no JSON."""
     reads_body: bool = False
-    """Its handler reads the body as it comes, within a bound of its own, and it may be more than JSON."""
+    """Its handler reads the body itself, within a bound of its own; the body may hold more than JSON."""
 
     def route(self) -> web.RouteDef:
-        """As aiohttp takes it. What is looked at with GET can be asked for its head."""
+        """Returns the route for aiohttp; a GET route also answers HEAD."""
         if self.method == "GET":
             return web.get(self.path, self.handler)
         return web.route(self.method, self.path, self.handler)
 
 
 def json_response(value: Any, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
-    """A value as JSON for people and programs."""
+    """Returns a response with indented JSON."""
     body = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
     return web.Response(body=body, status=int(status), content_type="application/json")
 
 
 def query_of(request: web.Request, kind: type[T]) -> T:
-    """The query of a request; raises `ProblemError` (400, `malformed`)."""
+    """Returns the query of a request; raises `ProblemError` (400, `malformed`)."""
     try:
         return msgspec.convert(dict(request.query), kind, strict=False)
     except UNREADABLE as error:
@@ -71,7 +71,7 @@ def query_of(request: web.Request, kind: type[T]) -> T:
 
 
 async def body_of(request: web.Request, kind: type[T]) -> T:
-    """The body of a request, none being an empty one; raises `ProblemError` (400, `malformed`; 415, `not-json`)."""
+    """Returns the body of a request; no body counts as `{}`. Raises `ProblemError` (400, `malformed`; 415, `not-json`)."""
     data = await request.read()
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", "expected a body that is not compressed")

@@ -1,4 +1,4 @@
-"""The guard of the admin port: the one middleware that asks `access` about every request, before anything is looked up for it."""
+"""The guard of the admin port: the middleware that checks the access of every request before its handler runs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from pilliond.admin.http.access import Access, Asker, Refused
+from pilliond.admin.http.access import Access, Caller, Refused
 from pilliond.admin.http.endpoints import Endpoint
 from pilliond.admin.http.problems import ProblemError
 from pilliond.admin.http.scope import Scope
 from pilliond.limits import ADMIN_BODY_S_MAX
 from pilliond.linux.peer_credentials import user_id
 
-_ASKER: Final = "pilliond.asker"
-_IPV6_NEIGHBOURS: Final = 64
-"""The bits of an address that a network gives to one of its hosts to choose from."""
+_CALLER: Final = "pilliond.caller"
+_IPV6_NETWORK_BITS: Final = 64
+"""A host may choose the other bits of its IPv6 address freely."""
 
 
 def guard(access: Access, endpoints: Iterable[Endpoint]) -> Middleware:
-    """The middleware. What is at no endpoint is for those who may look: others are not told what there is not."""
+    """Returns the middleware. An unknown path needs the scope `view`: callers without access do not learn what exists."""
     table = {(endpoint.method, endpoint.path): endpoint for endpoint in endpoints}
 
     @web.middleware
@@ -33,7 +33,7 @@ def guard(access: Access, endpoints: Iterable[Endpoint]) -> Middleware:
         endpoint = _endpoint(request, table)
         scope = _scope(request, endpoint)
         if scope > Scope.OPEN:
-            _let_in(request, access, scope)
+            _authorize(request, access, scope)
         if endpoint is None or not endpoint.reads_body:
             await _read_body(request)
         return await handler(request)
@@ -41,10 +41,10 @@ def guard(access: Access, endpoints: Iterable[Endpoint]) -> Middleware:
     return guarded
 
 
-def asked_by(request: web.Request, said: str) -> str:
-    """Who asks, for the audit log, where the request says that it is of `said`."""
-    asker: Asker = request[_ASKER]
-    return asker.signs(said)
+def asked_by(request: web.Request, claimed: str) -> str:
+    """Returns the author of a request for the audit log; `claimed` is the author that the request names."""
+    caller: Caller = request[_CALLER]
+    return caller.author(claimed)
 
 
 def _endpoint(request: web.Request, table: dict[tuple[str, str], Endpoint]) -> Endpoint | None:
@@ -58,33 +58,33 @@ def _endpoint(request: web.Request, table: dict[tuple[str, str], Endpoint]) -> E
 def _scope(request: web.Request, endpoint: Endpoint | None) -> Scope:
     if endpoint is not None:
         return endpoint.scope
-    # What can be reached without a row of the table is a mistake of ours, which must not open anything.
+    # A route without a row in the table is a bug. It must not give access to anything.
     return Scope.VIEW if request.match_info.route.resource is None else Scope.ADMIN
 
 
-def _let_in(request: web.Request, access: Access, scope: Scope) -> None:
-    """Notes who asks; raises `ProblemError`."""
+def _authorize(request: web.Request, access: Access, scope: Scope) -> None:
+    """Notes the caller of a request; raises `ProblemError` if it has no access."""
     connection = None if request.transport is None else request.transport.get_extra_info("socket")
     if connection is None or connection.fileno() < 0:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, "gone", "who asked has gone")
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "gone", "the caller disconnected")
     is_local = connection.family == socket.AF_UNIX
     try:
-        request[_ASKER] = access.of_user(connection) if is_local else access.of_token(request.headers, scope)
+        request[_CALLER] = access.of_user(connection) if is_local else access.of_token(request.headers, scope)
     except Refused as refused:
         peer = f"user {user_id(connection)}" if is_local else _network_of(request.remote)
-        # As it came, so that it stays on its line in the log.
+        # The undecoded path: a line break in it must not begin a line of the log.
         wait_s = access.refusals.refuse(peer, refused.reason, request.method, request.rel_url.raw_path)
         raise (_too_many(wait_s) if wait_s else refused.problem) from None
 
 
 def _too_many(wait_s: int) -> ProblemError:
-    detail = f"too many requests of this peer were refused: expected the next after {wait_s} s"
+    detail = f"too many requests of this peer were refused: try again after {wait_s} s"
     headers = {"Retry-After": str(wait_s)}
     return ProblemError(HTTPStatus.TOO_MANY_REQUESTS, "too-many-refusals", detail, headers)
 
 
 async def _read_body(request: web.Request) -> None:
-    """Reads the body, which the handler then finds there; raises `ProblemError` where it is slow to come."""
+    """Reads the body, which aiohttp keeps for the handler; raises `ProblemError` if it is too slow."""
     try:
         async with asyncio.timeout(ADMIN_BODY_S_MAX):
             await request.read()
@@ -94,10 +94,10 @@ async def _read_body(request: web.Request) -> None:
 
 
 def _network_of(address: str | None) -> str:
-    """Whom a refusal is held against: an address, of IPv6 the network that its host may choose within."""
+    """Returns what refusals are counted by: an IPv4 address, or the network of an IPv6 address."""
     if address is None:
-        return "somebody who has gone"
+        return "a peer that disconnected"
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if parsed.version == 4:
         return address
-    return str(ipaddress.ip_network((parsed, _IPV6_NEIGHBOURS), strict=False))
+    return str(ipaddress.ip_network((parsed, _IPV6_NETWORK_BITS), strict=False))

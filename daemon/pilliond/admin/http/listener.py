@@ -1,4 +1,4 @@
-"""A listening socket of the admin port: lets peers in, so many at once that they cannot take this process's descriptors."""
+"""A listening socket of the admin port. It bounds the connections, so that peers cannot use up the descriptors."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ _OWNER_ONLY_UMASK: Final = 0o177
 _GROUP_TOO_MODE: Final = 0o660
 
 
-class Visitors:
+class ActiveConnections:
     """The connections whose requests are being answered."""
 
     def __init__(self) -> None:
-        self._asking: set[object] = set()
+        self._active: set[object] = set()
 
     def __contains__(self, connection: object) -> bool:
-        return connection in self._asking
+        return connection in self._active
 
     def middleware(self) -> Middleware:
-        """What notes them, outermost of all."""
+        """Returns the middleware that notes them; it must be the outermost one."""
 
         @web.middleware
         async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
             connection = request.protocol
-            self._asking.add(connection)
+            self._active.add(connection)
             try:
                 return await handler(request)
             finally:
-                self._asking.discard(connection)
+                self._active.discard(connection)
 
         return noted
 
 
 class AdminListener(web.BaseSite):
-    """Owns a listening socket and the connections that came of it until they are shaken hands with.
+    """Owns a listening socket, and its connections until their TLS handshake is done.
 
-    Rule: of `ADMIN_CONNECTIONS_MAX` connections, the oldest of those whose request is not being answered goes for another one.
+    Rule: beyond `ADMIN_CONNECTIONS_MAX` connections, a new one closes the oldest whose request is not being answered.
     """
 
     def __init__(
-        self, runner: web.AppRunner, listener: socket.socket, tls: TlsIdentity | None, visitors: Visitors
+        self, runner: web.AppRunner, listener: socket.socket, tls: TlsIdentity | None, active: ActiveConnections
     ) -> None:
         super().__init__(runner)
         listener.setblocking(False)
         self._listener = listener
         self._tls = tls
-        self._visitors = visitors
+        self._active = active
         self._peers: dict[web.RequestHandler, asyncio.Task[None]] = {}
-        """Oldest first; the task is that of its being welcomed."""
+        """Oldest first, each with the task that starts it."""
         self._accepting: asyncio.Task[None] | None = None
 
     @property
@@ -88,21 +88,21 @@ class AdminListener(web.BaseSite):
             try:
                 accepted, _ = await loop.sock_accept(self._listener)
             except OSError:
-                # The peer went before it was let in, or there is no descriptor: there may be one soon.
+                # The peer disconnected, or there is no free descriptor; one may be free soon.
                 await asyncio.sleep(_PAUSE_S)
                 continue
             self._make_room()
             assert self._runner.server is not None
             handler = self._runner.server()
-            self._peers[handler] = asyncio.create_task(self._welcome(handler, accepted))
+            self._peers[handler] = asyncio.create_task(self._start_connection(handler, accepted))
 
-    async def _welcome(self, handler: web.RequestHandler, accepted: socket.socket) -> None:
+    async def _start_connection(self, handler: web.RequestHandler, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         context = self._tls.context() if self._tls is not None else None
-        patience_s = ADMIN_HANDSHAKE_S_MAX if context is not None else None
-        # What does not speak TLS is gone again: nothing was asked, nobody waits for an answer.
+        timeout_s = ADMIN_HANDSHAKE_S_MAX if context is not None else None
+        # A peer that does not speak TLS is disconnected: there is no request to answer.
         with contextlib.suppress(OSError):
-            await loop.connect_accepted_socket(lambda: handler, accepted, ssl=context, ssl_handshake_timeout=patience_s)
+            await loop.connect_accepted_socket(lambda: handler, accepted, ssl=context, ssl_handshake_timeout=timeout_s)
 
     def _make_room(self) -> None:
         server = self._runner.server
@@ -112,15 +112,15 @@ class AdminListener(web.BaseSite):
             if task.done() and handler not in connected:
                 del self._peers[handler]
         if len(self._peers) >= ADMIN_CONNECTIONS_MAX:
-            self._send_away(next((peer for peer in self._peers if peer not in self._visitors), next(iter(self._peers))))
+            self._disconnect(next((peer for peer in self._peers if peer not in self._active), next(iter(self._peers))))
 
-    def _send_away(self, handler: web.RequestHandler) -> None:
+    def _disconnect(self, handler: web.RequestHandler) -> None:
         self._peers.pop(handler).cancel()
         handler.force_close()
 
 
 def bind(address: AdminAddress, group: int | None) -> socket.socket:
-    """A socket that is bound there, for this user and the group alone where it is a Unix socket; raises `ListenError`."""
+    """Returns a bound socket; only this user and `group` can connect to a Unix socket. Raises `ListenError`."""
     try:
         return _bind_unix(address.path, group) if address.path else _bind_tcp(address.host, address.port)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The description of the admin port: OpenAPI 3.1, made of the endpoint table and the types that it names, and of nothing else."""
+"""The OpenAPI 3.1 description of the admin port, made only of the endpoint table and the types that it names."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Tree = dict[str, Any]
 
 _JSON: Final = "application/json"
 _INTEGERS: Final = {"number"}
-"""Parameters of paths that are whole numbers; all others are words."""
+"""Path parameters that are integers; all others are strings."""
 
 _MEANINGS: Final = {
-    HTTPStatus.BAD_REQUEST: "The request cannot be read: its head, or its body against the schema.",
-    HTTPStatus.UNAUTHORIZED: "A token is needed, and none came, or one that nobody has.",
-    HTTPStatus.FORBIDDEN: "The token's scope is below the one that is needed.",
-    HTTPStatus.NOT_FOUND: "What the path or the body names is not there.",
-    HTTPStatus.REQUEST_TIMEOUT: "The body was too slow to come.",
-    HTTPStatus.CONFLICT: "It cannot be done as things stand: another operation is under way, or there is nothing to do it to.",
-    HTTPStatus.GONE: "The sequence, or the version that it holds, is gone.",
-    HTTPStatus.PRECONDITION_FAILED: "Something has changed since the `ETag` in `If-Match`.",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long.",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body says that it is not JSON, or is compressed.",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "The version is damaged, not signed as it must be, or cannot have that name.",
-    HTTPStatus.TOO_MANY_REQUESTS: "Too many tokens that nobody has came from there.",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "The policy gave what JSON cannot say, or has failed.",
+    HTTPStatus.BAD_REQUEST: "The request is malformed, or its body does not match the schema.",
+    HTTPStatus.UNAUTHORIZED: "The request needs a token and has none, or an unknown or expired one.",
+    HTTPStatus.FORBIDDEN: "The caller may not do this: the token has too small a scope, or the user, host or origin is not allowed.",
+    HTTPStatus.NOT_FOUND: "The path or the body names something that does not exist.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body took too long to arrive.",
+    HTTPStatus.CONFLICT: "The current state does not allow it: another operation is running, or there is nothing to act on.",
+    HTTPStatus.GONE: "The sequence, or the version that it holds, no longer exists.",
+    HTTPStatus.PRECONDITION_FAILED: "The state changed since the `ETag` in `If-Match`.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is declared as something other than JSON, or its encoding is not supported.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "The version is damaged, not signed as required, or cannot have that name.",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many requests of this peer were refused.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "The policy failed, or returned a number that JSON cannot represent.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The daemon is not ready, or cannot read its store.",
-    HTTPStatus.GATEWAY_TIMEOUT: "The budget was spent.",
+    HTTPStatus.GATEWAY_TIMEOUT: "The time budget ran out.",
 }
 
 
 def describe(endpoints: Sequence[Endpoint]) -> Tree:
-    """The OpenAPI document of these endpoints, as JSON has it."""
+    """Returns the OpenAPI document of these endpoints, as a JSON value."""
     schemas, components = _schemas(endpoints)
     statuses = {status for endpoint in endpoints if endpoint.error is Problem for status in refusals(endpoint)}
     paths: dict[str, Tree] = {}
@@ -54,7 +54,7 @@ def describe(endpoints: Sequence[Endpoint]) -> Tree:
         "info": {
             "title": "Pillion's admin port",
             "version": pilliond.__version__,
-            "summary": "Which policy versions serve, and the verbs that change it.",
+            "summary": "Inspect a running daemon, and change which policy versions it serves.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -68,7 +68,7 @@ def describe(endpoints: Sequence[Endpoint]) -> Tree:
 
 
 def _schemas(endpoints: Iterable[Endpoint]) -> tuple[dict[Any, Tree], Tree]:
-    """The schema of each type that the endpoints name, and the components that these refer to."""
+    """Returns the schema of each type that the endpoints name, and the components that these schemas refer to."""
     named = [kind for endpoint in endpoints for kind in (endpoint.answer, endpoint.body, endpoint.error)]
     kinds = [kind for kind in dict.fromkeys(named) if kind is not None]
     made = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
@@ -81,8 +81,9 @@ def _bearer() -> Tree:
     return {
         "type": "http",
         "scheme": "bearer",
-        "description": f"A token has one of these scopes; each holds those before it: {scopes}. "
-        "A daemon that only its own host can reach may have no tokens, and asks for none then.",
+        "description": f"A token has one of these scopes, and each scope includes those before it: {scopes}. "
+        "A daemon without a tokens file is reachable only from its own host: there every caller may read over TCP, and "
+        "none may change anything.",
     }
 
 
@@ -91,19 +92,19 @@ def _identity(endpoint: Endpoint) -> str:
 
 
 def _operation(endpoint: Endpoint, schemas: dict[Any, Tree]) -> Tree:
-    told: Tree = {"operationId": _identity(endpoint), "summary": endpoint.summary}
+    described: Tree = {"operationId": _identity(endpoint), "summary": endpoint.summary}
     if endpoint.scope is Scope.OPEN:
-        told["security"] = []
+        described["security"] = []
     else:
         scope = endpoint.scope.name.lower()
-        told |= {"description": f"Needs the scope `{scope}`.", "security": [{"bearer": [scope]}, {}]}
+        described |= {"description": f"Needs the scope `{scope}`.", "security": [{"bearer": [scope]}, {}]}
     if parameters := _parameters(endpoint):
-        told["parameters"] = parameters
+        described["parameters"] = parameters
     if endpoint.body is not None:
-        is_needed = any(field.required for field in msgspec.structs.fields(endpoint.body))
-        told["requestBody"] = {"required": is_needed, "content": {_JSON: {"schema": schemas[endpoint.body]}}}
-    told["responses"] = _responses(endpoint, schemas)
-    return told
+        is_required = any(field.required for field in msgspec.structs.fields(endpoint.body))
+        described["requestBody"] = {"required": is_required, "content": {_JSON: {"schema": schemas[endpoint.body]}}}
+    described["responses"] = _responses(endpoint, schemas)
+    return described
 
 
 def _responses(endpoint: Endpoint, schemas: dict[Any, Tree]) -> Tree:
@@ -133,7 +134,7 @@ def _parameters(endpoint: Endpoint) -> list[Tree]:
             {
                 "name": "If-Match",
                 "in": "header",
-                "description": "The `ETag` that this was decided by, or `*`.",
+                "description": "The `ETag` of the state that the request is based on, or `*`.",
                 "schema": {"type": "string"},
             }
         )
@@ -144,18 +145,18 @@ def _query(kind: type[msgspec.Struct]) -> list[Tree]:
     _, components = msgspec.json.schema_components([kind])
     schema = canonical(components[kind.__name__])
     return [
-        {"name": name, "in": "query", "required": name in schema["required"], "schema": told}
-        for name, told in schema["properties"].items()
+        {"name": name, "in": "query", "required": name in schema["required"], "schema": field}
+        for name, field in schema["properties"].items()
     ]
 
 
 def takes_tag(endpoint: Endpoint) -> bool:
-    """Whether it is refused where the state has changed since it was looked at."""
+    """Returns whether it accepts `If-Match`, and fails if the state has changed."""
     return endpoint.tagged and endpoint.method != "GET"
 
 
 def refusals(endpoint: Endpoint) -> list[HTTPStatus]:
-    """The statuses of its problems: what its row says of itself, and those in `Endpoint.problems`."""
+    """Returns the statuses of its errors: those that follow from its row, and those in `Endpoint.problems`."""
     found = {HTTPStatus.BAD_REQUEST, *endpoint.problems}
     if endpoint.scope is not Scope.OPEN:
         found |= {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
@@ -177,21 +178,21 @@ def _answer(endpoint: Endpoint, status: HTTPStatus, schemas: dict[Any, Tree]) ->
         content: Tree = {kind: {"schema": {"type": "string"}} for kind in endpoint.media_types}
     else:
         content = {_JSON: {"schema": schemas[endpoint.answer]}}
-    told: Tree = {"description": status.phrase, "content": content}
+    described: Tree = {"description": status.phrase, "content": content}
     if headers := _headers(endpoint):
-        told["headers"] = headers
-    return told
+        described["headers"] = headers
+    return described
 
 
 def _link(endpoints: Sequence[Endpoint], paths: dict[str, Tree]) -> None:
-    """Says of each answer that is an operation under way where that can be looked at."""
-    looks = [each for each in endpoints if each.method == "GET" and each.answer is OperationStatus]
+    """Links each response that is a running operation to the endpoint that shows it."""
+    readers = [each for each in endpoints if each.method == "GET" and each.answer is OperationStatus]
     for endpoint in endpoints:
-        if looks and _begins(endpoint):
-            link = {"operationId": _identity(looks[0]), "parameters": {"number": "$response.body#/number"}}
+        if readers and _begins(endpoint):
+            link = {"operationId": _identity(readers[0]), "parameters": {"number": "$response.body#/number"}}
             for status in endpoint.statuses:
-                told = paths[endpoint.path][endpoint.method.lower()]["responses"][str(int(status))]
-                told["links"] = {"operation": link}
+                response = paths[endpoint.path][endpoint.method.lower()]["responses"][str(int(status))]
+                response["links"] = {"operation": link}
 
 
 def _begins(endpoint: Endpoint) -> bool:
@@ -200,14 +201,14 @@ def _begins(endpoint: Endpoint) -> bool:
 
 def _headers(endpoint: Endpoint) -> Tree:
     if endpoint.method == "GET":
-        return {"ETag": _header("What is so now; for `If-Match`.")} if endpoint.tagged else {}
+        return {"ETag": _header("The current state, for `If-Match`.")} if endpoint.tagged else {}
     if _begins(endpoint) or HTTPStatus.CREATED in endpoint.statuses:
-        return {"Location": _header("Where the operation can be followed, or what was made can be found.")}
+        return {"Location": _header("The path of the running operation, or of what was created.")}
     return {}
 
 
-def _header(description: str, is_sure: bool = True) -> Tree:
-    return {"description": description, "required": is_sure, "schema": {"type": "string"}}
+def _header(description: str, is_required: bool = True) -> Tree:
+    return {"description": description, "required": is_required, "schema": {"type": "string"}}
 
 
 def _name(status: HTTPStatus) -> str:
@@ -216,10 +217,10 @@ def _name(status: HTTPStatus) -> str:
 
 def _refusal(status: HTTPStatus, error: type[msgspec.Struct], schemas: dict[Any, Tree]) -> Tree:
     media_type = PROBLEM_TYPE if error is Problem else _JSON
-    told: Tree = {
+    described: Tree = {
         "description": _MEANINGS.get(status, status.phrase),
         "content": {media_type: {"schema": schemas[error]}},
     }
     if status is HTTPStatus.UNAUTHORIZED:
-        told["headers"] = {"WWW-Authenticate": _header("Which token is needed.", is_sure=False)}
-    return told
+        described["headers"] = {"WWW-Authenticate": _header("The required token.", is_required=False)}
+    return described

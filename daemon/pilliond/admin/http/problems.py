@@ -1,4 +1,4 @@
-"""What the admin port answers where it cannot do what it was asked: `application/problem+json` (RFC 9457)."""
+"""The errors of the admin port, as `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from aiohttp import web
 from pillion_artifacts import ArtifactError
 from pillion_artifacts.errors import ConflictError, HoldExistsError, PolicyNotFoundError, StoreError
 from pilliond.errors import BusyError, SwitchError
+from pilliond.limits import ADMIN_DETAIL_CHARACTERS_MAX
 
 TYPE: Final = "application/problem+json"
-_SAID_MAX: Final = 200
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why a request was not done."""
+    """Why a request failed."""
 
     type: str
-    """`urn:pillion:` and a word for programs."""
+    """`urn:pillion:` and a word that programs can match."""
     title: str
-    """What the status means."""
+    """The meaning of the status."""
     status: int
     detail: str
     """For people."""
 
 
 class ProblemError(Exception):
-    """A request that gets no answer but a problem: `type` is a word for programs, the message is for people."""
+    """A request that is answered with a problem. `kind` is a word for programs, `detail` a text for people."""
 
     def __init__(self, status: HTTPStatus, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -42,24 +42,27 @@ class ProblemError(Exception):
 
 
 def problem(status: HTTPStatus, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The response. What of `detail` is no Unicode (a header may be any bytes) becomes question marks."""
-    said = detail.encode(errors="replace").decode()
-    body = msgspec.json.encode(Problem(f"urn:pillion:{kind}", status.phrase, int(status), said))
+    """Returns the response. Bytes of `detail` that are no Unicode, as a header may hold, become question marks."""
+    text = detail.encode(errors="replace").decode()
+    body = msgspec.json.encode(Problem(f"urn:pillion:{kind}", status.phrase, int(status), text))
     return web.Response(body=body + b"\n", status=int(status), content_type=TYPE, headers=headers)
 
 
 def refusal(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
-    """What aiohttp refuses by itself (no such path, no such method, too long a body) as a problem."""
+    """Returns a problem for an error of aiohttp itself: unknown path, wrong method, too long a body."""
     status = HTTPStatus(error.status)
     headers = {name: value for name, value in error.headers.items() if name == "Allow"}
     return problem(
-        status, status.name.lower().replace("_", "-"), f"{request.method} {request.path}"[:_SAID_MAX], headers
+        status,
+        status.name.lower().replace("_", "-"),
+        f"{request.method} {request.path}"[:ADMIN_DETAIL_CHARACTERS_MAX],
+        headers,
     )
 
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns what is known to go wrong into problems."""
+    """Turns known errors into problems."""
     try:
         return await handler(request)
     except ProblemError as error:
@@ -69,7 +72,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             raise
         return refusal(request, error)
     except web.RequestPayloadError as error:
-        return problem(HTTPStatus.BAD_REQUEST, "malformed", f"the body cannot be read: {error}"[:_SAID_MAX])
+        return problem(
+            HTTPStatus.BAD_REQUEST, "malformed", f"the body cannot be read: {error}"[:ADMIN_DETAIL_CHARACTERS_MAX]
+        )
     except BusyError as error:
         return problem(HTTPStatus.CONFLICT, "busy", str(error))
     except SwitchError as error:

@@ -1,7 +1,7 @@
-"""Refusals of the admin port: counted, bounded for each peer, and said in the log now and then.
+"""Refusals of the admin port: counted, limited for each peer, and logged now and then.
 
-The bound is on what a refused peer may make this process do and write. It does not keep anybody from guessing: 256 random bits do.
-So a request that is let in is never counted here, whatever others from the same address did before.
+The limit bounds the work and the log lines that a refused peer can cause. It is no protection against guessing: the 256
+random bits of a token are. A request with access is therefore never counted, whatever its address did before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pilliond.limits import REFUSALS_BURST_MAX, REFUSALS_PER_S, REFUSED_PEERS_MAX
+from pilliond.limits import ADMIN_DETAIL_CHARACTERS_MAX, REFUSALS_BURST_MAX, REFUSALS_PER_S, REFUSED_PEERS_MAX
 
 REASONS: Final = (
     "no_token",
@@ -26,13 +26,13 @@ REASONS: Final = (
     "origin",
     "too_many",
 )
-"""Why a request was refused: the labels of `pillion_admin_refusals_total`."""
+"""The reasons of a refusal: the labels of `pillion_admin_refusals_total`."""
 
 _NANOSECONDS: Final = 1e9
 
 
 class _Budget:
-    """A bucket of refusals, which fills again with time."""
+    """A token bucket of refusals."""
 
     __slots__ = ("at_ns", "left")
 
@@ -41,7 +41,7 @@ class _Budget:
         self.at_ns = at_ns
 
     def take(self, now_ns: int) -> float:
-        """Takes one; gives how many seconds are to be waited for one where there is none, else 0."""
+        """Takes one and returns 0; returns the seconds until the next one if there is none."""
         filled = (now_ns - self.at_ns) / _NANOSECONDS * REFUSALS_PER_S
         self.left = min(float(REFUSALS_BURST_MAX), self.left + filled)
         self.at_ns = now_ns
@@ -52,7 +52,7 @@ class _Budget:
 
 
 class Refusals(Collector):
-    """Counts for Prometheus, and a budget for each peer, within `REFUSED_PEERS_MAX` of them."""
+    """Counts for Prometheus, and a budget for each of at most `REFUSED_PEERS_MAX` peers."""
 
     def __init__(self, log: Any, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.counts = dict.fromkeys(REASONS, 0)
@@ -63,24 +63,24 @@ class Refusals(Collector):
         self._unlogged = 0
 
     def __len__(self) -> int:
-        """How many peers are remembered."""
+        """Returns how many peers are remembered."""
         return len(self._budgets)
 
     def refuse(self, peer: str, reason: str, method: str, path: str) -> int:
-        """Counts a request that is refused, and says so in the log where that has not been said too often.
+        """Counts a refused request, and logs it unless there are too many.
 
-        Gives after how many seconds that peer may try again, where it is to be told nothing but that; else 0.
+        Returns the seconds after which the peer may try again if its budget is spent, else 0.
         """
         now_ns = self._clock()
-        # Whose token is too small is known: they are told so each time.
+        # The holder of a token with too small a scope is known, and always gets the reason.
         wait_s = 0 if reason == "scope" else math.ceil(self._budget_of(peer, now_ns).take(now_ns))
         self.counts["too_many" if wait_s else reason] += 1
-        self._say(now_ns, peer=peer, reason=reason, method=method, path=path[:200])
+        self._log_refusal(now_ns, peer=peer, reason=reason, method=method, path=path[:ADMIN_DETAIL_CHARACTERS_MAX])
         return wait_s
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
-            "pillion_admin_refusals", "Requests that the admin port refused, by why.", labels=["reason"]
+            "pillion_admin_refusals", "Requests that the admin port refused, by reason.", labels=["reason"]
         )
         for reason, count in self.counts.items():
             family.add_metric([reason], count)
@@ -90,13 +90,13 @@ class Refusals(Collector):
         budget = self._budgets.pop(peer, None) or _Budget(now_ns)
         if len(self._budgets) >= REFUSED_PEERS_MAX:
             del self._budgets[next(iter(self._budgets))]
-        # The last one that was refused is the last of the dict.
+        # Inserted anew, so that the peer refused longest ago is the first of the dict.
         self._budgets[peer] = budget
         return budget
 
-    def _say(self, now_ns: int, **what: Any) -> None:
+    def _log_refusal(self, now_ns: int, **fields: Any) -> None:
         if self._log_budget.take(now_ns):
             self._unlogged += 1
             return
-        self._log.warning("admin_refused", **what, unlogged=self._unlogged)
+        self._log.warning("admin_refused", **fields, unlogged=self._unlogged)
         self._unlogged = 0

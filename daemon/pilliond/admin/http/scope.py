@@ -1,4 +1,4 @@
-"""Scopes: what somebody at the admin port is let to do."""
+"""Scopes of the admin port."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from enum import IntEnum
 
 
 class Scope(IntEnum):
-    """What somebody must be let to do; each holds those below it."""
+    """What an endpoint needs and a token allows. Each scope includes those below it."""
 
     OPEN = 0
-    """Whether it lives and is ready: for whoever restarts or routes, without a token."""
+    """Liveness and readiness: for orchestrators and load balancers, without a token."""
     VIEW = 1
-    """To look."""
+    """Read."""
     OPERATE = 2
-    """To change which version answers."""
+    """Change which version answers, and run inference."""
     ADMIN = 3
-    """To end it."""
+    """Stop the daemon."""
 
     @property
     def word(self) -> str:
-        """As tokens and messages name it."""
+        """The name in tokens and messages."""
         return self.name.lower()

@@ -1,4 +1,4 @@
-"""The HTTP server of the admin port: aiohttp's, but what it refuses before any handler sees it is a problem, too."""
+"""The HTTP server of the admin port: aiohttp's, which here answers its own errors with a problem, too."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pilliond.admin.http.problems import problem, refusal
 
 
 class AdminRunner(web.AppRunner):
-    """Runs an application whose every error is a problem. `connection` is what `web.RequestHandler` takes.
+    """Runs an application whose every error is a problem. `connection` holds arguments of `web.RequestHandler`.
 
-    A body that comes compressed is not inflated here: only who reads it knows how much it may become.
+    It does not inflate compressed bodies: only the handler knows how large they may become.
     """
 
     def __init__(self, application: web.Application, *, shutdown_timeout: float, **connection: Any) -> None:
@@ -46,7 +46,7 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is no HTTP, a peer that left in the middle of its request, or a bug. Of these a bug alone is worth a traceback."""
+        """Answers what is no HTTP, a peer that disconnected in the middle of its request, or a bug; only a bug gets a traceback."""
         if isinstance(exc, ConnectionError):
             response = problem(HTTPStatus.BAD_REQUEST, "malformed", "expected the whole of the request")
         elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -63,7 +63,7 @@ class _Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, *rest: Any
     ) -> tuple[web.StreamResponse, bool]:
-        """Sends an answer."""
+        """Sends a response."""
         if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
             resp = refusal(request, resp)
         return await super().finish_response(request, resp, *rest)

@@ -1,4 +1,4 @@
-"""TLS of the admin port: a certificate and its key, read anew when they change."""
+"""TLS of the admin port: a certificate and its key, reread when they change."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pilliond.settings.secret_file import file_identity, read_secret
 
 
 class TlsIdentity:
-    """Who the admin port shows itself as; TLS 1.2 or newer. Raises `SettingsError` where that cannot be read."""
+    """The certificate of the admin port; TLS 1.2 or newer. Raises `SettingsError` if the files are not usable."""
 
     def __init__(self, certificate_file: str, key_file: str, log: Any) -> None:
         self._files = certificate_file, key_file
         self._log = log
-        self._seen = self._look()
+        self._seen = self._identify()
         self._context = _context(certificate_file, key_file)
 
     def context(self) -> ssl.SSLContext:
-        """For the next connection. A pair that does not fit, as while it is being replaced, leaves that of before."""
-        seen = self._look()
+        """Returns the context of the next connection. While the new files do not match, the old pair stays in use."""
+        seen = self._identify()
         if seen != self._seen:
             self._seen = seen
             try:
@@ -30,7 +30,7 @@ class TlsIdentity:
                 self._log.error("certificate_unreadable", error=str(error))
         return self._context
 
-    def _look(self) -> list[tuple[int, ...]]:
+    def _identify(self) -> list[tuple[int, ...]]:
         return [file_identity(path) for path in self._files]
 
 
@@ -40,7 +40,7 @@ def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        # Without an answer to it OpenSSL would ask the terminal for a passphrase.
+        # Without a callback OpenSSL would ask for a passphrase on the terminal.
         context.load_cert_chain(certificate_file, key_file, password=lambda: "")
     except ssl.SSLError as error:
         raise SettingsError(

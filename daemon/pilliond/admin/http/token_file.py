@@ -1,4 +1,4 @@
-"""The file of tokens: read anew when it changes, so that a token can be taken back without a restart."""
+"""The tokens file: reread when it changes, so that a token can be revoked without a restart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTING: Final = "admin.tokens_file"
 
 
 class TokensFile:
-    """The tokens in a file, as they are now. Where the file is not right any more, there are none: that is said in the log."""
+    """The current tokens of a file. While the file is invalid every token is rejected, and the log says so."""
 
     def __init__(self, path: str, log: Any) -> None:
         self._path = path
@@ -25,8 +25,8 @@ class TokensFile:
         self._seen = file_identity(path)
         self._tokens = read_tokens(path)
 
-    def now(self) -> list[Token]:
-        """The tokens."""
+    def current(self) -> list[Token]:
+        """Returns the tokens; rereads the file if it changed."""
         seen = file_identity(self._path)
         if seen != self._seen:
             self._seen = seen
@@ -37,7 +37,7 @@ class TokensFile:
         try:
             tokens = read_tokens(self._path)
         except SettingsError as error:
-            # Not those of before: one of them may be what somebody wanted to take back.
+            # Not the old tokens: the change may have been meant to revoke one of them.
             self._log.error("tokens_unreadable", error=str(error))
             return []
         self._log.info("tokens_read", names=[token.name for token in tokens])
@@ -45,12 +45,12 @@ class TokensFile:
 
 
 def read_tokens(path: str) -> list[Token]:
-    """The tokens in the file at `path`; raises `SettingsError`."""
+    """Reads the tokens file at `path`; raises `SettingsError`."""
     return parse_tokens(read_secret(path, SETTING), f"{SETTING}: {path}")
 
 
 def tokens_to_change(path: Path) -> list[Token]:
-    """The tokens in a file of whatever user, for who may write it; none where there is no file. Raises `SettingsError`."""
+    """Reads a tokens file of any owner, for a process that may write it; none if there is no file. Raises `SettingsError`."""
     try:
         owner = path.stat().st_uid
     except FileNotFoundError:
@@ -59,19 +59,19 @@ def tokens_to_change(path: Path) -> list[Token]:
 
 
 def change_tokens(path: Path, change: Callable[[list[Token]], list[Token]]) -> None:
-    """Writes what `change` makes of the tokens there, as a whole or not at all; a file that is not there has none.
+    """Replaces the tokens in a file by what `change` returns for them, atomically. A missing file has none.
 
-    Others who do the same wait. Raises `SettingsError`, also what `change` raises.
+    Concurrent changes wait for each other. Raises `SettingsError`, and whatever `change` raises.
     """
     try:
-        with _alone_in(path.parent):
+        with _locked(path.parent):
             _replace(path, format_tokens(change(tokens_to_change(path))))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from None
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -86,7 +86,7 @@ def _replace(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             if path.exists():
-                # Root may write what is its daemon's.
+                # If root edits the file, it still belongs to the daemon's user.
                 found = path.stat()
                 os.fchown(file.fileno(), found.st_uid, found.st_gid)
             file.write(data)

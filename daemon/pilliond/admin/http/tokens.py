@@ -1,7 +1,7 @@
-"""Tokens: who may ask the admin port from where no user can be seen, and for what. A TOML file of hashes.
+"""Tokens: access to the admin port over TCP, where the kernel does not tell the peer's user. A TOML file of hashes.
 
-What is stored is the SHA-256 of a secret of 256 random bits. A slow hash, as for passwords, would gain nothing: nobody can try
-2^256 secrets, however fast each one goes, and every request would pay for it.
+The file keeps the SHA-256 of a secret of 256 random bits. A slow hash, as for passwords, would gain nothing: nobody can
+try 2^256 secrets, and every request would pay for it.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from pilliond.limits import TOKENS_MAX
 ScopeWord = Literal["view", "operate", "admin"]
 
 _PREFIX: Final = "pillion_"
-"""By which a secret that was published by mistake is found."""
+"""So that scanners find a secret that was published by mistake."""
 
 _SECRET_BYTES: Final = 32
 _HEADING: Final = (
-    "# Who may ask the admin port: names, scopes and hashes. `pillion token` writes this file anew, comments and all.\n"
+    "# Tokens of the admin port: names, scopes and hashes. `pillion token` rewrites this file and drops comments.\n"
 )
 
 
 class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of the file; the secret itself is nowhere."""
+    """One entry of the file. The secret itself is stored nowhere."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     scope: ScopeWord
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
-    """From then on it counts no more."""
+    """The token is invalid from then on; None: it never expires."""
 
     def allows(self) -> Scope:
-        """The scope."""
+        """Returns the scope."""
         return Scope[self.scope.upper()]
 
     def has_expired(self, now: datetime) -> bool:
-        """Whether it counts no more."""
+        """Returns whether it is invalid at `now`."""
         return self.expires is not None and self.expires <= now
 
 
@@ -59,18 +59,18 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def new_token(name: str, scope: ScopeWord, expires: datetime | None = None) -> tuple[Token, str]:
-    """A token, and the secret that whoever holds it shows; raises `SettingsError` for a name that is none."""
+    """Returns a new token and its secret; raises `SettingsError` for an invalid name."""
     secret = _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
     token = Token(name, scope, _hash(secret), expires)
     try:
-        # A constructor checks nothing; what reads the file does.
+        # msgspec checks no constraints in a constructor, only when it converts.
         return msgspec.convert(msgspec.to_builtins(token), Token), secret
     except msgspec.ValidationError:
         raise SettingsError(f"expected a name of at most 64 letters, digits, '.', '_' and '-', got {name!r}") from None
 
 
 def find_token(tokens: Sequence[Token], secret: str) -> Token | None:
-    """The token that this is the secret of, or None. Every one of them is compared, each in constant time."""
+    """Returns the token of this secret, or None. It compares all tokens, each in constant time."""
     hashed = _hash(secret)
     found = None
     for token in tokens:
@@ -80,7 +80,7 @@ def find_token(tokens: Sequence[Token], secret: str) -> Token | None:
 
 
 def parse_tokens(data: bytes, where: str) -> list[Token]:
-    """The tokens in a file's bytes; raises `SettingsError` that begins with `where`."""
+    """Parses the bytes of a tokens file; raises `SettingsError` with a message that begins with `where`."""
     try:
         return msgspec.convert(tomllib.loads(data.decode()), _File).tokens
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
@@ -88,7 +88,7 @@ def parse_tokens(data: bytes, where: str) -> list[Token]:
 
 
 def format_tokens(tokens: Sequence[Token]) -> bytes:
-    """A file of these."""
+    """Returns the bytes of a tokens file."""
     return (_HEADING + "".join(map(_entry, tokens))).encode()
 
 

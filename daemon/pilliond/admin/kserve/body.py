@@ -1,4 +1,4 @@
-"""The body of an inference request: JSON, and behind it the raw bytes of the inputs that are not in it."""
+"""The body of an inference request: JSON, followed by the raw bytes of the inputs that are not in the JSON."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from pilliond.admin.kserve.messages import InferRequest
 from pilliond.limits import KSERVE_BODY_S_MAX
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
-"""The header, of requests and answers, that says where the JSON ends; without it all is JSON."""
+"""The header of requests and responses with the length of the JSON; without it the whole body is JSON."""
 
 _ENCODINGS: Final = ("identity", "gzip", "deflate")
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
-"""For zlib: look at the data which of the two it is."""
+"""Tells zlib to detect which of the two it is."""
 
 _decoder = msgspec.json.Decoder(InferRequest)
 
 
 class Body(NamedTuple):
-    """A request that was read."""
+    """A parsed request, and the bytes after its JSON."""
 
     request: InferRequest
     binary: memoryview
 
 
 async def read_body(request: web.Request, bytes_max: int) -> Body:
-    """Reads, inflates and divides it.
+    """Reads, inflates and splits the body of a request.
 
-    Raises `KServeError`: 400; 408 where it does not arrive, 413 where it is more than `bytes_max` plain or inflated, 415
-    for an encoding other than gzip and deflate.
+    Raises `KServeError`: 400 if it is malformed, 408 if it does not arrive in time, 413 if it is longer than `bytes_max`,
+    compressed or inflated, 415 for an encoding other than gzip and deflate.
     """
     encoding = request.headers.get("Content-Encoding", "identity").lower()
     if encoding not in _ENCODINGS:
@@ -48,10 +48,10 @@ async def read_body(request: web.Request, bytes_max: int) -> Body:
     except TimeoutError:
         raise KServeError(HTTPStatus.REQUEST_TIMEOUT, f"expected the body within {KSERVE_BODY_S_MAX:g} s") from None
     except (ConnectionResetError, web.RequestPayloadError):
-        raise bad_request("body: expected as much as its head says, got less, or what is no chunk") from None
+        raise bad_request("body: expected the announced length or valid chunks, got something else") from None
     if encoding != "identity":
         data = _inflated(data, bytes_max)
-    return _divide(data, request.headers.get(HEADER_LENGTH))
+    return _split(data, request.headers.get(HEADER_LENGTH))
 
 
 async def _read(request: web.Request, bytes_max: int) -> bytes:
@@ -66,7 +66,7 @@ async def _read(request: web.Request, bytes_max: int) -> bytes:
 
 
 def _inflated(data: bytes, bytes_max: int) -> bytes:
-    """What was compressed, without ever holding more than `bytes_max` of it."""
+    """Returns the inflated data; never holds more than `bytes_max` of it."""
     inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         inflated = inflater.decompress(data, bytes_max + 1)
@@ -87,12 +87,12 @@ def _too_large(bytes_max: int) -> KServeError:
     return KServeError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: expected at most {bytes_max} bytes, got more")
 
 
-def _divide(data: bytes, said: str | None) -> Body:
+def _split(data: bytes, header: str | None) -> Body:
     length = len(data)
-    if said is not None:
-        if not (said.isascii() and said.isdecimal() and len(said) < 20 and int(said) <= len(data)):
-            raise bad_request(f"{HEADER_LENGTH}: expected 0 to {len(data)}, the bytes of the body, got {said[:20]!r}")
-        length = int(said)
+    if header is not None:
+        if not (header.isascii() and header.isdecimal() and len(header) < 20 and int(header) <= len(data)):
+            raise bad_request(f"{HEADER_LENGTH}: expected 0 to {len(data)}, the bytes of the body, got {header[:20]!r}")
+        length = int(header)
     view = memoryview(data)
     try:
         return Body(_decoder.decode(view[:length]), view[length:])

@@ -1,7 +1,7 @@
-"""A line: one session of the daemon's own client, and the handles that wait in it for the next request.
+"""Connections to the data path: each one is a session of Pillion's own client, with idle episode groups for reuse.
 
-This module and `kserve_client` are the only ones of the daemon that import the client: `/v2` goes through the data
-path as one more client does, and speaks the wire with the code that every other client speaks it with.
+This module and `data_path` are the only ones of the daemon that import the client. So `/v2` uses the data path as every
+other client does, with the same code for the wire.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from pilliond.limits import KSERVE_ANSWER_S_MAX, KSERVE_IDLE_GROUP_S, KSERVE_IDL
 
 
 class Target(NamedTuple):
-    """What a session is opened for: after a restart, or for another stable version, it is opened anew."""
+    """What a session connects to. After a restart, or with another stable version, a new session is opened."""
 
     address: str
     starts: int
     digest: bytes
 
 
-class Line:
-    """Owns one session; `close` ends it and every handle of it. For one event loop."""
+class Connection:
+    """Owns one session; `close` ends it and all its episode groups. For one event loop."""
 
     def __init__(self, target: Target, session: aio.Session) -> None:
         self.target = target
         self.users = 0
-        """Requests that run in it, and sequences that it holds."""
+        """Running requests, and open sequences."""
         self.is_retired = False
-        """Whether it takes nobody new."""
+        """Whether it accepts no more requests."""
         self._session = session
         self._idle: list[tuple[float, aio.EpisodeGroup]] = []
-        """Handles that nobody uses, the one that was put back last behind the others."""
+        """Unused episode groups with the time of their last use, the oldest first."""
 
     @property
     def has_idle(self) -> bool:
-        """Whether a handle waits for the next request."""
+        """Whether an episode group is kept for the next request."""
         return bool(self._idle)
 
     async def take(self, seeds: Sequence[int]) -> aio.EpisodeGroup:
-        """A handle of as many rows, for one user alone. Whoever takes one that was used begins every row anew."""
+        """Returns an episode group with a row for each seed, for one request. The request must begin every row anew."""
         for index, (_, group) in enumerate(self._idle):
             if group.rows == len(seeds):
                 del self._idle[index]
@@ -51,73 +51,74 @@ class Line:
         return await self.begin(seeds)
 
     async def begin(self, seeds: Sequence[int]) -> aio.EpisodeGroup:
-        """A new handle."""
+        """Begins a new episode group."""
         return await self._session.begin_many(len(seeds), seeds)
 
     def put_back(self, group: aio.EpisodeGroup, now_s: float) -> None:
-        """Keeps a handle for the next one who asks for as many rows."""
+        """Keeps an episode group for the next request with as many rows."""
         self._idle.append((now_s, group))
 
     async def end_idle(self, now_s: float) -> None:
-        """Ends the handles that were not asked for lately."""
+        """Ends the episode groups that were unused for `KSERVE_IDLE_GROUP_S`."""
         while self._idle and self._idle[0][0] + KSERVE_IDLE_GROUP_S <= now_s:
             await self.end(self._idle.pop(0)[1])
 
     async def end(self, group: aio.EpisodeGroup) -> None:
-        """Ends a handle. Where it is not known that it ended, the line is retired, and gives it back when it closes."""
+        """Ends an episode group. If that fails, the connection is retired, and its close ends the group."""
         try:
             await group.end()
         except RefusedError:
-            # Gone is what was asked for.
+            # The group no longer exists.
             return
         except PillionError:
             self.is_retired = True
 
     async def close(self) -> None:
-        """Ends the session; harmless to repeat."""
+        """Ends the session; safe to repeat."""
         self.is_retired = True
         self._idle.clear()
         await self._session.close()
 
 
-async def open_line(target: Target) -> Line:
-    """A line to the data path; raises `PillionError`."""
-    # Not in lock-step: no batch is to wait for a handle that may never be asked again.
+async def open_connection(target: Target) -> Connection:
+    """Opens a connection to the data path; raises `PillionError`."""
+    # Not in lock-step: no batch must wait for a group that may never act again.
     session = await aio.connect(target.address, timeout_s=KSERVE_ANSWER_S_MAX, client_name="kserve", lock_step=False)
-    return Line(target, session)
+    return Connection(target, session)
 
 
-class Lines:
-    """Owns the lines of one kind of use: one to what serves now, and old ones until nobody uses them."""
+class ConnectionPool:
+    """Owns the connections of one kind of request: one to the current target, and old ones until they are unused."""
 
     def __init__(self) -> None:
-        self._lines: list[Line] = []
+        self._connections: list[Connection] = []
         self._opening = asyncio.Lock()
 
-    async def to(self, target: Target) -> Line:
-        """The line to `target`, opened where there is none; raises `PillionError`."""
+    async def connect(self, target: Target) -> Connection:
+        """Returns the connection to `target`, and opens it if there is none. Raises `PillionError`."""
         async with self._opening:
-            line = next((line for line in self._lines if line.target == target and not line.is_retired), None)
-            if line is None:
-                line = await open_line(target)
-                self._lines.append(line)
-            return line
+            usable = (each for each in self._connections if each.target == target and not each.is_retired)
+            connection = next(usable, None)
+            if connection is None:
+                connection = await open_connection(target)
+                self._connections.append(connection)
+            return connection
 
-    async def drop(self, line: Line) -> None:
-        """Closes a line whose session is over."""
-        if line in self._lines:
-            self._lines.remove(line)
-        await line.close()
+    async def drop(self, connection: Connection) -> None:
+        """Closes a connection whose session has ended."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+        await connection.close()
 
-    async def tend(self, target: Target | None, now_s: float) -> None:
-        """Ends idle handles, and lines that nobody uses: an idle session would keep a serving process that spins awake."""
-        for line in list(self._lines):
-            await line.end_idle(now_s)
-            serves = line.target == target and not line.is_retired
-            if not line.users and not (serves and line.has_idle):
-                await self.drop(line)
+    async def end_unused(self, target: Target | None, now_s: float) -> None:
+        """Ends idle episode groups and unused connections: an idle session would keep a busy-polling process awake."""
+        for connection in list(self._connections):
+            await connection.end_idle(now_s)
+            is_current = connection.target == target and not connection.is_retired
+            if not connection.users and not (is_current and connection.has_idle):
+                await self.drop(connection)
 
     async def close(self) -> None:
-        """Closes every line."""
-        for line in list(self._lines):
-            await self.drop(line)
+        """Closes every connection."""
+        for connection in list(self._connections):
+            await self.drop(connection)

@@ -1,7 +1,7 @@
 """The data path as `/v2` uses it: rows in, outputs out, as one more client of the serving process.
 
-A request by itself is an episode of each of its rows: begun, acted once, ended. A request with a sequence id is a step
-of one episode of each of its rows, from the request that starts the sequence to the one that ends it.
+A request without a sequence id is one episode for each of its rows: begun, acted once, ended. A request with one is a
+step of an episode for each of its rows, which lasts from the request that starts the sequence to the one that ends it.
 """
 
 from __future__ import annotations
@@ -25,164 +25,164 @@ from pillion import (
     aio,
 )
 from pillion_protocol import ErrorCode
-from pilliond.admin.kserve.connection import Line, Lines, Target
+from pilliond.admin.kserve.connection import Connection, ConnectionPool, Target
 from pilliond.admin.kserve.errors import STATUSES, KServeError, bad_request
 from pilliond.limits import KSERVE_SEQUENCE_IDLE_S, KSERVE_SEQUENCES_MAX
 
 Array = NDArray[Any]
 SequenceId = int | str
 
-_LOOK_S: Final = 1.0
+_TEND_S: Final = 1.0
 
 
 class Call(msgspec.Struct, frozen=True):
-    """What is to be run: `observation` holds arrays of shape [rows, …] in the spec's dtypes, `seeds` one for each row."""
+    """One inference: `observation` holds arrays of shape [rows, …] in the spec's dtypes, `seeds` one seed for each row."""
 
     observation: dict[str, Array]
     seeds: list[int]
     deterministic: bool = True
     budget_us: int = 0
     digest: str = ""
-    """`sha256:…` of the version that must run it; empty: whichever does."""
+    """`sha256:…` of the version that must run it; empty: any."""
     sequence: SequenceId = 0
     starts: bool = False
     ends: bool = False
 
 
-class Ran(msgspec.Struct, frozen=True):
-    """What came of it: outputs by name, and the digest of the weights that ran each row."""
+class Result(msgspec.Struct, frozen=True):
+    """The outputs by name, and the digest of the weights that ran each row."""
 
     outputs: dict[str, Array]
     row_digests: list[str]
 
 
 class _Sequence:
-    """One open sequence. Rule: one request of it at a time, in the order of their arrival."""
+    """One open sequence. Rule: its requests run one at a time, in the order of their arrival."""
 
-    def __init__(self, line: Line, group: aio.EpisodeGroup, used_s: float) -> None:
-        self.line = line
+    def __init__(self, connection: Connection, group: aio.EpisodeGroup, used_s: float) -> None:
+        self.connection = connection
         self.group = group
         self.used_s = used_s
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self.digest = ""
-        """Of the version that answered so far; empty before the first answer."""
+        """Of the version that answers it; empty before the first answer."""
         self.is_over = False
 
 
 class DataPath:
-    """Owns its sessions with the serving process, opened when first used; `close` ends them. For one event loop.
+    """Owns its sessions with the serving process, opened at first use; `close` ends them. For one event loop.
 
-    `target` says where they go now; it raises `KServeError` where nobody serves. `run` raises `KServeError` for
-    whatever goes wrong on the way.
+    `target` returns what to connect to now, or raises `KServeError` if the daemon is not ready. `run` raises
+    `KServeError` for every error on the data path.
     """
 
     def __init__(self, target: Callable[[], Target], clock: Callable[[], float] = time.monotonic) -> None:
         self._target = target
         self._clock = clock
-        self._alone = Lines()
-        self._sequences_lines = Lines()
+        self._single_pool = ConnectionPool()
+        self._sequence_pool = ConnectionPool()
         self._open: dict[SequenceId, _Sequence] = {}
-        """The sequences by id, the one that was used last behind the others."""
-        self._looking: asyncio.Task[None] | None = None
+        """The sequences by id, the one that was unused for longest first."""
+        self._tending: asyncio.Task[None] | None = None
 
     @property
     def sequences(self) -> list[SequenceId]:
-        """The ids of the open sequences, the one that was longest unused first."""
+        """The ids of the open sequences, the one that was unused for longest first."""
         return list(self._open)
 
     def digest_of(self, sequence: SequenceId) -> str:
-        """`sha256:…` of the version that answers a sequence; empty where it is not open, or not answered yet."""
+        """Returns `sha256:…` of the version that answers a sequence; empty if it is not open, or has no answer yet."""
         found = self._open.get(sequence)
         return "" if found is None else found.digest
 
-    async def run(self, call: Call) -> Ran:
-        """Runs it."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
+    async def run(self, call: Call) -> Result:
+        """Runs an inference; raises `KServeError`."""
+        if self._tending is None or self._tending.done():
+            self._tending = asyncio.create_task(self._tend_forever())
         try:
             if call.sequence:
                 return await self._step(call)
-            return await self._run_alone(call)
+            return await self._run_single(call)
         except PillionError as error:
-            raise _told(error) from None
+            raise _kserve_error(error) from None
 
     async def tend(self, now_s: float) -> None:
-        """Ends what was not used for long, and what belongs to a version or a process that serves no more."""
+        """Ends what was unused for too long, and what belongs to an old version or process."""
         for name, sequence in list(self._open.items()):
-            if sequence.used_s + KSERVE_SEQUENCE_IDLE_S <= now_s and not sequence.turn.locked():
+            if sequence.used_s + KSERVE_SEQUENCE_IDLE_S <= now_s and not sequence.lock.locked():
                 await self._end(name, sequence)
         try:
             target = self._target()
         except KServeError:
             target = None
-        await self._alone.tend(target, now_s)
-        await self._sequences_lines.tend(target, now_s)
+        await self._single_pool.end_unused(target, now_s)
+        await self._sequence_pool.end_unused(target, now_s)
 
     async def close(self) -> None:
         """Ends every session."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.wait([self._tending])
         self._open.clear()
-        await self._alone.close()
-        await self._sequences_lines.close()
+        await self._single_pool.close()
+        await self._sequence_pool.close()
 
-    async def _look(self) -> None:
+    async def _tend_forever(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_TEND_S)
             await self.tend(self._clock())
 
-    # A request by itself
+    # A request without a sequence
 
-    async def _run_alone(self, call: Call) -> Ran:
+    async def _run_single(self, call: Call) -> Result:
         try:
             return await self._run_once(call)
         except EpisodeLostError:
-            # The serving process was started again meanwhile. Nothing of these episodes was there but this act.
+            # The serving process restarted. These episodes hold nothing but this act, so it can run again.
             return await self._run_once(call)
 
-    async def _run_once(self, call: Call) -> Ran:
-        line = await self._alone.to(self._target())
-        line.users += 1
+    async def _run_once(self, call: Call) -> Result:
+        connection = await self._single_pool.connect(self._target())
+        connection.users += 1
         try:
-            group = await line.take(call.seeds)
+            group = await connection.take(call.seeds)
             try:
                 return await _act(group, call, starts=True)
             finally:
-                line.put_back(group, self._clock())
+                connection.put_back(group, self._clock())
         except EpisodeLostError:
-            await self._alone.drop(line)
+            await self._single_pool.drop(connection)
             raise
         except PillionError:
-            if line.is_retired:
-                # Another request found that the session is over, and closed it under this one.
+            if connection.is_retired:
+                # Another request found the session ended, and closed the connection that this request used.
                 raise EpisodeLostError("the session was closed meanwhile") from None
             raise
         finally:
-            line.users -= 1
+            connection.users -= 1
 
     # A step of a sequence
 
-    async def _step(self, call: Call) -> Ran:
-        sequence, goes = await self._begin(call) if call.starts else (await self._next_turn(call.sequence), None)
+    async def _step(self, call: Call) -> Result:
+        sequence, replaced = await self._begin(call) if call.starts else (await self._acquire(call.sequence), None)
         try:
-            if goes is not None:
-                await self._end(*goes)
+            if replaced is not None:
+                await self._end(*replaced)
             self._check(sequence, call)
-            ran = await self._act_in(sequence, call)
-            sequence.digest = ran.row_digests[0]
+            result = await self._act_in(sequence, call)
+            sequence.digest = result.row_digests[0]
             if call.ends:
                 await self._finish(call.sequence, sequence)
-            return ran
+            return result
         finally:
-            sequence.turn.release()
+            sequence.lock.release()
 
-    async def _next_turn(self, name: SequenceId) -> _Sequence:
-        """The open sequence of that name, as soon as its turn is the caller's."""
+    async def _acquire(self, name: SequenceId) -> _Sequence:
+        """Returns an open sequence once the caller holds its lock."""
         sequence = self._open.get(name)
         if sequence is None:
             raise _not_open(name)
-        await sequence.turn.acquire()
+        await sequence.lock.acquire()
         return sequence
 
     def _check(self, sequence: _Sequence, call: Call) -> None:
@@ -195,7 +195,7 @@ class DataPath:
         if sequence.digest and call.digest not in ("", sequence.digest):
             raise KServeError(HTTPStatus.NOT_FOUND, f"sequence {call.sequence!r}: another version answers it")
 
-    async def _act_in(self, sequence: _Sequence, call: Call) -> Ran:
+    async def _act_in(self, sequence: _Sequence, call: Call) -> Result:
         self._touch(call.sequence, sequence)
         try:
             return await _act(sequence.group, call, starts=False)
@@ -210,17 +210,17 @@ class DataPath:
             sequence.used_s = self._clock()
 
     async def _begin(self, call: Call) -> tuple[_Sequence, tuple[SequenceId, _Sequence] | None]:
-        """A new sequence, its turn the caller's, and the one that must be ended for it, if any: of its name, or one too many."""
-        line = await self._sequences_lines.to(self._target())
-        line.users += 1
+        """Begins a sequence and acquires its lock. Also returns the sequence that it replaces: of the same id, or one too many."""
+        connection = await self._sequence_pool.connect(self._target())
+        connection.users += 1
         try:
-            group = await line.begin(call.seeds)
+            group = await connection.begin(call.seeds)
         except BaseException:
-            line.users -= 1
+            connection.users -= 1
             raise
-        sequence = _Sequence(line, group, self._clock())
-        # Nobody else knows of it: this does not wait.
-        await sequence.turn.acquire()
+        sequence = _Sequence(connection, group, self._clock())
+        # No other request can hold the lock of a new sequence: this does not wait.
+        await sequence.lock.acquire()
         before = self._open.pop(call.sequence, None)
         self._open[call.sequence] = sequence
         if before is not None:
@@ -231,44 +231,44 @@ class DataPath:
         return sequence, None
 
     def _touch(self, name: SequenceId, sequence: _Sequence) -> None:
-        """Notes that it was used last."""
+        """Moves it behind the others: it was used last."""
         if self._open.get(name) is sequence:
             self._open[name] = self._open.pop(name)
 
     async def _end(self, name: SequenceId, sequence: _Sequence) -> None:
-        """Ends it when what runs in it was answered."""
-        async with sequence.turn:
+        """Ends it after its running requests."""
+        async with sequence.lock:
             await self._finish(name, sequence)
 
     async def _finish(self, name: SequenceId, sequence: _Sequence) -> None:
-        """Ends it, for whoever has its turn; harmless to repeat."""
+        """Ends it; the caller holds its lock. Safe to repeat."""
         if self._open.get(name) is sequence:
             del self._open[name]
         if not sequence.is_over:
             sequence.is_over = True
-            await sequence.line.end(sequence.group)
-            sequence.line.users -= 1
+            await sequence.connection.end(sequence.group)
+            sequence.connection.users -= 1
 
 
-async def _act(group: aio.EpisodeGroup, call: Call, *, starts: bool) -> Ran:
-    """One act of every row; where `starts`, each begins a new episode with its seed."""
+async def _act(group: aio.EpisodeGroup, call: Call, *, starts: bool) -> Result:
+    """Runs one act of every row; with `starts`, each row begins a new episode with its seed."""
     mask = np.ones(group.rows, dtype=bool) if starts else None
     await group.act(call.observation, mask, call.seeds if starts else None, call.deterministic, call.budget_us)
-    ran = Ran(group.last.outputs, group.last.row_digests)
-    if call.digest and set(ran.row_digests) != {call.digest}:
+    result = Result(group.last.outputs, group.last.row_digests)
+    if call.digest and set(result.row_digests) != {call.digest}:
         raise KServeError(HTTPStatus.NOT_FOUND, "another version answers this seed")
-    return ran
+    return result
 
 
 def _not_open(name: SequenceId) -> KServeError:
     return bad_request(
-        f"sequence {name!r}: it is not open (never begun, ended, unused for {KSERVE_SEQUENCE_IDLE_S:g} s, or one of too "
-        "many): begin it with sequence_start"
+        f"sequence {name!r} is not open: it never began, ended, was unused for {KSERVE_SEQUENCE_IDLE_S:g} s, or was one of "
+        "too many; begin it with sequence_start"
     )
 
 
-def _told(error: PillionError) -> KServeError:
-    """What went wrong on the data path, with its HTTP status."""
+def _kserve_error(error: PillionError) -> KServeError:
+    """Returns an error of the data path with its HTTP status."""
     match error:
         case RefusedError():
             known = error.code in STATUSES

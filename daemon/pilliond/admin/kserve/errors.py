@@ -1,4 +1,4 @@
-"""What `/v2` answers where it does not infer: `{"error": …}` with a status, as KServe's protocol has it."""
+"""The errors of `/v2`: `{"error": …}` with a status, as KServe's protocol defines."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from aiohttp import web
 from pillion_protocol import ErrorCode
 from pilliond.admin.http.problems import TYPE as PROBLEM_TYPE
 from pilliond.admin.http.problems import Handler
+from pilliond.limits import ADMIN_DETAIL_CHARACTERS_MAX
 
 RETRY_AFTER_S: Final = 1
-"""When to ask again where the daemon could not at this moment."""
-
-_PATH_MAX: Final = 200
+"""The `Retry-After` of a 503."""
 
 STATUSES: Final = {
-    # the caller's: another request would be answered
+    # The caller's: another request would succeed.
     ErrorCode.ROWS_MISMATCH: HTTPStatus.BAD_REQUEST,
     ErrorCode.SHAPE_MISMATCH: HTTPStatus.BAD_REQUEST,
     ErrorCode.NON_FINITE: HTTPStatus.BAD_REQUEST,
@@ -26,16 +25,16 @@ STATUSES: Final = {
     ErrorCode.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorCode.POLICY_NOT_FOUND: HTTPStatus.NOT_FOUND,
     ErrorCode.VERSION_NOT_FOUND: HTTPStatus.NOT_FOUND,
-    # what was there once: the sequence is over
+    # No longer there: the sequence has ended.
     ErrorCode.VERSION_GONE: HTTPStatus.GONE,
     ErrorCode.SESSION_UNKNOWN: HTTPStatus.GONE,
     ErrorCode.EPOCH_STALE: HTTPStatus.GONE,
     ErrorCode.EPISODE_UNKNOWN: HTTPStatus.GONE,
-    # the moment's
+    # Temporary.
     ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
-    # ours: what this client of the data path never asks for, or should not have
+    # Ours: this client of the data path never sends a request with such an answer.
     ErrorCode.MALFORMED: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.UNKNOWN_MESSAGE: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.UNSUPPORTED_PROTOCOL: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -48,17 +47,17 @@ STATUSES: Final = {
     ErrorCode.SUPERSEDED: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
-"""The status for each error of the data path."""
+"""The HTTP status of each error of the data path."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """The body of every answer of `/v2` that is not a success."""
+    """The body of every error below `/v2`."""
 
     error: str
 
 
 class KServeError(Exception):
-    """A request below `/v2` that gets no answer but this sentence."""
+    """A request below `/v2` that failed, with its HTTP status."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
@@ -66,12 +65,12 @@ class KServeError(Exception):
 
 
 def bad_request(message: str) -> KServeError:
-    """The caller's mistake."""
+    """Returns an error with status 400."""
     return KServeError(HTTPStatus.BAD_REQUEST, message)
 
 
 def error_response(status: HTTPStatus, message: str) -> web.Response:
-    """The response."""
+    """Returns the response of an error."""
     response = web.Response(
         body=msgspec.json.encode(ErrorBody(message)) + b"\n", status=int(status), content_type="application/json"
     )
@@ -82,9 +81,9 @@ def error_response(status: HTTPStatus, message: str) -> web.Response:
 
 @web.middleware
 async def kserve_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Says what goes wrong below `/v2` in the protocol's words, whoever said it in others; elsewhere all passes.
+    """Turns every error below `/v2` into the protocol's form, also problems; other paths pass unchanged.
 
-    It stands outside of whatever makes problems.
+    It must wrap the middleware that makes problems.
     """
     if request.path != "/v2" and not request.path.startswith("/v2/"):
         return await handler(request)
@@ -95,24 +94,24 @@ async def kserve_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        sentence = f"{error.reason}: {request.method} {request.path[:_PATH_MAX]}"
+        sentence = f"{error.reason}: {request.method} {request.path[:ADMIN_DETAIL_CHARACTERS_MAX]}"
         return _with_headers(error_response(HTTPStatus(error.status), sentence), error)
     if isinstance(response, web.Response) and response.content_type == PROBLEM_TYPE:
         assert isinstance(response.body, bytes)
-        told = msgspec.json.decode(response.body, type=_Detail)
-        return _with_headers(error_response(HTTPStatus(response.status), told.detail), response)
+        problem = msgspec.json.decode(response.body, type=_Detail)
+        return _with_headers(error_response(HTTPStatus(response.status), problem.detail), response)
     return response
 
 
 class _Detail(msgspec.Struct):
-    """What a problem says for people."""
+    """The part of a problem that an error keeps."""
 
     detail: str = ""
 
 
-def _with_headers(response: web.Response, said: web.StreamResponse) -> web.Response:
-    """The response with the headers that `said` had beside those of its body: `Allow`, `WWW-Authenticate`, `Retry-After`."""
-    for name, value in said.headers.items():
+def _with_headers(response: web.Response, original: web.StreamResponse) -> web.Response:
+    """Copies the headers of `original` that do not describe its body: `Allow`, `WWW-Authenticate`, `Retry-After`."""
+    for name, value in original.headers.items():
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value
     return response

@@ -1,4 +1,4 @@
-"""What travels below `/v2`, one Struct each: KServe's inference protocol, version 2, with Triton's extensions.
+"""The messages below `/v2`, one Struct each: KServe's inference protocol, version 2, with Triton's extensions.
 
 https://github.com/kserve/open-inference-protocol and the `protocol` folder of Triton's server: binary tensor data,
 sequences, statistics, model configuration.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import msgspec
+
+from pilliond.limits import KSERVE_TENSORS_MAX
 
 DATATYPES: Final = {
     "float16": "FP16",
@@ -24,24 +26,21 @@ DATATYPES: Final = {
     "uint64": "UINT64",
     "bool": "BOOL",
 }
-"""The protocol's word for each dtype of a spec."""
-
-TENSORS_MAX: Final = 64
-"""Tensors of one request."""
+"""The protocol's name for each dtype of a spec."""
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class InputParameters(msgspec.Struct, frozen=True):
-    """Where the data of an input is, if it is not in the JSON."""
+    """Where the data of an input is if it is not in the JSON."""
 
     binary_data_size: Size | None = None
     shared_memory_region: str = ""
 
 
 class InputTensor(msgspec.Struct, frozen=True):
-    """An input; `data` is flat, or nested as `shape` is."""
+    """An input. `data` is flat, or nested like `shape`."""
 
     name: Name
     shape: Annotated[list[Size], msgspec.Meta(max_length=64)]
@@ -51,7 +50,7 @@ class InputTensor(msgspec.Struct, frozen=True):
 
 
 class OutputParameters(msgspec.Struct, frozen=True):
-    """How an output is to come."""
+    """How to return an output."""
 
     binary_data: bool | None = None
     classification: Size = 0
@@ -59,53 +58,53 @@ class OutputParameters(msgspec.Struct, frozen=True):
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):
-    """An output that is asked for."""
+    """A requested output."""
 
     name: Name
     parameters: OutputParameters = OutputParameters()
 
 
 class InferParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request says beside its tensors."""
+    """The parameters of a request."""
 
     sequence_id: Size | Name = 0
-    """Which sequence it belongs to; 0 or empty: none."""
+    """The sequence that it belongs to; 0 or empty: none."""
     sequence_start: bool = False
     sequence_end: bool = False
     timeout: Size = 0
-    """For how many µs the answer is of use; 0: as long as it takes."""
+    """Time budget in µs; 0: none."""
     priority: Size = 0
-    """Nothing here has a priority: taken, and not heeded."""
+    """Accepted and ignored: no request here has a priority."""
     binary_data_output: bool = False
     deterministic: bool = True
-    """False: the action is drawn from the policy's distribution."""
+    """False: sample the action from the policy's distribution."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | None = None
-    """Of the first row; each next row has one more."""
+    """Seed of the first row; each next row adds 1."""
 
     @property
     def begins(self) -> bool:
-        """Whether episodes begin with this request."""
+        """Whether this request begins episodes."""
         return not self.sequence_id or self.sequence_start
 
 
 class InferRequest(msgspec.Struct, frozen=True):
     """The JSON of an inference request."""
 
-    inputs: Annotated[list[InputTensor], msgspec.Meta(max_length=TENSORS_MAX)]
+    inputs: Annotated[list[InputTensor], msgspec.Meta(max_length=KSERVE_TENSORS_MAX)]
     id: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
     parameters: InferParameters = InferParameters()
-    outputs: Annotated[list[RequestedOutput], msgspec.Meta(max_length=TENSORS_MAX)] = []
+    outputs: Annotated[list[RequestedOutput], msgspec.Meta(max_length=KSERVE_TENSORS_MAX)] = []
     """Empty: all of them."""
 
 
 class BinarySize(msgspec.Struct, frozen=True):
-    """An output's bytes behind the JSON."""
+    """The size of an output after the JSON, in bytes."""
 
     binary_data_size: int
 
 
 class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An output; `data` is flat."""
+    """An output. `data` is flat."""
 
     name: str
     datatype: str
@@ -114,27 +113,27 @@ class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
     data: list[Any] | None = None
 
 
-class RanParameters(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which weights answered."""
+class InferResponseParameters(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The weights that ran."""
 
     digest: str
-    """`sha256:…`, of the first row."""
+    """`sha256:…` of the weights that ran the first row."""
     row_versions: str = ""
-    """The version of each row, joined by commas, where they differ."""
+    """The version of each row, separated by commas, if they differ."""
 
 
-class InferAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The JSON of an inference response. `model_version` is the version whose weights ran, of the first row."""
+class InferResponse(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The JSON of an inference response. `model_version` is the version that ran the first row."""
 
     model_name: str
     model_version: str
     outputs: list[OutputTensor]
-    parameters: RanParameters
+    parameters: InferResponseParameters
     id: str = ""
 
 
 class ServerMetadata(msgspec.Struct, frozen=True):
-    """What answers."""
+    """The server and its extensions."""
 
     name: str
     version: str
@@ -142,26 +141,26 @@ class ServerMetadata(msgspec.Struct, frozen=True):
 
 
 class Live(msgspec.Struct, frozen=True):
-    """Whether the daemon lives."""
+    """Whether the daemon is alive."""
 
     live: bool
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether it answers acts."""
+    """Whether the daemon answers acts."""
 
     ready: bool
 
 
 class ModelReadiness(msgspec.Struct, frozen=True):
-    """Whether a policy is served."""
+    """Whether a policy answers requests."""
 
     name: str
     ready: bool
 
 
 class TensorMetadata(msgspec.Struct, frozen=True):
-    """A tensor; -1 in `shape` stands for the rows."""
+    """A tensor. The first dimension, -1, is the number of rows."""
 
     name: str
     datatype: str
@@ -169,7 +168,7 @@ class TensorMetadata(msgspec.Struct, frozen=True):
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
-    """A policy, and the versions of it that answer new episodes."""
+    """A policy, and its versions that answer new episodes."""
 
     name: str
     versions: list[str]
@@ -179,7 +178,7 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
 
 class TensorConfig(msgspec.Struct, frozen=True):
-    """A tensor as Triton's configuration has it: `dims` of one row."""
+    """A tensor in Triton's model configuration. `dims` is the shape of one row."""
 
     name: str
     data_type: str
@@ -187,7 +186,7 @@ class TensorConfig(msgspec.Struct, frozen=True):
 
 
 class ModelConfig(msgspec.Struct, frozen=True):
-    """The part of Triton's model configuration that has a meaning here."""
+    """The part of Triton's model configuration that applies here."""
 
     name: str
     platform: str
@@ -198,30 +197,30 @@ class ModelConfig(msgspec.Struct, frozen=True):
 
 
 class Duration(msgspec.Struct, frozen=True):
-    """How often, and for how long in all."""
+    """A count, and the total time."""
 
     count: int
     ns: int
 
 
 class InferenceStatistics(msgspec.Struct, frozen=True):
-    """Of acts: what came of them; of batches: the engine's time."""
+    """Acts by outcome, and the engine's time for batches."""
 
     success: Duration
     fail: Duration
-    """Those that the engine failed to run or that came too late; no time is kept of them."""
+    """Acts that the engine failed to run or that were too late. Their time is not measured."""
     compute_infer: Duration
 
 
 class ModelStatistics(msgspec.Struct, frozen=True):
-    """One version's, since it was loaded."""
+    """Statistics of one version since it was loaded."""
 
     name: str
     version: str
     inference_count: int
-    """Rows that were run."""
+    """Rows that the engine ran."""
     execution_count: int
-    """Batches that were run."""
+    """Batches that the engine ran."""
     inference_stats: InferenceStatistics
 
 
@@ -232,13 +231,13 @@ class Statistics(msgspec.Struct, frozen=True):
 
 
 class IndexRequest(msgspec.Struct, frozen=True):
-    """Which models are asked for."""
+    """Which versions to list."""
 
     ready: bool = False
 
 
 class IndexEntry(msgspec.Struct, frozen=True):
-    """A version that is loaded."""
+    """A loaded version."""
 
     name: str
     version: str

@@ -1,4 +1,4 @@
-"""The admin port's `/v2`: KServe's inference protocol, for tools that speak it. A convenience; simulators take the lane."""
+"""`/v2`: the handlers of KServe's inference protocol, for tools that use it. Simulators should use the lane."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import pilliond
 from pilliond.admin.http.endpoints import Endpoint, Scope, body_of, json_response
 from pilliond.admin.kserve.body import HEADER_LENGTH, Body, read_body
 from pilliond.admin.kserve.connection import Target
-from pilliond.admin.kserve.data_path import Call, DataPath, Ran
+from pilliond.admin.kserve.data_path import Call, DataPath, Result
 from pilliond.admin.kserve.errors import ErrorBody, KServeError
 from pilliond.admin.kserve.messages import (
     IndexEntry,
     IndexRequest,
-    InferAnswer,
     InferParameters,
     InferRequest,
+    InferResponse,
+    InferResponseParameters,
     Live,
     ModelConfig,
     ModelMetadata,
     ModelReadiness,
-    RanParameters,
     Readiness,
     RequestedOutput,
     ServerMetadata,
@@ -61,41 +61,41 @@ class KServeRoutes:
         self._running = 0
 
     def endpoints(self) -> list[Endpoint]:
-        """What is served. To infer takes the engine's time from simulators: whoever may only look, may not."""
+        """Returns its rows of the table. Inference takes engine time from simulators, so it needs more than `view`."""
         view, ok = Scope.VIEW, (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
         rows = [
-            Endpoint("GET", "/v2", self._server, "What answers", view, ServerMetadata),
-            Endpoint("GET", "/v2/health/live", self._live, "Whether the daemon lives", Scope.OPEN, Live),
+            Endpoint("GET", "/v2", self._server, "Show the server and its extensions", view, ServerMetadata),
+            Endpoint("GET", "/v2/health/live", self._live, "Check that the daemon is alive", Scope.OPEN, Live),
             Endpoint(
-                "GET", "/v2/health/ready", self._ready, "Whether acts are answered", Scope.OPEN, Readiness, statuses=ok
+                "GET", "/v2/health/ready", self._ready, "Check that acts are answered", Scope.OPEN, Readiness, statuses=ok
             ),
             Endpoint(
-                "POST", "/v2/repository/index", self._index, "The loaded versions", view, list[IndexEntry],
+                "POST", "/v2/repository/index", self._index, "List the loaded versions", view, list[IndexEntry],
                 body=IndexRequest,
             ),
-            Endpoint("GET", "/v2/models/stats", self._all_statistics, "Counts of every version", view, Statistics),
+            Endpoint("GET", "/v2/models/stats", self._all_statistics, "Show the statistics of every version", view, Statistics),
         ]  # fmt: skip
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             rows += [
-                Endpoint("GET", model, self._model, "A policy's tensors", view, ModelMetadata),
+                Endpoint("GET", model, self._model, "Show the tensors of a policy", view, ModelMetadata),
                 Endpoint(
-                    "GET", f"{model}/ready", self._model_ready, "Whether it is served", Scope.OPEN, ModelReadiness,
+                    "GET", f"{model}/ready", self._model_ready, "Check that a policy is served", Scope.OPEN, ModelReadiness,
                     statuses=ok,
                 ),
-                Endpoint("GET", f"{model}/config", self._config, "As Triton configures it", view, ModelConfig),
-                Endpoint("GET", f"{model}/stats", self._statistics, "Counts of its versions", view, Statistics),
+                Endpoint("GET", f"{model}/config", self._config, "Show the model configuration", view, ModelConfig),
+                Endpoint("GET", f"{model}/stats", self._statistics, "Show the statistics of its versions", view, Statistics),
                 Endpoint(
-                    "POST", f"{model}/infer", self._infer, "Actions for observations", Scope.OPERATE, InferAnswer,
+                    "POST", f"{model}/infer", self._infer, "Run the policy on observations", Scope.OPERATE, InferResponse,
                     body=InferRequest, reads_body=True, problems=_INFER_PROBLEMS,
                 ),
             ]  # fmt: skip
         return [msgspec.structs.replace(row, error=ErrorBody) for row in rows]
 
     async def close(self) -> None:
-        """Ends the sessions."""
+        """Ends its sessions with the serving process."""
         await self._data_path.close()
 
-    # Looking
+    # Reading
 
     async def _server(self, request: web.Request) -> web.Response:
         return json_response(ServerMetadata("pilliond", pilliond.__version__, _EXTENSIONS))
@@ -107,11 +107,11 @@ class KServeRoutes:
         return json_response(Readiness(self._is_ready), self._ready_status)
 
     async def _model_ready(self, request: web.Request) -> web.Response:
-        version = self._asked(request)
+        version = self._answering_version(request)
         return json_response(ModelReadiness(version.policy, self._is_ready), self._ready_status)
 
     async def _model(self, request: web.Request) -> web.Response:
-        version = self._asked(request)
+        version = self._answering_version(request)
         spec = version.card.spec()
         return json_response(
             ModelMetadata(
@@ -124,7 +124,7 @@ class KServeRoutes:
         )
 
     async def _config(self, request: web.Request) -> web.Response:
-        version = self._asked(request)
+        version = self._answering_version(request)
         spec = version.card.spec()
         inputs, outputs = config_of(spec.observation), config_of(spec.outputs)
         return json_response(
@@ -133,7 +133,7 @@ class KServeRoutes:
 
     async def _statistics(self, request: web.Request) -> web.Response:
         self._check_model(request)
-        wanted = [self._loaded(request)] if "version" in request.match_info else self._supervisor.version_table
+        wanted = [self._loaded_version(request)] if "version" in request.match_info else self._supervisor.version_table
         return json_response(statistics_of(wanted, self._supervisor.page))
 
     async def _all_statistics(self, request: web.Request) -> web.Response:
@@ -144,16 +144,16 @@ class KServeRoutes:
         answering = self._answering()
         return json_response(
             [
-                IndexEntry(each.policy, each.version, "READY", "" if each in answering else "it answers no new episode")
+                IndexEntry(each.policy, each.version, "READY", "" if each in answering else "answers no new episodes")
                 for each in self._supervisor.version_table
             ]
         )
 
-    # Inferring
+    # Inference
 
     async def _infer(self, request: web.Request) -> web.Response:
         self._check_model(request)
-        self._loaded(request)
+        self._loaded_version(request)
         self._target()
         if self._running >= KSERVE_REQUESTS_MAX:
             raise KServeError(
@@ -170,13 +170,13 @@ class KServeRoutes:
 
     async def _answer(self, request: web.Request, body: Body) -> web.Response:
         asked = body.request
-        version = self._for(request, asked.parameters)
+        version = self._version_for(request, asked.parameters)
         spec = version.card.spec()
         rows, observation = decode_inputs(asked, body.binary, spec, self._rows_max)
         wanted = select_outputs(asked, spec)
         named = version if "version" in request.match_info else None
         parameters = asked.parameters
-        ran = await self._data_path.run(
+        result = await self._data_path.run(
             Call(
                 observation,
                 self._seeds(parameters, rows, named),
@@ -188,26 +188,26 @@ class KServeRoutes:
                 parameters.sequence_end,
             )
         )
-        return self._response(asked, wanted, ran)
+        return self._response(asked, wanted, result)
 
-    def _for(self, request: web.Request, parameters: InferParameters) -> SealedVersion:
-        """The version whose tensors a request has: that which its sequence began with, else the one that it names."""
+    def _version_for(self, request: web.Request, parameters: InferParameters) -> SealedVersion:
+        """Returns the version whose tensors a request has: the one that its sequence began with, else the one that it names."""
         if parameters.begins:
-            return self._asked(request)
+            return self._answering_version(request)
         digest = self._data_path.digest_of(parameters.sequence_id)
         held = next((each for each in self._supervisor.version_table if each.digest == digest), None)
-        return self._loaded(request) if held is None or "version" in request.match_info else held
+        return self._loaded_version(request) if held is None or "version" in request.match_info else held
 
-    def _response(self, asked: InferRequest, wanted: list[RequestedOutput], ran: Ran) -> web.Response:
-        tensors, frames = encode_outputs(ran.outputs, wanted, asked.parameters.binary_data_output)
-        versions = [self._version_of(digest) for digest in ran.row_digests]
-        differ = len(set(ran.row_digests)) > 1
+    def _response(self, asked: InferRequest, wanted: list[RequestedOutput], result: Result) -> web.Response:
+        tensors, frames = encode_outputs(result.outputs, wanted, asked.parameters.binary_data_output)
+        versions = [self._version_of(digest) for digest in result.row_digests]
+        differ = len(set(result.row_digests)) > 1
         head = msgspec.json.encode(
-            InferAnswer(
+            InferResponse(
                 self._supervisor.stable.policy,
                 versions[0],
                 tensors,
-                RanParameters(ran.row_digests[0], ",".join(versions) if differ else ""),
+                InferResponseParameters(result.row_digests[0], ",".join(versions) if differ else ""),
                 asked.id,
             )
         )
@@ -220,7 +220,7 @@ class KServeRoutes:
         )
 
     def _seeds(self, parameters: InferParameters, rows: int, named: SealedVersion | None) -> list[int]:
-        """A seed for each row. Where nothing is drawn and none is named, all rows have one: they fall to one version."""
+        """Returns a seed for each row. A deterministic request without a seed uses the same for all: one version runs them."""
         if parameters.seed is not None:
             return [parameters.seed + row for row in range(rows)]
         count = 1 if parameters.deterministic else rows
@@ -231,7 +231,7 @@ class KServeRoutes:
         return seeds * (rows // count)
 
     def _seeds_for(self, named: SealedVersion, count: int) -> list[int]:
-        """Seeds that fall to a version; raises `KServeError` where its share is so small that they are not found."""
+        """Returns seeds that the traffic split maps to a version; raises `KServeError` if its share is too small to find them."""
         salt = salt_of(named.policy)
         found: list[int] = []
         for _ in range(KSERVE_SEEDS_MAX):
@@ -246,7 +246,7 @@ class KServeRoutes:
         )
 
     def _digest_for(self, unit: float) -> bytes:
-        """The version that an episode falls to, as `Router` decides it."""
+        """Returns the digest of the version that an episode gets, as `Router` decides."""
         end = 0.0
         for arm in self._supervisor.version_table.arms:
             end += arm.share
@@ -254,7 +254,7 @@ class KServeRoutes:
                 return arm.digest
         return self._supervisor.stable.key
 
-    # What there is
+    # State
 
     @property
     def _is_ready(self) -> bool:
@@ -265,7 +265,7 @@ class KServeRoutes:
         return HTTPStatus.OK if self._is_ready else HTTPStatus.SERVICE_UNAVAILABLE
 
     def _target(self) -> Target:
-        """Where the data path is now, the lane where there is one; raises `KServeError`."""
+        """Returns the address of the data path, the lane if there is one. Raises `KServeError` if the daemon is not ready."""
         supervisor = self._supervisor
         if supervisor.ready is None or not self._is_ready:
             phase = supervisor.phase.name.lower()
@@ -275,30 +275,32 @@ class KServeRoutes:
         return Target(address, supervisor.starts, supervisor.stable.key)
 
     def _answering(self) -> list[SealedVersion]:
-        """The versions that answer new episodes, the stable one first."""
+        """Returns the versions that answer new episodes, the stable one first."""
         version_table = self._supervisor.version_table
         arms = [version_table.find(arm.digest) for arm in version_table.arms]
         return [version_table.stable, *(version for version in arms if version is not None)]
 
-    def _asked(self, request: web.Request) -> SealedVersion:
-        """The version that a request names, which must answer new episodes; the stable one where it names none."""
+    def _answering_version(self, request: web.Request) -> SealedVersion:
+        """Returns the version that a request names, which must answer new episodes; the stable one if it names none."""
         self._check_model(request)
         answering = self._answering()
         named = request.match_info.get("version")
         version = next((each for each in answering if named in (None, each.version)), None)
         if version is None:
             served = ", ".join(each.version for each in answering)
-            raise KServeError(HTTPStatus.NOT_FOUND, f"version {_short(named)}: expected one that serves, {served}")
+            raise KServeError(
+                HTTPStatus.NOT_FOUND, f"version {_short(named)}: expected one that answers new episodes: {served}"
+            )
         return version
 
-    def _loaded(self, request: web.Request) -> SealedVersion:
-        """The version that a request names, which must be loaded; the stable one where it names none."""
+    def _loaded_version(self, request: web.Request) -> SealedVersion:
+        """Returns the version that a request names, which must be loaded; the stable one if it names none."""
         version_table = self._supervisor.version_table
         named = request.match_info.get("version", version_table.stable.version)
         version = next((each for each in version_table if each.version == named), None)
         if version is None:
             loaded = ", ".join(each.version for each in version_table)
-            raise KServeError(HTTPStatus.NOT_FOUND, f"version {_short(named)}: expected one that is loaded, {loaded}")
+            raise KServeError(HTTPStatus.NOT_FOUND, f"version {_short(named)}: expected a loaded one: {loaded}")
         return version
 
     def _check_model(self, request: web.Request) -> None:

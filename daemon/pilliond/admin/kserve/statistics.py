@@ -1,4 +1,4 @@
-"""What the metrics page says of each version, in the words of Triton's statistics extension."""
+"""The metrics of each version as Triton's statistics extension."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pilliond.ipc.sealed_version import SealedVersion
 
 
 def statistics_of(versions: Iterable[SealedVersion], page: MetricsPage) -> Statistics:
-    """The statistics of versions that are loaded."""
+    """Returns the statistics of loaded versions."""
     return Statistics([_of(version, page) for version in versions])
 
 

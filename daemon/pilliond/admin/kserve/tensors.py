@@ -1,4 +1,4 @@
-"""Tensors of `/v2`: from JSON or raw bytes to the rows of a spec, and back."""
+"""The tensors of `/v2`: from JSON or raw bytes to the rows of a spec, and back."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _NESTED: Final = re.compile(rb"\s*\[\s*\[")
 
 
 def metadata_of(tensors: list[TensorSpec]) -> list[TensorMetadata]:
-    """Tensors of a spec as the protocol describes them."""
+    """Returns the tensors of a spec as the protocol describes them."""
     return [TensorMetadata(tensor.name, DATATYPES[tensor.dtype], [-1, *tensor.shape]) for tensor in tensors]
 
 
 def config_of(tensors: list[TensorSpec]) -> list[TensorConfig]:
-    """Tensors of a spec as Triton's configuration has them."""
+    """Returns the tensors of a spec as Triton's configuration describes them."""
     return [TensorConfig(tensor.name, f"TYPE_{DATATYPES[tensor.dtype]}", tensor.shape) for tensor in tensors]
 
 
 def body_bytes_max(spec: Spec, rows_max: int) -> int:
-    """How much a request for `rows_max` rows may hold, as numbers in JSON, which is the longer way to say them."""
+    """Returns the largest body of a request with `rows_max` rows: all numbers in JSON, which is longer than raw bytes."""
     numbers = sum(math.prod(tensor.shape) for tensor in spec.observation) * rows_max
     return min(KSERVE_HEADER_BYTES_MAX + numbers * KSERVE_NUMBER_BYTES_MAX, KSERVE_BODY_BYTES_MAX)
 
 
 def decode_inputs(request: InferRequest, binary: memoryview, spec: Spec, rows_max: int) -> tuple[int, dict[str, Array]]:
-    """The rows of a request, and the observations by name, each of shape [rows, …] in the spec's dtype.
+    """Returns the number of rows, and the observations by name, each of shape [rows, …] in the spec's dtype.
 
-    `binary` is what follows the JSON: the inputs that are not in it, one behind another. Raises `KServeError` (400)
-    for anything that the spec does not have.
+    `binary` is the data after the JSON: the inputs that are not in it, one after another. Raises `KServeError` (400) for
+    anything that does not fit the spec.
     """
     given = _by_name(request.inputs, [tensor.name for tensor in spec.observation], "input")
     for tensor in spec.observation:
@@ -77,24 +77,24 @@ def decode_inputs(request: InferRequest, binary: memoryview, spec: Spec, rows_ma
 
 
 def select_outputs(request: InferRequest, spec: Spec) -> list[RequestedOutput]:
-    """The outputs that a request asks for, in its order; all of them where it names none. Raises `KServeError` (400)."""
+    """Returns the outputs that a request asks for, in its order; all if it names none. Raises `KServeError` (400)."""
     if not request.outputs:
         return [RequestedOutput(tensor.name) for tensor in spec.outputs]
     _by_name(request.outputs, [tensor.name for tensor in spec.outputs], "output")
     for each in request.outputs:
         if each.parameters.classification:
-            raise bad_request(f"output {each.name!r}: there is no classification here")
+            raise bad_request(f"output {each.name!r}: classification is not supported")
         if each.parameters.shared_memory_region:
-            raise bad_request(f"output {each.name!r}: there is no shared memory here")
+            raise bad_request(f"output {each.name!r}: shared memory is not supported")
     return request.outputs
 
 
 def encode_outputs(
     outputs: dict[str, Array], wanted: list[RequestedOutput], all_binary: bool
 ) -> tuple[list[OutputTensor], list[bytes]]:
-    """What the answer says of each output, and the bytes that follow its JSON.
+    """Returns the output tensors of the response, and the bytes after its JSON.
 
-    Raises `KServeError` (500) for a number that JSON has no word for.
+    Raises `KServeError` (500) for a number that JSON cannot represent.
     """
     tensors, frames = [], []
     for each in wanted:
@@ -113,26 +113,26 @@ def _to_json(name: str, array: Array) -> list[Any]:
     if not np.isfinite(array).all():
         raise KServeError(
             HTTPStatus.INTERNAL_SERVER_ERROR,
-            f"output {name!r} holds a NaN or an infinity, which JSON cannot say: ask for binary data",
+            f"output {name!r} holds a NaN or an infinity, which JSON cannot represent: ask for binary data",
         )
     numbers: list[Any] = array.reshape(-1).tolist()
     return numbers
 
 
-def _by_name(tensors: list[Any], known: list[str], word: str) -> set[str]:
-    """The names, each a known one and there once."""
+def _by_name(tensors: list[Any], known: list[str], kind: str) -> set[str]:
+    """Returns the names; each must be known and occur once."""
     names: set[str] = set()
     for tensor in tensors:
         if tensor.name not in known:
-            raise bad_request(f"{word} {tensor.name[:80]!r}: expected one of {', '.join(known)}")
+            raise bad_request(f"{kind} {tensor.name[:80]!r}: expected one of {', '.join(known)}")
         if tensor.name in names:
-            raise bad_request(f"{word} {tensor.name!r}: expected once, got twice")
+            raise bad_request(f"{kind} {tensor.name!r}: expected once, got twice")
         names.add(tensor.name)
     return names
 
 
 def _rows(inputs: list[InputTensor], rows_max: int) -> int:
-    """The leading axis, which all inputs share."""
+    """Returns the leading dimension of the first input; `_check_form` compares the others with it."""
     rows = inputs[0].shape[0] if inputs[0].shape else 0
     if not 1 <= rows <= rows_max:
         raise bad_request(f"input {inputs[0].name!r}: expected 1 to {rows_max} rows, got shape {inputs[0].shape}")
@@ -146,16 +146,16 @@ def _check_form(given: InputTensor, tensor: TensorSpec, rows: int) -> None:
     if given.shape != shape:
         raise bad_request(f"input {tensor.name!r}: expected shape {shape}, got {given.shape}")
     if given.parameters.shared_memory_region:
-        raise bad_request(f"input {tensor.name!r}: there is no shared memory here, send its data")
+        raise bad_request(f"input {tensor.name!r}: shared memory is not supported, send the data")
     if bool(bytes(given.data)) == (given.parameters.binary_data_size is not None):
         raise bad_request(f"input {tensor.name!r}: expected either data or binary_data_size")
 
 
 def _from_bytes(given: InputTensor, tensor: TensorSpec, rows: int, data: memoryview) -> Array:
-    expected, said = rows * tensor.row_bytes, given.parameters.binary_data_size
-    if said != expected or len(data) != expected:
+    expected, announced = rows * tensor.row_bytes, given.parameters.binary_data_size
+    if announced != expected or len(data) != expected:
         raise bad_request(
-            f"input {tensor.name!r}: expected {expected} bytes of binary data, said {said}, got {len(data)}"
+            f"input {tensor.name!r}: expected {expected} bytes of binary data, got {len(data)} (binary_data_size {announced})"
         )
     array: Array = np.frombuffer(data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(rows, *tensor.shape)
     if tensor.dtype == "bool" and array.view(np.uint8).max() > 1:
@@ -167,7 +167,7 @@ def _from_json(given: InputTensor, tensor: TensorSpec, rows: int) -> Array:
     shape = (rows, *tensor.shape)
     depth = len(shape) if _NESTED.match(given.data) else 1
     try:
-        # What is too great for a float becomes an infinity, which the data path refuses.
+        # A number beyond the float's range becomes an infinity, which the data path refuses.
         with np.errstate(over="ignore"):
             array: Array = np.array(_decoder(tensor.dtype, depth).decode(given.data), tensor.dtype)
     except msgspec.MsgspecError as error:
@@ -185,7 +185,7 @@ def _from_json(given: InputTensor, tensor: TensorSpec, rows: int) -> Array:
 
 @cache
 def _decoder(dtype: DType, depth: int) -> msgspec.json.Decoder[Any]:
-    """Decodes lists within lists, `depth` of them, of numbers that the dtype has."""
+    """Returns a decoder of lists, nested `depth` deep, of numbers in the range of the dtype."""
     kind = np.dtype(dtype).kind
     numbers: Any = {"f": float, "b": bool}.get(kind) or _integers(dtype)
     for _ in range(depth):
@@ -195,5 +195,5 @@ def _decoder(dtype: DType, depth: int) -> msgspec.json.Decoder[Any]:
 
 def _integers(dtype: str) -> Any:
     bounds = np.iinfo(dtype)
-    # msgspec compares with 64 bits and a sign; numpy refuses what is beyond a uint64.
+    # msgspec's bounds are signed 64-bit integers. NumPy refuses numbers beyond a uint64.
     return Annotated[int, msgspec.Meta(ge=int(bounds.min), le=int(bounds.max) if dtype != "uint64" else None)]

@@ -1,4 +1,4 @@
-"""What monitoring reads: `/metrics`, `/health`, `/livez`, `/readyz` and `/info`.
+"""`/metrics`, `/health` and `/info`.
 
-Reads the metrics page and never asks the serving process: a scrape costs the data path nothing.
+They read the metrics page and never ask the serving process: a scrape costs the data path nothing.
 """

@@ -1,4 +1,4 @@
-"""How the daemon is: what `/health` tells."""
+"""`GET /health`: the state of the daemon and its processes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _S: Final = 1e9
 
 
 class LoopLag(msgspec.Struct, frozen=True):
-    """How late the serving loop came to what it had to do, in milliseconds."""
+    """How late the serving loop ran its ticks, in milliseconds."""
 
     last: float
     max: float
     tick_age: float | None
-    """Since it last looked; None where it is not ready."""
+    """Time since its last tick; None if it is not ready."""
 
 
 class BusyPoll(msgspec.Struct, frozen=True):
-    """Whether the serving process looks for messages without sleeping."""
+    """Whether the serving process polls for messages without sleeping."""
 
     us: int
     spinning: bool
@@ -36,7 +36,7 @@ class BusyPoll(msgspec.Struct, frozen=True):
 
 
 class GcPauses(msgspec.Struct, frozen=True):
-    """Collections of garbage in the serving process."""
+    """Garbage collections in the serving process."""
 
     count: int
     total_ms: float
@@ -44,20 +44,20 @@ class GcPauses(msgspec.Struct, frozen=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
-    """What runs the policy."""
+    """The engine that runs the policy."""
 
     kind: str
     version: str
     provider: str
     threads: int
     buckets: list[int]
-    """Rows for which it is warm."""
+    """Batch sizes for which it is warm, in rows."""
     strict: bool
-    """Whether every batch is run in one shape."""
+    """Whether every batch runs in one shape."""
 
 
 class ServingProcess(msgspec.Struct, frozen=True):
-    """The process that answers acts; what it says of itself is there while it is ready."""
+    """The process that answers acts. The fields after `resident_bytes` are present while it is ready."""
 
     pid: int | None
     starts: int
@@ -65,31 +65,31 @@ class ServingProcess(msgspec.Struct, frozen=True):
     cpus: list[int] | msgspec.UnsetType = msgspec.UNSET
     niceness: int | msgspec.UnsetType = msgspec.UNSET
     slice_us: int | msgspec.UnsetType | None = msgspec.UNSET
-    """How long its turns on a CPU are that it shares; None where the kernel does not tell."""
+    """Its time slice on a shared CPU; None if the kernel does not report it."""
     switch_interval_us: int | msgspec.UnsetType = msgspec.UNSET
     gc_frozen_objects: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ControlProcess(msgspec.Struct, frozen=True):
-    """The process that answers this."""
+    """The process that answers this request."""
 
     pid: int
     resident_bytes: int
 
 
 class ShadowHealth(msgspec.Struct, frozen=True):
-    """How the shadow is that runs, or why the last one ended."""
+    """The running shadow, or the last one and why it ended."""
 
     version: str
     state: str
     waiting_bytes: int
-    """Rows that it has not looked at yet."""
+    """Rows that it has not compared yet, in bytes."""
     pid: int | None
     end_reason: str
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How the daemon is, right now."""
+    """The current state of the daemon."""
 
     phase: str
     policy: str
@@ -110,7 +110,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def health_of(supervisor: Supervisor, shadows: Shadows, started_ns: int) -> Health:
-    """Looks at the daemon; `started_ns` is when it began, on CLOCK_MONOTONIC."""
+    """Returns the state of the daemon, which started at `started_ns` on CLOCK_MONOTONIC."""
     stable, cells, ready = supervisor.stable, supervisor.page.cells, supervisor.ready
     now_ns = time.monotonic_ns()
     is_ready = supervisor.phase is Phase.READY
@@ -156,8 +156,8 @@ def _shadow(shadows: Shadows) -> ShadowHealth | None:
 
 def _serving(supervisor: Supervisor) -> ServingProcess:
     pid, ready = supervisor.serving_pid, supervisor.ready
-    told = {"pid": pid, "starts": supervisor.starts, "resident_bytes": _resident_bytes(pid)}
-    return msgspec.convert({**told, **(ready.process if ready else {})}, ServingProcess)
+    process = {"pid": pid, "starts": supervisor.starts, "resident_bytes": _resident_bytes(pid)}
+    return msgspec.convert({**process, **(ready.process if ready else {})}, ServingProcess)
 
 
 def _resident_bytes(pid: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What the daemon is: what `/info` tells. It does not change while one version is stable."""
+"""`GET /info`: what the daemon is. It does not change while one version is stable."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pilliond.supervision.supervisor import Supervisor
 
 
 class Info(msgspec.Struct, frozen=True):
-    """Versions, addresses, and what the policy takes and gives."""
+    """Versions, addresses, and the tensors of the policy."""
 
     name: str
     version: str
     protocol_version: int
     python: str
     listen: list[str]
-    """The data addresses; none while the serving process is not ready."""
+    """The data addresses; empty while the serving process is not ready."""
     policy: str
     policy_version: str
     digest: str
@@ -31,7 +31,7 @@ class Info(msgspec.Struct, frozen=True):
 
 
 def info_of(supervisor: Supervisor) -> Info:
-    """What a daemon is."""
+    """Returns what the daemon is."""
     stable = supervisor.stable
     return Info(
         name="pilliond",

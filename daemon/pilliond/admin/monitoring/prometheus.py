@@ -1,4 +1,4 @@
-"""The metrics page in Prometheus's words: a collector that reads it when somebody scrapes."""
+"""The metrics page as Prometheus metrics: a collector that reads it at each scrape."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class PageCollector(Collector):
 
     def _identity(self) -> Iterator[Metric]:
         artifact = self._supervisor.stable
-        yield _info("pillion_build_info", "The daemon that runs.", {"version": pilliond.__version__})
+        yield _info("pillion_build_info", "Version of the daemon.", {"version": pilliond.__version__})
         labels = {"policy": artifact.policy, "version": artifact.version, "digest": artifact.digest}
         engine = self._supervisor.ready.engine["kind"] if self._supervisor.ready else ""
-        yield _info("pillion_policy_info", "The policy that is served.", {**labels, "engine": engine})
+        yield _info("pillion_policy_info", "The served policy.", {**labels, "engine": engine})
         is_ready = self._supervisor.phase is Phase.READY
         yield GaugeMetricFamily("pillion_ready", "1 while the daemon answers acts.", value=float(is_ready))
 
     def _requests(self) -> Iterator[Metric]:
         cells = self._page.cells
         policy = self._supervisor.stable.policy
-        requests = CounterMetricFamily("pillion_requests", "Acts by what became of them.", labels=["policy", "outcome"])
+        requests = CounterMetricFamily("pillion_requests", "Acts, by outcome.", labels=["policy", "outcome"])
         refusals = CounterMetricFamily(
-            "pillion_refusals", "Messages other than acts that were refused.", labels=["outcome"]
+            "pillion_refusals", "Refused messages other than acts, by outcome.", labels=["outcome"]
         )
         for index, outcome in enumerate(OUTCOMES):
             requests.add_metric([policy, outcome], cells[page.REQUESTS + index])
@@ -60,72 +60,78 @@ class PageCollector(Collector):
                 refusals.add_metric([outcome], cells[page.REFUSALS + index])
         yield requests
         yield refusals
-        yield _counter("pillion_resends", "Acts sent again and answered alike.", cells[page.RESENDS])
+        yield _counter("pillion_resends", "Acts that were resent and got the same answer.", cells[page.RESENDS])
         yield self._of_versions(
             "pillion_request_duration_seconds",
-            "From an act's last byte to its answer.",
+            "Time from an act's last byte to its answer.",
             [(name, cells.request_duration) for name, cells in self._version_cells()],
         )
-        yield self._seconds("pillion_queue_wait_seconds", "From admission to the engine.", page.QUEUE_WAIT)
+        yield self._seconds(
+            "pillion_queue_wait_seconds", "Time from the admission of an act until the engine runs it.", page.QUEUE_WAIT
+        )
 
     def _batches(self) -> Iterator[Metric]:
         cells = self._page.cells
         yield _counter("pillion_inferences", "Rows that the engine ran.", cells[page.INFERENCES])
         yield _counter("pillion_executions", "Batches that the engine ran.", cells[page.EXECUTIONS])
-        closes = CounterMetricFamily("pillion_batch_close", "Batches by why they were closed.", labels=["reason"])
+        closes = CounterMetricFamily(
+            "pillion_batch_close", "Batches, by the reason why they were closed.", labels=["reason"]
+        )
         for reason in BatchClose:
             closes.add_metric([reason.name.lower()], cells[page.BATCH_CLOSES + reason])
         yield closes
-        yield self._histogram("pillion_batch_rows", "Rows of a batch.", page.BATCH_ROWS, 1.0)
+        yield self._histogram("pillion_batch_rows", "Rows in a batch.", page.BATCH_ROWS, 1.0)
         yield self._of_versions(
             "pillion_inference_duration_seconds",
-            "One run of the engine.",
+            "Duration of one run of the engine.",
             [(name, cells.inference_duration) for name, cells in self._version_cells()],
         )
 
     def _versions(self) -> Iterator[Metric]:
         cells = self._page.cells
         releases = self._releases
-        leases = GaugeMetricFamily("pillion_version_leases", "Handles by the version that they lease.", labels=["policy", "version"])  # fmt: skip
+        leases = GaugeMetricFamily("pillion_version_leases", "Episode groups, by the version that they lease.", labels=["policy", "version"])  # fmt: skip
         for version in self._supervisor.version_table:
             leases.add_metric(
                 [version.policy, version.version], cells[page.VERSION_CELLS[version.metrics_index].episodes]
             )
         yield leases
         held = len(self._supervisor.version_table.held)
-        yield GaugeMetricFamily("pillion_held_versions", "Versions that are held for evaluations.", value=held)
-        switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks by what became of them.", labels=["outcome"])  # fmt: skip
+        yield GaugeMetricFamily("pillion_held_versions", "Versions held for evaluations.", value=held)
+        switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks, by outcome.", labels=["outcome"])  # fmt: skip
         for outcome, count in releases.operations.switches.items():
             switches.add_metric([outcome.value], count)
         yield switches
-        taken = CounterMetricFamily("pillion_auto_rollbacks", "Versions taken back by the bound that they crossed.", labels=["reason"])  # fmt: skip
+        rollbacks = CounterMetricFamily("pillion_auto_rollbacks", "Automatic rollbacks, by the guardrail that was crossed.", labels=["reason"])  # fmt: skip
         for reason, count in releases.guardrails.auto_rollbacks.items():
-            taken.add_metric([reason], count)
-        yield taken
+            rollbacks.add_metric([reason], count)
+        yield rollbacks
         if releases.stager.swap_impact is not None:
-            text = "p99 of the live version while the last version was staged, over that before."
+            text = "p99 latency of the stable version during the last staging, relative to before."
             yield GaugeMetricFamily("pillion_swap_impact_ratio", text, value=releases.stager.swap_impact)
         stager = releases.stager
-        yield _counter("pillion_staging_pauses", "Stagings stopped for the live version's sake.", stager.pauses)
-        text = "Time in which a staging was stopped for the live version's sake."
+        yield _counter(
+            "pillion_staging_pauses", "Pauses of stagings that slowed the stable version down.", stager.pauses
+        )
+        text = "Time for which stagings were paused."
         yield _counter("pillion_staging_paused_seconds", text, stager.paused_s)
         stall_s = releases.load_stall_ns / _NANOSECONDS
-        text = "Worst stall of the serving loop while a version was loaded beside it."
+        text = "Longest stall of the serving loop while a version was loaded."
         yield GaugeMetricFamily("pillion_load_stall_seconds", text, value=stall_s)
 
     def _process(self) -> Iterator[Metric]:
         cells = self._page.cells
         starts = self._supervisor.starts
         yield _counter("pillion_serving_starts", "Starts of the serving process.", starts)
-        yield GaugeMetricFamily("pillion_sessions", "Sessions now.", value=cells[page.SESSIONS])
-        yield GaugeMetricFamily("pillion_episodes", "Handles begun and not ended.", value=cells[page.EPISODES])
-        yield GaugeMetricFamily("pillion_queue_rows", "Rows that wait for the engine.", value=cells[page.QUEUE_ROWS])
-        yield _counter("pillion_sessions_opened", "Sessions ever opened.", cells[page.SESSIONS_OPENED])
-        yield _counter("pillion_sessions_dropped", "Sessions dropped: gone, silent or not reading.", cells[page.SESSIONS_DROPPED])  # fmt: skip
-        yield _counter("pillion_slot_acts", "Acts whose observations lay in shared memory.", cells[page.SLOT_ACTS])
-        yield GaugeMetricFamily("pillion_slot_bytes", "Shared memory leased for slots.", value=cells[page.SLOT_BYTES])
+        yield GaugeMetricFamily("pillion_sessions", "Live sessions.", value=cells[page.SESSIONS])
+        yield GaugeMetricFamily("pillion_episodes", "Live episode groups.", value=cells[page.EPISODES])
+        yield GaugeMetricFamily("pillion_queue_rows", "Rows waiting for the engine.", value=cells[page.QUEUE_ROWS])
+        yield _counter("pillion_sessions_opened", "Opened sessions.", cells[page.SESSIONS_OPENED])
+        yield _counter("pillion_sessions_dropped", "Dropped sessions: the peer disconnected, was silent or did not read.", cells[page.SESSIONS_DROPPED])  # fmt: skip
+        yield _counter("pillion_slot_acts", "Acts with observations in shared memory.", cells[page.SLOT_ACTS])
+        yield GaugeMetricFamily("pillion_slot_bytes", "Shared memory granted for slots.", value=cells[page.SLOT_BYTES])
         spun_s = cells[page.SPUN_NS] / _NANOSECONDS
-        yield _counter("pillion_busy_poll_seconds", "Time that the serving loop looked without sleeping.", spun_s)
+        yield _counter("pillion_busy_poll_seconds", "Time for which the serving loop polled without sleeping.", spun_s)
         lag_s = cells[page.LOOP_LAG_NS] / _NANOSECONDS
         yield GaugeMetricFamily("pillion_loop_lag_seconds", "Lateness of the serving loop's last tick.", value=lag_s)
         yield _counter("pillion_gc_pauses", "Garbage collections of the serving process.", cells[page.GC_PAUSES])
@@ -133,13 +139,13 @@ class PageCollector(Collector):
         yield _counter("pillion_gc_pause_seconds", "Time in garbage collections of the serving process.", pause_s)
 
     def _version_cells(self) -> list[tuple[str, VersionCells]]:
-        """The cells of each version, and of the acts that several versions ran (`mixed`)."""
+        """Returns the cells of each version, and of the acts that several versions ran (`mixed`)."""
         return [("mixed", page.VERSION_CELLS[0])] + [
             (version.version, page.VERSION_CELLS[version.metrics_index]) for version in self._supervisor.version_table
         ]
 
     def _of_versions(self, name: str, text: str, histograms: list[tuple[str, Histogram]]) -> Metric:
-        """A family in seconds with a histogram for each version."""
+        """Returns a family in seconds with a histogram for each version."""
         family = HistogramMetricFamily(name, text, labels=["policy", "version"])
         for version, histogram in histograms:
             labels = [self._supervisor.stable.policy, version]
@@ -155,7 +161,7 @@ class PageCollector(Collector):
         return family
 
     def _buckets(self, histogram: Histogram, unit: float) -> tuple[list[tuple[str, float]], float]:
-        """The cumulated buckets, and the sum of what was observed."""
+        """Returns the cumulative buckets, and the sum of the observed values."""
         cells = self._page.cells
         total = 0
         buckets: list[tuple[str, float]] = []

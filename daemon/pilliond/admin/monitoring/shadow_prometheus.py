@@ -1,4 +1,4 @@
-"""A shadow in Prometheus's words: its page, read when somebody scrapes. What ended last stays to be seen."""
+"""The shadow page as Prometheus metrics, read at each scrape. The metrics of an ended shadow stay until the next one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pilliond.shadow.report import ShadowState, distance_buckets, inference_buck
 
 
 def shadow_metrics(shadows: Shadows) -> Iterator[Metric]:
-    """The families of the shadow that runs, or ran last; none where there was none."""
+    """Yields the metrics of the running or the last shadow; none before the first one."""
     shadow = shadows.last
     if shadow is None:
         return
@@ -23,28 +23,30 @@ def shadow_metrics(shadows: Shadows) -> Iterator[Metric]:
     running.add_metric(labels, float(is_running))
     yield running
     for name, text, index in (
-        ("pillion_shadow_rows", "Rows on which the shadow was compared with the live version.", cell.ROWS),
-        ("pillion_shadow_agreed_rows", "Compared rows in which the actions agree.", cell.AGREED_ROWS),
-        ("pillion_shadow_non_finite_rows", "Compared rows to which only the shadow gave a NaN or an infinity.", cell.NON_FINITE_ROWS),
+        ("pillion_shadow_rows", "Rows on which the shadow was compared with the stable version.", cell.ROWS),
+        ("pillion_shadow_agreed_rows", "Compared rows whose actions agree.", cell.AGREED_ROWS),
+        ("pillion_shadow_non_finite_rows", "Compared rows for which only the shadow returned a NaN or an infinity.", cell.NON_FINITE_ROWS),
     ):  # fmt: skip
         family = CounterMetricFamily(name, text, labels=names)
         family.add_metric(labels, counts.cells[index])
         yield family
     skipped = CounterMetricFamily(
-        "pillion_shadow_skipped_rows", "Rows that were not compared, by why.", labels=[*names, "reason"]
+        "pillion_shadow_skipped_rows", "Rows that were not compared, by reason.", labels=[*names, "reason"]
     )
     for reason, rows in counts.skipped_rows().items():
         skipped.add_metric([*labels, reason], rows)
     yield skipped
     distance = HistogramMetricFamily(
         "pillion_shadow_action_distance",
-        "Euclidean distance of the shadow's action to the one that was sent.",
+        "Euclidean distance between the shadow's action and the sent one.",
         labels=names,
     )
     distance.add_metric(labels, *distance_buckets(counts))
     yield distance
     inference = HistogramMetricFamily(
-        "pillion_shadow_inference_duration_seconds", "One run of the shadow's engine, by the clock.", labels=names
+        "pillion_shadow_inference_duration_seconds",
+        "Duration of one run of the shadow's engine, wall time.",
+        labels=names,
     )
     inference.add_metric(labels, *inference_buckets(counts))
     yield inference

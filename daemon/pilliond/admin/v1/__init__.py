@@ -1,4 +1,4 @@
-"""The endpoints below `/v1`: policies and their versions, sessions, evaluation leases, the audit log.
+"""The endpoints below `/v1`: policies and their versions, sessions, evaluation holds, the audit log.
 
-Each module checks what was asked, calls `rollout`, and returns a description of the result.
+Each handler checks the request, calls `rollout`, and returns the resulting state.
 """

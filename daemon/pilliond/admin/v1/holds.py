@@ -1,8 +1,7 @@
-"""The admin port's evaluation holds: which versions are held for campaigns, and the verbs that hold and free them."""
+"""`/v1/policies/{policy}/holds`: the evaluation holds, which keep versions loaded for campaigns."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated
 
@@ -13,18 +12,18 @@ from pillion_artifacts.store.evaluation_holds import EvaluationHold
 from pilliond.admin.http.endpoints import Endpoint, Scope, Text, Version, json_response
 from pilliond.admin.http.guard import asked_by
 from pilliond.admin.http.problems import ProblemError
-from pilliond.admin.v1.policies import PolicyRoutes, Why
+from pilliond.admin.v1.policies import PolicyRoutes, ReasonBody
 from pilliond.limits import EVALUATION_S_MAX
 from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.operation import Operation
 from pilliond.rollout.releases import Releases
 
 HoldName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""What a campaign calls its hold."""
+"""The name of a hold, chosen by its campaign."""
 
 
 class HoldBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which version is to be held, for whom and for how long."""
+    """Which version to hold, for which campaign and for how long."""
 
     name: HoldName
     version: Version
@@ -34,24 +33,14 @@ class HoldBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: Text = ""
 
 
-class HoldStatus(msgspec.Struct, frozen=True):
-    """An evaluation hold."""
+class HoldStatus(EvaluationHold, frozen=True, kw_only=True):
+    """An evaluation hold, and whether its version is loaded."""
 
-    id: str
-    name: str
-    policy: str
-    version: str
-    digest: str
-    at: str
-    """UTC, ISO 8601."""
-    until: datetime
-    """UTC; from then on it holds nothing."""
-    by: str
     reason: str
     is_held: bool
-    """Whether the version is loaded and held, so that sessions of the campaign get it."""
+    """Whether the version is loaded and held, so that sessions of the campaign can get it."""
     operation: int | None = None
-    """The operation that loads the version, where this answer began one."""
+    """The operation that loads the version, if this request began one."""
 
 
 class HoldList(msgspec.Struct, frozen=True):
@@ -70,15 +59,17 @@ class HoldRoutes:
         self._evaluations = evaluations
 
     def endpoints(self) -> list[Endpoint]:
-        """What is served."""
+        """Returns its rows of the table."""
         path = "/v1/policies/{policy}/holds"
         return [
-            Endpoint("GET", path, self._list, "The evaluation holds", Scope.VIEW, HoldList),
+            Endpoint("GET", path, self._list, "List the evaluation holds", Scope.VIEW, HoldList),
             Endpoint(
                 "POST", path, self._add, "Hold a version for a campaign", Scope.OPERATE,
                 HoldStatus, HoldBody, (HTTPStatus.CREATED,), tagged=True,
             ),
-            Endpoint("DELETE", f"{path}/{{name}}", self._end, "End a hold", Scope.OPERATE, HoldStatus, Why, tagged=True),
+            Endpoint(
+                "DELETE", f"{path}/{{name}}", self._end, "End a hold", Scope.OPERATE, HoldStatus, ReasonBody, tagged=True
+            ),
         ]  # fmt: skip
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -87,7 +78,7 @@ class HoldRoutes:
         return json_response(HoldList(request.match_info["policy"], holds))
 
     async def _add(self, request: web.Request) -> web.Response:
-        body = await self._policies.decided(request, HoldBody)
+        body = await self._policies.verb_body(request, HoldBody)
         target = self._releases.resolve(body.version)
         by = asked_by(request, body.by)
         hold, operation = await self._evaluations.add(target, body.name, body.ttl_s, by, body.reason)
@@ -96,7 +87,7 @@ class HoldRoutes:
         return response
 
     async def _end(self, request: web.Request) -> web.Response:
-        why = await self._policies.decided(request, Why)
+        why = await self._policies.verb_body(request, ReasonBody)
         name = request.match_info["name"]
         if self._evaluations.find(name) is None:
             raise ProblemError(HTTPStatus.NOT_FOUND, "hold-not-found", f"there is no evaluation hold {name[:64]!r}")

@@ -1,9 +1,9 @@
-"""The admin port's `/v1`: which versions there are, which one serves, and the verbs that change it."""
+"""`/v1/policies`, `/v1/operations` and `/v1/drain`: the versions of a policy, and the verbs that change which one serves."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
@@ -26,31 +26,29 @@ from pilliond.errors import SwitchError
 from pilliond.ipc import metrics_page
 from pilliond.ipc.metrics_page import VERSION_CELLS, Phase
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.limits import ARMS_MAX
+from pilliond.limits import ARMS_MAX, OPERATION_DIGITS_MAX
 from pilliond.rollout.operation import Operation, OperationStatus
 from pilliond.rollout.releases import Releases
 from pilliond.shadow.report import ShadowReport
 from pilliond.supervision.supervisor import Supervisor
 
-_DIGITS_MAX: Final = 18
-
 ArmName = Annotated[
     str,
     msgspec.Meta(max_length=64, pattern=r"^(?!(stable|previous|resident|stored|shadow)$)[A-Za-z0-9][A-Za-z0-9._-]*$"),
 ]
-"""It stands in metrics and tables beside the words for versions that are no arm."""
+"""The name of an arm. The excluded words are the roles of versions that are no arm, in the same metrics and tables."""
 
 
-class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a verb that names no version."""
+class ReasonBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a verb without a version."""
 
     reason: Text = ""
     by: Text = ""
-    """Who asks, as they say; who they are to the daemon is noted beside it."""
+    """The author as the request names it. The audit log also records the user or token that the daemon sees."""
 
 
-class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a verb that names one: `1.2.3`, a range, an alias or a digest."""
+class VersionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a verb with a version: `1.2.3`, a range, an alias or a digest."""
 
     version: Version
     reason: Text = ""
@@ -58,7 +56,7 @@ class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WarmupBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a warm-up; without a version it is the stable one."""
+    """The body of a warm-up. Without a version it warms the stable one."""
 
     version: Text = ""
     reason: Text = ""
@@ -74,18 +72,18 @@ class ArmBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShadowBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to be compared with the stable version, on a share of its episodes."""
+    """The version to compare with the stable one, and on which share of its episodes."""
 
     version: Version
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
 
 
 class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who gets which share of new episodes; the stable version gets the rest."""
+    """The share of new episodes that each arm gets; the stable version gets the rest."""
 
     arms: Annotated[list[ArmBody], msgspec.Meta(max_length=ARMS_MAX)]
     shadow: ShadowBody | msgspec.UnsetType | None = msgspec.UNSET
-    """None: none; without it what shadows now goes on."""
+    """null stops the shadow. Without this field the shadow stays as it is."""
     reason: Text = ""
     by: Text = ""
 
@@ -96,62 +94,63 @@ class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicyRoutes:
-    """The handlers below `/v1`. Every verb answers with the operation that it began; the reader follows it there."""
+    """The handlers. Every verb returns the operation that it began, which `/v1/operations/{number}` shows."""
 
     def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
         self._supervisor = supervisor
         self._releases = releases
 
     def endpoints(self) -> list[Endpoint]:
-        """What is served."""
+        """Returns its rows of the table."""
         policy = "/v1/policies/{policy}"
         begun = (HTTPStatus.ACCEPTED, HTTPStatus.OK)
         view, operate = Scope.VIEW, Scope.OPERATE
         done = OperationStatus
         return [
-            Endpoint("GET", "/v1/policies", self._list, "The policies that are served", view, PolicyList),
+            Endpoint("GET", "/v1/policies", self._list, "List the served policies", view, PolicyList),
             Endpoint(
-                "GET", policy, self._policy, "What is stable, loaded, leased and under way", view, PolicyState,
+                "GET", policy, self._policy, "Show the state of a policy", view, PolicyState,
                 tagged=True,
             ),
             Endpoint(
-                "GET", f"{policy}/versions", self._versions, "The stored versions", view, VersionList,
+                "GET", f"{policy}/versions", self._versions, "List the stored versions", view, VersionList,
                 problems=(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
             ),
             Endpoint(
-                "POST", f"{policy}/stage", self._stage, "Try and load a version", operate, done, Which, begun,
-                tagged=True,
+                "POST", f"{policy}/stage", self._stage, "Check a version and load it", operate,
+                done, VersionBody, begun, tagged=True,
             ),
             Endpoint(
-                "DELETE", f"{policy}/stage", self._cancel, "Cancel what is being staged", operate, done, Why,
-                tagged=True,
+                "DELETE", f"{policy}/stage", self._cancel, "Cancel the staging of a version", operate,
+                done, ReasonBody, tagged=True,
             ),
             Endpoint(
-                "POST", f"{policy}/switch", self._switch, "Make a version stable", operate, done, Which, begun,
-                tagged=True,
+                "POST", f"{policy}/switch", self._switch, "Make a version the stable one", operate,
+                done, VersionBody, begun, tagged=True,
             ),
             Endpoint(
-                "POST", f"{policy}/rollback", self._roll_back, "Go back", operate, done, Why, begun, tagged=True
+                "POST", f"{policy}/rollback", self._roll_back, "Roll back to the previous version", operate,
+                done, ReasonBody, begun, tagged=True,
             ),
             Endpoint(
-                "POST", f"{policy}/warmup", self._warm_up, "Run every bucket once", operate, done, WarmupBody, begun,
-                tagged=True,
+                "POST", f"{policy}/warmup", self._warm_up, "Run every bucket of a loaded version once", operate,
+                done, WarmupBody, begun, tagged=True,
             ),
             Endpoint(
-                "PUT", f"{policy}/route", self._route, "Share out new episodes", operate, done, RouteBody, begun,
-                tagged=True,
+                "PUT", f"{policy}/route", self._route, "Set the shares of new episodes, and the shadow", operate,
+                done, RouteBody, begun, tagged=True,
             ),
             Endpoint(
-                "GET", f"{policy}/shadow", self._shadow, "What the shadow would have answered", view, ShadowReport
+                "GET", f"{policy}/shadow", self._shadow, "Compare the shadow with the stable version", view, ShadowReport
             ),
-            Endpoint("GET", "/v1/operations/{number}", self._operation, "How an operation stands", view, done),
+            Endpoint("GET", "/v1/operations/{number}", self._operation, "Show an operation", view, done),
             Endpoint(
-                "POST", "/v1/drain", self._drain, "Answer what has arrived, and end", Scope.ADMIN,
-                Draining, Why, (HTTPStatus.ACCEPTED,),
+                "POST", "/v1/drain", self._drain, "Answer pending requests, then stop the daemon", Scope.ADMIN,
+                Draining, ReasonBody, (HTTPStatus.ACCEPTED,),
             ),
         ]  # fmt: skip
 
-    # Looking
+    # Reading
 
     async def _list(self, request: web.Request) -> web.Response:
         return json_response(PolicyList([self._state()]))
@@ -184,15 +183,19 @@ class PolicyRoutes:
         self.check_policy(request)
         report = self._releases.shadows.report()
         if report is None:
-            raise ProblemError(HTTPStatus.NOT_FOUND, "shadow-not-found", "nothing has shadowed since the daemon began")
+            raise ProblemError(
+                HTTPStatus.NOT_FOUND, "shadow-not-found", "there has been no shadow since the daemon started"
+            )
         return json_response(report)
 
     async def _operation(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
-        is_number = number.isascii() and number.isdecimal() and len(number) <= _DIGITS_MAX
+        is_number = number.isascii() and number.isdecimal() and len(number) <= OPERATION_DIGITS_MAX
         operation = self._releases.operations.find(int(number)) if is_number else None
         if operation is None:
-            raise ProblemError(HTTPStatus.NOT_FOUND, "operation-not-found", f"no operation {number[:20]} is remembered")
+            raise ProblemError(
+                HTTPStatus.NOT_FOUND, "operation-not-found", f"there is no operation {number[:20]}, or it is too old"
+            )
         return json_response(operation.status())
 
     def _state(self) -> PolicyState:
@@ -250,19 +253,19 @@ class PolicyRoutes:
     # Changing
 
     async def _stage(self, request: web.Request) -> web.Response:
-        which, target = await self._which(request)
-        return _begun(self._releases.stage(target, asked_by(request, which.by), which.reason))
+        body, target = await self._version_body(request)
+        return _begun(self._releases.stage(target, asked_by(request, body.by), body.reason))
 
     async def _switch(self, request: web.Request) -> web.Response:
-        which, target = await self._which(request)
-        return _begun(self._releases.switch(target, asked_by(request, which.by), which.reason))
+        body, target = await self._version_body(request)
+        return _begun(self._releases.switch(target, asked_by(request, body.by), body.reason))
 
     async def _roll_back(self, request: web.Request) -> web.Response:
-        why = await self.decided(request, Why)
+        why = await self.verb_body(request, ReasonBody)
         return _begun(await self._releases.roll_back(asked_by(request, why.by), why.reason))
 
     async def _route(self, request: web.Request) -> web.Response:
-        body = await self.decided(request, RouteBody)
+        body = await self.verb_body(request, RouteBody)
         targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
@@ -271,17 +274,17 @@ class PolicyRoutes:
         return _begun(self._releases.route(targets, asked_by(request, body.by), body.reason, wish))
 
     async def _warm_up(self, request: web.Request) -> web.Response:
-        body = await self.decided(request, WarmupBody)
+        body = await self.verb_body(request, WarmupBody)
         version_table = self._supervisor.version_table
         target = self._releases.resolve(body.version) if body.version else None
         key = bytes.fromhex(target.digest.removeprefix("sha256:")) if target else version_table.stable.key
         version = version_table.find(key)
         if version is None:
-            raise SwitchError(f"{target} is not loaded: expected one that is; stage it first")
+            raise SwitchError(f"{target} is not loaded: stage it first")
         return _begun(self._releases.warm_up(version, asked_by(request, body.by), body.reason))
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        why = await self.decided(request, Why)
+        why = await self.verb_body(request, ReasonBody)
         cancelled = await self._releases.operations.cancel(
             f"cancelled by {asked_by(request, why.by)}: {why.reason}".rstrip(": ")
         )
@@ -290,25 +293,28 @@ class PolicyRoutes:
         return json_response(cancelled.status())
 
     async def _drain(self, request: web.Request) -> web.Response:
-        why = await body_of(request, Why)
+        why = await body_of(request, ReasonBody)
         stable = self._supervisor.stable
         target = Resolved(stable.policy, stable.version, stable.digest)
         await self._releases.keeper.note("drain", target, "", asked_by(request, why.by), why.reason)
         self._supervisor.stop(f"an operator drains it: {why.reason}" if why.reason else "an operator drains it")
         return json_response(Draining(Phase.DRAINING.name.lower()), HTTPStatus.ACCEPTED)
 
-    async def _which(self, request: web.Request) -> tuple[Which, Resolved]:
-        which = await self.decided(request, Which)
-        return which, self._releases.resolve(which.version)
+    async def _version_body(self, request: web.Request) -> tuple[VersionBody, Resolved]:
+        body = await self.verb_body(request, VersionBody)
+        return body, self._releases.resolve(body.version)
 
     def check_policy(self, request: web.Request) -> None:
-        """For what is below a policy; raises `ProblemError` (404)."""
+        """Checks the policy in the path; raises `ProblemError` (404)."""
         served, asked = self._supervisor.stable.policy, request.match_info["policy"]
         if asked != served:
             raise ProblemError(HTTPStatus.NOT_FOUND, "policy-not-found", f"expected {served}, got {asked[:128]}")
 
-    async def decided(self, request: web.Request, kind: type[T]) -> T:
-        """The body of a verb. The tag is looked at after it: while it is waited for, another may change something."""
+    async def verb_body(self, request: web.Request, kind: type[T]) -> T:
+        """Returns the body of a verb, and checks its tag.
+
+        The tag comes last: while the body arrives, another request may change the state.
+        """
         self.check_policy(request)
         body = await body_of(request, kind)
         self._check_tag(request)
@@ -318,7 +324,7 @@ class PolicyRoutes:
         asked = ",".join(request.headers.getall("If-Match", ["*"]))
         if not {"*", self._tag()} & {tag.strip() for tag in asked.split(",")}:
             raise ProblemError(
-                HTTPStatus.PRECONDITION_FAILED, "changed-meanwhile", f"expected {asked[:80]}, it is {self._tag()} now"
+                HTTPStatus.PRECONDITION_FAILED, "changed-meanwhile", f"expected {asked[:80]}, got {self._tag()}"
             )
 
     def _tagged(self, value: PolicyState) -> web.Response:

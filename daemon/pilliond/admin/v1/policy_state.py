@@ -1,4 +1,4 @@
-"""What `/v1` tells of a policy: which versions there are, what each is to the daemon, and what is under way."""
+"""The state of a policy as `/v1` returns it: its versions, their roles, and the running operation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pilliond.rollout.operation import OperationStatus
 
 
 class Resident(msgspec.Struct, frozen=True):
-    """A version that is loaded."""
+    """A loaded version."""
 
     version: str
     digest: str
     role: str
-    """`stable`, `previous`, `resident`, or the name of its arm."""
+    """`stable`, `previous`, `evaluation`, `resident`, or the name of its arm."""
     leases: int
-    """Episodes that hold it."""
+    """Episodes that lease it."""
     signed_by: list[str]
     certificate: Certificate | None
-    """None where it was not staged."""
+    """None if it was not staged."""
 
 
 class ArmStatus(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class ArmStatus(msgspec.Struct, frozen=True):
 
 
 class ShadowStatus(msgspec.Struct, frozen=True):
-    """The shadow that runs."""
+    """The running shadow."""
 
     version: str
     share: float
@@ -41,7 +41,7 @@ class ShadowStatus(msgspec.Struct, frozen=True):
 
 
 class PolicyState(msgspec.Struct, frozen=True):
-    """What is stable, loaded, leased and under way."""
+    """The stable version, the loaded versions, the route and the last operation."""
 
     policy: str
     phase: str
@@ -49,18 +49,18 @@ class PolicyState(msgspec.Struct, frozen=True):
     digest: str
     previous: str | None
     follows: str | None
-    """The alias that is followed."""
+    """The alias that the daemon follows."""
     sessions: int
     resident: list[Resident]
     route: list[ArmStatus]
     shadow: ShadowStatus | None
     swap_impact: float | None
     operation: OperationStatus | None
-    """The last one."""
+    """The last one, running or ended."""
 
 
 class PolicyList(msgspec.Struct, frozen=True):
-    """The policies that are served."""
+    """The served policies."""
 
     policies: list[PolicyState]
 
@@ -71,7 +71,7 @@ class StoredVersion(msgspec.Struct, frozen=True):
     version: str
     digest: str
     role: str
-    """What it is to the daemon; `stored`, where it is not loaded."""
+    """Its role in the daemon: as of a loaded version, `shadow`, or `stored` if it is not loaded."""
     aliases: list[str]
 
 
@@ -83,6 +83,6 @@ class VersionList(msgspec.Struct, frozen=True):
 
 
 class Draining(msgspec.Struct, frozen=True):
-    """The daemon answers what has arrived, and ends."""
+    """The daemon answers the pending requests, then stops."""
 
     phase: str

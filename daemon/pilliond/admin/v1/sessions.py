@@ -1,4 +1,4 @@
-"""The admin port's sessions: who is connected, as the serving process tells it, a few at a time."""
+"""`GET /v1/sessions`: the live sessions. The serving process reports them in small pieces."""
 
 from __future__ import annotations
 
@@ -11,49 +11,47 @@ from aiohttp import web
 
 from pilliond.admin.http.endpoints import Endpoint, Scope, json_response, query_of
 from pilliond.ipc.session_info import SessionInfo
+from pilliond.limits import ADMIN_PAGE_MAX
 from pilliond.supervision.supervisor import Supervisor
-
-SESSIONS_ASKED_MAX: Final = 1_000
-"""Sessions in one answer."""
 
 _LAST: Final = 2**63 - 1
 
 
-class SessionsAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The query: at most how many, and behind which one."""
+class SessionsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query: at most `limit` sessions with numbers above `after`."""
 
-    limit: Annotated[int, msgspec.Meta(ge=1, le=SESSIONS_ASKED_MAX)] = SESSIONS_ASKED_MAX
+    limit: Annotated[int, msgspec.Meta(ge=1, le=ADMIN_PAGE_MAX)] = ADMIN_PAGE_MAX
     after: Annotated[int, msgspec.Meta(ge=0, le=_LAST)] = 0
 
 
 class SessionPage(msgspec.Struct, frozen=True):
-    """Some of the live sessions, in the order in which they were opened."""
+    """A page of the live sessions, in the order in which they were opened."""
 
     sessions: list[SessionInfo]
     next: int | None
-    """What `after` asks for the rest; null: there are no more."""
+    """The `after` of the next page; null: there are no more sessions."""
 
 
 class SessionRoutes:
-    """The handler of `/v1/sessions`. One request at a time asks the serving process."""
+    """The handler of `/v1/sessions`. Only one request at a time asks the serving process."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._asking = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     def endpoints(self) -> list[Endpoint]:
-        """What is served."""
+        """Returns its rows of the table."""
         return [
             Endpoint(
-                "GET", "/v1/sessions", self._list, "The live sessions", Scope.VIEW, SessionPage, query=SessionsAsked,
+                "GET", "/v1/sessions", self._list, "List the live sessions", Scope.VIEW, SessionPage, query=SessionsQuery,
                 problems=(HTTPStatus.CONFLICT,),
             )
         ]  # fmt: skip
 
     async def _list(self, request: web.Request) -> web.Response:
-        asked = query_of(request, SessionsAsked)
-        async with self._asking:
-            return json_response(await self._page(asked.limit, asked.after))
+        query = query_of(request, SessionsQuery)
+        async with self._lock:
+            return json_response(await self._page(query.limit, query.after))
 
     async def _page(self, limit: int, after: int) -> SessionPage:
         sessions: list[SessionInfo] = []
@@ -63,5 +61,5 @@ class SessionRoutes:
             sessions += piece.sessions
             is_last = piece.is_last
         is_cut = len(sessions) > limit
-        told = sessions[:limit]
-        return SessionPage(told, None if is_last and not is_cut else told[-1].id)
+        page = sessions[:limit]
+        return SessionPage(page, None if is_last and not is_cut else page[-1].id)

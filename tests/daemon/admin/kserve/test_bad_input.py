@@ -1,4 +1,4 @@
-"""What `/v2` cannot answer gets a status and a sentence, and nobody else notices."""
+"""A request that `/v2` cannot answer gets a status and an error, and disturbs no other client."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def lander(module_daemon: StartDaemon) -> Daemon:
 
 @pytest.fixture(autouse=True)
 def _nobody_else_notices(lander: Daemon) -> Iterator[None]:
-    """An episode that goes on beside it is answered alike before and after."""
+    """An episode of another client gets the same answers before and after."""
     with pillion.connect(lander.address) as session, session.begin(seed=1) as episode:
         before = episode.act(np.zeros(8, np.float32))
         yield
         assert episode.act(np.zeros(8, np.float32)) == before
-    status, told, _ = lander.ask("POST", INFER, GOOD)
-    assert (status, told["outputs"][0]["data"]) == (200, [int(before)])
+    status, reply, _ = lander.ask("POST", INFER, GOOD)
+    assert (status, reply["outputs"][0]["data"]) == (200, [int(before)])
 
 
 @pytest.mark.parametrize(
@@ -80,26 +80,29 @@ def _nobody_else_notices(lander: Daemon) -> Iterator[None]:
         (asking(an_input(data=[1e39] * 8)), "non_finite: observation 'observation' is not finite"),
         (asking(an_input()), "expected either data or binary_data_size"),
         (asking(an_input(data=ROW, parameters={"binary_data_size": 32})), "expected either data or binary_data_size"),
-        (asking(an_input(parameters={"binary_data_size": 32})), "expected 32 bytes of binary data, said 32, got 0"),
-        (asking(an_input(parameters={"shared_memory_region": "x"})), "there is no shared memory here"),
+        (
+            asking(an_input(parameters={"binary_data_size": 32})),
+            "expected 32 bytes of binary data, got 0 (binary_data_size 32)",
+        ),
+        (asking(an_input(parameters={"shared_memory_region": "x"})), "shared memory is not supported"),
         (asking(an_input(data=ROW), outputs=[{"name": "other"}]), "output 'other': expected one of action"),
         (asking(an_input(data=ROW), outputs=[{"name": "action"}] * 2), "output 'action': expected once, got twice"),
         (
             asking(an_input(data=ROW), outputs=[{"name": "action", "parameters": {"classification": 2}}]),
-            "there is no classification here",
+            "classification is not supported",
         ),
         (
             asking(an_input(data=ROW), outputs=[{"name": "action", "parameters": {"shared_memory_region": "x"}}]),
-            "there is no shared memory here",
+            "shared memory is not supported",
         ),
         (asking(an_input(data=ROW), parameters={"sed": 1}), "`sed`"),
         (asking(an_input(data=ROW), parameters={"seed": -1}), "$.parameters.seed"),
         (asking(an_input(data=ROW), parameters={"seed": 2**63}), "$.parameters.seed"),
         (asking(an_input(data=ROW), parameters={"timeout": -1}), "$.parameters.timeout"),
-        (asking(an_input(data=ROW), parameters={"sequence_id": 5}), "sequence 5: it is not open"),
+        (asking(an_input(data=ROW), parameters={"sequence_id": 5}), "sequence 5 is not open"),
         (
             asking(an_input(data=ROW), parameters={"sequence_id": "five", "sequence_end": True}),
-            "'five': it is not open",
+            "'five' is not open",
         ),
         ({}, "`inputs`"),
         ([], "body: "),
@@ -110,12 +113,12 @@ def _nobody_else_notices(lander: Daemon) -> Iterator[None]:
         (json.dumps(asking(an_input(data=0))).replace(": 0}", ": " + "[" * 5_000 + "]" * 5_000 + "}").encode(), ""),
     ],
 )
-def test_a_request_that_does_not_fit_the_policy_is_told_what_does(body: Any, sentence: str, lander: Daemon) -> None:
-    status, told, headers = lander.ask("POST", INFER, body)
-    assert (status, list(told), headers["Content-Type"].split(";")[0]) == (400, ["error"], "application/json")
-    assert sentence in told["error"]
-    assert "\n" not in told["error"]
-    assert len(told["error"]) < 400
+def test_a_request_that_does_not_fit_the_policy_gets_what_is_expected(body: Any, sentence: str, lander: Daemon) -> None:
+    status, reply, headers = lander.ask("POST", INFER, body)
+    assert (status, list(reply), headers["Content-Type"].split(";")[0]) == (400, ["error"], "application/json")
+    assert sentence in reply["error"]
+    assert "\n" not in reply["error"]
+    assert len(reply["error"]) < 400
 
 
 def binary(*parts: bytes, **fields: Any) -> bytes:
@@ -128,9 +131,9 @@ LENGTH = len(binary())
 @pytest.mark.parametrize(
     ("length", "body", "sentence"),
     [
-        (LENGTH, binary(FLOATS[:31]), "said 32, got 31"),
+        (LENGTH, binary(FLOATS[:31]), "got 31 (binary_data_size 32)"),
         (LENGTH, binary(FLOATS, b"\0"), "expected 32 bytes behind the JSON, got 33"),
-        (LENGTH, binary(), "said 32, got 0"),
+        (LENGTH, binary(), "got 0 (binary_data_size 32)"),
         (
             LENGTH,
             binary(struct.pack("<8f", *[float("nan")] * 8)),
@@ -146,12 +149,12 @@ LENGTH = len(binary())
         (len(json.dumps(GOOD)), json.dumps(GOOD).encode() + b"more", "expected 0 bytes behind the JSON, got 4"),
     ],
 )
-def test_binary_data_that_is_not_what_was_said_is_refused(
+def test_binary_data_that_differs_from_its_announcement_is_refused(
     length: Any, body: bytes, sentence: str, lander: Daemon
 ) -> None:
-    status, told, _ = lander.ask("POST", INFER, body, {HEADER: str(length)})
+    status, reply, _ = lander.ask("POST", INFER, body, {HEADER: str(length)})
     assert status == 400
-    assert sentence in told["error"]
+    assert sentence in reply["error"]
 
 
 @pytest.mark.parametrize(
@@ -170,42 +173,40 @@ def test_binary_data_that_is_not_what_was_said_is_refused(
         ("DELETE", "/v2", 405),
     ],
 )
-def test_what_is_not_there_is_an_error_in_the_protocols_words(
-    method: str, path: str, status: int, lander: Daemon
-) -> None:
-    result, told, headers = lander.ask(method, path, [] if method == "POST" else None)
-    assert (result, list(told), headers["Content-Type"]) == (status, ["error"], "application/json")
+def test_an_unknown_path_is_an_error_in_the_protocols_form(method: str, path: str, status: int, lander: Daemon) -> None:
+    result, reply, headers = lander.ask(method, path, [] if method == "POST" else None)
+    assert (result, list(reply), headers["Content-Type"]) == (status, ["error"], "application/json")
     assert ("Allow" in headers) == (status == 405)
 
 
 def test_a_body_that_is_too_large_is_refused_plain_or_inflated(lander: Daemon) -> None:
     blanks = b" " * 20_000_000
     for body, headers in ((blanks, {}), (gzip.compress(blanks), {"Content-Encoding": "gzip"})):
-        status, told, _ = lander.ask("POST", INFER, body, headers)
+        status, reply, _ = lander.ask("POST", INFER, body, headers)
         assert status == 413
         # 64 KB, and 32 bytes for each of 256 × 8 numbers
-        assert told["error"] == "body: expected at most 131072 bytes, got more"
+        assert reply["error"] == "body: expected at most 131072 bytes, got more"
 
 
-def test_a_body_that_is_not_compressed_as_it_says_is_refused(lander: Daemon) -> None:
+def test_a_body_with_a_wrong_content_encoding_is_refused(lander: Daemon) -> None:
     packed = gzip.compress(json.dumps(GOOD).encode())
     for data in (b"not gzip at all", packed[:-12], packed + b"more", b""):
-        status, told, _ = lander.ask("POST", INFER, data, {"Content-Encoding": "gzip"})
+        status, reply, _ = lander.ask("POST", INFER, data, {"Content-Encoding": "gzip"})
         assert status == 400
-        assert "expected one gzip or zlib stream" in told["error"]
+        assert "expected one gzip or zlib stream" in reply["error"]
     assert lander.ask("POST", INFER, packed, {"Content-Encoding": "gzip"})[0] == 200
-    status, told, _ = lander.ask("POST", INFER, packed, {"Content-Encoding": "br"})
-    assert (status, told["error"]) == (415, "Content-Encoding: expected gzip or deflate, got 'br'")
+    status, reply, _ = lander.ask("POST", INFER, packed, {"Content-Encoding": "br"})
+    assert (status, reply["error"]) == (415, "Content-Encoding: expected gzip or deflate, got 'br'")
 
 
 def test_a_content_length_beyond_all_bounds_is_refused_before_anything_is_read(lander: Daemon) -> None:
-    status, told = _raw(lander, b"", {"Content-Length": "1000000000000"})
+    status, reply = _raw(lander, b"", {"Content-Length": "1000000000000"})
     assert status == 413
-    assert "got more" in json.loads(told)["error"]
+    assert "got more" in json.loads(reply)["error"]
 
 
 @pytest.mark.parametrize("rest", ["Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n5\r\n{"])
-def test_a_client_that_goes_away_in_the_middle_of_its_body_disturbs_nobody(rest: str, lander: Daemon) -> None:
+def test_a_client_that_disconnects_in_its_body_disturbs_nobody(rest: str, lander: Daemon) -> None:
     for _ in range(5):
         connection = lander.admin_connection()
         connection.connect()
@@ -218,7 +219,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_disturbs_nobody(rest:
 
 
 def _raw(daemon: Daemon, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-    """Status and body of a request whose headers are sent as they are."""
+    """Status and body of a request with exactly these headers."""
     connection = daemon.admin_connection()
     try:
         connection.putrequest("POST", INFER)
@@ -260,21 +261,21 @@ _requests = st.fixed_dictionaries(
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=_requests, data=st.binary(max_size=40) | st.just(FLOATS), cut=st.integers(-2, 2))
-def test_anything_like_a_request_gets_an_answer_or_a_sentence(
+def test_any_json_request_gets_an_answer_or_an_error(
     lander: Daemon, asked: dict[str, Any], data: bytes, cut: int
 ) -> None:
     text = json.dumps(asked).encode()
-    status, told = _raw(lander, text + data, {HEADER: str(len(text) + cut)})
+    status, reply = _raw(lander, text + data, {HEADER: str(len(text) + cut)})
     assert status in (200, 400, 504)
     if status != 200:
-        assert list(msgspec.json.decode(told)) == ["error"]
+        assert list(msgspec.json.decode(reply)) == ["error"]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=100), length=st.none() | st.integers(-1, 120))
-def test_any_bytes_get_a_sentence(lander: Daemon, body: bytes, length: int | None) -> None:
-    status, told = _raw(lander, body, {} if length is None else {HEADER: str(length)})
-    assert (status, list(msgspec.json.decode(told))) == (400, ["error"])
+def test_any_bytes_get_an_error(lander: Daemon, body: bytes, length: int | None) -> None:
+    status, reply = _raw(lander, body, {} if length is None else {HEADER: str(length)})
+    assert (status, list(msgspec.json.decode(reply))) == (400, ["error"])
 
 
 def test_every_error_of_the_data_path_has_a_status() -> None:

@@ -1,4 +1,4 @@
-"""What `/v2` holds in the serving process, and when it gives it back: a real daemon, a clock that is told the time."""
+"""What `/v2` holds in the serving process, and when it releases it: a real daemon, a fake clock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Clock:
 
 
 class Side:
-    """A data path and what the test says of the world: the time, and where it goes."""
+    """A data path with a fake clock and target."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
@@ -55,7 +55,7 @@ class Side:
         return float(ran.outputs["action"][0, 0])
 
     async def holds(self, *, sessions: int, episodes: int) -> None:
-        """Waits until the serving process holds so much for it."""
+        """Waits until the serving process holds that many sessions and groups for it."""
 
         def seen() -> bool:
             health = self.daemon.health()
@@ -79,18 +79,18 @@ async def side(summing: Daemon) -> AsyncIterator[Side]:
     await side.holds(sessions=0, episodes=0)
 
 
-async def test_nothing_is_held_before_the_first_request_and_nothing_is_left_after_the_end(side: Side) -> None:
+async def test_no_session_is_open_before_the_first_request_or_after_close(side: Side) -> None:
     await side.holds(sessions=0, episodes=0)
     assert await side.run() == 1.0
     await side.holds(sessions=1, episodes=1)
 
 
-async def test_a_handle_is_used_again_for_as_many_rows_and_begins_anew_each_time(side: Side) -> None:
+async def test_an_episode_group_is_reused_for_as_many_rows_and_begins_anew_each_time(side: Side) -> None:
     assert [await side.run(rows) for rows in (1, 2, 1, 2, 1)] == [1.0] * 5
     await side.holds(sessions=1, episodes=2)
 
 
-async def test_idle_handles_are_ended_after_a_while(side: Side) -> None:
+async def test_idle_episode_groups_end_after_a_while(side: Side) -> None:
     await side.run(1)
     side.clock.now_s += KSERVE_IDLE_GROUP_S / 2
     await side.run(2)
@@ -103,7 +103,7 @@ async def test_idle_handles_are_ended_after_a_while(side: Side) -> None:
     assert await side.run() == 1.0
 
 
-async def test_handles_of_many_sizes_stay_bounded(side: Side) -> None:
+async def test_idle_episode_groups_of_many_sizes_stay_bounded(side: Side) -> None:
     for rows in range(1, KSERVE_IDLE_GROUPS_MAX + 5):
         await side.run(rows)
     await side.holds(sessions=1, episodes=KSERVE_IDLE_GROUPS_MAX)
@@ -112,12 +112,12 @@ async def test_handles_of_many_sizes_stay_bounded(side: Side) -> None:
     await side.holds(sessions=1, episodes=KSERVE_IDLE_GROUPS_MAX)
 
 
-def test_handles_of_requests_and_of_sequences_fit_into_a_session_each() -> None:
+def test_the_groups_of_requests_and_of_sequences_each_fit_into_a_session() -> None:
     assert ServingLimits().episodes_max >= KSERVE_REQUESTS_MAX + KSERVE_IDLE_GROUPS_MAX
     assert ServingLimits().episodes_max >= KSERVE_REQUESTS_MAX + KSERVE_SEQUENCES_MAX
 
 
-async def test_a_request_that_is_refused_gives_its_handle_back(side: Side) -> None:
+async def test_a_refused_request_puts_its_group_back(side: Side) -> None:
     bad = Call({"observation": np.full((1, 1), np.nan, np.float32)}, [7])
     for _ in range(3):
         with pytest.raises(KServeError, match="non_finite") as refused:
@@ -127,7 +127,7 @@ async def test_a_request_that_is_refused_gives_its_handle_back(side: Side) -> No
     await side.holds(sessions=1, episodes=1)
 
 
-async def test_a_policy_that_draws_nothing_is_not_made_to(side: Side) -> None:
+async def test_a_policy_without_a_distribution_cannot_sample(side: Side) -> None:
     with pytest.raises(KServeError, match="not_samplable") as refused:
         await side.run(deterministic=False)
     assert refused.value.status == HTTPStatus.BAD_REQUEST
@@ -153,13 +153,13 @@ async def test_a_sequence_that_is_unused_too_long_is_ended_and_one_that_is_used_
     await side.path.tend(side.clock())
     assert side.path.sequences == ["two"]
     await side.holds(sessions=1, episodes=1)
-    with pytest.raises(KServeError, match="sequence 'one': it is not open"):
+    with pytest.raises(KServeError, match="sequence 'one' is not open"):
         await side.run(sequence="one")
     assert await side.run(sequence="two", ends=True) == 3.0
     await side.holds(sessions=1, episodes=0)
 
 
-async def test_one_sequence_too_many_ends_the_one_that_was_longest_unused(side: Side) -> None:
+async def test_one_sequence_too_many_ends_the_one_unused_for_longest(side: Side) -> None:
     names = [f"s{number}" for number in range(KSERVE_SEQUENCES_MAX)]
     for name in names:
         await side.run(sequence=name, starts=True)
@@ -170,7 +170,7 @@ async def test_one_sequence_too_many_ends_the_one_that_was_longest_unused(side: 
     assert await side.run(sequence=names[0]) == 3.0
 
 
-async def test_requests_of_one_sequence_go_one_at_a_time_in_their_order(side: Side) -> None:
+async def test_requests_of_one_sequence_run_one_at_a_time_in_order(side: Side) -> None:
     await side.run(sequence=5, starts=True)
     assert await asyncio.gather(*(side.run(sequence=5) for _ in range(20))) == [float(2 + n) for n in range(20)]
 
@@ -183,7 +183,7 @@ async def test_a_sequence_that_is_begun_anew_ends_the_one_before(side: Side) -> 
     assert await side.run(sequence=5) == 2.0
 
 
-async def test_another_version_gets_a_session_of_its_own_and_the_old_one_goes_when_nobody_uses_it(side: Side) -> None:
+async def test_another_version_gets_its_own_session_and_the_old_one_ends_when_unused(side: Side) -> None:
     await side.run()
     await side.run(sequence=5, starts=True)
     assert side.target is not None
@@ -197,7 +197,7 @@ async def test_another_version_gets_a_session_of_its_own_and_the_old_one_goes_wh
     await side.holds(sessions=1, episodes=1)
 
 
-async def test_where_nobody_serves_a_request_is_refused_and_what_was_held_is_given_back(side: Side) -> None:
+async def test_while_not_ready_a_request_is_refused_and_its_sessions_end(side: Side) -> None:
     await side.run()
     side.target = None
     with pytest.raises(KServeError, match="not ready"):
@@ -206,7 +206,7 @@ async def test_where_nobody_serves_a_request_is_refused_and_what_was_held_is_giv
     await side.holds(sessions=0, episodes=0)
 
 
-async def test_a_version_that_was_named_and_did_not_run_is_said(side: Side) -> None:
+async def test_a_named_version_that_did_not_run_is_an_error(side: Side) -> None:
     with pytest.raises(KServeError, match="another version answers this seed") as other:
         await side.run(digest="sha256:" + "0" * 64)
     assert other.value.status == HTTPStatus.NOT_FOUND
@@ -224,7 +224,7 @@ def own(start_daemon: StartDaemon, tmp_path: Path, short_path: Path) -> Callable
     return lambda: Side(daemon)
 
 
-async def test_a_serving_process_that_dies_under_many_requests_costs_none_of_them_its_answer(
+async def test_many_requests_survive_a_crash_of_the_serving_process(
     own: Callable[[], Side],
 ) -> None:
     side = own()

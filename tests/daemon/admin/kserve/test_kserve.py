@@ -1,4 +1,4 @@
-"""KServe's protocol below `/v2`, spoken by Triton's own client: real daemons, real policies, HTTP."""
+"""KServe's protocol below `/v2`, with Triton's own client: real daemons, real policies, HTTP."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def url(daemon: Daemon) -> str:
 
 
 class Bearer(InferenceServerClientPlugin):  # type: ignore[misc]  # tritonclient has no types
-    """Shows a token with every request of Triton's client, which speaks TCP alone."""
+    """Adds a token to every request of Triton's client, which supports only TCP."""
 
     def __init__(self, secret: str) -> None:
         self._header = {"Authorization": f"Bearer {secret}"}
@@ -94,7 +94,7 @@ def highway_daemon(module_daemon: StartDaemon) -> Daemon:
 
 @pytest.fixture(scope="module")
 def pixels_daemon(module_daemon: StartDaemon, short_path: Path) -> Daemon:
-    """Serves images over the lane, where they lie in slots."""
+    """Serves images over the lane, in slots."""
     return module_daemon(policy="cart-pole-pixels", listen=[f"lane://{short_path}/kserve-pixels.sock"])
 
 
@@ -134,7 +134,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 # Looking
 
 
-def test_it_says_that_it_lives_is_ready_and_what_it_serves(highway_daemon: Daemon, connect: Connect) -> None:
+def test_it_reports_that_it_is_live_and_ready_and_its_models(highway_daemon: Daemon, connect: Connect) -> None:
     client = connect(highway_daemon)
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -152,20 +152,20 @@ def test_it_says_that_it_lives_is_ready_and_what_it_serves(highway_daemon: Daemo
 def test_the_metadata_names_datatypes_and_shapes_with_the_rows_open(
     highway_daemon: Daemon, pixels_daemon: Daemon, connect: Connect
 ) -> None:
-    told = connect(highway_daemon).get_model_metadata(POLICY)
-    assert (told["name"], told["versions"]) == (POLICY, ["1.0.0"])
-    assert told["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 5, 5]}]
-    assert told["outputs"][0] == {"name": "action", "datatype": "INT64", "shape": [-1]}
-    assert told == connect(highway_daemon).get_model_metadata(POLICY, "1.0.0")
-    told = connect(pixels_daemon).get_model_metadata("cart-pole-pixels")
-    assert told["inputs"] == [{"name": "observation", "datatype": "UINT8", "shape": [-1, 4, 84, 84]}]
+    reply = connect(highway_daemon).get_model_metadata(POLICY)
+    assert (reply["name"], reply["versions"]) == (POLICY, ["1.0.0"])
+    assert reply["inputs"] == [{"name": "observation", "datatype": "FP32", "shape": [-1, 5, 5]}]
+    assert reply["outputs"][0] == {"name": "action", "datatype": "INT64", "shape": [-1]}
+    assert reply == connect(highway_daemon).get_model_metadata(POLICY, "1.0.0")
+    reply = connect(pixels_daemon).get_model_metadata("cart-pole-pixels")
+    assert reply["inputs"] == [{"name": "observation", "datatype": "UINT8", "shape": [-1, 4, 84, 84]}]
 
 
 def test_the_configuration_is_what_tritons_client_expects(highway_daemon: Daemon, connect: Connect) -> None:
-    told = connect(highway_daemon).get_model_config(POLICY, "1.0.0")
-    assert told["max_batch_size"] == 256
-    assert told["input"] == [{"name": "observation", "data_type": "TYPE_FP32", "dims": [5, 5]}]
-    assert [output["name"] for output in told["output"]] == ["action", "value", "log_probability"]
+    reply = connect(highway_daemon).get_model_config(POLICY, "1.0.0")
+    assert reply["max_batch_size"] == 256
+    assert reply["input"] == [{"name": "observation", "data_type": "TYPE_FP32", "dims": [5, 5]}]
+    assert [output["name"] for output in reply["output"]] == ["action", "value", "log_probability"]
 
 
 def test_the_statistics_count_rows_batches_and_failures_of_each_version(
@@ -174,18 +174,18 @@ def test_the_statistics_count_rows_batches_and_failures_of_each_version(
     daemon = module_daemon()
     client = connect(daemon)
 
-    def told() -> Any:
+    def model_entry() -> Any:
         (entry,) = client.get_inference_statistics("lunar-lander")["model_stats"]
         return entry
 
-    assert (told()["inference_count"], told()["inference_stats"]["success"]["count"]) == (0, 0)
+    assert (model_entry()["inference_count"], model_entry()["inference_stats"]["success"]["count"]) == (0, 0)
     for _ in range(2):
         client.infer("lunar-lander", [tensor(np.zeros((3, 8), np.float32))])
     with pytest.raises(InferenceServerException, match="deadline_exceeded") as late:
         client.infer("lunar-lander", [tensor(np.zeros((3, 8), np.float32))], timeout=1)
     assert late.value.status() == "504"
-    wait_until(lambda: bool(told()["inference_count"] == 6))
-    entry = told()
+    wait_until(lambda: bool(model_entry()["inference_count"] == 6))
+    entry = model_entry()
     assert (entry["name"], entry["version"], entry["execution_count"]) == ("lunar-lander", "1.0.0", 2)
     statistics = entry["inference_stats"]
     assert (statistics["success"]["count"], statistics["fail"]["count"]) == (2, 1)
@@ -194,12 +194,12 @@ def test_the_statistics_count_rows_batches_and_failures_of_each_version(
     assert client.get_inference_statistics("lunar-lander", "1.0.0")["model_stats"] == [entry]
 
 
-# Inferring
+# Inference
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_it_answers_bit_for_bit_as_pillions_own_client_is_answered(
+def test_its_answers_equal_those_of_pillions_own_client_bit_for_bit(
     rows: int, binary: bool, highway_daemon: Daemon, pixels_daemon: Daemon, connect: Connect
 ) -> None:
     for daemon, policy in ((highway_daemon, POLICY), (pixels_daemon, "cart-pole-pixels")):
@@ -215,9 +215,9 @@ def test_it_answers_bit_for_bit_as_pillions_own_client_is_answered(
                 array = result.as_numpy(name)
                 assert (array.dtype, array.shape) == (output.dtype, output.shape)
                 assert array.tobytes() == output.tobytes()
-            told = result.get_response()
-            assert (told["id"], told["model_name"], told["model_version"]) == ("seven", policy, expected.version)
-            assert told["parameters"] == {"digest": expected.digest}
+            reply = result.get_response()
+            assert (reply["id"], reply["model_name"], reply["model_version"]) == ("seven", policy, expected.version)
+            assert reply["parameters"] == {"digest": expected.digest}
 
 
 def test_as_many_rows_as_a_batch_holds_are_answered_and_one_more_is_refused(
@@ -234,7 +234,7 @@ def test_as_many_rows_as_a_batch_holds_are_answered_and_one_more_is_refused(
         client.infer("cart-pole-pixels", [tensor(one_more)])
 
 
-def test_answers_come_as_they_were_asked_for(highway_daemon: Daemon, connect: Connect) -> None:
+def test_answers_have_the_requested_form(highway_daemon: Daemon, connect: Connect) -> None:
     client, given = connect(highway_daemon), [tensor(np.zeros((2, 5, 5), np.float32))]
     everything = client.infer(POLICY, given).get_response()
     assert [output["name"] for output in everything["outputs"]] == ["action", "value", "log_probability"]
@@ -256,7 +256,7 @@ def test_a_request_may_be_compressed(algorithm: str, highway_daemon: Daemon, con
     assert packed.as_numpy("value").tobytes() == plain.as_numpy("value").tobytes()
 
 
-def test_a_draw_depends_on_the_seed_as_that_of_an_episode_does(highway_daemon: Daemon, connect: Connect) -> None:
+def test_a_sample_depends_on_the_seed_as_in_an_episode(highway_daemon: Daemon, connect: Connect) -> None:
     client = connect(highway_daemon)
     with pillion.connect(highway_daemon.address) as session, session.begin_many(64, seeds=range(7, 71)) as group:
         rows_of = np.repeat(observations(session, 1), 64, axis=0)
@@ -271,7 +271,7 @@ def test_a_draw_depends_on_the_seed_as_that_of_an_episode_does(highway_daemon: D
     assert drawn(deterministic=False).tolist() != drawn(deterministic=False).tolist()
 
 
-async def test_requests_side_by_side_get_each_its_own_answer(highway_daemon: Daemon, bearer: Bearer) -> None:
+async def test_concurrent_requests_each_get_their_own_answer(highway_daemon: Daemon, bearer: Bearer) -> None:
     async with tritonclient.http.aio.InferenceServerClient(url(highway_daemon)) as client:
         client.register_plugin(bearer)
         assert await client.is_server_ready()
@@ -285,11 +285,11 @@ async def test_requests_side_by_side_get_each_its_own_answer(highway_daemon: Dae
         result = await asyncio.gather(*(client.infer(POLICY, [tensor(rows_of)]) for rows_of in asked))
     for answer, value in zip(result, expected, strict=True):
         assert answer.as_numpy("value").shape == value.shape
-        # Another batch may round otherwise: what came must not be another one's.
+        # Another batch may round otherwise: an answer must not be another one's.
         np.testing.assert_allclose(answer.as_numpy("value"), value, atol=1e-5)
 
 
-def test_more_requests_than_may_be_at_once_are_told_to_come_again(highway_daemon: Daemon, connect: Connect) -> None:
+def test_too_many_concurrent_requests_get_503_with_retry_after(highway_daemon: Daemon, connect: Connect) -> None:
     head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n".encode()
     slow = [highway_daemon.admin_connection() for _ in range(KSERVE_REQUESTS_MAX)]
     try:
@@ -297,9 +297,9 @@ def test_more_requests_than_may_be_at_once_are_told_to_come_again(highway_daemon
             connection.connect()
             connection.sock.sendall(head)
         wait_until(lambda: highway_daemon.ask("POST", INFER, {})[0] == 503)
-        status, told, headers = highway_daemon.ask("POST", INFER, {})
+        status, reply, headers = highway_daemon.ask("POST", INFER, {})
         assert (status, headers["Retry-After"]) == (503, "1")
-        assert told["error"] == f"expected at most {KSERVE_REQUESTS_MAX} requests at once, got one more"
+        assert reply["error"] == f"expected at most {KSERVE_REQUESTS_MAX} requests at once, got one more"
     finally:
         for connection in slow:
             connection.close()
@@ -307,7 +307,7 @@ def test_more_requests_than_may_be_at_once_are_told_to_come_again(highway_daemon
     connect(highway_daemon).infer(POLICY, [tensor(np.zeros((1, 5, 5), np.float32))])
 
 
-def test_a_daemon_that_was_asked_ends_as_one_that_was_not(summing: Daemon, connect: Connect) -> None:
+def test_a_daemon_with_kserve_requests_stops_cleanly(summing: Daemon, connect: Connect) -> None:
     sums = Sums(connect(summing))
     sums()
     sums(5, start=True)
@@ -320,7 +320,7 @@ def test_a_daemon_that_was_asked_ends_as_one_that_was_not(summing: Daemon, conne
 
 
 def publish_both(store: Path) -> Path:
-    """Two versions of a recurrent policy whose action is the sum of what its episode has seen; 1.1.0 adds STEP each time."""
+    """Two versions of a recurrent policy: the action is the sum of the episode's observations; 1.1.0 adds STEP each time."""
     publish_summing(store, "1.0.0", 0.0)
     publish_summing(store, "1.1.0", STEP)
     move_alias(Store(store), "summing", "stable", "1.0.0", expected="", by="a test")
@@ -329,7 +329,7 @@ def publish_both(store: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def steady(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
-    """Serves 1.0.0, and goes on serving it."""
+    """Serves 1.0.0 in all tests."""
     return module_daemon(policy="summing@1.0.0", store=publish_both(tmp_path_factory.mktemp("steady") / "store"))
 
 
@@ -340,7 +340,7 @@ def summing(start_daemon: StartDaemon, tmp_path: Path) -> Daemon:
 
 
 class Sums:
-    """Asks `summing` for one row after another; `version` is what answered last."""
+    """Sends `summing` one row after another; `version` is the one that answered last."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -374,7 +374,7 @@ def test_a_sequence_is_one_episode_and_a_request_without_one_an_episode_by_itsel
         sums("six", rows=2)
     assert sums("six") == 3.0
     assert sums(9, start=True, end=True) == 1.0
-    with pytest.raises(InferenceServerException, match="it is not open"):
+    with pytest.raises(InferenceServerException, match="is not open"):
         sums(9)
 
 
@@ -387,7 +387,7 @@ def test_a_request_that_is_refused_does_not_advance_its_sequence(steady: Daemon,
     assert sums(5) == 2.0
 
 
-def test_a_switch_is_seen_by_new_requests_and_an_open_sequence_keeps_its_version(
+def test_a_switch_applies_to_new_requests_and_an_open_sequence_keeps_its_version(
     summing: Daemon, connect: Connect
 ) -> None:
     client = connect(summing)
@@ -400,7 +400,9 @@ def test_a_switch_is_seen_by_new_requests_and_an_open_sequence_keeps_its_version
     assert (sums(6, start=True), sums.version) == (1.0 + STEP, "1.1.0")
     assert client.get_model_metadata("summing")["versions"] == ["1.1.0"]
     given = [tensor(np.ones((1, 1), np.float32))]
-    with pytest.raises(InferenceServerException, match=r"'1\.0\.0': expected one that serves, 1\.1\.0") as gone:
+    with pytest.raises(
+        InferenceServerException, match=r"'1\.0\.0': expected one that answers new episodes: 1\.1\.0"
+    ) as gone:
         client.infer("summing", given, model_version="1.0.0")
     assert gone.value.status() == "404"
     going_on = client.infer("summing", given, model_version="1.0.0", sequence_id=5)
@@ -411,7 +413,7 @@ def test_a_switch_is_seen_by_new_requests_and_an_open_sequence_keeps_its_version
 
 
 def publish_pairs(store: Path) -> None:
-    """Publishes `summing` 2.0.0, which takes two numbers, twice as wide ones, and carries nothing."""
+    """Publishes `summing` 2.0.0 without a state; its observation is two numbers of twice the width."""
     ends = [
         helper.make_tensor_value_info("observation", TensorProto.DOUBLE, ["rows", 2]),
         helper.make_tensor_value_info("action", TensorProto.DOUBLE, ["rows", 1]),
@@ -458,7 +460,7 @@ def test_after_a_switch_to_other_tensors_requests_have_the_new_ones_and_an_open_
         sums()
 
 
-def test_a_request_keeps_no_version_that_serves_no_more(summing: Daemon, connect: Connect) -> None:
+def test_a_request_keeps_no_old_version_loaded(summing: Daemon, connect: Connect) -> None:
     sums = Sums(connect(summing))
     sums()
     switch(summing, "1.1.0")
@@ -472,7 +474,7 @@ def test_a_request_keeps_no_version_that_serves_no_more(summing: Daemon, connect
     assert sums() == 1.0 + STEP
 
 
-def test_a_sequence_whose_version_is_gone_is_told_so(
+def test_a_sequence_with_an_unloaded_version_gets_410(
     start_daemon: StartDaemon, tmp_path: Path, connect: Connect
 ) -> None:
     store = publish_both(tmp_path / "store")
@@ -484,7 +486,7 @@ def test_a_sequence_whose_version_is_gone_is_told_so(
     with pytest.raises(InferenceServerException, match="version_gone") as gone:
         sums(5)
     assert gone.value.status() == "410"
-    with pytest.raises(InferenceServerException, match="it is not open"):
+    with pytest.raises(InferenceServerException, match="is not open"):
         sums(5)
     assert (sums(5, start=True), sums.version) == (1.0 + STEP, "1.1.0")
 
@@ -514,7 +516,7 @@ def test_after_a_restart_of_the_serving_process_requests_are_answered_and_sequen
 JSON_ONE = {"inputs": [{"name": "observation", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
 
 
-def test_where_nobody_serves_it_is_not_ready_and_says_so(summing: Daemon, connect: Connect) -> None:
+def test_without_a_serving_process_it_reports_not_ready(summing: Daemon, connect: Connect) -> None:
     # Between the end of one serving process and the start of the next there is a pause.
     client = connect(summing)
     summing.kill_serving()
@@ -525,7 +527,7 @@ def test_where_nobody_serves_it_is_not_ready_and_says_so(summing: Daemon, connec
         assert time.monotonic() < deadline_s
         assert client.is_server_live()
         seen.append(summing.ask("POST", "/v2/models/summing/infer", JSON_ONE))
-    refused = [(told["error"], headers["Retry-After"]) for status, told, headers in seen if status == 503]
+    refused = [(reply["error"], headers["Retry-After"]) for status, reply, headers in seen if status == 503]
     assert refused
     assert all(error.endswith("not ready") and after == "1" for error, after in refused)
 
@@ -533,7 +535,7 @@ def test_where_nobody_serves_it_is_not_ready_and_says_so(summing: Daemon, connec
 # Shares
 
 
-def test_a_version_with_a_share_is_answered_by_when_it_is_named_and_the_rows_say_which(
+def test_a_named_version_with_a_share_answers_and_each_row_reports_its_version(
     start_daemon: StartDaemon, tmp_path: Path, connect: Connect
 ) -> None:
     for number in range(2):

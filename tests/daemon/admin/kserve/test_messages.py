@@ -1,4 +1,4 @@
-"""The types of `/v2`: each can be described by a JSON Schema, and each endpoint names what it takes and gives."""
+"""The types of `/v2`: each has a JSON Schema, and each endpoint names its request and response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pilliond.supervision.supervisor import Supervisor
 
 
 class NoSupervisor:
-    """All that is asked of one before the first request."""
+    """Everything that the routes use before the first request."""
 
     rows_max = 256
 
@@ -28,7 +28,7 @@ def test_every_endpoint_has_types_that_a_schema_describes() -> None:
     assert components["InferRequest"]["required"] == ["inputs"]
 
 
-def test_whoever_may_only_look_may_not_infer_and_health_is_for_everybody() -> None:
+def test_inference_needs_more_than_view_and_health_needs_no_token() -> None:
     endpoints = KServeRoutes(cast(Supervisor, NoSupervisor())).endpoints()
     scopes = {each.path: each.scope for each in endpoints}
     assert scopes["/v2/models/{model}/infer"] is Scope.OPERATE

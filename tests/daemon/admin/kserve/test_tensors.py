@@ -1,4 +1,4 @@
-"""Tensors of `/v2`: every dtype goes in and out unchanged, as JSON and as bytes."""
+"""Tensors of `/v2`: every dtype is decoded and encoded unchanged, as JSON and as bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DTYPES = get_args(DType)
 
 
 def request(array: Array, data: Any = None) -> InferRequest:
-    """A request with one input: its numbers in the JSON, or (None) behind it."""
+    """A request with one input: its numbers in the JSON, or (None) after it."""
     given_: dict[str, Any] = {"name": "x", "shape": list(array.shape), "datatype": DATATYPES[array.dtype.name]}
     given_ |= {"parameters": {"binary_data_size": array.nbytes}} if data is None else {"data": data}
     return msgspec.json.decode(msgspec.json.encode({"inputs": [given_]}), type=InferRequest)
@@ -47,7 +47,7 @@ def rows(draw: st.DrawFn) -> Array:
 
 
 @given(rows())
-def test_every_dtype_comes_in_bit_for_bit_as_bytes_flat_and_nested(array: Array) -> None:
+def test_every_dtype_is_decoded_bit_for_bit_from_bytes_flat_and_nested_lists(array: Array) -> None:
     spec = spec_of(array)
     forms = [
         (request(array), memoryview(array.tobytes())),
@@ -62,13 +62,13 @@ def test_every_dtype_comes_in_bit_for_bit_as_bytes_flat_and_nested(array: Array)
 
 
 @given(rows())
-def test_every_dtype_goes_out_bit_for_bit_as_bytes_and_as_json(array: Array) -> None:
+def test_every_dtype_is_encoded_bit_for_bit_as_bytes_and_as_json(array: Array) -> None:
     (binary,), frames = encode_outputs({"x": array}, [RequestedOutput("x")], all_binary=True)
     assert binary.parameters is not None
     assert (binary.parameters.binary_data_size, b"".join(frames)) == (array.nbytes, array.tobytes())
-    (told,), frames = encode_outputs({"x": array}, [RequestedOutput("x")], all_binary=False)
+    (reply,), frames = encode_outputs({"x": array}, [RequestedOutput("x")], all_binary=False)
     assert frames == []
-    read = msgspec.json.decode(msgspec.json.encode(told), type=OutputTensor)
+    read = msgspec.json.decode(msgspec.json.encode(reply), type=OutputTensor)
     assert read.data is not None
     assert np.array(read.data, array.dtype).reshape(read.shape).tobytes() == array.tobytes()
 
@@ -93,13 +93,13 @@ def test_several_inputs_are_cut_from_the_bytes_in_the_order_of_the_request() -> 
         ("int32", [0.5]), ("int32", [1.0]), ("bool", [1]), ("float32", [True]), ("float32", [[[1.0]]]),
     ],
 )  # fmt: skip
-def test_a_number_that_the_dtype_does_not_have_is_refused(dtype: str, data: list[Any]) -> None:
+def test_a_number_beyond_the_dtype_is_refused(dtype: str, data: list[Any]) -> None:
     array = np.zeros(1, dtype)
     with pytest.raises(KServeError, match=r"input 'x': (data: E|e)xpected"):
         decode_inputs(request(array, data), memoryview(b""), spec_of(array), 4)
 
 
-def test_numbers_that_no_float_and_no_sign_would_hold_come_in_unchanged() -> None:
+def test_numbers_beyond_float64_and_int64_are_decoded_exactly() -> None:
     numbers = [2**64 - 1, 0, 2**63, 2**53 + 1]
     array = np.array(numbers, np.uint64)
     assert decode_inputs(request(array, numbers), memoryview(b""), spec_of(array), 4)[1]["x"].tolist() == numbers
@@ -111,7 +111,7 @@ def test_bytes_of_a_bool_that_are_neither_0_nor_1_are_refused() -> None:
         decode_inputs(request(array), memoryview(b"\1\2"), spec_of(array), 4)
 
 
-def test_an_output_that_json_cannot_say_is_refused_as_json_and_sent_as_bytes() -> None:
+def test_an_output_that_json_cannot_represent_is_refused_as_json_and_sent_as_bytes() -> None:
     array = np.array([1.0, math.nan], np.float32)
     with pytest.raises(KServeError, match="output 'x' holds a NaN or an infinity") as refused:
         encode_outputs({"x": array}, [RequestedOutput("x")], all_binary=False)
@@ -119,7 +119,7 @@ def test_an_output_that_json_cannot_say_is_refused_as_json_and_sent_as_bytes() -
     assert encode_outputs({"x": array}, [RequestedOutput("x")], all_binary=True)[1] == [array.tobytes()]
 
 
-def test_every_dtype_of_a_spec_has_a_word_that_tritons_client_knows() -> None:
+def test_every_dtype_of_a_spec_has_a_name_that_tritons_client_knows() -> None:
     assert {dtype: np_to_triton_dtype(np.dtype(dtype)) for dtype in DTYPES} == DATATYPES
     assert [each.shape for each in metadata_of([TensorSpec("x", "bool", []), TensorSpec("y", "int8", [2, 3])])] == [
         [-1],

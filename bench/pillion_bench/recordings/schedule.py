@@ -1,8 +1,8 @@
-"""One session's way through a recording: which act is due when, and how late its answer was. Pure: no clock, no socket.
+"""The schedule of one session's replay: when each act is due, and how late its answer was. It has no clock or socket.
 
-Rule 1: an act is due at its recorded time, divided by the speed, after the start of the track; never earlier.
-Rule 2: an act whose predecessor is not yet answered when it is due waits for that answer, and its latency counts from
-when it was due all the same: a stall is paid for by every act that it delayed (coordinated omission).
+Rule 1: an act is due at the start plus its recorded time divided by the speed, and is never sent earlier.
+Rule 2: an act waits for the answer to the one before it, but its latency always counts from its due time. A stall
+therefore shows in every act that it delayed (no coordinated omission).
 Rule 3: at speed 0 an act is due when it can be sent.
 """
 
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from pillion_bench.percentiles import Nanoseconds
 
 
-class Track:
-    """The acts of one session, in turn: `due_ns`, `sent`, `answered`, and again until `is_done`."""
+class ReplaySchedule:
+    """The acts of one session, in order: read `due_ns`, call `sent`, then `answered`, and repeat until `is_done`.
+
+    `step_time_ns` and `episode_start` are those of the recording; `start_ns` is the time of the first act.
+    """
 
     def __init__(
         self, step_time_ns: NDArray[np.int64], episode_start: NDArray[np.bool_], start_ns: int, speed: float
@@ -23,9 +26,9 @@ class Track:
         self.steps = len(step_time_ns)
         self.step = 0
         self.latency_ns: Nanoseconds = np.zeros(self.steps, np.int64)
-        """From when an act was due to its answer."""
+        """From the due time of an act to its answer."""
         self.service_ns: Nanoseconds = np.zeros(self.steps, np.int64)
-        """From when it was sent to its answer."""
+        """From the send time of an act to its answer."""
         self.engine_ns: Nanoseconds = np.zeros(self.steps, np.int64)
         self._due_ns = [start_ns + int(time_ns / speed) for time_ns in step_time_ns] if speed else []
         self._begins = episode_start.tolist()
@@ -43,15 +46,15 @@ class Track:
 
     @property
     def due_ns(self) -> int:
-        """When the next act is due; 0: at once."""
+        """The due time of the next act; 0: now."""
         return self._due_ns[self.step] if self._due_ns else 0
 
     def sent(self, now_ns: int) -> None:
-        """The act is being sent."""
+        """Records that the act is being sent."""
         self._sent_ns = now_ns
 
     def answered(self, now_ns: int, engine_ns: int) -> None:
-        """The act was answered; the next one is now under consideration."""
+        """Records the answer to the act and moves on to the next one."""
         step = self.step
         self.service_ns[step] = now_ns - self._sent_ns
         self.latency_ns[step] = now_ns - (self._due_ns[step] if self._due_ns else self._sent_ns)

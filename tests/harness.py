@@ -508,9 +508,9 @@ def running(arguments: list[str], stderr: Path, environment: dict[str, str] | No
             daemon.kill()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = WAIT_S_MAX) -> None:
     """Waits until `condition` holds. Raises `TimeoutError`."""
-    deadline_s = time.monotonic() + WAIT_S_MAX
+    deadline_s = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline_s:
             raise TimeoutError("the condition never held")

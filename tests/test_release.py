@@ -126,8 +126,8 @@ def say_nothing(clone: Path) -> None:
     commit(clone)
 
 
-def ship_no_blobs(clone: Path) -> None:
-    change(clone / "hatch_build.py", r'^NOT_SHIPPED = \{"lock"', 'NOT_SHIPPED = {"blobs", "lock"')
+def ship_the_index_alone(clone: Path) -> None:
+    change(clone / "hatch_build.py", r'"(artifacts|pillion_artifacts)/examples"', r'"\1/examples/index.json"')
     commit(clone)
 
 
@@ -152,7 +152,7 @@ def ship_a_test(clone: Path) -> None:
         (change_the_changelog("## 9.8.7 - tomorrow"), "expected '## 9.8.7 - YYYY-MM-DD', got the date 'tomorrow'"),
         (change_the_changelog("## 9.8.7 - 2999-01-01"), "CHANGELOG.md dates 9.8.7 into the future"),
         (say_nothing, "CHANGELOG.md says nothing about 9.8.7"),
-        (ship_no_blobs, "pillion-9.8.7-py3-none-any.whl lacks pillion_artifacts/examples/blobs/"),
+        (ship_the_index_alone, "pillion-9.8.7-py3-none-any.whl lacks pillion_artifacts/examples/audit.jsonl"),
         (ship_a_test, "pillion-9.8.7-py3-none-any.whl must not hold pillion_bench/README.md (1 files)"),
     ],
 )

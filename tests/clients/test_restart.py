@@ -30,7 +30,7 @@ def test_after_the_serving_process_was_killed_the_episode_is_lost_and_a_new_one_
         action = episode.act(OBSERVATION)
         first_epoch = session._conversation.epoch
         os.kill(daemon.serving_pid, signal.SIGKILL)
-        with pytest.raises(pillion.EpisodeLostError, match="started again"):
+        with pytest.raises(pillion.EpisodeLostError, match="the serving process has restarted"):
             episode.act(OBSERVATION)
         with pytest.raises(pillion.EpisodeLostError):
             idle.act(OBSERVATION)

@@ -15,8 +15,8 @@ DOCUMENTS = "daemon/admin/test_documents.py"
 TYPED = {
     OPERATING: {
         r"\.venv/bin/pilliond .*|curl .*/health": f"{DOCUMENTS}::test_the_commands_of_the_operating_page_start_a_daemon_on_every_carrier_and_ask_for_its_health",
-        r"\.venv/bin/pillion token .*": "daemon/admin/test_tokens.py::test_every_token_command_of_the_page_is_one",
-        r"\.venv/bin/pillion (?!token|artifact).*": "daemon/commands/test_versions.py::test_every_operators_command_of_the_page_is_one",
+        r"\.venv/bin/pillion token .*": "daemon/admin/test_tokens.py::test_every_token_command_of_the_page_runs",
+        r"\.venv/bin/pillion (?!token|artifact).*": "daemon/commands/test_versions.py::test_every_operators_command_of_the_page_runs",
     },
     REFERENCE: {
         r"curl .* -o daemon/openapi\.json": "daemon/admin/test_openapi.py::test_the_file_in_the_repository_is_what_the_command_of_the_reference_makes",

@@ -52,7 +52,7 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
         result = pillion(*shlex.split(line)[1:], cwd=tmp_path)
         assert (result.returncode, result.stderr) == (0, ""), (line, result.stderr)
         outputs.append(result.stdout)
-    assert "acts as its source does on" in outputs[0]
+    assert "acts as its source on" in outputs[0]
     assert "(LunarLander-v3)" in outputs[0]
     assert json.loads(outputs[3])["intact"] is True
     assert Store(tmp_path / "policies").policies() == ["go1", "lunar-ppo", "pendulum"]

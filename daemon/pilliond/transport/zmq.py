@@ -85,8 +85,9 @@ class ZmqTransport:
         """The next message (peer, head, tensors), or None."""
         self.is_armed = False
         try:
-            # The first frame from a ROUTER is the routing id of its peer, and a message always has one more.
-            return tuple(receive_frames(self._socket, NOBLOCK, _FRAMES_KEPT))  # type: ignore[return-value]
+            # The first frame from a ROUTER is the routing id of its peer, and a message always has one more. This list
+            # is only indexed and sliced, as the tuple would be: making one of it would cost each act a copy.
+            return receive_frames(self._socket, NOBLOCK, _FRAMES_KEPT)  # type: ignore[return-value]
         except zmq.Again:
             return None
 

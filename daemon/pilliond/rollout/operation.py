@@ -97,7 +97,7 @@ NEXT_STEPS: Final[dict[Step, frozenset[Step]]] = {
 
 
 class OperationStatus(msgspec.Struct):
-    """An operation as the admin API returns it: what is done, by order of `by`, why, and the result."""
+    """An operation as the admin API returns it: what is done, who asked for it (`by`), why, and the result."""
 
     number: int
     kind: Kind

@@ -182,7 +182,7 @@ class Releases:
         except SwitchError:
             if self._supervisor.version_table.find(version.key) is not None or not self._supervisor.is_ready:
                 raise
-            # An old version beyond the bounds: it was unloaded between the look at the table and the order.
+            # An old version beyond the bounds: it was unloaded between the look at the table and the message.
             reloaded = await self.loaded(operation, target)
             operation.advance(Step.SWITCHING)
             await self._switch(operation, reloaded)

@@ -42,7 +42,7 @@ class StartDaemon(Protocol):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives each test the time that this machine needs."""
+    """Sets the timeout of each test, scaled to this machine."""
     for item in items:
         item.add_marker(pytest.mark.timeout(TEST_S_MAX))
 

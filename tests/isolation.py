@@ -23,8 +23,8 @@ _KEPT_PREFIXES = ("COV_", "COVERAGE_", "PYTEST_")
 def isolate() -> tempfile.TemporaryDirectory[str]:
     """Gives this process and its children an environment of the tests' own; the caller removes the folder.
 
-    It has an empty home and a runtime folder that no daemon listens in. Nothing that Pillion, a library or a terminal is
-    told by variables reaches a test: `PILLION_…`, `XDG_…`, `OTEL_…`, `NO_COLOR`, proxies, credentials, `TMPDIR`, `USER`.
+    It has an empty home and a runtime folder that no daemon listens in. No variable that
+    Pillion, a library or a terminal reads reaches a test: `PILLION_…`, `XDG_…`, `OTEL_…`, `NO_COLOR`, proxies, credentials, `TMPDIR`, `USER`.
     """
     for name in set(os.environ) - _KEPT:
         if not name.startswith(_KEPT_PREFIXES):

@@ -101,7 +101,7 @@ def reaches_what_is_slow(file: Path, name: str) -> bool:
         if named & STARTS or any(is_slow(*each) for each in imported):
             return True
         waiting += [(here[0], each) for each in named]
-        waiting += [place for each in imported for place in definition_of(*each)]
+        waiting += [found for each in imported for found in definition_of(*each)]
     return False
 
 
@@ -119,7 +119,7 @@ def conftests(file: Path) -> list[Path]:
 
 
 def definition_of(module: str, attribute: str | None) -> list[tuple[Path, str]]:
-    """Where a name that one of our modules gives is defined."""
+    """Where a name is defined that is imported from one of our modules."""
     if attribute is None or module.partition(".")[0] not in OURS:
         return []
     file = source_of(module)

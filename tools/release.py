@@ -156,9 +156,9 @@ def check_wheel(wheel: Path, version: str) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(wheel)!r}); import pillion; print(pillion.__version__, pillion.__file__)"
     )
-    said = run(sys.executable, "-I", "-c", code)
-    if not said.startswith(f"{version} {wheel}"):
-        raise ReleaseError(f"the client in {wheel.name} is not {version}: {said}")
+    printed = run(sys.executable, "-I", "-c", code)
+    if not printed.startswith(f"{version} {wheel}"):
+        raise ReleaseError(f"the client in {wheel.name} is not {version}: {printed}")
 
 
 def check_sdist(sdist: Path, version: str) -> None:

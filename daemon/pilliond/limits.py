@@ -276,7 +276,7 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"batch_wait_us_max: expected 0 to 1000000, got {self.batch_wait_us_max}")
 
     def for_wire(self) -> Limits:
-        """The part that the welcome tells a session."""
+        """Returns the part that a welcome holds."""
         return Limits(rows_max=self.rows_max, episodes_max=self.episodes_max, head_bytes_max=HEAD_BYTES_MAX)
 
 

@@ -76,13 +76,6 @@ def seal_artifact(store: Store, resolved: Resolved) -> SealedArtifact:
     return sealed
 
 
-def seal_bytes(data: bytes) -> int:
-    """Makes a sealed memfd with these bytes. The caller owns it."""
-    with _sealing() as descriptor:
-        write_all(descriptor, data)
-    return descriptor
-
-
 def _seal_layer(store: Store, layer: Descriptor, sealed: SealedArtifact, what: str) -> None:
     """Copies a file into `sealed`, and checks the copy as publication does."""
     check_size(layer.size, kind_of(layer.title).bytes_max, what)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class ExplicitActionStep(list[Any]):
     """Stands in for an `ActionStep`: an action that names its leases, encoded anew for each act.
 
-    It stays for as long as the rows lease different versions. Where they lease the same one, it is sent once, to say
+    It stays for as long as the rows lease different versions. If they lease the same one, it is sent once, to say
     which, and `next_step` replaces it.
     """
 

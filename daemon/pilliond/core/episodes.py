@@ -72,7 +72,7 @@ class EpisodeGroup:
         self.session = session
         self.version = version
         self.row_versions: list[Version] = []
-        """The version of each row, where they differ; see `row_leases`."""
+        """The version of each row, if they differ; see `row_leases`."""
         self.rows = len(seeds)
         self.seeds: NDArray[np.uint64] = np.array(seeds, dtype=np.uint64)
         self.acts = 0
@@ -89,7 +89,7 @@ class EpisodeGroup:
         self.tensors: Sequence[Frame] = ()
         self.frames_bytes = [size * self.rows for size in version.observation_bytes]
         self.frame_bytes = self.frames_bytes[0] if len(self.frames_bytes) == 1 else -1
-        """The bytes of the only tensor frame; -1 where there are several frames."""
+        """The bytes of the only tensor frame; -1 if there are several frames."""
         self.head_middle = b""
         """The bytes between the numbers of the last act's head. The next act repeats them if it is of the same kind."""
         self.budget_ns = 0

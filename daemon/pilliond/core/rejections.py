@@ -225,7 +225,7 @@ def slot_stale(expected: int, actual: int) -> RemoteProtocolError:
 
 
 def check_starts(act: Act, rows: int) -> None:
-    """Raises `RemoteProtocolError` where the start marks or seeds of an act do not fit its rows."""
+    """Raises `RemoteProtocolError` if the start marks or seeds of an act do not fit its rows."""
     if len(act.episode_start) != rows:
         raise RemoteProtocolError(
             ErrorCode.ROWS_MISMATCH, "episode_start has the wrong length", f"{rows} bytes", f"{len(act.episode_start)}"

@@ -111,7 +111,7 @@ class Residency:
         """Unloads versions that are no longer needed; returns the digest of each, and how many leases were ended for it."""
         if now_ns >= self._watch_until_ns:
             self._router.stable.watched = False
-        went = []
+        unloaded = []
         for version in self._ending(now_ns):
             version.ended_leases += self._sessions.end_leases(version)
             if version.leases:
@@ -121,8 +121,8 @@ class Residency:
             del self._versions[version.digest]
             if version is self.previous:
                 self.previous = None
-            went.append((version.digest, version.ended_leases))
-        return went
+            unloaded.append((version.digest, version.ended_leases))
+        return unloaded
 
     def _ending(self, now_ns: int) -> list[Version]:
         old = [version for version in self._versions.values() if version.retired_ns < NEVER_NS and not version.held]

@@ -18,7 +18,7 @@ class Router:
     """Answers a hello or a begin with a version, or raises why there is none.
 
     Rule: an episode that begins leases the first of these that its session can use:
-    1. the version that is held for an evaluation, where the session was opened on it: nothing else while it is held;
+    1. the version that is held for an evaluation, if the session was opened on it: nothing else while it is held;
     2. the arm that the episode's seed falls into;
     3. the stable version;
     4. the version that the session was opened on, for as long as that is loaded.

@@ -54,7 +54,7 @@ def end_lease(group: EpisodeGroup, version: Version, left: Version) -> bool:
 
 
 def find_unloaded(group: EpisodeGroup, mask: bytes = b"") -> Version | None:
-    """An unloaded version that a row leases, where `mask` does not start that row anew; else None."""
+    """An unloaded version that a row leases, if `mask` does not start that row anew; else None."""
     for row, version in enumerate(versions_of(group)):
         if version.gone and not (mask and mask[row]):
             return version

@@ -68,4 +68,4 @@ class Session:
         self.control_reply: bytes = b""
         """The reply to `control_request`, kept for a repetition of it."""
         self.control_region: SlotRegion | None = None
-        """The slots that travel with the reply, where it is a `begun` that grants some."""
+        """The slots that travel with the reply, if it is a `begun` that grants some."""

@@ -193,7 +193,7 @@ class Sessions:
     ) -> bool:
         """Admits an act that differs from an earlier one of its group only in its numbers and its rows.
 
-        Returns False where anything else is unusual; `_act` then checks everything.
+        Returns False if anything else is unusual; `_act` then checks everything.
         """
         if (
             sequence <= group.last_sequence
@@ -242,7 +242,7 @@ class Sessions:
         if group.version.gone and (gone := find_unloaded(group, act.episode_start)) is not None:
             raise rejections.version_gone(gone)
         if act.episode_start and group.session.is_evaluation:
-            # Raises where its hold has ended. Nothing has changed yet, so the act can be refused as a whole.
+            # Raises if its hold has ended. Nothing has changed yet, so the act can be refused as a whole.
             self._router.lease(group.session, 0)
         if group.waiting:
             self.answer_error(group, rejections.superseded(act.sequence), replies)
@@ -268,7 +268,7 @@ class Sessions:
         return group
 
     def _group(self, peer: Peer, act: Act, now_ns: int) -> EpisodeGroup:
-        """The episode group of an act. Where nothing is unusual, one lookup finds it."""
+        """The episode group of an act. If nothing is unusual, one lookup finds it."""
         group = self._groups.get(act.episode)
         if group is not None and act.epoch == self.epoch and not self.draining:
             session = group.session

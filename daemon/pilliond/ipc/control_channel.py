@@ -195,7 +195,7 @@ class Routed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):
-    """These versions are held for evaluations. Where `error` says why they are not, the earlier holds remain."""
+    """These versions are held for evaluations. If `error` is set, they are not, and the earlier holds remain."""
 
     digests: list[bytes]
     error: str = ""

@@ -52,7 +52,7 @@ class SealedVersion:
         """The descriptors that it owns."""
         return [descriptor for descriptor in (self.model_descriptor, self.golden_descriptor) if descriptor >= 0]
 
-    def order(self) -> VersionRequest:
+    def request(self) -> VersionRequest:
         """Returns what a serving process needs to build it."""
         card = self.card
         return VersionRequest(

@@ -44,21 +44,21 @@ class ShadowFailed(msgspec.Struct, frozen=True, tag=True):
 ShadowReport = ShadowReady | ShadowFailed
 
 _encoder = msgspec.msgpack.Encoder()
-_control_message_decoder = msgspec.msgpack.Decoder(ShadowRequest)
+_request_decoder = msgspec.msgpack.Decoder(ShadowRequest)
 _report_decoder: msgspec.msgpack.Decoder[ShadowReport] = msgspec.msgpack.Decoder(ShadowReport)
 
 
-def send_order(end: socket.socket, order: ShadowRequest, model_descriptor: int, page_descriptor: int) -> None:
+def send_request(end: socket.socket, request: ShadowRequest, model_descriptor: int, page_descriptor: int) -> None:
     """Sends the request, with copies of the descriptors."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [model_descriptor, page_descriptor]))]
-    end.sendmsg([_encoder.encode(order)], rights, socket.MSG_NOSIGNAL)
+    end.sendmsg([_encoder.encode(request)], rights, socket.MSG_NOSIGNAL)
 
 
-def receive_control_message(end: socket.socket) -> tuple[ShadowRequest, int, int]:
+def receive_request(end: socket.socket) -> tuple[ShadowRequest, int, int]:
     """Returns the request and the descriptors of the model and the page, which the caller owns."""
     data, descriptors, _, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, _DESCRIPTORS)
     model_descriptor, page_descriptor = descriptors
-    return _control_message_decoder.decode(data), model_descriptor, page_descriptor
+    return _request_decoder.decode(data), model_descriptor, page_descriptor
 
 
 def send_report(end: socket.socket, report: ShadowReport) -> None:

@@ -63,7 +63,7 @@ class StageFailed(msgspec.Struct, frozen=True, tag=True):
 StageReport = StageStep | Staged | StageFailed
 
 _encoder = msgspec.msgpack.Encoder()
-_control_message_decoder = msgspec.msgpack.Decoder(StageRequest)
+_request_decoder = msgspec.msgpack.Decoder(StageRequest)
 _report_decoder: msgspec.msgpack.Decoder[StageReport] = msgspec.msgpack.Decoder(StageReport)
 
 
@@ -73,9 +73,9 @@ def send(end: socket.socket, message: StageRequest | StageReport, descriptors: S
     end.sendmsg([_encoder.encode(message)], rights, socket.MSG_NOSIGNAL)
 
 
-def receive_control_message(end: socket.socket) -> StageRequest:
+def receive_request(end: socket.socket) -> StageRequest:
     """Returns the request."""
-    return _control_message_decoder.decode(end.recv(CHANNEL_MESSAGE_BYTES_MAX))
+    return _request_decoder.decode(end.recv(CHANNEL_MESSAGE_BYTES_MAX))
 
 
 async def receive_report(end: socket.socket) -> tuple[StageReport | None, list[int]]:

@@ -97,7 +97,7 @@ NEXT_STEPS: Final[dict[Step, frozenset[Step]]] = {
 
 
 class OperationStatus(msgspec.Struct):
-    """An operation as the admin API returns it: what is done, by order of `by`, why, and the result."""
+    """An operation as the admin API returns it: what is done, who asked for it (`by`), why, and the result."""
 
     number: int
     kind: Kind
@@ -146,7 +146,7 @@ class Operation(OperationStatus):
             self.took_s = (time.monotonic_ns() - self.began_ns) / 1e9
 
     def log_fields(self, *without: str) -> dict[str, Any]:
-        """Returns what a log line says about it: all that is known, but for the fields named `without`."""
+        """Returns what a log line says about it: all known fields except those named `without`."""
         fields = ("number", "policy", "version", "was", "by", "reason", "error", "effect_ms", "stall_us", "swap_impact")
         known = {name: getattr(self, name) for name in fields if name not in without}
         return {name: value for name, value in known.items() if value not in ("", None)}

@@ -17,7 +17,7 @@ from pilliond.rollout.operation import Kind, Operation, Outcome, Step, begin_ope
 from pilliond.supervision.version_table import VersionTable
 
 Work = Callable[[Operation], Coroutine[object, None, None]]
-"""What an operation does. It raises `SwitchError` or `ArtifactError` where it fails."""
+"""What an operation does. It raises `SwitchError` or `ArtifactError` if it fails."""
 
 
 class _Running(NamedTuple):
@@ -28,8 +28,8 @@ class _Running(NamedTuple):
 class Operations:
     """Begins, runs, cancels and remembers operations. Owns the task of the one that runs.
 
-    `on_failure` is called with an operation that failed, and whether that is its version's fault: it is not where the switch
-    itself failed, or where there was no serving process to switch.
+    `on_failure` is called with an operation that failed, and whether that is its version's fault: it is not if the switch
+    itself failed, or if there was no serving process to switch.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Operations:
             await asyncio.wait([self._running.task])
 
     async def cancel(self, why: str) -> Operation | None:
-        """Cancels the operation that runs and returns it; None where it cannot be cancelled, or ended otherwise first."""
+        """Cancels the operation that runs and returns it; None if it cannot be cancelled, or ended otherwise first."""
         running = self._running
         if running is None:
             return None
@@ -112,7 +112,7 @@ class Operations:
         return operation if operation.outcome is Outcome.CANCELLED else None
 
     async def make_way(self, why: str) -> None:
-        """Cancels the operation that runs now, or waits for its end where it cannot be cancelled."""
+        """Cancels the operation that runs now, or waits for its end if it cannot be cancelled."""
         running = self._running
         if await self.cancel(why) is None and self._running is running:
             await self.wait()

@@ -16,7 +16,7 @@ from pilliond.rollout.live_window import LiveWindow
 from pilliond.rollout.operation import Kind, Operation, Step
 from pilliond.rollout.operations import Operations
 from pilliond.rollout.route_keeper import RouteKeeper
-from pilliond.rollout.shadow_rollout import Shadows, ShadowWish
+from pilliond.rollout.shadow_rollout import Shadows, ShadowTarget
 from pilliond.rollout.stager import Stager
 from pilliond.settings.schema import Settings
 from pilliond.supervision.supervisor import Supervisor
@@ -64,11 +64,11 @@ class Releases:
         return self._begin("stage", target, by, reason)
 
     def switch(self, target: Resolved, by: str, reason: str) -> Operation:
-        """Begins to switch to a version, which is staged first where it is not loaded; raises `BusyError`."""
+        """Begins to switch to a version, which is staged first if it is not loaded; raises `BusyError`."""
         return self._begin("switch", target, by, reason)
 
     def route(
-        self, targets: list[ArmTarget], by: str, reason: str, shadow: ShadowWish | UnsetType = UNSET
+        self, targets: list[ArmTarget], by: str, reason: str, shadow: ShadowTarget | UnsetType = UNSET
     ) -> Operation:
         """Begins to split new episodes among these arms; the stable version gets the rest.
 
@@ -98,9 +98,9 @@ class Releases:
         return self.operations.begin("warmup", resolved(version), by, reason, work)
 
     async def roll_back(self, by: str, reason: str) -> Operation:
-        """Switches back to the version that was stable before, at once where it is loaded; raises `SwitchError`.
+        """Switches back to the version that was stable before, at once if it is loaded; raises `SwitchError`.
 
-        An operation that runs is cancelled for it. Raises `BusyError` where that is a rollback: a second would undo it.
+        An operation that runs is cancelled for it. Raises `BusyError` if that is a rollback: a second would undo it.
         """
         while (current := self.operations.current) is not None:
             if current.kind == "rollback":
@@ -116,7 +116,7 @@ class Releases:
     # Parts of operations
 
     async def loaded(self, operation: Operation, target: Resolved) -> SealedVersion:
-        """Returns the version, which is staged and loaded first where it is not; raises `SwitchError`.
+        """Returns the version, which is staged and loaded first if necessary; raises `SwitchError`.
 
         The caller puts it to use and calls `settle`; until then the next load may unload it.
         """
@@ -182,7 +182,7 @@ class Releases:
         except SwitchError:
             if self._supervisor.version_table.find(version.key) is not None or not self._supervisor.is_ready:
                 raise
-            # An old version beyond the bounds: it was unloaded between the look at the table and the order.
+            # An old version beyond the bounds: it was unloaded between the look at the table and the message.
             reloaded = await self.loaded(operation, target)
             operation.advance(Step.SWITCHING)
             await self._switch(operation, reloaded)
@@ -213,10 +213,10 @@ class Releases:
             )
 
     async def _set_route(
-        self, operation: Operation, targets: list[ArmTarget], wish: ShadowWish | UnsetType, reason: str
+        self, operation: Operation, targets: list[ArmTarget], shadow: ShadowTarget | UnsetType, reason: str
     ) -> None:
         """Sets the arms and the shadow. What may fail of the shadow comes before anything is changed."""
-        shadow_process = await self.shadows.prepare(operation, wish, self._stage)
+        shadow_process = await self.shadows.prepare(operation, shadow, self._stage)
         try:
             await self._split(operation, targets)
         except BaseException:
@@ -225,7 +225,7 @@ class Releases:
             raise
         if shadow_process is not None:
             await self.shadows.begin(shadow_process, operation.by, reason)
-        elif wish is None:
+        elif shadow is None:
             await self.shadows.end(reason or "an operator ended it", operation.by)
 
     async def _split(self, operation: Operation, targets: list[ArmTarget]) -> None:

@@ -100,7 +100,7 @@ class RouteKeeper:
             await self._keep("route", operation, resolved(version), None)
 
     async def record(self, operation: Operation) -> None:
-        """Writes an operation into the audit log, and with it the route file where the operation changes the route."""
+        """Writes an operation into the audit log, and with it the route file if the operation changes the route."""
         target = Resolved(operation.policy, operation.version, operation.digest)
         stable = resolved(self._version_table.stable)
         if operation.kind == "route":
@@ -115,7 +115,7 @@ class RouteKeeper:
             await self.note("stage", target, operation.was, operation.by, operation.reason)
 
     async def note(self, action: Action, target: Resolved, was: str, by: str, reason: str) -> None:
-        """Writes into the audit log of the store, or into the daemon's own log where the store cannot be written to."""
+        """Writes into the audit log of the store, or into the daemon's own log if the store cannot be written to."""
         try:
             await asyncio.to_thread(self._store.note, action, target, was=was, by=by, reason=reason)
         except ArtifactError as error:
@@ -132,7 +132,7 @@ class RouteKeeper:
         return move_alias(self._store, policy, alias, operation.version, expected=operation.was, by=by, reason=reason)
 
     async def _keep(self, action: Action, operation: Operation, stable: Resolved, was: Resolved | None) -> None:
-        """Keeps the route. Where the store cannot be written to, the route lasts until this process ends; that is logged."""
+        """Keeps the route. If the store cannot be written to, the route lasts until this process ends; that is logged."""
         arms = [
             RouteArm(arm.name, version.version, version.digest, arm.share)
             for arm in self._version_table.arms

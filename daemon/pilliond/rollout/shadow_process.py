@@ -110,12 +110,12 @@ class ShadowProcess:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
             )
-        shadow_channel.send_order(self._end, request, self.version.model_descriptor, self.page_descriptor)
+        shadow_channel.send_request(self._end, request, self.version.model_descriptor, self.page_descriptor)
 
     def _request(self, live_tolerance: Tolerance) -> ShadowRequest:
         settings = self._settings
         return ShadowRequest(
-            version=self.version.order(),
+            version=self.version.request(),
             live_tolerance=live_tolerance,
             share=self.share,
             distance_max=settings.shadow.distance_max,

@@ -40,7 +40,7 @@ _DAEMON: Final = "pilliond"
 Stage = Callable[[Operation, Resolved], Awaitable[SealedVersion]]
 """Stages a version for an operation; raises `SwitchError`."""
 
-ShadowWish = tuple[Resolved, float] | None
+ShadowTarget = tuple[Resolved, float] | None
 """The version that is to shadow, and its share of the live version's episodes; None: no version is to."""
 
 
@@ -138,15 +138,17 @@ class Shadows:
 
     # Changing
 
-    async def prepare(self, operation: Operation, wish: ShadowWish | UnsetType, stage: Stage) -> ShadowProcess | None:
-        """Returns a process that is ready to shadow the stable version as wished; raises `SwitchError`.
+    async def prepare(
+        self, operation: Operation, wanted: ShadowTarget | UnsetType, stage: Stage
+    ) -> ShadowProcess | None:
+        """Returns a process that is ready to shadow the stable version; raises `SwitchError`.
 
-        None where no version is to shadow, where nothing is wished, or where the wish is what runs. A version that is not
-        loaded is staged first. The caller owns the process.
+        None if no version is to shadow, if the request does not say, or if that shadow runs already. A version that is
+        not loaded is staged first. The caller owns the process.
         """
-        if wish is UNSET or wish is None:
+        if wanted is UNSET or wanted is None:
             return None
-        target, share = wish
+        target, share = wanted
         current = self.current
         if current is not None and (current.digest, current.process.share) == (target.digest, share):
             return None

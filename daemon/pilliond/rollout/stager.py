@@ -1,4 +1,4 @@
-"""The stager: starts a staging process for a version, follows it, and pauses or ends it where the live version suffers."""
+"""The stager: starts a staging process for a version, follows it, and pauses or ends it if the live version suffers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stager:
         """What the staging process does, or did before it was paused."""
 
     async def lock(self, target: Resolved) -> DaemonLock | None:
-        """Returns a lock on a stored version, which keeps `gc` from it; None where the store cannot be written to."""
+        """Returns a lock on a stored version, which keeps `gc` from it; None if the store cannot be written to."""
         try:
             return (await asyncio.to_thread(self._store.lock_version, f"{target.policy}@{target.digest}"))[1]
         except StoreError:

@@ -1,4 +1,4 @@
-"""The watch: rolls back what crosses a bound, and switches where the followed alias has moved."""
+"""The watch: rolls back what crosses a bound, and switches when the followed alias has moved."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Watch:
             await asyncio.sleep(FOLLOW_S)
 
     async def _judge_stable(self, now_s: float) -> None:
-        """Rolls back where the stable version crosses a bound while it is on probation."""
+        """Rolls back if the stable version crosses a bound while it is on probation."""
         stable = self._supervisor.stable
         if self._supervisor.version_table.previous is None:
             return
@@ -92,7 +92,7 @@ class Watch:
         )  # fmt: skip
 
     async def _follow(self) -> None:
-        """Begins a switch where the alias has moved. It does not try a version again that failed."""
+        """Begins a switch if the alias has moved. It does not try a version again that failed."""
         alias, revision = self._alias, self._operations.revision
         try:
             pointer = await self._releases.keeper.read_alias()

@@ -77,13 +77,13 @@ def serve(end: socket.socket, config: StartupConfig) -> None:
 
 def load_version(config: StartupConfig) -> Version:
     """Builds the stable version, as `certified`; raises `BadPolicyError`."""
-    order, golden_descriptor = config.version, config.golden_descriptor
+    request, golden_descriptor = config.version, config.golden_descriptor
     model = read_descriptor(config.model_descriptor)
     golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
     try:
-        return certified(order, model, golden, config)
+        return certified(request, model, golden, config)
     except EngineError as error:
-        raise BadPolicyError(f"{order.policy}@{order.version}: {error}") from None
+        raise BadPolicyError(f"{request.policy}@{request.version}: {error}") from None
 
 
 def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]:
@@ -101,13 +101,13 @@ def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]
     return built, refused
 
 
-def certified(order: VersionRequest, model: bytes, golden: bytes | None, config: StartupConfig) -> Version:
+def certified(request: VersionRequest, model: bytes, golden: bytes | None, config: StartupConfig) -> Version:
     """Builds a version from verified bytes, warms it up, checks its golden pairs and certifies it; raises `EngineError`."""
     rows_max = config.limits.rows_max
-    version = build_version(order, model, golden, rows_max, config.engine)
+    version = build_version(request, model, golden, rows_max, config.engine)
     if version.certificate is None:
         inputs = None if golden is None else decode_golden(golden).inputs
-        version.certificate = certify(version.engine, version.spec, order.states, inputs, rows_max)
+        version.certificate = certify(version.engine, version.spec, request.states, inputs, rows_max)
     if shortfall := version.certificate.shortfall(config.certificate):
         raise EngineError(shortfall)
     return version

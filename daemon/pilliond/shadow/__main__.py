@@ -34,7 +34,7 @@ def main() -> int:
     from pilliond.ipc.shadow_channel import ShadowFailed, ShadowReady
     from pilliond.shadow.ring import RingError
 
-    request, model_descriptor, page_descriptor = shadow_channel.receive_control_message(end)
+    request, model_descriptor, page_descriptor = shadow_channel.receive_request(end)
     limit_memory(request.memory_mb_max)
     try:
         replayer = prepare(request, model_descriptor, page_descriptor)

@@ -23,7 +23,7 @@ from pilliond.traffic_split import salt_of
 from pilliond.versions.loaded_version import Version
 
 LOOK_S: Final = 0.002
-"""First sleep where no batch waits. Each further one is twice as long, up to `SHADOW_LOOK_S_MAX`."""
+"""First sleep when no batch waits. Each further one is twice as long, up to `SHADOW_LOOK_S_MAX`."""
 
 _BYTES_PER_MB: Final = 1_000_000
 _EDGES_NS: Final = np.array(LATENCY_BUCKETS_NS)

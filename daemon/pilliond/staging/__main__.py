@@ -30,7 +30,7 @@ def main() -> int:
     from pilliond.ipc import staging_channel
     from pilliond.ipc.staging_channel import StageFailed
 
-    request = staging_channel.receive_control_message(end)
+    request = staging_channel.receive_request(end)
     limit_memory(request.memory_mb_max)
     try:
         staged, descriptors = stage(end, request)
@@ -70,7 +70,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     sealed = seal(artifact)
     golden = read_descriptor(sealed.golden_descriptor) if sealed.golden_descriptor >= 0 else None
     model = read_descriptor(sealed.model_descriptor)
-    version = build_version(sealed.order(), model, golden, request.rows_max, request.engine)
+    version = build_version(sealed.request(), model, golden, request.rows_max, request.engine)
     report(StagingStep.CERTIFYING)
     observations: Arrays | None = None if golden is None else decode_golden(golden).inputs
     certificate = certify(version.engine, version.spec, artifact.card.state, observations, request.rows_max)

@@ -174,7 +174,7 @@ class Supervisor:
         self._check_is_ready()
         version.metrics_index = self.version_table.free_metrics_index()
         self.page.clear(version.metrics_index)
-        loaded = await self._ask(Load(version.order()), Loaded, version.key, [version.model_descriptor])
+        loaded = await self._ask(Load(version.request()), Loaded, version.key, [version.model_descriptor])
         self.version_table.add(version)
         return loaded
 
@@ -301,7 +301,7 @@ class Supervisor:
         return StartupConfig(
             epoch=self._epoch,
             listen=self._settings.data_addresses(),
-            version=stable.order(),
+            version=stable.request(),
             model_descriptor=stable.model_descriptor,
             golden_descriptor=stable.golden_descriptor,
             page_descriptor=self._page_descriptor,
@@ -313,7 +313,7 @@ class Supervisor:
             certificate=self._settings.staging.certificate,
             group=self._settings.data.group_id(),
             beside=[
-                Beside(version.order(), version.model_descriptor, version.golden_descriptor)
+                Beside(version.request(), version.model_descriptor, version.golden_descriptor)
                 for version in self.version_table.beside()
             ],
             arms=self.version_table.arms,

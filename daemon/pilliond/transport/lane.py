@@ -223,7 +223,7 @@ class LaneTransport:
             self._spare = -1
 
     def welcome(self, accepted: socket.socket) -> None:
-        """Accepts a peer, or tells it why not."""
+        """Accepts a peer, or refuses it with the reason."""
         if not is_allowed(accepted, self._group):
             self._refuse(accepted, ErrorCode.NOT_ALLOWED, _NOT_ALLOWED)
             return
@@ -233,7 +233,7 @@ class LaneTransport:
         self._poller.add(connection.descriptor, connection)
 
     def reject(self, listener: socket.socket) -> None:
-        """Tells the next peer that no descriptor is left for it, over the spare one that is kept for this.
+        """Refuses the next peer, because no descriptor is left for it, over the spare one that is kept for this.
 
         Otherwise the peer would stay in the backlog, and the poller would report it without end.
         """

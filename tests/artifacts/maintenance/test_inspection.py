@@ -53,12 +53,12 @@ def test_a_flipped_bit_anywhere_in_the_store_is_found(store: Store) -> None:
     assert {str(path.relative_to(store.root)) for path in files} >= set(STATE_FILES)
     for path in files:
         whole = path.read_bytes()
-        places = range(0, len(whole), max(1, len(whole) // 40))
-        for place in [*places, len(whole) - 1]:
-            flip(path, place / len(whole), bit=place % 8)
+        offsets = range(0, len(whole), max(1, len(whole) // 40))
+        for offset in [*offsets, len(whole) - 1]:
+            flip(path, offset / len(whole), bit=offset % 8)
             if path.read_bytes() == whole:
                 continue
-            assert not verify_and_report(store, (), everything=True).intact, (path, place)
+            assert not verify_and_report(store, (), everything=True).intact, (path, offset)
             path.write_bytes(whole)
     assert verify_and_report(store, (), everything=True).intact
 

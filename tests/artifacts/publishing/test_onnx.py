@@ -298,11 +298,11 @@ def memory(rows: int | str, *, layers_first: bool) -> onnx.ModelProto:
         helper.make_node("Squeeze", [hidden_next, "first"], ["action"]),
     ]
     if not layers_first:
-        turn = [
+        transposes = [
             helper.make_node("Transpose", [a], [b], perm=[1, 0, 2])
             for a, b in [*zip(names[:2], inner[:2], strict=True), *zip(inner[2:], names[2:], strict=True)]
         ]
-        nodes = [*turn[:2], *nodes, *turn[2:]]
+        nodes = [*transposes[:2], *nodes, *transposes[2:]]
     shape: list[int | str] = [1, rows, 5] if layers_first else [rows, 1, 5]
     outputs: dict[str, tuple[int, list[int | str]]] = {"action": (TensorProto.FLOAT, [rows, 5])}
     outputs |= dict.fromkeys(names[2:], (TensorProto.FLOAT, shape))

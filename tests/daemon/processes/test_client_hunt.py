@@ -22,8 +22,8 @@ def test_killed_in_each_phase_and_at_any_moment_clients_leave_nothing_and_others
     report = json.loads(result.stdout)
     assert report["kills"] == KILLS
     assert set(report["kills_in"]) == {*PHASES, "any moment"}
-    assert all(acts > 1 for acts in report["bystander_acts"])
-    assert report["before"]["slot_mappings"] == 1, "the bystander on the lane has slots"
+    assert all(acts > 1 for acts in report["background_acts"])
+    assert report["before"]["slot_mappings"] == 1, "the background client on the lane has slots"
 
 
 def test_a_life_has_every_phase_that_is_listed(start_daemon: StartDaemon, short_path: Path) -> None:

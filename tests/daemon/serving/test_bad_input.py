@@ -13,12 +13,12 @@ import zmq
 
 from pillion_protocol import HEAD_BYTES_MAX, Act, Action, Begin, Begun, Error, Hello, Ping, Pong, encode
 from pilliond.limits import MESSAGE_BYTES_HARD_MAX
-from tests.daemon.support.bystander import undisturbed_client
+from tests.daemon.support.undisturbed_client import undisturbed_client
 from tests.harness import Daemon, RawPeer, head
 
 
 @pytest.fixture
-def bystander(daemon: Daemon) -> Iterator[None]:
+def other_client(daemon: Daemon) -> Iterator[None]:
     """Another client, which the bad input must not disturb."""
     with undisturbed_client(daemon.address):
         yield
@@ -36,7 +36,7 @@ def refusal(peer: RawPeer, *frames: bytes) -> Error:
     return reply
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 @pytest.mark.parametrize(
     ("frames", "code"),
     [
@@ -77,7 +77,7 @@ def test_an_error_names_the_request_even_if_only_its_first_fields_are_valid(raw_
     assert (error.session, error.epoch, error.sequence) == (11, 22, 33)
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 @pytest.mark.parametrize(
     ("tensors", "rows", "code"),
     [
@@ -123,21 +123,21 @@ def test_an_unknown_episode_and_one_of_another_session_get_the_same_error(daemon
         assert isinstance(pong, Pong)
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_frame_past_the_hard_limit_closes_only_its_connection(daemon: Daemon, raw_peer: RawPeer) -> None:
     raw_peer.send(encode(Hello(0, 0, 1)), bytes(MESSAGE_BYTES_HARD_MAX + 1))
     assert raw_peer.is_silent(0.5)
     assert raw_peer.open(2).session
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_peer_that_does_not_speak_zeromq_disturbs_no_client(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(daemon.address.removeprefix("ipc://"))
         stranger.sendall(b"\x00" * 1_000)
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_peer_that_never_reads_is_dropped_and_no_client_waits_for_it(daemon: Daemon) -> None:
     dropped = daemon.metric("pillion_sessions_dropped_total")
     with RawPeer(daemon.address) as peer:

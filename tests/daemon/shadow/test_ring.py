@@ -56,7 +56,7 @@ class TappedBench(DataPlane):
         return [self.shadow_page.cells[each] for each in which]
 
     def read(self) -> tuple[SeenBatch, float, float]:
-        """Rerounds the next batch, the value that was observed and the action that was sent."""
+        """Returns the next batch, the value that was observed and the action that was sent."""
         batch = self.ring.next()
         assert batch is not None
         seen = float(batch.observations[0][0, 0]), float(batch.outputs[0][0])
@@ -64,12 +64,12 @@ class TappedBench(DataPlane):
         return (batch, *seen)
 
     def replayer(self, *, carries: bool = False, share: float = 1.0) -> tuple[Replayer, CountingEngine]:
-        """Rerounds a replayer with the same engine, at the reading side of the ring."""
+        """Returns a replayer with the same engine, at the reading side of the ring."""
         engine = CountingEngine(8, carries=carries)
         version = Version(Identity("counter", "1.2.4", DIGEST), SPEC, GAUSSIAN, engine)
         named = VersionRequest("counter", "1.2.4", DIGEST, SPEC, GAUSSIAN, None, Tolerance(), [], 0)
-        order = ShadowRequest(named, Tolerance(), share, 0.0, 8, EngineSettings(), 1_000, 1)
-        return Replayer(order, version, self.shadow_page), engine
+        request = ShadowRequest(named, Tolerance(), share, 0.0, 8, EngineSettings(), 1_000, 1)
+        return Replayer(request, version, self.shadow_page), engine
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 8)), max_size=60), st.sampled_from([512, 1_024, 4_096]))

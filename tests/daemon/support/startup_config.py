@@ -20,7 +20,7 @@ def startup_config(address: str, policy: str = "lunar-lander") -> StartupConfig:
     return StartupConfig(
         epoch=1,
         listen=[address],
-        version=sealed.order(),
+        version=sealed.request(),
         model_descriptor=sealed.model_descriptor,
         golden_descriptor=-1,
         page_descriptor=make_page(),

@@ -1,4 +1,4 @@
-"""Lets schemathesis ask of a real daemon's admin port what its description allows, and what it does not.
+"""Sends requests to a daemon's admin port with schemathesis: some that its description allows, and others.
 
     python -m tests.daemon.tools.admin_fuzz --examples 2000 [--seed 7] [--operators 2]
 
@@ -106,7 +106,7 @@ def publish(root: Path) -> Store:
 def ask(admin: str, secret: str, folder: Path, examples: int, seeds: list[int]) -> bool:
     """Runs a schemathesis for each seed, all at once, as operators do not wait for each other either.
 
-    Prints what they say, and tells whether they found nothing. `folder` is where they leave their caches.
+    Prints what they print; returns whether they found nothing. `folder` is where they leave their caches.
     """
     words = [
         str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG), "run", f"{admin}/openapi.json",
@@ -145,7 +145,7 @@ def check_as_before(daemon: Daemon, onlooker: Onlooker, store: Store) -> None:
 
 
 def main() -> int:
-    """Fuzzes as long as it takes; gives the exit code."""
+    """Fuzzes until every request was sent; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=2_000, help="for each endpoint")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))

@@ -3,8 +3,8 @@
     python -m tests.daemon.tools.client_hunt --kills 10000 [--json]
 
 Half of the clients kill themselves as a phase begins; the others use the real client and are killed after a random time,
-several at once. Two bystanders, one on each carrier, check every answer meanwhile. Exit code 1 where the daemon died,
-where a bystander got a wrong answer or none, or where a descriptor, mapping or memfd of a dead client is left.
+several at once. Two background clients, one on each carrier, check every answer meanwhile. Exit code 1 where the daemon died,
+where a background client got a wrong answer or none, or where a descriptor, mapping or memfd of a dead client is left.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ class Holdings:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What came of a hunt."""
+    """The result of a hunt."""
 
     kills: int
     kills_in: dict[str, int]
     seconds: float
-    bystander_acts: list[int]
+    background_acts: list[int]
     starts: int
     before: Holdings
     after: Holdings
@@ -107,15 +107,15 @@ def hunt(kills: int, seed: int, on_kill: Callable[[], object]) -> Report:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pillion-")))
         daemon = stack.enter_context(_daemon(folder))
-        bystanders = [stack.enter_context(_bystander(address)) for address in daemon.addresses]
+        background_clients = [stack.enter_context(_background_client(address)) for address in daemon.addresses]
         gc.freeze()
         _kill_all(daemon.address, WARM_UP_KILLS, chance, lambda: None)
-        before = _settled(daemon, len(bystanders))
+        before = _settled(daemon, len(background_clients))
         began_s = time.monotonic()
         kills_in = _kill_all(daemon.address, kills, chance, on_kill)
         seconds = time.monotonic() - began_s
-        after = _settled(daemon, len(bystanders))
-        acts = [_dismiss(bystander) for bystander in bystanders]
+        after = _settled(daemon, len(background_clients))
+        acts = [_dismiss(client) for client in background_clients]
         starts = daemon.health()["serving"]["starts"]
     return Report(sum(kills_in.values()), dict(kills_in), round(seconds, 1), acts, starts, before, after)
 
@@ -129,7 +129,7 @@ def _daemon(folder: Path) -> AbstractContextManager[Daemon]:
 
 
 @contextmanager
-def _bystander(address: str) -> Iterator[subprocess.Popen[str]]:
+def _background_client(address: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tests.daemon.support.background_client", address]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -141,10 +141,10 @@ def _bystander(address: str) -> Iterator[subprocess.Popen[str]]:
                 process.kill()
 
 
-def _dismiss(bystander: subprocess.Popen[str]) -> int:
-    """Tells a bystander to end; gives how often it acted. Raises `AssertionError` where an answer was not right."""
-    out, _ = bystander.communicate(timeout=2 * WAIT_S_MAX)
-    assert bystander.returncode == 0, f"the bystander ended with {bystander.returncode}"
+def _dismiss(client: subprocess.Popen[str]) -> int:
+    """Ends a background client and returns how often it acted. Raises `AssertionError` if an answer was wrong."""
+    out, _ = client.communicate(timeout=2 * WAIT_S_MAX)
+    assert client.returncode == 0, f"the background client ended with {client.returncode}"
     return int(json.loads(out)["acts"])
 
 
@@ -153,7 +153,7 @@ def _kill_all(address: str, kills: int, chance: random.Random, on_kill: Callable
     in_phases = kills // 2
     for number in range(in_phases):
         phase = PHASES[number % len(PHASES)]
-        _reap(_fork(lambda: kill_self_at(address, phase)))  # noqa: B023 - it is called in this turn
+        _reap(_fork(lambda: kill_self_at(address, phase)))  # noqa: B023 - it is called in this iteration
         killed[phase] += 1
         on_kill()
     for first in range(in_phases, kills, AT_ONCE):
@@ -187,7 +187,7 @@ def _reap(child: int) -> None:
 
 
 def _settled(daemon: Daemon, sessions: int) -> Holdings:
-    """What the daemon holds when nobody but the bystanders has a session, or after a while all the same."""
+    """Returns what the daemon holds once only the background clients have a session, or when the wait is over."""
     deadline_s = time.monotonic() + WAIT_S_MAX
     while (held := Holdings.of(daemon)).sessions != sessions and time.monotonic() < deadline_s:
         time.sleep(0.05)
@@ -202,7 +202,7 @@ def _target(entry: Path) -> str:
 
 
 def main() -> int:
-    """Hunts as the command line says; gives the exit code."""
+    """Hunts as the command line says; returns the exit code."""
     parser = argparse.ArgumentParser(description="Kills clients of the lane and counts what is left of them.")
     parser.add_argument("--kills", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1, help="of the random moments")
@@ -230,10 +230,10 @@ def _print(report: Report) -> None:
         table.add_row(name.replace("_", " "), f"{value:,}", f"{after[name]:,}")
     console = Console()
     console.print(table)
-    acts = " and ".join(f"{number:,}" for number in report.bystander_acts)
+    acts = " and ".join(f"{number:,}" for number in report.background_acts)
     console.print(
         f"{report.kills:,} clients killed in {report.seconds:g} s, {len(report.kills_in) - 1} phases and any moment; "
-        f"bystanders acted {acts} times, every answer right; "
+        f"background clients acted {acts} times, every answer right; "
         f"{'nothing is left' if report.is_clean else 'SOMETHING IS LEFT, or the daemon died'}"
     )
 

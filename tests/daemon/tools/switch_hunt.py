@@ -85,7 +85,7 @@ class Scene:
         if self.daemon.process.poll() is None:
             self.daemon.stop()
 
-    def order(self, verb: str) -> dict[str, Any]:
+    def request(self, verb: str) -> dict[str, Any]:
         """Asks the daemon to stage, switch to, roll back to, or give a share to the other version; returns the operation."""
         if verb == "route":
             body: dict[str, Any] = {"arms": [{"name": "canary", "version": self.other, "share": 0.5}]}
@@ -95,7 +95,7 @@ class Scene:
 
     def finish(self, verb: str) -> None:
         """Asks for a verb and waits until its operation has ended."""
-        reply = self.order(verb)
+        reply = self.request(verb)
         wait_until(lambda: self.operation(reply)["outcome"] != "running", f"{verb} ends")
 
     def operation(self, reply: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _memfds(pid: int) -> int:
 def _staging_at(step: str) -> Callable[[Scene], AbstractContextManager[None]]:
     @contextmanager
     def at(scene: Scene) -> Iterator[None]:
-        scene.wait_for_step(scene.order("switch"), step)
+        scene.wait_for_step(scene.request("switch"), step)
         yield
 
     return at
@@ -245,14 +245,14 @@ def _staging_at(step: str) -> Callable[[Scene], AbstractContextManager[None]]:
 @contextmanager
 def _waiting(scene: Scene) -> Iterator[None]:
     with scene.locked():
-        scene.order("switch")
+        scene.request("switch")
         yield
 
 
 @contextmanager
 def _loading(scene: Scene) -> Iterator[None]:
     with scene.serving_stopped():
-        scene.wait_for_step(scene.order("switch"), "loading")
+        scene.wait_for_step(scene.request("switch"), "loading")
         yield
 
 
@@ -260,7 +260,7 @@ def _loading(scene: Scene) -> Iterator[None]:
 def _alias_not_moved(scene: Scene) -> Iterator[None]:
     scene.finish("stage")
     with scene.locked():
-        scene.wait_for_step(scene.order("switch"), "switching")
+        scene.wait_for_step(scene.request("switch"), "switching")
         yield
 
 
@@ -269,7 +269,7 @@ def _alias_moved_not_flipped(scene: Scene) -> Iterator[None]:
     scene.finish("stage")
     other = scene.other
     with scene.serving_stopped():
-        scene.order("switch")
+        scene.request("switch")
         scene.wait_for_alias(other)
         yield
 
@@ -301,14 +301,14 @@ def _rolling_back_not_flipped(scene: Scene) -> Iterator[None]:
 def _routed_not_noted(scene: Scene) -> Iterator[None]:
     scene.finish("stage")
     with scene.locked():
-        scene.order("route")
+        scene.request("route")
         wait_until(lambda: bool(scene.daemon.ask("GET", PATH)[1]["route"]), "the route is taken")
         yield
 
 
 @contextmanager
 def _staged_not_noted(scene: Scene) -> Iterator[None]:
-    reply = scene.order("stage")
+    reply = scene.request("stage")
     scene.wait_for_step(reply, "certifying")
     with scene.locked():
         wait_until(lambda: len(scene.daemon.ask("GET", PATH)[1]["resident"]) == 2, "it is loaded")
@@ -356,7 +356,7 @@ def kill_at_any_moment(scene: Scene, delay_s: float, verb: str, victim: str) -> 
         scene.finish("switch")
     with _rollback_asked(scene.daemon) if verb == "rollback" else nullcontext():
         if verb != "rollback":
-            scene.order(verb)
+            scene.request(verb)
         time.sleep(delay_s)
         scene.kill(victim)
     try:

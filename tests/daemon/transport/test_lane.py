@@ -19,8 +19,8 @@ from pillion_protocol import Act, Action, Begin, Begun, Error, Hello, Message, P
 from pillion_protocol.lane import pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX
 from tests.conftest import StartDaemon
-from tests.daemon.support.bystander import undisturbed_client
 from tests.daemon.support.process_resources import open_descriptors
+from tests.daemon.support.undisturbed_client import undisturbed_client
 from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon, wait_until
 
 OBSERVATION = np.zeros(8, np.float32)
@@ -42,7 +42,7 @@ def packets(lane_daemon: Daemon) -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def bystander(lane_daemon: Daemon) -> Iterator[None]:
+def other_client(lane_daemon: Daemon) -> Iterator[None]:
     """Another client of the lane, which the test must not disturb."""
     with undisturbed_client(lane_daemon.address):
         yield
@@ -141,7 +141,7 @@ def test_only_this_user_can_open_the_socket(lane_daemon: Daemon) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 @pytest.mark.parametrize(
     ("packet", "code"),
     [
@@ -166,7 +166,7 @@ def test_a_bad_packet_gets_a_typed_error_and_disturbs_no_other_client(
     assert isinstance(receive(packets), Welcome)
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_an_act_of_the_wrong_size_is_refused_and_no_other_client_is(packets: socket.socket) -> None:
     packets.send(pack(encode(Hello(0, 0, 1)), []))
     welcome = receive(packets)
@@ -204,7 +204,7 @@ def test_a_killed_client_leaves_no_session_and_no_descriptor(lane_daemon: Daemon
     wait_until(lambda: open_descriptors(serving_pid) == descriptors)
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_peer_that_does_not_read_is_dropped_and_no_client_waits_for_it(
     lane_daemon: Daemon, packets: socket.socket
 ) -> None:

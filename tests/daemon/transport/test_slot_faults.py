@@ -66,7 +66,7 @@ def lane(wide_daemon: Daemon) -> Iterator[RawLane]:
 
 
 @pytest.fixture
-def bystander(wide_daemon: Daemon) -> Iterator[None]:
+def other_client(wide_daemon: Daemon) -> Iterator[None]:
     """Another client, with slots of its own, whose episode begins before the test and must go on after it."""
     with pillion.connect(wide_daemon.address) as session, session.begin() as episode:
         check_answers(episode)
@@ -160,7 +160,7 @@ def test_a_repeated_act_in_a_slot_gets_the_same_reply_and_runs_once(lane: RawLan
 # A slot of another client, a stale slot, a slot that is being written
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_client_cannot_act_in_a_slot_of_another_client(wide_daemon: Daemon, lane: RawLane) -> None:
     own = lane.begin()
     with RawLane(wide_daemon.address) as other:
@@ -211,7 +211,7 @@ def test_an_act_whose_slot_is_overwritten_gets_slot_stale_and_others_in_the_batc
     assert patient_daemon.metric("pillion_requests_total", outcome="ok") == ok + 1 + others_act
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_peer_that_writes_without_pause_gets_one_reply_for_each_act(lane: RawLane) -> None:
     group = lane.begin()
     region = memoryview(group.map())
@@ -242,7 +242,7 @@ def test_a_peer_that_writes_without_pause_gets_one_reply_for_each_act(lane: RawL
 # What a peer does to the shared memory
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_peer_that_unmaps_and_closes_its_slots_is_still_answered(lane: RawLane) -> None:
     group = lane.begin()
     group.write(1, 3, random_observation())
@@ -250,7 +250,7 @@ def test_a_peer_that_unmaps_and_closes_its_slots_is_still_answered(lane: RawLane
     assert isinstance(lane.ask(group.act_head(1, 3)), Action)
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_peer_can_neither_resize_nor_seal_its_slots_and_a_hole_reads_as_zeros(lane: RawLane) -> None:
     group = lane.begin()
     group.write(1, 3, random_observation())
@@ -267,7 +267,7 @@ def test_a_peer_can_neither_resize_nor_seal_its_slots_and_a_hole_reads_as_zeros(
     assert not group.outputs(1).any()
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_slots_last_until_the_last_process_closes_the_connection(wide_daemon: Daemon, short_path: Path) -> None:
     before = slot_regions(wide_daemon.serving_pid)
     reading, writing = os.pipe()
@@ -301,7 +301,7 @@ def _begin_fork_and_die(daemon: Daemon, reading: int, writing: int) -> None:
 # What a peer does to its connection
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_truncated_message_of_any_length_gets_one_typed_error(wide_daemon: Daemon, lane: RawLane) -> None:
     group = lane.begin(slots=False)
     packet = pack(group.act_head(), [random_observation().tobytes()])
@@ -312,7 +312,7 @@ def test_a_truncated_message_of_any_length_gets_one_typed_error(wide_daemon: Dae
     assert isinstance(lane.receive(4 * WIDTH)[0], Action)
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 @pytest.mark.parametrize("kind", ["pings", "begins with descriptors", "acts in slots"])
 def test_a_peer_that_does_not_read_is_dropped_and_counted_when_its_buffer_is_full(
     wide_daemon: Daemon, kind: str
@@ -356,9 +356,9 @@ def unread(lane: RawLane) -> Iterator[bytes]:
         yield packet
 
 
-@pytest.mark.usefixtures("bystander")
+@pytest.mark.usefixtures("other_client")
 def test_a_peer_that_shuts_down_its_connection_after_an_act_loses_its_session(wide_daemon: Daemon) -> None:
-    # `metric` waits for the tick that counts the bystander's session; `health` does not.
+    # `metric` waits for the tick that counts the other client's session; `health` does not.
     sessions = wide_daemon.metric("pillion_sessions")
     for how in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
         with RawLane(wide_daemon.address) as lane:

@@ -19,7 +19,7 @@ HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 
 _ENCODINGS: Final = ("identity", "gzip", "deflate")
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
-"""Tells zlib to detect which of the two it is."""
+"""Makes zlib detect which of the two it is."""
 
 _decoder = msgspec.json.Decoder(InferRequest)
 

@@ -270,8 +270,8 @@ class PolicyRoutes:
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
         shadow = body.shadow
-        wish = (self._releases.resolve(shadow.version), shadow.share) if isinstance(shadow, ShadowBody) else shadow
-        return _begun(self._releases.route(targets, asked_by(request, body.by), body.reason, wish))
+        target = (self._releases.resolve(shadow.version), shadow.share) if isinstance(shadow, ShadowBody) else shadow
+        return _begun(self._releases.route(targets, asked_by(request, body.by), body.reason, target))
 
     async def _warm_up(self, request: web.Request) -> web.Response:
         body = await self.verb_body(request, WarmupBody)

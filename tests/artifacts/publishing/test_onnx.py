@@ -203,6 +203,18 @@ def test_an_ambiguous_action_must_be_named(tmp_path: Path) -> None:
     assert [tensor.name for tensor in report.card.outputs] == ["action"]
 
 
+def test_no_other_output_can_be_the_action_of_a_graph_that_has_one(tmp_path: Path) -> None:
+    model = chooser()
+    for value in [*model.graph.output, *(node for node in model.graph.node)]:
+        if isinstance(value, onnx.ValueInfoProto):
+            value.name = value.name.replace("best", "action")
+        else:
+            value.output[:] = [name.replace("best", "action") for name in value.output]
+    assert "expected 'action' as the action, which the graph has, got 'logits'" in refusal_of(
+        model, tmp_path, action="logits"
+    )
+
+
 def _with_outside_data(folder: Path, location: str) -> Path:
     model = linear()
     tensor = model.graph.initializer[0]

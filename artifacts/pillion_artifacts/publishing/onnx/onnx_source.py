@@ -132,6 +132,8 @@ def _action_output(model: onnx.ModelProto, card: ModelCard | None, action: str, 
     if action:
         if action not in names:
             raise InvalidSourceError(f"{what}: the graph has no output {action!r}, it has {', '.join(names)}")
+        if action != ACTION and ACTION in names:
+            raise InvalidSourceError(f"{what}: expected {ACTION!r} as the action, which the graph has, got {action!r}")
         return action
     if ACTION in names:
         return ACTION

@@ -14,5 +14,6 @@ class ShippedData(BuildHookInterface):  # type: ignore[type-arg]
         if version != "editable":
             include = build_data["force_include"]
             include["artifacts/examples"] = "pillion_artifacts/examples"
+            include["artifacts/examples.read-only"] = "pillion_artifacts/examples.read-only"
             include["bench/episodes"] = "pillion_bench/episodes"
             include["bench/peers"] = "pillion_bench/peers"

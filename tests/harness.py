@@ -30,7 +30,6 @@ import msgspec
 import zmq
 
 from pillion_artifacts import Resolved, Store
-from pillion_artifacts.store.transaction import READ_ONLY_NAME
 from pillion_protocol import (
     Act,
     Action,
@@ -91,7 +90,7 @@ def blob_of(root: Path, reference: str, title: str) -> Path:
 
 def copy_examples(target: Path) -> Store:
     """The policies that ship, in a store at `target` that may be changed."""
-    shutil.copytree(STORE, target, ignore=shutil.ignore_patterns(READ_ONLY_NAME))
+    shutil.copytree(STORE, target)
     return Store(target)
 
 

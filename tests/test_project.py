@@ -224,7 +224,9 @@ def test_the_hooks_need_nothing_from_elsewhere() -> None:
                 assert hook["entry"].split()[0].removeprefix(".venv/bin/") in tools, hook
 
 
-@pytest.mark.parametrize("text", ["/home/alice/x", "cd /Users/alice/x", "--find-links /x", "--index-url=x", "file:///opt/x"])
+@pytest.mark.parametrize(
+    "text", ["/home/alice/x", "cd /Users/alice/x", "--find-links /x", "--index-url=x", "file:///opt/x"]
+)
 def test_the_hook_knows_a_path_of_a_machine(text: str) -> None:
     assert MACHINE_PATHS.search(text)
 

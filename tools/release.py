@@ -32,11 +32,12 @@ SHIPPED = {
     "daemon/pilliond": "pilliond",
     "artifacts/pillion_artifacts": "pillion_artifacts",
     "artifacts/examples": "pillion_artifacts/examples",
+    "artifacts/examples.read-only": "pillion_artifacts/examples.read-only",
     "bench/pillion_bench": "pillion_bench",
     "bench/episodes": "pillion_bench/episodes",
     "bench/peers": "pillion_bench/peers",
 }
-"""Folders of the repository and where the wheel has them: every file that git tracks there, and nothing else."""
+"""Folders and files of the repository and where the wheel has them: every file that git tracks there, and nothing else."""
 
 
 class ReleaseError(Exception):

@@ -36,7 +36,7 @@ LAYOUT_NAME: Final = "oci-layout"
 LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 INTENT_NAME: Final = "intent.json"
 LOCK_NAME: Final = "lock"
-READ_ONLY_NAME: Final = "read-only"
+READ_ONLY_SUFFIX: Final = ".read-only"
 """The mark of a store that is never written to, such as the policies that ship."""
 
 STAGING_NAME: Final = "staging"
@@ -365,8 +365,14 @@ def _check_is_store(root: Path) -> None:
 
 def _check_may_change(root: Path) -> None:
     """Raises the error of a read-only file system if the store is marked read-only. Not even a lock file is left in it."""
-    if (root / READ_ONLY_NAME).exists():
-        raise OSError(errno.EROFS, f"the store is marked read-only: to change it, copy it without {READ_ONLY_NAME!r}")
+    if read_only_mark(root).exists():
+        raise OSError(errno.EROFS, "the store is marked read-only: copy the folder to change the copy")
+
+
+def read_only_mark(root: Path) -> Path:
+    """The file that marks the store at `root` as read-only. It lies beside the store, so that a copy is not marked."""
+    store = root.resolve()
+    return store.with_name(store.name + READ_ONLY_SUFFIX)
 
 
 def _sync_folder(folder: Path) -> None:

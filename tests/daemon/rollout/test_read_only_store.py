@@ -13,14 +13,14 @@ import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.store.aliases import move_alias, remove_alias
-from pillion_artifacts.store.transaction import READ_ONLY_NAME
+from pillion_artifacts.store.transaction import read_only_mark
 from pillion_bench.variants import POLICY, publish_variant
 from tests.bench.conftest import run_pillion
 from tests.conftest import StartDaemon
 from tests.daemon.rollout.test_releases import OBSERVATION, PATH, STEP, switch
 from tests.harness import STORE, Daemon, copy_examples, traces
 
-REASON = f"the store is marked read-only: to change it, copy it without '{READ_ONLY_NAME}'"
+REASON = "the store is marked read-only: copy the folder to change the copy"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Store:
         publish_variant(tmp_path / "store", f"1.{number}.0", number * STEP)
     shutil.rmtree(tmp_path / "store" / "staging")
     (tmp_path / "store" / "lock").unlink(missing_ok=True)
-    (tmp_path / "store" / READ_ONLY_NAME).touch()
+    read_only_mark(tmp_path / "store").touch()
     return Store(tmp_path / "store")
 
 
@@ -47,7 +47,7 @@ def verb(daemon: Daemon, method: str, path: str, body: dict[str, Any]) -> dict[s
 
 
 def test_the_store_that_ships_is_marked() -> None:
-    assert (STORE / READ_ONLY_NAME).is_file()
+    assert read_only_mark(STORE).is_file()
 
 
 def test_a_daemon_and_its_verbs_leave_the_store_as_it_is(store: Store, start_daemon: StartDaemon) -> None:
@@ -81,6 +81,7 @@ def test_a_hold_that_could_not_be_kept_is_refused(store: Store, start_daemon: St
 def test_commands_read_the_policies_that_ship_and_leave_nothing_there(tmp_path: Path) -> None:
     copy = tmp_path / "examples"
     shutil.copytree(STORE, copy)
+    read_only_mark(copy).touch()
     before = traces(copy)
     for words in (
         ["list"],
@@ -102,10 +103,10 @@ def test_commands_read_the_policies_that_ship_and_leave_nothing_there(tmp_path: 
     assert traces(copy) == before
 
 
-def test_a_copy_without_the_mark_can_be_changed(tmp_path: Path) -> None:
+def test_a_copy_is_not_marked_and_can_be_changed(tmp_path: Path) -> None:
     store = copy_examples(tmp_path / "store")
     move_alias(store, POLICY, "stable", "1.0.0", expected="")
-    (store.root / READ_ONLY_NAME).touch()
-    with pytest.raises(StoreError, match=READ_ONLY_NAME):
+    read_only_mark(store.root).touch()
+    with pytest.raises(StoreError, match=REASON):
         remove_alias(store, POLICY, "stable", expected="1.0.0")
     assert store.resolve(f"{POLICY}@stable").version == "1.0.0"

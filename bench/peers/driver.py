@@ -151,10 +151,12 @@ def drive(client: Client, observations: list[Array], expected: ExpectedActions, 
     return Result(latency.tobytes(), engine.tobytes(), mismatches)
 
 
-def run_client(name: str, plan: Plan, pipe: Connection) -> None:
+def run_client(name: str, plan: Plan, pipe: Connection, driver_pid: int) -> None:
     """Runs one client: connects, reports that it is ready, drives on request, and reports the result or an error."""
-    # The kernel kills the client if the driver dies.
+    # The kernel kills the client if the driver dies from now on.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != driver_pid:
+        return
     try:
         client = connect(name, plan)
         observations, expected = plan.observation_arrays(), ExpectedActions(plan)
@@ -199,7 +201,7 @@ def forked(name: str, plan: Plan) -> Iterator[list[Connection]]:
         for index in range(plan.clients):
             ours, theirs = context.Pipe()
             own = msgspec.structs.replace(plan, seed=plan.seed + index)
-            process = context.Process(target=run_client, args=(name, own, theirs), daemon=True)
+            process = context.Process(target=run_client, args=(name, own, theirs, os.getpid()), daemon=True)
             process.start()
             theirs.close()
             pipes.append(ours)

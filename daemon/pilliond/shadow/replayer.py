@@ -44,7 +44,6 @@ class Replayer:
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Polls the ring for ever; raises `RingError`."""
-        self._ring.touch()
         look_s = LOOK_S
         while True:
             look_s = LOOK_S if self.look() else min(2 * look_s, SHADOW_LOOK_S_MAX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -12,6 +13,9 @@ from pillion_protocol import Spec
 from pilliond.engine.interface import Array
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ACT_HEAD, ANSWERED, BATCH_HEAD, DRAWN, ShadowPage
+
+
+_PAGE: Final = 4_096
 
 
 class RingError(Exception):
@@ -52,11 +56,12 @@ class ShadowRing:
         self._spec = spec
         self._read: int = page.cells[cell.READ]
         self._size = 0
+        self._allocate()
 
-    def touch(self) -> None:
-        """Makes the kernel allocate the whole ring, so that the serving process need not wait for it. Call it before the first batch."""
+    def _allocate(self) -> None:
+        """Makes the kernel allocate the whole ring, so that the serving process, which writes from READY on, need not wait."""
         ring = self._page.ring
-        for at in range(0, self._page.ring_bytes, 4_096):
+        for at in range(0, self._page.ring_bytes, _PAGE):
             ring[at] = 0
 
     def next(self) -> SeenBatch | None:

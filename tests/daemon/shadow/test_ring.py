@@ -120,6 +120,22 @@ def test_acts_of_one_batch_stay_together_and_say_which_of_them_were_drawn() -> N
     assert bench.ring.next() is None
 
 
+def test_batches_that_are_written_before_the_shadow_first_looks_are_compared_as_they_were_sent() -> None:
+    bench = TappedBench(1 << 16)
+    replayer, _ = bench.replayer()
+    begun = bench.begin_group(8)
+    for number in range(20):
+        bench.act(begun, 8, 1.0 + number)
+    assert bench.cells(cell.WRITTEN)[0] > 4_096
+
+    def stop(_: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        replayer.run(sleep=stop)
+    assert bench.cells(cell.ROWS, cell.AGREED_ROWS) == [160, 160]
+
+
 def test_rows_that_a_client_changed_after_they_were_answered_are_not_taken() -> None:
     bench = TappedBench()
     region = SlotRegion(bench.version.slot_layout(1), bench.version, 1)

@@ -93,6 +93,9 @@ SERVING_SLICE_US: Final = 100
 CONTROL_NICENESS: Final = 10
 """The control process is this much nicer than the serving process: it gets a tenth of a CPU that both want."""
 
+BACKGROUND_NICENESS: Final = 10
+"""Niceness of a process that loads a version for staging or a shadow: a tenth of a CPU that others want."""
+
 START_S_MAX: Final = 60.0
 """From the start of the serving process to READY; slower is a failed start."""
 
@@ -115,7 +118,7 @@ CHANNEL_DESCRIPTORS_MAX: Final = 2
 """Descriptors that travel with one message: the model and the golden pairs."""
 
 SHADOW_START_S_MAX: Final = 300.0
-"""From the start of a shadow process until its version is warm: it runs at the lowest priority."""
+"""From the start of a shadow process until its version is warm: it loads at a low priority."""
 
 SHADOW_LOOK_S_MAX: Final = 0.02
 """Longest sleep of the shadow process between two looks into its ring."""

@@ -105,7 +105,7 @@ class ShadowProcess:
         self._end.setblocking(False)
         with child_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pilliond.shadow", str(child_end.fileno())],
+                [sys.executable, "-P", "-m", "pilliond.shadow", str(child_end.fileno()), str(os.getpid())],
                 pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},

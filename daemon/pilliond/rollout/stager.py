@@ -92,7 +92,7 @@ class Stager:
         end.setblocking(False)
         with staging_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pilliond.staging", str(staging_end.fileno())],
+                [sys.executable, "-P", "-m", "pilliond.staging", str(staging_end.fileno()), str(os.getpid())],
                 pass_fds=[staging_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},

@@ -194,7 +194,7 @@ def raise_descriptor_limit() -> None:
 
 def main() -> int:
     """Runs the serving process; returns the exit code."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[2]))
     raise_descriptor_limit()
     # Before there are other threads, which inherit the time slice.
     request_short_slices()

@@ -125,7 +125,7 @@ class VersionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StagingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a version is tried before it may serve: in its own process, at the lowest priority."""
+    """How a version is tried before it may serve: in its own process, at a low priority."""
 
     memory_mb_max: int = 8_192
     """Address space of the staging process; a version that needs more is refused."""

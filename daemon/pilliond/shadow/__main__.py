@@ -1,7 +1,7 @@
 """The shadow process: runs a version on the batches that the live one answered, and compares. It answers no client.
 
-The control process starts it as `python -m pilliond.shadow DESCRIPTOR`. It runs at the lowest priority until it is killed. Its
-counts are in the shared page, so they survive it.
+The control process starts it as `python -m pilliond.shadow DESCRIPTOR`. It loads at a low priority, and runs at the
+lowest until it is killed. Its counts are in the shared page, so they survive it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
+from pilliond.linux.sandbox import die_with_parent, limit_memory, run_when_idle, step_aside
 
 if TYPE_CHECKING:
     from pilliond.ipc.shadow_channel import ShadowRequest
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Shadows until it is killed; returns an exit code if it fails before."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[2]))
     step_aside()
     # The control process decides when to stop, as in `serving`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
-    # Imported here, so that the imports, too, run at the lowest priority.
+    # Imported here, so that the imports, too, run at the low priority.
     from pilliond.engine.interface import EngineError
     from pilliond.errors import DaemonError
     from pilliond.ipc import shadow_channel
@@ -38,6 +38,7 @@ def main() -> int:
     limit_memory(request.memory_mb_max)
     try:
         replayer = prepare(request, model_descriptor, page_descriptor)
+        run_when_idle()
         shadow_channel.send_report(end, ShadowReady())
         replayer.run()
     except (DaemonError, EngineError, RingError) as error:

@@ -1,4 +1,4 @@
-"""The staging process: verifies, loads and tries a version, confined and at the lowest priority, before it may serve.
+"""The staging process: verifies, loads and tries a version, confined and at a low priority, before it may serve.
 
 A hang or a crash here does not affect the serving process.
 """

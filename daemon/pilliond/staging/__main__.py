@@ -1,4 +1,4 @@
-"""The staging process: tries a version apart from the live one, at the lowest priority, and passes on its sealed memory.
+"""The staging process: tries a version apart from the live one, at a low priority, and passes on its sealed memory.
 
 The control process starts it as `python -m pilliond.staging DESCRIPTOR`, one for each version. It verifies and loads the version,
 warms every bucket, runs the golden pairs and measures the batch certificate. A version that fails, fails here.
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Tries one version; returns the exit code."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[2]))
     step_aside()
     end = socket.socket(fileno=int(sys.argv[1]))
-    # Imported here, so that the imports, too, run at the lowest priority.
+    # Imported here, so that the imports, too, run at the low priority.
     from pilliond.engine.interface import EngineError
     from pilliond.errors import DaemonError
     from pilliond.ipc import staging_channel

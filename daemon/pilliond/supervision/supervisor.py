@@ -285,7 +285,7 @@ class Supervisor:
             sealed = [each for version in self.version_table for each in version.descriptors()]
             descriptors = (serving_end.fileno(), self._page_descriptor, *sealed)
             self._process = self._spawner.spawn(
-                [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno())],
+                [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno()), str(os.getpid())],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},

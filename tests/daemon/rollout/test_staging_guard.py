@@ -194,7 +194,7 @@ def test_staging_stops_while_the_live_version_misses_deadlines_and_then_ends_wel
     with missing(daemon) as stop:
         wait_for_step(daemon, answer, "paused")
         (process,) = staging_processes(daemon)
-        # A process of SCHED_IDLE takes a signal only when it gets a CPU.
+        # A process takes a signal only when it gets a CPU.
         deadline_s = time.monotonic() + START_S_MAX
         while process.status() != psutil.STATUS_STOPPED:
             assert time.monotonic() < deadline_s

@@ -14,7 +14,6 @@ from pilliond.engine.interface import Array
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ACT_HEAD, ANSWERED, BATCH_HEAD, DRAWN, ShadowPage
 
-
 _PAGE: Final = 4_096
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pillion_protocol.lane import Frame
 from pillion_protocol.steps import ActionStep
-from pilliond.engine.batch_buffers import BatchView
+from pilliond.engine.batch_memory import BatchMemory, BatchView
 from pilliond.engine.sampling import next_seeds
 from pilliond.limits import NEVER_NS
 
@@ -158,19 +158,19 @@ class EpisodeGroup:
             self.started_at[row] = self.acts
         self.starting.clear()
 
-    def put_states(self) -> None:
-        """Writes its recurrent state into its rows of the engine's buffers; zeros where an episode begins."""
+    def put_states(self, memory: BatchMemory) -> None:
+        """Writes its recurrent state into its rows of a batch; zeros where an episode begins."""
         begin = self.batch_view.first
         for row in self.starting:
             for kept in self.states:
                 kept[row] = 0
-        for kept, (before, _) in zip(self.states, self.version.states, strict=True):
+        for kept, (before, _) in zip(self.states, memory.states, strict=True):
             before[begin : begin + self.rows] = kept
 
-    def take_states(self) -> None:
-        """Keeps the recurrent state that its act produced."""
+    def take_states(self, memory: BatchMemory) -> None:
+        """Keeps the recurrent state that its act produced in its rows of a batch."""
         begin = self.batch_view.first
-        for kept, (_, after) in zip(self.states, self.version.states, strict=True):
+        for kept, (_, after) in zip(self.states, memory.states, strict=True):
             kept[:] = after[begin : begin + self.rows]
 
     @property

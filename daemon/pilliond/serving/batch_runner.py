@@ -11,7 +11,7 @@ from pillion_protocol.steps import ActionStep
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.sessions import Sessions
-from pilliond.engine.batch_buffers import BatchViews, is_finite
+from pilliond.engine.batch_memory import BatchMemory, BatchViews
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
@@ -52,46 +52,38 @@ class BatchRunner:
         self._rows = rows
         self._close = close
         version = groups[0].version
-        slot = groups[0].slot if len(groups) == 1 else None
-        if slot is not None and slot.run is not None:
-            # The batch is one group in one slot: the engine reads the rows where the client wrote them.
-            if slot.finite_values and not is_finite(slot.finite_values):
-                self._without_poisoned(groups, slot.inputs, replies)
+        engine = version.engine
+        memory = engine.memories[0]
+        _gather(groups, memory.views)
+        if not memory.is_finite(rows):
+            groups = self._without_poisoned(groups, memory.inputs, replies)
+            if not groups:
                 return
-            groups[0].batch_view = version.batch_views.get((0, rows)) or version.batch_views.make(0, rows)
-            run = slot.run
-        else:
-            _gather(groups, version.batch_views)
-            if not is_finite(version.finite_values[rows]):
-                groups = self._without_poisoned(groups, version.engine.inputs, replies)
-                self._rows = sum(group.rows for group in groups)
-                _gather(groups, version.batch_views)
-            run = version.engine.runs[self._rows]
-        if not groups:
-            return
+            self._rows = sum(group.rows for group in groups)
+            _gather(groups, memory.views)
         if version.states:
             for group in groups:
-                group.put_states()
+                group.put_states(memory)
         self._dispatched_ns = self._clock()
         try:
-            run()
+            engine.runs[self._rows]()
         except EngineError as error:
             self._answer_failed(groups, error, replies)
             return
         for group in groups:
             if group.starting or not group.deterministic:
-                _start_and_sample(groups)
+                _start_and_sample(groups, memory)
                 break
         self._ran_ns = self._clock()
         if version.watched:
-            self._watch(version, groups)
-        self._answer(groups, replies)
+            self._watch(version, memory, groups)
+        self._answer(groups, memory, replies)
         if self.tap is not None:
-            self.tap.take(version, groups, slot)
+            self.tap.take(version, memory, groups)
 
-    def _watch(self, version: Version, groups: list[EpisodeGroup]) -> None:
+    def _watch(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
         """Counts the acts that a new version answers with a NaN or an infinity."""
-        outputs = [version.engine.outputs[tensor.name] for tensor in version.spec.outputs]
+        outputs = [memory.outputs[tensor.name] for tensor in version.spec.outputs]
         floats = [output[: self._rows] for output in outputs if output.dtype.kind == "f"]
         if all(np.isfinite(output).all() for output in floats):
             return
@@ -107,11 +99,11 @@ class BatchRunner:
             self._sessions.answer_error(group, _ENGINE_FAILED, replies)
         self._log_event("engine_failed", {"error": str(error), "rows": self._rows})
 
-    def _answer(self, groups: list[EpisodeGroup], replies: list[Reply]) -> None:
+    def _answer(self, groups: list[EpisodeGroup], memory: BatchMemory, replies: list[Reply]) -> None:
         acts = self._page.acts
         dispatched_ns, ran_ns = self._dispatched_ns, self._ran_ns
         rows, close = self._rows, self._close
-        others = groups[0].version.batch_views.other_outputs
+        others = memory.views.other_outputs
         answered = len(groups)
         for group in groups:
             received_ns = group.received_ns
@@ -142,7 +134,7 @@ class BatchRunner:
             reply[0] = group.session.peer
             group.answered(reply, tensors)
             if group.states:
-                group.take_states()
+                group.take_states(memory)
             replies.append(reply)
         self._page.batches += (rows, close, ran_ns - dispatched_ns, groups[0].version.metrics_index, answered)
 
@@ -243,7 +235,7 @@ def _non_finite(name: str, row: int) -> RemoteProtocolError:
     )
 
 
-def _start_and_sample(groups: list[EpisodeGroup]) -> None:
+def _start_and_sample(groups: list[EpisodeGroup], memory: BatchMemory) -> None:
     """Begins the episodes that start with these acts, and samples the actions of the acts that ask for it."""
     for group in groups:
         if group.starting:
@@ -257,6 +249,7 @@ def _start_and_sample(groups: list[EpisodeGroup]) -> None:
     if not chosen:
         return
     groups[0].version.resample(
+        memory,
         np.concatenate([rows for _, rows in chosen]),
         np.concatenate([group.seeds for group, _ in chosen]),
         np.concatenate([group.steps() for group, _ in chosen]),

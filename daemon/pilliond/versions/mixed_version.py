@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Fallback, Lease
 from pillion_protocol.lane import Frame
-from pilliond.engine.batch_buffers import Values
+from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array
 from pilliond.versions.loaded_version import Version
 
@@ -36,13 +36,14 @@ class VersionPartition:
         self.states = list(
             zip(version.first_states(len(row_versions)), version.first_states(len(row_versions)), strict=True)
         )
-        """As `InlineEngine.states`, for all rows of the group; only the rows that lease the version are used."""
+        """As `Engine.states`, for all rows of the group; only the rows that lease the version are used."""
 
 
 class MixedEngine:
     """Runs every version on its own rows of one buffer, always all `rows` rows."""
 
     kind = "mixed"
+    is_inline = True
     strict_rows = 0
 
     def __init__(self, parts: list[VersionPartition], rows: int) -> None:
@@ -51,7 +52,6 @@ class MixedEngine:
         self.inputs: list[Array] = [
             np.zeros((rows, *tensor.shape), dtype=tensor.dtype) for tensor in first.spec.observation
         ]
-        self.input_views = [array.data.cast("B") for array in self.inputs]
         made = first.engine.outputs
         self.outputs: dict[str, Array] = {
             tensor.name: np.zeros((rows, *made[tensor.name].shape[1:]), made[tensor.name].dtype)
@@ -59,10 +59,12 @@ class MixedEngine:
         }
         self.states: list[tuple[Array, Array]] = [pair for part in parts for pair in part.states]
         self.runs: list[Callable[[], None]] = [self._run] * (rows + 1)
+        self.memories = [BatchMemory(first.spec, self.inputs, self.outputs, self.states)]
+        self.free = self.memories
 
-    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        """Returns None: the rows must be divided first."""
-        return None
+    def submit(self, memory: BatchMemory, rows: int) -> None:
+        """Raises `NotImplementedError`: an inline engine runs."""
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -116,14 +118,16 @@ class MixedVersion(Version):
         """The lease of each part; `row_leases` indexes this list."""
         return [part.version.lease for part in self.parts]
 
-    def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
+    def resample(
+        self, memory: BatchMemory, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]
+    ) -> None:
         """As `Version.resample`: each version samples for its own rows, which its buffers still hold."""
         for part in self.parts:
             is_of_part = np.zeros(self._rows, bool)
             is_of_part[part.rows] = True
             mine = is_of_part[chosen]
             row_indices = np.searchsorted(part.rows, chosen[mine])
-            part.version.resample(row_indices, seeds[mine], steps[mine])
+            part.version.resample(part.version.engine.memories[0], row_indices, seeds[mine], steps[mine])
             self._mixed_engine.take(part, row_indices)
 
     def fallback_tensors(self, fallback: Fallback, rows: int, last: Sequence[Frame]) -> Sequence[Frame] | None:
@@ -135,7 +139,3 @@ class MixedVersion(Version):
         if len(rows_of_outputs) < rows:
             return None
         return [b"".join(row[index] for row in rows_of_outputs) for index in range(len(self.output_bytes))]
-
-    def _finite_by_rows(self) -> list[list[Values]]:
-        # It always runs all of its rows, and a start of an episode makes a new one.
-        return [*([] for _ in range(self._rows)), self.finite_among(self.engine.inputs)]

@@ -27,6 +27,7 @@ from pillion_protocol import (
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
+from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
@@ -51,11 +52,11 @@ class CountingEngine:
     """
 
     kind = "counting"
+    is_inline = True
     strict_rows = 0
 
     def __init__(self, rows_max: int = 8, *, carries: bool = False) -> None:
         self.inputs: list[Array] = [np.zeros((rows_max, WIDTH), np.float32)]
-        self.input_views = [array.data.cast("B") for array in self.inputs]
         states = [(np.zeros(rows_max, np.float32), np.zeros(rows_max, np.float32))]
         self.states: list[tuple[Array, Array]] = states if carries else []
         self.batches: list[int] = []
@@ -66,6 +67,8 @@ class CountingEngine:
             "batch_index": np.zeros(rows_max, np.int64),
             "log_std": np.zeros(rows_max, np.float32),
         }
+        self.memories = [BatchMemory(SPEC, self.inputs, self.outputs, self.states)]
+        self.free = self.memories
 
     def run(self, rows: int) -> None:
         if self.fails:
@@ -77,12 +80,8 @@ class CountingEngine:
         self.outputs["batch_index"][:rows] = len(self.batches)
         self.batches.append(rows)
 
-    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        def run() -> None:
-            self.inputs[0][:rows] = inputs[0]
-            self.run(rows)
-
-        return run
+    def submit(self, memory: BatchMemory, rows: int) -> None:
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind}

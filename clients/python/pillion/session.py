@@ -193,7 +193,7 @@ class Episode(EpisodeBase):
         `budget_us` is how long the answer is useful, in µs; 0 is no limit. An act that cannot be sent or started within
         it is not run. `traceparent` is a W3C trace context.
 
-        Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `deadline_exceeded`, …), `EpisodeLostError`,
+        Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `out_of_bounds`, `deadline_exceeded`, …), `EpisodeLostError`,
         `RequestTimeoutError`.
         """
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)

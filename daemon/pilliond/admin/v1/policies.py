@@ -168,11 +168,14 @@ class PolicyRoutes:
         shadow = self._releases.shadows.current
         if shadow is not None:
             roles.setdefault(shadow.digest, "shadow")
+        loaded = self._supervisor.version_table
+        placements = {version.digest: version.placement.where for version in loaded if version.placement}
         stored = [
             StoredVersion(
                 version=entry.version,
                 digest=entry.digest,
                 role=roles.get(entry.digest, "stored"),
+                placement=placements.get(entry.digest, ""),
                 aliases=[alias.alias for alias in aliases if alias.digest == entry.digest],
             )
             for entry in entries
@@ -239,6 +242,8 @@ class PolicyRoutes:
             leases=self._supervisor.page.cells[VERSION_CELLS[version.metrics_index].episodes],
             signed_by=version.signed_by,
             certificate=version.certificate,
+            placement=version.placement.where if version.placement else "",
+            placement_reason=version.placement.reason if version.placement else "",
         )
 
     def _role(self, version: SealedVersion) -> str:

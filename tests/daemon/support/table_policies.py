@@ -14,7 +14,7 @@ from tests.harness import publish
 ENTRIES = 16
 """The action of observation n is n / 2."""
 
-_LOOP_INPUTS = (
+_LOOP_INPUTS: tuple[tuple[str, int, list[str]], ...] = (
     ("turn", TensorProto.INT64, []),
     ("going", TensorProto.BOOL, []),
     ("index", TensorProto.INT64, ["rows"]),

@@ -87,6 +87,9 @@ PEER_GROUPS_BYTES_MAX: Final = 1_024
 
 # Processes
 
+CLOSE_MARGIN_NS: Final = 100_000
+"""A batch that closes for its most urgent act closes this much earlier than the engine's time asks for."""
+
 SERVING_SLICE_US: Final = 100
 """EEVDF time slice of the serving process (the kernel minimum), so that a message preempts threads with longer slices."""
 
@@ -101,6 +104,9 @@ START_S_MAX: Final = 60.0
 
 DRAIN_S_MAX: Final = 10.0
 """From SIGTERM to the end of the serving process; then it is killed."""
+
+DRAIN_ENGINES_NS_MAX: Final = 8_000_000_000
+"""How long a drain waits for engines outside the loop; shorter than `DRAIN_S_MAX`, after which the process is killed."""
 
 RESTART_DELAY_S_MAX: Final = 5.0
 """The longest pause before a serving process that died is restarted."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pillion_protocol import Hello, Message
 from pilliond.transport.interface import Peer
 from pilliond.transport.slots import SlotRegion
 from pilliond.versions.loaded_version import Version
+
+if TYPE_CHECKING:
+    from pilliond.core.scheduler import PolicyShare
 
 
 class Session:
@@ -27,6 +32,7 @@ class Session:
         "number",
         "peer",
         "pinged_ns",
+        "share",
         "step_key",
         "version",
         "version_range",
@@ -39,6 +45,7 @@ class Session:
         peer: Peer,
         hello: Hello,
         version: Version,
+        share: PolicyShare,
         is_evaluation: bool,
         now_ns: int,
     ) -> None:
@@ -54,6 +61,8 @@ class Session:
         self.hello_key = (peer, hello.sequence)
         self.lock_step = hello.lock_step
         self.fallback = hello.fallback
+        self.share = share
+        """What the scheduler knows of its policy."""
         self.version = version
         """What its next episode leases, unless the router has another one for it; see `Router.lease`."""
         self.version_range = hello.version_range

@@ -48,7 +48,7 @@ from pilliond.core.row_leases import (
     take_leases,
     version_of_rows,
 )
-from pilliond.core.scheduler import Scheduler
+from pilliond.core.scheduler import PolicyShare
 from pilliond.core.session import Session
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import MetricsPage
@@ -75,18 +75,15 @@ class Sessions:
         router: Router,
         limits: ServingLimits,
         page: MetricsPage,
-        queue: Scheduler,
+        share: PolicyShare,
         server_name: str = "pilliond",
     ) -> None:
         self.epoch = epoch
-        self.lock_step_live = 0
-        """Episode groups of lock-step sessions: a batch need not wait for more once each of them has acted."""
         self.draining = False
         self._router = router
         self._limits = limits
-        self._queue_rows_max = limits.queue_rows_max
+        self._share = share
         self._page = page
-        self._queue = queue
         self._slots = SlotGrants(limits.slots_mb_max * _BYTES_PER_MB)
         self._state_bytes = 0
         self._groups: dict[int, EpisodeGroup] = {}
@@ -199,7 +196,7 @@ class Sessions:
             sequence <= group.last_sequence
             or group.waiting
             or group.session.peer != message[0]
-            or self._queue.rows_waiting + group.rows > self._queue_rows_max
+            or group.session.share.rows_waiting + group.rows > group.session.share.queue_rows_max
             or self.draining
         ):
             return False
@@ -244,10 +241,11 @@ class Sessions:
         if act.episode_start and group.session.is_evaluation:
             # Raises if its hold has ended. Nothing has changed yet, so the act can be refused as a whole.
             self._router.lease(group.session, 0)
+        share = group.session.share
+        if group.queue is None and share.rows_waiting + group.rows > share.queue_rows_max:
+            raise rejections.queue_full(share.queue_rows_max, share.rows_waiting + group.rows)
         if group.waiting:
             self.answer_error(group, rejections.superseded(act.sequence), replies)
-        elif self._queue.rows_waiting + group.rows > self._queue_rows_max:
-            raise rejections.queue_full(self._queue_rows_max, self._queue.rows_waiting + group.rows)
         if act.episode_start:
             group.mark_starts(act.episode_start, act.seeds)
             self._lease_anew(group)
@@ -361,7 +359,8 @@ class Sessions:
             raise rejections.no_safe_action()
         number = next(self._session_numbers)
         is_evaluation = version is not self._router.stable
-        session = Session(secrets.randbits(62) + 1, number, peer, hello, version, is_evaluation, now_ns)
+        share = self._share
+        session = Session(secrets.randbits(62) + 1, number, peer, hello, version, share, is_evaluation, now_ns)
         if not isinstance(peer, bytes):
             peer.expect(version.observation_bytes)
         self._sessions[session.id] = session
@@ -434,7 +433,7 @@ class Sessions:
         self._limit_or_grant(session, group, begin)
         session.groups.add(group.id)
         self._groups[group.id] = group
-        self.lock_step_live += session.lock_step
+        session.share.lock_step_live += session.lock_step
         slots = len(group.slots.slots) if group.slots else 0
         leases, row_leases = ([version.lease], [])
         if isinstance(version, MixedVersion):
@@ -465,12 +464,12 @@ class Sessions:
             self._state_bytes += group.state_bytes - state_bytes
 
     def end_leases(self, version: Version) -> int:
-        """Ends the leases of a version, except those of groups with an act in the queue; returns how many ended."""
+        """Ends the leases of a version, except those of groups with an act that waits or runs; returns how many ended."""
         left = version.without_engine()
         ended = 0
         for group in self._groups.values():
             state_bytes = group.state_bytes
-            if not group.is_queued and end_lease(group, version, left):
+            if group.queue is None and group.running is None and end_lease(group, version, left):
                 ended += 1
                 self._state_bytes -= state_bytes - group.state_bytes
         return ended
@@ -488,7 +487,7 @@ class Sessions:
         group.head_middle = b""
         give_back_leases(group)
         self._revoke_slots(group)
-        self.lock_step_live -= group.session.lock_step
+        group.session.share.lock_step_live -= group.session.lock_step
         self._state_bytes -= group.state_bytes
         # An act that still waits is in the scheduler: it runs, and is answered.
 

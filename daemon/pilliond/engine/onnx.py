@@ -18,7 +18,7 @@ from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.aligned import Piece, aligned_zeros
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.buckets import buckets_for
-from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.interface import Array, EngineError, InlineEngine
 
 WARM_UP_RUNS: Final = 3
 """Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
@@ -26,7 +26,7 @@ WARM_UP_RUNS: Final = 3
 _ORT_ERROR_ONLY: Final = 3
 
 
-class OnnxEngine:
+class OnnxEngine(InlineEngine):
     """One ONNX policy on the CPU.
 
     `model` holds the verified bytes of the file. `spec` states its inputs and outputs, `parameters` the further graph
@@ -36,7 +36,6 @@ class OnnxEngine:
     """
 
     kind = "onnxruntime"
-    is_inline = True
 
     def __init__(
         self,
@@ -71,10 +70,6 @@ class OnnxEngine:
         self.runs: list[Callable[[], None]] = runs[: rows_max + 1]
         self.memories = [BatchMemory(spec, self.inputs, self.outputs, self.states)]
         self.free = self.memories
-
-    def submit(self, memory: BatchMemory, rows: int) -> None:
-        """Raises `NotImplementedError`: an inline engine runs."""
-        raise NotImplementedError
 
     def _bucket_runs(self) -> list[Callable[[], None]]:
         runs = [self._run_of([self._whole(self.inputs, rows)]) for rows in self.buckets]

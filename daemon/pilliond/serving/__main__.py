@@ -22,7 +22,7 @@ import numpy as np
 from pillion_artifacts.card.golden_pairs import decode_golden
 from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
-from pilliond.core.scheduler import Scheduler
+from pilliond.core.scheduler import PolicyShare, Scheduler
 from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
@@ -123,9 +123,10 @@ def make_loop(
 ) -> tuple[ServingLoop, ControlHandler]:
     """Puts the parts together. The first of `versions` is the stable one."""
     limits = config.limits
-    scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
+    scheduler = Scheduler()
+    share = PolicyShare(limits.rows_max, limits.batch_wait_us_max * 1_000, limits.queue_rows_max)
     router = Router(versions[0])
-    sessions = Sessions(config.epoch, router, limits, page, scheduler)
+    sessions = Sessions(config.epoch, router, limits, page, share)
 
     def log_event(name: str, fields: EventFields) -> None:
         try:
@@ -139,7 +140,7 @@ def make_loop(
     loop = ServingLoop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, log_event, busy_poll_us=busy_poll_us
     )
-    residency = Residency(router, sessions, config.residency, config.watch_s)
+    residency = Residency(router, sessions, scheduler, config.residency, config.watch_s)
     resume(residency, config, versions)
     control_handler = ControlHandler(end, config, poller, residency, sessions, page, loop.stop, loop.set_tap)
     loop.on_tick = control_handler.sweep

@@ -46,7 +46,15 @@ class ShadowTap:
         self._page.close()
 
     def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
-        """Takes a batch that ran and whose replies are filled. It is copied in `pay`, before the next batch runs."""
+        """Takes a batch that ran and whose replies are filled. It is copied in `pay`, before its memory is used again.
+
+        Acts that were replaced while they ran leave gaps between the others; such a batch is counted and not copied.
+        """
+        last = groups[-1]
+        rows = sum(group.rows for group in groups)
+        if last.batch_view.first + last.rows != rows:
+            self._cells[cell.NO_ROOM_ROWS] += rows
+            return
         self._owed = version, memory, groups
 
     def pay(self) -> None:

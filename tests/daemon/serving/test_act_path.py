@@ -30,7 +30,7 @@ from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.slots import SLOTS, SlotLayout, write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.core.routing import Router
-from pilliond.core.scheduler import Scheduler
+from pilliond.core.scheduler import PolicyShare, Scheduler
 from pilliond.core.sessions import Sessions
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import TICK_MS
@@ -202,8 +202,9 @@ class Server:
         stack.callback(self._zmq.close)
         lane.bind(self._addresses["lane"])
         self._zmq.bind(self._addresses["zmq"])
-        scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-        sessions = Sessions(config.epoch, Router(version), limits, page, scheduler)
+        scheduler = Scheduler()
+        share = PolicyShare(limits.rows_max, limits.batch_wait_us_max * 1_000, limits.queue_rows_max)
+        sessions = Sessions(config.epoch, Router(version), limits, page, share)
         self._loop = ServingLoop(
             self._poller, [lane, self._zmq], sessions, scheduler, page, Clock(), lambda name, fields: None
         )

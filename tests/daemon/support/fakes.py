@@ -25,13 +25,14 @@ from pillion_protocol import (
     encode,
 )
 from pilliond.core.routing import Router
-from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
 from pilliond.serving.loop import ServingLoop
+from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import Sent
 from pilliond.versions.loaded_version import Identity, Version
 
@@ -167,8 +168,9 @@ class DataPlane:
         self.router = Router(self.version)
         self.page = MetricsPage(make_page())
         self.clock = Clock()
-        self.scheduler = Scheduler(self.limits.rows_max, self.limits.batch_wait_us_max * 1_000)
-        self.sessions = Sessions(7, self.router, self.limits, self.page, self.scheduler)
+        self.policy = ServedPolicy(self.router, self.limits, EngineSettings())
+        self.scheduler = self.policy.scheduler
+        self.sessions = Sessions(7, [self.policy], self.limits.sessions_max, self.page)
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
         self.other_transport = StringPeerTransport(1, self.poller)

@@ -126,6 +126,24 @@ class ShadowTap:
         return parts
 
 
+class ShadowTaps:
+    """The taps of several policies, as one: each batch goes to the tap of its policy."""
+
+    def __init__(self, taps: list[ShadowTap]) -> None:
+        self._taps = taps
+
+    def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
+        """As `ShadowTap.take`."""
+        tap = groups[0].session.policy.tap
+        if tap is not None:
+            tap.take(version, memory, groups)
+
+    def pay(self) -> None:
+        """As `ShadowTap.pay`."""
+        for tap in self._taps:
+            tap.pay()
+
+
 def _has_part(version: Version, live: Version) -> bool:
     return isinstance(version, MixedVersion) and any(part.version is live for part in version.parts)
 

@@ -125,9 +125,9 @@ def test_the_memory_of_all_states_is_bounded_and_freed() -> None:
     plane = DataPlane(carries=True)
     welcome = plane.open()
     begun = plane.begin(welcome, rows=4)
-    assert plane.sessions._state_bytes == 16
+    assert plane.policy.state_bytes == 16
     plane.ask(b"peer", End(welcome.session, welcome.epoch, 2, begun.episode))
-    assert plane.sessions._state_bytes == 0
+    assert plane.policy.state_bytes == 0
 
 
 def test_a_policy_without_state_keeps_none() -> None:

@@ -30,7 +30,8 @@ from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.slots import SLOTS, SlotLayout, write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.core.routing import Router
-from pilliond.core.scheduler import PolicyShare, Scheduler
+from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import TICK_MS
@@ -192,8 +193,9 @@ class Server:
         self._stack = stack
         self._addresses = {"lane": f"lane://{folder}/path-lane.sock", "zmq": f"ipc://{folder}/path-zmq.sock"}
         config = startup_config("", policy)
-        limits = config.limits
-        version = load_version(config)
+        (policy_config,) = config.policies
+        limits = policy_config.limits
+        version = load_version(policy_config)
         page = MetricsPage(config.page_descriptor)
         self._poller = MessagePoller()
         stack.callback(self._poller.close)
@@ -202,11 +204,10 @@ class Server:
         stack.callback(self._zmq.close)
         lane.bind(self._addresses["lane"])
         self._zmq.bind(self._addresses["zmq"])
-        scheduler = Scheduler()
-        share = PolicyShare(limits.rows_max, limits.batch_wait_us_max * 1_000, limits.queue_rows_max)
-        sessions = Sessions(config.epoch, Router(version), limits, page, share)
+        served = ServedPolicy(Router(version), limits, policy_config.engine)
+        sessions = Sessions(config.epoch, [served], config.sessions_max, page)
         self._loop = ServingLoop(
-            self._poller, [lane, self._zmq], sessions, scheduler, page, Clock(), lambda name, fields: None
+            self._poller, [lane, self._zmq], sessions, Scheduler(), page, Clock(), lambda name, fields: None
         )
 
     def connect(self) -> Client:

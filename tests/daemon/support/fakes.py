@@ -25,7 +25,8 @@ from pillion_protocol import (
     encode,
 )
 from pilliond.core.routing import Router
-from pilliond.core.scheduler import PolicyShare, Scheduler
+from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, EngineError, InlineEngine
@@ -33,6 +34,7 @@ from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
 from pilliond.serving.loop import ServingLoop
+from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import Sent
 from pilliond.versions.loaded_version import Identity, Version
 
@@ -162,10 +164,10 @@ class DataPlane:
         self.router = Router(self.version)
         self.page = MetricsPage(make_page())
         self.clock = Clock()
+        self.policy = ServedPolicy(self.router, self.limits, EngineSettings())
+        self.share = self.policy.share
         self.scheduler = Scheduler()
-        limits = self.limits
-        self.share = PolicyShare(limits.rows_max, limits.batch_wait_us_max * 1_000, limits.queue_rows_max)
-        self.sessions = Sessions(7, self.router, limits, self.page, self.share)
+        self.sessions = Sessions(7, [self.policy], self.limits.sessions_max, self.page)
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
         self.other_transport = StringPeerTransport(1, self.poller)

@@ -34,6 +34,9 @@ HEARTBEAT_MS: Final = 5_000
 SILENT_MS_MAX: Final = 600_000
 """A session that is silent for this long ends, even if its peer lives: it must not keep its leases for ever."""
 
+SENT_AGE_NS_MAX: Final = 60_000_000_000
+"""How long ago an act can have been sent. A time further back is of another clock: another host, or a time namespace."""
+
 TICK_MS: Final = 100
 """How often the serving loop does its housekeeping."""
 

@@ -35,7 +35,17 @@ from pillion_protocol import (
     encode,
 )
 from pillion_protocol.lane import Frame
-from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
+from pillion_protocol.limits import UNSIGNED_MAX
+from pillion_protocol.steps import (
+    ACT_STEP_BYTES,
+    NO_SLOT,
+    SENT_FORM,
+    TIMED_ACT_STEP_BYTES,
+    is_act_step,
+    slot_number,
+    split_act,
+    split_timed_act,
+)
 from pilliond.core import rejections
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
@@ -51,7 +61,7 @@ from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.session import Session
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import MetricsPage
-from pilliond.limits import HEARTBEAT_MS, NEVER_NS, SILENT_MS_MAX
+from pilliond.limits import HEARTBEAT_MS, NEVER_NS, SENT_AGE_NS_MAX, SILENT_MS_MAX
 from pilliond.transport.interface import Incoming, Peer, Reply
 from pilliond.transport.slots import Slot
 from pilliond.versions.loaded_version import Version
@@ -131,7 +141,11 @@ class Sessions:
             ):
                 group.received_ns = group.session.last_heard_ns = now_ns
                 if group.budget_ns:
-                    group.deadline_ns = now_ns + group.budget_ns
+                    group.deadline_ns = self._budget_began_ns(0, now_ns) + group.budget_ns
+                return group
+        elif len(head) == TIMED_ACT_STEP_BYTES:
+            group = self._receive_timed(message, head, now_ns)
+            if group is not None:
                 return group
         head = bytes(head)
         try:
@@ -185,6 +199,34 @@ class Sessions:
 
     # Acts
 
+    def _receive_timed(self, message: Incoming, head: Frame, now_ns: int) -> EpisodeGroup | None:
+        """Admits a timed act that differs from an earlier one of its group only in its numbers; else returns None."""
+        key, sequence, middle, slot, generation, form, sent_ns = split_timed_act(head)
+        group = self._steps.get(key)
+        if (
+            group is None
+            or middle != group.head_middle
+            or form != SENT_FORM
+            or sent_ns > UNSIGNED_MAX
+            or not self._admit_repeated(group, message, sequence, slot, generation)
+        ):
+            return None
+        group.received_ns = group.session.last_heard_ns = now_ns
+        if group.budget_ns:
+            group.deadline_ns = self._budget_began_ns(sent_ns, now_ns) + group.budget_ns
+        return group
+
+    def _budget_began_ns(self, sent_ns: int, now_ns: int) -> int:
+        """From when the budget of an act counts: from when it was sent, if that is known, else from when it was read.
+
+        A time in the future, or too long ago, is not of this host's clock.
+        """
+        if sent_ns and 0 <= now_ns - sent_ns <= SENT_AGE_NS_MAX:
+            self._page.cells[page_cells.BUDGETS_SENT] += 1
+            return sent_ns
+        self._page.cells[page_cells.BUDGETS_READ] += 1
+        return now_ns
+
     def _admit_repeated(
         self, group: EpisodeGroup, message: Incoming, sequence: int, slot_form: int, generation: int
     ) -> bool:
@@ -221,8 +263,12 @@ class Sessions:
     def _remember(self, group: EpisodeGroup, head: bytes) -> None:
         """Notes how the head of this group's next act looks if it repeats this one."""
         session = group.session
-        session.step_key, _, group.head_middle, _, _ = split_act(head)
-        self._steps[session.step_key] = group
+        key, _, group.head_middle, _, _ = split_act(head[:ACT_STEP_BYTES])
+        if session.step_key != key:
+            # Timed acts and others of a session have different keys.
+            self._steps.pop(session.step_key, None)
+            session.step_key = key
+        self._steps[key] = group
 
     def _act(self, peer: Peer, act: Act, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
         group = self._group(peer, act, now_ns)
@@ -260,7 +306,9 @@ class Sessions:
             self._page.cells[page_cells.SLOT_ACTS] += 1
         group.received_ns = now_ns
         group.budget_ns = act.budget_us * 1_000
-        group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS
+        group.deadline_ns = NEVER_NS
+        if act.budget_us:
+            group.deadline_ns = self._budget_began_ns(act.sent_ns, now_ns) + group.budget_ns
         group.deterministic = act.deterministic
         # The short path keeps an act's budget and whether it samples. Both have just changed, so it must not run.
         group.head_middle = b""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar, cast
 
-from pilliond.core.served_policy import ServedPolicy
+from pilliond.core.served_policy import ServedPolicy, Tap
 from pilliond.core.session_list import list_sessions
 from pilliond.core.sessions import Sessions
 from pilliond.engine.interface import EngineError
@@ -61,7 +61,7 @@ class ControlHandler:
         sessions: Sessions,
         page: MetricsPage,
         on_end: Callable[[str], None],
-        set_tap: Callable[[ShadowTap | None], None],
+        set_tap: Callable[[Tap | None], None],
     ) -> None:
         self._end = end
         self._policies = sessions.policies

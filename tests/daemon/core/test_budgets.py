@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -161,20 +163,7 @@ def test_an_act_of_an_older_client_counts_from_reading(plane: DataPlane) -> None
     """Twelve fields, in the shortest form: the bytes that a client sent before there was a thirteenth."""
     begun = plane.begin(plane.open())
     for sequence in (2, 3):
-        fields: list[object] = [
-            begun.session,
-            begun.epoch,
-            sequence,
-            begun.episode,
-            1,
-            BUDGET_US,
-            True,
-            b"",
-            [],
-            "",
-            0,
-            0,
-        ]
+        fields: list[Any] = [begun.session, begun.epoch, sequence, begun.episode, 1, BUDGET_US, True, b"", [], "", 0, 0]
         plane.transport.inbox.append([b"peer", head(MessageType.ACT, fields), observation()])
         assert codes(plane.replies()) == ["action"]
         assert plane.sessions._groups[begun.episode].deadline_ns == NOW_NS + BUDGET_NS
@@ -214,5 +203,5 @@ def test_a_late_reply_is_the_same_action_and_says_how_late_it_is(
     assert isinstance(plain, Action)
     assert isinstance(late, Action)
     assert plain.late_us == 0
-    assert late == Action(**{**msgspec.structs.asdict(plain), "late_us": late_us})
+    assert late == msgspec.structs.replace(plain, late_us=late_us)
     assert [reply[0], *reply[2:]] == [b"peer", *step[2:]]

@@ -32,6 +32,7 @@ from pillion_protocol.slots import SLOTS, SlotLayout, write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import TICK_MS
@@ -54,7 +55,7 @@ SYSTEM_CALLS = {"epoll.poll", "socket.recv_into", "socket.send"}
 DRAWN_LINE = re.compile(r"(lane|zmq )?( *)([\w.]+) {2,}(\S+)(?: {2,}.*)?")
 """A carrier or nothing, the indentation, a function, its module, an explanation or nothing."""
 
-OF_BUDGETS = {"Sessions._receive_timed", "Sessions._budget_began_ns"}
+OF_BUDGETS = {"Sessions._receive_timed", "Sessions._budget_began_ns", "Scheduler.is_hopeless", "ServiceTimes.fast_ns"}
 """The functions that only an act with a budget calls."""
 
 COLUMN = 6
@@ -196,8 +197,9 @@ class Server:
         self._stack = stack
         self._addresses = {"lane": f"lane://{folder}/path-lane.sock", "zmq": f"ipc://{folder}/path-zmq.sock"}
         config = startup_config("", policy)
-        limits = config.limits
-        version = load_version(config)
+        (policy_config,) = config.policies
+        limits = policy_config.limits
+        version = load_version(policy_config)
         page = MetricsPage(config.page_descriptor)
         self._poller = MessagePoller()
         stack.callback(self._poller.close)
@@ -206,11 +208,11 @@ class Server:
         stack.callback(self._zmq.close)
         lane.bind(self._addresses["lane"])
         self._zmq.bind(self._addresses["zmq"])
-        scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-        sessions = Sessions(config.epoch, Router(version), limits, page, scheduler)
+        served = ServedPolicy(Router(version), limits, policy_config.engine)
+        sessions = Sessions(config.epoch, [served], config.sessions_max, page)
         self.clock = Clock()
         self._loop = ServingLoop(
-            self._poller, [lane, self._zmq], sessions, scheduler, page, self.clock, lambda name, fields: None
+            self._poller, [lane, self._zmq], sessions, Scheduler(), page, self.clock, lambda name, fields: None
         )
 
     def connect(self) -> Client:
@@ -345,7 +347,7 @@ def test_an_act_takes_the_path_that_the_page_draws(title: str, carrier: str, fol
 def test_an_act_with_a_budget_takes_the_same_short_path(
     path: Callable[..., list[Call]], carrier: str, folder: Path
 ) -> None:
-    """It calls two functions more, which reckon its deadline. Nothing is cut anew, decoded or checked in full."""
+    """It calls four functions more, which reckon its deadline and whether it can be met. Nothing is cut anew, decoded or checked in full."""
     with ExitStack() as stack:
         without = [call.name for call in path(folder, carrier, stack)]
     other = folder / "budget"

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pillion_worker.errors import EngineError
 from pilliond.engine.batch_memory import Array, BatchMemory
 
 __all__ = ["Array", "Engine", "EngineError"]
-
-
-class EngineError(Exception):
-    """The engine cannot be built from this model, or it failed to run a batch."""
 
 
 class Engine(Protocol):

@@ -5,9 +5,9 @@ begins with a header of 64-bit cells in the byte order of the host; then come th
 64-byte aligned offset. Both sides compute the same layout from the same descriptions: no offset and no length is ever
 read from shared memory.
 
-Batch n (the first is 1) lies in memory (n - 1) % depth. The serving process writes number, rows and time into the block
-of that memory, then `SUBMITTED`, then rings. The worker runs the batch, writes the other cells of the block, then
-`COMPLETED`, then rings.
+Batch n (the first is 1) has block (n - 1) % depth, and lies in whichever memory is free. The serving process writes
+number, rows, time and memory into the block, then `SUBMITTED`, then rings. The worker runs the batch, writes the other
+cells of the block, then `COMPLETED`, then rings. Batches complete in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ STARTED_NS: Final = 3
 FINISHED_NS: Final = 4
 OUTCOME: Final = 5
 FAILURE_BYTES: Final = 6
+MEMORY: Final = 7
+"""The index of the memory that the batch lies in."""
 _BLOCK_CELLS: Final = 8
 
 # Outcomes
@@ -58,7 +60,7 @@ assert _TEXTS_AT + DEPTH_MAX * _TEXT_BYTES <= HEADER_BYTES
 
 
 def block_of(index: int) -> int:
-    """The first cell of the block of a memory."""
+    """The first cell of a block."""
     return _BLOCKS + index * _BLOCK_CELLS
 
 

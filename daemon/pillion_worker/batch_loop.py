@@ -13,6 +13,7 @@ from pillion_worker.arena import (
     FAILED,
     FAILURE_BYTES,
     FINISHED_NS,
+    MEMORY,
     OK,
     OUTCOME,
     ROWS,
@@ -93,7 +94,7 @@ class BatchLoop:
         block = block_of(index)
         cells[block + STARTED_NS] = self._clock()
         try:
-            self._runs[index][cells[block + ROWS]]()
+            self._runs[cells[block + MEMORY]][cells[block + ROWS]]()
             outcome = OK
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, only this batch fails
             text = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"

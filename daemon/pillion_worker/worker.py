@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pillion_worker import channel as packets
-from pillion_worker.arena import Arena, ArenaLayout
+from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
 from pillion_worker.batch_loop import BatchLoop, Runs
 from pillion_worker.buckets import service_buckets
 from pillion_worker.channel import receive_packet, send_packet
@@ -57,6 +57,8 @@ def _serve(
     try:
         arena = Arena(arena_descriptor, layout)
         os.close(arena_descriptor)
+        if arena.cells[VERSION] != LAYOUT_VERSION:
+            raise EngineError(f"this worker's arena is of another version than the daemon's: {LAYOUT_VERSION}")
         memory = _hold(engine, arena.bytes)
         runs = [engine.bind(each) for each in arena.memories]
         buckets = service_buckets(request.rows_max, request.strict_rows)

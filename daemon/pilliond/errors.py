@@ -12,6 +12,7 @@ DaemonError (70: ours)
 ├── StartRefusedError (the serving process refuses to start; it carries the code)
 └── ServingDiedError (70: the serving process does not stay up)
 
+RogueError (`engine`: a worker did what no worker does; it is replaced)
 RingError (`shadow`: the ring of the shadow page is not as expected)
 ProblemError (`admin`: answered as application/problem+json)
 KServeError (`admin/kserve`: answered in KServe's form)

@@ -1,0 +1,50 @@
+"""How long a version's batches take, per bucket of rows: learned from every batch that runs. Hot path."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final
+
+_FORGET_SHIFT: Final = 6
+"""A tracker moves by at most a 64th for each batch: one outlier is nearly forgotten after some 200."""
+
+
+class ServiceTimes:
+    """Two trackers for each bucket: `fast` is a decayed minimum, `slow` a decayed maximum, in nanoseconds.
+
+    An act that `fast` does not fit into its budget cannot be answered in time. A batch that takes much longer than `slow`
+    hangs. Both are 0 for a bucket that never ran.
+    """
+
+    def __init__(self, buckets: Sequence[int]) -> None:
+        """`buckets` are the row counts whose times are told apart, ascending; the last is at least `rows_max`."""
+        self._fast = [0] * len(buckets)
+        self._slow = [0] * len(buckets)
+        self._bucket_of = [bisect_left(buckets, rows) for rows in range(buckets[-1] + 1)]
+
+    def seed(self, rows: int, fast_ns: int, slow_ns: int) -> None:
+        """Sets both trackers of a bucket to what was measured before it served."""
+        bucket = self._bucket_of[rows]
+        self._fast[bucket], self._slow[bucket] = fast_ns, slow_ns
+
+    def observe(self, rows: int, ns: int) -> None:
+        """Learns from a batch of `rows` rows that took `ns`."""
+        bucket = self._bucket_of[rows]
+        fast = self._fast[bucket]
+        if not fast:
+            self._fast[bucket] = self._slow[bucket] = ns
+            return
+        most = fast + (fast >> _FORGET_SHIFT) + 1
+        self._fast[bucket] = min(most, ns)
+        slow = self._slow[bucket]
+        least = slow - (slow >> _FORGET_SHIFT)
+        self._slow[bucket] = max(least, ns)
+
+    def fast_ns(self, rows: int) -> int:
+        """The least that `rows` rows will take."""
+        return self._fast[self._bucket_of[rows]]
+
+    def slow_ns(self, rows: int) -> int:
+        """The most that `rows` rows should take."""
+        return self._slow[self._bucket_of[rows]]

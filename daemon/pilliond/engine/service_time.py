@@ -19,32 +19,30 @@ class ServiceTimes:
 
     def __init__(self, buckets: Sequence[int]) -> None:
         """`buckets` are the row counts whose times are told apart, ascending; the last is at least `rows_max`."""
-        self._fast = [0] * len(buckets)
-        self._slow = [0] * len(buckets)
-        self._bucket_of = [bisect_left(buckets, rows) for rows in range(buckets[-1] + 1)]
+        trackers = [[0, 0] for _ in buckets]
+        self._of_rows = [trackers[bisect_left(buckets, rows)] for rows in range(buckets[-1] + 1)]
+        """For each row count the fast and the slow tracker of its bucket."""
 
     def seed(self, rows: int, fast_ns: int, slow_ns: int) -> None:
         """Sets both trackers of a bucket to what was measured before it served."""
-        bucket = self._bucket_of[rows]
-        self._fast[bucket], self._slow[bucket] = fast_ns, slow_ns
+        self._of_rows[rows][:] = fast_ns, slow_ns
 
     def observe(self, rows: int, ns: int) -> None:
         """Learns from a batch of `rows` rows that took `ns`."""
-        bucket = self._bucket_of[rows]
-        fast = self._fast[bucket]
+        trackers = self._of_rows[rows]
+        fast, slow = trackers
         if not fast:
-            self._fast[bucket] = self._slow[bucket] = ns
+            trackers[:] = ns, ns
             return
         most = fast + (fast >> _FORGET_SHIFT) + 1
-        self._fast[bucket] = min(most, ns)
-        slow = self._slow[bucket]
         least = slow - (slow >> _FORGET_SHIFT)
-        self._slow[bucket] = max(least, ns)
+        trackers[0] = ns if ns < most else most
+        trackers[1] = ns if ns > least else least
 
     def fast_ns(self, rows: int) -> int:
         """The least that `rows` rows will take."""
-        return self._fast[self._bucket_of[rows]]
+        return self._of_rows[rows][0]
 
     def slow_ns(self, rows: int) -> int:
         """The most that `rows` rows should take."""
-        return self._slow[self._bucket_of[rows]]
+        return self._of_rows[rows][1]

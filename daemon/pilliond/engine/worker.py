@@ -384,6 +384,7 @@ class WorkerEngine:
         assert self._own is not None
         try:
             send_packet(self._channel, {"type": ARENA}, self._own.descriptors)
+            self._own.forget_memory()
         except OSError as error:
             self._lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 

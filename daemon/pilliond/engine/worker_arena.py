@@ -17,7 +17,7 @@ class OwnArena:
     def __init__(self, layout: ArenaLayout) -> None:
         """Raises `OSError` or `OverflowError` if there is no memory or no descriptor for it."""
         self.descriptors: list[int] = []
-        """Arena, submit and complete: what the worker gets."""
+        """Arena, submit and complete: what the worker gets. After `forget_memory` the last two."""
         try:
             self._add(os.memfd_create("pillion-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
             os.ftruncate(self.descriptors[0], layout.total_bytes)
@@ -29,6 +29,10 @@ class OwnArena:
             self.close()
             raise
         self.arena.cells[VERSION] = LAYOUT_VERSION
+
+    def forget_memory(self) -> None:
+        """Closes the memfd, once the worker has it: the mapping keeps one of its own."""
+        os.close(self.descriptors.pop(0))
 
     def close(self) -> None:
         """Closes the descriptors. Safe to repeat."""

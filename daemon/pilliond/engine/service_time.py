@@ -36,8 +36,8 @@ class ServiceTimes:
             return
         most = fast + (fast >> _FORGET_SHIFT) + 1
         least = slow - (slow >> _FORGET_SHIFT)
-        trackers[0] = ns if ns < most else most
-        trackers[1] = ns if ns > least else least
+        trackers[0] = min(most, ns)
+        trackers[1] = max(least, ns)
 
     def fast_ns(self, rows: int) -> int:
         """The least that `rows` rows will take."""

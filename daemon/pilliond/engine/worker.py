@@ -369,15 +369,19 @@ class WorkerEngine:
         self._handshake.due = READY
 
     def _map(self, layout: ArenaLayout) -> None:
-        self._own = OwnArena(layout)
-        self._cells = self._own.arena.cells
-        self._doorbell = Doorbell(self._own.complete)
-        self.memories = [
-            BatchMemory(self._spec, each.inputs, each.outputs, each.states) for each in self._own.arena.memories
-        ]
-        self._index_of = {id(memory): index for index, memory in enumerate(self.memories)}
-        if self._descriptors is not None:
-            self._descriptors.add(self._own.complete, self)
+        own = OwnArena(layout)
+        try:
+            memories = [BatchMemory(self._spec, each.inputs, each.outputs, each.states) for each in own.arena.memories]
+            if self._descriptors is not None:
+                self._descriptors.add(own.complete, self)
+        except BaseException:
+            own.close()
+            raise
+        self._own = own
+        self._cells = own.arena.cells
+        self._doorbell = Doorbell(own.complete)
+        self.memories = memories
+        self._index_of = {id(memory): index for index, memory in enumerate(memories)}
 
     def _tell_arena(self) -> None:
         assert self._channel is not None

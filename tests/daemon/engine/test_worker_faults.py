@@ -89,7 +89,7 @@ def test_a_worker_that_fills_its_own_doorbell_does_not_stop_the_loop() -> None:
 
 
 def kill_before_it_loads(host: Host) -> None:
-    host.attach(is_stopped=True)
+    host.attach(is_late=True)
     host.process.kill()
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+import pillion_worker
 from pillion_worker.arena import OK
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.worker import WorkerEngine, WorkerState
@@ -25,6 +26,8 @@ from tests.worker.support.policies import Policy
 
 ROGUE = [str(Path(__file__).with_name("rogue.py"))]
 WORKER = ["-m", "pillion_worker"]
+PACKAGES = Path(pillion_worker.__file__ or "").parents[1]
+"""Where an interpreter that has nothing of ours finds the worker."""
 
 
 @contextmanager
@@ -80,15 +83,17 @@ class Host:
         """The newest worker."""
         return self.processes[-1]
 
-    def attach(self, *arguments: str, program: list[str] = WORKER, is_stopped: bool = False) -> None:
-        """Starts a worker and attaches it. If `is_stopped`, it does not exist yet when it is asked to load."""
+    def attach(
+        self, *arguments: str, program: list[str] = WORKER, python: str = sys.executable, is_late: bool = False
+    ) -> None:
+        """Starts a worker and attaches it. If `is_late`, it does not exist yet when it is asked to load."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, sealed(self.policy.model) as model:
-            if not is_stopped:
-                self.processes.append(spawn(theirs, *arguments, program=program))
+            if not is_late:
+                self.processes.append(spawn(theirs, *arguments, program=program, python=python))
             self.engine.attach(ours, model)
-            if is_stopped:
-                self.processes.append(spawn(theirs, *arguments, program=program))
+            if is_late:
+                self.processes.append(spawn(theirs, *arguments, program=program, python=python))
 
     def start(self) -> Self:
         """Starts a worker, and waits until it is ready."""
@@ -126,10 +131,13 @@ class Host:
         return output
 
 
-def spawn(end: socket.socket, *arguments: str, program: list[str] = WORKER) -> subprocess.Popen[bytes]:
+def spawn(
+    end: socket.socket, *arguments: str, program: list[str] = WORKER, python: str = sys.executable
+) -> subprocess.Popen[bytes]:
     """Starts a worker, or a program that pretends to be one, with a copy of this end of a channel."""
-    command = [sys.executable, *program, str(end.fileno()), str(os.getpid()), *arguments]
-    return subprocess.Popen(command, pass_fds=[end.fileno()])
+    command = [python, *program, str(end.fileno()), str(os.getpid()), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
+    return subprocess.Popen(command, pass_fds=[end.fileno()], env=environment)
 
 
 def arenas() -> int:

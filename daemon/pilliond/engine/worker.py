@@ -132,6 +132,9 @@ class WorkerEngine:
         """Whether it was lost because the model or its memory was refused: another worker would refuse it too."""
         self.memories: list[BatchMemory] = []
         self.free: list[BatchMemory] = []
+        self.inputs: list[Array] = []
+        self.outputs: dict[str, Array] = {}
+        self.states: list[tuple[Array, Array]] = []
         self.in_flight: deque[Submitted] = deque()
         """The oldest batch first."""
         self.buckets: list[int] = []
@@ -168,20 +171,6 @@ class WorkerEngine:
         self._completed = 0
         self._rung = 0
         self._owes_since_ns = NEVER_NS
-
-    # The tensors of the first memory
-
-    @property
-    def inputs(self) -> list[Array]:
-        return self.memories[0].inputs
-
-    @property
-    def outputs(self) -> dict[str, Array]:
-        return self.memories[0].outputs
-
-    @property
-    def states(self) -> list[tuple[Array, Array]]:
-        return self.memories[0].states
 
     @property
     def can_spin(self) -> bool:
@@ -381,6 +370,8 @@ class WorkerEngine:
         self._cells = own.arena.cells
         self._doorbell = Doorbell(own.complete)
         self.memories = memories
+        first = memories[0]
+        self.inputs, self.outputs, self.states = first.inputs, first.outputs, first.states
         self._index_of = {id(memory): index for index, memory in enumerate(memories)}
 
     def _tell_arena(self) -> None:
@@ -433,6 +424,7 @@ class WorkerEngine:
         """Lets go of the arena. Nothing here may refer to its views any more: the last reference unmaps it."""
         self.memories = []
         self.free = []
+        self.inputs, self.outputs, self.states = [], {}, []
         self.in_flight.clear()
         self.runs = []
         self._index_of = {}

@@ -98,7 +98,7 @@ def test_batches_complete_in_their_order_each_with_its_own_answer(depth: int, sp
             submitted = [host.submit([number + index]) for index in range(depth)]
             assert not engine.free
             assert [batch.memory for batch in engine.in_flight] == submitted
-            host.pump(lambda count=number + depth: len(host.answers) == count)
+            host.pump_answers(number + depth)
             assert [answer.memory for answer in host.answers[-depth:]] == submitted
             assert [memory.outputs["action"][0, 0] for memory in submitted] == [number + i for i in range(depth)]
             assert len(engine.free) == depth
@@ -113,7 +113,7 @@ def test_any_memory_that_is_free_can_be_submitted_next() -> None:
             memory = engine.memories[1]
             memory.inputs[0][0] = number
             engine.submit(memory, 1)
-            host.pump(lambda count=number + 1: len(host.answers) == count)
+            host.pump_answers(number + 1)
             assert memory.outputs["action"][0, 0] == number
 
 

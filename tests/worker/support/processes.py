@@ -112,6 +112,10 @@ class Host:
                 if source is not None:
                     source.receive()
 
+    def pump_answers(self, count: int) -> None:
+        """Serves the descriptors until there are as many answers."""
+        self.pump(lambda: len(self.answers) == count)
+
     def submit(self, rows: list[Any] | Array) -> BatchMemory:
         """Submits these rows of the first observation, in a memory that is free."""
         memory = self.engine.free[0]

@@ -24,6 +24,7 @@ import pytest
 import zmq
 
 import pillion_protocol
+import pillion_worker
 import pilliond
 from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, decode_spec, encode
 from pillion_protocol.lane import pack, unpack
@@ -94,7 +95,8 @@ class Recorder:
         self.calls: list[Call] = []
         self._depth = 0
         self._packages = {
-            f"{Path(package.__file__ or '').parent}/": package.__name__ for package in (pilliond, pillion_protocol)
+            f"{Path(package.__file__ or '').parent}/": package.__name__
+            for package in (pilliond, pillion_protocol, pillion_worker)
         }
 
     def __enter__(self) -> Self:
@@ -120,7 +122,7 @@ class Recorder:
             self._depth -= 1
 
     def _module(self, file: str) -> str:
-        """Returns `core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, and "" for all other files."""
+        """Returns `core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, …, and "" for all other files."""
         for folder, package in self._packages.items():
             if file.startswith(folder):
                 inside = file.removeprefix(folder)

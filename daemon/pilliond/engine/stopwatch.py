@@ -7,7 +7,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Final
 
-from pilliond.engine.buckets import buckets_for
+from pillion_worker.buckets import buckets_for
 from pilliond.engine.interface import Engine
 from pilliond.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 

@@ -76,6 +76,8 @@ class Version:
         self.spec_hash = spec_hash(self.spec_bytes)
         self.lease = Lease(identity.version, identity.digest)
         self.engine = engine
+        self.service = engine.service
+        """How long its batches take."""
         self.samplable = distribution.kind != "deterministic"
         self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]
         self.states = engine.states

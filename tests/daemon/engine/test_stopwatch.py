@@ -8,7 +8,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from pilliond.engine.buckets import buckets_for
+from pillion_worker.buckets import buckets_for
 from pilliond.engine.stopwatch import clock_for, measure
 from pilliond.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from tests.daemon.support.fakes import Clock, CountingEngine

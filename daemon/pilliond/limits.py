@@ -192,6 +192,15 @@ VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
 
+INLINE_US_HARD_MAX: Final = 1_000_000
+"""The most that `engine.inline_us_max` can be: nothing is read while an inline engine runs."""
+
+MEASURED_NS_MAX: Final = 50_000_000
+"""How long the runs of one bucket are measured. There are at most 13 buckets, and each gets five runs at least."""
+
+MEASURED_RUNS_MAX: Final = 1_000
+"""Runs after which that ends sooner: five p99 of 200 runs each."""
+
 OPERATIONS_KEPT_MAX: Final = 32
 """Operations that the admin port still returns by their number: the last ones."""
 

@@ -46,6 +46,8 @@ class VersionRequest(msgspec.Struct, frozen=True):
     """Which version cells of the metrics page it counts in."""
     certificate: Certificate | None = None
     """How much the rest of a batch changes its answers; None: the serving process measures it."""
+    unbounded: str = ""
+    """Why its graph is not bounded, so that it must not run inside the serving process; empty: it is bounded."""
     placement: Placement | None = None
     """Where its engine runs; None: the serving process decides when it starts."""
 

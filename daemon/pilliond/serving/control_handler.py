@@ -87,22 +87,14 @@ class ControlHandler:
     def receive(self) -> None:
         message, descriptors = channel.receive_control_message(self._end)
         match message:
-            case Load() if descriptors:
-                self._load(message, descriptors[0])
             case Load():
-                self.send(
-                    LoadFailed(message.version.digest, "the serving process has no descriptor left for its memory")
-                )
+                self._load(message, descriptors)
             case WorkerStarted():
                 self._workers.started(message, descriptors)
             case GiveUp():
                 self._workers.give_up(message)
-            case Switch():
-                self._switch(message)
-            case Route():
-                self._route(message)
-            case Hold():
-                self._hold(message)
+            case Switch() | Route() | Hold():
+                self._change_route(message)
             case Warm():
                 self._warm(message)
             case ListSessions():
@@ -118,6 +110,15 @@ class ControlHandler:
                 self._on_end(message.reason)
             case _:
                 self._on_end("the control process is gone")
+
+    def _change_route(self, message: Switch | Route | Hold) -> None:
+        match message:
+            case Switch():
+                self._switch(message)
+            case Route():
+                self._route(message)
+            case Hold():
+                self._hold(message)
 
     def sweep(self) -> None:
         """Unloads versions that are no longer needed, and sends the reports that are due. Call it on every tick."""
@@ -153,7 +154,11 @@ class ControlHandler:
                 return policy, version
         return None
 
-    def _load(self, message: Load, descriptor: int) -> None:
+    def _load(self, message: Load, descriptors: list[int]) -> None:
+        if not descriptors:
+            self.send(LoadFailed(message.version.digest, "the serving process has no descriptor left for its memory"))
+            return
+        (descriptor,) = descriptors
         policy = self._policies[message.version.policy]
         loader = self._loaders[policy.name]
         if loader.is_busy or self._find(message.version.digest) is not None:

@@ -19,7 +19,15 @@ from pillion_artifacts.names import parse_reference
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
-from pilliond.limits import OLD_VERSIONS_MAX, POLICIES_MAX, WORKER_DEPTH_MAX, PolicyLimits, ServingLimits, policy_mb
+from pilliond.limits import (
+    INLINE_US_HARD_MAX,
+    OLD_VERSIONS_MAX,
+    POLICIES_MAX,
+    WORKER_DEPTH_MAX,
+    PolicyLimits,
+    ServingLimits,
+    policy_mb,
+)
 from pilliond.settings.addresses import check_data_address
 from pilliond.settings.admin_addresses import AdminAddress, check_admin_address, parse_admin_address
 from pilliond.settings.secret_file import credential
@@ -203,6 +211,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether every batch runs in one shape, so that the rest of the batch cannot change an answer."""
     strict_rows: int = 1
     """The rows of that shape; a larger batch takes several runs."""
+    placement: Literal["auto", "inline", "worker"] = "auto"
+    """Where the engine runs. `auto`: inside the serving process if its graph is bounded and fast, else in a worker."""
+    inline_us_max: float = 200.0
+    """The p99 of every bucket, in µs, below which `auto` calls an engine fast."""
     depth: int = 1
     """Batches that a worker has at once. 2 lets copying and computing overlap, where a device does the computing."""
     spin_us: int = 0
@@ -229,6 +241,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"threads: expected 1 to 256, got {self.threads}")
         if not 1 <= self.strict_rows <= 4_096:
             raise ValueError(f"strict_rows: expected 1 to 4096, got {self.strict_rows}")
+        if not 0 < self.inline_us_max <= INLINE_US_HARD_MAX:
+            raise ValueError(
+                f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"
+            )
 
     @property
     def one_shape_rows(self) -> int:

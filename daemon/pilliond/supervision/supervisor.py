@@ -303,23 +303,14 @@ class Supervisor:
                         self._resume_shadows()
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)
-                    case NeedWorker():
-                        self._need_worker(report)
-                    case WorkerReady():
-                        self.workers.ready(report)
-                    case Loaded():
-                        self.workers.loaded(report.digest)
-                        self._answer(report)
+                    case NeedWorker() | WorkerReady() | Loaded():
+                        self._note_worker(report)
                     case Warmed() | SessionList():
                         self._answer(report)
                     case LoadFailed():
                         self._fail(report.digest, SwitchError(report.message))
-                    case Switched():
-                        self._table_of(report.digest).switch(report.digest)
-                        self._answer(report)
-                    case Routed():
-                        self._table_of(report.digest).arms = report.arms
-                        self._answer(report)
+                    case Switched() | Routed():
+                        self._note_route(report)
                     case Held():
                         self._note_held(report)
                     case Shadowed():
@@ -331,6 +322,24 @@ class Supervisor:
         finally:
             timer.cancel()
         return was_ready
+
+    def _note_route(self, report: Switched | Routed) -> None:
+        table = self._table_of(report.digest)
+        if isinstance(report, Switched):
+            table.switch(report.digest)
+        else:
+            table.arms = report.arms
+        self._answer(report)
+
+    def _note_worker(self, report: NeedWorker | WorkerReady | Loaded) -> None:
+        match report:
+            case NeedWorker():
+                self._need_worker(report)
+            case WorkerReady():
+                self.workers.ready(report)
+            case Loaded():
+                self.workers.loaded(report.digest)
+                self._answer(report)
 
     def _need_worker(self, report: NeedWorker) -> None:
         version = self.loading.get(report.digest) or self._table_of(report.digest).find(report.digest)

@@ -76,6 +76,7 @@ class SealedVersion:
             metrics_index=self.metrics_index,
             certificate=self.certificate,
             unbounded=self.unbounded,
+            placement=self.placement,
         )
 
     def copy(self, lock: DaemonLock | None = None) -> SealedVersion:

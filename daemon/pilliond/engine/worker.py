@@ -261,6 +261,8 @@ class WorkerEngine:
 
     def receive(self) -> None:
         """Handles the worker's rings, in the loop."""
+        if self._own is None:
+            return
         self._rung += self._doorbell.take()
         if self._completed_cell() < self._rung:
             self._lose("its worker rang without a batch")
@@ -463,6 +465,8 @@ class _Handshake:
         except ConnectionError:
             data, flags = b"", 0
         if not data:
+            # What it completed before it ended counts.
+            engine.receive()
             engine._lose(_GONE)
             return
         match self._packet(data, flags):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from pillion_worker.arena import FAILED, OK, STARTED_NS, block_of
+from pillion_worker.arena import COMPLETED, FAILED, OK, STARTED_NS, block_of
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerState
 from tests.harness import WAIT_S_MAX
@@ -50,6 +51,7 @@ def test_a_worker_that_is_rogue_with_a_batch_is_contained(mode: str) -> None:
         host.engine.wait_ready(WAIT_S_MAX)
         host.submit([1.0])
         host.pump(lambda: bool(host.losses))
+        assert host.losses[0].startswith(("its worker rang without", "its worker completed", "its worker answered"))
         assert len(host.answers) == (mode == "two outcomes")
         assert len(host.engine.in_flight) == 1 - len(host.answers)
         serves_with_a_new_worker(host)
@@ -144,6 +146,21 @@ def test_a_worker_may_be_killed_in_any_phase(kill: object) -> None:
         serves_with_a_new_worker(host)
 
 
+def test_what_a_worker_completed_before_it_was_killed_is_answered() -> None:
+    with Host(summing()) as host:
+        engine = host.start().engine
+        host.submit([1.0])
+        while engine._cells[COMPLETED] == 0:
+            time.sleep(0.001)
+        host.process.kill()
+        host.process.wait(WAIT_S_MAX)
+        # whichever descriptor is looked at first
+        engine._handshake.receive()
+        assert [answer.outcome for answer in host.answers] == [OK]
+        assert not engine.in_flight
+        serves_with_a_new_worker(host)
+
+
 def test_a_worker_may_be_killed_while_its_engine_runs() -> None:
     with Host(looping()) as host:
         engine = host.start().engine
@@ -235,7 +252,7 @@ def test_an_engine_that_is_given_up_says_why_and_stays_out() -> None:
 
 
 def test_nothing_is_left_of_engines_and_their_workers() -> None:
-    before, mapped = len(os.listdir("/proc/self/fd")), arenas()
+    mapped, before = arenas(), len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with Host(summing(), depth=2) as host:
             kill_with_a_batch(host)

@@ -180,5 +180,6 @@ MODES = {**BEFORE_BATCHES, **WITH_A_BATCH, **HARMLESS}
 
 
 if __name__ == "__main__":
-    MODES[sys.argv[3]](Rogue(socket.socket(fileno=int(sys.argv[1]))))
-    signal.pause()
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        MODES[sys.argv[3]](Rogue(channel))
+        signal.pause()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -30,8 +31,7 @@ from pilliond.admin.v1.sessions import SessionRoutes
 from pilliond.errors import FolderError
 from pilliond.ipc.metrics_page import Phase
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX, ADMIN_REQUEST_BYTES_MAX
-from pilliond.rollout.evaluation_holds import EvaluationHolds
-from pilliond.rollout.releases import Releases
+from pilliond.policy_rollout import PolicyRollout
 from pilliond.settings.addresses import SocketFile
 from pilliond.settings.schema import AdminSettings
 from pilliond.supervision.supervisor import Supervisor
@@ -45,19 +45,18 @@ class Admin:
     Owns its listening sockets and their files.
     """
 
-    def __init__(
-        self, supervisor: Supervisor, releases: Releases, evaluations: EvaluationHolds, access: Access
-    ) -> None:
+    def __init__(self, supervisor: Supervisor, policies: Mapping[str, PolicyRollout], access: Access) -> None:
         self._supervisor = supervisor
-        self._releases = releases
+        self._policies = policies
         self._started_ns = time.monotonic_ns()
         self._socket_files: list[SocketFile] = []
         self._active = ActiveConnections()
         registry = CollectorRegistry()
-        registry.register(PageCollector(supervisor, releases))
+        registry.register(PageCollector(supervisor, policies))
         registry.register(access.refusals)
         ProcessCollector(registry=registry)
-        policies = PolicyRoutes(supervisor, releases)
+        policy_routes = PolicyRoutes(supervisor, policies)
+        store = next(iter(policies.values())).releases.store
         self._kserve = KServeRoutes(supervisor)
         up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
         self.endpoints = [
@@ -71,12 +70,12 @@ class Admin:
             ),
             Endpoint("GET", "/livez", self._live, "Check that the control process is alive", Scope.OPEN),
             Endpoint("GET", "/readyz", self._ready, "Check that acts are answered; 503 if they are not", Scope.OPEN, statuses=up),
-            Endpoint("GET", "/info", self._info, "Show versions, addresses and the policy's tensors", Scope.VIEW, answer=Info),
+            Endpoint("GET", "/info", self._info, "Show versions, addresses and the tensors of the policies", Scope.VIEW, answer=Info),
             Endpoint("GET", "/openapi.json", self._openapi, "Show this description", Scope.VIEW, answer=dict[str, Any]),
-            *policies.endpoints(),
-            *HoldRoutes(policies, releases, evaluations).endpoints(),
+            *policy_routes.endpoints(),
+            *HoldRoutes(policy_routes).endpoints(),
             *SessionRoutes(supervisor).endpoints(),
-            *AuditRoutes(supervisor, releases.store).endpoints(),
+            *AuditRoutes(policies, store).endpoints(),
             *self._kserve.endpoints(),
         ]  # fmt: skip
         application = web.Application(
@@ -130,7 +129,7 @@ class Admin:
 
     async def _health(self, request: web.Request) -> web.Response:
         status = HTTPStatus.OK if self._supervisor.phase is Phase.READY else HTTPStatus.SERVICE_UNAVAILABLE
-        return json_response(health_of(self._supervisor, self._releases.shadows, self._started_ns), status)
+        return json_response(health_of(self._supervisor, self._policies, self._started_ns), status)
 
     async def _info(self, request: web.Request) -> web.Response:
         return json_response(info_of(self._supervisor))

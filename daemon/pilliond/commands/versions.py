@@ -28,17 +28,21 @@ _POLL_S: Final = 0.05
 
 
 @command("status")
+@optional_policy_argument
 @admin_option
 @json_option
-def status(admin: str, as_json: bool) -> None:
+def status(policy: str, admin: str, as_json: bool) -> None:
     """Show the stable version and the loaded versions.
 
-    It also shows how many episodes lease each version, the shadow, and the last operation.
+    It also shows how many episodes lease each version, the shadow, and the last operation. If the daemon serves several
+    policies, it shows all of them unless you name one.
     """
-    state = client_of(admin).policy()
+    client = client_of(admin)
+    states = [client.get(f"/v1/policies/{policy}")] if policy else client.policies()
     if as_json:
-        print_json(state)
-    else:
+        print_json(states[0] if len(states) == 1 else {"policies": states})
+        return
+    for state in states:
         _print_status(state)
 
 

@@ -16,6 +16,8 @@ from pilliond.limits import NEVER_NS
 
 if TYPE_CHECKING:
     from pilliond.core.action_steps import ExplicitActionStep
+    from pilliond.core.running import Running
+    from pilliond.core.scheduler import EngineQueue
     from pilliond.core.session import Session
     from pilliond.transport.interface import Reply
     from pilliond.transport.slots import Slot, SlotRegion
@@ -28,7 +30,8 @@ class EpisodeGroup:
     """What one begin makes: a fixed number of rows, an episode in each, and at most one waiting act.
 
     Rule: an act is *waiting* from its admission until it is answered. A newer act replaces a waiting one, which is
-    answered `superseded`. Start marks of an act that never ran are kept for the next act, so that none is lost.
+    answered `superseded`, even if it runs already: what that run returns is dropped, and its state is not kept. Start
+    marks of an act that was not answered are kept for the next act, so that none is lost.
     """
 
     __slots__ = (
@@ -43,14 +46,15 @@ class EpisodeGroup:
         "generation",
         "head_middle",
         "id",
-        "is_queued",
         "last_outputs",
         "last_reply",
         "last_sequence",
+        "queue",
         "queued_ns",
         "received_ns",
         "row_versions",
         "rows",
+        "running",
         "seeds",
         "sequence",
         "session",
@@ -83,8 +87,10 @@ class EpisodeGroup:
         self.state_owners = version.state_owners
         """The version that owns each state array; only the rows that lease that version count in it."""
         self.waiting = False
-        self.is_queued = False
-        """Whether it is in the scheduler's queue. Only the scheduler writes it."""
+        self.queue: EngineQueue | None = None
+        """The scheduler's queue that its act waits in. Only the scheduler writes it."""
+        self.running: Running | None = None
+        """The batch outside the loop that its act runs in, also after a newer act has replaced that one."""
         self.sequence = 0
         self.tensors: Sequence[Frame] = ()
         self.frames_bytes = [size * self.rows for size in version.observation_bytes]

@@ -10,6 +10,7 @@ from pillion_protocol.steps import ActionStep
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.engine.interface import Array
+from pilliond.ipc.metrics_page import mixed_index
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.mixed_version import MixedVersion
 
@@ -22,7 +23,11 @@ def versions_of(group: EpisodeGroup) -> list[Version]:
 def version_of_rows(row_versions: list[Version]) -> Version:
     """The version that answers for all rows: the only one they lease, or a `MixedVersion`."""
     first = row_versions[0]
-    return first if all(version is first for version in row_versions) else MixedVersion(row_versions)
+    if all(version is first for version in row_versions):
+        return first
+    mixed = MixedVersion(row_versions)
+    mixed.metrics_index = mixed_index(first.metrics_index)
+    return mixed
 
 
 def take_leases(group: EpisodeGroup) -> None:

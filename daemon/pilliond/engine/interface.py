@@ -25,9 +25,6 @@ class Engine(Protocol):
 
     memories: list[BatchMemory]
     """One for each batch that can be in flight at once."""
-    free: list[BatchMemory]
-    """Those that no batch uses now. Empty while the engine is busy or not ready; an inline engine's is always free."""
-
     inputs: list[Array]
     outputs: dict[str, Array]
     states: list[tuple[Array, Array]]
@@ -36,8 +33,43 @@ class Engine(Protocol):
     runs: list[Callable[[], None]]
     """`runs[n]()` runs the first n rows of `memories[0]` and waits for the end. It may raise `EngineError`."""
 
+    parts: tuple[Engine, ...]
+    """The engines of a mixed version, which run the rows of their own versions; empty for any other."""
+
+    @property
+    def free(self) -> list[BatchMemory]:
+        """Those that no batch uses now. Empty while the engine is busy or not ready; an inline engine's is always free."""
+
     def submit(self, memory: BatchMemory, rows: int) -> None:
-        """Takes `memory` from `free` and starts a run of its first `rows` rows. Not for inline engines."""
+        """Takes `memory` from `free` and starts a run of its first `rows` rows. Not for inline engines.
+
+        It calls the batch runner's `complete` when the run is done, once for each of the engines that took part.
+        """
+
+    def collect(self, memory: BatchMemory) -> None:
+        """Makes the results of a run that was submitted and is done readable in `memory`. It may raise `EngineError`."""
+
+    def release(self, memory: BatchMemory) -> None:
+        """Puts `memory` back to `free` after its results were read."""
 
     def describe(self) -> dict[str, Any]:
         """A description for operators: kind, version, threads, …"""
+
+
+class InlineEngine:
+    """What an engine that runs in the serving loop need not do."""
+
+    is_inline = True
+    parts: tuple[Engine, ...] = ()
+
+    def submit(self, memory: BatchMemory, rows: int) -> None:
+        """Raises `NotImplementedError`."""
+        raise NotImplementedError
+
+    def collect(self, memory: BatchMemory) -> None:
+        """Raises `NotImplementedError`."""
+        raise NotImplementedError
+
+    def release(self, memory: BatchMemory) -> None:
+        """Raises `NotImplementedError`."""
+        raise NotImplementedError

@@ -10,13 +10,14 @@ from pillion_protocol import Spec
 from pillion_worker.engines.onnx import OnnxRuntimeEngine
 from pillion_worker.memory import private_memory
 from pilliond.engine.batch_memory import BatchMemory
+from pilliond.engine.interface import InlineEngine
 from pilliond.engine.load_request import load_request
 
 WARM_UP_RUNS: Final = 3
 """Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
 
 
-class OnnxEngine:
+class OnnxEngine(InlineEngine):
     """One ONNX policy on the CPU.
 
     `model` holds the verified bytes of the file. `spec` states its inputs and outputs, `parameters` the further graph
@@ -24,8 +25,6 @@ class OnnxEngine:
     `Engine`; rows that do not fill the shape leave the old contents behind them. Raises `EngineError` if the graph
     disagrees with its card: a model that lies about its shapes never serves.
     """
-
-    is_inline = True
 
     def __init__(
         self,
@@ -49,10 +48,6 @@ class OnnxEngine:
         self.runs = self._engine.bind(tensors)
         self.memories = [BatchMemory(spec, self.inputs, self.outputs, self.states)]
         self.free = self.memories
-
-    def submit(self, memory: BatchMemory, rows: int) -> None:
-        """Raises `NotImplementedError`: an inline engine runs."""
-        raise NotImplementedError
 
     def warm_up(self) -> None:
         """Runs every bucket, so that no request pays for a first run."""

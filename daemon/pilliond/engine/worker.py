@@ -37,9 +37,8 @@ from pillion_worker.channel import ARENA, send_packet
 from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
 from pilliond.engine.batch_memory import Array, BatchMemory
-from pilliond.engine.interface import EngineError
+from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import load_request
-from pilliond.engine.service_time import ServiceTimes
 from pilliond.engine.worker_arena import OwnArena
 from pilliond.engine.worker_messages import (
     LOADED,
@@ -99,12 +98,14 @@ class WorkerEngine:
     they are open. Not the process: whoever starts it also ends it, above all when it is lost.
 
     `on_ready(engine)` follows a successful `attach`. `on_completed(engine, memory, outcome, message, started_ns,
-    finished_ns)` follows each batch; `memory` is in `free` again, and its outputs are there until it is submitted again.
+    finished_ns)` follows each batch: its results are in `memory` until it is released and submitted again. A message says
+    why a batch failed, and is empty for no other.
     `on_lost(engine, reason)` comes once for each worker that ends or is rogue; then `in_flight` holds the batches that were
     not completed, until the next `attach`. All are called in the loop, by `receive` or `poll_completed`.
     """
 
     is_inline = False
+    parts: tuple[Engine, ...] = ()
     bursts: ClassVar[bool] = False
 
     def __init__(
@@ -139,7 +140,8 @@ class WorkerEngine:
         """The oldest batch first."""
         self.buckets: list[int] = []
         self.runs: list[Callable[[], None]] = []
-        self.service_times = ServiceTimes([rows_max])
+        self.service_ns: list[tuple[int, int, int]] = []
+        """What the worker measured before it served: for each bucket its rows, p50 and p99 in ns."""
         self.on_ready: Callable[[WorkerEngine], None] = _ignore
         self.on_completed: Callable[[WorkerEngine, BatchMemory, int, str, int, int], None] = _ignore
         self.on_lost: Callable[[WorkerEngine, str], None] = _ignore
@@ -181,7 +183,7 @@ class WorkerEngine:
     def owes_since_ns(self) -> int:
         """Since when the worker owes its next step: a load, or the end of its oldest batch; `NEVER_NS` if it owes nothing.
 
-        A batch that waits behind another one begins when that one is completed. Compare with `service_times.slow_ns`.
+        A batch that waits behind another one begins when that one is completed. Compare with the version's `slow_ns`.
         """
         return self._owes_since_ns
 
@@ -259,6 +261,14 @@ class WorkerEngine:
         except BlockingIOError:
             self._lose("its worker rang its own doorbell")
 
+    def collect(self, memory: BatchMemory) -> None:
+        """Does nothing: the worker wrote its results there."""
+
+    def release(self, memory: BatchMemory) -> None:
+        """As `Engine.release`. The memory of a worker that was lost never gets free again."""
+        if self.state is WorkerState.READY and id(memory) in self._index_of:
+            self.free.append(memory)
+
     def receive(self) -> None:
         """Handles the worker's rings, in the loop."""
         if self._own is None:
@@ -304,12 +314,11 @@ class WorkerEngine:
         self.in_flight.popleft()
         self._completed = batch.number
         self._owes_since_ns = now_ns if self.in_flight else NEVER_NS
-        self.free.append(batch.memory)
         if outcome == OK:
-            self.service_times.observe(batch.rows, finished_ns - started_ns)
             return Completed(batch.memory, OK, "", started_ns, finished_ns)
         assert self._own is not None
-        return Completed(batch.memory, FAILED, self._own.arena.failure(index, length), started_ns, finished_ns)
+        message = self._own.arena.failure(index, length) or "its worker does not say why"
+        return Completed(batch.memory, FAILED, message, started_ns, finished_ns)
 
     # Blocking runs, for start-up alone
 
@@ -327,6 +336,7 @@ class WorkerEngine:
             self.on_completed = callback
         if not answers:
             raise EngineError(self.reason)
+        self.release(answers[0].memory)
         if answers[0].outcome == FAILED:
             raise EngineError(answers[0].message)
 
@@ -390,9 +400,7 @@ class WorkerEngine:
         self._handshake.due = None
         self.memory_kind = ready.memory
         self.buckets = ready.buckets
-        self.service_times = ServiceTimes(ready.buckets)
-        for rows, (p50_ns, p99_ns) in zip(ready.buckets, ready.service_ns, strict=True):
-            self.service_times.seed(rows, min(p50_ns, p99_ns), p99_ns)
+        self.service_ns = [(rows, *times) for rows, times in zip(ready.buckets, ready.service_ns, strict=True)]
         self.runs = _runs_of(self._run, ready.buckets, self._request.rows_max)
         self.state = WorkerState.READY
         self._owes_since_ns = NEVER_NS

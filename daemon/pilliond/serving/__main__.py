@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,13 +23,23 @@ from pillion_artifacts.card.golden_pairs import decode_golden
 from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
-from pilliond.ipc.control_channel import Event, EventFields, Failed, LoadFailed, Ready, StartupConfig, VersionRequest
+from pilliond.ipc.control_channel import (
+    Event,
+    EventFields,
+    Failed,
+    LoadFailed,
+    PolicyConfig,
+    Ready,
+    StartupConfig,
+    VersionRequest,
+)
 from pilliond.ipc.metrics_page import MetricsPage, Phase
 from pilliond.linux.cpu_priority import request_short_slices, slice_us
 from pilliond.linux.sandbox import die_with_parent
@@ -49,21 +59,19 @@ def serve(end: socket.socket, config: StartupConfig) -> None:
     pin(config.serving)
     page = MetricsPage(config.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
-    version = load_version(config)
-    beside, refused = load_beside(config)
+    loaded = [load_policy(policy) for policy in config.policies]
     poller = MessagePoller()
     carriers: dict[str, Transport] = {
-        "lane": LaneTransport(version.observation_bytes, poller, page, config.group),
+        "lane": LaneTransport(loaded[0].stable.observation_bytes, poller, page, config.group),
         "zmq": ZmqTransport(poller),
     }
     try:
         listen = [carriers[carrier_of(address)].bind(address) for address in config.listen]
         settle(config.serving)
-        loop, control_handler = make_loop(end, config, page, [version, *beside], poller, list(carriers.values()))
+        loop, control_handler = make_loop(end, config, page, loaded, poller, list(carriers.values()))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
-        certificates = {each.digest: each.certificate for each in (version, *beside) if each.certificate is not None}
-        channel.send(end, Ready(listen, version.engine.describe(), certificates, describe_process(), refused))
+        channel.send(end, ready_report(listen, loaded))
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
@@ -75,7 +83,38 @@ def serve(end: socket.socket, config: StartupConfig) -> None:
     page.cells[metrics_page.PHASE] = Phase.STOPPED
 
 
-def load_version(config: StartupConfig) -> Version:
+class LoadedPolicy(NamedTuple):
+    """The versions of a policy with which the serving process starts, and those that cannot be loaded."""
+
+    versions: list[Version]
+    refused: list[LoadFailed]
+
+    @property
+    def stable(self) -> Version:
+        """The version that new episodes lease."""
+        return self.versions[0]
+
+
+def load_policy(config: PolicyConfig) -> LoadedPolicy:
+    """Builds the versions of a policy; raises `BadPolicyError` if the stable one cannot be built."""
+    stable = load_version(config)
+    beside, refused = load_beside(config)
+    return LoadedPolicy([stable, *beside], refused)
+
+
+def ready_report(listen: list[str], loaded: list[LoadedPolicy]) -> Ready:
+    """Returns the report that this process serves."""
+    versions = [version for policy in loaded for version in policy.versions]
+    return Ready(
+        listen,
+        {policy.stable.identity.policy: policy.stable.engine.describe() for policy in loaded},
+        {version.digest: version.certificate for version in versions if version.certificate is not None},
+        describe_process(),
+        [failed for policy in loaded for failed in policy.refused],
+    )
+
+
+def load_version(config: PolicyConfig) -> Version:
     """Builds the stable version, as `certified`; raises `BadPolicyError`."""
     request, golden_descriptor = config.version, config.golden_descriptor
     model = read_descriptor(config.model_descriptor)
@@ -86,7 +125,7 @@ def load_version(config: StartupConfig) -> Version:
         raise BadPolicyError(f"{request.policy}@{request.version}: {error}") from None
 
 
-def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]:
+def load_beside(config: PolicyConfig) -> tuple[list[Version], list[LoadFailed]]:
     """Builds the versions to load beside it; returns them, and those that cannot be loaded, without which it serves."""
     built, refused = [], []
     for beside in config.beside:
@@ -101,7 +140,7 @@ def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]
     return built, refused
 
 
-def certified(request: VersionRequest, model: bytes, golden: bytes | None, config: StartupConfig) -> Version:
+def certified(request: VersionRequest, model: bytes, golden: bytes | None, config: PolicyConfig) -> Version:
     """Builds a version from verified bytes, warms it up, checks its golden pairs and certifies it; raises `EngineError`."""
     rows_max = config.limits.rows_max
     version = build_version(request, model, golden, rows_max, config.engine)
@@ -117,15 +156,17 @@ def make_loop(
     end: socket.socket,
     config: StartupConfig,
     page: MetricsPage,
-    versions: list[Version],
+    loaded: list[LoadedPolicy],
     poller: MessagePoller,
     transports: list[Transport],
 ) -> tuple[ServingLoop, ControlHandler]:
-    """Puts the parts together. The first of `versions` is the stable one."""
-    limits = config.limits
-    scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-    router = Router(versions[0])
-    sessions = Sessions(config.epoch, router, limits, page, scheduler)
+    """Puts the parts together. `loaded` holds what was loaded for each policy of `config`."""
+    policies = [
+        ServedPolicy(Router(its.stable), its_config.limits, its_config.engine)
+        for its, its_config in zip(loaded, config.policies, strict=True)
+    ]
+    scheduler = Scheduler()
+    sessions = Sessions(config.epoch, policies, config.sessions_max, page)
 
     def log_event(name: str, fields: EventFields) -> None:
         try:
@@ -139,15 +180,16 @@ def make_loop(
     loop = ServingLoop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, log_event, busy_poll_us=busy_poll_us
     )
-    residency = Residency(router, sessions, config.residency, config.watch_s)
-    resume(residency, config, versions)
-    control_handler = ControlHandler(end, config, poller, residency, sessions, page, loop.stop, loop.set_tap)
+    for policy, its_config, its in zip(policies, config.policies, loaded, strict=True):
+        policy.residency = Residency(policy.router, sessions, scheduler, its_config.residency, its_config.watch_s)
+        resume(policy.residency, its_config, its.versions)
+    control_handler = ControlHandler(end, config.epoch, poller, sessions, page, loop.stop, loop.set_tap)
     loop.on_tick = control_handler.sweep
     poller.add(end.fileno(), control_handler)
     return loop, control_handler
 
 
-def resume(residency: Residency, config: StartupConfig, versions: list[Version]) -> None:
+def resume(residency: Residency, config: PolicyConfig, versions: list[Version]) -> None:
     """Restores the traffic split and the evaluation holds from before a restart."""
     now_ns = time.monotonic_ns()
     for version in versions[1:]:

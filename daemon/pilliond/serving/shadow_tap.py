@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from pilliond.core.episodes import EpisodeGroup
+from pilliond.core.served_policy import Tap
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
@@ -46,7 +47,15 @@ class ShadowTap:
         self._page.close()
 
     def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
-        """Takes a batch that ran and whose replies are filled. It is copied in `pay`, before the next batch runs."""
+        """Takes a batch that ran and whose replies are filled. It is copied in `pay`, before its memory is used again.
+
+        Acts that were replaced while they ran leave gaps between the others; such a batch is counted and not copied.
+        """
+        last = groups[-1]
+        rows = sum(group.rows for group in groups)
+        if last.batch_view.first + last.rows != rows:
+            self._cells[cell.NO_ROOM_ROWS] += rows
+            return
         self._owed = version, memory, groups
 
     def pay(self) -> None:
@@ -116,6 +125,29 @@ class ShadowTap:
         parts += [group.started_at.tobytes() for group in groups]
         parts.append(_ALL_BYTES[:rows] if version is self.live else _leased(version, self.live))
         return parts
+
+
+class ShadowTaps:
+    """The taps of several policies, as one: each batch goes to the tap of its policy."""
+
+    def __init__(self, taps: list[Tap]) -> None:
+        self._taps = taps
+
+    def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
+        """As `ShadowTap.take`."""
+        tap = groups[0].session.policy.tap
+        if tap is not None:
+            tap.take(version, memory, groups)
+
+    def pay(self) -> None:
+        """As `ShadowTap.pay`."""
+        for tap in self._taps:
+            tap.pay()
+
+    def close(self) -> None:
+        """As `ShadowTap.close`."""
+        for tap in self._taps:
+            tap.close()
 
 
 def _has_part(version: Version, live: Version) -> bool:

@@ -14,10 +14,12 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from pillion_artifacts import ArtifactError
+from pillion_artifacts.names import parse_reference
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
-from pilliond.limits import OLD_VERSIONS_MAX, ServingLimits
+from pilliond.limits import OLD_VERSIONS_MAX, POLICIES_MAX, PolicyLimits, ServingLimits, policy_mb
 from pilliond.settings.addresses import check_data_address
 from pilliond.settings.admin_addresses import AdminAddress, check_admin_address, parse_admin_address
 from pilliond.settings.secret_file import credential
@@ -25,6 +27,8 @@ from pilliond.settings.secret_file import credential
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
 _LISTS: Final = (("data", "listen"), ("admin", "listen"))
 """Settings whose variable holds a list separated by commas."""
+_OWN_SECTIONS: Final = ("limits", "engine", "versions", "staging", "shadow", "auto_rollback")
+"""Sections that an entry of `[[policies]]` may have too, for that policy."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +36,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     path: str = "/var/lib/pillion/store"
     policy: str = ""
-    """`NAME`, `NAME@1.2.3`, `NAME@>=1.2,<2` or `NAME@ALIAS`. Empty: the only policy in the store."""
+    """`NAME`, `NAME@1.2.3`, `NAME@>=1.2,<2` or `NAME@ALIAS`. Empty: `[[policies]]`, else the only policy in the store."""
 
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -220,6 +224,19 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["text", "json"] = "text"
 
 
+class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of several policies: an entry of `[[policies]]`. A key that its sections leave out is as in the daemon's section."""
+
+    policy: str
+    """As `store.policy`; two entries may not name the same policy."""
+    limits: PolicyLimits = PolicyLimits()
+    engine: EngineSettings = EngineSettings()
+    versions: VersionSettings = VersionSettings()
+    staging: StagingSettings = StagingSettings()
+    shadow: ShadowSettings = ShadowSettings()
+    auto_rollback: AutoRollbackSettings = AutoRollbackSettings()
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings."""
 
@@ -235,6 +252,22 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     auto_rollback: AutoRollbackSettings = AutoRollbackSettings()
     limits: ServingLimits = ServingLimits()
     log: LogSettings = LogSettings()
+    policies: list[PolicySettings] = []
+    """The policies to serve, the default one first. Empty: only `store.policy`."""
+
+    def served(self) -> list[Settings]:
+        """Returns for each policy to serve, the default one first, the settings of a daemon that serves only that one."""
+        return [self._of(policy) for policy in self.policies] or [self]
+
+    def _of(self, policy: PolicySettings) -> Settings:
+        own = {section: getattr(policy, section) for section in _OWN_SECTIONS if section != "limits"}
+        return msgspec.structs.replace(
+            self,
+            **own,
+            store=msgspec.structs.replace(self.store, policy=policy.policy),
+            limits=msgspec.structs.replace(self.limits, **msgspec.structs.asdict(policy.limits)),
+            policies=[],
+        )
 
     def data_addresses(self) -> list[str]:
         """Returns the addresses to listen at, checked; raises `SettingsError`."""
@@ -244,26 +277,94 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return addresses
 
 
-def load_settings(
-    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]
-) -> Settings:
+def load_settings(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
     """Returns the effective settings; raises `SettingsError`, which begins with the path of the wrong setting."""
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, Any] = {}
+    policies: list[Any] = []
     for layer in (_read_file(file), _from_environment(environment), flags):
         for section, values in layer.items():
+            if section == "policies":
+                continue
             if not isinstance(values, Mapping):
                 raise SettingsError(f"{section}: expected a section, got {values!r}")
             merged.setdefault(section, {}).update(values)
+        policies = _policies_with(layer, policies, merged)
+    # Last, so that an error in a section is reported there, and not in an entry that takes its keys over.
+    merged["policies"] = [_completed(entry, merged) for entry in policies]
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_with_path(error)) from None
+    _check_policies(settings.policies)
     settings.data_addresses()
     settings.data.group_id()
     settings = msgspec.structs.replace(settings, admin=settings.admin.with_credentials(environment))
     settings.admin.addresses()
     settings.admin.group_id()
     return settings
+
+
+def check_memory(settings: Settings, rows_bytes: Iterable[int]) -> None:
+    """Checks the sum of what several policies may take, given the bytes of a row of each; raises `SettingsError`."""
+    served = settings.served()
+    sums = [
+        policy_mb(own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb)
+        for own, row_bytes in zip(served, rows_bytes, strict=True)
+    ]
+    if len(served) > 1 and sum(sums) > settings.limits.policies_mb_max:
+        parts = ", ".join(f"{own.store.policy} {mb}" for own, mb in zip(served, sums, strict=True))
+        raise SettingsError(
+            f"limits.policies_mb_max: expected at least {sum(sums)}, which the policies may take by their limits ({parts}), "
+            f"got {settings.limits.policies_mb_max}"
+        )
+
+
+def _policies_with(layer: Mapping[str, Any], below: list[Any], merged: dict[str, Any]) -> list[Any]:
+    """Returns the entries of `[[policies]]` once `layer` lies over those `below`.
+
+    A layer that names one policy (`store.policy`) or several (`[[policies]]`) replaces whatever the layers below it name.
+    """
+    several, is_one = layer.get("policies", []), bool(layer.get("store", {}).get("policy"))
+    if not isinstance(several, list):
+        raise SettingsError(f"policies: expected entries [[policies]], got {several!r}")
+    if several and is_one:
+        raise SettingsError("store.policy: expected either this or [[policies]], got both")
+    if several:
+        merged.setdefault("store", {}).pop("policy", None)
+        return several
+    return [] if is_one else below
+
+
+def _completed(entry: Any, sections: Mapping[str, Any]) -> Any:
+    """Returns an entry of `[[policies]]` with the keys of the daemon's sections that its own sections leave out."""
+    if not isinstance(entry, Mapping):
+        return entry
+    completed = dict(entry)
+    for section in _OWN_SECTIONS:
+        own = entry.get(section, {})
+        if isinstance(own, Mapping):
+            below = sections.get(section, {})
+            if section == "limits":
+                below = {key: value for key, value in below.items() if key in PolicyLimits.__struct_fields__}
+            completed[section] = {**below, **own}
+    return completed
+
+
+def _check_policies(policies: list[PolicySettings]) -> None:
+    """Raises `SettingsError` if there are too many, or if one has no valid name or that of another."""
+    if len(policies) > POLICIES_MAX:
+        raise SettingsError(f"policies: expected at most {POLICIES_MAX}, got {len(policies)}")
+    names: list[str] = []
+    for index, entry in enumerate(policies):
+        try:
+            name = parse_reference(entry.policy).policy
+        except ArtifactError as error:
+            raise SettingsError(f"policies[{index}].policy: {error}") from None
+        if name in names:
+            raise SettingsError(
+                f"policies[{index}].policy: expected each policy once, got {name} here and in policies[{names.index(name)}]"
+            )
+        names.append(name)
 
 
 def cpu_numbers(text: str) -> set[int]:

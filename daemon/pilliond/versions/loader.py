@@ -16,7 +16,7 @@ from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
 from pilliond.ipc.control_channel import VersionRequest
-from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
+from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, PolicyLimits
 from pilliond.linux.epoll import DescriptorSet
 from pilliond.linux.stall_probe import StallProbe
 from pilliond.settings.schema import EngineSettings
@@ -70,7 +70,7 @@ class VersionLoader:
     def __init__(
         self,
         descriptors: DescriptorSet,
-        limits: ServingLimits,
+        limits: PolicyLimits,
         settings: EngineSettings,
         on_built: Callable[[Built], None],
     ) -> None:

@@ -24,11 +24,9 @@ from pilliond.admin.http.problems import Problem
 from pilliond.admin.http.refusals import REASONS
 from pilliond.admin.http.scope import Scope
 from pilliond.admin.http.token_file import change_tokens
-from pilliond.control import load_policy
+from pilliond.control import load_policy, rollouts_of
 from pilliond.limits import REFUSALS_BURST_MAX
 from pilliond.linux.spawner import Spawner
-from pilliond.rollout.evaluation_holds import EvaluationHolds
-from pilliond.rollout.releases import Releases
 from pilliond.settings.schema import load_settings
 from pilliond.supervision.supervisor import Supervisor
 from tests.conftest import StartDaemon
@@ -73,12 +71,10 @@ def endpoints() -> list[Endpoint]:
     settings = load_settings(None, {}, {"store": {"path": str(STORE), "policy": POLICY}})
     log = structlog.get_logger()
     reference, stable = load_policy(settings)
-    supervisor = Supervisor(settings, stable, Spawner(), log)
-    releases = Releases(settings, supervisor, reference, log)
+    supervisor = Supervisor(settings, [stable], Spawner(), log)
     try:
-        return Admin(
-            supervisor, releases, EvaluationHolds(supervisor, releases, log), Access.of(settings.admin, log)
-        ).endpoints
+        policies = rollouts_of(supervisor, [reference], log)
+        return Admin(supervisor, policies, Access.of(settings.admin, log)).endpoints
     finally:
         supervisor.close()
 

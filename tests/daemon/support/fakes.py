@@ -26,13 +26,15 @@ from pillion_protocol import (
 )
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory
-from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
 from pilliond.serving.loop import ServingLoop
+from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import Sent
 from pilliond.versions.loaded_version import Identity, Version
 
@@ -45,14 +47,13 @@ DIGEST = bytes(range(32))
 GAUSSIAN = Distribution("diagonal_gaussian", log_std="log_std")
 
 
-class CountingEngine:
+class CountingEngine(InlineEngine):
     """An engine whose action is the sum of the observation; `batch_index` is the number of the batch that ran it.
 
     With `carries` it is recurrent: its state is the sum of the episode so far, and its action is that sum.
     """
 
     kind = "counting"
-    is_inline = True
     strict_rows = 0
 
     def __init__(self, rows_max: int = 8, *, carries: bool = False) -> None:
@@ -79,9 +80,6 @@ class CountingEngine:
             after[:rows] = self.outputs["action"][:rows]
         self.outputs["batch_index"][:rows] = len(self.batches)
         self.batches.append(rows)
-
-    def submit(self, memory: BatchMemory, rows: int) -> None:
-        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -166,8 +164,10 @@ class DataPlane:
         self.router = Router(self.version)
         self.page = MetricsPage(make_page())
         self.clock = Clock()
-        self.scheduler = Scheduler(self.limits.rows_max, self.limits.batch_wait_us_max * 1_000)
-        self.sessions = Sessions(7, self.router, self.limits, self.page, self.scheduler)
+        self.policy = ServedPolicy(self.router, self.limits, EngineSettings())
+        self.share = self.policy.share
+        self.scheduler = Scheduler()
+        self.sessions = Sessions(7, [self.policy], self.limits.sessions_max, self.page)
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
         self.other_transport = StringPeerTransport(1, self.poller)

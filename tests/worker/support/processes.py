@@ -60,13 +60,17 @@ class Host:
         self.engine = WorkerEngine(
             policy.spec, policy.parameters, rows_max, policy.states, descriptors=self.poller, **settings
         )
-        self.engine.on_completed = lambda engine, *answer: self.answers.append(Answer(*answer))
+        self.engine.on_completed = self._complete
         self.engine.on_lost = lambda engine, reason: self.losses.append(reason)
         self.engine.on_ready = lambda engine: self.readies.append(engine.state)
         self.answers: list[Answer] = []
         self.losses: list[str] = []
         self.readies: list[WorkerState] = []
         self.processes: list[subprocess.Popen[bytes]] = []
+
+    def _complete(self, engine: WorkerEngine, memory: BatchMemory, *answer: Any) -> None:
+        self.answers.append(Answer(memory, *answer))
+        engine.release(memory)
 
     def __enter__(self) -> Self:
         return self

@@ -69,13 +69,15 @@ class BatchLoop:
 
     def _wait(self, number: int) -> bool:
         """Waits for a batch; returns False if the serving process is gone."""
-        while True:
-            # Not the cell alone: only a ring that was counted orders what was written before it.
-            self._rung += self._submit.take()
-            if self._rung >= number or (self._spin_ns and self._spin(number)):
-                return True
-            if any(descriptor == self._channel for descriptor, _ in self._poll()):
+        # Rings are counted, not only the cell read: a ring orders what was written before it.
+        while self._rung < number:
+            if self._spin_ns and self._spin(number):
+                break
+            ready = self._poll()
+            if len(ready) > 1 or ready[0][0] == self._channel:
                 return False
+            self._rung += self._submit.take()
+        return True
 
     def _spin(self, number: int) -> bool:
         cells = self._arena.cells

@@ -16,9 +16,13 @@ CAN_SPIN: Final = platform.machine() in {"x86_64", "AMD64"}
 """Whether a store that a spinning reader sees means that it sees the stores before it too. Other processors reorder."""
 
 
-def ring(descriptor: int) -> None:
-    """Adds one ring."""
-    os.write(descriptor, _ONE)
+def ring(descriptor: int) -> bool:
+    """Adds one ring; returns False if there is no room for it, because somebody added 2^64 rings."""
+    try:
+        os.write(descriptor, _ONE)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Doorbell:

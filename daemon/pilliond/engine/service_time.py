@@ -40,8 +40,8 @@ class ServiceTimes:
         fast, slow = trackers
         most = fast + (fast >> _FORGET_SHIFT) + 1 if fast else duration_ns
         least = slow - (slow >> _FORGET_SHIFT)
-        trackers[0] = duration_ns if duration_ns < most else most
-        trackers[1] = duration_ns if duration_ns > least else least
+        trackers[0] = min(most, duration_ns)
+        trackers[1] = max(least, duration_ns)
         self.is_known = True
 
     def fast_ns(self, rows: int) -> int:

@@ -70,13 +70,18 @@ class WorkerState(Enum):
     OUT = "out"
 
 
-class Submitted(NamedTuple):
-    """A batch in flight."""
+class Submitted:
+    """A batch in flight. There is one object for each block of the arena, which is used again."""
 
-    number: int
-    memory: BatchMemory
-    rows: int
-    submitted_ns: int
+    __slots__ = ("block", "index", "memory", "number", "rows", "submitted_ns")
+
+    def __init__(self, index: int, memory: BatchMemory) -> None:
+        self.index = index
+        """The number of the block."""
+        self.block = block_of(index)
+        """Its first cell."""
+        self.memory = memory
+        self.number = self.rows = self.submitted_ns = 0
 
 
 class Completed(NamedTuple):
@@ -166,9 +171,11 @@ class WorkerEngine:
         self._channel: socket.socket | None = None
         self._handshake = _Handshake(self)
         self._own: OwnArena | None = None
+        self._submit = -1
         self._doorbell = Doorbell(-1)
         self._cells = memoryview(b"")
         self._index_of: dict[int, int] = {}
+        self._batches: list[Submitted] = []
         self._submitted = 0
         self._completed = 0
         self._rung = 0
@@ -241,24 +248,24 @@ class WorkerEngine:
 
     def submit(self, memory: BatchMemory, rows: int) -> None:
         """As `Engine.submit`."""
-        number = self._submitted + 1
-        self.free.remove(memory)
         now_ns = self._clock()
-        cells = self._cells
-        block = block_of((number - 1) % len(self.memories))
+        self._submitted = number = self._submitted + 1
+        batch = self._batches[(number - 1) % len(self._batches)]
+        batch.number, batch.memory, batch.rows, batch.submitted_ns = number, memory, rows, now_ns
+        cells, block = self._cells, batch.block
         cells[block + NUMBER] = number
         cells[block + ROWS] = rows
         cells[block + SUBMITTED_NS] = now_ns
-        cells[block + MEMORY] = self._index_of[id(memory)]
         cells[block + OUTCOME] = 0
+        cells[block + MEMORY] = self._index_of[id(memory)]
+        cells[SUBMITTED] = number
+        is_rung = ring(self._submit)
+        # The worker is waking up meanwhile.
         if not self.in_flight:
             self._owes_since_ns = now_ns
-        self.in_flight.append(Submitted(number, memory, rows, now_ns))
-        cells[SUBMITTED] = self._submitted = number
-        assert self._own is not None
-        try:
-            ring(self._own.submit)
-        except BlockingIOError:
+        self.in_flight.append(batch)
+        self.free.remove(memory)
+        if not is_rung:
             self._lose("its worker rang its own doorbell")
 
     def collect(self, memory: BatchMemory) -> None:
@@ -302,8 +309,7 @@ class WorkerEngine:
     def _take(self) -> Completed | None:
         """Ends the oldest batch; None if its worker is rogue."""
         batch = self.in_flight[0]
-        index = (batch.number - 1) % len(self.memories)
-        block = block_of(index)
+        block = batch.block
         number, _, _, started_ns, finished_ns, outcome, length = self._cells[block : block + MEMORY]
         if number != batch.number or outcome not in (OK, FAILED) or (outcome == FAILED and length > FAILURE_BYTES_MAX):
             self._lose(f"its worker answered batch {batch.number} with outcome {outcome} of batch {number}")
@@ -317,7 +323,7 @@ class WorkerEngine:
         if outcome == OK:
             return Completed(batch.memory, OK, "", started_ns, finished_ns)
         assert self._own is not None
-        message = self._own.arena.failure(index, length) or "its worker does not say why"
+        message = self._own.arena.failure(batch.index, length) or "its worker does not say why"
         return Completed(batch.memory, FAILED, message, started_ns, finished_ns)
 
     # Blocking runs, for start-up alone
@@ -379,12 +385,14 @@ class WorkerEngine:
             own.close()
             raise
         self._own = own
+        self._submit = own.submit
         self._cells = own.arena.cells
         self._doorbell = Doorbell(own.complete)
         self.memories = memories
         first = memories[0]
         self.inputs, self.outputs, self.states = first.inputs, first.outputs, first.states
         self._index_of = {id(memory): index for index, memory in enumerate(memories)}
+        self._batches = [Submitted(index, memory) for index, memory in enumerate(memories)]
 
     def _tell_arena(self) -> None:
         assert self._channel is not None
@@ -438,6 +446,7 @@ class WorkerEngine:
         self.in_flight.clear()
         self.runs = []
         self._index_of = {}
+        self._batches = []
         self._own = None
         self._cells = memoryview(b"")
         self._submitted = self._completed = self._rung = 0

@@ -16,8 +16,8 @@ from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
-from pilliond.engine.batch_memory import BatchMemory
 from pillion_worker.buckets import buckets_for
+from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 from pilliond.engine.service_time import ServiceTimes

@@ -18,7 +18,12 @@ from tests.worker.support.policies import looping, shipped, summing
 from tests.worker.support.processes import ROGUE, Host, arenas
 from tests.worker.support.rogue import BEFORE_BATCHES, HARMLESS, WITH_A_BATCH
 
-OUTCOMES = {"a message that is no text": FAILED, "times before the batch": OK, "times to come": OK}
+OUTCOMES = {
+    "a message that is no text": FAILED,
+    "another size of the arena": OK,
+    "times before the batch": OK,
+    "times to come": OK,
+}
 REFUSED = {"an impossible parameter": "too many elements"}
 FOREVER = 2**62
 

@@ -51,6 +51,7 @@ class Rogue:
         layout = ArenaLayout(request.observation, request.outputs, request.states, request.room, request.depth)
         self.arena = Arena(descriptors[0], layout)
         self.cells = self.arena.cells
+        self.memory = descriptors[0]
         self.submit, self.complete = Doorbell(descriptors[1]), descriptors[2]
 
     def say_ready(self, **changes: Any) -> None:
@@ -118,6 +119,17 @@ def _answer_without_text(rogue: Rogue) -> None:
     rogue.answer(outcome=FAILED, length=FAILURE_BYTES_MAX)
 
 
+def _try_to_shrink(rogue: Rogue) -> None:
+    rogue.wait()
+    for size in (0, os.fstat(rogue.memory).st_size + 1):
+        try:
+            os.ftruncate(rogue.memory, size)
+        except PermissionError:
+            continue
+        return
+    rogue.answer()
+
+
 def _send_a_descriptor(rogue: Rogue) -> None:
     socket.send_fds(rogue.channel, [b'{"type":"loaded","outputs":[],"description":{}}'], [0])
 
@@ -173,6 +185,7 @@ WITH_A_BATCH: _Modes = {
 }
 HARMLESS: _Modes = {
     "a message that is no text": _when_ready(_answer_without_text),
+    "another size of the arena": _when_ready(_try_to_shrink),
     "times before the batch": _with_batch(started=0, finished=0),
     "times to come": _with_batch(started=MOST, finished=MOST),
 }

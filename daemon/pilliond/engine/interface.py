@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from pillion_worker.errors import EngineError
 from pilliond.engine.batch_memory import Array, BatchMemory
+from pilliond.engine.service_time import ServiceTimes
 
 __all__ = ["Array", "Engine", "EngineError"]
 
@@ -33,8 +34,15 @@ class Engine(Protocol):
     runs: list[Callable[[], None]]
     """`runs[n]()` runs the first n rows of `memories[0]` and waits for the end. It may raise `EngineError`."""
 
+    service: ServiceTimes
+    """How long its batches take, from `submit` or the run's begin to their end. The batch runner observes it."""
+
     parts: tuple[Engine, ...]
     """The engines of a mixed version, which run the rows of their own versions; empty for any other."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it runs batches. False while a worker is being replaced, and when it is out."""
 
     @property
     def free(self) -> list[BatchMemory]:
@@ -60,6 +68,7 @@ class InlineEngine:
     """What an engine that runs in the serving loop need not do."""
 
     is_inline = True
+    is_ready = True
     parts: tuple[Engine, ...] = ()
 
     def submit(self, memory: BatchMemory, rows: int) -> None:

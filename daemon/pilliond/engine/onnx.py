@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec
+from pillion_worker.buckets import buckets_for
 from pillion_worker.engines.onnx import OnnxRuntimeEngine
 from pillion_worker.memory import private_memory
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import InlineEngine
 from pilliond.engine.load_request import load_request
+from pilliond.engine.service_time import ServiceTimes
 
 WARM_UP_RUNS: Final = 3
 """Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
@@ -48,6 +50,7 @@ class OnnxEngine(InlineEngine):
         self.runs = self._engine.bind(tensors)
         self.memories = [BatchMemory(spec, self.inputs, self.outputs, self.states)]
         self.free = self.memories
+        self.service = ServiceTimes(self.buckets if not strict_rows else buckets_for(rows_max))
 
     def warm_up(self) -> None:
         """Runs every bucket, so that no request pays for a first run."""

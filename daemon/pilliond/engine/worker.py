@@ -39,6 +39,7 @@ from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import load_request
+from pilliond.engine.service_time import ServiceTimes
 from pilliond.engine.worker_arena import OwnArena
 from pilliond.engine.worker_messages import (
     LOADED,
@@ -145,8 +146,7 @@ class WorkerEngine:
         """The oldest batch first."""
         self.buckets: list[int] = []
         self.runs: list[Callable[[], None]] = []
-        self.service_ns: list[tuple[int, int, int]] = []
-        """What the worker measured before it served: for each bucket its rows, p50 and p99 in ns."""
+        self.service = ServiceTimes([rows_max])
         self.on_ready: Callable[[WorkerEngine], None] = _ignore
         self.on_completed: Callable[[WorkerEngine, BatchMemory, int, str, int, int], None] = _ignore
         self.on_lost: Callable[[WorkerEngine, str], None] = _ignore
@@ -182,6 +182,11 @@ class WorkerEngine:
         self._owes_since_ns = NEVER_NS
 
     @property
+    def is_ready(self) -> bool:
+        """As `Engine.is_ready`."""
+        return self.state is WorkerState.READY
+
+    @property
     def can_spin(self) -> bool:
         """Whether `poll_completed` may be used on this processor."""
         return CAN_SPIN
@@ -190,7 +195,7 @@ class WorkerEngine:
     def owes_since_ns(self) -> int:
         """Since when the worker owes its next step: a load, or the end of its oldest batch; `NEVER_NS` if it owes nothing.
 
-        A batch that waits behind another one begins when that one is completed. Compare with the version's `slow_ns`.
+        A batch that waits behind another one begins when that one is completed. Compare with `service.slow_ns`.
         """
         return self._owes_since_ns
 
@@ -216,14 +221,14 @@ class WorkerEngine:
         try:
             send_packet(end, self._request.to_packet(), [model_descriptor])
         except OSError as error:
-            self._lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
+            self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
     def wait_ready(self, timeout_s: float) -> None:
         """Waits until the worker is ready, without a loop. Raises `EngineError` if it does not get there."""
         until_s = time.monotonic() + timeout_s
         while self.state is WorkerState.LOADING:
             if not self._wait_for_events(until_s - time.monotonic()):
-                self._lose(f"its worker was not ready within {timeout_s:g} s")
+                self.lose(f"its worker was not ready within {timeout_s:g} s")
         if self.state is not WorkerState.READY:
             raise EngineError(self.reason)
 
@@ -266,10 +271,10 @@ class WorkerEngine:
         self.in_flight.append(batch)
         self.free.remove(memory)
         if not is_rung:
-            self._lose("its worker rang its own doorbell")
+            self.lose("its worker rang its own doorbell")
 
     def collect(self, memory: BatchMemory) -> None:
-        """Does nothing: the worker wrote its results there."""
+        """As `Engine.collect`: the results are in `memory` already."""
 
     def release(self, memory: BatchMemory) -> None:
         """As `Engine.release`. The memory of a worker that was lost never gets free again."""
@@ -278,11 +283,11 @@ class WorkerEngine:
 
     def receive(self) -> None:
         """Handles the worker's rings, in the loop."""
-        if self._own is None:
+        if self._own is None or not self._own.descriptors:
             return
         self._rung += self._doorbell.take()
         if self._completed_cell() < self._rung:
-            self._lose("its worker rang without a batch")
+            self.lose("its worker rang without a batch")
         self._deliver(self._rung)
 
     def poll_completed(self) -> bool:
@@ -297,7 +302,7 @@ class WorkerEngine:
         """Reads which batch the worker says it completed last; loses a worker that cannot have."""
         number: int = self._cells[COMPLETED]
         if not self._completed <= number <= self._submitted:
-            self._lose(f"its worker completed batch {number} of {self._completed + 1} to {self._submitted}")
+            self.lose(f"its worker completed batch {number} of {self._completed + 1} to {self._submitted}")
         return number
 
     def _deliver(self, last: int) -> None:
@@ -312,7 +317,7 @@ class WorkerEngine:
         block = batch.block
         number, _, _, started_ns, finished_ns, outcome, length = self._cells[block : block + MEMORY]
         if number != batch.number or outcome not in (OK, FAILED) or (outcome == FAILED and length > FAILURE_BYTES_MAX):
-            self._lose(f"its worker answered batch {batch.number} with outcome {outcome} of batch {number}")
+            self.lose(f"its worker answered batch {batch.number} with outcome {outcome} of batch {number}")
             return None
         now_ns = self._clock()
         started_ns = min(max(started_ns, batch.submitted_ns), now_ns)
@@ -337,7 +342,7 @@ class WorkerEngine:
             self.submit(self.memories[0], rows)
             while not answers and self.state is WorkerState.READY:
                 if not self._wait_for_events(WORKER_RUN_S_MAX):
-                    self._lose(f"its worker did not answer within {WORKER_RUN_S_MAX:g} s")
+                    self.lose(f"its worker did not answer within {WORKER_RUN_S_MAX:g} s")
         finally:
             self.on_completed = callback
         if not answers:
@@ -401,21 +406,25 @@ class WorkerEngine:
             send_packet(self._channel, {"type": ARENA}, self._own.descriptors)
             self._own.forget_memory()
         except OSError as error:
-            self._lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
+            self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
     def _on_ready(self, ready: Ready) -> None:
         check_ready(ready, self._request)
         self._handshake.due = None
         self.memory_kind = ready.memory
         self.buckets = ready.buckets
-        self.service_ns = [(rows, *times) for rows, times in zip(ready.buckets, ready.service_ns, strict=True)]
+        if self.service.buckets != ready.buckets:
+            self.service = ServiceTimes(ready.buckets)
+        for rows, (p50_ns, p99_ns) in zip(ready.buckets, ready.service_ns, strict=True):
+            self.service.seed(rows, min(p50_ns, p99_ns), p99_ns)
         self.runs = _runs_of(self._run, ready.buckets, self._request.rows_max)
         self.state = WorkerState.READY
         self._owes_since_ns = NEVER_NS
         self.free.extend(self.memories)
         self.on_ready(self)
 
-    def _lose(self, reason: str, is_refused: bool = False) -> None:
+    def lose(self, reason: str, is_refused: bool = False) -> None:
+        """To LOST, from LOADING or READY: the worker is not used any more. Calls `on_lost`."""
         if self.state not in (WorkerState.LOADING, WorkerState.READY):
             return
         self.state = WorkerState.LOST
@@ -467,9 +476,9 @@ class _Handshake:
         try:
             self._receive()
         except RogueError as error:
-            engine._lose(f"its worker is rogue: {error}")
+            engine.lose(f"its worker is rogue: {error}")
         except EngineError as error:
-            engine._lose(str(error), is_refused=True)
+            engine.lose(str(error), is_refused=True)
 
     def _receive(self) -> None:
         engine = self._engine
@@ -484,7 +493,7 @@ class _Handshake:
         if not data:
             # What it completed before it ended counts.
             engine.receive()
-            engine._lose(_GONE)
+            engine.lose(_GONE)
             return
         match self._packet(data, flags):
             case Failed(message):

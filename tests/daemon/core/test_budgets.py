@@ -205,3 +205,32 @@ def test_a_late_reply_is_the_same_action_and_says_how_late_it_is(
     assert plain.late_us == 0
     assert late == msgspec.structs.replace(plain, late_us=late_us)
     assert [reply[0], *reply[2:]] == [b"peer", *step[2:]]
+
+
+@ONCE_AND_AGAIN
+@pytest.mark.parametrize(("run_us", "late_us"), [(BUDGET_US, 0), (BUDGET_US + 7, 7)])
+def test_an_action_that_was_run_in_time_and_finished_late_says_so(
+    plane: DataPlane, actor: Actor, run_us: int, late_us: int, acts_before: int
+) -> None:
+    for _ in range(acts_before):
+        assert actor.act(BUDGET_US, NOW_NS) == "action"
+    run = plane.engine.runs[1]
+
+    def slow() -> None:
+        run()
+        plane.clock.now_ns += run_us * 1_000
+
+    plane.engine.runs[1] = slow
+    actor.sequence += 1
+    actor.step.fill(actor.sequence, BUDGET_US, True, NOW_NS)
+    plane.transport.inbox.append([b"peer", bytes(actor.step[0]), observation()])
+    plane.run()
+    (reply,) = plane.transport.sent
+    action = action_of(decode(bytes(reply[1])))
+    assert (action.late_us, action.fallback, action.batch_rows) == (late_us, "", 1)
+    assert np.frombuffer(reply[2], np.float32).tolist() == [3.0]
+    plane.transport.sent.clear()
+    # Sent again, it gets the same bytes.
+    plane.transport.inbox.append([b"peer", bytes(actor.step[0]), observation()])
+    plane.run()
+    assert [list(sent) for sent in plane.transport.sent] == [reply]

@@ -34,7 +34,7 @@ from pillion_worker.arena import (
     block_of,
 )
 from pillion_worker.channel import ARENA, send_packet
-from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring
+from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring_worker
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.interface import Engine, EngineError
@@ -264,14 +264,14 @@ class WorkerEngine:
         cells[block + OUTCOME] = 0
         cells[block + MEMORY] = self._index_of[id(memory)]
         cells[SUBMITTED] = number
-        is_rung = ring(self._submit)
+        is_rung = ring_worker(self._submit)
         # The worker is waking up meanwhile.
         if not self.in_flight:
             self._owes_since_ns = now_ns
         self.in_flight.append(batch)
         self.free.remove(memory)
         if not is_rung:
-            self.lose("its worker rang its own doorbell")
+            self.lose("its worker does not read its doorbell")
 
     def collect(self, memory: BatchMemory) -> None:
         """As `Engine.collect`: the results are in `memory` already."""
@@ -283,7 +283,7 @@ class WorkerEngine:
 
     def receive(self) -> None:
         """Handles the worker's rings, in the loop."""
-        if self._own is None or not self._own.descriptors:
+        if self._own is None or not self._own.is_open:
             return
         self._rung += self._doorbell.take()
         if self._completed_cell() < self._rung:
@@ -403,8 +403,8 @@ class WorkerEngine:
         assert self._channel is not None
         assert self._own is not None
         try:
-            send_packet(self._channel, {"type": ARENA}, self._own.descriptors)
-            self._own.forget_memory()
+            send_packet(self._channel, {"type": ARENA}, self._own.for_worker)
+            self._own.handed_over()
         except OSError as error:
             self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
@@ -437,7 +437,7 @@ class WorkerEngine:
     def _disconnect(self) -> None:
         """Closes every descriptor. The memory stays until it is dropped."""
         self._owes_since_ns = NEVER_NS
-        if self._own is not None and self._own.descriptors:
+        if self._own is not None and self._own.is_open:
             if self._descriptors is not None:
                 self._descriptors.remove(self._own.complete)
             self._own.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from pillion_worker.arena import FAILED, OK
+from pillion_worker.limits import RINGS_MAX
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.onnx import OnnxEngine
@@ -130,6 +132,18 @@ def test_a_spinning_loop_needs_no_ring_and_counts_none_twice() -> None:
         # the rings that were not needed are still there
         assert host.run([7.0]) == [7.0]
     assert len(host.answers) == 51
+    assert not host.losses
+
+
+def test_a_spinning_worker_reads_its_rings_before_the_doorbell_is_full() -> None:
+    with Host(summing(), spin_us=60_000_000) as host:
+        engine = host.start().engine
+        rings_max = fcntl.fcntl(engine._submit, fcntl.F_SETPIPE_SZ, 1)
+        assert rings_max > RINGS_MAX
+        for _ in range(rings_max + 10):
+            host.submit([1])
+            while not engine.poll_completed():
+                os.sched_yield()
     assert not host.losses
 
 

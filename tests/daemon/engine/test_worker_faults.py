@@ -56,7 +56,9 @@ def test_a_worker_that_is_rogue_with_a_batch_is_contained(mode: str) -> None:
         host.engine.wait_ready(WAIT_S_MAX)
         host.submit([1.0])
         host.pump(lambda: bool(host.losses))
-        assert host.losses[0].startswith(("its worker rang without", "its worker completed", "its worker answered"))
+        assert host.losses[0].startswith(
+            ("its worker rang without", "its worker completed", "its worker answered", "its worker does not read")
+        )
         # the first of two outcomes counts, unless both are there when it is looked at
         assert len(host.answers) <= (mode == "two outcomes")
         assert len(host.engine.in_flight) == 1 - len(host.answers)
@@ -84,16 +86,6 @@ def test_a_shape_that_no_memory_holds_is_refused(mode: str) -> None:
         with pytest.raises(EngineError, match=REFUSED[mode]):
             host.engine.wait_ready(WAIT_S_MAX)
         assert host.engine.is_refused
-
-
-def test_a_worker_that_fills_its_own_doorbell_does_not_stop_the_loop() -> None:
-    with Host(summing()) as host:
-        engine = host.start().engine
-        host.process.send_signal(signal.SIGSTOP)
-        assert engine._own is not None
-        os.write(engine._own.submit, (2**64 - 2).to_bytes(8, "little"))
-        host.submit([1.0])
-        assert host.losses == ["its worker rang its own doorbell"]
 
 
 def kill_before_it_loads(host: Host) -> None:

@@ -23,7 +23,7 @@ from pillion_worker.arena import (
     block_of,
 )
 from pillion_worker.channel import receive_packet, send_packet
-from pillion_worker.doorbell import Doorbell
+from pillion_worker.doorbell import wait_for_rings
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
 from pillion_worker.tensors import LoadRequest
 
@@ -52,7 +52,7 @@ class Rogue:
         self.arena = Arena(descriptors[0], layout)
         self.cells = self.arena.cells
         self.memory = descriptors[0]
-        self.submit, self.complete = Doorbell(descriptors[1]), descriptors[2]
+        self.submit, self.complete = descriptors[1], descriptors[2]
 
     def say_ready(self, **changes: Any) -> None:
         """Says that it is ready, with these fields changed."""
@@ -67,8 +67,7 @@ class Rogue:
 
     def wait(self) -> None:
         """Waits for a batch."""
-        while not self.submit.take():
-            pass
+        wait_for_rings(self.submit)
 
     def answer(self, *, completed: int = 1, number: int = 1, outcome: int = OK, rings: int = 1, **cells: int) -> None:
         """Answers the first batch."""
@@ -130,6 +129,19 @@ def _try_to_shrink(rogue: Rogue) -> None:
     rogue.answer()
 
 
+def _fill_the_doorbell(rogue: Rogue) -> None:
+    # An end that writes, which it was not given.
+    end = os.open(f"/proc/self/fd/{rogue.submit}", os.O_WRONLY | os.O_NONBLOCK)
+    while True:
+        try:
+            os.write(end, bytes(4_096))
+        except BlockingIOError:
+            break
+    os.set_blocking(end, True)
+    os.set_blocking(rogue.submit, True)
+    rogue.say_ready()
+
+
 def _send_a_descriptor(rogue: Rogue) -> None:
     socket.send_fds(rogue.channel, [b'{"type":"loaded","outputs":[],"description":{}}'], [0])
 
@@ -182,6 +194,7 @@ WITH_A_BATCH: _Modes = {
     "a long message": _with_batch(outcome=FAILED, length=MOST),
     "a message that is a bit too long": _with_batch(outcome=FAILED, length=401),
     "two outcomes": _when_ready(_answer_twice),
+    "a full doorbell": _with_arena(_fill_the_doorbell),
 }
 HARMLESS: _Modes = {
     "a message that is no text": _when_ready(_answer_without_text),

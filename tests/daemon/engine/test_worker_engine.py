@@ -20,7 +20,7 @@ from pilliond.limits import NEVER_NS
 from pilliond.versions.warmer import distinct_runs
 from tests.daemon.engine.test_onnx import POLICIES
 from tests.harness import WAIT_S_MAX
-from tests.worker.support.policies import TABLE, Policy, looking_up, shipped, summing
+from tests.worker.support.policies import TABLE, Policy, allocating, looking_up, shipped, summing
 from tests.worker.support.processes import Host, sealed, spawn
 
 ROWS_MAX = 20
@@ -217,6 +217,17 @@ def test_a_worker_keeps_to_its_address_space() -> None:
         host.attach()
         with pytest.raises(EngineError, match=r"no memory|failed to map|cannot|ended"):
             host.engine.wait_ready(WAIT_S_MAX)
+
+
+def test_a_batch_that_needs_more_memory_than_its_worker_may_have_fails_alone() -> None:
+    with Host(allocating(), memory_bytes_max=1_500_000_000) as host:
+        host.start()
+        assert host.run([3]) == [3.0]
+        host.submit([500_000_000])
+        host.pump_answers(2)
+        assert host.answers[-1].outcome == FAILED
+        assert host.run([4]) == [4.0]
+    assert not host.losses
 
 
 def test_a_busy_or_lost_engine_does_not_run_for_who_waits() -> None:

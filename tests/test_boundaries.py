@@ -42,6 +42,7 @@ FLOORS = {
         ["admin"],
         ["admin/v1", "admin/kserve", "admin/monitoring", "commands", "serving"],
         ["admin/http", "core"],
+        ["policy_rollout"],
         ["rollout"],
         ["shadow", "staging", "supervision", "transport"],
         ["versions"],

@@ -34,6 +34,9 @@ HEARTBEAT_MS: Final = 5_000
 SILENT_MS_MAX: Final = 600_000
 """A session that is silent for this long ends, even if its peer lives: it must not keep its leases for ever."""
 
+SENT_AGE_NS_MAX: Final = 60_000_000_000
+"""How long ago an act can have been sent. A time further back is of another clock: another host, or a time namespace."""
+
 TICK_MS: Final = 100
 """How often the serving loop does its housekeeping."""
 
@@ -89,6 +92,9 @@ PEER_GROUPS_BYTES_MAX: Final = 1_024
 
 # Processes
 
+CLOSE_MARGIN_NS: Final = 100_000
+"""A batch that closes for its most urgent act closes this much earlier than the engine's time asks for."""
+
 SERVING_SLICE_US: Final = 100
 """EEVDF time slice of the serving process (the kernel minimum), so that a message preempts threads with longer slices."""
 
@@ -103,6 +109,9 @@ START_S_MAX: Final = 60.0
 
 DRAIN_S_MAX: Final = 10.0
 """From SIGTERM to the end of the serving process; then it is killed."""
+
+DRAIN_ENGINES_NS_MAX: Final = 8_000_000_000
+"""How long a drain waits for engines outside the loop; shorter than `DRAIN_S_MAX`, after which the process is killed."""
 
 RESTART_DELAY_S_MAX: Final = 5.0
 """The longest pause before a serving process that died is restarted."""

@@ -94,7 +94,9 @@ def warmup(policy: str, version: str, reason: str, wait: bool, admin: str, as_js
 
 
 def _print_sessions(sessions: list[dict[str, Any]]) -> None:
-    rows = new_table("SESSION", "CARRIER", "POLICY", "VERSION", "GROUPS", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S")
+    rows = new_table(
+        "SESSION", "CARRIER", "POLICY", "VERSION", "GROUPS", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S"
+    )
     # On a narrow terminal other columns wrap: a policy is told from another by its whole name.
     rows.columns[2].no_wrap = True
     for session in sessions:

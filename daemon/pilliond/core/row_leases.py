@@ -53,8 +53,6 @@ def end_lease(group: EpisodeGroup, version: Version, left: Version) -> bool:
     group.head_middle = b""
     group.forget_states(version)
     take_leases(group)
-    for slot in group.slots.slots if group.slots is not None else ():
-        slot.run = None
     return True
 
 
@@ -91,9 +89,6 @@ def _set_versions(group: EpisodeGroup, row_versions: list[Version], epoch: int) 
         tensor_bytes = [size * group.rows for size in version.output_bytes]
         plain = ActionStep(group.session.id, epoch, group.id, group.rows, version.digest, tensor_bytes)
         group.step = ExplicitActionStep(group, epoch, [version.lease], [], plain)
-    if group.slots is not None:
-        for slot in group.slots.slots:
-            slot.run = version.engine.bind(slot.inputs, group.rows)
 
 
 def _carry_states(group: EpisodeGroup, old: list[Version], new: list[Version], version: Version) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pilliond.core.routing import Router
-from pilliond.core.scheduler import Scheduler
+from pilliond.core.scheduler import PolicyShare
 from pilliond.ipc.metrics_page import policy_number
 from pilliond.limits import PolicyLimits
 from pilliond.settings.schema import EngineSettings
@@ -28,18 +28,15 @@ class ServedPolicy:
         "engine",
         "episodes_live",
         "limits",
-        "lock_step_live",
         "name",
         "number",
-        "queue_rows_max",
         "residency",
         "router",
-        "scheduler",
         "sessions_live",
+        "share",
         "slots",
         "state_bytes",
         "tap",
-        "used_ns",
     )
 
     residency: Residency
@@ -53,20 +50,14 @@ class ServedPolicy:
         self.router = router
         self.limits = limits
         self.engine = engine
-        self.scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-        """The queue of its acts."""
-        self.queue_rows_max = limits.queue_rows_max
+        self.share = PolicyShare(limits.rows_max, limits.batch_wait_us_max * 1_000, limits.queue_rows_max)
         self.slots = SlotGrants(limits.slots_mb_max * _BYTES_PER_MB)
         self.tap: ShadowTap | None = None
         """Copies its answered batches, while it has a shadow."""
         self.sessions_live = 0
         self.episodes_live = 0
-        self.lock_step_live = 0
-        """Episode groups of lock-step sessions: a batch need not wait for more once each of them has acted."""
         self.state_bytes = 0
         """Recurrent state of its episode groups."""
-        self.used_ns = 0
-        """Time for which its inline engines ran: the measure of a fair share of the loop."""
 
     @property
     def metrics_index(self) -> int:

@@ -29,6 +29,7 @@ class Session:
         "peer",
         "pinged_ns",
         "policy",
+        "share",
         "step_key",
         "version",
         "version_range",
@@ -59,6 +60,7 @@ class Session:
         self.fallback = hello.fallback
         self.policy = policy
         """What its hello asked for: all its episodes are of this policy."""
+        self.share = policy.share
         self.version = version
         """What its next episode leases, unless the router has another one for it; see `Router.lease`."""
         self.version_range = hello.version_range

@@ -35,7 +35,17 @@ from pillion_protocol import (
     encode,
 )
 from pillion_protocol.lane import Frame
-from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
+from pillion_protocol.limits import UNSIGNED_MAX
+from pillion_protocol.steps import (
+    ACT_STEP_BYTES,
+    NO_SLOT,
+    SENT_FORM,
+    TIMED_ACT_STEP_BYTES,
+    is_act_step,
+    slot_number,
+    split_act,
+    split_timed_act,
+)
 from pilliond.core import rejections
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
@@ -51,7 +61,7 @@ from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.session import Session
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import MetricsPage
-from pilliond.limits import HEARTBEAT_MS, NEVER_NS, SILENT_MS_MAX
+from pilliond.limits import HEARTBEAT_MS, NEVER_NS, SENT_AGE_NS_MAX, SILENT_MS_MAX
 from pilliond.transport.interface import Incoming, Peer, Reply
 from pilliond.transport.slots import Slot
 from pilliond.versions.loaded_version import Version
@@ -81,8 +91,6 @@ class Sessions:
     ) -> None:
         self.epoch = epoch
         self.policies = {policy.name: policy for policy in policies}
-        self.lock_step_live = 0
-        """Episode groups of lock-step sessions, of all policies."""
         self.draining = False
         self._default = policies[0]
         self._sessions_max = sessions_max
@@ -133,7 +141,11 @@ class Sessions:
             ):
                 group.received_ns = group.session.last_heard_ns = now_ns
                 if group.budget_ns:
-                    group.deadline_ns = now_ns + group.budget_ns
+                    group.deadline_ns = self._budget_began_ns(0, now_ns) + group.budget_ns
+                return group
+        elif len(head) == TIMED_ACT_STEP_BYTES:
+            group = self._receive_timed(message, head, now_ns)
+            if group is not None:
                 return group
         head = bytes(head)
         try:
@@ -187,6 +199,34 @@ class Sessions:
 
     # Acts
 
+    def _receive_timed(self, message: Incoming, head: Frame, now_ns: int) -> EpisodeGroup | None:
+        """Admits a timed act that differs from an earlier one of its group only in its numbers; else returns None."""
+        key, sequence, middle, slot, generation, form, sent_ns = split_timed_act(head)
+        group = self._steps.get(key)
+        if (
+            group is None
+            or middle != group.head_middle
+            or form != SENT_FORM
+            or sent_ns > UNSIGNED_MAX
+            or not self._admit_repeated(group, message, sequence, slot, generation)
+        ):
+            return None
+        group.received_ns = group.session.last_heard_ns = now_ns
+        if group.budget_ns:
+            group.deadline_ns = self._budget_began_ns(sent_ns, now_ns) + group.budget_ns
+        return group
+
+    def _budget_began_ns(self, sent_ns: int, now_ns: int) -> int:
+        """From when the budget of an act counts: from when it was sent, if that is known, else from when it was read.
+
+        A time in the future, or too long ago, is not of this host's clock.
+        """
+        if sent_ns and 0 <= now_ns - sent_ns <= SENT_AGE_NS_MAX:
+            self._page.cells[page_cells.BUDGETS_SENT] += 1
+            return sent_ns
+        self._page.cells[page_cells.BUDGETS_READ] += 1
+        return now_ns
+
     def _admit_repeated(
         self, group: EpisodeGroup, message: Incoming, sequence: int, slot_form: int, generation: int
     ) -> bool:
@@ -198,7 +238,7 @@ class Sessions:
             sequence <= group.last_sequence
             or group.waiting
             or group.session.peer != message[0]
-            or group.session.policy.scheduler.rows_waiting + group.rows > group.session.policy.queue_rows_max
+            or group.session.share.rows_waiting + group.rows > group.session.share.queue_rows_max
             or self.draining
         ):
             return False
@@ -223,8 +263,12 @@ class Sessions:
     def _remember(self, group: EpisodeGroup, head: bytes) -> None:
         """Notes how the head of this group's next act looks if it repeats this one."""
         session = group.session
-        session.step_key, _, group.head_middle, _, _ = split_act(head)
-        self._steps[session.step_key] = group
+        key, _, group.head_middle, _, _ = split_act(head[:ACT_STEP_BYTES])
+        if session.step_key != key:
+            # Timed acts and others of a session have different keys.
+            self._steps.pop(session.step_key, None)
+            session.step_key = key
+        self._steps[key] = group
 
     def _act(self, peer: Peer, act: Act, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
         group = self._group(peer, act, now_ns)
@@ -244,10 +288,11 @@ class Sessions:
         if act.episode_start and group.session.is_evaluation:
             # Raises if its hold has ended. Nothing has changed yet, so the act can be refused as a whole.
             policy.router.lease(group.session, 0)
+        share = policy.share
+        if group.queue is None and share.rows_waiting + group.rows > share.queue_rows_max:
+            raise rejections.queue_full(share.queue_rows_max, share.rows_waiting + group.rows)
         if group.waiting:
             self.answer_error(group, rejections.superseded(act.sequence), replies)
-        elif policy.scheduler.rows_waiting + group.rows > policy.queue_rows_max:
-            raise rejections.queue_full(policy.queue_rows_max, policy.scheduler.rows_waiting + group.rows)
         if act.episode_start:
             group.mark_starts(act.episode_start, act.seeds)
             self._lease_anew(group)
@@ -261,7 +306,9 @@ class Sessions:
             self._page.cells[page_cells.SLOT_ACTS] += 1
         group.received_ns = now_ns
         group.budget_ns = act.budget_us * 1_000
-        group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS
+        group.deadline_ns = NEVER_NS
+        if act.budget_us:
+            group.deadline_ns = self._budget_began_ns(act.sent_ns, now_ns) + group.budget_ns
         group.deterministic = act.deterministic
         # The short path keeps an act's budget and whether it samples. Both have just changed, so it must not run.
         group.head_middle = b""
@@ -441,7 +488,7 @@ class Sessions:
         session.groups.add(group.id)
         self._groups[group.id] = group
         policy.episodes_live += 1
-        self._count_lock_step(session, 1)
+        policy.share.lock_step_live += session.lock_step
         slots = len(group.slots.slots) if group.slots else 0
         leases, row_leases = ([version.lease], [])
         if isinstance(version, MixedVersion):
@@ -461,11 +508,6 @@ class Sessions:
         granted = sum(policy.slots.bytes_granted for policy in self.policies.values())
         self._page.cells[page_cells.SLOT_BYTES] = granted
 
-    def _count_lock_step(self, session: Session, groups: int) -> None:
-        if session.lock_step:
-            session.policy.lock_step_live += groups
-            self.lock_step_live += groups
-
     # Leases
 
     def _lease_anew(self, group: EpisodeGroup) -> None:
@@ -478,12 +520,12 @@ class Sessions:
             policy.state_bytes += group.state_bytes - state_bytes
 
     def end_leases(self, version: Version) -> int:
-        """Ends the leases of a version, except those of groups with an act in the queue; returns how many ended."""
+        """Ends the leases of a version, except those of groups with an act that waits or runs; returns how many ended."""
         left = version.without_engine()
         ended = 0
         for group in self._groups.values():
             state_bytes = group.state_bytes
-            if not group.is_queued and end_lease(group, version, left):
+            if group.queue is None and group.running is None and end_lease(group, version, left):
                 ended += 1
                 group.session.policy.state_bytes -= state_bytes - group.state_bytes
         return ended
@@ -504,7 +546,7 @@ class Sessions:
         policy = group.session.policy
         policy.episodes_live -= 1
         policy.state_bytes -= group.state_bytes
-        self._count_lock_step(group.session, -1)
+        policy.share.lock_step_live -= group.session.lock_step
         # An act that still waits is in the scheduler: it runs, and is answered.
 
     def _revoke_slots(self, group: EpisodeGroup) -> None:

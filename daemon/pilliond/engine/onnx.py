@@ -16,8 +16,9 @@ import onnxruntime
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.aligned import Piece, aligned_zeros
+from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.buckets import buckets_for
-from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.interface import Array, EngineError, InlineEngine
 
 WARM_UP_RUNS: Final = 3
 """Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
@@ -25,12 +26,12 @@ WARM_UP_RUNS: Final = 3
 _ORT_ERROR_ONLY: Final = 3
 
 
-class OnnxEngine:
+class OnnxEngine(InlineEngine):
     """One ONNX policy on the CPU.
 
     `model` holds the verified bytes of the file. `spec` states its inputs and outputs, `parameters` the further graph
     outputs (logits, log_std) that the distribution reads, `states` its recurrent state. `strict_rows` is as in
-    `InlineEngine`; rows that do not fill the shape leave the old contents behind them. Raises `EngineError` if the graph
+    `Engine`; rows that do not fill the shape leave the old contents behind them. Raises `EngineError` if the graph
     disagrees with its card: a model that lies about its shapes never serves.
     """
 
@@ -52,7 +53,6 @@ class OnnxEngine:
         room = _round_up(rows_max, strict_rows or 1)
         self._session = _open_session(model, threads)
         self.inputs: list[Array] = [aligned_zeros((room, *tensor.shape), tensor.dtype) for tensor in spec.observation]
-        self.input_views = [array.data.cast("B") for array in self.inputs]
         self._names = [tensor.name for tensor in spec.observation]
         self._states = states
         _check_inputs(self._session, [*self._names, *(state.name for state in states)])
@@ -68,12 +68,8 @@ class OnnxEngine:
         }
         runs = self._strict_runs(room) if strict_rows else self._bucket_runs()
         self.runs: list[Callable[[], None]] = runs[: rows_max + 1]
-
-    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        """As `InlineEngine.bind`, for row counts that are a bucket or fill the strict shape: no other shape is warm."""
-        if self.strict_rows:
-            return self._run_of(self._pieces(inputs, rows)) if rows % self.strict_rows == 0 else None
-        return self._run_of([self._whole(inputs, rows)]) if rows in self.buckets else None
+        self.memories = [BatchMemory(spec, self.inputs, self.outputs, self.states)]
+        self.free = self.memories
 
     def _bucket_runs(self) -> list[Callable[[], None]]:
         runs = [self._run_of([self._whole(self.inputs, rows)]) for rows in self.buckets]

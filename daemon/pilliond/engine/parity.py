@@ -8,11 +8,11 @@ from pillion_artifacts import InvalidArtifactError
 from pillion_artifacts.card.golden_pairs import Arrays, check_golden, decode_golden
 from pillion_artifacts.card.model_card import StateCard, Tolerance
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine.interface import EngineError, InlineEngine
+from pilliond.engine.interface import Engine, EngineError
 
 
 def check_parity(
-    engine: InlineEngine,
+    engine: Engine,
     spec: Spec,
     states: list[StateCard],
     golden: bytes,

@@ -15,12 +15,11 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pillion_artifacts.card.golden_pairs import decode_golden
-from pilliond.core.policy_queues import PolicyQueues
 from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
@@ -166,8 +165,7 @@ def make_loop(
         ServedPolicy(Router(its.stable), its_config.limits, its_config.engine)
         for its, its_config in zip(loaded, config.policies, strict=True)
     ]
-    # One policy needs no turns, and its own queue is a call less per act.
-    scheduler = policies[0].scheduler if len(policies) == 1 else cast(Scheduler, PolicyQueues(policies))
+    scheduler = Scheduler()
     sessions = Sessions(config.epoch, policies, config.sessions_max, page)
 
     def log_event(name: str, fields: EventFields) -> None:
@@ -183,7 +181,7 @@ def make_loop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, log_event, busy_poll_us=busy_poll_us
     )
     for policy, its_config, its in zip(policies, config.policies, loaded, strict=True):
-        policy.residency = Residency(policy.router, sessions, its_config.residency, its_config.watch_s)
+        policy.residency = Residency(policy.router, sessions, scheduler, its_config.residency, its_config.watch_s)
         resume(policy.residency, its_config, its.versions)
     control_handler = ControlHandler(end, config.epoch, poller, sessions, page, loop.stop, loop.set_tap)
     loop.on_tick = control_handler.sweep

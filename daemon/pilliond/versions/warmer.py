@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pilliond.engine.interface import InlineEngine
+from pilliond.engine.interface import Engine
 from pilliond.versions.loaded_version import Version
 
 
@@ -44,7 +44,7 @@ class Warmer:
         self._left = []
 
 
-def distinct_runs(engine: InlineEngine) -> list[Callable[[], None]]:
+def distinct_runs(engine: Engine) -> list[Callable[[], None]]:
     """One run per bucket, the smallest first: several row counts share a bucket."""
     runs = engine.runs[1:]
     return [run for index, run in enumerate(runs) if index == 0 or run is not runs[index - 1]]

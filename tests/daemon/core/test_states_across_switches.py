@@ -27,7 +27,7 @@ class SummingEngine(AddingEngine):
     def __init__(self, rows_max: int, added: float, *, carries: bool) -> None:
         super().__init__(rows_max, added)
         if carries:
-            self.states = [(np.zeros(rows_max, np.float32), np.zeros(rows_max, np.float32))]
+            self.memories[0].states = self.states = [(np.zeros(rows_max, np.float32), np.zeros(rows_max, np.float32))]
 
     def run(self, rows: int) -> None:
         super().run(rows)

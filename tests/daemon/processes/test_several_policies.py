@@ -382,7 +382,7 @@ def test_the_audit_log_is_that_of_all_served_policies_or_of_one(start: Callable[
 
 def test_kserve_serves_every_policy_as_a_model(start: Callable[..., Daemon]) -> None:
     daemon = start()
-    index = daemon.ask("POST", "/v2/repository/index", {})[1]
+    index: Any = daemon.ask("POST", "/v2/repository/index", {})[1]
     assert [(each["name"], each["version"]) for each in index] == [(LEFT, "1.0.0"), (RIGHT, "1.0.0")]
     for policy in (LEFT, RIGHT):
         width = WIDTHS[policy]
@@ -394,7 +394,7 @@ def test_kserve_serves_every_policy_as_a_model(start: Callable[..., Daemon]) -> 
             status, answer, _ = daemon.ask("POST", f"/v2/models/{policy}/infer", body)
             assert status == 200, answer
             (action,) = [output for output in answer["outputs"] if output["name"] == "action"]
-            assert np.float32(action["data"]).tolist() == expected(policy)
+            assert np.array(action["data"], np.float32).tolist() == expected(policy)
             assert answer["model_name"] == policy
     status, error, _ = daemon.ask("GET", f"/v2/models/{THIRD}")
     assert (status, error["error"]) == (404, f"model '{THIRD}': expected {LEFT} or {RIGHT}")

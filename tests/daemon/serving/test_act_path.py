@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ from pillion_protocol.limits import PACKET_BYTES_MAX
 from pillion_protocol.slots import SLOTS, SlotLayout, write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.core.routing import Router
+from pilliond.core.scheduler import Scheduler
 from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.ipc.metrics_page import MetricsPage
@@ -52,6 +54,9 @@ SYSTEM_CALLS = {"epoll.poll", "socket.recv_into", "socket.send"}
 
 DRAWN_LINE = re.compile(r"(lane|zmq )?( *)([\w.]+) {2,}(\S+)(?: {2,}.*)?")
 """A carrier or nothing, the indentation, a function, its module, an explanation or nothing."""
+
+OF_BUDGETS = {"Sessions._receive_timed", "Sessions._budget_began_ns"}
+"""The functions that only an act with a budget calls."""
 
 COLUMN = 6
 """The column at which the call tree begins, behind the carrier."""
@@ -205,8 +210,9 @@ class Server:
         self._zmq.bind(self._addresses["zmq"])
         served = ServedPolicy(Router(version), limits, policy_config.engine)
         sessions = Sessions(config.epoch, [served], config.sessions_max, page)
+        self.clock = Clock()
         self._loop = ServingLoop(
-            self._poller, [lane, self._zmq], sessions, served.scheduler, page, Clock(), lambda name, fields: None
+            self._poller, [lane, self._zmq], sessions, Scheduler(), page, self.clock, lambda name, fields: None
         )
 
     def connect(self) -> Client:
@@ -239,9 +245,14 @@ class Server:
 
 
 class Actor:
-    """A session with an episode of one row. It encodes its acts as the Python client does: into one packet."""
+    """A session with an episode of one row. It encodes its acts as the Python client does: into one packet.
 
-    def __init__(self, server: Server, seed: int, *, slots: bool = False) -> None:
+    With a budget they say when they were sent: now.
+    """
+
+    def __init__(self, server: Server, seed: int, *, slots: bool = False, budget_us: int = 0) -> None:
+        self.budget_us = budget_us
+        self.sent_ns = server.clock() if budget_us else 0
         self.client = server.connect()
         self.client.send(encode(Hello(0, 0, seed)))
         welcome = server.reply_to(self.client)
@@ -257,15 +268,15 @@ class Actor:
     def act(self) -> None:
         """Sends the next act, with its observation in the packet."""
         self.sequence += 1
-        self.step.fill(self.sequence, 0, deterministic=True)
+        self.step.fill(self.sequence, self.budget_us, True, self.sent_ns)
         self.client.send(bytes(self.step[0]), *map(bytes, self.step.tensors))
 
 
 class SlotActor(Actor):
     """The same, with its observations in the slots of its group. Owns its mapping of them."""
 
-    def __init__(self, server: Server, seed: int, stack: ExitStack) -> None:
-        super().__init__(server, seed, slots=True)
+    def __init__(self, server: Server, seed: int, stack: ExitStack, budget_us: int = 0) -> None:
+        super().__init__(server, seed, slots=True, budget_us=budget_us)
         assert isinstance(self.client, LaneClient)
         (descriptor,) = self.client.descriptors
         layout = SlotLayout(self.spec, 1)
@@ -279,7 +290,7 @@ class SlotActor(Actor):
         self.sequence += 1
         slot = self.sequence % SLOTS
         write_generation(self._region, slot * self._slot_bytes, self.sequence)
-        self.step.fill(self.sequence, 0, deterministic=True)
+        self.step.fill(self.sequence, self.budget_us, True, self.sent_ns)
         self.step.point(slot + 1, self.sequence)
         self.client.send(bytes(self.step[0]))
 
@@ -292,18 +303,18 @@ def act(server: Server, actor: Actor) -> list[Call]:
     return calls
 
 
-def short_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
+def short_path(folder: Path, carrier: str, stack: ExitStack, budget_us: int = 0) -> list[Call]:
     """Returns the calls of the second act of an episode in the only session."""
     server = Server(folder, carrier, VECTOR, stack)
-    actor = Actor(server, 1)
+    actor = Actor(server, 1, budget_us=budget_us)
     act(server, actor)
     return act(server, actor)
 
 
-def slot_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
+def slot_path(folder: Path, carrier: str, stack: ExitStack, budget_us: int = 0) -> list[Call]:
     """Returns the same for an observation in a slot."""
     server = Server(folder, carrier, IMAGE, stack)
-    actor = SlotActor(server, 1, stack)
+    actor = SlotActor(server, 1, stack, budget_us)
     act(server, actor)
     return act(server, actor)
 
@@ -328,6 +339,23 @@ PATHS = {
 def test_an_act_takes_the_path_that_the_page_draws(title: str, carrier: str, folder: Path) -> None:
     with ExitStack() as stack:
         assert PATHS[title, carrier](folder, carrier, stack) == drawn(title, carrier)
+
+
+@pytest.mark.parametrize(
+    ("path", "carrier"), [(short_path, "lane"), (short_path, "zmq"), (slot_path, "lane")], ids=["lane", "zmq", "slot"]
+)
+def test_an_act_with_a_budget_takes_the_same_short_path(
+    path: Callable[..., list[Call]], carrier: str, folder: Path
+) -> None:
+    """It calls two functions more, which reckon its deadline. Nothing is cut anew, decoded or checked in full."""
+    with ExitStack() as stack:
+        without = [call.name for call in path(folder, carrier, stack)]
+    other = folder / "budget"
+    other.mkdir()
+    with ExitStack() as stack:
+        names = [call.name for call in path(other, carrier, stack, budget_us=1_000)]
+    assert [name for name in names if name not in OF_BUDGETS] == without
+    assert set(names) - set(without) == OF_BUDGETS
 
 
 @pytest.fixture

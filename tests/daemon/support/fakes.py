@@ -25,9 +25,11 @@ from pillion_protocol import (
     encode,
 )
 from pilliond.core.routing import Router
+from pilliond.core.scheduler import Scheduler
 from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
-from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.batch_memory import BatchMemory
+from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
@@ -45,7 +47,7 @@ DIGEST = bytes(range(32))
 GAUSSIAN = Distribution("diagonal_gaussian", log_std="log_std")
 
 
-class CountingEngine:
+class CountingEngine(InlineEngine):
     """An engine whose action is the sum of the observation; `batch_index` is the number of the batch that ran it.
 
     With `carries` it is recurrent: its state is the sum of the episode so far, and its action is that sum.
@@ -56,7 +58,6 @@ class CountingEngine:
 
     def __init__(self, rows_max: int = 8, *, carries: bool = False) -> None:
         self.inputs: list[Array] = [np.zeros((rows_max, WIDTH), np.float32)]
-        self.input_views = [array.data.cast("B") for array in self.inputs]
         states = [(np.zeros(rows_max, np.float32), np.zeros(rows_max, np.float32))]
         self.states: list[tuple[Array, Array]] = states if carries else []
         self.batches: list[int] = []
@@ -67,6 +68,8 @@ class CountingEngine:
             "batch_index": np.zeros(rows_max, np.int64),
             "log_std": np.zeros(rows_max, np.float32),
         }
+        self.memories = [BatchMemory(SPEC, self.inputs, self.outputs, self.states)]
+        self.free = self.memories
 
     def run(self, rows: int) -> None:
         if self.fails:
@@ -77,13 +80,6 @@ class CountingEngine:
             after[:rows] = self.outputs["action"][:rows]
         self.outputs["batch_index"][:rows] = len(self.batches)
         self.batches.append(rows)
-
-    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        def run() -> None:
-            self.inputs[0][:rows] = inputs[0]
-            self.run(rows)
-
-        return run
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -169,8 +165,9 @@ class DataPlane:
         self.page = MetricsPage(make_page())
         self.clock = Clock()
         self.policy = ServedPolicy(self.router, self.limits, EngineSettings())
-        self.scheduler = self.policy.scheduler
-        self.sessions = Sessions(7, [self.policy], self.limits.sessions_max, self.page)
+        self.share = self.policy.share
+        self.scheduler = Scheduler()
+        self.sessions = Sessions(7, self.served(), self.limits.sessions_max, self.page)
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
         self.other_transport = StringPeerTransport(1, self.poller)
@@ -188,6 +185,10 @@ class DataPlane:
     def first_version(self, safe_action: list[float] | None) -> Version:
         """Returns the version that serves first."""
         return Version(Identity("counter", "1.2.3", DIGEST), SPEC, GAUSSIAN, self.engine, safe_action)
+
+    def served(self) -> list[ServedPolicy]:
+        """Returns the policies that are served, the default one first."""
+        return [self.policy]
 
     def deliver(self, peer: bytes, message: Message, *tensors: bytes) -> None:
         """Puts a message of `peer` into the inbox of the first transport."""

@@ -33,7 +33,10 @@ STATUSES: Final = {
     # Temporary.
     ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.ENGINE_RESTARTING: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
+    # Ours: the engine of this version does not work.
+    ErrorCode.ENGINE_OUT: HTTPStatus.INTERNAL_SERVER_ERROR,
     # Ours: this client of the data path never sends a request with such an answer.
     ErrorCode.MALFORMED: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.UNKNOWN_MESSAGE: HTTPStatus.INTERNAL_SERVER_ERROR,

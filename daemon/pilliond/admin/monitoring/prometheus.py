@@ -66,6 +66,15 @@ class PageCollector(Collector):
         yield requests
         yield refusals
         yield _counter("pillion_resends", "Acts that were resent and got the same answer.", cells[page.RESENDS])
+        budgeted = CounterMetricFamily(
+            "pillion_budgeted_acts",
+            "Acts with a budget, by what it counts from: when the client sent the act, or, where that is not known, when "
+            "the daemon read it.",
+            labels=["counted_from"],
+        )
+        budgeted.add_metric(["sent"], cells[page.BUDGETS_SENT])
+        budgeted.add_metric(["read"], cells[page.BUDGETS_READ])
+        yield budgeted
         yield self._of_versions(
             "pillion_request_duration_seconds",
             "Time from an act's last byte to its answer.",

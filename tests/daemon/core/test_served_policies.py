@@ -1,4 +1,4 @@
-"""The queues of several policies as one scheduler: each waits for its own acts only, and they take turns."""
+"""Several policies in one serving process: the limits, counts and queue of one are not those of another."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ from typing import Any
 
 import pytest
 
-from pillion_protocol import BatchClose, Begin, Begun, Error, Hello, Welcome, decode, encode
-from pilliond.core.policy_queues import PolicyQueues
-from pilliond.core.residency import Residency
+from pillion_protocol import Begin, Begun, Error, Hello, Welcome, decode, encode
 from pilliond.core.routing import Router
-from pilliond.core.scheduler import Scheduler
 from pilliond.core.served_policy import ServedPolicy
-from pilliond.core.sessions import Sessions
 from pilliond.ipc.metrics_page import OUTCOMES, POLICY_CELLS, mixed_index
-from pilliond.limits import NEVER_NS, VERSION_CELLS_PER_POLICY, PolicyLimits
-from pilliond.settings.schema import EngineSettings, VersionSettings
+from pilliond.limits import VERSION_CELLS_PER_POLICY, PolicyLimits
+from pilliond.settings.schema import EngineSettings
 from pilliond.versions.loaded_version import Identity, Version
-from tests.daemon.core.test_scheduler import waiting_act
 from tests.daemon.support.fakes import DIGEST, GAUSSIAN, SPEC, CountingEngine, DataPlane, act, codes, observation
 
 LIMITS = PolicyLimits(rows_max=4, queue_rows_max=4)
@@ -31,71 +26,20 @@ def policy_of(number: int, limits: PolicyLimits = LIMITS) -> ServedPolicy:
     return ServedPolicy(Router(Version(identity, SPEC, GAUSSIAN, engine, None, index)), limits, EngineSettings())
 
 
-def act_of(policy: ServedPolicy, rows: int = 1, **fields: Any) -> Any:
-    """Returns a stand-in for a group of that policy with an act."""
-    waiting = waiting_act(rows, version=policy.router.stable, **fields)
-    waiting.session.policy = policy
-    return waiting
-
-
 class SeveralPolicies(DataPlane):
     """A data plane that serves several policies of `policy_of`."""
 
     def __init__(self, *limits: PolicyLimits) -> None:
-        super().__init__()
         self.policies = [policy_of(number, its) for number, its in enumerate(limits)]
-        self.sessions = Sessions(7, self.policies, 100, self.page)
-        self.queues = PolicyQueues(self.policies)
-        self.loop._sessions = self.loop._runner._sessions = self.sessions
-        self.loop._scheduler = self.queues  # type: ignore[assignment]
-        for policy in self.policies:
-            policy.residency = Residency(policy.router, self.sessions, VersionSettings())
+        super().__init__()
+
+    def served(self) -> list[ServedPolicy]:
+        return self.policies
 
     def open_on(self, policy: str, peer: bytes = b"peer") -> Welcome:
         reply = self.ask(peer, Hello(0, 0, 1_000 + len(self.sessions), policy=policy, lock_step=False))
         assert isinstance(reply, Welcome), reply
         return reply
-
-
-def test_policies_with_acts_that_are_due_run_in_turn() -> None:
-    policies = [policy_of(number) for number in range(3)]
-    queues = PolicyQueues(policies)
-    for policy in policies:
-        for _ in range(3):
-            queues.add(act_of(policy, rows=4), 0, 0)
-    assert queues.rows_waiting == 36
-    order = []
-    while (batch := queues.take(0, 0)) is not None:
-        assert len({group.version for group in batch.groups}) == 1
-        order.append(batch.groups[0].session.policy.number)
-    assert order == [0, 1, 2] * 3
-    assert queues.rows_waiting == 0
-
-
-def test_a_policy_that_waits_for_its_lock_step_groups_holds_no_other_up() -> None:
-    waits = policy_of(0, PolicyLimits(rows_max=4, queue_rows_max=4, batch_wait_us_max=1_000))
-    goes = policy_of(1)
-    waits.lock_step_live = 2
-    queues = PolicyQueues([waits, goes])
-    assert not queues.add(act_of(waits), 0, 0)
-    assert queues.add(act_of(goes), 10, 99)
-    batch = queues.take(10, 99)
-    assert batch is not None
-    assert [group.session.policy for group in batch.groups] == [goes]
-    assert queues.take(10, 0) is None
-    assert queues.deadline_ns() == 1_000_000
-    late = queues.take(1_000_000, 0)
-    assert late is not None
-    assert late.close is BatchClose.WAIT_ELAPSED
-    assert queues.deadline_ns() == NEVER_NS
-
-
-def test_an_act_runs_alone_only_if_no_act_of_any_policy_waits() -> None:
-    first, second = policy_of(0), policy_of(1)
-    queues = PolicyQueues([first, second])
-    assert queues.closes_alone(act_of(first), 0, 0)
-    queues.add(act_of(second), 0, 0)
-    assert not queues.closes_alone(act_of(first), 0, 0)
 
 
 def test_a_full_queue_refuses_the_acts_of_its_own_policy_only() -> None:
@@ -110,7 +54,7 @@ def test_a_full_queue_refuses_the_acts_of_its_own_policy_only() -> None:
         """Whether an act is admitted; it then waits in the queue."""
         found = plane.sessions.receive((b"peer", encode(act(group, 10, 4)), observation(4)), 0, replies)
         if found is not None:
-            plane.queues.add(found, 0, 0)
+            plane.scheduler.add(found, 0)
         return found is not None
 
     assert admitted(begun["policy-0"][0])
@@ -166,8 +110,3 @@ def test_states_and_groups_are_counted_for_their_own_policy_and_end_with_it() ->
 def test_each_policy_has_metrics_indices_of_its_own() -> None:
     assert {mixed_index(index) for index in range(VERSION_CELLS_PER_POLICY)} == {0}
     assert mixed_index(VERSION_CELLS_PER_POLICY + 3) == VERSION_CELLS_PER_POLICY
-
-
-def test_a_policy_alone_needs_no_turns() -> None:
-    policy = policy_of(0)
-    assert isinstance(policy.scheduler, Scheduler)

@@ -1,14 +1,16 @@
-"""Views of the batch buffers: the rows of one act, and the values that must be finite. Hot path."""
+"""The memory of one batch: its tensors, views of the rows of an act, and the values that must be finite. Hot path."""
 
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pillion_protocol import TensorSpec
-from pilliond.engine.interface import Array
+from pillion_protocol import Spec, TensorSpec
+
+Array = NDArray[Any]
 
 _FEW: Final = 64
 _SUMMED_BY_PYTHON: Final = "fd"
@@ -29,7 +31,7 @@ class BatchView:
 
 
 class BatchViews:
-    """The views of one engine's buffers. Each is made at its first use and kept: cutting a view costs as much as a copy.
+    """The views of the tensors of one batch. Each is made at its first use and kept: cutting a view costs as much as a copy.
 
     `inputs` and `outputs` hold, for each tensor, its whole buffer as bytes and the bytes of a row.
     """
@@ -48,6 +50,52 @@ class BatchViews:
         view = BatchView(first, _cut(self._inputs, first, rows), _cut(self._outputs, first, rows))
         self._made[first, rows] = view
         return view
+
+
+class BatchMemory:
+    """The tensors of one batch of an engine, each of shape [rows_max, …]; a strict engine may have more rows.
+
+    The caller writes the raw bytes of n rows into `views`, runs the engine on them, and reads rows 0 to n - 1 of `outputs`.
+    An engine reads and writes only this memory: never memory that a client can still write to.
+    """
+
+    __slots__ = ("_finite_values", "_spec", "inputs", "outputs", "states", "user", "views")
+
+    def __init__(
+        self,
+        spec: Spec,
+        inputs: list[Array],
+        outputs: dict[str, Array],
+        states: list[tuple[Array, Array]],
+    ) -> None:
+        self.inputs = inputs
+        """An array for each observation of the spec."""
+        self.outputs = outputs
+        """Every output of the policy by name. Each run overwrites them."""
+        self.states = states
+        """For each state of a recurrent policy: what a run reads, and what it writes."""
+        self.views = BatchViews(
+            [(array.data.cast("B"), tensor.row_bytes) for array, tensor in zip(inputs, spec.observation, strict=True)],
+            [(outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs],
+        )
+        self.user: Any = None
+        """What the batch runner knows of the batch that is running in it."""
+        self._spec = spec
+        self._finite_values: dict[int, list[Values]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors."""
+        states = [array for pair in self.states for array in pair]
+        return sum(array.nbytes for array in [*self.inputs, *self.outputs.values(), *states])
+
+    def is_finite(self, rows: int) -> bool:
+        """Whether the observations of the first `rows` rows are finite, where the spec says that they must be."""
+        values = self._finite_values.get(rows)
+        if values is None:
+            inputs = [array[:rows] for array in self.inputs]
+            values = self._finite_values[rows] = finite_values(self._spec.observation, inputs)
+        return is_finite(values)
 
 
 def finite_values(spec: list[TensorSpec], inputs: list[Array]) -> list[Values]:

@@ -19,6 +19,7 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.store.daemon_locks import locked_digests
+from pilliond.limits import POLICIES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.processes.test_processes import check_metrics
 from tests.daemon.support.scaling_policies import publish_times, times
@@ -191,6 +192,23 @@ def test_each_policy_has_the_limits_and_engine_of_its_entry(
     engines = {each["policy"]: each["engine"] for each in daemon.health()["policies"]}
     assert [engines[policy]["strict"] for policy in (LEFT, RIGHT)] == [False, True]
     assert (max(engines[LEFT]["buckets"]), daemon.health()["engine"]) == (16, engines[LEFT])
+
+
+def test_as_many_policies_as_there_may_be_start_with_specs_larger_than_a_packet_between_processes(
+    tmp_path: Path, start_daemon: StartDaemon
+) -> None:
+    names = [f"policy-{number}" for number in range(POLICIES_MAX)]
+    for number, name in enumerate(names):
+        publish_times(tmp_path / "store", name, "1.0.0", float(number), width=1_000, has_bounds=True)
+    flags = [word for name in names[1:] for word in ("--policy", name)]
+    settings = {"limits__rows_max": 1, "limits__queue_rows_max": 1, "limits__policies_mb_max": 100_000}
+    daemon = start_daemon(*flags, policy=names[0], store=tmp_path / "store", settings=settings)
+    observation = np.arange(1_000, dtype=np.float32)
+    for number, name in enumerate(names):
+        with pillion.connect(daemon.address, policy=name) as session, session.begin(seed=1) as episode:
+            assert episode.act(observation).tolist() == times(observation, number)
+    assert {each["sessions"] for each in daemon.health()["policies"]} <= {0, 1}
+    assert daemon.metric("pillion_requests_total", outcome="ok") == POLICIES_MAX
 
 
 # Versions

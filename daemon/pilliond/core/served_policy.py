@@ -13,7 +13,6 @@ from pilliond.transport.slots import SlotGrants
 
 if TYPE_CHECKING:
     from pilliond.core.residency import Residency
-    from pilliond.serving.shadow_tap import ShadowTap
 
 _BYTES_PER_MB: Final = 1_000_000
 
@@ -36,7 +35,6 @@ class ServedPolicy:
         "share",
         "slots",
         "state_bytes",
-        "tap",
     )
 
     residency: Residency
@@ -52,8 +50,6 @@ class ServedPolicy:
         self.engine = engine
         self.share = PolicyShare(limits.rows_max, limits.batch_wait_us_max * 1_000, limits.queue_rows_max)
         self.slots = SlotGrants(limits.slots_mb_max * _BYTES_PER_MB)
-        self.tap: ShadowTap | None = None
-        """Copies its answered batches, while it has a shadow."""
         self.sessions_live = 0
         self.episodes_live = 0
         self.state_bytes = 0

@@ -127,20 +127,20 @@ class ShadowTap:
 
 
 class ShadowTaps:
-    """The taps of several policies, as one: each batch goes to the tap of its policy."""
+    """The taps of several policies, by name, as one: each batch goes to the tap of its policy."""
 
-    def __init__(self, taps: list[ShadowTap]) -> None:
+    def __init__(self, taps: dict[str, ShadowTap]) -> None:
         self._taps = taps
 
     def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
         """As `ShadowTap.take`."""
-        tap = groups[0].session.policy.tap
+        tap = self._taps.get(groups[0].session.policy.name)
         if tap is not None:
             tap.take(version, memory, groups)
 
     def pay(self) -> None:
         """As `ShadowTap.pay`."""
-        for tap in self._taps:
+        for tap in self._taps.values():
             tap.pay()
 
 

@@ -22,7 +22,7 @@ from pillion_artifacts.store.daemon_locks import locked_digests
 from pilliond.limits import POLICIES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.processes.test_processes import check_metrics
-from tests.daemon.support.scaling_policies import publish_times, times
+from tests.daemon.support.shadow_policies import publish_times, times
 from tests.harness import START_S_MAX, Daemon, blob_of
 
 LEFT, RIGHT, THIRD = "left-arm", "right-arm", "third-arm"

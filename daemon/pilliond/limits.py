@@ -137,6 +137,9 @@ SHADOW_LOOK_S_MAX: Final = 0.02
 SHADOW_OUTPUTS_MAX: Final = 64
 """Outputs of a shadowed version: each has cells in the shadow page."""
 
+WORKER_RUN_S_MAX: Final = 30.0
+"""How long a run of a worker may take before it serves, where somebody waits for it: golden pairs, certificates."""
+
 # Policies and their versions
 
 POLICIES_MAX: Final = 16

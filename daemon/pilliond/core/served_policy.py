@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import PolicyShare
@@ -12,7 +12,24 @@ from pilliond.settings.schema import EngineSettings
 from pilliond.transport.slots import SlotGrants
 
 if TYPE_CHECKING:
+    from pilliond.core.episodes import EpisodeGroup
     from pilliond.core.residency import Residency
+    from pilliond.engine.batch_memory import BatchMemory
+    from pilliond.versions.loaded_version import Version
+
+
+class Tap(Protocol):
+    """Copies answered batches for a shadow."""
+
+    def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
+        """Takes a batch that ran and whose replies are filled."""
+
+    def pay(self) -> None:
+        """Copies the last batch taken, if it is not copied yet."""
+
+    def close(self) -> None:
+        """Releases what it holds."""
+
 
 _BYTES_PER_MB: Final = 1_000_000
 
@@ -35,6 +52,7 @@ class ServedPolicy:
         "share",
         "slots",
         "state_bytes",
+        "tap",
     )
 
     residency: Residency
@@ -50,6 +68,8 @@ class ServedPolicy:
         self.engine = engine
         self.share = PolicyShare(limits.rows_max, limits.batch_wait_us_max * 1_000, limits.queue_rows_max)
         self.slots = SlotGrants(limits.slots_mb_max * _BYTES_PER_MB)
+        self.tap: Tap | None = None
+        """Copies its answered batches, while it has a shadow."""
         self.sessions_live = 0
         self.episodes_live = 0
         self.state_bytes = 0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays, is_equal
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine.buckets import buckets_for
+from pillion_worker.buckets import buckets_for
 from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.ipc.batch_certificate import CLOSE, EXACT, WORSE, Certificate
 from pilliond.limits import CERTIFIED_OBSERVATIONS_MAX

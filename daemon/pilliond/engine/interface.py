@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pillion_worker.errors import EngineError
 from pilliond.engine.batch_memory import Array, BatchMemory
+from pilliond.engine.service_time import ServiceTimes
 
 __all__ = ["Array", "Engine", "EngineError"]
-
-
-class EngineError(Exception):
-    """The engine cannot be built from this model, or it failed to run a batch."""
 
 
 class Engine(Protocol):
@@ -35,6 +33,9 @@ class Engine(Protocol):
 
     runs: list[Callable[[], None]]
     """`runs[n]()` runs the first n rows of `memories[0]` and waits for the end. It may raise `EngineError`."""
+
+    service: ServiceTimes
+    """How long its batches take, from `submit` or the run's begin to their end. The batch runner observes it."""
 
     parts: tuple[Engine, ...]
     """The engines of a mixed version, which run the rows of their own versions; empty for any other."""

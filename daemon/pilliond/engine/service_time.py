@@ -1,4 +1,4 @@
-"""Service times: how long a version's batches take, learned from every run. Hot path."""
+"""How long a version's batches take, per bucket of rows: learned from every batch that runs. Hot path."""
 
 from __future__ import annotations
 
@@ -6,49 +6,49 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
-_FORGET: Final = 1 / 64
-"""How far a tracker moves towards a run that does not push it: one that was odd is forgotten after some hundred runs."""
+_FORGET_SHIFT: Final = 6
+"""A tracker moves by at most a 64th for each batch: one outlier is nearly forgotten after some 200."""
 
 
 class ServiceTimes:
-    """The times of one version for each bucket of rows, in ns.
+    """Two trackers for each bucket: `fast` is a decayed minimum, `slow` a decayed maximum, in nanoseconds.
 
-    *fast* falls at once to a quicker run, and rises slowly: no run is much quicker. An act that it cannot serve in time
-    cannot be served. *slow* rises at once to a slower run, and falls slowly: nearly all runs are quicker. A batch starts
-    early enough for it, and a run that takes many times longer hangs.
+    An act that `fast` does not fit into its budget cannot be answered in time. A batch that takes much longer than `slow`
+    hangs. Both are 0 for a bucket that never ran.
     """
 
-    __slots__ = ("_bucket_of", "_fast", "_slow", "buckets", "is_known")
-
     def __init__(self, buckets: Sequence[int]) -> None:
+        """`buckets` are the row counts whose times are told apart, ascending; the last is at least `rows_max`."""
         self.buckets = list(buckets)
-        self._bucket_of = [bisect_left(self.buckets, rows) for rows in range(self.buckets[-1] + 1)] if buckets else [0]
-        self._fast = [0.0] * max(1, len(self.buckets))
-        self._slow = [0.0] * max(1, len(self.buckets))
-        self.is_known = False
-        """Whether any run was observed."""
+        trackers = [[0, 0] for _ in buckets]
+        self._of_rows = [trackers[bisect_left(buckets, rows)] for rows in range(buckets[-1] + 1)]
+        """For each row count the fast and the slow tracker of its bucket."""
 
-    def observe(self, rows: int, duration_ns: int) -> None:
-        """Notes a run of `rows` rows."""
-        index = self._bucket_of[rows]
-        fast, slow = self._fast, self._slow
-        low = fast[index]
-        if duration_ns < low or not low:
-            fast[index] = duration_ns
-        else:
-            fast[index] = low + (duration_ns - low) * _FORGET
-        high = slow[index]
-        slow[index] = duration_ns if duration_ns > high else high - (high - duration_ns) * _FORGET
-        self.is_known = True
+    def seed(self, rows: int, fast_ns: int, slow_ns: int) -> None:
+        """Sets both trackers of a bucket to what was measured before it served."""
+        self._of_rows[rows][:] = fast_ns, slow_ns
+
+    def observe(self, rows: int, ns: int) -> None:
+        """Learns from a batch of `rows` rows that took `ns`."""
+        trackers = self._of_rows[rows]
+        fast, slow = trackers
+        if not fast:
+            trackers[:] = ns, ns
+            return
+        most = fast + (fast >> _FORGET_SHIFT) + 1
+        least = slow - (slow >> _FORGET_SHIFT)
+        trackers[0] = min(most, ns)
+        trackers[1] = max(least, ns)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any bucket has run."""
+        return any(self.fast_ns(rows) for rows in self.buckets)
 
     def fast_ns(self, rows: int) -> int:
-        """The time of the quickest runs of so many rows; 0 if there was none."""
-        return int(self._fast[self._bucket_of[rows]])
+        """The least that `rows` rows will take."""
+        return self._of_rows[rows][0]
 
     def slow_ns(self, rows: int) -> int:
-        """The time of the slowest runs of so many rows, or of the next larger bucket that has one; 0 if there was none."""
-        return int(next((slow for slow in self._slow[self._bucket_of[rows] :] if slow), 0))
-
-    def by_bucket(self) -> list[tuple[int, int, int]]:
-        """For each bucket: rows, fast and slow in ns."""
-        return [(rows, int(self._fast[index]), int(self._slow[index])) for index, rows in enumerate(self.buckets)]
+        """The most that `rows` rows should take."""
+        return self._of_rows[rows][1]

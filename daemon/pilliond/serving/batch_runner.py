@@ -8,16 +8,16 @@ import numpy as np
 
 from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
 from pillion_protocol.steps import ActionStep
-from pilliond.core.action_steps import ExplicitActionStep
+from pilliond.core.action_steps import ExplicitActionStep, late_reply
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.running import Running
 from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory, BatchViews
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
-from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport.interface import Reply
 from pilliond.versions.loaded_version import Version
 
@@ -45,7 +45,7 @@ class BatchRunner:
         self._page = page
         self._clock = clock
         self._log_event = log_event
-        self.tap: ShadowTap | None = None
+        self.tap: Tap | None = None
         """Copies every answered batch, while there is a shadow."""
         self.in_flight: list[Running] = []
         """The batches that run on engines outside the loop, oldest first."""
@@ -234,6 +234,8 @@ class BatchRunner:
                 close,
             )
             reply[0] = group.session.peer
+            if ran_ns > group.deadline_ns:
+                reply = late_reply(reply, ran_ns - group.deadline_ns)
             group.answered(reply, tensors)
             if group.states:
                 group.take_states(memory)

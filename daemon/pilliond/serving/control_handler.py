@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar, cast
 
-from pilliond.core.served_policy import ServedPolicy
+from pilliond.core.served_policy import ServedPolicy, Tap
 from pilliond.core.session_list import list_sessions
 from pilliond.core.sessions import Sessions
 from pilliond.engine.interface import EngineError
@@ -61,7 +61,7 @@ class ControlHandler:
         sessions: Sessions,
         page: MetricsPage,
         on_end: Callable[[str], None],
-        set_tap: Callable[[ShadowTap | None], None],
+        set_tap: Callable[[Tap | None], None],
     ) -> None:
         self._end = end
         self._policies = sessions.policies
@@ -70,8 +70,6 @@ class ControlHandler:
         self._on_end = on_end
         self._epoch = epoch
         self._set_tap = set_tap
-        self._taps: dict[str, ShadowTap] = {}
-        """By the name of the policy: what copies its answered batches, while it has a shadow."""
         self._reports: deque[Report] = deque()
         self._warmer = Warmer(time.monotonic_ns)
         self._loaders = {
@@ -102,7 +100,7 @@ class ControlHandler:
             case Shadow():
                 self._shadow(message, descriptors)
             case EndShadow():
-                self._end_tap(message.policy)
+                self._end_tap(self._policies[message.policy])
             case Unload():
                 self._unload(message)
             case Drain():
@@ -130,7 +128,7 @@ class ControlHandler:
         """Ends the loads that run, and the taps of the shadows."""
         for loader in self._loaders.values():
             loader.close()
-        for policy in list(self._taps):
+        for policy in self._policies.values():
             self._end_tap(policy)
 
     def _find(self, digest: bytes) -> tuple[ServedPolicy, Version] | None:
@@ -230,8 +228,8 @@ class ControlHandler:
                 self._send(Shadowed(message.digest, f"the serving process does not have {missing}"))
                 return
             policy, live = found
-            self._end_tap(policy.name)
-            self._taps[policy.name] = ShadowTap(descriptors[0], live, self._epoch)
+            self._end_tap(policy)
+            policy.tap = ShadowTap(descriptors[0], live, self._epoch)
         except OSError as error:
             self._send(Shadowed(message.digest, f"the serving process cannot map the shadow's page: {error.strerror}"))
             return
@@ -241,17 +239,17 @@ class ControlHandler:
         self._connect_taps()
         self._send(Shadowed(message.digest))
 
-    def _end_tap(self, policy: str) -> None:
-        tap = self._taps.pop(policy, None)
+    def _end_tap(self, policy: ServedPolicy) -> None:
+        tap, policy.tap = policy.tap, None
         if tap is not None:
             self._connect_taps()
             tap.close()
 
     def _connect_taps(self) -> None:
         """Makes the loop copy its batches to the taps that there are: to the only one directly."""
-        taps = list(self._taps.values())
+        taps = [policy.tap for policy in self._policies.values() if policy.tap is not None]
         # The loop asks for no more of a tap than what both of these have.
-        self._set_tap(cast(ShadowTap, ShadowTaps(dict(self._taps))) if len(taps) > 1 else taps[0] if taps else None)
+        self._set_tap(cast(ShadowTap, ShadowTaps(taps)) if len(taps) > 1 else taps[0] if taps else None)
 
     def _unload(self, message: Unload) -> None:
         found = self._find(message.digest)

@@ -12,6 +12,7 @@ from typing import Final
 
 from pillion_protocol import BatchClose
 from pilliond.core.scheduler import Batch, Scheduler
+from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.control_channel import LogEvent
@@ -28,7 +29,6 @@ from pilliond.limits import (
 from pilliond.linux.epoll import Events
 from pilliond.linux.timerfd import DeadlineTimer, Ticker
 from pilliond.serving.batch_runner import BatchRunner
-from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport.interface import MessagePoller, Peer, Reply, Sent, Transport
 from pilliond.transport.slots import SlotRegion
 
@@ -70,7 +70,7 @@ class ServingLoop:
         self._busy_poll_ns = busy_poll_us * 1_000
         self._runner = BatchRunner(sessions, scheduler, page, clock, log_event)
         self._wake_at: Callable[[int], None] = _no_timer
-        self._tap: ShadowTap | None = None
+        self._tap: Tap | None = None
         self._replies: list[Reply] = []
         self._stop_reason: str | None = None
         self._now_ns = 0
@@ -98,7 +98,7 @@ class ServingLoop:
         """Makes `run` return after the current iteration."""
         self._stop_reason = reason
 
-    def set_tap(self, tap: ShadowTap | None) -> None:
+    def set_tap(self, tap: Tap | None) -> None:
         """Copies every answered batch to `tap` from now on; None: to nothing."""
         self._tap = self._runner.tap = tap
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from pilliond.core.episodes import EpisodeGroup
+from pilliond.core.served_policy import Tap
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
@@ -127,21 +128,26 @@ class ShadowTap:
 
 
 class ShadowTaps:
-    """The taps of several policies, by name, as one: each batch goes to the tap of its policy."""
+    """The taps of several policies, as one: each batch goes to the tap of its policy."""
 
-    def __init__(self, taps: dict[str, ShadowTap]) -> None:
+    def __init__(self, taps: list[Tap]) -> None:
         self._taps = taps
 
     def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
         """As `ShadowTap.take`."""
-        tap = self._taps.get(groups[0].session.policy.name)
+        tap = groups[0].session.policy.tap
         if tap is not None:
             tap.take(version, memory, groups)
 
     def pay(self) -> None:
         """As `ShadowTap.pay`."""
-        for tap in self._taps.values():
+        for tap in self._taps:
             tap.pay()
+
+    def close(self) -> None:
+        """As `ShadowTap.close`."""
+        for tap in self._taps:
+            tap.close()
 
 
 def _has_part(version: Version, live: Version) -> bool:

@@ -17,10 +17,8 @@ from pillion_protocol import Fallback, Lease, Spec, TensorSpec, encode_spec, spe
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
 from pilliond.engine.batch_memory import BatchMemory
-from pilliond.engine.buckets import buckets_for
 from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
-from pilliond.engine.service_time import ServiceTimes
 from pilliond.ipc.batch_certificate import Certificate
 from pilliond.limits import NEVER_NS, SPEC_BYTES_MAX
 
@@ -78,7 +76,7 @@ class Version:
         self.spec_hash = spec_hash(self.spec_bytes)
         self.lease = Lease(identity.version, identity.digest)
         self.engine = engine
-        self.service = ServiceTimes(buckets_for(len(engine.runs) - 1))
+        self.service = engine.service
         """How long its batches take."""
         self.samplable = distribution.kind != "deterministic"
         self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]

@@ -17,6 +17,7 @@ from pillion_protocol import Fallback, Lease
 from pillion_protocol.lane import Frame
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, Engine
+from pilliond.engine.service_time import ServiceTimes
 from pilliond.versions.loaded_version import Version
 
 MIXED_METRICS_INDEX: Final = 0
@@ -75,6 +76,7 @@ class MixedEngine:
         self.states: list[tuple[Array, Array]] = [pair for part in parts for pair in part.states]
         self.runs: list[Callable[[], None]] = [self._run] * (rows + 1)
         self.memories = [BatchMemory(first.spec, self.inputs, self.outputs, self.states)]
+        self.service = ServiceTimes([rows])
 
     @property
     def free(self) -> list[BatchMemory]:

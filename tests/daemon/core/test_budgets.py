@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -161,7 +163,7 @@ def test_an_act_of_an_older_client_counts_from_reading(plane: DataPlane) -> None
     """Twelve fields, in the shortest form: the bytes that a client sent before there was a thirteenth."""
     begun = plane.begin(plane.open())
     for sequence in (2, 3):
-        fields = [begun.session, begun.epoch, sequence, begun.episode, 1, BUDGET_US, True, b"", [], "", 0, 0]
+        fields: list[Any] = [begun.session, begun.epoch, sequence, begun.episode, 1, BUDGET_US, True, b"", [], "", 0, 0]
         plane.transport.inbox.append([b"peer", head(MessageType.ACT, fields), observation()])
         assert codes(plane.replies()) == ["action"]
         assert plane.sessions._groups[begun.episode].deadline_ns == NOW_NS + BUDGET_NS
@@ -201,5 +203,34 @@ def test_a_late_reply_is_the_same_action_and_says_how_late_it_is(
     assert isinstance(plain, Action)
     assert isinstance(late, Action)
     assert plain.late_us == 0
-    assert late == Action(*[getattr(plain, name) for name in Action.__struct_fields__[:-1]], late_us)
+    assert late == msgspec.structs.replace(plain, late_us=late_us)
     assert [reply[0], *reply[2:]] == [b"peer", *step[2:]]
+
+
+@ONCE_AND_AGAIN
+@pytest.mark.parametrize(("run_us", "late_us"), [(BUDGET_US, 0), (BUDGET_US + 7, 7)])
+def test_an_action_that_was_run_in_time_and_finished_late_says_so(
+    plane: DataPlane, actor: Actor, run_us: int, late_us: int, acts_before: int
+) -> None:
+    for _ in range(acts_before):
+        assert actor.act(BUDGET_US, NOW_NS) == "action"
+    run = plane.engine.runs[1]
+
+    def slow() -> None:
+        run()
+        plane.clock.now_ns += run_us * 1_000
+
+    plane.engine.runs[1] = slow
+    actor.sequence += 1
+    actor.step.fill(actor.sequence, BUDGET_US, True, NOW_NS)
+    plane.transport.inbox.append([b"peer", bytes(actor.step[0]), observation()])
+    plane.run()
+    (reply,) = plane.transport.sent
+    action = action_of(decode(bytes(reply[1])))
+    assert (action.late_us, action.fallback, action.batch_rows) == (late_us, "", 1)
+    assert np.frombuffer(reply[2], np.float32).tolist() == [3.0]
+    plane.transport.sent.clear()
+    # Sent again, it gets the same bytes.
+    plane.transport.inbox.append([b"peer", bytes(actor.step[0]), observation()])
+    plane.run()
+    assert [list(sent) for sent in plane.transport.sent] == [reply]

@@ -9,7 +9,7 @@ import pytest
 from pillion_artifacts import Artifact, Store
 from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine.buckets import buckets_for
+from pillion_worker.buckets import buckets_for
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.versions.loaded_version import Identity, Version

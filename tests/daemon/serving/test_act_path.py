@@ -24,6 +24,7 @@ import pytest
 import zmq
 
 import pillion_protocol
+import pillion_worker
 import pilliond
 from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, decode_spec, encode
 from pillion_protocol.lane import pack, unpack
@@ -55,7 +56,7 @@ SYSTEM_CALLS = {"epoll.poll", "socket.recv_into", "socket.send"}
 DRAWN_LINE = re.compile(r"(lane|zmq )?( *)([\w.]+) {2,}(\S+)(?: {2,}.*)?")
 """A carrier or nothing, the indentation, a function, its module, an explanation or nothing."""
 
-OF_BUDGETS = {"Sessions._receive_timed", "Sessions._budget_began_ns"}
+OF_BUDGETS = {"Sessions._receive_timed", "Sessions._budget_began_ns", "Scheduler.is_hopeless", "ServiceTimes.fast_ns"}
 """The functions that only an act with a budget calls."""
 
 COLUMN = 6
@@ -94,7 +95,8 @@ class Recorder:
         self.calls: list[Call] = []
         self._depth = 0
         self._packages = {
-            f"{Path(package.__file__ or '').parent}/": package.__name__ for package in (pilliond, pillion_protocol)
+            f"{Path(package.__file__ or '').parent}/": package.__name__
+            for package in (pilliond, pillion_protocol, pillion_worker)
         }
 
     def __enter__(self) -> Self:
@@ -120,7 +122,7 @@ class Recorder:
             self._depth -= 1
 
     def _module(self, file: str) -> str:
-        """Returns `core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, and "" for all other files."""
+        """Returns `core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, …, and "" for all other files."""
         for folder, package in self._packages.items():
             if file.startswith(folder):
                 inside = file.removeprefix(folder)
@@ -347,7 +349,7 @@ def test_an_act_takes_the_path_that_the_page_draws(title: str, carrier: str, fol
 def test_an_act_with_a_budget_takes_the_same_short_path(
     path: Callable[..., list[Call]], carrier: str, folder: Path
 ) -> None:
-    """It calls two functions more, which reckon its deadline. Nothing is cut anew, decoded or checked in full."""
+    """It calls four functions more, which reckon its deadline and whether it can be met. Nothing is cut anew, decoded or checked in full."""
     with ExitStack() as stack:
         without = [call.name for call in path(folder, carrier, stack)]
     other = folder / "budget"

@@ -30,6 +30,7 @@ from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, EngineError, InlineEngine
+from pilliond.engine.service_time import ServiceTimes
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
@@ -70,6 +71,7 @@ class CountingEngine(InlineEngine):
         }
         self.memories = [BatchMemory(SPEC, self.inputs, self.outputs, self.states)]
         self.free = self.memories
+        self.service = ServiceTimes(list(range(1, rows_max + 1)))
 
     def run(self, rows: int) -> None:
         if self.fails:

@@ -19,9 +19,11 @@ import pytest
 import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.store.daemon_locks import locked_digests
+from pillion_protocol import Act, Action, Begin, Begun, Hello, encode
 from pilliond.limits import POLICIES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.processes.test_processes import check_metrics
+from tests.daemon.support.raw_lane import RawLane
 from tests.daemon.support.shadow_policies import publish_times, times
 from tests.harness import START_S_MAX, Daemon, blob_of
 
@@ -152,6 +154,22 @@ def test_a_hello_selects_its_policy_an_empty_name_the_first_and_an_unknown_one_i
             pass
         assert (refused.value.code, refused.value.actual) == ("policy_not_found", THIRD)
         assert refused.value.expected == f"{LEFT} or {RIGHT}"
+
+
+def test_two_policies_can_be_used_over_one_connection(start: Callable[..., Daemon]) -> None:
+    daemon = start()
+    with RawLane(daemon.address) as lane:
+        sessions = [
+            lane.ask(encode(Hello(0, 0, number, policy=policy))) for number, policy in enumerate((LEFT, RIGHT), 1)
+        ]
+        groups = [lane.ask(encode(Begin(each.session, each.epoch, 5, [1]))) for each in sessions]
+        for policy, group in zip((LEFT, RIGHT), groups, strict=True):
+            assert isinstance(group, Begun)
+            head = encode(Act(group.session, group.epoch, 6, group.episode, 1, deterministic=True))
+            lane.send(head, observation_of(policy).tobytes())
+            answer, tensors = lane.receive(4 * WIDTHS[policy])
+            assert isinstance(answer, Action)
+            assert np.frombuffer(tensors[0], np.float32).tolist() == expected(policy)
 
 
 def test_two_threads_drive_two_policies_at_once(start: Callable[..., Daemon]) -> None:

@@ -273,6 +273,26 @@ def test_operations_of_two_policies_run_at_once_and_have_numbers_of_their_own(st
             assert action_of(session, policy) == expected(policy, minor=1)
 
 
+def test_an_automatic_rollback_takes_back_the_version_of_its_policy_only(
+    start: Callable[..., Daemon], store: Path
+) -> None:
+    publish_times(store, LEFT, "1.3.0", 1e30, WIDTHS[LEFT])
+    daemon = start()
+    with pillion.connect(daemon.address) as left, pillion.connect(daemon.address, policy=RIGHT) as right:
+        switch(daemon, RIGHT, "1.1.0")
+        switch(daemon, LEFT, "1.3.0")
+        with left.begin(seed=1) as episode:
+            assert np.isinf(episode.act(observation_of(LEFT) * np.float32(1e10))).all()
+        taken = daemon.wait_for_event("auto_rollback")
+        assert (taken["policy"], taken["fault"]) == (f"{LEFT}@1.3.0", "non_finite")
+        wait_until(lambda: bool(state_of(daemon, LEFT)["stable"] == "1.0.0"))
+        assert action_of(left, LEFT) == expected(LEFT)
+        assert action_of(right, RIGHT) == expected(RIGHT, minor=1)
+    assert state_of(daemon, RIGHT)["stable"] == "1.1.0"
+    assert daemon.metric("pillion_auto_rollbacks_total", policy=LEFT, reason="non_finite") == 1
+    assert daemon.metric("pillion_auto_rollbacks_total", policy=RIGHT) == 0
+
+
 def test_a_canary_splits_the_episodes_of_its_policy_only(start: Callable[..., Daemon]) -> None:
     daemon = start()
     arms = [{"name": "canary", "version": "1.1.0", "share": 0.5}]

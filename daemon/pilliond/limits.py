@@ -137,6 +137,27 @@ SHADOW_LOOK_S_MAX: Final = 0.02
 SHADOW_OUTPUTS_MAX: Final = 64
 """Outputs of a shadowed version: each has cells in the shadow page."""
 
+WORKER_DEPTH_MAX: Final = 4
+"""Batches of one worker at once: each has memory of its own."""
+
+WORKER_START_S_MAX: Final = 60.0
+"""From the start of a worker until its version is warm; slower is a lost worker."""
+
+WORKER_HANG_FACTOR: Final = 20
+"""A batch that takes this many times as long as the slowest ones before it hangs."""
+
+WORKER_LOSSES_MAX: Final = 5
+"""Workers lost in a row, none of which completed a batch, after which the version is out."""
+
+WORKER_DELAY_S_MIN: Final = 0.1
+"""The pause before the second replacement of a worker; the first comes at once, each further pause is twice as long."""
+
+WORKER_DELAY_S_MAX: Final = 10.0
+"""The longest pause before a worker is replaced."""
+
+WORKER_STEADY_S_MIN: Final = 60.0
+"""A worker that served this long clears the losses before it."""
+
 WORKER_RUN_S_MAX: Final = 30.0
 """How long a run of a worker may take before it serves, where somebody waits for it: golden pairs, certificates."""
 
@@ -170,6 +191,15 @@ VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
+
+INLINE_US_HARD_MAX: Final = 1_000_000
+"""The most that `engine.inline_us_max` can be: nothing is read while an inline engine runs."""
+
+MEASURED_NS_MAX: Final = 50_000_000
+"""How long the runs of one bucket are measured. There are at most 13 buckets, and each gets five runs at least."""
+
+MEASURED_RUNS_MAX: Final = 1_000
+"""Runs after which that ends sooner: five p99 of 200 runs each."""
 
 OPERATIONS_KEPT_MAX: Final = 32
 """Operations that the admin port still returns by their number: the last ones."""

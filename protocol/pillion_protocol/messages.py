@@ -60,6 +60,7 @@ class ErrorCode(StrEnum):
     ROWS_MISMATCH = "rows_mismatch"
     SHAPE_MISMATCH = "shape_mismatch"
     NON_FINITE = "non_finite"
+    OUT_OF_BOUNDS = "out_of_bounds"
     NOT_SAMPLABLE = "not_samplable"
     NO_SAFE_ACTION = "no_safe_action"
     SLOT_UNKNOWN = "slot_unknown"

@@ -194,8 +194,8 @@ class Episode(EpisodeBase):
         when the daemon reads the act. An act that cannot be sent or started within it is not run. If one finishes after
         it, `last.late_us` says by how much. `traceparent` is a W3C trace context.
 
-        Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `deadline_exceeded`, …), `EngineRestartingError`,
-        `EngineOutError`, `EpisodeLostError`, `RequestTimeoutError`.
+        Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `out_of_bounds`, `deadline_exceeded`, …),
+        `EngineRestartingError`, `EngineOutError`, `EpisodeLostError`, `RequestTimeoutError`.
         """
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()

@@ -1,4 +1,4 @@
-"""The memory of one batch: its tensors, views of the rows of an act, and the values that must be finite. Hot path."""
+"""The memory of one batch: its tensors, views of the rows of an act, and the values that are checked. Hot path."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol import Spec, TensorSpec
+from pilliond.engine.integer_ranges import RangedValues, integer_ranges, is_within, ranged_values
 
 Array = NDArray[Any]
 
@@ -59,7 +60,7 @@ class BatchMemory:
     An engine reads and writes only this memory: never memory that a client can still write to.
     """
 
-    __slots__ = ("_finite_values", "_spec", "inputs", "outputs", "states", "user", "views")
+    __slots__ = ("_checked", "_spec", "inputs", "outputs", "ranges", "states", "user", "views")
 
     def __init__(
         self,
@@ -80,8 +81,10 @@ class BatchMemory:
         )
         self.user: Any = None
         """What the batch runner knows of the batch that is running in it."""
+        self.ranges = integer_ranges(spec.observation)
+        """The bounds of integer observations, where the spec has any."""
         self._spec = spec
-        self._finite_values: dict[int, list[Values]] = {}
+        self._checked: dict[int, tuple[list[Values], list[RangedValues]]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -89,13 +92,20 @@ class BatchMemory:
         states = [array for pair in self.states for array in pair]
         return sum(array.nbytes for array in [*self.inputs, *self.outputs.values(), *states])
 
-    def is_finite(self, rows: int) -> bool:
-        """Whether the observations of the first `rows` rows are finite, where the spec says that they must be."""
-        values = self._finite_values.get(rows)
-        if values is None:
+    def is_sound(self, rows: int) -> bool:
+        """Whether the observations of the first `rows` rows are finite where they must be, and integers within bounds."""
+        checked = self._checked.get(rows)
+        if checked is None:
             inputs = [array[:rows] for array in self.inputs]
-            values = self._finite_values[rows] = finite_values(self._spec.observation, inputs)
-        return is_finite(values)
+            finite = finite_values(self._spec.observation, inputs)
+            checked = self._checked[rows] = (finite, ranged_values(self.ranges, inputs))
+        finite, ranged = checked
+        return is_finite(finite) and (not ranged or is_within(ranged))
+
+    def clear(self, rows: int) -> None:
+        """Fills the observations of the first `rows` rows with zeros. Rows that no act fills still run: they must be sound."""
+        for array in self.inputs:
+            array[:rows] = 0
 
 
 def finite_values(spec: list[TensorSpec], inputs: list[Array]) -> list[Values]:

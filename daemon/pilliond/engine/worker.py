@@ -208,14 +208,14 @@ class WorkerEngine:
         try:
             send_packet(end, self._request.to_packet(), [model_descriptor])
         except OSError as error:
-            self._lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
+            self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
     def wait_ready(self, timeout_s: float) -> None:
         """Waits until the worker is ready, without a loop. Raises `EngineError` if it does not get there."""
         until_s = time.monotonic() + timeout_s
         while self.state is WorkerState.LOADING:
             if not self._wait_for_events(until_s - time.monotonic()):
-                self._lose(f"its worker was not ready within {timeout_s:g} s")
+                self.lose(f"its worker was not ready within {timeout_s:g} s")
         if self.state is not WorkerState.READY:
             raise EngineError(self.reason)
 
@@ -258,7 +258,7 @@ class WorkerEngine:
         try:
             ring(self._own.submit)
         except BlockingIOError:
-            self._lose("its worker rang its own doorbell")
+            self.lose("its worker rang its own doorbell")
 
     def collect(self, memory: BatchMemory) -> None:
         """As `Engine.collect`: the results are in `memory` already."""
@@ -272,7 +272,7 @@ class WorkerEngine:
         """Handles the worker's rings, in the loop."""
         self._rung += self._doorbell.take()
         if self._completed_cell() < self._rung:
-            self._lose("its worker rang without a batch")
+            self.lose("its worker rang without a batch")
         self._deliver(self._rung)
 
     def poll_completed(self) -> bool:
@@ -287,7 +287,7 @@ class WorkerEngine:
         """Reads which batch the worker says it completed last; loses a worker that cannot have."""
         number: int = self._cells[COMPLETED]
         if not self._completed <= number <= self._submitted:
-            self._lose(f"its worker completed batch {number} of {self._completed + 1} to {self._submitted}")
+            self.lose(f"its worker completed batch {number} of {self._completed + 1} to {self._submitted}")
         return number
 
     def _deliver(self, last: int) -> None:
@@ -303,7 +303,7 @@ class WorkerEngine:
         block = block_of(index)
         number, _, _, started_ns, finished_ns, outcome, length = self._cells[block : block + MEMORY]
         if number != batch.number or outcome not in (OK, FAILED) or (outcome == FAILED and length > FAILURE_BYTES_MAX):
-            self._lose(f"its worker answered batch {batch.number} with outcome {outcome} of batch {number}")
+            self.lose(f"its worker answered batch {batch.number} with outcome {outcome} of batch {number}")
             return None
         now_ns = self._clock()
         started_ns = min(max(started_ns, batch.submitted_ns), now_ns)
@@ -327,7 +327,7 @@ class WorkerEngine:
             self.submit(self.memories[0], rows)
             while not answers and self.state is WorkerState.READY:
                 if not self._wait_for_events(WORKER_RUN_S_MAX):
-                    self._lose(f"its worker did not answer within {WORKER_RUN_S_MAX:g} s")
+                    self.lose(f"its worker did not answer within {WORKER_RUN_S_MAX:g} s")
         finally:
             self.on_completed = callback
         if not answers:
@@ -389,7 +389,7 @@ class WorkerEngine:
             send_packet(self._channel, {"type": ARENA}, self._own.descriptors)
             self._own.forget_memory()
         except OSError as error:
-            self._lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
+            self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
     def _on_ready(self, ready: Ready) -> None:
         check_ready(ready, self._request)
@@ -406,7 +406,8 @@ class WorkerEngine:
         self.free.extend(self.memories)
         self.on_ready(self)
 
-    def _lose(self, reason: str, is_refused: bool = False) -> None:
+    def lose(self, reason: str, is_refused: bool = False) -> None:
+        """To LOST, from LOADING or READY: the worker is not used any more. Calls `on_lost`."""
         if self.state not in (WorkerState.LOADING, WorkerState.READY):
             return
         self.state = WorkerState.LOST
@@ -457,9 +458,9 @@ class _Handshake:
         try:
             self._receive()
         except RogueError as error:
-            engine._lose(f"its worker is rogue: {error}")
+            engine.lose(f"its worker is rogue: {error}")
         except EngineError as error:
-            engine._lose(str(error), is_refused=True)
+            engine.lose(str(error), is_refused=True)
 
     def _receive(self) -> None:
         engine = self._engine
@@ -472,7 +473,7 @@ class _Handshake:
         except ConnectionError:
             data, flags = b"", 0
         if not data:
-            engine._lose(_GONE)
+            engine.lose(_GONE)
             return
         match self._packet(data, flags):
             case Failed(message):

@@ -19,6 +19,7 @@ import msgspec
 from pillion_artifacts.card.model_card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.placement import Placement
 from pilliond.ipc.session_info import SessionInfo
 from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX, PolicyLimits
 from pilliond.settings.schema import EngineSettings, ServingSettings, VersionSettings
@@ -46,6 +47,10 @@ class VersionRequest(msgspec.Struct, frozen=True):
     """Which version cells of the metrics page it counts in."""
     certificate: Certificate | None = None
     """How much the rest of a batch changes its answers; None: the serving process measures it."""
+    unbounded: str = ""
+    """Why its graph is not bounded, so that it must not run inside the serving process; empty: it is bounded."""
+    placement: Placement | None = None
+    """Where its engine runs; None: the serving process decides when it starts."""
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -138,6 +143,19 @@ class ListSessions(msgspec.Struct, frozen=True, tag=True):
     after: int
 
 
+class WorkerStarted(msgspec.Struct, frozen=True, tag=True):
+    """A worker for a version runs. The sealed memfd of the model and an end of the worker's channel come with the message."""
+
+    digest: bytes
+
+
+class GiveUp(msgspec.Struct, frozen=True, tag=True):
+    """No further worker is started for a version: it is out."""
+
+    digest: bytes
+    reason: str
+
+
 class EndShadow(msgspec.Struct, frozen=True, tag=True):
     """Stop copying batches of a policy for its shadow."""
 
@@ -171,10 +189,31 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The engine of each policy's stable version, by the name of the policy."""
     certificates: dict[bytes, Certificate]
     """The certificates of the versions that it started with, by digest. A digest is that of one policy only."""
+    placements: dict[bytes, Placement]
+    """Where the engines of these versions run."""
     process: dict[str, Any]
     """How it uses its core, as the kernel and the interpreter report it, not the settings."""
     refused: list[LoadFailed] = []
     """The versions of `beside` that could not be loaded, and why. The routes do not have them."""
+
+
+class NeedWorker(msgspec.Struct, frozen=True, tag=True):
+    """A version needs a worker: its first one, or one that replaces a lost one, which may still run."""
+
+    digest: bytes
+    reason: str = ""
+    """Why the last one was lost; empty for the first."""
+    batches: int = 0
+    """Batches that the last one completed."""
+    is_refused: bool = False
+    """Whether the model itself was refused: another worker would refuse it too."""
+
+
+class WorkerReady(msgspec.Struct, frozen=True, tag=True):
+    """A worker has loaded its version and warmed it up."""
+
+    digest: bytes
+    engine: dict[str, Any]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -264,9 +303,24 @@ class Event(msgspec.Struct, frozen=True, tag=True):
     fields: EventFields
 
 
-ControlMessage = Load | Switch | Route | Hold | Warm | Shadow | EndShadow | ListSessions | Unload | Drain
+ControlMessage = (
+    WorkerStarted | GiveUp | Load | Switch | Route | Hold | Warm | Shadow | EndShadow | ListSessions | Unload | Drain
+)
 Report = (
-    Ready | Failed | Loaded | LoadFailed | Switched | Routed | Held | Warmed | Shadowed | SessionList | Unloaded | Event
+    Ready
+    | Failed
+    | NeedWorker
+    | WorkerReady
+    | Loaded
+    | LoadFailed
+    | Switched
+    | Routed
+    | Held
+    | Warmed
+    | Shadowed
+    | SessionList
+    | Unloaded
+    | Event
 )
 
 _STARTUP: Final = b"startup"

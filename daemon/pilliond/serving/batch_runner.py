@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
+from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, TensorSpec, encode
 from pillion_protocol.steps import ActionStep
 from pilliond.core.action_steps import ExplicitActionStep, late_reply
 from pilliond.core.episodes import EpisodeGroup
@@ -15,6 +15,7 @@ from pilliond.core.scheduler import Scheduler
 from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory, BatchViews
+from pilliond.engine.integer_ranges import IntegerRange, Outside, first_outside
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
@@ -56,8 +57,9 @@ class BatchRunner:
         engine = version.engine
         memory = engine.free[-1]
         _gather(groups, memory.views)
-        if not memory.is_finite(rows):
-            groups = self._without_poisoned(groups, memory.inputs, replies)
+        if not memory.is_sound(rows):
+            groups = self._without_poisoned(groups, memory, replies)
+            memory.clear(rows)
             if not groups:
                 return
             rows = sum(group.rows for group in groups)
@@ -86,6 +88,13 @@ class BatchRunner:
         self._scheduler.submitted(running.groups, version, running.rows, running.dispatched_ns)
         self.in_flight.append(running)
         version.engine.submit(memory, running.rows)
+
+    def exercise(self, version: Version, rows: int) -> bool:
+        """Runs so many rows of an engine outside the loop, of whatever its memory holds; returns False while it is busy."""
+        free = version.engine.free
+        if free:
+            self._submit(Running(version, free[-1], [], rows, BatchClose.ENGINE_FREE, self._clock()))
+        return bool(free)
 
     def complete(self, memory: BatchMemory, message: str | None, replies: list[Reply]) -> None:
         """Takes the outcome of a run that an engine outside the loop was given: a message says why it failed."""
@@ -278,25 +287,29 @@ class BatchRunner:
         self._page.outcome("fallback", group.version.metrics_index)
 
     def _without_poisoned(
-        self, groups: list[EpisodeGroup], inputs: list[Array], replies: list[Reply]
+        self, groups: list[EpisodeGroup], memory: BatchMemory, replies: list[Reply]
     ) -> list[EpisodeGroup]:
-        """Answers the acts that hold a NaN or an infinity with an error; returns the others."""
-        version = groups[0].version
+        """Answers the acts that hold a NaN, an infinity or an integer out of bounds with an error; returns the others."""
+        spec = groups[0].version.spec.observation
         sound = []
         first = 0
         for group in groups:
-            bad = [
-                (tensor.name, _first_bad_row(array[first : first + group.rows]))
-                for tensor, array in zip(version.spec.observation, inputs, strict=True)
-                if tensor.finite
-            ]
-            found = [(name, row) for name, row in bad if row is not None]
+            error = _poison(spec, memory.ranges, [array[first : first + group.rows] for array in memory.inputs])
             first += group.rows
-            if found:
-                self._sessions.answer_error(group, _non_finite(*found[0]), replies)
+            if error is not None:
+                self._sessions.answer_error(group, error, replies)
             else:
                 sound.append(group)
         return sound
+
+
+def _poison(spec: list[TensorSpec], ranges: list[IntegerRange], inputs: list[Array]) -> RemoteProtocolError | None:
+    """Why the rows of one act must not run, if they must not."""
+    for tensor, rows in zip(spec, inputs, strict=True):
+        if tensor.finite and (row := _first_bad_row(rows)) is not None:
+            return _non_finite(tensor.name, row)
+    outside = first_outside(ranges, inputs)
+    return None if outside is None else _out_of_bounds(outside)
 
 
 def _gather(groups: list[EpisodeGroup], views: BatchViews) -> None:
@@ -336,6 +349,15 @@ def _non_finite(name: str, row: int) -> RemoteProtocolError:
         f"observation {name!r} is not finite",
         "finite numbers",
         f"a NaN or an infinity in row {row}",
+    )
+
+
+def _out_of_bounds(outside: Outside) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        ErrorCode.OUT_OF_BOUNDS,
+        f"observation {outside.name!r} is out of its bounds",
+        f"{outside.low} to {outside.high}",
+        f"{outside.value} in row {outside.row}",
     )
 
 

@@ -18,6 +18,7 @@ from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
     Drain,
     EndShadow,
+    GiveUp,
     Held,
     Hold,
     ListSessions,
@@ -36,9 +37,11 @@ from pilliond.ipc.control_channel import (
     Unloaded,
     Warm,
     Warmed,
+    WorkerStarted,
 )
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.serving.shadow_tap import ShadowTap, ShadowTaps
+from pilliond.serving.workers import Workers, WorkerVersion
 from pilliond.transport.interface import MessagePoller
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import Built, VersionLoader
@@ -62,6 +65,8 @@ class ControlHandler:
         page: MetricsPage,
         on_end: Callable[[str], None],
         set_tap: Callable[[Tap | None], None],
+        workers: Workers,
+        exercise: Callable[[Version, int], bool],
     ) -> None:
         self._end = end
         self._policies = sessions.policies
@@ -70,8 +75,10 @@ class ControlHandler:
         self._on_end = on_end
         self._epoch = epoch
         self._set_tap = set_tap
+        self._workers = workers
+        workers.on_loaded = self._take_worker
         self._reports: deque[Report] = deque()
-        self._warmer = Warmer(time.monotonic_ns)
+        self._warmer = Warmer(time.monotonic_ns, exercise)
         self._loaders = {
             name: VersionLoader(poller, policy.limits, policy.engine, self._take)
             for name, policy in self._policies.items()
@@ -80,23 +87,19 @@ class ControlHandler:
     def receive(self) -> None:
         message, descriptors = channel.receive_control_message(self._end)
         match message:
-            case Load() if descriptors:
-                self._load(message, descriptors[0])
             case Load():
-                self._send(
-                    LoadFailed(message.version.digest, "the serving process has no descriptor left for its memory")
-                )
-            case Switch():
-                self._switch(message)
-            case Route():
-                self._route(message)
-            case Hold():
-                self._hold(message)
+                self._load(message, descriptors)
+            case WorkerStarted():
+                self._workers.started(message, descriptors)
+            case GiveUp():
+                self._workers.give_up(message)
+            case Switch() | Route() | Hold():
+                self._change_route(message)
             case Warm():
                 self._warm(message)
             case ListSessions():
                 listed, is_last = list_sessions(self._sessions, message.after, time.monotonic_ns())
-                self._send(SessionList(message.after, listed, is_last))
+                self.send(SessionList(message.after, listed, is_last))
             case Shadow():
                 self._shadow(message, descriptors)
             case EndShadow():
@@ -108,11 +111,22 @@ class ControlHandler:
             case _:
                 self._on_end("the control process is gone")
 
+    def _change_route(self, message: Switch | Route | Hold) -> None:
+        match message:
+            case Switch():
+                self._switch(message)
+            case Route():
+                self._route(message)
+            case Hold():
+                self._hold(message)
+
     def sweep(self) -> None:
         """Unloads versions that are no longer needed, and sends the reports that are due. Call it on every tick."""
         for policy in self._policies.values():
             for digest, leases in policy.residency.sweep(time.monotonic_ns()):
+                self._workers.close_version(digest)
                 self._reports.append(Unloaded(digest, leases))
+        self._workers.judge()
         self._warm_next()
         self._send_reports()
         cells = self._page.cells
@@ -128,6 +142,7 @@ class ControlHandler:
         """Ends the loads that run, and the taps of the shadows."""
         for loader in self._loaders.values():
             loader.close()
+        self._workers.close()
         for policy in self._policies.values():
             self._end_tap(policy)
 
@@ -139,66 +154,85 @@ class ControlHandler:
                 return policy, version
         return None
 
-    def _load(self, message: Load, descriptor: int) -> None:
-        loader = self._loaders[message.version.policy]
+    def _load(self, message: Load, descriptors: list[int]) -> None:
+        if not descriptors:
+            self.send(LoadFailed(message.version.digest, "the serving process has no descriptor left for its memory"))
+            return
+        (descriptor,) = descriptors
+        policy = self._policies[message.version.policy]
+        loader = self._loaders[policy.name]
         if loader.is_busy or self._find(message.version.digest) is not None:
             os.close(descriptor)
-            self._send(LoadFailed(message.version.digest, "a version is being loaded, or this one is loaded already"))
+            self.send(LoadFailed(message.version.digest, "a version is being loaded, or this one is loaded already"))
+            return
+        if message.version.placement is not None and message.version.placement.where == "worker":
+            model_bytes = os.fstat(descriptor).st_size
+            os.close(descriptor)
+            self._workers.load(message.version, model_bytes, policy.limits.rows_max, policy.engine)
             return
         try:
             loader.start(message.version, descriptor)
         except OSError as error:
             os.close(descriptor)
-            self._send(
+            self.send(
                 LoadFailed(message.version.digest, f"the serving process cannot begin to load it: {error.strerror}")
             )
 
     def _take(self, built: Built) -> None:
         if built.version is None:
-            self._send(LoadFailed(built.request.digest, built.error))
+            self.send(LoadFailed(built.request.digest, built.error))
             return
         self._policies[built.request.policy].residency.add(built.version)
         engine = built.version.engine.describe()
-        self._send(Loaded(built.request.digest, engine, built.load_ns, built.stall_ns))
+        self.send(Loaded(built.request.digest, engine, built.load_ns, built.stall_ns))
+
+    def _take_worker(self, worker: WorkerVersion, reason: str) -> None:
+        if worker.version is None:
+            self.send(LoadFailed(worker.request.digest, reason))
+            return
+        self._policies[worker.request.policy].residency.add(worker.version)
+        load_ns = time.monotonic_ns() - worker.began_ns
+        # The loop never waited for this load.
+        self.send(Loaded(worker.request.digest, worker.engine.describe(), load_ns, 0))
 
     def _switch(self, message: Switch) -> None:
         found = self._find(message.digest)
         if found is None:
-            self._send(LoadFailed(message.digest, "it is no longer loaded"))
+            self.send(LoadFailed(message.digest, "it is no longer loaded"))
             return
         policy, version = found
         at_ns = time.monotonic_ns()
         was = policy.residency.switch(version, at_ns)
-        self._send(Switched(version.digest, was.digest, at_ns))
+        self.send(Switched(version.digest, was.digest, at_ns))
 
     def _route(self, message: Route) -> None:
         stable = self._find(message.digest)
         if stable is None:
-            self._send(LoadFailed(message.digest, "it is no longer loaded"))
+            self.send(LoadFailed(message.digest, "it is no longer loaded"))
             return
         residency = stable[0].residency
         found = [(residency.find(arm.digest), arm.share) for arm in message.arms]
         arms = [(version, share) for version, share in found if version is not None]
         if len(arms) < len(message.arms):
-            self._send(LoadFailed(message.digest, "a version of the route is no longer loaded"))
+            self.send(LoadFailed(message.digest, "a version of the route is no longer loaded"))
             return
         residency.set_arms(arms, time.monotonic_ns())
-        self._send(Routed(message.digest, message.arms))
+        self.send(Routed(message.digest, message.arms))
 
     def _hold(self, message: Hold) -> None:
         residency = self._policies[message.policy].residency
         found = [residency.find(digest) for digest in message.digests]
         held = [version for version in found if version is not None]
         if len(held) < len(message.digests):
-            self._send(Held(message.policy, [], "a version to hold is no longer loaded"))
+            self.send(Held(message.policy, [], "a version to hold is no longer loaded"))
             return
         residency.hold(held, time.monotonic_ns())
-        self._send(Held(message.policy, message.digests))
+        self.send(Held(message.policy, message.digests))
 
     def _warm(self, message: Warm) -> None:
         found = self._find(message.digest)
         if found is None:
-            self._send(LoadFailed(message.digest, "it is no longer loaded"))
+            self.send(LoadFailed(message.digest, "it is no longer loaded"))
             return
         self._warmer.start(found[1])
 
@@ -225,19 +259,19 @@ class ControlHandler:
         try:
             if found is None or not descriptors:
                 missing = "the version that it would be compared with" if found is None else "a descriptor for its page"
-                self._send(Shadowed(message.digest, f"the serving process does not have {missing}"))
+                self.send(Shadowed(message.digest, f"the serving process does not have {missing}"))
                 return
             policy, live = found
             self._end_tap(policy)
             policy.tap = ShadowTap(descriptors[0], live, self._epoch)
         except OSError as error:
-            self._send(Shadowed(message.digest, f"the serving process cannot map the shadow's page: {error.strerror}"))
+            self.send(Shadowed(message.digest, f"the serving process cannot map the shadow's page: {error.strerror}"))
             return
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._connect_taps()
-        self._send(Shadowed(message.digest))
+        self.send(Shadowed(message.digest))
 
     def _end_tap(self, policy: ServedPolicy) -> None:
         tap, policy.tap = policy.tap, None
@@ -257,7 +291,8 @@ class ControlHandler:
             policy, version = found
             policy.residency.forget(version)
 
-    def _send(self, report: Report) -> None:
+    def send(self, report: Report) -> None:
+        """Sends a report, now or on the next tick."""
         self._reports.append(report)
         self._send_reports()
 

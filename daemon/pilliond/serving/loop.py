@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from pillion_protocol import BatchClose
+from pillion_protocol import BatchClose, RemoteProtocolError
 from pilliond.core.scheduler import Batch, Scheduler
 from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
+from pilliond.engine.batch_memory import BatchMemory
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import MetricsPage
@@ -31,6 +32,7 @@ from pilliond.linux.timerfd import DeadlineTimer, Ticker
 from pilliond.serving.batch_runner import BatchRunner
 from pilliond.transport.interface import MessagePoller, Peer, Reply, Sent, Transport
 from pilliond.transport.slots import SlotRegion
+from pilliond.versions.loaded_version import Version
 
 _DRAIN_POLL_S: Final = 0.05
 _OK: Final = Sent.OK
@@ -101,6 +103,24 @@ class ServingLoop:
     def set_tap(self, tap: Tap | None) -> None:
         """Copies every answered batch to `tap` from now on; None: to nothing."""
         self._tap = self._runner.tap = tap
+
+    # Engines outside the loop
+
+    def complete(self, memory: BatchMemory, message: str | None) -> None:
+        """As `BatchRunner.complete`."""
+        self._runner.complete(memory, message, self._replies)
+
+    def lose(self, memories: Sequence[BatchMemory]) -> None:
+        """As `BatchRunner.lose`."""
+        self._runner.lose(memories, self._replies)
+
+    def refuse(self, version: Version, error: RemoteProtocolError) -> None:
+        """Answers everything that waits for a version with an error."""
+        self._runner.refuse_all(version, error, self._replies)
+
+    def exercise(self, version: Version, rows: int) -> bool:
+        """As `BatchRunner.exercise`."""
+        return self._runner.exercise(version, rows)
 
     def drain(self, reason: str) -> None:
         """Answers everything that has arrived, says goodbye to every session, and refuses what arrives meanwhile."""
@@ -190,6 +210,8 @@ class ServingLoop:
                     elif scheduler.closes_alone(group, now_ns):
                         is_closed = True
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
+                    elif group.version.out is not None:
+                        sessions.answer_error(group, group.version.out, replies)
                     else:
                         group.keep()
                         is_closed = scheduler.add(group, now_ns)
@@ -264,6 +286,10 @@ class ServingLoop:
         cells[page_cells.SPINNING] = bool(self._busy_poll_ns and len(self._sessions))
         page.flush()
         self.on_tick()
+        if self._replies:
+            self._send_replies()
+        if self._scheduler.rows_waiting:
+            self._run_due()
         self._ticks += 1
         self._now_ns = cells[page_cells.TICK_AT_NS] = self._clock()
         if self._ticks % _TICKS_PER_SWEEP == 0:

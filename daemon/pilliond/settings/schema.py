@@ -19,7 +19,15 @@ from pillion_artifacts.names import parse_reference
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
-from pilliond.limits import OLD_VERSIONS_MAX, POLICIES_MAX, PolicyLimits, ServingLimits, policy_mb
+from pilliond.limits import (
+    INLINE_US_HARD_MAX,
+    OLD_VERSIONS_MAX,
+    POLICIES_MAX,
+    WORKER_DEPTH_MAX,
+    PolicyLimits,
+    ServingLimits,
+    policy_mb,
+)
 from pilliond.settings.addresses import check_data_address
 from pilliond.settings.admin_addresses import AdminAddress, check_admin_address, parse_admin_address
 from pilliond.settings.secret_file import credential
@@ -104,9 +112,8 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"busy_poll_us: expected 0 to 1000000, got {self.busy_poll_us}")
         if not 1 <= self.switch_interval_us <= 1_000_000:
             raise ValueError(f"switch_interval_us: expected 1 to 1000000, got {self.switch_interval_us}")
-        usable = os.sched_getaffinity(0)
-        if self.cpus and not cpu_numbers(self.cpus) <= usable:
-            raise ValueError(f"cpus: expected some of {_as_list(usable)}, got {self.cpus!r}")
+        if self.cpus:
+            check_cpus("cpus", self.cpus)
 
 
 class VersionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -204,12 +211,40 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether every batch runs in one shape, so that the rest of the batch cannot change an answer."""
     strict_rows: int = 1
     """The rows of that shape; a larger batch takes several runs."""
+    placement: Literal["auto", "inline", "worker"] = "auto"
+    """Where the engine runs. `auto`: inside the serving process if its graph is bounded and fast, else in a worker."""
+    inline_us_max: float = 200.0
+    """The p99 of every bucket, in µs, below which `auto` calls an engine fast."""
+    depth: int = 1
+    """Batches that a worker has at once. 2 lets copying and computing overlap, where a device does the computing."""
+    spin_us: int = 0
+    """How long a worker polls for the next batch before it sleeps. Use it on a core that the worker has to itself."""
+    worker_cpus: str = ""
+    """The CPUs that workers run on, such as `3` or `2,4-6`. Empty: those of the daemon."""
+    worker_memory_mb_max: int = 8_192
+    """Address space of a worker: what needs more fails, in that worker alone."""
+    hang_ms_min: int = 1_000
+    """A worker hangs when a batch takes this long and twenty times as long as its slowest ones; then it is replaced."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.depth <= WORKER_DEPTH_MAX:
+            raise ValueError(f"depth: expected 1 to {WORKER_DEPTH_MAX}, got {self.depth}")
+        if not 0 <= self.spin_us <= 1_000_000:
+            raise ValueError(f"spin_us: expected 0 to 1000000, got {self.spin_us}")
+        if self.worker_memory_mb_max < 256:
+            raise ValueError(f"worker_memory_mb_max: expected at least 256, got {self.worker_memory_mb_max}")
+        if not 10 <= self.hang_ms_min <= 600_000:
+            raise ValueError(f"hang_ms_min: expected 10 to 600000, got {self.hang_ms_min}")
+        if self.worker_cpus:
+            check_cpus("worker_cpus", self.worker_cpus)
         if not 1 <= self.threads <= 256:
             raise ValueError(f"threads: expected 1 to 256, got {self.threads}")
         if not 1 <= self.strict_rows <= 4_096:
             raise ValueError(f"strict_rows: expected 1 to 4096, got {self.strict_rows}")
+        if not 0 < self.inline_us_max <= INLINE_US_HARD_MAX:
+            raise ValueError(
+                f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"
+            )
 
     @property
     def one_shape_rows(self) -> int:
@@ -365,6 +400,13 @@ def _check_policies(policies: list[PolicySettings]) -> None:
                 f"policies[{index}].policy: expected each policy once, got {name} here and in policies[{names.index(name)}]"
             )
         names.append(name)
+
+
+def check_cpus(name: str, text: str) -> None:
+    """Raises `ValueError` unless the list names CPUs that this process may use."""
+    usable = os.sched_getaffinity(0)
+    if not cpu_numbers(text) <= usable:
+        raise ValueError(f"{name}: expected some of {_as_list(usable)}, got {text!r}")
 
 
 def cpu_numbers(text: str) -> set[int]:

@@ -86,7 +86,15 @@ class PolicyChannel:
         self._supervisor.check_is_ready()
         version.metrics_index = self.version_table.free_metrics_index()
         self.page.clear(version.metrics_index)
-        loaded = await self._supervisor.ask(Load(version.request()), Loaded, version.key, [version.model_descriptor])
+        supervisor = self._supervisor
+        supervisor.loading[version.key] = version
+        try:
+            loaded = await supervisor.ask(Load(version.request()), Loaded, version.key, [version.model_descriptor])
+        except BaseException:
+            supervisor.workers.end(version.key)
+            raise
+        finally:
+            del supervisor.loading[version.key]
         self.version_table.add(version)
         return loaded
 

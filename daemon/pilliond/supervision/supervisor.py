@@ -24,6 +24,7 @@ from pilliond.ipc.control_channel import (
     ListSessions,
     Loaded,
     LoadFailed,
+    NeedWorker,
     Ready,
     Routed,
     SessionList,
@@ -32,6 +33,7 @@ from pilliond.ipc.control_channel import (
     Switched,
     Unloaded,
     Warmed,
+    WorkerReady,
 )
 from pilliond.ipc.metrics_page import POLICY_CELLS, MetricsPage, Phase, make_page
 from pilliond.ipc.sealed_version import SealedVersion
@@ -49,6 +51,7 @@ from pilliond.settings.addresses import SocketFile, clear_socket_path, socket_pa
 from pilliond.settings.schema import Settings
 from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.version_table import VersionTable
+from pilliond.supervision.worker_pool import WorkerPool
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
 _ENDED: Final = "the serving process ended meanwhile"
@@ -98,6 +101,9 @@ class Supervisor:
         self._end: Any = None
         self._stopping: str | None = None
         self._socket_files: list[SocketFile] = []
+        self.workers = WorkerPool(spawner, self.tell, log)
+        self.loading: dict[bytes, SealedVersion] = {}
+        """The versions that the serving process was asked to load, until it has."""
 
     @property
     def default(self) -> PolicyChannel:
@@ -297,16 +303,14 @@ class Supervisor:
                         self._resume_shadows()
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)
-                    case Loaded() | Warmed() | SessionList():
+                    case NeedWorker() | WorkerReady() | Loaded():
+                        self._note_worker(report)
+                    case Warmed() | SessionList():
                         self._answer(report)
                     case LoadFailed():
                         self._fail(report.digest, SwitchError(report.message))
-                    case Switched():
-                        self._table_of(report.digest).switch(report.digest)
-                        self._answer(report)
-                    case Routed():
-                        self._table_of(report.digest).arms = report.arms
-                        self._answer(report)
+                    case Switched() | Routed():
+                        self._note_route(report)
                     case Held():
                         self._note_held(report)
                     case Shadowed():
@@ -318,6 +322,29 @@ class Supervisor:
         finally:
             timer.cancel()
         return was_ready
+
+    def _note_route(self, report: Switched | Routed) -> None:
+        table = self._table_of(report.digest)
+        if isinstance(report, Switched):
+            table.switch(report.digest)
+        else:
+            table.arms = report.arms
+        self._answer(report)
+
+    def _note_worker(self, report: NeedWorker | WorkerReady | Loaded) -> None:
+        match report:
+            case NeedWorker():
+                self._need_worker(report)
+            case WorkerReady():
+                self.workers.ready(report)
+            case Loaded():
+                self.workers.loaded(report.digest)
+                self._answer(report)
+
+    def _need_worker(self, report: NeedWorker) -> None:
+        version = self.loading.get(report.digest) or self._table_of(report.digest).find(report.digest)
+        assert version is not None
+        self.workers.need(report, version, self.policies[version.policy].settings.engine)
 
     def _note_held(self, report: Held) -> None:
         if report.error:
@@ -336,7 +363,9 @@ class Supervisor:
     def _note_ready(self, report: Ready) -> None:
         """Notes the certificates, and releases the versions that the serving process could not load at its start."""
         for policy in self.policies.values():
-            policy.version_table.certify(report.certificates)
+            policy.version_table.certify(report.certificates, report.placements)
+        for digest in report.placements:
+            self.workers.loaded(digest)
         for failed in report.refused:
             table = self._table_of(failed.digest)
             self._log.error("version_not_resumed", policy=str(table.find(failed.digest)), error=failed.message)
@@ -355,6 +384,7 @@ class Supervisor:
         version, digest = table.find(report.digest), f"sha256:{report.digest.hex()}"
         self._log.info("version_unloaded", version=str(version), digest=digest, leases=report.leases)
         table.remove(report.digest)
+        self.workers.end(report.digest)
 
     async def _next_report(self) -> channel.Report | None:
         try:
@@ -367,6 +397,7 @@ class Supervisor:
         """Waits until the serving process has ended; returns its exit code."""
         assert self._process is not None
         self._fail(None, SwitchError(_ENDED))
+        self.workers.close()
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pillion_artifacts import Resolved
 from pilliond.errors import SwitchError
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.placement import Placement
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import VERSION_CELLS_PER_POLICY
 from pilliond.traffic_split import Arm
@@ -94,10 +95,11 @@ class VersionTable:
             if version not in kept:
                 self.remove(version.key)
 
-    def certify(self, certificates: Mapping[bytes, Certificate]) -> None:
-        """Notes the batch certificates that a new serving process measured."""
+    def certify(self, certificates: Mapping[bytes, Certificate], placements: Mapping[bytes, Placement]) -> None:
+        """Notes the batch certificates that a new serving process measured, and where its versions run."""
         for version in self:
             version.certificate = certificates.get(version.key, version.certificate)
+            version.placement = placements.get(version.key, version.placement)
 
     def refuse(self, digest: bytes) -> None:
         """Releases a version that a new serving process could not load."""

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import Distribution
 from pillion_artifacts.version_range import VersionRange
-from pillion_protocol import Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
+from pillion_protocol import Fallback, Lease, RemoteProtocolError, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.placement import Placement
 from pilliond.limits import NEVER_NS, SPEC_BYTES_MAX
 
 ACTION: Final = "action"
@@ -55,6 +56,10 @@ class Version:
         """Whether its outputs are checked for NaN and infinity: it is new."""
         self.held = False
         """Whether it is held for an evaluation, so that nothing unloads it."""
+        self.out: RemoteProtocolError | None = None
+        """Why its engine keeps failing, for the acts that are refused for it; None while it serves."""
+        self.placement: Placement | None = None
+        """Where its engine runs, and why."""
         self.model_bytes = 0
         self.certificate: Certificate | None = None
         """How much the rest of a batch changes its answers; None if not measured yet."""

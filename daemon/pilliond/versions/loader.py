@@ -12,7 +12,7 @@ from typing import ClassVar
 import msgspec
 
 from pillion_protocol import Spec
-from pilliond.engine.interface import EngineError
+from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
 from pilliond.ipc.control_channel import VersionRequest
@@ -33,9 +33,14 @@ def build_version(
     engine.warm_up()
     if golden is not None:
         check_parity(engine, request.spec, request.states, golden, request.tolerance, rows_max)
+    return version_of(request, engine, len(model))
+
+
+def version_of(request: VersionRequest, engine: Engine, model_bytes: int) -> Version:
+    """Returns the version that an engine runs, which is ready; raises `EngineError` if they do not fit."""
     identity = Identity(request.policy, request.version, request.digest)
     version = Version(identity, request.spec, request.distribution, engine, request.safe_action, request.metrics_index)
-    version.model_bytes = len(model)
+    version.model_bytes = model_bytes
     version.certificate = request.certificate
     return version
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, Self
 
+import msgspec
 import pytest
 import zmq
 
@@ -40,6 +41,8 @@ from pilliond.limits import TICK_MS
 from pilliond.linux.timerfd import Ticker
 from pilliond.serving.__main__ import load_version
 from pilliond.serving.loop import ServingLoop
+from pilliond.serving.workers import Workers
+from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
 from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
@@ -201,9 +204,11 @@ class Server:
         config = startup_config("", policy)
         (policy_config,) = config.policies
         limits = policy_config.limits
-        version = load_version(policy_config)
+        policy_config = msgspec.structs.replace(policy_config, engine=EngineSettings(placement="inline"))
         page = MetricsPage(config.page_descriptor)
         self._poller = MessagePoller()
+        end = stack.enter_context(socket.socket())
+        version = load_version(policy_config, Workers(end, self._poller, print))
         stack.callback(self._poller.close)
         lane, self._zmq = LaneTransport(version.observation_bytes, self._poller, page), ZmqTransport(self._poller)
         stack.callback(lane.close)

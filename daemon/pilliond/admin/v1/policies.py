@@ -174,11 +174,13 @@ class PolicyRoutes:
         shadow = policy.releases.shadows.current
         if shadow is not None:
             roles.setdefault(shadow.digest, "shadow")
+        placements = {version.digest: version.placement.where for version in version_table if version.placement}
         stored = [
             StoredVersion(
                 version=entry.version,
                 digest=entry.digest,
                 role=roles.get(entry.digest, "stored"),
+                placement=placements.get(entry.digest, ""),
                 aliases=[alias.alias for alias in aliases if alias.digest == entry.digest],
             )
             for entry in entries
@@ -326,6 +328,8 @@ def _resident(channel: PolicyChannel, version: SealedVersion) -> Resident:
         leases=channel.page.cells[VERSION_CELLS[version.metrics_index].episodes],
         signed_by=version.signed_by,
         certificate=version.certificate,
+        placement=version.placement.where if version.placement else "",
+        placement_reason=version.placement.reason if version.placement else "",
     )
 
 

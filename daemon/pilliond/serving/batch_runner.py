@@ -195,7 +195,7 @@ class BatchRunner:
         """Counts the acts that a new version answers with a NaN or an infinity."""
         outputs = [memory.outputs[tensor.name] for tensor in version.spec.outputs]
         floats = [output for output in outputs if output.dtype.kind == "f"]
-        for group in groups:
+        for group in groups if floats else ():
             begin = group.batch_view.first
             end = begin + group.rows
             finite = [np.isfinite(output[begin:end]).reshape(group.rows, -1).all(axis=1) for output in floats]

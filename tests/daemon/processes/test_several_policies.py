@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import pillion
@@ -227,6 +228,37 @@ def test_as_many_policies_as_there_may_be_start_with_specs_larger_than_a_packet_
             assert episode.act(observation).tolist() == times(observation, number)
     assert {each["sessions"] for each in daemon.health()["policies"]} <= {0, 1}
     assert daemon.metric("pillion_requests_total", outcome="ok") == POLICIES_MAX
+
+
+def test_a_worker_of_one_policy_that_is_killed_loses_no_act_of_another(
+    store: Path, start_daemon: StartDaemon, tmp_path: Path, short_path: Path
+) -> None:
+    file = tmp_path / "pillion.toml"
+    file.write_text(
+        f'[[policies]]\npolicy = "{LEFT}@1.0.0"\n[policies.engine]\nplacement = "inline"\n'
+        f'[[policies]]\npolicy = "{RIGHT}@1.0.0"\n[policies.engine]\nplacement = "worker"\n'
+    )
+    listen = [f"lane://{short_path}/worker-lane.sock"]
+    daemon = start_daemon("--config", str(file), policy="", store=store, listen=listen)
+
+    def workers() -> list[psutil.Process]:
+        children = psutil.Process(daemon.pid).children()
+        return [child for child in children if "pillion_worker" in child.cmdline()]
+
+    (worker,) = workers()
+    with (
+        pillion.connect(daemon.address) as left,
+        pillion.connect(daemon.address, policy=RIGHT) as right,
+        left.begin(seed=1) as inline,
+        right.begin(seed=1) as outside,
+    ):
+        assert outside.act(observation_of(RIGHT)).tolist() == expected(RIGHT)
+        worker.kill()
+        for number in range(200):
+            assert inline.act(observation_of(LEFT, number)).tolist() == expected(LEFT, number)
+        wait_until(lambda: bool([each for each in workers() if each.pid != worker.pid]))
+        assert outside.act(observation_of(RIGHT, 1)).tolist() == expected(RIGHT, 1)
+    assert daemon.metric("pillion_serving_starts_total") == 1
 
 
 # Versions

@@ -328,17 +328,17 @@ def test_an_automatic_rollback_takes_back_the_version_of_its_policy_only(
 def test_a_canary_splits_the_episodes_of_its_policy_only(start: Callable[..., Daemon]) -> None:
     daemon = start()
     arms = [{"name": "canary", "version": "1.1.0", "share": 0.5}]
-    done(daemon, "PUT", f"{path_of(LEFT)}/route", {"arms": arms})
+    done(daemon, "PUT", f"{path_of(RIGHT)}/route", {"arms": arms})
     with pillion.connect(daemon.address) as left, pillion.connect(daemon.address, policy=RIGHT) as right:
-        seen = [action_of(left, LEFT, seed) for seed in range(40)]
-        assert {tuple(action) for action in seen} == {tuple(expected(LEFT, minor=minor)) for minor in range(2)}
-        assert all(action_of(right, RIGHT, seed) == expected(RIGHT) for seed in range(40))
-        with left.begin_many(8, range(8)) as group:
-            group.act(np.stack([observation_of(LEFT)] * 8))
+        seen = [action_of(right, RIGHT, seed) for seed in range(40)]
+        assert {tuple(action) for action in seen} == {tuple(expected(RIGHT, minor=minor)) for minor in range(2)}
+        assert all(action_of(left, LEFT, seed) == expected(LEFT) for seed in range(40))
+        with right.begin_many(8, range(8)) as group:
+            group.act(np.stack([observation_of(RIGHT)] * 8))
     # The group's rows were run by two versions of its policy.
-    assert daemon.metric("pillion_request_duration_seconds_count", policy=LEFT, version="mixed") == 1
-    assert daemon.metric("pillion_request_duration_seconds_count", policy=RIGHT, version="mixed") == 0
-    assert daemon.metric("pillion_request_duration_seconds_count", policy=RIGHT, version="1.0.0") == 40
+    assert daemon.metric("pillion_request_duration_seconds_count", policy=RIGHT, version="mixed") == 1
+    assert daemon.metric("pillion_request_duration_seconds_count", policy=LEFT, version="mixed") == 0
+    assert daemon.metric("pillion_request_duration_seconds_count", policy=LEFT, version="1.0.0") == 40
 
 
 def test_two_shadows_run_at_once_and_one_ends_without_the_other(start: Callable[..., Daemon]) -> None:

@@ -49,6 +49,7 @@ class EpisodeGroup:
         "last_outputs",
         "last_reply",
         "last_sequence",
+        "lost_sequence",
         "queue",
         "queued_ns",
         "received_ns",
@@ -113,6 +114,8 @@ class EpisodeGroup:
         self.deadline_ns = NEVER_NS
         self.deterministic = True
         self.last_sequence = 0
+        self.lost_sequence = 0
+        """The act that ran in a worker which ended meanwhile: it may be the reason. 0: none."""
         self.last_reply: Reply | None = None
         self.last_outputs: Sequence[Frame] = ()
         self.step: ActionStep | ExplicitActionStep = ActionStep(

@@ -41,6 +41,10 @@ class Engine(Protocol):
     """The engines of a mixed version, which run the rows of their own versions; empty for any other."""
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it runs batches. False while a worker is being replaced, and when it is out."""
+
+    @property
     def free(self) -> list[BatchMemory]:
         """Those that no batch uses now. Empty while the engine is busy or not ready; an inline engine's is always free."""
 
@@ -64,6 +68,7 @@ class InlineEngine:
     """What an engine that runs in the serving loop need not do."""
 
     is_inline = True
+    is_ready = True
     parts: tuple[Engine, ...] = ()
 
     def submit(self, memory: BatchMemory, rows: int) -> None:

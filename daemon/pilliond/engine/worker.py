@@ -174,6 +174,11 @@ class WorkerEngine:
         self._owes_since_ns = NEVER_NS
 
     @property
+    def is_ready(self) -> bool:
+        """As `Engine.is_ready`."""
+        return self.state is WorkerState.READY
+
+    @property
     def can_spin(self) -> bool:
         """Whether `poll_completed` may be used on this processor."""
         return CAN_SPIN

@@ -27,7 +27,10 @@ _OVERWRITTEN = RemoteProtocolError(
     ErrorCode.SLOT_STALE, "the slot was overwritten before the answer", "one generation until the answer", "another"
 )
 _ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this act")
-_WORKER_LOST = RemoteProtocolError(ErrorCode.INTERNAL, "the engine's process ended while it ran this act")
+_WORKER_LOST = RemoteProtocolError(ErrorCode.INTERNAL, "the engine's process ended twice while it ran this act")
+_RESTARTING = RemoteProtocolError(
+    ErrorCode.ENGINE_RESTARTING, "the budget ended while the engine's process was being replaced: act again"
+)
 
 
 class BatchRunner:
@@ -139,11 +142,17 @@ class BatchRunner:
         version.engine.release(memory)
 
     def _lost(self, version: Version, groups: list[EpisodeGroup], replies: list[Reply]) -> None:
-        """Runs the acts of a lost batch again, each half by itself: one of them may have ended the worker."""
-        if len(groups) == 1:
+        """Runs the acts of a lost batch again, each half by itself: one of them may have ended the worker.
+
+        An act that is lost for the second time, and by itself, is refused.
+        """
+        if len(groups) == 1 and groups[0].lost_sequence == groups[0].sequence:
             self._sessions.answer_error(groups[0], _WORKER_LOST, replies)
-        elif groups:
-            self._scheduler.put_back(version, groups, in_halves=True)
+            return
+        for group in groups:
+            group.lost_sequence = group.sequence
+        if groups:
+            self._scheduler.put_back(version, groups, in_halves=len(groups) > 1)
 
     def _failed(self, version: Version, groups: list[EpisodeGroup], message: str, replies: list[Reply]) -> None:
         """Runs the acts of a failed batch again, each half by itself, until only the act that fails is left."""
@@ -256,7 +265,8 @@ class BatchRunner:
         session = group.session
         tensors = group.version.fallback_tensors(session.fallback, group.rows, group.last_outputs)
         if tensors is None:
-            self._sessions.answer_error(group, _TOO_LATE, replies)
+            error = _TOO_LATE if group.version.engine.is_ready else _RESTARTING
+            self._sessions.answer_error(group, error, replies)
             return
         written, reply = _targets(group, group.step)
         for target, tensor in zip(written, tensors, strict=True):

@@ -79,6 +79,11 @@ class MixedEngine:
         self.service = ServiceTimes([rows])
 
     @property
+    def is_ready(self) -> bool:
+        """Whether every engine that it needs is ready."""
+        return all(engine.is_ready for engine in self.parts)
+
+    @property
     def free(self) -> list[BatchMemory]:
         """Its memory, if every engine that it needs is free."""
         is_free = self.memories[0].user is None and all(engine.free for engine in self.parts)

@@ -97,7 +97,7 @@ def rollouts_of(
     """Returns what changes and watches the versions of each policy, by its name, the default policy first."""
     numbers = count(1)
     return {
-        channel.name: PolicyRollout(channel, reference, numbers, log)
+        channel.name: PolicyRollout(channel, reference, numbers, log.bind(policy=channel.name))
         for channel, reference in zip(supervisor.policies.values(), references, strict=True)
     }
 

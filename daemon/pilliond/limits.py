@@ -213,7 +213,7 @@ EVALUATION_S_MAX: Final = 90 * 86_400
 # KServe
 
 KSERVE_REQUESTS_MAX: Final = 32
-"""Inference requests at once; one more gets 503. Each may hold a body and an episode group."""
+"""Inference requests at once, for all policies; one more gets 503. Each may hold a body and an episode group."""
 
 KSERVE_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 """The decompressed body of an inference request. A policy with small observations accepts less: what `rows_max` rows need."""
@@ -237,7 +237,8 @@ KSERVE_IDLE_GROUP_S: Final = 2.0
 """How long such a group is kept: it must not keep an old version loaded."""
 
 KSERVE_SEQUENCES_MAX: Final = 32
-"""Sequences at once; one more ends the one unused for longest. With the requests that makes 64 episode groups."""
+"""Sequences of one policy at once; one more ends the one unused for longest. With the requests that makes 64 episode
+groups."""
 
 KSERVE_SEQUENCE_IDLE_S: Final = 60.0
 """A sequence that is unused for this long ends: there is no other sign that its client is gone."""

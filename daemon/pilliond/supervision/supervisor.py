@@ -259,7 +259,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
             )
-        channel.send(self._end, self._startup_config())
+        channel.send_startup(self._end, self._startup_config())
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import sdnotify
 import structlog
 from structlog.typing import FilteringBoundLogger
 
@@ -24,6 +24,7 @@ from pilliond.errors import BadPolicyError
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.linux.cpu_priority import lower_priority
+from pilliond.linux.service_manager import ServiceManager
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
@@ -32,6 +33,7 @@ from pilliond.rollout.route_file import RouteFile
 from pilliond.rollout.watch import Watch
 from pilliond.settings.schema import Settings
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 
 
 async def serve(settings: Settings) -> None:
@@ -45,15 +47,16 @@ async def serve(settings: Settings) -> None:
     releases = Releases(settings, supervisor, reference, log)
     watch = Watch(supervisor, releases, log)
     evaluations = EvaluationHolds(supervisor, releases, log)
-    admin = Admin(supervisor, releases, evaluations, access)
-    systemd = sdnotify.SystemdNotifier()
+    service_manager = ServiceManager(os.environ)
+    watchdog = Watchdog(supervisor, settings.serving.hang_s_max, service_manager, log)
+    admin = Admin(supervisor, releases, evaluations, watchdog, access)
     try:
         spawner.start()
         lower_priority()
         admin_addresses = await admin.start(settings.admin, log)
 
         def on_ready(ready: Ready) -> None:
-            systemd.notify("READY=1")
+            service_manager.ready()
             stable = supervisor.stable
             log.info(
                 "ready",
@@ -68,13 +71,13 @@ async def serve(settings: Settings) -> None:
 
         def on_signal(name: str) -> None:
             log.info("draining", signal=name)
-            systemd.notify("STOPPING=1")
+            service_manager.stopping()
             supervisor.stop(f"the daemon got {name}")
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        watching = asyncio.create_task(look_after(watch, evaluations, releases))
+        watching = asyncio.create_task(look_after(watchdog, watch, evaluations, releases))
         watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
         try:
             await supervisor.run(on_ready)
@@ -90,10 +93,14 @@ async def serve(settings: Settings) -> None:
         spawner.close()
 
 
-async def look_after(watch: Watch, evaluations: EvaluationHolds, releases: Releases) -> None:
-    """Follows the alias, judges versions and ends evaluation holds until it is cancelled; then closes `releases`."""
+async def look_after(watchdog: Watchdog, watch: Watch, evaluations: EvaluationHolds, releases: Releases) -> None:
+    """Watches the serving process, follows the alias, judges versions and ends evaluation holds until it is cancelled.
+
+    Then it closes `releases`.
+    """
     try:
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watchdog.run())
             tasks.create_task(watch.run())
             tasks.create_task(evaluations.run())
     finally:

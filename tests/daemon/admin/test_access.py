@@ -26,11 +26,13 @@ from pilliond.admin.http.scope import Scope
 from pilliond.admin.http.token_file import change_tokens
 from pilliond.control import load_policy
 from pilliond.limits import REFUSALS_BURST_MAX
+from pilliond.linux.service_manager import ServiceManager
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.releases import Releases
 from pilliond.settings.schema import load_settings
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 from tests.conftest import StartDaemon
 from tests.daemon.support.other_users import GROUP, OUTSIDER, as_user
 from tests.daemon.support.tokens import Answer, another_address, asked, make_token, make_tokens
@@ -75,10 +77,10 @@ def endpoints() -> list[Endpoint]:
     reference, stable = load_policy(settings)
     supervisor = Supervisor(settings, stable, Spawner(), log)
     releases = Releases(settings, supervisor, reference, log)
+    watchdog = Watchdog(supervisor, settings.serving.hang_s_max, ServiceManager({}), log)
+    evaluations = EvaluationHolds(supervisor, releases, log)
     try:
-        return Admin(
-            supervisor, releases, EvaluationHolds(supervisor, releases, log), Access.of(settings.admin, log)
-        ).endpoints
+        return Admin(supervisor, releases, evaluations, watchdog, Access.of(settings.admin, log)).endpoints
     finally:
         supervisor.close()
 

@@ -285,14 +285,14 @@ def test_the_serving_process_dies_with_its_parent(start_daemon: StartDaemon) -> 
 
 def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(tmp_path: Path) -> None:
     script = (
-        "import sys\n"
+        "import os, sys\n"
         "from pilliond.ipc import control_channel as channel\n"
         "from pilliond.serving import __main__ as serving\n"
         "from tests.daemon.support.startup_config import startup_config\n"
         "end, serving_end = channel.make_channel()\n"
         "channel.send(end, startup_config(sys.argv[1]))\n"
         "serving.ServingLoop.run_once = lambda self, ready: 1 / 0\n"
-        "sys.argv[1] = str(serving_end.detach())\n"
+        "sys.argv[1:] = [str(serving_end.detach()), str(os.getppid())]\n"
         "sys.exit(serving.main())\n"
     )
     command = [sys.executable, "-c", script, f"lane://{tmp_path}/lane.sock"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,9 +13,11 @@ import pilliond
 from pillion_protocol import BatchClose
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.ipc import metrics_page as page
-from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, VersionCells
+from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, VersionCells
 from pilliond.rollout.releases import Releases
+from pilliond.supervision.serving_state import ServingState
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 
 _NANOSECONDS: Final = 1e9
 
@@ -22,8 +25,9 @@ _NANOSECONDS: Final = 1e9
 class PageCollector(Collector):
     """Reads the metrics page of one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
+    def __init__(self, supervisor: Supervisor, releases: Releases, watchdog: Watchdog) -> None:
         self._supervisor = supervisor
+        self._watchdog = watchdog
         self._releases = releases
 
     def collect(self) -> Iterator[Metric]:
@@ -32,6 +36,7 @@ class PageCollector(Collector):
         yield from self._batches()
         yield from self._versions()
         yield from shadow_metrics(self._releases.shadows)
+        yield from self._supervision()
         yield from self._process()
 
     @property
@@ -44,7 +49,7 @@ class PageCollector(Collector):
         labels = {"policy": artifact.policy, "version": artifact.version, "digest": artifact.digest}
         engine = self._supervisor.ready.engine["kind"] if self._supervisor.ready else ""
         yield _info("pillion_policy_info", "The served policy.", {**labels, "engine": engine})
-        is_ready = self._supervisor.phase is Phase.READY
+        is_ready = self._supervisor.state is ServingState.SERVING
         yield GaugeMetricFamily("pillion_ready", "1 while the daemon answers acts.", value=float(is_ready))
 
     def _requests(self) -> Iterator[Metric]:
@@ -119,10 +124,27 @@ class PageCollector(Collector):
         text = "Longest stall of the serving loop while a version was loaded."
         yield GaugeMetricFamily("pillion_load_stall_seconds", text, value=stall_s)
 
+    def _supervision(self) -> Iterator[Metric]:
+        supervisor, restarts = self._supervisor, self._supervisor.restarts
+        yield _counter("pillion_serving_starts", "Starts of the serving process.", supervisor.starts)
+        text = "Ends of the serving process since it last served steadily."
+        yield GaugeMetricFamily("pillion_serving_failures", text, value=restarts.failures)
+        states = GaugeMetricFamily("pillion_serving_state", "1 for the state of the serving process.", labels=["state"])
+        current = supervisor.state
+        for state in ServingState:
+            states.add_metric([state.value], float(state is current))
+        yield states
+        text = "How often the serving process made no progress for a while."
+        yield _counter("pillion_serving_stalls", text, self._watchdog.stalls)
+        text = "Serving processes that were killed because they made no progress."
+        yield _counter("pillion_serving_hangs", text, self._watchdog.kills)
+        if current in (ServingState.SERVING, ServingState.UNRESPONSIVE):
+            age_s = (time.monotonic_ns() - supervisor.ticked_ns) / _NANOSECONDS
+            text = "Time since the last tick of the serving loop."
+            yield GaugeMetricFamily("pillion_serving_tick_age_seconds", text, value=age_s)
+
     def _process(self) -> Iterator[Metric]:
         cells = self._page.cells
-        starts = self._supervisor.starts
-        yield _counter("pillion_serving_starts", "Starts of the serving process.", starts)
         yield GaugeMetricFamily("pillion_sessions", "Live sessions.", value=cells[page.SESSIONS])
         yield GaugeMetricFamily("pillion_episodes", "Live episode groups.", value=cells[page.EPISODES])
         yield GaugeMetricFamily("pillion_queue_rows", "Rows waiting for the engine.", value=cells[page.QUEUE_ROWS])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.metadata
 import sys
 
 import msgspec
@@ -19,6 +21,8 @@ class Info(msgspec.Struct, frozen=True):
     version: str
     protocol_version: int
     python: str
+    event_loop: str
+    """The event loop of the control process, with its version."""
     listen: list[str]
     """The data addresses; empty while the serving process is not ready."""
     policy: str
@@ -38,6 +42,7 @@ def info_of(supervisor: Supervisor) -> Info:
         version=pilliond.__version__,
         protocol_version=PROTOCOL_VERSION,
         python=sys.version.split()[0],
+        event_loop=_event_loop(),
         listen=supervisor.ready.listen if supervisor.ready else [],
         policy=stable.policy,
         policy_version=stable.version,
@@ -47,3 +52,9 @@ def info_of(supervisor: Supervisor) -> Info:
         description=stable.card.description,
         licence=stable.card.licence,
     )
+
+
+def _event_loop() -> str:
+    """Returns the package of the running loop; with its version, unless it is Python's own."""
+    package = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    return f"{package} {importlib.metadata.version(package)}" if package == "uvloop" else package

@@ -91,6 +91,7 @@ async def serve(settings: Settings) -> None:
         await admin.stop()
         supervisor.close()
         spawner.close()
+        service_manager.close()
 
 
 async def look_after(watchdog: Watchdog, watch: Watch, evaluations: EvaluationHolds, releases: Releases) -> None:

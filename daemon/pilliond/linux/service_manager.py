@@ -13,10 +13,13 @@ _PINGS_PER_PERIOD: Final = 4
 
 
 class ServiceManager:
-    """Tells systemd the truth. Without systemd (no NOTIFY_SOCKET) it does nothing."""
+    """Tells systemd the truth. Without systemd (no NOTIFY_SOCKET) it does nothing. Owns its socket."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._systemd = sdnotify.SystemdNotifier()
+        if self._systemd.socket is not None:
+            # A service manager that does not read must not stop the control process.
+            self._systemd.socket.setblocking(False)
         self._ping_ns = _watchdog_us(environment) * _NS_PER_US // _PINGS_PER_PERIOD
         self._pinged_ns = -self._ping_ns
         self._status = ""
@@ -40,6 +43,11 @@ class ServiceManager:
         if self._ping_ns and now_ns - self._pinged_ns >= self._ping_ns:
             self._pinged_ns = now_ns
             self._systemd.notify("WATCHDOG=1")
+
+    def close(self) -> None:
+        """Closes the socket."""
+        if self._systemd.socket is not None:
+            self._systemd.socket.close()
 
 
 def _watchdog_us(environment: Mapping[str, str]) -> int:

@@ -16,8 +16,9 @@ class ServiceManager:
     """Tells systemd the truth. Without systemd (no NOTIFY_SOCKET) it does nothing. Owns its socket."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._systemd = sdnotify.SystemdNotifier()
-        if self._systemd.socket is not None:
+        # Without an address it would leave an open socket behind.
+        self._systemd = sdnotify.SystemdNotifier() if environment.get("NOTIFY_SOCKET") else None
+        if self._has_socket:
             # A service manager that does not read must not stop the control process.
             self._systemd.socket.setblocking(False)
         self._ping_ns = _watchdog_us(environment) * _NS_PER_US // _PINGS_PER_PERIOD
@@ -26,28 +27,36 @@ class ServiceManager:
 
     def ready(self) -> None:
         """Says that the daemon answers acts."""
-        self._systemd.notify("READY=1")
+        self._notify("READY=1")
 
     def stopping(self) -> None:
         """Says that the daemon ends."""
-        self._systemd.notify("STOPPING=1")
+        self._notify("STOPPING=1")
 
     def status(self, text: str) -> None:
         """Says in words how the daemon is, if that has changed; `systemctl status` shows it."""
         if text != self._status:
             self._status = text
-            self._systemd.notify(f"STATUS={text}")
+            self._notify(f"STATUS={text}")
 
     def ping(self, now_ns: int) -> None:
         """Sends a sign of life to systemd's watchdog, where that is on and a quarter of its period has passed."""
         if self._ping_ns and now_ns - self._pinged_ns >= self._ping_ns:
             self._pinged_ns = now_ns
-            self._systemd.notify("WATCHDOG=1")
+            self._notify("WATCHDOG=1")
 
     def close(self) -> None:
         """Closes the socket."""
-        if self._systemd.socket is not None:
+        if self._has_socket:
             self._systemd.socket.close()
+
+    @property
+    def _has_socket(self) -> bool:
+        return self._systemd is not None and self._systemd.socket is not None
+
+    def _notify(self, state: str) -> None:
+        if self._systemd is not None:
+            self._systemd.notify(state)
 
 
 def _watchdog_us(environment: Mapping[str, str]) -> int:

@@ -14,7 +14,6 @@ from pilliond.limits import (
 )
 
 _NS_PER_S: Final = 1_000_000_000
-_DOUBLINGS_MAX: Final = 32
 
 
 class RestartPolicy:
@@ -36,6 +35,7 @@ class RestartPolicy:
         """When the next start is due; None while a process runs."""
         self.gave_up = ""
         """Why there is no further restart; empty while there may be one."""
+        self._delay_s = RESTART_DELAY_S_MIN
         self._restarts_max = restarts_max
         self._window_s = window_s
         self._restarted_ns: deque[int] = deque()
@@ -62,11 +62,12 @@ class RestartPolicy:
             self.failed_starts += 1
         elif now_ns - self._ready_ns >= RESTART_STEADY_S_MIN * _NS_PER_S:
             self.failures = 0
+            self._delay_s = RESTART_DELAY_S_MIN
         self.failures += 1
         self.gave_up = self._why_to_give_up(now_ns)
         if self.gave_up:
             return 0.0
-        delay_s = min(RESTART_DELAY_S_MAX, RESTART_DELAY_S_MIN * 2.0 ** min(self.failures - 1, _DOUBLINGS_MAX))
+        delay_s, self._delay_s = self._delay_s, min(RESTART_DELAY_S_MAX, 2 * self._delay_s)
         self.restarts += 1
         self._restarted_ns.append(now_ns)
         self.restart_at_ns = now_ns + round(delay_s * _NS_PER_S)

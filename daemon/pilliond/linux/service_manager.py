@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,9 +19,10 @@ class ServiceManager:
     def __init__(self, environment: Mapping[str, str]) -> None:
         # Without an address it would leave an open socket behind.
         self._systemd = sdnotify.SystemdNotifier() if environment.get("NOTIFY_SOCKET") else None
-        if self._has_socket:
+        self._socket: socket.socket | None = self._systemd and self._systemd.socket
+        if self._socket is not None:
             # A service manager that does not read must not stop the control process.
-            self._systemd.socket.setblocking(False)
+            self._socket.setblocking(False)
         self._ping_ns = _watchdog_us(environment) * _NS_PER_US // _PINGS_PER_PERIOD
         self._pinged_ns = -self._ping_ns
         self._status = ""
@@ -47,12 +49,8 @@ class ServiceManager:
 
     def close(self) -> None:
         """Closes the socket."""
-        if self._has_socket:
-            self._systemd.socket.close()
-
-    @property
-    def _has_socket(self) -> bool:
-        return self._systemd is not None and self._systemd.socket is not None
+        if self._socket is not None:
+            self._socket.close()
 
     def _notify(self, state: str) -> None:
         if self._systemd is not None:

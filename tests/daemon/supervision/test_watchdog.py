@@ -11,14 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import structlog
 
 import pillion
 from pilliond.limits import LIVE_AGE_MS_MAX, LOOK_MS, RESTART_DELAY_S_MIN, TICK_AGE_MS_MAX
 from pilliond.linux.service_manager import ServiceManager
+from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 from tests.conftest import StartDaemon
 from tests.daemon.supervision.looping_policy import ENDLESS, publish_looping
 from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon, wait_until
@@ -170,6 +173,28 @@ def test_a_serving_process_that_gets_no_cpu_is_not_ready_and_is_not_killed(start
     assert not daemon.events("serving_killed")
     wait_until(lambda: daemon.get("/readyz")[0] == 200)
     assert daemon.serving_pid == pid
+
+
+def test_a_stopped_serving_process_does_not_keep_the_daemon_from_ending(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(settings=SOON)
+    pid = daemon.serving_pid
+    os.kill(pid, signal.SIGSTOP)
+    assert daemon.stop() == 0
+    assert not Path(f"/proc/{pid}").exists()
+    assert daemon.events("serving_killed")
+    assert not daemon.events("serving_died")
+
+
+def test_the_control_process_counts_as_alive_while_it_looks() -> None:
+    now_ns = [0]
+    log = structlog.get_logger()
+    with closing(ServiceManager({})) as manager:
+        watchdog = Watchdog(cast(Supervisor, None), 10.0, manager, log, lambda: now_ns[0])
+        now_ns[0] = LIVE_AGE_MS_MAX * 1_000_000
+        assert watchdog.is_live
+        now_ns[0] += 1_000_000
+        assert not watchdog.is_live
+        assert watchdog.silent_ms == LIVE_AGE_MS_MAX + 1
 
 
 # Restarts

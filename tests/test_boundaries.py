@@ -15,6 +15,7 @@ PACKAGES = {
     "pillion_protocol": ROOT / "protocol" / "pillion_protocol",
     "pillion": ROOT / "clients" / "python" / "pillion",
     "pillion_artifacts": ROOT / "artifacts" / "pillion_artifacts",
+    "pillion_worker": ROOT / "daemon" / "pillion_worker",
     "pilliond": ROOT / "daemon" / "pilliond",
     "pillion_bench": ROOT / "bench" / "pillion_bench",
 }
@@ -25,7 +26,8 @@ MAY_IMPORT = {
     "pillion_protocol": set[str](),
     "pillion": {"pillion_protocol", CLI_SUPPORT},
     "pillion_artifacts": {"pillion_protocol", CLI_SUPPORT},
-    "pilliond": {"pillion_protocol", "pillion_artifacts", CLI_SUPPORT},
+    "pillion_worker": set[str](),
+    "pilliond": {"pillion_protocol", "pillion_artifacts", "pillion_worker", CLI_SUPPORT},
     "pillion_bench": {*PACKAGES, CLI_SUPPORT},
 }
 COMMAND_LINES = {
@@ -42,6 +44,7 @@ FLOORS = {
         ["admin"],
         ["admin/v1", "admin/kserve", "admin/monitoring", "commands", "serving"],
         ["admin/http", "core"],
+        ["policy_rollout"],
         ["rollout"],
         ["shadow", "staging", "supervision", "transport"],
         ["versions"],

@@ -20,7 +20,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("tests", "pillion", "pillion_protocol", "pilliond", "pillion_artifacts", "pillion_bench", "driver")
+OURS = (
+    "tests",
+    "pillion",
+    "pillion_protocol",
+    "pilliond",
+    "pillion_worker",
+    "pillion_artifacts",
+    "pillion_bench",
+    "driver",
+)
 STARTS = {
     *("subprocess", "multiprocessing", "create_subprocess_exec", "fork", "posix_spawn", "posix_spawnp", "execv"),
     *("Thread", "ThreadPoolExecutor"),

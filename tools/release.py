@@ -30,6 +30,7 @@ SHIPPED = {
     "protocol/pillion_protocol": "pillion_protocol",
     "clients/python/pillion": "pillion",
     "daemon/pilliond": "pilliond",
+    "daemon/pillion_worker": "pillion_worker",
     "artifacts/pillion_artifacts": "pillion_artifacts",
     "artifacts/examples": "pillion_artifacts/examples",
     "artifacts/examples.read-only": "pillion_artifacts/examples.read-only",

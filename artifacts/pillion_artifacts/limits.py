@@ -42,6 +42,12 @@ LAYERS_MAX: Final = 16
 GRAPH_DEPTH_MAX: Final = 32
 """Graphs nested within graphs of an ONNX file (bodies of Loop, If and Scan)."""
 
+GRAPH_NODES_MAX: Final = 100_000
+"""Nodes of an ONNX file that are looked at to see whether it is bounded: about a second. Functions count at each call."""
+
+CONSTANT_ELEMENTS_MAX: Final = 4_096
+"""Elements of a constant whose least and greatest are looked for: divisors and limits are small."""
+
 YAML_DEPTH_MAX: Final = 32
 """Nesting of lists and mappings. The YAML library recurses in C: a text nested too deep would end the process."""
 

@@ -25,7 +25,12 @@ import pilliond
     help="Settings file, TOML. Environment: PILLION_CONFIG.",
 )
 @click.option("--store", metavar="DIR", help="Store folder with the policies.")
-@click.option("--policy", metavar="NAME[@VERSION]", help="Policy to serve.")
+@click.option(
+    "--policy",
+    metavar="NAME[@VERSION]",
+    multiple=True,
+    help="Policy to serve. May be repeated; sessions that name no policy get the first.",
+)
 @click.option(
     "--listen",
     metavar="URL",
@@ -44,13 +49,13 @@ import pilliond
 def command(
     config: Path | None,
     store: str | None,
-    policy: str | None,
+    policy: tuple[str, ...],
     listen: tuple[str, ...],
     admin: tuple[str, ...],
     log_level: str | None,
     log_format: str | None,
 ) -> None:
-    """Serve a policy to the simulators of this host.
+    """Serve policies to the simulators of this host.
 
     Settings come from the defaults, then --config, then variables PILLION_SECTION__KEY, then these options.
     """
@@ -60,15 +65,17 @@ def command(
     from pilliond.control import serve
     from pilliond.settings.schema import load_settings
 
+    several = len(policy) > 1
     flags: dict[str, dict[str, Any]] = {
-        "store": {"path": store, "policy": policy},
+        "store": {"path": store, "policy": policy[0] if len(policy) == 1 else None},
         "data": {"listen": list(listen) or None},
         "admin": {"listen": list(admin) or None},
         "log": {"level": log_level, "format": log_format},
     }
-    given = {
+    given: dict[str, Any] = {
         section: {key: value for key, value in keys.items() if value is not None} for section, keys in flags.items()
     }
+    given["policies"] = [{"policy": name} for name in policy] if several else []
     uvloop.run(serve(load_settings(config, os.environ, given)))
 
 

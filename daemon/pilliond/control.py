@@ -10,6 +10,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +28,25 @@ from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.linux.cpu_priority import lower_priority
 from pilliond.linux.service_manager import ServiceManager
 from pilliond.linux.spawner import Spawner
-from pilliond.rollout.evaluation_holds import EvaluationHolds
-from pilliond.rollout.releases import Releases
-from pilliond.rollout.restore import Restore, admitted
+from pilliond.policy_rollout import PolicyRollout
+from pilliond.rollout.restore import admitted
 from pilliond.rollout.route_file import RouteFile
-from pilliond.rollout.watch import Watch
-from pilliond.settings.schema import Settings
+from pilliond.settings.schema import Settings, check_memory
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
 
 
 async def serve(settings: Settings) -> None:
-    """Verifies the policy, opens the admin port, keeps a serving process up, and drains on SIGTERM or SIGINT."""
+    """Verifies the policies, opens the admin port, keeps a serving process up, and drains on SIGTERM or SIGINT."""
     log = make_log(settings)
     access = Access.of(settings.admin, log)
-    reference, stable = load_policy(settings)
+    loaded = load_policies(settings)
     spawner = Spawner()
-    supervisor = Supervisor(settings, stable, spawner, log)
-    Restore(settings, supervisor.version_table, log).run(reference)
-    releases = Releases(settings, supervisor, reference, log)
-    watch = Watch(supervisor, releases, log)
-    evaluations = EvaluationHolds(supervisor, releases, log)
+    supervisor = Supervisor(settings, [stable for _, stable in loaded], spawner, log)
+    policies = rollouts_of(supervisor, [reference for reference, _ in loaded], log)
     service_manager = ServiceManager(os.environ)
     watchdog = Watchdog(supervisor, settings.serving.hang_s_max, service_manager, log)
-    admin = Admin(supervisor, releases, evaluations, watchdog, access)
+    admin = Admin(supervisor, policies, watchdog, access)
     try:
         spawner.start()
         lower_priority()
@@ -57,16 +54,13 @@ async def serve(settings: Settings) -> None:
 
         def on_ready(ready: Ready) -> None:
             service_manager.ready()
-            stable = supervisor.stable
+            stables = [policy.stable for policy in supervisor.policies.values()]
             log.info(
                 "ready",
-                policy=str(stable),
-                digest=stable.digest,
+                **ready_fields(stables[0]),
                 listen=ready.listen,
                 admin=admin_addresses,
-                leased=stable.lock is not None,
-                signed_by=stable.signed_by,
-                certificate=stable.certificate.batch if stable.certificate else "",
+                policies=[ready_fields(stable) for stable in stables],
             )
 
         def on_signal(name: str) -> None:
@@ -77,7 +71,7 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        watching = asyncio.create_task(look_after(watchdog, watch, evaluations, releases))
+        watching = asyncio.create_task(look_after(watchdog, policies.values()))
         watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
         try:
             await supervisor.run(on_ready)
@@ -94,18 +88,56 @@ async def serve(settings: Settings) -> None:
         service_manager.close()
 
 
-async def look_after(watchdog: Watchdog, watch: Watch, evaluations: EvaluationHolds, releases: Releases) -> None:
-    """Watches the serving process, follows the alias, judges versions and ends evaluation holds until it is cancelled.
+async def look_after(watchdog: Watchdog, policies: Iterable[PolicyRollout]) -> None:
+    """Watches the serving process, and looks after the versions of every policy, until it is cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watchdog.run())
+        for policy in policies:
+            tasks.create_task(policy.run())
 
-    Then it closes `releases`.
+
+def rollouts_of(
+    supervisor: Supervisor, references: Iterable[str], log: FilteringBoundLogger
+) -> dict[str, PolicyRollout]:
+    """Returns what changes and watches the versions of each policy, by its name, the default policy first."""
+    numbers = count(1)
+    return {
+        channel.name: PolicyRollout(channel, reference, numbers, log)
+        for channel, reference in zip(supervisor.policies.values(), references, strict=True)
+    }
+
+
+def ready_fields(stable: SealedVersion) -> dict[str, Any]:
+    """Returns what `ready` says about the stable version of a policy."""
+    return {
+        "policy": str(stable),
+        "digest": stable.digest,
+        "leased": stable.lock is not None,
+        "signed_by": stable.signed_by,
+        "certificate": stable.certificate.batch if stable.certificate else "",
+    }
+
+
+def load_policies(settings: Settings) -> list[tuple[str, SealedVersion]]:
+    """Returns what `load_policy` returns for each policy of the settings, the default one first.
+
+    The caller closes the versions. Raises `BadPolicyError`, or `SettingsError` if the policies together may take too much memory.
     """
+    loaded: list[tuple[str, SealedVersion]] = []
     try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(watchdog.run())
-            tasks.create_task(watch.run())
-            tasks.create_task(evaluations.run())
-    finally:
-        await releases.close()
+        # One by one, so that those before a bad one are closed.
+        loaded.extend(map(load_policy, settings.served()))
+        check_memory(settings, [_row_bytes(stable) for _, stable in loaded])
+    except BaseException:
+        for _, stable in loaded:
+            stable.close()
+        raise
+    return loaded
+
+
+def _row_bytes(version: SealedVersion) -> int:
+    spec = version.card.spec()
+    return sum(tensor.row_bytes for tensor in [*spec.observation, *spec.outputs])
 
 
 def load_policy(settings: Settings) -> tuple[str, SealedVersion]:

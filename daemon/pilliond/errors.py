@@ -13,12 +13,14 @@ DaemonError (70: ours)
 └── ServingDiedError (70: the serving process did not start)
     └── ServingGaveUpError (75: it was restarted again and again, and does not stay up)
 
-EngineError (`engine`: the model cannot be built, or a batch failed)
+RogueError (`engine`: a worker did what no worker does; it is replaced)
 RingError (`shadow`: the ring of the shadow page is not as expected)
 ProblemError (`admin`: answered as application/problem+json)
 KServeError (`admin/kserve`: answered in KServe's form)
 Refused (`admin`: the caller may not do this)
 AdminError (`commands`: what an operator's command prints)
+
+Where an engine fails, inline or in a worker, its error is `pillion_worker.errors.EngineError`.
 """
 
 from __future__ import annotations

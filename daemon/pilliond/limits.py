@@ -1,15 +1,17 @@
 """Every bound of the daemon, in one place.
 
-Memory at the default limits, with one policy of 28 KB rows (a stack of four 84×84 frames):
+Memory of one policy at the default limits, with 28 KB rows (a stack of four 84×84 frames). Each policy of a daemon has
+these bounds for itself, unless the line says otherwise; `policy_mb` is the sum of those that `policies_mb_max` bounds:
   batch buffer       rows_max × row        256 × 28 KB =   7 MB
   waiting rows       queue_rows_max × row  1024 × 28 KB = 29 MB
-  sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB
+  sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB, of all policies
   last replies       one per episode group, the size of its outputs
   recurrent state    states_mb_max for all episode groups; once per version in a group whose rows lease several
   slots              slots_mb_max for all episode groups; a page takes memory once it was written to
-  KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB
+  KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB, of all policies
   shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max
   old versions       old_mb_max; while a version loads, the new version and the old ones at once
+  metrics page       VERSION_CELLS_MAX × ~430 B + POLICIES_MAX × ~0.5 KB   368 × 430 B = 160 KB, of all policies
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ HEARTBEAT_MS: Final = 5_000
 
 SILENT_MS_MAX: Final = 600_000
 """A session that is silent for this long ends, even if its peer lives: it must not keep its leases for ever."""
+
+SENT_AGE_NS_MAX: Final = 60_000_000_000
+"""How long ago an act can have been sent. A time further back is of another clock: another host, or a time namespace."""
 
 TICK_MS: Final = 100
 """How often the serving loop does its housekeeping."""
@@ -87,6 +92,9 @@ PEER_GROUPS_BYTES_MAX: Final = 1_024
 
 # Processes
 
+CLOSE_MARGIN_NS: Final = 100_000
+"""A batch that closes for its most urgent act closes this much earlier than the engine's time asks for."""
+
 SERVING_SLICE_US: Final = 100
 """EEVDF time slice of the serving process (the kernel minimum), so that a message preempts threads with longer slices."""
 
@@ -101,6 +109,9 @@ START_S_MAX: Final = 60.0
 
 DRAIN_S_MAX: Final = 10.0
 """From SIGTERM to the end of the serving process; then it is killed."""
+
+DRAIN_ENGINES_NS_MAX: Final = 8_000_000_000
+"""How long a drain waits for engines outside the loop; shorter than `DRAIN_S_MAX`, after which the process is killed."""
 
 RESTART_DELAY_S_MIN: Final = 0.1
 """The pause before a serving process that died is restarted; it doubles with each failure."""
@@ -147,7 +158,34 @@ SHADOW_LOOK_S_MAX: Final = 0.02
 SHADOW_OUTPUTS_MAX: Final = 64
 """Outputs of a shadowed version: each has cells in the shadow page."""
 
-# Versions
+WORKER_DEPTH_MAX: Final = 4
+"""Batches of one worker at once: each has memory of its own."""
+
+WORKER_START_S_MAX: Final = 60.0
+"""From the start of a worker until its version is warm; slower is a lost worker."""
+
+WORKER_HANG_FACTOR: Final = 20
+"""A batch that takes this many times as long as the slowest ones before it hangs."""
+
+WORKER_LOSSES_MAX: Final = 5
+"""Workers lost in a row, none of which completed a batch, after which the version is out."""
+
+WORKER_DELAY_S_MIN: Final = 0.1
+"""The pause before the second replacement of a worker; the first comes at once, each further pause is twice as long."""
+
+WORKER_DELAY_S_MAX: Final = 10.0
+"""The longest pause before a worker is replaced."""
+
+WORKER_STEADY_S_MIN: Final = 60.0
+"""A worker that served this long clears the losses before it."""
+
+WORKER_RUN_S_MAX: Final = 30.0
+"""How long a run of a worker may take before it serves, where somebody waits for it: golden pairs, certificates."""
+
+# Policies and their versions
+
+POLICIES_MAX: Final = 16
+"""Policies that one daemon serves: each has cells in the metrics page, engines and a route of its own."""
 
 LOAD_S_MAX: Final = 60.0
 """From the request to load a version until it is warm in the serving process."""
@@ -165,11 +203,24 @@ ARMS_MAX: Final = 3
 OLD_VERSIONS_MAX: Final = 8
 """Versions that may stay loaded besides the current one."""
 
-VERSION_CELLS_MAX: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_HOLDS_MAX + 4
-"""Metrics indices: old versions, arms, held versions, the stable one, one that loads, one that unloads, and `mixed`."""
+VERSION_CELLS_PER_POLICY: Final = OLD_VERSIONS_MAX + ARMS_MAX + EVALUATION_HOLDS_MAX + 4
+"""Metrics indices of one policy: `mixed`, the stable version, one that loads, one that unloads, old versions, arms, held
+versions. Policy number n has those from n × this on; the first of them is `mixed`."""
+
+VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
+"""Metrics indices of all policies."""
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
+
+INLINE_US_HARD_MAX: Final = 1_000_000
+"""The most that `engine.inline_us_max` can be: nothing is read while an inline engine runs."""
+
+MEASURED_NS_MAX: Final = 50_000_000
+"""How long the runs of one bucket are measured. There are at most 13 buckets, and each gets five runs at least."""
+
+MEASURED_RUNS_MAX: Final = 1_000
+"""Runs after which that ends sooner: five p99 of 200 runs each."""
 
 OPERATIONS_KEPT_MAX: Final = 32
 """Operations that the admin port still returns by their number: the last ones."""
@@ -267,15 +318,13 @@ KSERVE_TENSORS_MAX: Final = 64
 """Inputs, or requested outputs, of one inference request."""
 
 
-class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The bounds that an operator can set: section `[limits]`."""
+class PolicyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bounds that an operator can set for each policy."""
 
     rows_max: int = 256
     """Rows in one batch, and so in one act and one begin."""
     queue_rows_max: int = 1_024
     """Rows that wait for the engine; beyond it an act gets `overloaded`."""
-    sessions_max: int = 4_096
-    """Sessions at once; beyond it a hello gets `overloaded`."""
     episodes_max: int = 64
     """Episode groups of one session at once; beyond it a begin gets `overloaded`."""
     batch_wait_us_max: int = 0
@@ -290,8 +339,8 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"rows_max: expected 1 to 4096, got {self.rows_max}")
         if self.queue_rows_max < self.rows_max:
             raise ValueError(f"queue_rows_max: expected at least rows_max ({self.rows_max}), got {self.queue_rows_max}")
-        if self.sessions_max < 1 or self.episodes_max < 1:
-            raise ValueError("sessions_max and episodes_max: expected at least 1")
+        if self.episodes_max < 1:
+            raise ValueError(f"episodes_max: expected at least 1, got {self.episodes_max}")
         if self.states_mb_max < 0:
             raise ValueError(f"states_mb_max: expected 0 or more, got {self.states_mb_max}")
         if self.slots_mb_max < 0:
@@ -302,6 +351,37 @@ class ServingLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def for_wire(self) -> Limits:
         """Returns the part that a welcome holds."""
         return Limits(rows_max=self.rows_max, episodes_max=self.episodes_max, head_bytes_max=HEAD_BYTES_MAX)
+
+
+class ServingLimits(PolicyLimits, frozen=True, forbid_unknown_fields=True):
+    """Section `[limits]`: the bounds of each policy that sets none of its own, and those of the whole daemon."""
+
+    sessions_max: int = 4_096
+    """Sessions at once, of all policies; beyond it a hello gets `overloaded`."""
+    policies_mb_max: int = 32_768
+    """What several policies may take together (`policy_mb`). With more the daemon does not start. One policy alone is not
+    bounded by it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sessions_max < 1:
+            raise ValueError(f"sessions_max: expected at least 1, got {self.sessions_max}")
+        if self.policies_mb_max < 1:
+            raise ValueError(f"policies_mb_max: expected at least 1, got {self.policies_mb_max}")
+
+    def of_policy(self) -> PolicyLimits:
+        """Returns the bounds of one policy, without those of the whole daemon."""
+        return PolicyLimits(**{name: getattr(self, name) for name in PolicyLimits.__struct_fields__})
+
+
+def policy_mb(limits: PolicyLimits, row_bytes: int, old_mb_max: int, ring_mb: int) -> int:
+    """Returns the most MB that one policy may take within its limits: the sum at the top, without its stable version.
+
+    `row_bytes` are the bytes of one row of its observations and outputs, `old_mb_max` those of its old versions in MB,
+    `ring_mb` the shared memory of its shadow in MB.
+    """
+    rows_bytes = (limits.rows_max + limits.queue_rows_max) * row_bytes
+    return -(-rows_bytes // 1_000_000) + limits.states_mb_max + limits.slots_mb_max + old_mb_max + ring_mb
 
 
 assert HEARTBEAT_MS * 2 < SILENT_MS_MAX

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
+UNSIGNED_MAX: Final = 2**63 - 1
+"""The greatest integer of a message: languages without unsigned integers can hold it."""
+
 HEAD_BYTES_MAX: Final = 64 * 1024
 """Bytes in a head. The largest is a begin with a seed for each of several thousand rows."""
 

@@ -16,10 +16,12 @@ from typing import Annotated, Final
 
 import msgspec
 
+from pillion_protocol.limits import UNSIGNED_MAX
+
 PROTOCOL_VERSION: Final = 1
 """The version of the protocol. A hello that asks for another gets `unsupported_protocol`."""
 
-Unsigned = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Unsigned = Annotated[int, msgspec.Meta(ge=0, le=UNSIGNED_MAX)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 
@@ -58,6 +60,7 @@ class ErrorCode(StrEnum):
     ROWS_MISMATCH = "rows_mismatch"
     SHAPE_MISMATCH = "shape_mismatch"
     NON_FINITE = "non_finite"
+    OUT_OF_BOUNDS = "out_of_bounds"
     NOT_SAMPLABLE = "not_samplable"
     NO_SAFE_ACTION = "no_safe_action"
     SLOT_UNKNOWN = "slot_unknown"
@@ -69,6 +72,10 @@ class ErrorCode(StrEnum):
     OVERLOADED = "overloaded"
     DRAINING = "draining"
     INTERNAL = "internal"
+    ENGINE_RESTARTING = "engine_restarting"
+    """The process that runs this version was lost and is being started again. Send the act again."""
+    ENGINE_OUT = "engine_out"
+    """The engine of this version failed again and again, and runs no more."""
 
 
 class BatchClose(IntEnum):
@@ -181,7 +188,10 @@ class Begun(Message, frozen=True):
 class Act(Message, frozen=True):
     """Observations for every row of an episode group; a tensor frame for each observation of the spec follows.
 
-    `budget_us` is how long the answer is useful, in µs from the moment the daemon reads the message; 0 is no limit.
+    `budget_us` is how long the answer is useful, in µs; 0 is no limit. It counts from `sent_ns`: the CLOCK_MONOTONIC, in ns,
+    of a sender on the daemon's host when it sent the act. If `sent_ns` is 0 (unknown), it counts from when the daemon reads
+    the message.
+
     `episode_start` is empty, or has one byte for each row; any byte but 0 begins a new episode in that row. `seeds` is
     then empty (the daemon derives them), or has one seed for each row that begins. If the observations are in a slot,
     `slot` is its number from 1 on, `generation` is that in its header, and no tensor frame follows.
@@ -196,6 +206,7 @@ class Act(Message, frozen=True):
     traceparent: Annotated[str, msgspec.Meta(max_length=64)] = ""
     slot: Unsigned = 0
     generation: Unsigned = 0
+    sent_ns: Unsigned = 0
 
 
 class Action(Message, frozen=True):
@@ -211,6 +222,8 @@ class Action(Message, frozen=True):
     If the rows hold different versions, `leases` lists those that ran, `row_leases` holds each row's index into it, and
     `digest` is that of the first row. If `row_leases` is empty, `digest` ran every row; `leases` then names its version in
     the first action after it changed, and is else empty.
+
+    `late_us` is how long after the end of the act's budget the engine finished, in µs, rounded up; 0 is in time.
     """
 
     episode: Unsigned
@@ -227,6 +240,7 @@ class Action(Message, frozen=True):
     generation: Unsigned = 0
     leases: list[Lease] = []
     row_leases: list[Unsigned] = []
+    late_us: Unsigned = 0
 
 
 class End(Message, frozen=True):

@@ -38,7 +38,7 @@ class TensorSpec(msgspec.Struct, array_like=True, frozen=True, dict=True, forbid
 
     `low` and `high` are inclusive bounds: empty (no bound), one number (for every element), or one for each element
     in C order. Discrete(n, start) has shape [] and the bounds [start] and [start + n - 1]. If `finite` is true, an
-    observation with a NaN or an infinity is refused.
+    observation with a NaN or an infinity is refused. An observation of integers out of its bounds is refused.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]

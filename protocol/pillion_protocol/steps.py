@@ -2,6 +2,8 @@
 
 msgpack can write an integer in several widths. Here every integer that changes has a fixed width, so that its offset is
 known. The same fields in other widths are the same message.
+
+An act has one of two layouts. A *timed* act has one more field: when it was sent. Only acts with a budget are timed.
 """
 
 from __future__ import annotations
@@ -22,14 +24,19 @@ _BYTES: Final = 0xC4
 _LENGTH_BYTES: Final = 2
 
 # The fields of `Act` in order: session, epoch, sequence, episode, rows, budget_us, deterministic; then an empty
-# episode_start, no seeds, no traceparent; slot, generation.
+# episode_start, no seeds, no traceparent; slot, generation. A timed act has one more: sent_ns.
 _ACT: Final = struct.Struct(">BB BQ BQ BQ BQ BH BQ B BB B B B BQ")
 _ACT_SEQUENCE_AT: Final = _LENGTH_BYTES + struct.calcsize(">BB BQ BQ B")
 _ACT_BUDGET_AT: Final = _ACT_SEQUENCE_AT + struct.calcsize(">Q BQ BH B")
 _ACT_SLOT_AT: Final = _ACT_BUDGET_AT + struct.calcsize(">QB BB B B")
 
+_ACT_SENT_AT: Final = _LENGTH_BYTES + _ACT.size
+_SENT: Final = struct.Struct(">BQ")
+
 _SLOT_IN_HEAD_AT: Final = _ACT_SLOT_AT - _LENGTH_BYTES
-_ACT_FORM: Final = (_ARRAY | 12, _UINT64, _UINT64, _UINT64, _UINT64)
+_ACT_ARRAY: Final = _ARRAY | 12
+_TIMED_ACT_ARRAY: Final = _ARRAY | 13
+_FOUR_WIDE: Final = (_UINT64, _UINT64, _UINT64, _UINT64)
 _LAST_FIXINT: Final = 127
 """The greatest integer that msgpack writes in one byte."""
 
@@ -41,13 +48,23 @@ _ACTION_RUN_AT: Final = _ACTION_SEQUENCE_AT + struct.calcsize(">Q BQ BH BB32s B"
 _ACTION_SLOT_AT: Final = _ACTION_RUN_AT + struct.calcsize(">Q BQ BQ BQ BH BB")
 
 ACT_STEP_BYTES: Final = _ACT.size
-"""The bytes of the head of an `ActStep`."""
+"""The bytes of the head of an `ActStep` that is not timed."""
+
+TIMED_ACT_STEP_BYTES: Final = _ACT.size + _SENT.size
+"""The bytes of the head of a timed `ActStep`."""
 
 _SEQUENCE_AT: Final = _ACT_SEQUENCE_AT - _LENGTH_BYTES
+_ACT_PARTS: Final = f">{_SEQUENCE_AT}sQ{_SLOT_IN_HEAD_AT - _SEQUENCE_AT - 8}sHQ"
 
-split_act: Final = struct.Struct(f">{_SEQUENCE_AT}sQ{_SLOT_IN_HEAD_AT - _SEQUENCE_AT - 8}sHQ").unpack
+split_act: Final = struct.Struct(_ACT_PARTS).unpack
 """Splits the head of an `ActStep` into the bytes before the sequence, the sequence, the bytes between it and the slot, the
 slot (see `slot_number`) and its generation. Acts of one episode group differ only in these three numbers."""
+
+split_timed_act: Final = struct.Struct(_ACT_PARTS + "BQ").unpack
+"""Splits the head of a timed `ActStep` as `split_act` splits its first `ACT_STEP_BYTES`, and then into the form of its last field, which must be
+`SENT_FORM`, and its `sent_ns`."""
+
+SENT_FORM: Final = _UINT64
 
 NO_SLOT: Final = _UINT64
 """The slot of an act whose observations follow in the packet, as `split_act` returns it."""
@@ -68,6 +85,7 @@ _PLAIN_END: Final = struct.pack(">B BBQ", _NO_TEXT, 0, _UINT64, 0)
 
 _put_number: Final = struct.Struct(">Q").pack_into
 _put_budget: Final = struct.Struct(">QB").pack_into
+_put_sent: Final = _SENT.pack_into
 _put_slot: Final = struct.Struct(">BBQ").pack_into
 _put_run: Final = struct.Struct(f">Q {_ACTION_RUN_AT - _ACTION_SEQUENCE_AT - 8}s Q BQ BQ BQ BH B").pack_into
 
@@ -86,32 +104,45 @@ class ActStep(Packed):
     Only for acts without `episode_start`, seeds and traceparent. The caller writes the observations into `tensors`.
     """
 
-    __slots__ = ("_action_begin", "_action_middle", "_is_plain", "sequence", "tensors")
+    __slots__ = ("_action_begin", "_action_middle", "_heads", "_written", "sequence", "tensors")
 
     def __init__(self, session: int, epoch: int, episode: int, rows: int, tensor_bytes: Sequence[int]) -> None:
         self.packet = bytearray(HEAD_SPACE_BYTES + sum(tensor_bytes))
         self.packet[:_LENGTH_BYTES] = _ACT.size.to_bytes(_LENGTH_BYTES, "little")
         _ACT.pack_into(
-            self.packet, _LENGTH_BYTES, MessageType.ACT, _ARRAY | 12, _UINT64, session, _UINT64, epoch, _UINT64, 0,
+            self.packet, _LENGTH_BYTES, MessageType.ACT, _ACT_ARRAY, _UINT64, session, _UINT64, epoch, _UINT64, 0,
             _UINT64, episode, _UINT16, rows, _UINT64, 0, _FALSE, _BYTES, 0, _ARRAY, _NO_TEXT, 0, _UINT64, 0,
         )  # fmt: skip
         view = memoryview(self.packet)
         self.sequence = 0
         self.tensors = _cut(view, tensor_bytes)
-        self._is_plain = (0, False)
+        self._written = (0, False, 0)
+        """The budget, the flag and the time that the head holds; the time is 0 if the act is not timed."""
+        self._heads = tuple(
+            view[_LENGTH_BYTES : _LENGTH_BYTES + size] for size in (ACT_STEP_BYTES, TIMED_ACT_STEP_BYTES)
+        )
         self._action_begin = _ACTION_BEGIN.pack(
             MessageType.ACTION, _ARRAY | 15, _UINT64, session, _UINT64, epoch, _UINT64
         )
         self._action_middle = b""
-        super().__init__([view[_LENGTH_BYTES : _LENGTH_BYTES + _ACT.size], *self.tensors])
+        super().__init__([self._heads[0], *self.tensors])
 
-    def fill(self, sequence: int, budget_us: int, deterministic: bool) -> None:
-        """Writes the sequence number, the budget in µs and the flag of the next act."""
+    def fill(self, sequence: int, budget_us: int, deterministic: bool, sent_ns: int = 0) -> None:
+        """Writes the sequence number, the budget in µs, the flag of the next act, and when it is sent (0: unknown)."""
         self.sequence = sequence
         _put_number(self.packet, _ACT_SEQUENCE_AT, sequence)
-        if self._is_plain != (budget_us, deterministic):
-            self._is_plain = (budget_us, deterministic)
+        if self._written != (budget_us, deterministic, sent_ns):
             _put_budget(self.packet, _ACT_BUDGET_AT, budget_us, _FALSE | deterministic)
+            _put_sent(self.packet, _ACT_SENT_AT, _UINT64 if sent_ns else 0, sent_ns)
+            self._written = (budget_us, deterministic, sent_ns)
+            self._resize(sent_ns > 0)
+
+    def _resize(self, is_timed: bool) -> None:
+        """Sets the length of the head and of its array. The tensors stay where they are."""
+        packet = self.packet
+        self[0] = head = self._heads[is_timed]
+        packet[0] = len(head)
+        packet[_LENGTH_BYTES + 1] = _TIMED_ACT_ARRAY if is_timed else _ACT_ARRAY
 
     def is_answered_by(self, head: bytes | memoryview) -> bool:
         """Returns True if `head` is the action for this act and differs from the `expect`ed one only in its numbers.
@@ -191,10 +222,16 @@ def slot_number(slot: int) -> int:
 
 
 def is_act_step(head: bytes) -> bool:
-    """Returns True if this head of an act has the layout of `ActStep`."""
+    """Returns True if this head of an act has a layout of `ActStep`."""
+    if len(head) == ACT_STEP_BYTES:
+        is_form = head[1] == _ACT_ARRAY
+    elif len(head) == TIMED_ACT_STEP_BYTES:
+        is_form = head[1] == _TIMED_ACT_ARRAY and head[ACT_STEP_BYTES] == SENT_FORM
+    else:
+        return False
     return (
-        len(head) == _ACT.size
-        and (head[1], head[2], head[11], head[20], head[_SLOT_IN_HEAD_AT + 1]) == _ACT_FORM
+        is_form
+        and (head[2], head[11], head[20], head[_SLOT_IN_HEAD_AT + 1]) == _FOUR_WIDE
         and head[_SLOT_IN_HEAD_AT] <= _LAST_FIXINT
     )
 
@@ -208,4 +245,4 @@ def _cut(packet: memoryview, tensor_bytes: Sequence[int]) -> list[memoryview]:
     return tensors
 
 
-assert max(_ACT.size, _ACTION.size) + _LENGTH_BYTES <= HEAD_SPACE_BYTES
+assert max(TIMED_ACT_STEP_BYTES, _ACTION.size) + _LENGTH_BYTES <= HEAD_SPACE_BYTES

@@ -18,6 +18,11 @@ STEPS_BY_HAND: dict[str, tuple[str, Message]] = {
         + "00" * 8,
         Act(SESSION, EPOCH, 10, 1, 2, 1_000, True),
     ),
+    "act that says when it was sent, every integer as wide as it may become": (
+        "059dcf0000000000001234cf0000000000000005cf000000000000000acf0000000000000001cd0002cf00000000000003e8c3c40090a000cf"
+        + "00" * 8 + "cf000000e8d4a51000",
+        Act(SESSION, EPOCH, 10, 1, 2, 1_000, True, sent_ns=10**12),
+    ),
     "action, every integer as wide as it may become": (
         "06 9f cf0000000000001234 cf0000000000000005 cf000000000000000a cf0000000000000001 cd0002 c420" + DIGEST_HEX
         + "cf000000e8d4a51000 cf0000000000000fa0 cf0000000000002710 cf0000000000004e20 cd0003 01 a0 00 cf0000000000000000",
@@ -42,7 +47,7 @@ def lane() -> dict[str, Any]:
         (f"conversation, line {number}", bytes.fromhex(line["frames"][0]), list(map(bytes.fromhex, line["frames"][1:])))
         for number, line in enumerate(conversation())
     ]
-    numbers = [struct.pack("<4f", 1.0, -2.5, 0.5, 0.25), struct.pack("<2q", 2, 3)]
+    numbers = [*[struct.pack("<4f", 1.0, -2.5, 0.5, 0.25)] * 2, struct.pack("<2q", 2, 3)]
     for (name, (data, _)), tensor in zip(STEPS_BY_HAND.items(), numbers, strict=True):
         pairs.append((name, bytes.fromhex(data), [tensor]))
     for length in (126, 127, 190, 191):

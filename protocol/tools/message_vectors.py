@@ -68,10 +68,24 @@ BY_HAND: dict[str, tuple[str, Message]] = {
     ),
     "act, only what it must have": ("05 94" + OPENING + "09 01", Act(SESSION, EPOCH, 9, 1)),
     "act, three rows of which two begin": (
+        "05 9d" + OPENING + "0a 01 03 cd03e8 c3 c403010001 920b0c a0 00 00 cf000000e8d4a51000",
+        Act(SESSION, EPOCH, 10, 1, 3, 1000, True, b"\x01\x00\x01", [11, 12], sent_ns=10**12),
+    ),
+    "act, without the time when it was sent": (
         "05 9c" + OPENING + "0a 01 03 cd03e8 c3 c403010001 920b0c a0 00 00",
         Act(SESSION, EPOCH, 10, 1, 3, 1000, True, b"\x01\x00\x01", [11, 12]),
     ),
     "action": (
+        "06 dc0012" + OPENING + "0a 01 03 c420" + DIGEST_HEX
+        + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00 90 90 00",
+        Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1),
+    ),
+    "action, late": (
+        "06 dc0012" + OPENING + "0a 01 03 c420" + DIGEST_HEX
+        + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00 90 90 cd07d0",
+        Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1, late_us=2000),
+    ),
+    "action, with leases and without late_us": (
         "06 dc0011" + OPENING + "0a 01 03 c420" + DIGEST_HEX
         + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00 90 90",
         Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1),
@@ -82,7 +96,7 @@ BY_HAND: dict[str, tuple[str, Message]] = {
         Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1),
     ),
     "action, a fallback": (
-        "06 dc0011" + OPENING + "0b 01 01 c420" + DIGEST_HEX + "01 02 03 03 00 00 a57a65726f73 00 00 90 90",
+        "06 dc0012" + OPENING + "0b 01 01 c420" + DIGEST_HEX + "01 02 03 03 00 00 a57a65726f73 00 00 90 90 00",
         Action(SESSION, EPOCH, 11, 1, 1, DIGEST, 1, 2, 3, 3, 0, 0, "zeros"),
     ),
     "end": ("07 94" + OPENING + "0c 01", End(SESSION, EPOCH, 12, 1)),
@@ -116,10 +130,11 @@ BY_ENCODER: dict[str, Message] = {
     "begun, two versions": Begun(
         SESSION, EPOCH, 8, 2, [Lease("1.0.0", DIGEST), Lease("2.0.0-rc.1", DIGEST[::-1])], [0, 1, 1]
     ),
-    "act, every field": Act(SESSION, EPOCH, 10, 1, 2, 5_000, False, b"\x00\x01", [7], TRACEPARENT),
+    "act, every field": Act(SESSION, EPOCH, 10, 1, 2, 5_000, False, b"\x00\x01", [7], TRACEPARENT, 0, 0, 123_456_789),
     "begin, with slots": Begin(SESSION, EPOCH, 8, [7], True),
     "begun, with slots": Begun(SESSION, EPOCH, 8, 1, [Lease("1.0.0", DIGEST)], [], 2),
     "act, in a slot": Act(SESSION, EPOCH, 10, 1, 1, 0, True, b"", [], "", 2, 77),
+    "act, in a slot, with a budget": Act(SESSION, EPOCH, 10, 1, 1, 5_000, True, b"", [], "", 2, 77, 123_456_789),
     "action, in a slot": Action(SESSION, EPOCH, 10, 1, 1, DIGEST, 123, 9, 18, 200, 1, 3, "", 2, 77),
     "action, rows of two versions": Action(
         SESSION,
@@ -172,6 +187,7 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("a negative seed", "039400000191ff", "malformed"),
     ("episode_start as a string", "0598000001010100c2a101", "malformed"),
     ("deterministic as an integer", "059700000101010001", "malformed"),
+    ("a time of sending that is a float", "059d0000010101" + "00c2c40090a00000" + "cb3ff0000000000000", "malformed"),
     ("a traceparent of 65 characters", "059a000001010100c2c40090d941" + "61" * 65, "malformed"),
     ("client_name as binary", "019500000101c40161", "malformed"),
     ("client_name that is not UTF-8", "019500000101a1ff", "malformed"),

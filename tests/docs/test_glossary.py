@@ -14,7 +14,7 @@ from pilliond.settings.schema import Settings
 from tests.docs.pages import GLOSSARY, REFERENCE, names, rows, section
 
 ENTRIES = rows(GLOSSARY.read_text())
-PACKAGES = ("pilliond", "pillion", "pillion_protocol", "pillion_artifacts", "pillion_bench")
+PACKAGES = ("pilliond", "pillion", "pillion_protocol", "pillion_artifacts", "pillion_bench", "pillion_worker")
 
 
 def ids(entry: list[str]) -> str:

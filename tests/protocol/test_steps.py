@@ -10,13 +10,25 @@ from hypothesis import strategies as st
 from pillion_protocol import Act, Action, decode, encode
 from pillion_protocol.lane import pack, unpack
 from pillion_protocol.limits import HEAD_SPACE_BYTES
-from pillion_protocol.steps import NO_SLOT, ActionStep, ActStep, is_act_step, slot_number, split_act
+from pillion_protocol.steps import (
+    ACT_STEP_BYTES,
+    NO_SLOT,
+    SENT_FORM,
+    ActionStep,
+    ActStep,
+    is_act_step,
+    slot_number,
+    split_act,
+    split_timed_act,
+)
 
 numbers = st.integers(0, 2**63 - 1)
 rows = st.integers(1, 2**16 - 1)
 slots = st.integers(0, 127)
 budgets_us = numbers | st.sampled_from([0, 1_000])
 """Repeated values matter: `ActStep` writes a budget only when it changes."""
+sent_times_ns = numbers | st.sampled_from([0, 0, 5])
+"""0 matters: an act that does not say when it was sent has another layout."""
 
 
 BEGIN_AND_MIDDLE: dict[Any, bytes] = {}
@@ -26,24 +38,34 @@ BEGIN_AND_MIDDLE: dict[Any, bytes] = {}
 @given(
     identity=st.tuples(numbers, numbers, numbers),
     rows=rows,
-    acts=st.lists(st.tuples(numbers, budgets_us, st.booleans(), slots, numbers), min_size=1, max_size=4),
+    acts=st.lists(st.tuples(numbers, budgets_us, st.booleans(), slots, numbers, sent_times_ns), min_size=1, max_size=4),
 )
 def test_an_act_written_in_place_is_the_act_that_was_meant(
-    identity: tuple[int, int, int], rows: int, acts: list[tuple[int, int, bool, int, int]]
+    identity: tuple[int, int, int], rows: int, acts: list[tuple[int, int, bool, int, int, int]]
 ) -> None:
     session, epoch, episode = identity
     step = ActStep(session, epoch, episode, rows, [4])
-    for sequence, budget_us, deterministic, slot, generation in acts:
-        step.fill(sequence, budget_us, deterministic)
+    for sequence, budget_us, deterministic, slot, generation, sent_ns in acts:
+        step.fill(sequence, budget_us, deterministic, sent_ns)
         step.point(slot, generation)
-        meant = Act(session, epoch, sequence, episode, rows, budget_us, deterministic, slot=slot, generation=generation)
+        meant = Act(
+            session, epoch, sequence, episode, rows, budget_us, deterministic, slot=slot, generation=generation,
+            sent_ns=sent_ns,
+        )  # fmt: skip
         assert decode(bytes(step[0])) == decode(encode(meant)) == meant
         assert step.sequence == sequence
         assert is_act_step(bytes(step[0]))
-        begin, result, middle, slot_form, split_generation = split_act(step[0])
+        assert bytes(step.packet) == pack(step[0], [bytes(4)])
+        if sent_ns:
+            begin, result, middle, slot_form, split_generation, *sent = split_timed_act(step[0])
+            assert sent == [SENT_FORM, sent_ns]
+        else:
+            begin, result, middle, slot_form, split_generation = split_act(step[0])
+        assert split_act(step[0][:ACT_STEP_BYTES])[:3:2] == (begin, middle)
         assert (result, slot_number(slot_form), split_generation) == (sequence, slot, generation)
         assert (slot_form == NO_SLOT) == (slot == 0)
-        assert begin + middle == BEGIN_AND_MIDDLE.setdefault((identity, rows, budget_us, deterministic), begin + middle)
+        values = (identity, rows, budget_us, deterministic, sent_ns > 0)
+        assert begin + middle == BEGIN_AND_MIDDLE.setdefault(values, begin + middle)
 
 
 @given(
@@ -94,9 +116,14 @@ def test_no_other_head_counts_as_one_written_in_place() -> None:
     step.fill(9, 0, True)
     assert is_act_step(bytes(step[0]))
     assert not is_act_step(encode(Act(1, 2, 9, 3, 1, 0, True)))
-    wide = encode(Act(2**62, 2**62, 2**62, 2**62, 2**15, 2**62, True, slot=1, generation=2**62))
-    assert is_act_step(wide)
-    slot_at = len(wide) - len(b"\x01\xcf") - 8
-    assert not is_act_step(wide[:slot_at] + b"\xcc" + wide[slot_at + 1 :])
-    assert not is_act_step(wide[: slot_at + 1] + b"\xce" + wide[slot_at + 2 :])
     assert not is_act_step(b"")
+    timed = encode(Act(2**62, 2**62, 2**62, 2**62, 2**15, 2**62, True, slot=1, generation=2**62, sent_ns=2**62))
+    plain = timed[:1] + b"\x9c" + timed[2:-9]
+    slot_at = len(plain) - len(b"\x01\xcf") - 8
+    for wide in (plain, timed):
+        assert is_act_step(wide)
+        assert not is_act_step(wide[:slot_at] + b"\xcc" + wide[slot_at + 1 :])
+        assert not is_act_step(wide[: slot_at + 1] + b"\xce" + wide[slot_at + 2 :])
+    assert not is_act_step(timed[:-9] + b"\xce" + timed[-8:])
+    assert not is_act_step(timed[:1] + b"\x9c" + timed[2:])
+    assert not is_act_step(plain[:1] + b"\x9d" + plain[2:])

@@ -11,21 +11,20 @@ from typing import Final
 
 import msgspec
 
+from pillion_artifacts.card.protobuf import fields, merged, number, submessages, text
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.limits import GRAPH_DEPTH_MAX
 
-_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 _EXTERNAL: Final = 1
 
-_DTYPES: Final = {
+DTYPES: Final = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
     9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
 }  # fmt: skip
+"""The data types that a tensor of a policy can have, by their number in a file."""
 
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Domains of the operators that ONNX Runtime has. Others need a library that the artifact does not contain."""
-
-Field = tuple[int, int | memoryview]
 
 
 class GraphTensor(msgspec.Struct, frozen=True):
@@ -68,140 +67,79 @@ def _check_disguise(view: memoryview, what: str) -> None:
 
 
 def _inspect_model(view: memoryview) -> OnnxFile:
-    graph: memoryview | None = None
-    functions: list[memoryview] = []
-    version = 0
-    for number, value in _fields(view):
-        if number == 1 and isinstance(value, int):
-            version = value
-        elif number == 7 and isinstance(value, memoryview):
-            graph = value
-        elif number == 25 and isinstance(value, memoryview):
-            functions.append(value)
-    if graph is None or not 1 <= version < 1_000:
+    graph = merged(view, 7)
+    if graph is None or not 1 <= number(view, 1) < 1_000:
         raise ValueError("it has no graph")
+    functions = list(submessages(view, 25))
     # exporters define helper functions in domains of their own; the file contains these
-    own = {(_text(function, 10), _text(function, 1)) for function in functions}
+    own = {(text(function, 10), text(function, 1)) for function in functions}
     for function in functions:
-        _check_nodes(_submessages(function, 7), own, 0)
+        _check_nodes(submessages(function, 7), own, 0)
     _check_graph(graph, own, 0)
     return OnnxFile(
-        [_tensor(value) for value in _submessages(graph, 11)], [_tensor(value) for value in _submessages(graph, 12)]
+        [_tensor(value) for value in submessages(graph, 11)], [_tensor(value) for value in submessages(graph, 12)]
     )
 
 
 def _check_graph(graph: memoryview, own: set[tuple[str, str]], depth: int) -> None:
     if depth > GRAPH_DEPTH_MAX:
         raise InvalidArtifactError(f"expected graphs nested at most {GRAPH_DEPTH_MAX} deep, got more")
-    for number, value in _fields(graph):
-        if number == 5 and isinstance(value, memoryview):
+    for field, value in fields(graph):
+        if field == 5 and isinstance(value, memoryview):
             _check_tensor(value)
-        elif number == 15 and isinstance(value, memoryview):
+        elif field == 15 and isinstance(value, memoryview):
             _check_sparse(value)
-    _check_nodes(_submessages(graph, 1), own, depth)
+    _check_nodes(submessages(graph, 1), own, depth)
 
 
 def _check_nodes(nodes: Iterator[memoryview], own: set[tuple[str, str]], depth: int) -> None:
     for node in nodes:
-        domain, operator = _text(node, 7), _text(node, 4)
+        domain, operator = text(node, 7), text(node, 4)
         if domain not in STANDARD_DOMAINS and (domain, operator) not in own:
             raise InvalidArtifactError(f"expected operators that ONNX defines, got {operator!r} of {domain!r}")
-        for attribute in _submessages(node, 5):
+        for attribute in submessages(node, 5):
             _check_attribute(attribute, own, depth)
 
 
 def _check_attribute(attribute: memoryview, own: set[tuple[str, str]], depth: int) -> None:
-    for number, value in _fields(attribute):
+    for field, value in fields(attribute):
         if not isinstance(value, memoryview):
             continue
-        if number in (6, 11):
+        if field in (6, 11):
             _check_graph(value, own, depth + 1)
-        elif number in (5, 10):
+        elif field in (5, 10):
             _check_tensor(value)
-        elif number in (22, 23):
+        elif field in (22, 23):
             _check_sparse(value)
 
 
 def _check_sparse(tensor: memoryview) -> None:
-    for number in (1, 2):
-        for part in _submessages(tensor, number):
+    for field in (1, 2):
+        for part in submessages(tensor, field):
             _check_tensor(part)
 
 
 def _check_tensor(tensor: memoryview) -> None:
     location = ""
     external = False
-    for number, value in _fields(tensor):
-        if number == 14 and value == _EXTERNAL:
+    for field, value in fields(tensor):
+        if field == 14 and value == _EXTERNAL:
             external = True
-        elif number == 13 and isinstance(value, memoryview):
+        elif field == 13 and isinstance(value, memoryview):
             external = True
-            if _text(value, 1) == "location":
-                location = _text(value, 2)
+            if text(value, 1) == "location":
+                location = text(value, 2)
     if external:
-        name = _text(tensor, 8)
+        name = text(tensor, 8)
         raise InvalidArtifactError(f"expected every weight in the file itself, got {name!r} in {location!r}")
 
 
 def _tensor(value: memoryview) -> GraphTensor:
     shape: list[int | None] = []
     dtype = ""
-    for kind in _submessages(value, 2):
-        for tensor in _submessages(kind, 1):
-            dtype = _DTYPES.get(_number(tensor, 1), "")
-            for dimensions in _submessages(tensor, 2):
-                shape = [_number(dimension, 1) or None for dimension in _submessages(dimensions, 1)]
-    return GraphTensor(_text(value, 1), dtype, shape)
-
-
-def _submessages(view: memoryview, wanted: int) -> Iterator[memoryview]:
-    return (value for number, value in _fields(view) if number == wanted and isinstance(value, memoryview))
-
-
-def _text(view: memoryview, wanted: int) -> str:
-    text = ""
-    for value in _submessages(view, wanted):
-        text = bytes(value).decode()
-    return text
-
-
-def _number(view: memoryview, wanted: int) -> int:
-    found = 0
-    for number, value in _fields(view):
-        if number == wanted and isinstance(value, int):
-            found = value
-    return found
-
-
-def _fields(view: memoryview) -> Iterator[Field]:
-    """The fields of a message: varints as numbers, all others as views of their bytes."""
-    position = 0
-    while position < len(view):
-        key, position = _varint(view, position)
-        number, wire_type = key >> 3, key & 7
-        if number == 0:
-            raise ValueError(f"field number 0 at byte {position}")
-        if wire_type == _VARINT:
-            value, position = _varint(view, position)
-            yield number, value
-            continue
-        size = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}.get(wire_type)
-        if wire_type == _LENGTH:
-            size, position = _varint(view, position)
-        if size is None or position + size > len(view):
-            raise ValueError(f"field {number} at byte {position} reaches beyond the end")
-        yield number, view[position : position + size]
-        position += size
-
-
-def _varint(view: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError(f"a number at byte {position} has no end")
+    for kind in submessages(value, 2):
+        for tensor in submessages(kind, 1):
+            dtype = DTYPES.get(number(tensor, 1), "")
+            for dimensions in submessages(tensor, 2):
+                shape = [number(dimension, 1) or None for dimension in submessages(dimensions, 1)]
+    return GraphTensor(text(value, 1), dtype, shape)

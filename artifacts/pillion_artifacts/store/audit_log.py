@@ -13,7 +13,7 @@ import hashlib
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
@@ -173,13 +173,14 @@ class AuditLog:
         except InvalidArtifactError as error:
             yield str(error)
 
-    def page(self, policy: str, limit: int, before: int) -> AuditPage:
-        """The newest `limit` records of a policy (empty: of all policies) with numbers below `before`, and the log's faults."""
+    def page(self, policies: Collection[str], limit: int, before: int) -> AuditPage:
+        """The newest `limit` records of some policies (none named: of all) with numbers below `before`, and the log's faults."""
         faults = list(islice(self.faults(), AUDIT_FAULTS_MAX))
         found: deque[Record] = deque(maxlen=limit + 1)
         with contextlib.suppress(InvalidArtifactError):
             # `faults` reports an unreadable line
-            found.extend(each for each in self.records() if policy in ("", each.policy) and each.sequence < before)
+            wanted = (each for each in self.records() if not policies or each.policy in policies)
+            found.extend(each for each in wanted if each.sequence < before)
         records = list(reversed(found))
         is_cut = len(records) > limit
         return AuditPage(records[:limit], records[limit - 1].sequence if is_cut else None, faults)

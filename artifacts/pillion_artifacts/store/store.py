@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -195,10 +195,10 @@ class Store:
         settle_for_reading(self.root)
         return [record for record in AuditLog(self.root).records() if policy in ("", record.policy)]
 
-    def audit(self, policy: str, limit: int, before: int) -> AuditPage:
+    def audit(self, policies: Collection[str], limit: int, before: int) -> AuditPage:
         """A page of the audit log; see `AuditLog.page`."""
         settle_for_reading(self.root)
-        return AuditLog(self.root).page(policy, limit, before)
+        return AuditLog(self.root).page(policies, limit, before)
 
     def lock_version(self, reference: str) -> tuple[Resolved, DaemonLock]:
         """Resolves a reference and locks the version against `gc`; the caller closes the lock.

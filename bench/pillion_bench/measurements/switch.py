@@ -111,10 +111,11 @@ def expected_outputs(store: Store, version: str) -> dict[str, list[bytes]]:
     spec = artifact.card.spec()
     engine = OnnxEngine(artifact.model, spec, artifact.card.distribution.parameters(), 1)
     observations = real_observations(POLICY, spec)
+    view = engine.memories[0].views.make(0, 1)
     outputs = []
     for number in range(OBSERVATIONS):
-        for view, frame in zip(engine.input_views, observations.frames(number, 1), strict=True):
-            view[:] = frame
+        for tensor, frame in zip(view.inputs, observations.frames(number, 1), strict=True):
+            tensor[:] = frame
         engine.runs[1]()
         outputs.append(b"".join(engine.outputs[tensor.name][:1].tobytes() for tensor in spec.outputs))
     return {artifact.digest.removeprefix("sha256:"): outputs}

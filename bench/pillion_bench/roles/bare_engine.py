@@ -14,7 +14,7 @@ from pillion_bench.errors import BenchError
 from pillion_bench.process.worker import Pipe
 from pillion_bench.recordings.observations import real_observations
 from pillion_bench.roles.echo import PingRequest, PingResult
-from pilliond.engine.interface import EngineError, InlineEngine
+from pilliond.engine.interface import Engine, EngineError
 
 
 class EnginePlan(msgspec.Struct, frozen=True):
@@ -41,14 +41,15 @@ def run(pipe: Pipe) -> None:
     except EngineError as error:
         raise BenchError(f"{plan.reference}: {error}") from None
     observations = real_observations(artifact.policy, artifact.card.spec())
-    for buffer, frame in zip(engine.input_views, observations.frames(0, plan.rows), strict=True):
-        buffer[: len(frame)] = frame
+    view = engine.memories[0].views.make(0, plan.rows)
+    for tensor, frame in zip(view.inputs, observations.frames(0, plan.rows), strict=True):
+        tensor[:] = frame
     pipe.send("ready")
     while (request := pipe.receive(PingRequest)) is not None:
         pipe.send(PingResult(_time_calls(engine, plan.rows, request.seconds)))
 
 
-def _time_calls(engine: InlineEngine, rows: int, seconds: float) -> bytes:
+def _time_calls(engine: Engine, rows: int, seconds: float) -> bytes:
     clock = time.monotonic_ns
     taken = array("q")
     gc.disable()

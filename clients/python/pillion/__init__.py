@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pillion import aio
     from pillion.errors import (
+        EngineOutError,
+        EngineRestartingError,
         EpisodeLostError,
         InvalidObservationError,
         PillionError,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EngineOutError",
+    "EngineRestartingError",
     "Episode",
     "EpisodeGroup",
     "EpisodeLostError",
@@ -49,6 +53,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EngineOutError": "errors",
+    "EngineRestartingError": "errors",
     "Episode": "session",
     "EpisodeGroup": "session",
     "EpisodeLostError": "errors",

@@ -126,7 +126,7 @@ class Session(SessionBase):
     async def _exchange(self, sequence: int, frames: Frames, budget_s: float = math.inf) -> Reply:
         """Sends a request and waits for its answer. Sends it again if no answer arrives.
 
-        It is never sent later than `budget_s`, because the daemon would count the budget from that moment.
+        It is never sent later than `budget_s`: the daemon would not run it, or would count its budget anew.
         """
         if self._carrier.is_closed:
             raise PillionError("this session is closed; connect again")
@@ -210,7 +210,7 @@ class Episode(EpisodeBase):
     """One episode, without a row axis. `Session.begin` creates it."""
 
     def __init__(self, session: Session, start: BegunGroup) -> None:
-        super().__init__(session._conversation, session._codec, start, None)
+        super().__init__(session._conversation, session._codec, start, None, session._carrier.shares_clock)
         self._session = session
 
     async def act(
@@ -240,7 +240,7 @@ class EpisodeGroup(EpisodeBase):
     """An episode group: several episodes that act together, one row each. `Session.begin_many` creates it."""
 
     def __init__(self, session: Session, start: BegunGroup, rows: int) -> None:
-        super().__init__(session._conversation, session._codec, start, rows)
+        super().__init__(session._conversation, session._codec, start, rows, session._carrier.shares_clock)
         self._session = session
         self.rows = rows
         """The number of rows."""

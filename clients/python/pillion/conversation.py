@@ -135,8 +135,12 @@ class Conversation:
         traceparent: str = "",
         slot: int = 0,
         generation: int = 0,
+        sent_ns: int = 0,
     ) -> tuple[int, Frames]:
-        """Asks for the actions of an episode group, for observations in `tensors` or in a slot."""
+        """Asks for the actions of an episode group, for observations in `tensors` or in a slot.
+
+        `sent_ns` is this host's CLOCK_MONOTONIC if the act has a budget and the daemon is on the same host, else 0.
+        """
         self.sequence = sequence = self.sequence + 1
         head = encode(
             Act(
@@ -152,6 +156,7 @@ class Conversation:
                 traceparent,
                 slot,
                 generation,
+                sent_ns,
             )
         )
         return sequence, [head, *tensors]

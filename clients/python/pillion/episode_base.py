@@ -25,8 +25,16 @@ class EpisodeBase:
     Rule: it belongs to the session that began it. When the conversation is opened again, it is lost.
     """
 
-    def __init__(self, conversation: Conversation, codec: TensorCodec, start: BegunGroup, rows: int | None) -> None:
+    def __init__(
+        self,
+        conversation: Conversation,
+        codec: TensorCodec,
+        start: BegunGroup,
+        rows: int | None,
+        shares_clock: bool,
+    ) -> None:
         begun, memory = start
+        self._shares_clock = shares_clock
         self._conversation = conversation
         self._codec = codec
         self._slots = None if memory is None else Slots(memory, conversation.spec, rows or 1)
@@ -105,10 +113,11 @@ class EpisodeBase:
         else:
             for tensor, array in zip(step.tensors, self._codec.arrays(observation, self._rows), strict=True):
                 tensor[:] = array.tobytes()
+        sent_ns = time.monotonic_ns() if budget_us and self._shares_clock else 0
         if not mask and not traceparent:
             # Only the numbers change: overwrite them in the packet of the last act instead of encoding a head.
             conversation.sequence = sequence = conversation.sequence + 1
-            step.fill(sequence, budget_us, deterministic)
+            step.fill(sequence, budget_us, deterministic, sent_ns)
             return sequence, step
         return conversation.act(
             self._id,
@@ -121,6 +130,7 @@ class EpisodeBase:
             traceparent,
             slot,
             generation,
+            sent_ns,
         )
 
     def _mask(self, episode_start: ArrayLike) -> bytes:

@@ -3,6 +3,8 @@
 PillionError
 ├── InvalidObservationError (ValueError)     the caller's input does not fit the session's spec; nothing was sent
 ├── RefusedError                             the daemon answered with a typed error; see `code`
+│   ├── EngineRestartingError                the engine of this version is being started again; send the act again
+│   └── EngineOutError                       the engine of this version keeps failing; begin a new episode
 ├── EpisodeLostError                         the daemon's session of this episode is gone; begin a new episode
 └── UnavailableError (ConnectionError)       no daemon responds
     └── RequestTimeoutError (TimeoutError)   one request got no answer in time
@@ -10,7 +12,9 @@ PillionError
 
 from __future__ import annotations
 
-from pillion_protocol import Error
+from typing import Final
+
+from pillion_protocol import Error, ErrorCode
 from pillion_protocol.default_addresses import own_lane_address
 from pillion_protocol.errors import expected_and_actual
 
@@ -38,8 +42,28 @@ class RefusedError(PillionError):
 
     @classmethod
     def from_wire(cls, error: Error) -> RefusedError:
-        """Returns the exception for an error message of the daemon."""
-        return cls(error.code, error.message, error.expected, error.actual)
+        """Returns the exception for an error message of the daemon: of the class for its code, if there is one."""
+        return _BY_CODE.get(error.code, cls)(error.code, error.message, error.expected, error.actual)
+
+
+class EngineRestartingError(RefusedError):
+    """The process that runs this episode's version was lost, and is being started again.
+
+    The act was not run, and the episode goes on: send the observation again as long as it is current.
+    """
+
+
+class EngineOutError(RefusedError):
+    """The engine of this episode's version failed again and again, and runs no more.
+
+    Sending the act again does not help. A new episode may get another version.
+    """
+
+
+_BY_CODE: Final[dict[str, type[RefusedError]]] = {
+    ErrorCode.ENGINE_RESTARTING: EngineRestartingError,
+    ErrorCode.ENGINE_OUT: EngineOutError,
+}
 
 
 class EpisodeLostError(PillionError):

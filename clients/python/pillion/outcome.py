@@ -67,6 +67,7 @@ class Outcome:
             "digest",
             "row_digests",
             "fallback",
+            "late_us",
             "observation_in_slot",
             "outputs_in_slot",
             "outputs",
@@ -96,6 +97,11 @@ class Outcome:
     def fallback(self) -> str:
         """What replaced an action that could not run in time (`last`, `zeros`, `safe`); empty if the policy computed it."""
         return self._action.fallback
+
+    @property
+    def late_us(self) -> int:
+        """How long after the end of the act's budget the engine finished, in µs; 0 is in time, or without a budget."""
+        return self._action.late_us
 
     @property
     def outputs_in_slot(self) -> bool:

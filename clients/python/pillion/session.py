@@ -114,7 +114,7 @@ class Session(SessionBase):
     def _exchange(self, sequence: int, frames: Frames, budget_s: float = math.inf) -> Reply:
         """Sends a request and waits for its answer. Sends it again if no answer arrives.
 
-        It is never sent later than `budget_s`, because the daemon would count the budget from that moment.
+        It is never sent later than `budget_s`: the daemon would not run it, or would count its budget anew.
         """
         started_s = time.monotonic()
         if self._carrier.must_read_before_send and started_s - self._last_reply_s > READ_FIRST_AFTER_S:
@@ -179,7 +179,7 @@ class Episode(EpisodeBase):
     """One episode, without a row axis. `Session.begin` creates it."""
 
     def __init__(self, session: Session, start: BegunGroup) -> None:
-        super().__init__(session._conversation, session._codec, start, None)
+        super().__init__(session._conversation, session._codec, start, None, session._carrier.shares_clock)
         self._session = session
 
     def act(
@@ -190,11 +190,12 @@ class Episode(EpisodeBase):
         `observation` has the spec's shape and dtype, or is a mapping of such arrays if the spec names several. A dtype
         that loses only precision is converted. `deterministic` False draws from the policy's distribution.
 
-        `budget_us` is how long the answer is useful, in µs; 0 is no limit. An act that cannot be sent or started within
-        it is not run. `traceparent` is a W3C trace context.
+        `budget_us` is how long the answer is useful, in µs; 0 is no limit. It counts from this call; over `tcp://`, from
+        when the daemon reads the act. An act that cannot be sent or started within it is not run. If one finishes after
+        it, `last.late_us` says by how much. `traceparent` is a W3C trace context.
 
-        Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `deadline_exceeded`, …), `EpisodeLostError`,
-        `RequestTimeoutError`.
+        Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `out_of_bounds`, `deadline_exceeded`, …),
+        `EngineRestartingError`, `EngineOutError`, `EpisodeLostError`, `RequestTimeoutError`.
         """
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()
@@ -217,7 +218,7 @@ class EpisodeGroup(EpisodeBase):
     """An episode group: several episodes that act together, one row each. `Session.begin_many` creates it."""
 
     def __init__(self, session: Session, start: BegunGroup, rows: int) -> None:
-        super().__init__(session._conversation, session._codec, start, rows)
+        super().__init__(session._conversation, session._codec, start, rows, session._carrier.shares_clock)
         self._session = session
         self.rows = rows
         """The number of rows."""

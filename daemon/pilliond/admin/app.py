@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -29,8 +30,7 @@ from pilliond.admin.v1.policies import PolicyRoutes
 from pilliond.admin.v1.sessions import SessionRoutes
 from pilliond.errors import FolderError
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX, ADMIN_REQUEST_BYTES_MAX
-from pilliond.rollout.evaluation_holds import EvaluationHolds
-from pilliond.rollout.releases import Releases
+from pilliond.policy_rollout import PolicyRollout
 from pilliond.settings.addresses import SocketFile
 from pilliond.settings.schema import AdminSettings
 from pilliond.supervision.serving_state import ServingState
@@ -47,24 +47,20 @@ class Admin:
     """
 
     def __init__(
-        self,
-        supervisor: Supervisor,
-        releases: Releases,
-        evaluations: EvaluationHolds,
-        watchdog: Watchdog,
-        access: Access,
+        self, supervisor: Supervisor, policies: Mapping[str, PolicyRollout], watchdog: Watchdog, access: Access
     ) -> None:
         self._supervisor = supervisor
         self._watchdog = watchdog
-        self._releases = releases
+        self._policies = policies
         self._started_ns = time.monotonic_ns()
         self._socket_files: list[SocketFile] = []
         self._active = ActiveConnections()
         registry = CollectorRegistry()
-        registry.register(PageCollector(supervisor, releases, watchdog))
+        registry.register(PageCollector(supervisor, policies, watchdog))
         registry.register(access.refusals)
         ProcessCollector(registry=registry)
-        policies = PolicyRoutes(supervisor, releases)
+        policy_routes = PolicyRoutes(supervisor, policies)
+        store = next(iter(policies.values())).releases.store
         self._kserve = KServeRoutes(supervisor)
         up = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
         self.endpoints = [
@@ -78,12 +74,12 @@ class Admin:
             ),
             Endpoint("GET", "/livez", self._live, "Check that the control process is alive; 503 if its loop is late", Scope.OPEN, statuses=up),
             Endpoint("GET", "/readyz", self._ready, "Check that acts are answered; 503 if they are not", Scope.OPEN, statuses=up),
-            Endpoint("GET", "/info", self._info, "Show versions, addresses and the policy's tensors", Scope.VIEW, answer=Info),
+            Endpoint("GET", "/info", self._info, "Show versions, addresses and the tensors of the policies", Scope.VIEW, answer=Info),
             Endpoint("GET", "/openapi.json", self._openapi, "Show this description", Scope.VIEW, answer=dict[str, Any]),
-            *policies.endpoints(),
-            *HoldRoutes(policies, releases, evaluations).endpoints(),
+            *policy_routes.endpoints(),
+            *HoldRoutes(policy_routes).endpoints(),
             *SessionRoutes(supervisor).endpoints(),
-            *AuditRoutes(supervisor, releases.store).endpoints(),
+            *AuditRoutes(policies, store).endpoints(),
             *self._kserve.endpoints(),
         ]  # fmt: skip
         application = web.Application(
@@ -137,7 +133,7 @@ class Admin:
         return web.Response(text=f"{self._supervisor.describe()}\n", status=self._up())
 
     async def _health(self, request: web.Request) -> web.Response:
-        health = health_of(self._supervisor, self._releases.shadows, self._watchdog, self._started_ns)
+        health = health_of(self._supervisor, self._policies, self._watchdog, self._started_ns)
         return json_response(health, self._up())
 
     def _up(self) -> HTTPStatus:

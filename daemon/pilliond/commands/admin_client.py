@@ -101,10 +101,18 @@ class AdminClient:
         """Deletes something and returns its JSON; raises `AdminError`."""
         return self._ask("DELETE", path, body)
 
+    def policies(self) -> list[dict[str, Any]]:
+        """Returns the state of every served policy, the default one first; raises `AdminError`."""
+        states: list[dict[str, Any]] = self.get("/v1/policies")["policies"]
+        return states
+
     def policy(self) -> dict[str, Any]:
-        """Returns the state of the served policy; a daemon serves one."""
-        state: dict[str, Any] = self.get("/v1/policies")["policies"][0]
-        return state
+        """Returns the state of the only served policy; raises `AdminError`, which lists them if there are several."""
+        states = self.policies()
+        if len(states) > 1:
+            served = ", ".join(state["policy"] for state in states)
+            raise AdminError(f"expected the name of a policy: this daemon serves {served}", os.EX_USAGE)
+        return states[0]
 
     def ended(self, operation: dict[str, Any], on_step: Callable[[str], None] | None = None) -> dict[str, Any]:
         """Waits for the end of an operation and returns its status; raises `AdminError` if it failed.

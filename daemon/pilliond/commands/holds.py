@@ -14,6 +14,7 @@ from pilliond.commands.options import (
     client_of,
     explain,
     policy_argument,
+    policy_option,
     required_reason_option,
     user_name,
     version_argument,
@@ -43,10 +44,11 @@ def seconds(_context: click.Context, _parameter: click.Parameter, value: str) ->
         "pillion holds end walker paper-fig-3 --reason done",
     ),
 )
+@policy_option
 @admin_option
 @json_option
 @click.pass_context
-def holds(context: click.Context, admin: str, as_json: bool) -> None:
+def holds(context: click.Context, policy: str, admin: str, as_json: bool) -> None:
     """List, add and end evaluation holds.
 
     An evaluation hold keeps a version loaded for a named campaign: neither a switch nor garbage collection removes it.
@@ -59,7 +61,7 @@ def holds(context: click.Context, admin: str, as_json: bool) -> None:
         context.default_map = {context.invoked_subcommand: defaults}
         return
     client = client_of(admin)
-    listed = client.get(f"/v1/policies/{client.policy()['policy']}/holds")
+    listed = client.get(f"/v1/policies/{policy or client.policy()['policy']}/holds")
     if as_json:
         print_json(listed)
     else:

@@ -35,7 +35,7 @@ limit_option = click.option(
 def sessions(limit: int, after: int, admin: str, as_json: bool) -> None:
     """List the live sessions.
 
-    For each session: its version, episode groups, rows and acts, and how long it has been silent.
+    For each session: its policy, version, episode groups, rows and acts, and how long it has been silent.
     """
     page = client_of(admin).get("/v1/sessions", {"limit": limit, "after": after})
     if as_json:
@@ -51,14 +51,17 @@ def sessions(limit: int, after: int, admin: str, as_json: bool) -> None:
 @click.option(
     "--before", metavar="NUMBER", type=click.IntRange(1), default=None, help="Show only records before this number."
 )
+@click.option("--policy", metavar="POLICY", default="", help="Show only records of this policy.")
 @admin_option
 @json_option
-def audit(limit: int, before: int | None, admin: str, as_json: bool) -> None:
+def audit(limit: int, before: int | None, policy: str, admin: str, as_json: bool) -> None:
     """Show the audit log.
 
-    It lists the changes to the served policy, newest first, and reports whether the log was tampered with.
+    It lists the changes to the served policies, newest first, and reports whether the log was tampered with.
     """
-    query = {"limit": limit} | ({} if before is None else {"before": before})
+    query: dict[str, int | str] = {"limit": limit}
+    query |= {} if before is None else {"before": before}
+    query |= {"policy": policy} if policy else {}
     page = client_of(admin).get("/v1/audit", query)
     if as_json:
         print_json(page)
@@ -91,11 +94,14 @@ def warmup(policy: str, version: str, reason: str, wait: bool, admin: str, as_js
 
 
 def _print_sessions(sessions: list[dict[str, Any]]) -> None:
-    rows = new_table("SESSION", "CARRIER", "VERSION", "GROUPS", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S")
+    rows = new_table(
+        "SESSION", "CARRIER", "POLICY", "VERSION", "GROUPS", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S"
+    )
     for session in sessions:
         rows.add_row(
             str(session["id"]),
             session["carrier"],
+            session["policy"],
             session["version"] + (" (held)" if session["is_evaluation"] else ""),
             str(session["groups"]),
             str(session["rows"]),

@@ -71,6 +71,7 @@ required_reason_option = click.option("--reason", metavar="TEXT", required=True,
 
 policy_argument = click.argument("policy", metavar="POLICY")
 optional_policy_argument = click.argument("policy", metavar="[POLICY]", default="")
+policy_option = click.option("--policy", metavar="POLICY", default="", help="Policy, if the daemon serves several.")
 version_argument = click.argument("version", metavar="VERSION")
 optional_version_argument = click.argument("version", metavar="[VERSION]", default="")
 

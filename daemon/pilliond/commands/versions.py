@@ -25,20 +25,25 @@ from pilliond.commands.output import show_operation
 from pilliond.commands.shadow_tables import print_shadow
 
 _POLL_S: Final = 0.05
+_PLACES: Final = {"inline": "inline", "worker": "in a worker"}
 
 
 @command("status")
+@optional_policy_argument
 @admin_option
 @json_option
-def status(admin: str, as_json: bool) -> None:
+def status(policy: str, admin: str, as_json: bool) -> None:
     """Show the stable version and the loaded versions.
 
-    It also shows how many episodes lease each version, the shadow, and the last operation.
+    It also shows how many episodes lease each version, where it runs and why, the shadow, and the last operation. If the
+    daemon serves several policies, it shows all of them unless you name one.
     """
-    state = client_of(admin).policy()
+    client = client_of(admin)
+    states = [client.get(f"/v1/policies/{policy}")] if policy else client.policies()
     if as_json:
-        print_json(state)
-    else:
+        print_json(states[0] if len(states) == 1 else {"policies": states})
+        return
+    for state in states:
         _print_status(state)
 
 
@@ -223,13 +228,14 @@ def drain(reason: str, wait: bool, admin: str, as_json: bool) -> None:
 
 
 def _print_status(state: dict[str, Any]) -> None:
-    rows = new_table("VERSION", "ROLE", "LEASES", "BATCH CERTIFICATE", "SIGNED BY", "DIGEST")
+    rows = new_table("VERSION", "ROLE", "LEASES", "RUNS", "BATCH CERTIFICATE", "SIGNED BY", "DIGEST")
     for version in state["resident"]:
         certificate = version["certificate"]
         rows.add_row(
             version["version"],
             version["role"],
             str(version["leases"]),
+            version["placement"] or "unknown",
             certificate["batch"] if certificate else "unknown",
             ", ".join(version["signed_by"]) or "nobody",
             short_digest(version["digest"]),
@@ -237,6 +243,9 @@ def _print_status(state: dict[str, Any]) -> None:
     follows = f", follows {state['follows']}" if state["follows"] else ""
     click.echo(f"{state['policy']}: {state['phase']}, {state['sessions']} sessions{follows}")
     print_table(rows)
+    for version in state["resident"]:
+        if version["placement_reason"]:
+            click.echo(f"{version['version']} runs {_PLACES[version['placement']]}: {version['placement_reason']}")
     shadow = state["shadow"]
     if shadow:
         click.echo(f"shadow: {shadow['version']} beside {shadow['live']}, share {shadow['share']:g}, {shadow['state']}")
@@ -248,8 +257,10 @@ def _print_status(state: dict[str, Any]) -> None:
 
 
 def _print_versions(listed: dict[str, Any]) -> None:
-    rows = new_table("VERSION", "ROLE", "ALIASES", "DIGEST")
+    rows = new_table("VERSION", "ROLE", "RUNS", "ALIASES", "DIGEST")
     for version in listed["versions"]:
         aliases = ", ".join(version["aliases"])
-        rows.add_row(version["version"], version["role"], aliases, short_digest(version["digest"]))
+        rows.add_row(
+            version["version"], version["role"], version["placement"], aliases, short_digest(version["digest"])
+        )
     print_table(rows)

@@ -1,15 +1,21 @@
-"""Actions that name the versions that answered: sent while a switch moves the rows of an episode group. Hot path."""
+"""Actions that say more than usual: which versions answered, while a switch moves the rows of an episode group; and that
+the work finished late. Hot path."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from pillion_protocol import Action, Lease, encode
+import msgspec
+
+from pillion_protocol import Action, Lease, decode, encode
 from pillion_protocol.steps import ActionStep
 
 if TYPE_CHECKING:
     from pilliond.core.episodes import EpisodeGroup
+    from pilliond.transport.interface import Reply
+
+_NANOSECONDS_PER_US: Final = 1_000
 
 
 class ExplicitActionStep(list[Any]):
@@ -43,6 +49,14 @@ class ExplicitActionStep(list[Any]):
         self[1] = self.in_slot[1] = self._make(sequence, run, self._slot, self._generation)
         if self._next_step is not None:
             self._group.step = self._next_step
+
+
+def late_reply(reply: Reply, late_ns: int) -> Reply:
+    """Returns `reply`, an action whose head is written, with a head that says how late it is: `late_ns`, more than 0."""
+    action = decode(reply[1])  # type: ignore[arg-type]
+    assert isinstance(action, Action)
+    late_us = -(-late_ns // _NANOSECONDS_PER_US)
+    return [reply[0], encode(msgspec.structs.replace(action, late_us=late_us)), *reply[2:]]
 
 
 def _head(

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from pillion_protocol.lane import Frame
 from pillion_protocol.steps import ActionStep
-from pilliond.engine.batch_buffers import BatchView
+from pilliond.engine.batch_memory import BatchMemory, BatchView
 from pilliond.engine.sampling import next_seeds
 from pilliond.limits import NEVER_NS
 
 if TYPE_CHECKING:
     from pilliond.core.action_steps import ExplicitActionStep
+    from pilliond.core.running import Running
+    from pilliond.core.scheduler import EngineQueue
     from pilliond.core.session import Session
     from pilliond.transport.interface import Reply
     from pilliond.transport.slots import Slot, SlotRegion
@@ -28,7 +30,8 @@ class EpisodeGroup:
     """What one begin makes: a fixed number of rows, an episode in each, and at most one waiting act.
 
     Rule: an act is *waiting* from its admission until it is answered. A newer act replaces a waiting one, which is
-    answered `superseded`. Start marks of an act that never ran are kept for the next act, so that none is lost.
+    answered `superseded`, even if it runs already: what that run returns is dropped, and its state is not kept. Start
+    marks of an act that was not answered are kept for the next act, so that none is lost.
     """
 
     __slots__ = (
@@ -43,14 +46,16 @@ class EpisodeGroup:
         "generation",
         "head_middle",
         "id",
-        "is_queued",
         "last_outputs",
         "last_reply",
         "last_sequence",
+        "lost_sequence",
+        "queue",
         "queued_ns",
         "received_ns",
         "row_versions",
         "rows",
+        "running",
         "seeds",
         "sequence",
         "session",
@@ -83,8 +88,10 @@ class EpisodeGroup:
         self.state_owners = version.state_owners
         """The version that owns each state array; only the rows that lease that version count in it."""
         self.waiting = False
-        self.is_queued = False
-        """Whether it is in the scheduler's queue. Only the scheduler writes it."""
+        self.queue: EngineQueue | None = None
+        """The scheduler's queue that its act waits in. Only the scheduler writes it."""
+        self.running: Running | None = None
+        """The batch outside the loop that its act runs in, also after a newer act has replaced that one."""
         self.sequence = 0
         self.tensors: Sequence[Frame] = ()
         self.frames_bytes = [size * self.rows for size in version.observation_bytes]
@@ -107,6 +114,8 @@ class EpisodeGroup:
         self.deadline_ns = NEVER_NS
         self.deterministic = True
         self.last_sequence = 0
+        self.lost_sequence = 0
+        """The act that ran in a worker which ended meanwhile: it may be the reason. 0: none."""
         self.last_reply: Reply | None = None
         self.last_outputs: Sequence[Frame] = ()
         self.step: ActionStep | ExplicitActionStep = ActionStep(
@@ -158,19 +167,19 @@ class EpisodeGroup:
             self.started_at[row] = self.acts
         self.starting.clear()
 
-    def put_states(self) -> None:
-        """Writes its recurrent state into its rows of the engine's buffers; zeros where an episode begins."""
+    def put_states(self, memory: BatchMemory) -> None:
+        """Writes its recurrent state into its rows of a batch; zeros where an episode begins."""
         begin = self.batch_view.first
         for row in self.starting:
             for kept in self.states:
                 kept[row] = 0
-        for kept, (before, _) in zip(self.states, self.version.states, strict=True):
+        for kept, (before, _) in zip(self.states, memory.states, strict=True):
             before[begin : begin + self.rows] = kept
 
-    def take_states(self) -> None:
-        """Keeps the recurrent state that its act produced."""
+    def take_states(self, memory: BatchMemory) -> None:
+        """Keeps the recurrent state that its act produced in its rows of a batch."""
         begin = self.batch_view.first
-        for kept, (_, after) in zip(self.states, self.version.states, strict=True):
+        for kept, (_, after) in zip(self.states, memory.states, strict=True):
             kept[:] = after[begin : begin + self.rows]
 
     @property

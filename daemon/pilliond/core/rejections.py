@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pillion_protocol import Act, ErrorCode, Hello, RemoteProtocolError
 from pillion_protocol.lane import Frame
@@ -58,10 +58,10 @@ def sequence_stale(last: int, actual: int) -> RemoteProtocolError:
 # Routing
 
 
-def policy_not_found(served: Identity, hello: Hello) -> RemoteProtocolError:
+def policy_not_found(served: Iterable[str], hello: Hello) -> RemoteProtocolError:
     """The session asks for a policy that this daemon does not serve."""
     return RemoteProtocolError(
-        ErrorCode.POLICY_NOT_FOUND, "this policy is not served here", served.policy, hello.policy
+        ErrorCode.POLICY_NOT_FOUND, "this policy is not served here", " or ".join(served), hello.policy
     )
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import semver
 
 from pilliond.core.routing import Router
+from pilliond.core.scheduler import Scheduler
 from pilliond.core.sessions import Sessions
 from pilliond.limits import NEVER_NS
 from pilliond.settings.schema import VersionSettings
@@ -29,10 +30,13 @@ class Residency:
     - A version *held* for an evaluation stays, and does not count. When the hold ends it is retired.
     """
 
-    def __init__(self, router: Router, sessions: Sessions, bounds: VersionSettings, watch_s: float = 0.0) -> None:
+    def __init__(
+        self, router: Router, sessions: Sessions, scheduler: Scheduler, bounds: VersionSettings, watch_s: float = 0.0
+    ) -> None:
         self.previous: Version | None = None
         self._router = router
         self._sessions = sessions
+        self._scheduler = scheduler
         self._bounds = bounds
         self._watch_ns = int(watch_s * _NANOSECONDS)
         self._watch_until_ns = 0
@@ -114,9 +118,10 @@ class Residency:
         unloaded = []
         for version in self._ending(now_ns):
             version.ended_leases += self._sessions.end_leases(version)
-            if version.leases:
-                # An act under one of the leases is queued, so it will run; the next sweep finds it answered.
+            if version.leases or self._scheduler.has_work(version):
+                # An act waits or runs; the next sweep finds it answered.
                 continue
+            self._scheduler.forget(version)
             self._unbind(version)
             del self._versions[version.digest]
             if version is self.previous:

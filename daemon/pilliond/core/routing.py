@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Router:
-    """Answers a hello or a begin with a version, or raises why there is none.
+    """Answers a hello or a begin for one policy with a version, or raises why there is none.
 
     Rule: an episode that begins leases the first of these that its session can use:
     1. the version that is held for an evaluation, if the session was opened on it: nothing else while it is held;
@@ -35,8 +35,6 @@ class Router:
     def route(self, hello: Hello) -> Version:
         """Returns the version for a new session; raises `RemoteProtocolError`."""
         served = self.stable.identity
-        if hello.policy not in ("", served.policy):
-            raise rejections.policy_not_found(served, hello)
         try:
             wanted = VersionRange(hello.version_range)
         except ValueError:

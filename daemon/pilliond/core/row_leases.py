@@ -10,6 +10,7 @@ from pillion_protocol.steps import ActionStep
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.engine.interface import Array
+from pilliond.ipc.metrics_page import mixed_index
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.mixed_version import MixedVersion
 
@@ -22,7 +23,11 @@ def versions_of(group: EpisodeGroup) -> list[Version]:
 def version_of_rows(row_versions: list[Version]) -> Version:
     """The version that answers for all rows: the only one they lease, or a `MixedVersion`."""
     first = row_versions[0]
-    return first if all(version is first for version in row_versions) else MixedVersion(row_versions)
+    if all(version is first for version in row_versions):
+        return first
+    mixed = MixedVersion(row_versions)
+    mixed.metrics_index = mixed_index(first.metrics_index)
+    return mixed
 
 
 def take_leases(group: EpisodeGroup) -> None:
@@ -48,8 +53,6 @@ def end_lease(group: EpisodeGroup, version: Version, left: Version) -> bool:
     group.head_middle = b""
     group.forget_states(version)
     take_leases(group)
-    for slot in group.slots.slots if group.slots is not None else ():
-        slot.run = None
     return True
 
 
@@ -86,9 +89,6 @@ def _set_versions(group: EpisodeGroup, row_versions: list[Version], epoch: int) 
         tensor_bytes = [size * group.rows for size in version.output_bytes]
         plain = ActionStep(group.session.id, epoch, group.id, group.rows, version.digest, tensor_bytes)
         group.step = ExplicitActionStep(group, epoch, [version.lease], [], plain)
-    if group.slots is not None:
-        for slot in group.slots.slots:
-            slot.run = version.engine.bind(slot.inputs, group.rows)
 
 
 def _carry_states(group: EpisodeGroup, old: list[Version], new: list[Version], version: Version) -> None:

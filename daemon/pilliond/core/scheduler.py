@@ -1,18 +1,95 @@
-"""The scheduler: decides *now* which acts form a batch, and why. Pure: no clock, no socket, no waiting.
+"""The scheduler: decides *now* which acts form a batch, on which engine, and why. Pure: no clock, no socket, no waiting.
 
-Rule 1: a batch is formed only when the engine is free, so no batch is queued behind another.
-Rule 2: acts run in the order of their admission; the rows of an act stay together.
+Rule 1: a batch is formed only when its engine is free, so no batch is queued behind another of the same engine.
+Rule 2: the acts of a version run in the order of their admission; the rows of an act stay together.
 Rule 3: a batch never has more than `rows_max` rows, and never rows of two versions.
 Rule 4: an act whose deadline has passed does not run.
+Rule 5: where several engines could run, the policy that has used the loop least goes first.
+
+An engine that is busy holds up its own version only. An act of a mixed version needs several engines at once: while it
+waits for them, no younger act of its policy takes one of them.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Final
 
 from pillion_protocol import BatchClose
 from pilliond.core.episodes import EpisodeGroup
-from pilliond.limits import NEVER_NS
+from pilliond.limits import CLOSE_MARGIN_NS, NEVER_NS
+from pilliond.versions.loaded_version import Version
+
+_turn: Final = attrgetter("share.used_ns", "oldest_ns")
+
+
+class PolicyShare:
+    """What the scheduler knows of one policy: its bounds, what waits, and how much of the loop it has used."""
+
+    __slots__ = (
+        "lock_step_live",
+        "lock_step_running",
+        "lock_step_waiting",
+        "queue_rows_max",
+        "queues",
+        "rows_max",
+        "rows_waiting",
+        "used_ns",
+        "wait_ns_max",
+    )
+
+    def __init__(self, rows_max: int, wait_ns_max: int = 0, queue_rows_max: int = NEVER_NS) -> None:
+        self.rows_max = rows_max
+        self.wait_ns_max = wait_ns_max
+        self.queue_rows_max = queue_rows_max
+        self.rows_waiting = 0
+        self.lock_step_live = 0
+        """Episode groups of lock-step sessions: a batch need not wait for more once each of them has acted."""
+        self.lock_step_waiting = 0
+        self.lock_step_running = 0
+        """Those whose act runs on an engine outside the loop."""
+        self.used_ns = 0
+        """The loop's time that its inline engines have used. Only differences between policies that wait matter."""
+        self.queues: list[EngineQueue] = []
+        """Its queues that are not empty."""
+
+
+class EngineQueue:
+    """The acts that wait for the engine of one version."""
+
+    __slots__ = (
+        "again",
+        "busy_until_ns",
+        "deadline_ns",
+        "is_due",
+        "rows",
+        "share",
+        "version",
+        "wait_until_ns",
+        "waiting",
+    )
+
+    def __init__(self, version: Version, share: PolicyShare) -> None:
+        self.version = version
+        self.share = share
+        self.waiting: deque[EpisodeGroup] = deque()
+        self.again: deque[list[EpisodeGroup]] = deque()
+        """Acts to run a second time, each list as a batch of its own, before those that wait."""
+        self.rows = 0
+        self.deadline_ns = NEVER_NS
+        """No act in it has an earlier deadline."""
+        self.wait_until_ns = NEVER_NS
+        self.is_due = False
+        """Whether its acts are the rest of a batch that waited for nobody: they did not fit, or are of another version."""
+        self.busy_until_ns = 0
+        """When its engine will be free at the earliest, if it is busy."""
+
+    @property
+    def oldest_ns(self) -> int:
+        """When its first act was admitted."""
+        return (self.again[0] if self.again else self.waiting)[0].queued_ns
 
 
 class Batch:
@@ -28,85 +105,290 @@ class Batch:
 
 
 class Scheduler:
-    """The queue of acts that wait for the engine."""
+    """The acts that wait for an engine, in a queue for each version."""
 
-    def __init__(self, rows_max: int, wait_ns_max: int) -> None:
-        self.rows_max = rows_max
+    def __init__(self) -> None:
         self.rows_waiting = 0
-        self._wait_ns_max = wait_ns_max
-        self._waiting: deque[EpisodeGroup] = deque()
-        self._lock_step_waiting = 0
-        self._close_by_ns = NEVER_NS
-        self._rest_is_due = False
-        """Whether the queue is the rest of a batch that waited for nobody: acts of another version, or that did not fit."""
+        self._queues: dict[Version, EngineQueue] = {}
+        self._active: list[EngineQueue] = []
+        """The queues that are not empty."""
+        self._is_settled = True
+        """Whether everything that waits, waits for a busy engine or for time to pass."""
+        self._is_claimed = False
+        """Whether an act of a mixed version waits for engines of which some are busy."""
 
-    def add(self, group: EpisodeGroup, now_ns: int, lock_step_live: int) -> bool:
-        """Queues an act that was admitted at `now_ns`. If its group is queued already, the group keeps its position.
+    # Adding
 
-        Returns True if the batch can close now, given `lock_step_live` lock-step groups.
+    def add(self, group: EpisodeGroup, now_ns: int) -> bool:
+        """Queues an act that was admitted at `now_ns`. If its group waits for this version already, it keeps its position.
+
+        Returns True if a batch with it can close now.
         """
-        if not group.is_queued:
-            group.is_queued = True
-            self._waiting.append(group)
-            self.rows_waiting += group.rows
-            self._lock_step_waiting += group.session.lock_step
-        if self._wait_ns_max:
-            self._close_by_ns = min(self._close_by_ns, self._latest_start_ns(group, now_ns))
-        return self._lock_step_waiting >= lock_step_live or self.rows_waiting >= self.rows_max
+        version = group.version
+        queue = group.queue
+        if queue is not None and queue.version is not version:
+            self.remove(group)
+            queue = None
+        if queue is None:
+            queue = self._queue_of(version, group.session.share)
+            self._count(queue, group)
+            queue.waiting.append(group)
+        share = queue.share
+        if share.wait_ns_max:
+            queue.wait_until_ns = min(queue.wait_until_ns, self._wait_until_ns(queue, group, now_ns))
+        queue.deadline_ns = min(queue.deadline_ns, group.deadline_ns)
+        self._is_settled = False
+        return bool(version.engine.free) and (
+            share.lock_step_waiting + share.lock_step_running >= share.lock_step_live or queue.rows >= share.rows_max
+        )
 
-    def closes_alone(self, group: EpisodeGroup, now_ns: int, lock_step_live: int) -> bool:
+    def put_back(self, version: Version, groups: Sequence[EpisodeGroup], *, in_halves: bool) -> None:
+        """Queues acts whose run failed or was lost, to run before all others: together, or each half by itself."""
+        middle = len(groups) // 2 if in_halves else 0
+        queue = self._queue_of(version, groups[0].session.share)
+        for part in (groups[middle:], groups[:middle]):
+            if part:
+                queue.again.appendleft(list(part))
+        for group in groups:
+            self._count(queue, group)
+            queue.deadline_ns = min(queue.deadline_ns, group.deadline_ns)
+        self._is_settled = False
+
+    def closes_alone(self, group: EpisodeGroup, now_ns: int) -> bool:
         """Whether an act that was admitted at `now_ns` can run at once as a batch of its own, without being added."""
-        return not self.rows_waiting and lock_step_live <= group.session.lock_step and now_ns < group.deadline_ns
+        session = group.session
+        if self.rows_waiting and not self._is_alone(group):
+            return False
+        return (
+            session.share.lock_step_live <= session.lock_step
+            and now_ns < group.deadline_ns
+            and bool(group.version.engine.free)
+        )
+
+    def is_hopeless(self, group: EpisodeGroup, now_ns: int) -> bool:
+        """Whether an act cannot be done within its budget, even at the pace of the version's fastest runs."""
+        if group.deadline_ns == NEVER_NS:
+            return False
+        version = group.version
+        begin_ns = now_ns
+        if not version.engine.free and (queue := self._queues.get(version)) is not None:
+            begin_ns = max(now_ns, queue.busy_until_ns)
+        return begin_ns + version.service.fast_ns(group.rows) >= group.deadline_ns
+
+    # Taking
 
     def deadline_ns(self) -> int:
-        """The latest time to call `take` again; `NEVER_NS` if no batch waits for time to pass."""
-        return self._close_by_ns if self._waiting else NEVER_NS
+        """The latest time to call `expire` and `take` again; `NEVER_NS` if nothing waits for time to pass."""
+        due_ns = NEVER_NS
+        for queue in self._active:
+            due_ns = min(due_ns, queue.deadline_ns)
+            if queue.share.wait_ns_max and queue.version.engine.free:
+                due_ns = min(due_ns, self._close_by_ns(queue))
+        return due_ns
 
-    def take(self, now_ns: int, lock_step_live: int, *, drain: bool = False) -> Batch | None:
-        """Returns the batch to run now on the free engine, or None if it is better to wait."""
-        if not self._waiting:
-            return None
-        close: BatchClose | None
-        if self.rows_waiting >= self.rows_max:
-            close = BatchClose.FULL
-        elif self._lock_step_waiting >= lock_step_live or self._rest_is_due:
-            close = BatchClose.ALL_SUBMITTED
+    def expire(self, now_ns: int) -> list[EpisodeGroup]:
+        """Removes and returns the acts whose deadline has passed."""
+        late: list[EpisodeGroup] = []
+        for queue in list(self._active):
+            if now_ns >= queue.deadline_ns:
+                groups = [*queue.waiting, *(group for part in queue.again for group in part)]
+                expired = [group for group in groups if now_ns >= group.deadline_ns]
+                queue.deadline_ns = min(
+                    (group.deadline_ns for group in groups if now_ns < group.deadline_ns), default=NEVER_NS
+                )
+                for group in expired:
+                    self.remove(group)
+                late += expired
+        return late
+
+    def take(self, now_ns: int, *, drain: bool = False) -> Batch | None:
+        """Returns a batch to run now on a free engine, or None if it is better to wait."""
+        active = self._active
+        claimed: set[object] = set()
+        for queue in active if len(active) == 1 else sorted(active, key=_turn):
+            engine = queue.version.engine
+            if claimed and not claimed.isdisjoint(engine.parts or (engine,)):
+                continue
+            if not engine.free:
+                claimed.update(engine.parts)
+                continue
+            close = self._close(queue, now_ns, drain)
+            if close is not None:
+                return self._form(queue, now_ns, close)
+        self._is_settled = True
+        self._is_claimed = bool(claimed)
+        return None
+
+    def take_all(self, version: Version) -> list[EpisodeGroup]:
+        """Removes and returns everything that waits for a version, alone or with others."""
+        queues = [
+            queue for queue in self._active if queue.version is version or version.engine in queue.version.engine.parts
+        ]
+        groups = [
+            group for queue in queues for group in [*queue.waiting, *(each for part in queue.again for each in part)]
+        ]
+        for group in groups:
+            self.remove(group)
+        return groups
+
+    def has_work(self, version: Version) -> bool:
+        """Whether an act waits for a version or runs on its engine."""
+        engine = version.engine
+        return any(memory.user is not None for memory in engine.memories) or any(
+            queue.version is version or engine in queue.version.engine.parts for queue in self._active
+        )
+
+    def forget(self, version: Version) -> None:
+        """Forgets an unloaded version."""
+        self._queues.pop(version, None)
+
+    # What runs
+
+    def submitted(self, groups: Iterable[EpisodeGroup], version: Version, rows: int, now_ns: int) -> None:
+        """Notes that acts run on an engine outside the loop since `now_ns`."""
+        queue = self._queues.get(version)
+        if queue is not None:
+            queue.busy_until_ns = max(now_ns, queue.busy_until_ns) + version.service.fast_ns(rows)
+        for group in groups:
+            group.session.share.lock_step_running += group.session.lock_step
+
+    def completed(self, groups: Iterable[EpisodeGroup]) -> None:
+        """Notes that such acts run no longer."""
+        for group in groups:
+            group.session.share.lock_step_running -= group.session.lock_step
+        self._is_settled = False
+
+    def used(self, share: PolicyShare, duration_ns: int) -> None:
+        """Notes that an inline engine of a policy has used the loop."""
+        share.used_ns += duration_ns
+
+    # Inside
+
+    def remove(self, group: EpisodeGroup) -> None:
+        """Removes an act that waits."""
+        queue = group.queue
+        assert queue is not None
+        if group in queue.waiting:
+            queue.waiting.remove(group)
         else:
-            close = self._give_up_waiting(now_ns, drain)
-        return None if close is None else self._form(now_ns, close)
+            for part in queue.again:
+                if group in part:
+                    part.remove(group)
+            queue.again = deque(part for part in queue.again if part)
+        self._uncount(queue, group)
+        self._close_if_empty(queue)
 
-    def _give_up_waiting(self, now_ns: int, drain: bool) -> BatchClose | None:
+    def _queue_of(self, version: Version, share: PolicyShare) -> EngineQueue:
+        queue = self._queues.get(version)
+        if queue is None:
+            queue = self._queues[version] = EngineQueue(version, share)
+        if not queue.rows:
+            if not share.queues and self._active:
+                # It was idle: time that it did not use is not saved up.
+                share.used_ns = max(share.used_ns, min(each.share.used_ns for each in self._active))
+            self._active.append(queue)
+            share.queues.append(queue)
+            queue.deadline_ns = queue.wait_until_ns = NEVER_NS
+            queue.is_due = False
+        return queue
+
+    def _close_if_empty(self, queue: EngineQueue) -> None:
+        if not queue.rows:
+            self._active.remove(queue)
+            queue.share.queues.remove(queue)
+            if queue.version.engine.parts:
+                # A mixed version lasts until one of its rows begins an episode.
+                del self._queues[queue.version]
+
+    def _count(self, queue: EngineQueue, group: EpisodeGroup) -> None:
+        group.queue = queue
+        queue.rows += group.rows
+        queue.share.rows_waiting += group.rows
+        queue.share.lock_step_waiting += group.session.lock_step
+        self.rows_waiting += group.rows
+
+    def _uncount(self, queue: EngineQueue, group: EpisodeGroup) -> None:
+        group.queue = None
+        queue.rows -= group.rows
+        queue.share.rows_waiting -= group.rows
+        queue.share.lock_step_waiting -= group.session.lock_step
+        self.rows_waiting -= group.rows
+
+    def _is_alone(self, group: EpisodeGroup) -> bool:
+        """Whether nothing that waits could run before this act, or with it."""
+        queue = self._queues.get(group.version)
+        return self._is_settled and not self._is_claimed and group.queue is None and (queue is None or not queue.rows)
+
+    def _close(self, queue: EngineQueue, now_ns: int, drain: bool) -> BatchClose | None:
+        share = queue.share
+        if queue.again:
+            return BatchClose.ENGINE_FREE
+        if queue.rows >= share.rows_max:
+            return BatchClose.FULL
+        if queue.is_due or share.lock_step_waiting + share.lock_step_running >= share.lock_step_live:
+            return BatchClose.ALL_SUBMITTED
         if drain:
             return BatchClose.DRAIN
-        if self._wait_ns_max == 0:
+        if not share.wait_ns_max:
             return BatchClose.ENGINE_FREE
-        return BatchClose.WAIT_ELAPSED if now_ns >= self._close_by_ns else None
+        return BatchClose.WAIT_ELAPSED if now_ns >= self._close_by_ns(queue) else None
 
-    def _form(self, now_ns: int, close: BatchClose) -> Batch:
-        waiting = self._waiting
+    def _form(self, queue: EngineQueue, now_ns: int, close: BatchClose) -> Batch:
+        groups, expired = self._pop_again(queue, now_ns) if queue.again else self._pop_waiting(queue, now_ns)
+        rows = 0
+        for group in groups:
+            rows += group.rows
+            self._uncount(queue, group)
+        for group in expired:
+            self._uncount(queue, group)
+        self._close_if_empty(queue)
+        queue.is_due = False
+        if close is BatchClose.ALL_SUBMITTED:
+            for rest in queue.share.queues:
+                rest.is_due = True
+        if queue.waiting:
+            self._look_at_the_rest(queue)
+        return Batch(groups, expired, rows, close)
+
+    def _pop_again(self, queue: EngineQueue, now_ns: int) -> tuple[list[EpisodeGroup], list[EpisodeGroup]]:
+        part = queue.again.popleft()
+        expired = [group for group in part if now_ns >= group.deadline_ns]
+        return [group for group in part if now_ns < group.deadline_ns], expired
+
+    def _pop_waiting(self, queue: EngineQueue, now_ns: int) -> tuple[list[EpisodeGroup], list[EpisodeGroup]]:
+        waiting = queue.waiting
+        rows_left = queue.share.rows_max
         groups: list[EpisodeGroup] = []
         expired: list[EpisodeGroup] = []
-        version = None
-        rows = 0
         while waiting:
             group = waiting[0]
             if now_ns >= group.deadline_ns:
                 expired.append(group)
-            elif rows + group.rows > self.rows_max or (version is not None and group.version is not version):
+            elif group.rows > rows_left:
                 break
             else:
-                version = group.version
-                rows += group.rows
+                rows_left -= group.rows
                 groups.append(group)
             waiting.popleft()
-            group.is_queued = False
-            self.rows_waiting -= group.rows
-            self._lock_step_waiting -= group.session.lock_step
-        self._rest_is_due = bool(waiting) and close is BatchClose.ALL_SUBMITTED
-        if self._wait_ns_max:
-            self._close_by_ns = min((self._latest_start_ns(late, late.queued_ns) for late in waiting), default=NEVER_NS)
-        return Batch(groups, expired, rows, close)
+        return groups, expired
 
-    def _latest_start_ns(self, group: EpisodeGroup, now_ns: int) -> int:
-        """The time at which the batch must start: half of the remaining budget is left for the engine."""
-        return min(now_ns + self._wait_ns_max, now_ns + (group.deadline_ns - now_ns) // 2)
+    def _look_at_the_rest(self, queue: EngineQueue) -> None:
+        """Sets the times of a queue by the acts that are left, each from its own admission."""
+        if queue.deadline_ns != NEVER_NS and not queue.again:
+            queue.deadline_ns = min(group.deadline_ns for group in queue.waiting)
+        if queue.share.wait_ns_max:
+            queue.wait_until_ns = min(self._wait_until_ns(queue, group, group.queued_ns) for group in queue.waiting)
+
+    def _wait_until_ns(self, queue: EngineQueue, group: EpisodeGroup, now_ns: int) -> int:
+        """How long an act waits for others: at most half of its budget while the version's service time is not known."""
+        until_ns = now_ns + queue.share.wait_ns_max
+        if queue.version.service.is_known:
+            return until_ns
+        return min(until_ns, now_ns + (group.deadline_ns - now_ns) // 2)
+
+    def _close_by_ns(self, queue: EngineQueue) -> int:
+        """The time at which the batch must start so that its most urgent act is done in time."""
+        if queue.deadline_ns == NEVER_NS or not queue.version.service.is_known:
+            return queue.wait_until_ns
+        rows = min(queue.rows, queue.share.rows_max)
+        return min(queue.wait_until_ns, queue.deadline_ns - queue.version.service.slow_ns(rows) - CLOSE_MARGIN_NS)

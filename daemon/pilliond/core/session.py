@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pillion_protocol import Hello, Message
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.transport.interface import Peer
 from pilliond.transport.slots import SlotRegion
 from pilliond.versions.loaded_version import Version
@@ -27,6 +28,8 @@ class Session:
         "number",
         "peer",
         "pinged_ns",
+        "policy",
+        "share",
         "step_key",
         "version",
         "version_range",
@@ -38,6 +41,7 @@ class Session:
         number: int,
         peer: Peer,
         hello: Hello,
+        policy: ServedPolicy,
         version: Version,
         is_evaluation: bool,
         now_ns: int,
@@ -54,6 +58,9 @@ class Session:
         self.hello_key = (peer, hello.sequence)
         self.lock_step = hello.lock_step
         self.fallback = hello.fallback
+        self.policy = policy
+        """What its hello asked for: all its episodes are of this policy."""
+        self.share = policy.share
         self.version = version
         """What its next episode leases, unless the router has another one for it; see `Router.lease`."""
         self.version_range = hello.version_range

@@ -38,6 +38,7 @@ def _info(sessions: Sessions, session: Session, now_ns: int) -> SessionInfo:
     return SessionInfo(
         id=session.number,
         carrier="zmq" if isinstance(session.peer, bytes) else "lane",
+        policy=session.policy.name,
         version=session.version.identity.version,
         is_evaluation=session.is_evaluation,
         groups=len(groups),

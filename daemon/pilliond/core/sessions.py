@@ -35,11 +35,20 @@ from pillion_protocol import (
     encode,
 )
 from pillion_protocol.lane import Frame
-from pillion_protocol.steps import ACT_STEP_BYTES, NO_SLOT, is_act_step, slot_number, split_act
+from pillion_protocol.limits import UNSIGNED_MAX
+from pillion_protocol.steps import (
+    ACT_STEP_BYTES,
+    NO_SLOT,
+    SENT_FORM,
+    TIMED_ACT_STEP_BYTES,
+    is_act_step,
+    slot_number,
+    split_act,
+    split_timed_act,
+)
 from pilliond.core import rejections
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
-from pilliond.core.routing import Router
 from pilliond.core.row_leases import (
     end_lease,
     find_unloaded,
@@ -48,13 +57,13 @@ from pilliond.core.row_leases import (
     take_leases,
     version_of_rows,
 )
-from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.session import Session
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.metrics_page import MetricsPage
-from pilliond.limits import HEARTBEAT_MS, NEVER_NS, SILENT_MS_MAX, ServingLimits
+from pilliond.limits import HEARTBEAT_MS, NEVER_NS, SENT_AGE_NS_MAX, SILENT_MS_MAX
 from pilliond.transport.interface import Incoming, Peer, Reply
-from pilliond.transport.slots import Slot, SlotGrants
+from pilliond.transport.slots import Slot
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.mixed_version import MixedVersion
 
@@ -67,28 +76,25 @@ _opening_decoder = msgspec.msgpack.Decoder(Message)
 
 
 class Sessions:
-    """Every session of one serving process. `epoch` numbers the start of that process."""
+    """Every session of one serving process. `epoch` numbers the start of that process.
+
+    The first of `policies` is the default: a hello that names no policy gets it.
+    """
 
     def __init__(
         self,
         epoch: int,
-        router: Router,
-        limits: ServingLimits,
+        policies: Sequence[ServedPolicy],
+        sessions_max: int,
         page: MetricsPage,
-        queue: Scheduler,
         server_name: str = "pilliond",
     ) -> None:
         self.epoch = epoch
-        self.lock_step_live = 0
-        """Episode groups of lock-step sessions: a batch need not wait for more once each of them has acted."""
+        self.policies = {policy.name: policy for policy in policies}
         self.draining = False
-        self._router = router
-        self._limits = limits
-        self._queue_rows_max = limits.queue_rows_max
+        self._default = policies[0]
+        self._sessions_max = sessions_max
         self._page = page
-        self._queue = queue
-        self._slots = SlotGrants(limits.slots_mb_max * _BYTES_PER_MB)
-        self._state_bytes = 0
         self._groups: dict[int, EpisodeGroup] = {}
         self._steps: dict[bytes, EpisodeGroup] = {}
         """By the first bytes of an act's head: the episode group that acted with them last."""
@@ -135,7 +141,11 @@ class Sessions:
             ):
                 group.received_ns = group.session.last_heard_ns = now_ns
                 if group.budget_ns:
-                    group.deadline_ns = now_ns + group.budget_ns
+                    group.deadline_ns = self._budget_began_ns(0, now_ns) + group.budget_ns
+                return group
+        elif len(head) == TIMED_ACT_STEP_BYTES:
+            group = self._receive_timed(message, head, now_ns)
+            if group is not None:
                 return group
         head = bytes(head)
         try:
@@ -158,7 +168,8 @@ class Sessions:
         self, peer: Peer, opening: Message, error: RemoteProtocolError, replies: list[Reply], is_act: bool = False
     ) -> None:
         if is_act:
-            self._page.outcome(error.code)
+            session = self._sessions.get(opening.session)
+            self._page.refused_act(error.code, None if session is None else session.policy.number)
         else:
             self._page.refusal(error.code)
         reply = Error(
@@ -188,6 +199,34 @@ class Sessions:
 
     # Acts
 
+    def _receive_timed(self, message: Incoming, head: Frame, now_ns: int) -> EpisodeGroup | None:
+        """Admits a timed act that differs from an earlier one of its group only in its numbers; else returns None."""
+        key, sequence, middle, slot, generation, form, sent_ns = split_timed_act(head)
+        group = self._steps.get(key)
+        if (
+            group is None
+            or middle != group.head_middle
+            or form != SENT_FORM
+            or sent_ns > UNSIGNED_MAX
+            or not self._admit_repeated(group, message, sequence, slot, generation)
+        ):
+            return None
+        group.received_ns = group.session.last_heard_ns = now_ns
+        if group.budget_ns:
+            group.deadline_ns = self._budget_began_ns(sent_ns, now_ns) + group.budget_ns
+        return group
+
+    def _budget_began_ns(self, sent_ns: int, now_ns: int) -> int:
+        """From when the budget of an act counts: from when it was sent, if that is known, else from when it was read.
+
+        A time in the future, or too long ago, is not of this host's clock.
+        """
+        if sent_ns and 0 <= now_ns - sent_ns <= SENT_AGE_NS_MAX:
+            self._page.cells[page_cells.BUDGETS_SENT] += 1
+            return sent_ns
+        self._page.cells[page_cells.BUDGETS_READ] += 1
+        return now_ns
+
     def _admit_repeated(
         self, group: EpisodeGroup, message: Incoming, sequence: int, slot_form: int, generation: int
     ) -> bool:
@@ -199,7 +238,7 @@ class Sessions:
             sequence <= group.last_sequence
             or group.waiting
             or group.session.peer != message[0]
-            or self._queue.rows_waiting + group.rows > self._queue_rows_max
+            or group.session.share.rows_waiting + group.rows > group.session.share.queue_rows_max
             or self.draining
         ):
             return False
@@ -224,11 +263,16 @@ class Sessions:
     def _remember(self, group: EpisodeGroup, head: bytes) -> None:
         """Notes how the head of this group's next act looks if it repeats this one."""
         session = group.session
-        session.step_key, _, group.head_middle, _, _ = split_act(head)
-        self._steps[session.step_key] = group
+        key, _, group.head_middle, _, _ = split_act(head[:ACT_STEP_BYTES])
+        if session.step_key != key:
+            # Timed acts and others of a session have different keys.
+            self._steps.pop(session.step_key, None)
+            session.step_key = key
+        self._steps[key] = group
 
     def _act(self, peer: Peer, act: Act, message: Incoming, now_ns: int, replies: list[Reply]) -> EpisodeGroup | None:
         group = self._group(peer, act, now_ns)
+        policy = group.session.policy
         if act.sequence <= group.last_sequence:
             self._resend(group, act, replies)
             return None
@@ -243,11 +287,12 @@ class Sessions:
             raise rejections.version_gone(gone)
         if act.episode_start and group.session.is_evaluation:
             # Raises if its hold has ended. Nothing has changed yet, so the act can be refused as a whole.
-            self._router.lease(group.session, 0)
+            policy.router.lease(group.session, 0)
+        share = policy.share
+        if group.queue is None and share.rows_waiting + group.rows > share.queue_rows_max:
+            raise rejections.queue_full(share.queue_rows_max, share.rows_waiting + group.rows)
         if group.waiting:
             self.answer_error(group, rejections.superseded(act.sequence), replies)
-        elif self._queue.rows_waiting + group.rows > self._queue_rows_max:
-            raise rejections.queue_full(self._queue_rows_max, self._queue.rows_waiting + group.rows)
         if act.episode_start:
             group.mark_starts(act.episode_start, act.seeds)
             self._lease_anew(group)
@@ -261,7 +306,9 @@ class Sessions:
             self._page.cells[page_cells.SLOT_ACTS] += 1
         group.received_ns = now_ns
         group.budget_ns = act.budget_us * 1_000
-        group.deadline_ns = now_ns + group.budget_ns if act.budget_us else NEVER_NS
+        group.deadline_ns = NEVER_NS
+        if act.budget_us:
+            group.deadline_ns = self._budget_began_ns(act.sent_ns, now_ns) + group.budget_ns
         group.deterministic = act.deterministic
         # The short path keeps an act's budget and whether it samples. Both have just changed, so it must not run.
         group.head_middle = b""
@@ -354,17 +401,21 @@ class Sessions:
     def _open(self, peer: Peer, hello: Hello, now_ns: int) -> Session:
         if self.draining:
             raise rejections.draining()
-        if len(self._sessions) >= self._limits.sessions_max:
-            raise rejections.too_many_sessions(self._limits.sessions_max)
-        version = self._router.route(hello)
+        if len(self._sessions) >= self._sessions_max:
+            raise rejections.too_many_sessions(self._sessions_max)
+        policy = self.policies.get(hello.policy) if hello.policy else self._default
+        if policy is None:
+            raise rejections.policy_not_found(self.policies, hello)
+        version = policy.router.route(hello)
         if hello.fallback is Fallback.SAFE and version.safe_outputs is None:
             raise rejections.no_safe_action()
         number = next(self._session_numbers)
-        is_evaluation = version is not self._router.stable
-        session = Session(secrets.randbits(62) + 1, number, peer, hello, version, is_evaluation, now_ns)
+        is_evaluation = version is not policy.router.stable
+        session = Session(secrets.randbits(62) + 1, number, peer, hello, policy, version, is_evaluation, now_ns)
         if not isinstance(peer, bytes):
             peer.expect(version.observation_bytes)
         self._sessions[session.id] = session
+        policy.sessions_live += 1
         self._hellos[session.hello_key] = session
         self._page.cells[page_cells.SESSIONS_OPENED] += 1
         session.control_reply = encode(self._welcome(session, hello.sequence))
@@ -383,7 +434,7 @@ class Sessions:
             digest=version.digest,
             spec=version.spec_bytes,
             spec_hash=version.spec_hash,
-            limits=self._limits.for_wire(),
+            limits=session.policy.limits.for_wire(),
             heartbeat_ms=HEARTBEAT_MS,
             silent_ms_max=SILENT_MS_MAX,
             certificate=version.certificate.batch if version.certificate is not None else "",
@@ -417,24 +468,27 @@ class Sessions:
         return Goodbye(session.id, self.epoch, message.sequence, "bye")
 
     def _begin(self, session: Session, begin: Begin) -> Begun:
-        if not 1 <= len(begin.seeds) <= self._limits.rows_max:
-            raise rejections.wrong_number_of_seeds(self._limits.rows_max, len(begin.seeds))
-        if len(session.groups) >= self._limits.episodes_max:
-            raise rejections.too_many_groups(self._limits.episodes_max)
-        leased = [self._router.lease(session, seed) for seed in begin.seeds]
+        policy = session.policy
+        limits = policy.limits
+        if not 1 <= len(begin.seeds) <= limits.rows_max:
+            raise rejections.wrong_number_of_seeds(limits.rows_max, len(begin.seeds))
+        if len(session.groups) >= limits.episodes_max:
+            raise rejections.too_many_groups(limits.episodes_max)
+        leased = [policy.router.lease(session, seed) for seed in begin.seeds]
         version = version_of_rows(leased)
-        self._check_state_bytes(version.state_row_bytes * len(begin.seeds))
+        _check_state_bytes(policy, version.state_row_bytes * len(begin.seeds))
         group = EpisodeGroup(next(self._episode_ids), session, self.epoch, version, begin.seeds)
         if isinstance(version, MixedVersion):
             group.row_versions = leased
             group.step = ExplicitActionStep(group, self.epoch, version.named, version.row_leases, None)
         take_leases(group)
-        self._state_bytes += group.state_bytes
+        policy.state_bytes += group.state_bytes
         group.last_sequence = begin.sequence
         self._limit_or_grant(session, group, begin)
         session.groups.add(group.id)
         self._groups[group.id] = group
-        self.lock_step_live += session.lock_step
+        policy.episodes_live += 1
+        policy.share.lock_step_live += session.lock_step
         slots = len(group.slots.slots) if group.slots else 0
         leases, row_leases = ([version.lease], [])
         if isinstance(version, MixedVersion):
@@ -447,32 +501,33 @@ class Sessions:
             return
         group.fits_packet = sum(group.version.output_bytes) * group.rows <= session.peer.tensor_bytes_max
         if begin.slots:
-            session.control_region = group.slots = self._slots.grant(group.version, group.rows)
-            self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_granted
+            session.control_region = group.slots = session.policy.slots.grant(group.version, group.rows)
+            self._note_slot_bytes()
 
-    def _check_state_bytes(self, state_bytes: int) -> None:
-        if self._state_bytes + state_bytes > self._limits.states_mb_max * _BYTES_PER_MB:
-            raise rejections.no_state_memory(self._limits.states_mb_max, state_bytes)
+    def _note_slot_bytes(self) -> None:
+        granted = sum(policy.slots.bytes_granted for policy in self.policies.values())
+        self._page.cells[page_cells.SLOT_BYTES] = granted
 
     # Leases
 
     def _lease_anew(self, group: EpisodeGroup) -> None:
         """Rows that start new episodes lease what their session would get now."""
-        if not self._router.is_settled(group.version):
+        policy = group.session.policy
+        if not policy.router.is_settled(group.version):
             state_bytes = group.state_bytes
-            lease_anew(group, partial(self._router.lease, group.session), self.epoch)
+            lease_anew(group, partial(policy.router.lease, group.session), self.epoch)
             # A group of mixed versions may take the sum past its bound for a while: no act is refused for that.
-            self._state_bytes += group.state_bytes - state_bytes
+            policy.state_bytes += group.state_bytes - state_bytes
 
     def end_leases(self, version: Version) -> int:
-        """Ends the leases of a version, except those of groups with an act in the queue; returns how many ended."""
+        """Ends the leases of a version, except those of groups with an act that waits or runs; returns how many ended."""
         left = version.without_engine()
         ended = 0
         for group in self._groups.values():
             state_bytes = group.state_bytes
-            if not group.is_queued and end_lease(group, version, left):
+            if group.queue is None and group.running is None and end_lease(group, version, left):
                 ended += 1
-                self._state_bytes -= state_bytes - group.state_bytes
+                group.session.policy.state_bytes -= state_bytes - group.state_bytes
         return ended
 
     # Leaving
@@ -488,21 +543,24 @@ class Sessions:
         group.head_middle = b""
         give_back_leases(group)
         self._revoke_slots(group)
-        self.lock_step_live -= group.session.lock_step
-        self._state_bytes -= group.state_bytes
+        policy = group.session.policy
+        policy.episodes_live -= 1
+        policy.state_bytes -= group.state_bytes
+        policy.share.lock_step_live -= group.session.lock_step
         # An act that still waits is in the scheduler: it runs, and is answered.
 
     def _revoke_slots(self, group: EpisodeGroup) -> None:
         if group.slots is not None:
-            self._slots.release(group.slots, group.version, group.rows)
-            self._page.cells[page_cells.SLOT_BYTES] = self._slots.bytes_granted
+            group.session.policy.slots.release(group.slots, group.version, group.rows)
             group.slots = None
+            self._note_slot_bytes()
 
     def close(self, session: Session) -> None:
         """Ends a session, its episodes and its leases."""
         for group in self.groups_of(session):
             self._forget(group)
-        self._sessions.pop(session.id, None)
+        if self._sessions.pop(session.id, None) is not None:
+            session.policy.sessions_live -= 1
         self._steps.pop(session.step_key, None)
         self._forget_hello(session)
 
@@ -532,6 +590,11 @@ class Sessions:
         for session in list(self._sessions.values()):
             replies.append([session.peer, encode(Goodbye(session.id, self.epoch, 0, reason))])
             self.close(session)
+
+
+def _check_state_bytes(policy: ServedPolicy, state_bytes: int) -> None:
+    if policy.state_bytes + state_bytes > policy.limits.states_mb_max * _BYTES_PER_MB:
+        raise rejections.no_state_memory(policy.limits.states_mb_max, state_bytes)
 
 
 def _opening_of(head: bytes) -> Message:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.golden_pairs import Arrays, is_equal
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine.buckets import buckets_for
-from pilliond.engine.interface import Array, EngineError, InlineEngine
+from pillion_worker.buckets import buckets_for
+from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.ipc.batch_certificate import CLOSE, EXACT, WORSE, Certificate
 from pilliond.limits import CERTIFIED_OBSERVATIONS_MAX
 
@@ -23,9 +23,7 @@ _SPREAD: Final = 3.0
 _CLOSE_BOUND: Final = 1e-6
 
 
-def certify(
-    engine: InlineEngine, spec: Spec, states: list[StateCard], golden: Arrays | None, rows_max: int
-) -> Certificate:
+def certify(engine: Engine, spec: Spec, states: list[StateCard], golden: Arrays | None, rows_max: int) -> Certificate:
     """Runs observations alone and in shuffled batches of every bucket, full and padded, as the engine will run them.
 
     `golden` holds observations and states by name. Raises `EngineError`, also if an output is not finite. Overwrites the
@@ -52,7 +50,7 @@ def certify(
     return Certificate(batch, difference, count, source, buckets, engine.strict_rows)
 
 
-def _run(engine: InlineEngine, spec: Spec, states: list[StateCard], inputs: list[Array]) -> Arrays:
+def _run(engine: Engine, spec: Spec, states: list[StateCard], inputs: list[Array]) -> Arrays:
     rows = len(inputs[0])
     buffers = [*engine.inputs, *(before for before, _ in engine.states)]
     for buffer, array in zip(buffers, inputs, strict=True):
@@ -64,9 +62,7 @@ def _run(engine: InlineEngine, spec: Spec, states: list[StateCard], inputs: list
     return actual
 
 
-def _run_alone(
-    engine: InlineEngine, spec: Spec, states: list[StateCard], observations: list[Array], count: int
-) -> Arrays:
+def _run_alone(engine: Engine, spec: Spec, states: list[StateCard], observations: list[Array], count: int) -> Arrays:
     rows = [_run(engine, spec, states, [array[row : row + 1] for array in observations]) for row in range(count)]
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 

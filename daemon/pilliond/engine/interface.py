@@ -1,50 +1,84 @@
-"""The interface between the serving loop and an engine that runs inside it."""
+"""The interface between the serving loop and an engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
+from pillion_worker.errors import EngineError
+from pilliond.engine.batch_memory import Array, BatchMemory
+from pilliond.engine.service_time import ServiceTimes
 
-Array = NDArray[Any]
-
-
-class EngineError(Exception):
-    """The engine cannot be built from this model, or it failed to run a batch."""
+__all__ = ["Array", "Engine", "EngineError"]
 
 
-class InlineEngine(Protocol):
-    """An engine that runs in the serving loop, on batch buffers that are made once.
+class Engine(Protocol):
+    """Runs batches of one version, in memory that is made once.
 
-    The caller writes the raw bytes of `n` rows into `input_views` (one view per observation, in the order of the
-    spec), calls `runs[n]`, and reads rows 0 to n - 1 of `outputs`.
+    An *inline* engine runs a batch in the serving loop: `runs[n]()` runs the first n rows of its only memory and returns
+    when they are done. Any other engine takes a batch with `submit` and says later that it is done.
     """
 
     kind: str
+    is_inline: bool
     strict_rows: int
     """The rows of the only shape that batches run in; 0: a batch runs in the smallest bucket that it fits."""
 
-    input_views: list[memoryview]
+    memories: list[BatchMemory]
+    """One for each batch that can be in flight at once."""
     inputs: list[Array]
-    """The same buffers as arrays, shape [rows_max, …]. With `strict_rows` all buffers may be longer."""
-
     outputs: dict[str, Array]
-    """Every output of the graph by name, shape [rows_max, …]. Each run overwrites them."""
-
     states: list[tuple[Array, Array]]
-    """For each state of a recurrent policy: the buffer that a run reads, and the one that it writes, both of shape
-    [rows_max, …]. Empty for other policies."""
+    """The tensors of `memories[0]`."""
 
     runs: list[Callable[[], None]]
-    """`runs[n]()` runs the first n rows of the buffers. It may raise `EngineError`."""
+    """`runs[n]()` runs the first n rows of `memories[0]` and waits for the end. It may raise `EngineError`."""
 
-    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        """Returns a function that runs the engine on `inputs` (shape [rows, …]) in place; None if the engine cannot.
+    service: ServiceTimes
+    """How long its batches take, from `submit` or the run's begin to their end. The batch runner observes it."""
 
-        The function reads states from their buffers, as `runs` does, and writes rows 0 to rows - 1 of `outputs`. It may
-        raise `EngineError`. `inputs` must outlive it.
+    parts: tuple[Engine, ...]
+    """The engines of a mixed version, which run the rows of their own versions; empty for any other."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it runs batches. False while a worker is being replaced, and when it is out."""
+
+    @property
+    def free(self) -> list[BatchMemory]:
+        """Those that no batch uses now. Empty while the engine is busy or not ready; an inline engine's is always free."""
+
+    def submit(self, memory: BatchMemory, rows: int) -> None:
+        """Takes `memory` from `free` and starts a run of its first `rows` rows. Not for inline engines.
+
+        It calls the batch runner's `complete` when the run is done, once for each of the engines that took part.
         """
+
+    def collect(self, memory: BatchMemory) -> None:
+        """Makes the results of a run that was submitted and is done readable in `memory`. It may raise `EngineError`."""
+
+    def release(self, memory: BatchMemory) -> None:
+        """Puts `memory` back to `free` after its results were read."""
 
     def describe(self) -> dict[str, Any]:
         """A description for operators: kind, version, threads, …"""
+
+
+class InlineEngine:
+    """What an engine that runs in the serving loop need not do."""
+
+    is_inline = True
+    is_ready = True
+    parts: tuple[Engine, ...] = ()
+
+    def submit(self, memory: BatchMemory, rows: int) -> None:
+        """Raises `NotImplementedError`."""
+        raise NotImplementedError
+
+    def collect(self, memory: BatchMemory) -> None:
+        """Raises `NotImplementedError`."""
+        raise NotImplementedError
+
+    def release(self, memory: BatchMemory) -> None:
+        """Raises `NotImplementedError`."""
+        raise NotImplementedError

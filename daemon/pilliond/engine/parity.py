@@ -8,11 +8,12 @@ from pillion_artifacts import InvalidArtifactError
 from pillion_artifacts.card.golden_pairs import Arrays, check_golden, decode_golden
 from pillion_artifacts.card.model_card import StateCard, Tolerance
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine.interface import EngineError, InlineEngine
+from pilliond.engine.integer_ranges import first_outside, integer_ranges
+from pilliond.engine.interface import Engine, EngineError
 
 
 def check_parity(
-    engine: InlineEngine,
+    engine: Engine,
     spec: Spec,
     states: list[StateCard],
     golden: bytes,
@@ -21,7 +22,8 @@ def check_parity(
 ) -> None:
     """Raises `EngineError` if the engine's answers differ from those of the policy's source: output, row, difference.
 
-    `golden` is the artifact's safetensors file. Overwrites the engine's buffers.
+    `golden` is the artifact's safetensors file. Overwrites the engine's buffers. Nothing runs if a golden observation is out
+    of its bounds: the engine may not survive it, and no session could send it.
     """
 
     def run(inputs: Arrays) -> Arrays:
@@ -39,6 +41,7 @@ def check_parity(
     try:
         pairs = decode_golden(golden)
         _check_inputs([*spec.observation, *states], pairs.inputs)
+        _check_bounds(spec, pairs.inputs)
         check_golden(run, pairs, tolerance, rows_max)
     except InvalidArtifactError as error:
         raise EngineError(str(error)) from None
@@ -52,3 +55,12 @@ def _check_inputs(expected: Sequence[TensorSpec | StateCard], inputs: Arrays) ->
             raise InvalidArtifactError(
                 f"golden pairs: input {tensor.name!r}: expected rows of {tensor.dtype} {list(tensor.shape)}, got {described}"
             )
+
+
+def _check_bounds(spec: Spec, inputs: Arrays) -> None:
+    outside = first_outside(integer_ranges(spec.observation), [inputs[tensor.name] for tensor in spec.observation])
+    if outside is not None:
+        raise InvalidArtifactError(
+            f"golden pairs: observation {outside.name!r}: expected {outside.low} to {outside.high}, "
+            f"got {outside.value} in row {outside.row}"
+        )

@@ -18,8 +18,9 @@ import msgspec
 from pillion_artifacts.card.model_card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.placement import Placement
 from pilliond.ipc.session_info import SessionInfo
-from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX, ServingLimits
+from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX, PolicyLimits
 from pilliond.settings.schema import EngineSettings, ServingSettings, VersionSettings
 from pilliond.traffic_split import Arm
 
@@ -45,43 +46,56 @@ class VersionRequest(msgspec.Struct, frozen=True):
     """Which version cells of the metrics page it counts in."""
     certificate: Certificate | None = None
     """How much the rest of a batch changes its answers; None: the serving process measures it."""
+    unbounded: str = ""
+    """Why its graph is not bounded, so that it must not run inside the serving process; empty: it is bounded."""
+    placement: Placement | None = None
+    """Where its engine runs; None: the serving process decides when it starts."""
 
 
 class Beside(msgspec.Struct, frozen=True):
-    """A version to load beside the stable one at start. The descriptors are as in `StartupConfig`."""
+    """A version to load beside the stable one at start. The descriptors are as in `PolicyConfig`."""
 
     version: VersionRequest
     model_descriptor: int
     golden_descriptor: int
 
 
-class StartupConfig(msgspec.Struct, frozen=True, tag=True):
-    """Everything that the serving process needs to start.
+class PolicyConfig(msgspec.Struct, frozen=True):
+    """Everything that the serving process needs to serve one policy. `version` is the stable one.
 
     `model_descriptor` is the sealed memfd of the model, `golden_descriptor` that of the golden pairs (-1: none).
     """
 
-    epoch: int
-    listen: list[str]
     version: VersionRequest
     model_descriptor: int
     golden_descriptor: int
-    page_descriptor: int
     engine: EngineSettings
-    limits: ServingLimits
-    serving: ServingSettings
+    limits: PolicyLimits
     residency: VersionSettings
     watch_s: float
     """How long after a switch the outputs of the new version are checked, in seconds."""
     certificate: str
     """The certificate that the version must reach: `any`, `within 1e-6` or `exact`."""
-    group: int | None
-    """The id of the group whose members may connect, besides this user and root."""
     beside: list[Beside] = []
     arms: list[Arm] = []
     """The traffic split of new episodes from the start; the versions are among `beside`."""
     held: list[bytes] = []
     """Digests of versions held for evaluations: the stable one, or some of `beside`."""
+
+
+class StartupConfig(msgspec.Struct, frozen=True, tag=True):
+    """Everything that the serving process needs to start."""
+
+    epoch: int
+    listen: list[str]
+    policies: list[PolicyConfig]
+    """The first is the default: a hello that names no policy gets it."""
+    page_descriptor: int
+    serving: ServingSettings
+    sessions_max: int
+    """Sessions at once, of all policies."""
+    group: int | None
+    """The id of the group whose members may connect, besides this user and root."""
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -104,8 +118,9 @@ class Route(msgspec.Struct, frozen=True, tag=True):
 
 
 class Hold(msgspec.Struct, frozen=True, tag=True):
-    """Hold exactly these loaded versions for evaluations."""
+    """Hold exactly these loaded versions of a policy for evaluations."""
 
+    policy: str
     digests: list[bytes]
 
 
@@ -127,8 +142,23 @@ class ListSessions(msgspec.Struct, frozen=True, tag=True):
     after: int
 
 
+class WorkerStarted(msgspec.Struct, frozen=True, tag=True):
+    """A worker for a version runs. The sealed memfd of the model and an end of the worker's channel come with the message."""
+
+    digest: bytes
+
+
+class GiveUp(msgspec.Struct, frozen=True, tag=True):
+    """No further worker is started for a version: it is out."""
+
+    digest: bytes
+    reason: str
+
+
 class EndShadow(msgspec.Struct, frozen=True, tag=True):
-    """Stop copying batches for the shadow."""
+    """Stop copying batches of a policy for its shadow."""
+
+    policy: str
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -154,13 +184,35 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """Every bucket is warm, and the process listens at every address."""
 
     listen: list[str]
-    engine: dict[str, Any]
+    engines: dict[str, dict[str, Any]]
+    """The engine of each policy's stable version, by the name of the policy."""
     certificates: dict[bytes, Certificate]
-    """The certificates of the versions that it started with, by digest."""
+    """The certificates of the versions that it started with, by digest. A digest is that of one policy only."""
+    placements: dict[bytes, Placement]
+    """Where the engines of these versions run."""
     process: dict[str, Any]
     """How it uses its core, as the kernel and the interpreter report it, not the settings."""
     refused: list[LoadFailed] = []
-    """The versions of `beside` that could not be loaded, and why. The route does not have them."""
+    """The versions of `beside` that could not be loaded, and why. The routes do not have them."""
+
+
+class NeedWorker(msgspec.Struct, frozen=True, tag=True):
+    """A version needs a worker: its first one, or one that replaces a lost one, which may still run."""
+
+    digest: bytes
+    reason: str = ""
+    """Why the last one was lost; empty for the first."""
+    batches: int = 0
+    """Batches that the last one completed."""
+    is_refused: bool = False
+    """Whether the model itself was refused: another worker would refuse it too."""
+
+
+class WorkerReady(msgspec.Struct, frozen=True, tag=True):
+    """A worker has loaded its version and warmed it up."""
+
+    digest: bytes
+    engine: dict[str, Any]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -195,15 +247,16 @@ class Routed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):
-    """These versions are held for evaluations. If `error` is set, they are not, and the earlier holds remain."""
+    """These versions of a policy are held for evaluations. If `error` is set, they are not, and the earlier holds remain."""
 
+    policy: str
     digests: list[bytes]
     error: str = ""
 
     @property
     def digest(self) -> bytes:
         """A key for the waiting caller: this report is about no single version."""
-        return b"held"
+        return self.policy.encode()
 
 
 class Warmed(msgspec.Struct, frozen=True, tag=True):
@@ -229,14 +282,10 @@ class SessionList(msgspec.Struct, frozen=True, tag=True):
 
 
 class Shadowed(msgspec.Struct, frozen=True, tag=True):
-    """The batches of the stable version are copied from now on; `error` says why they are not."""
+    """The batches of this stable version are copied from now on; `error` says why they are not."""
 
+    digest: bytes
     error: str = ""
-
-    @property
-    def digest(self) -> bytes:
-        """A key for the waiting caller: this report is about no single version."""
-        return b"shadowed"
 
 
 class Unloaded(msgspec.Struct, frozen=True, tag=True):
@@ -254,10 +303,35 @@ class Event(msgspec.Struct, frozen=True, tag=True):
 
 
 ControlMessage = (
-    StartupConfig | Load | Switch | Route | Hold | Warm | Shadow | EndShadow | ListSessions | Unload | Drain
+    StartupConfig
+    | WorkerStarted
+    | GiveUp
+    | Load
+    | Switch
+    | Route
+    | Hold
+    | Warm
+    | Shadow
+    | EndShadow
+    | ListSessions
+    | Unload
+    | Drain
 )
 Report = (
-    Ready | Failed | Loaded | LoadFailed | Switched | Routed | Held | Warmed | Shadowed | SessionList | Unloaded | Event
+    Ready
+    | Failed
+    | NeedWorker
+    | WorkerReady
+    | Loaded
+    | LoadFailed
+    | Switched
+    | Routed
+    | Held
+    | Warmed
+    | Shadowed
+    | SessionList
+    | Unloaded
+    | Event
 )
 
 _encoder = msgspec.msgpack.Encoder()

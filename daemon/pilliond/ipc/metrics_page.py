@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol import BatchClose, ErrorCode
-from pilliond.limits import VERSION_CELLS_MAX
+from pilliond.limits import POLICIES_MAX, VERSION_CELLS_MAX, VERSION_CELLS_PER_POLICY
 
 LATENCY_BUCKETS_NS: Final = tuple(
     round(microseconds * 1_000)
@@ -79,6 +79,17 @@ class VersionCells:
         self.end = self.inference_duration.sum_cell + 1
 
 
+class PolicyCells:
+    """The cells of one served policy."""
+
+    def __init__(self) -> None:
+        self.sessions = _cells()
+        self.episodes = _cells()
+        self.requests = _cells(len(OUTCOMES))
+        self.queue_wait = Histogram(LATENCY_BUCKETS_NS)
+        self.batch_rows = Histogram(ROW_BUCKETS)
+
+
 PHASE: Final = _cells()
 READY_AT_NS: Final = _cells()
 SESSIONS: Final = _cells()
@@ -99,16 +110,22 @@ SLOT_BYTES: Final = _cells()
 INFERENCES: Final = _cells()
 EXECUTIONS: Final = _cells()
 RESENDS: Final = _cells()
-REQUESTS: Final = _cells(len(OUTCOMES))
+BUDGETS_SENT: Final = _cells()
+"""Acts whose budget counts from when they were sent; and from when they were read, because that is not known."""
+BUDGETS_READ: Final = _cells()
 REFUSALS: Final = _cells(len(OUTCOMES))
 BATCH_CLOSES: Final = _cells(max(BatchClose) + 1)
-QUEUE_WAIT: Final = Histogram(LATENCY_BUCKETS_NS)
-BATCH_ROWS: Final = Histogram(ROW_BUCKETS)
 VERSIONS: Final = _cells()
 VERSION_CELLS: Final = tuple(VersionCells() for _ in range(VERSION_CELLS_MAX))
-"""By metrics index. Index 0 counts acts whose rows were run by more than one version."""
+"""By metrics index. `mixed_index` is the one for acts whose rows were run by more than one version."""
 
-GAUGES: Final = (SESSIONS, EPISODES, QUEUE_ROWS, SPINNING, SLOT_BYTES)
+POLICY_CELLS: Final = tuple(PolicyCells() for _ in range(POLICIES_MAX))
+"""By the number of a policy, in the order of the settings."""
+UNKNOWN_POLICY: Final = PolicyCells()
+"""Of acts that cannot be told from which policy they are: they name no session that there is."""
+
+_GAUGES_OF_POLICIES: Final = [gauge for cells in POLICY_CELLS for gauge in (cells.sessions, cells.episodes)]
+GAUGES: Final = (SESSIONS, EPISODES, QUEUE_ROWS, SPINNING, SLOT_BYTES, *_GAUGES_OF_POLICIES)
 """Cells that are 0 while no serving process runs."""
 
 CELLS: Final = next(_next_cell)
@@ -117,6 +134,16 @@ PAGE_BYTES: Final = CELLS * 8
 _LATE: Final = ("fallback", ErrorCode.DEADLINE_EXCEEDED)
 
 OUTCOME_OFFSETS: Final = {name: index for index, name in enumerate(OUTCOMES)}
+
+
+def policy_number(metrics_index: int) -> int:
+    """Returns the number of the policy that has a metrics index."""
+    return metrics_index // VERSION_CELLS_PER_POLICY
+
+
+def mixed_index(metrics_index: int) -> int:
+    """Returns the metrics index of acts that several versions ran, for the policy that has `metrics_index`."""
+    return policy_number(metrics_index) * VERSION_CELLS_PER_POLICY
 
 
 class MetricsPage:
@@ -151,12 +178,9 @@ class MetricsPage:
         self.acts.clear()
         self.batches.clear()
         cells = self.cells
-        cells[REQUESTS] += len(acts)
         cells[EXECUTIONS] += len(batches)
         cells[INFERENCES] += int(batches[:, 0].sum())
         self._add(BATCH_CLOSES, batches[:, 1], len(BatchClose))
-        self._observe(QUEUE_WAIT, acts[:, 0])
-        self._observe(BATCH_ROWS, batches[:, 0])
         indices = np.repeat(batches[:, 3], batches[:, 4])
         # `np.unique` would import a module at its first call, which is a pause and needs a descriptor.
         for index in set(batches[:, 3].tolist()):
@@ -165,6 +189,10 @@ class MetricsPage:
             self.cells[of_version.rows] += int(runs[:, 0].sum())
             self._observe(of_version.request_duration, acts[indices == index, 1])
             self._observe(of_version.inference_duration, runs[:, 2])
+            of_policy = POLICY_CELLS[policy_number(index)]
+            cells[of_policy.requests] += int(runs[:, 4].sum())
+            self._observe(of_policy.queue_wait, acts[indices == index, 0])
+            self._observe(of_policy.batch_rows, runs[:, 0])
 
     def _observe(self, histogram: Histogram, values: NDArray[np.int64]) -> None:
         self._add(histogram.first, np.searchsorted(histogram.edges_array, values), len(histogram.edges))
@@ -174,9 +202,14 @@ class MetricsPage:
         counts = np.bincount(offsets, minlength=offset_max + 1)
         self._array[first : first + offset_max + 1] += counts.astype(np.uint64)
 
-    def outcome(self, name: str, metrics_index: int = 0) -> None:
+    def refused_act(self, name: str, policy: int | None) -> None:
+        """Counts an act that was refused before any version had it; `policy` is the number of its policy, if it is known."""
+        of_policy = UNKNOWN_POLICY if policy is None else POLICY_CELLS[policy]
+        self.cells[of_policy.requests + OUTCOME_OFFSETS[name]] += 1
+
+    def outcome(self, name: str, metrics_index: int) -> None:
         """Counts the outcome of an act of the version with that metrics index."""
-        self.cells[REQUESTS + OUTCOME_OFFSETS[name]] += 1
+        self.cells[POLICY_CELLS[policy_number(metrics_index)].requests + OUTCOME_OFFSETS[name]] += 1
         if name == ErrorCode.INTERNAL:
             self.cells[VERSION_CELLS[metrics_index].failures] += 1
         elif name in _LATE:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 
 from pillion_artifacts.card.model_card import ModelCard
+from pillion_artifacts.card.onnx_bounds import why_unbounded
+from pillion_artifacts.oci.blobs import map_descriptor
 from pillion_artifacts.store.daemon_locks import DaemonLock
 from pillion_artifacts.store.sealed_artifact import SealedArtifact
 from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.control_channel import VersionRequest
+from pilliond.ipc.placement import Placement
 
 
 class SealedVersion:
@@ -25,6 +28,8 @@ class SealedVersion:
         lock: DaemonLock | None = None,
         signed_by: list[str] | None = None,
         certificate: Certificate | None = None,
+        unbounded: str = "",
+        placement: Placement | None = None,
     ) -> None:
         self.policy = policy
         self.version = version
@@ -37,6 +42,10 @@ class SealedVersion:
         self.signed_by = signed_by or []
         self.certificate = certificate
         """How much the rest of a batch changes its answers; None if not measured yet."""
+        self.unbounded = unbounded
+        """Why its graph is not bounded; empty: it is bounded."""
+        self.placement = placement
+        """Where it runs, and why; None if not decided yet."""
         self.metrics_index = 0
         """Its index into `VERSION_CELLS`, while a serving process has it."""
 
@@ -66,14 +75,17 @@ class SealedVersion:
             states=card.state,
             metrics_index=self.metrics_index,
             certificate=self.certificate,
+            unbounded=self.unbounded,
+            placement=self.placement,
         )
 
     def copy(self, lock: DaemonLock | None = None) -> SealedVersion:
         """Returns a copy with descriptors of its own, which takes over `lock`. No serving process has the copy."""
         model, golden = (os.dup(each) if each >= 0 else -1 for each in (self.model_descriptor, self.golden_descriptor))
         return SealedVersion(
-            self.policy, self.version, self.digest, self.card, model, golden, lock, self.signed_by, self.certificate
-        )
+            self.policy, self.version, self.digest, self.card, model, golden, lock, self.signed_by, self.certificate,
+            self.unbounded, self.placement,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Releases the memory and the lock. Safe to repeat."""
@@ -86,7 +98,10 @@ class SealedVersion:
 
 
 def seal(artifact: SealedArtifact, lock: DaemonLock | None = None, signed_by: list[str] | None = None) -> SealedVersion:
-    """Makes a sealed version of a sealed artifact. Takes over the artifact's descriptors and the lock."""
+    """Makes a sealed version of a sealed artifact, and looks whether its graph is bounded.
+
+    Takes over the artifact's descriptors and the lock.
+    """
     golden = artifact.golden
     for descriptor in artifact.files.values():
         if descriptor not in (artifact.model, golden):
@@ -100,4 +115,5 @@ def seal(artifact: SealedArtifact, lock: DaemonLock | None = None, signed_by: li
         golden,
         lock,
         signed_by,
+        unbounded=why_unbounded(map_descriptor(artifact.model), artifact.card.observation),
     )

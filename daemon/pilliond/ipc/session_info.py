@@ -12,6 +12,7 @@ class SessionInfo(msgspec.Struct, frozen=True):
     """The session's number since the serving process started."""
     carrier: str
     """`lane` or `zmq`."""
+    policy: str
     version: str
     """The version that its next episode leases, unless it falls into an arm."""
     is_evaluation: bool

@@ -13,6 +13,7 @@ import msgspec
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.placement import Placement, ServiceTime
 from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX
 from pilliond.settings.schema import EngineSettings
 
@@ -52,6 +53,11 @@ class Staged(msgspec.Struct, frozen=True, tag=True):
     card: ModelCard
     signed_by: list[str]
     certificate: Certificate
+    unbounded: str
+    """Why its graph is not bounded; empty: it is."""
+    placement: Placement
+    service_us: list[ServiceTime]
+    """What each bucket of rows takes."""
 
 
 class StageFailed(msgspec.Struct, frozen=True, tag=True):

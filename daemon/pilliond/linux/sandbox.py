@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import signal
-import sys
 from typing import Final
 
 import psutil
 
+from pillion_worker.sandbox import die_with_parent
 from pilliond.limits import BACKGROUND_NICENESS
 
-_PR_SET_PDEATHSIG: Final = 1
+__all__ = ["CHILD_ENVIRONMENT", "die_with_parent", "limit_memory", "run_when_idle", "step_aside"]
+
 _BYTES_PER_MB: Final = 1_000_000
 _LOWEST: Final = 19
 
@@ -24,14 +23,6 @@ CHILD_ENVIRONMENT: Final = {
     "ORT_DISABLE_TELEMETRY": "1",
 }
 """The environment of a child that runs ONNX Runtime, added to its parent's."""
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Asks the kernel to end this process when the process `parent_pid`, which started it, ends, however that happens."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        # It had ended before the call: the kernel tells nobody a second time.
-        sys.exit(os.EX_TEMPFAIL)
 
 
 def step_aside() -> None:

@@ -8,9 +8,11 @@ import struct
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
+from pilliond.limits import NEVER_NS
 from pilliond.linux.epoll import DescriptorSet
 
 _CLOCK_MONOTONIC: Final = 1
+_ABSOLUTE: Final = 1
 _NON_BLOCKING: Final = os.O_NONBLOCK | os.O_CLOEXEC
 _SETTING: Final = struct.Struct("@4l")
 _EXPIRATIONS: Final = struct.Struct("@Q")
@@ -24,12 +26,17 @@ def open_timer(period_ns: int) -> int:
 
     Raises `OSError` if no descriptor is left.
     """
+    descriptor = _create()
+    period = divmod(period_ns, _NANOSECONDS)
+    _libc.timerfd_settime(descriptor, 0, _SETTING.pack(*period, *period), None)
+    return descriptor
+
+
+def _create() -> int:
     descriptor: int = _libc.timerfd_create(_CLOCK_MONOTONIC, _NON_BLOCKING)
     if descriptor < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    period = divmod(period_ns, _NANOSECONDS)
-    _libc.timerfd_settime(descriptor, 0, _SETTING.pack(*period, *period), None)
     return descriptor
 
 
@@ -40,6 +47,45 @@ def expirations(descriptor: int) -> int:
     except BlockingIOError:
         return 0
     return int(number)
+
+
+class DeadlineTimer:
+    """A context that wakes the loop at a moment that it names. Owns its timer.
+
+    The time-out of epoll_wait(2) counts whole milliseconds, which is too late for a budget of one.
+    """
+
+    bursts: ClassVar[bool] = False
+
+    def __init__(self, descriptors: DescriptorSet) -> None:
+        self._descriptors = descriptors
+        self._descriptor = -1
+        self._armed_ns = NEVER_NS
+
+    def set(self, moment_ns: int) -> None:
+        """Wakes the loop at `moment_ns` (CLOCK_MONOTONIC); at `NEVER_NS`, or if it is set to that moment, does nothing."""
+        if moment_ns in (NEVER_NS, self._armed_ns):
+            return
+        self._armed_ns = moment_ns
+        # A moment of 0 would disarm the timer.
+        _libc.timerfd_settime(
+            self._descriptor, _ABSOLUTE, _SETTING.pack(0, 0, *divmod(max(1, moment_ns), _NANOSECONDS)), None
+        )
+
+    def receive(self) -> None:
+        self._armed_ns = NEVER_NS
+        expirations(self._descriptor)
+
+    def __enter__(self) -> Self:
+        self._descriptor = _create()
+        self._descriptors.add(self._descriptor, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._descriptors.remove(self._descriptor)
+        os.close(self._descriptor)
 
 
 class Ticker:

@@ -17,7 +17,7 @@ from pillion_artifacts.store.evaluation_holds import EvaluationHold, end_hold, h
 from pilliond.errors import SwitchError
 from pilliond.rollout.operation import Operation, Step
 from pilliond.rollout.releases import Releases
-from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.version_table import key_of
 
 _LOOK_S: Final = 0.5
@@ -27,8 +27,8 @@ _DAEMON: Final = "pilliond"
 class EvaluationHolds:
     """Makes and ends the evaluation holds of the served policy. Owns nothing; `run` ends holds that have expired."""
 
-    def __init__(self, supervisor: Supervisor, releases: Releases, log: FilteringBoundLogger) -> None:
-        self._supervisor = supervisor
+    def __init__(self, channel: PolicyChannel, releases: Releases, log: FilteringBoundLogger) -> None:
+        self._channel = channel
         self._releases = releases
         self._store = releases.store
         self._log = log
@@ -45,7 +45,7 @@ class EvaluationHolds:
 
     def is_held(self, hold: EvaluationHold) -> bool:
         """Returns whether its version is loaded, so that sessions of the campaign get it."""
-        return _key(hold) in self._supervisor.version_table.held
+        return _key(hold) in self._channel.version_table.held
 
     async def add(
         self, target: Resolved, name: str, ttl_s: float, by: str, reason: str
@@ -74,9 +74,7 @@ class EvaluationHolds:
 
     async def end(self, name: str, by: str, reason: str) -> EvaluationHold:
         """Ends a hold: nothing keeps its version loaded any more. Raises `PolicyNotFoundError` or `StoreError`."""
-        hold = await asyncio.to_thread(
-            end_hold, self._store, self._supervisor.stable.policy, name, by=by, reason=reason
-        )
+        hold = await asyncio.to_thread(end_hold, self._store, self._channel.stable.policy, name, by=by, reason=reason)
         await self._forget(hold)
         self._log.info("hold_ended", hold=name, policy=f"{hold.policy}@{hold.version}", by=by, reason=reason)
         return hold
@@ -95,7 +93,7 @@ class EvaluationHolds:
         """Takes over what another daemon or command did to known holds. A hold that it made is taken over at the next start only."""
         known = self.holds()
         try:
-            stored = await asyncio.to_thread(self._store.evaluation_holds, self._supervisor.stable.policy)
+            stored = await asyncio.to_thread(self._store.evaluation_holds, self._channel.stable.policy)
         except ArtifactError:
             # The store is damaged: `fsck` reports it, and `gc` refuses to work. The known holds stay.
             return
@@ -128,7 +126,7 @@ class EvaluationHolds:
                 raise SwitchError("its version was unloaded meanwhile")
         except asyncio.CancelledError:
             # A daemon that ends keeps the hold: the next start loads its version.
-            if not self._supervisor.is_stopping:
+            if not self._channel.is_stopping:
                 await self._withdraw(hold, before, "it was cancelled")
             raise
         except (SwitchError, ArtifactError) as error:
@@ -141,7 +139,7 @@ class EvaluationHolds:
         if not self._is_current(hold):
             raise SwitchError("the hold was ended meanwhile")
         operation.advance(Step.HOLDING)
-        version_table = self._supervisor.version_table
+        version_table = self._channel.version_table
         try:
             await self._apply()
         except SwitchError:
@@ -167,17 +165,17 @@ class EvaluationHolds:
             await self._apply()
         except SwitchError:
             # There is no serving process to ask: the next one starts without it.
-            self._supervisor.version_table.held = self._wanted()
+            self._channel.version_table.held = self._wanted()
 
     async def _apply(self) -> None:
         """Makes the serving process hold these versions and no others; raises `SwitchError`."""
         async with self._holding:
-            await self._supervisor.hold(self._wanted())
+            await self._channel.hold(self._wanted())
 
     def _wanted(self) -> set[bytes]:
         """Returns the loaded versions that have a hold. A hold that was just made may still wait for its version."""
         wanted = {_key(hold) for hold in self.holds()}
-        return {version.key for version in self._supervisor.version_table if version.key in wanted}
+        return {version.key for version in self._channel.version_table if version.key in wanted}
 
     def _is_current(self, hold: EvaluationHold) -> bool:
         """Returns whether this hold, which may have been extended, has not ended."""
@@ -186,7 +184,7 @@ class EvaluationHolds:
 
     def _read(self) -> list[EvaluationHold]:
         try:
-            return self._store.evaluation_holds(self._supervisor.stable.policy)
+            return self._store.evaluation_holds(self._channel.stable.policy)
         except ArtifactError as error:
             self._log.error("holds_unreadable", error=str(error))
             return []

@@ -22,6 +22,7 @@ import msgspec
 
 from pillion_artifacts import Resolved
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.placement import ServiceTime
 from pilliond.ipc.staging_channel import StagingStep
 
 Kind = Literal["stage", "switch", "rollback", "route", "hold", "warmup"]
@@ -125,6 +126,11 @@ class OperationStatus(msgspec.Struct):
     paused_s: float = 0.0
     """How long its staging was paused, because the live version suffered."""
     certificate: Certificate | None = None
+    placement: str = ""
+    """Where staging decided that the version runs, `inline` or `worker`; empty if it was not staged."""
+    placement_reason: str = ""
+    service_us: list[ServiceTime] = []
+    """What each bucket of rows took when it was staged."""
 
 
 class Operation(OperationStatus):
@@ -147,7 +153,9 @@ class Operation(OperationStatus):
 
     def log_fields(self, *without: str) -> dict[str, Any]:
         """Returns what a log line says about it: all known fields except those named `without`."""
-        fields = ("number", "policy", "version", "was", "by", "reason", "error", "effect_ms", "stall_us", "swap_impact")
+        fields = (
+            "number", "policy", "version", "was", "by", "reason", "error", "effect_ms", "stall_us", "swap_impact", "placement",
+        )  # fmt: skip
         known = {name: getattr(self, name) for name in fields if name not in without}
         return {name: value for name, value in known.items() if value not in ("", None)}
 

@@ -1,11 +1,12 @@
-"""The operations of this daemon: one at a time, each with a number, each ended once."""
+"""The operations of a policy: one at a time, each with a number, each ended once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
@@ -29,11 +30,15 @@ class Operations:
     """Begins, runs, cancels and remembers operations. Owns the task of the one that runs.
 
     `on_failure` is called with an operation that failed, and whether that is its version's fault: it is not if the switch
-    itself failed, or if there was no serving process to switch.
+    itself failed, or if there was no serving process to switch. `numbers` numbers the operations of all policies.
     """
 
     def __init__(
-        self, version_table: VersionTable, log: FilteringBoundLogger, on_failure: Callable[[Operation, bool], None]
+        self,
+        version_table: VersionTable,
+        log: FilteringBoundLogger,
+        on_failure: Callable[[Operation, bool], None],
+        numbers: Iterator[int] | None = None,
     ) -> None:
         self.revision = 0
         """How often anything changed; for `ETag`."""
@@ -42,6 +47,7 @@ class Operations:
         self._version_table = version_table
         self._log = log
         self._on_failure = on_failure
+        self._numbers = count(1) if numbers is None else numbers
         self._kept: deque[Operation] = deque(maxlen=OPERATIONS_KEPT_MAX)
         self._running: _Running | None = None
         self._cancel_reason: str | None = None
@@ -73,8 +79,7 @@ class Operations:
     def begin(self, kind: Kind, target: Resolved, by: str, reason: str, work: Work) -> Operation:
         """Begins an operation that does `work`; raises `BusyError`."""
         self.check_free()
-        number = self.last.number + 1 if self.last else 1
-        operation = begin_operation(number, kind, target, self._version_table.stable.version, by, reason)
+        operation = begin_operation(next(self._numbers), kind, target, self._version_table.stable.version, by, reason)
         self._kept.append(operation)
         self._cancel_reason = None
         self.revision += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import UNSET, UnsetType
@@ -19,7 +20,7 @@ from pilliond.rollout.route_keeper import RouteKeeper
 from pilliond.rollout.shadow_rollout import Shadows, ShadowTarget
 from pilliond.rollout.stager import Stager
 from pilliond.settings.schema import Settings
-from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.version_table import key_of, resolved
 from pilliond.traffic_split import Arm
 
@@ -30,20 +31,28 @@ ArmTarget = tuple[str, Resolved, float]
 class Releases:
     """Stages, switches, routes, warms up and rolls back. Owns the operation that runs and the shadow; `close` ends both.
 
-    `reference` is what the daemon was started to serve.
+    `reference` is what the daemon was started to serve, `settings` are those of its policy, `numbers` numbers the operations of
+    all policies.
     """
 
-    def __init__(self, settings: Settings, supervisor: Supervisor, reference: str, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        channel: PolicyChannel,
+        reference: str,
+        log: FilteringBoundLogger,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
         self.load_stall_ns = 0
         """The worst stall of the serving loop while a version was loaded there."""
         self.store = Store(Path(settings.store.path))
-        self.window = LiveWindow(supervisor.page)
+        self.window = LiveWindow(channel.page)
         self.stager = Stager(settings, self.store, self.window)
         self.guardrails = Guardrails(settings.auto_rollback, self.window)
-        self.keeper = RouteKeeper(self.store, supervisor.version_table, reference, log)
-        self.operations = Operations(supervisor.version_table, log, self._note_failure)
-        self.shadows = Shadows(settings, supervisor, self.stager, self.keeper, log, self.operations.count_change)
-        self._supervisor = supervisor
+        self.keeper = RouteKeeper(self.store, channel.version_table, reference, log)
+        self.operations = Operations(channel.version_table, log, self._note_failure, numbers)
+        self.shadows = Shadows(settings, channel, self.stager, self.keeper, log, self.operations.count_change)
+        self._channel = channel
         self._log = log
         self._standby: SealedVersion | None = None
         """A version that was loaded and is not in use yet. The next load unloads it."""
@@ -55,7 +64,7 @@ class Releases:
 
     def resolve(self, version: str) -> Resolved:
         """Returns the stored version that a version, a range, an alias or a digest names; raises `ArtifactError`."""
-        return self.store.resolve(f"{self._supervisor.stable.policy}@{version}")
+        return self.store.resolve(f"{self._channel.stable.policy}@{version}")
 
     # Verbs
 
@@ -75,7 +84,7 @@ class Releases:
         `shadow` is what is to shadow the stable version; unset: what does so now. Versions that are not loaded are staged
         first. Raises `BusyError` or `SwitchError`.
         """
-        stable = self._supervisor.stable
+        stable = self._channel.stable
         self.operations.check_free()
         if any(target.digest == stable.digest for _, target, _ in targets):
             raise SwitchError(f"{stable.version} is the stable version: it has what the arms leave")
@@ -92,7 +101,7 @@ class Releases:
 
         async def work(operation: Operation) -> None:
             operation.advance(Step.WARMING)
-            warmed = await self._supervisor.warm(version)
+            warmed = await self._channel.warm(version)
             operation.stall_us = warmed.longest_ns / 1e3
 
         return self.operations.begin("warmup", resolved(version), by, reason, work)
@@ -106,7 +115,7 @@ class Releases:
             if current.kind == "rollback":
                 self.operations.check_free()
             await self.operations.make_way(f"a rollback by {by}")
-        previous = self._supervisor.version_table.previous
+        previous = self._channel.version_table.previous
         if previous is None:
             return self._begin("rollback", self.keeper.stored_previous(), by, reason)
         return await self.operations.run(
@@ -120,7 +129,7 @@ class Releases:
 
         The caller puts it to use and calls `settle`; until then the next load may unload it.
         """
-        version = self._supervisor.version_table.find(key_of(target.digest))
+        version = self._channel.version_table.find(key_of(target.digest))
         return version or await self._load(operation, await self._stage(operation, target))
 
     def settle(self, version: SealedVersion) -> None:
@@ -131,13 +140,13 @@ class Releases:
     async def set_arms(self, operation: Operation, arms: list[Arm]) -> None:
         """Splits new episodes among versions that are loaded; raises `SwitchError`."""
         operation.advance(Step.SWITCHING)
-        version_table = self._supervisor.version_table
+        version_table = self._channel.version_table
         began = {
             version.digest: self.window.now(version.metrics_index)
             for arm in arms
             if (version := version_table.find(arm.digest)) is not None
         }
-        await self._supervisor.route(arms)
+        await self._channel.route(arms)
         self.guardrails.watch_arms(began, _now_s())
         await self.keeper.record(operation)
 
@@ -161,7 +170,7 @@ class Releases:
         # Somebody asked for it, and it loaded: an earlier failure does not count any more.
         self.keeper.alias.failed.discard(operation.digest)
         operation.advance(Step.SWITCHING)
-        was = self._supervisor.stable
+        was = self._channel.stable
         await self.keeper.make_stable(operation)
         if version is was:
             return
@@ -172,7 +181,7 @@ class Releases:
             raise
         except asyncio.CancelledError:
             # A daemon that ends keeps the new route: its next start serves that.
-            if not self._supervisor.is_stopping:
+            if not self._channel.is_stopping:
                 await self.keeper.put_back(operation, was)
             raise
 
@@ -180,7 +189,7 @@ class Releases:
         try:
             await self._switch(operation, version)
         except SwitchError:
-            if self._supervisor.version_table.find(version.key) is not None or not self._supervisor.is_ready:
+            if self._channel.version_table.find(version.key) is not None or not self._channel.is_ready:
                 raise
             # An old version beyond the bounds: it was unloaded between the look at the table and the message.
             reloaded = await self.loaded(operation, target)
@@ -191,7 +200,7 @@ class Releases:
         self.settle(version)
         usual_p99_ns = self.guardrails.usual_p99_ns()
         began = self.window.now(version.metrics_index)
-        switched = await self._supervisor.switch(version)
+        switched = await self._channel.switch(version)
         if operation.kind == "switch":
             self.guardrails.watch_stable(began, _now_s(), usual_p99_ns)
         else:
@@ -233,7 +242,7 @@ class Releases:
         fresh = []
         try:
             for name, target, share in targets:
-                version = self._supervisor.version_table.find(key_of(target.digest))
+                version = self._channel.version_table.find(key_of(target.digest))
                 if version is None:
                     version = await self._load(operation, await self._stage(operation, target))
                     fresh.append(version)
@@ -242,18 +251,18 @@ class Releases:
             await self.set_arms(operation, arms)
         except BaseException:
             for version in fresh:
-                self._supervisor.unload(version)
+                self._channel.unload(version)
             raise
 
     async def _stage(self, operation: Operation, target: Resolved) -> SealedVersion:
-        return await self.stager.stage(operation, target, self._supervisor.stable.metrics_index)
+        return await self.stager.stage(operation, target, self._channel.stable.metrics_index)
 
     async def _load(self, operation: Operation, version: SealedVersion) -> SealedVersion:
         operation.advance(Step.LOADING)
         if self._standby is not None:
-            self._supervisor.unload(self._standby)
+            self._channel.unload(self._standby)
         try:
-            loaded = await self._supervisor.load(version)
+            loaded = await self._channel.load(version)
         except BaseException:
             version.close()
             raise

@@ -31,7 +31,7 @@ from pilliond.shadow.report import (
     distance_buckets,
     inference_of,
 )
-from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.version_table import key_of
 
 _LOOK_S: Final = 0.1
@@ -71,7 +71,7 @@ class Shadows:
     def __init__(
         self,
         settings: Settings,
-        supervisor: Supervisor,
+        channel: PolicyChannel,
         stager: Stager,
         keeper: RouteKeeper,
         log: FilteringBoundLogger,
@@ -81,13 +81,13 @@ class Shadows:
         self._ended: ShadowRun | None = None
         self._bounds = settings.shadow
         self._settings = settings
-        self._supervisor = supervisor
+        self._channel = channel
         self._stager = stager
         self._keeper = keeper
         self._log = log
         self._on_end = on_end
         self._watcher: asyncio.Task[None] | None = None
-        supervisor.on_serving = self._serve_again
+        channel.on_serving = self._serve_again
 
     # Reading
 
@@ -152,7 +152,7 @@ class Shadows:
         current = self.current
         if current is not None and (current.digest, current.process.share) == (target.digest, share):
             return None
-        loaded = self._supervisor.version_table.find(key_of(target.digest))
+        loaded = self._channel.version_table.find(key_of(target.digest))
         if loaded is None:
             version = await stage(operation, target)
         else:
@@ -164,7 +164,7 @@ class Shadows:
         """Takes over `version`."""
         process = ShadowProcess(self._settings, version, share)
         try:
-            live = self._supervisor.stable
+            live = self._channel.stable
             check_comparable(version, live)
             await process.start(live.card.tolerance)
         except BaseException:
@@ -175,13 +175,13 @@ class Shadows:
     async def begin(self, process: ShadowProcess, by: str, reason: str) -> None:
         """Feeds it the rows of the stable version, instead of the shadow before. Takes over `process`; raises `SwitchError`."""
         await self.end(f"{process.version.version} replaces it", by)
-        live, version = self._supervisor.stable, process.version
+        live, version = self._channel.stable, process.version
         shadow = ShadowRun(
             process, live, by, reason, _now(), time.monotonic_ns(), version.policy, version.version, version.digest,
             live.version,
         )  # fmt: skip
         try:
-            await self._supervisor.shadow(process.page_descriptor)
+            await self._channel.shadow(process.page_descriptor)
         except BaseException:
             await process.close()
             raise
@@ -204,7 +204,7 @@ class Shadows:
         if watcher is not None and watcher is not asyncio.current_task():
             watcher.cancel()
             await asyncio.wait([watcher])
-        self._supervisor.end_shadow()
+        self._channel.end_shadow()
         await shadow.process.close()
         self._on_end()
         rows = shadow.process.counts.cells[cell.ROWS]
@@ -226,8 +226,8 @@ class Shadows:
         try:
             while not gone.done():
                 await asyncio.wait([gone], timeout=_LOOK_S)
-                if self._supervisor.stable is not shadow.live:
-                    await self.end(f"{self._supervisor.stable.version} is stable now")
+                if self._channel.stable is not shadow.live:
+                    await self.end(f"{self._channel.stable.version} is stable now")
                     return
                 if self._silent_s(shadow) > self._bounds.silent_s_max:
                     await self.end(f"it was silent for more than {self._bounds.silent_s_max:g} s")
@@ -247,7 +247,7 @@ class Shadows:
         if self.current is None:
             return
         try:
-            self._supervisor.send_shadow(self.current.process.page_descriptor)
+            self._channel.send_shadow(self.current.process.page_descriptor)
         except OSError as error:
             # It has ended already: the next serving process is asked again.
             self._log.error("shadow_gets_nothing", error=error.strerror)

@@ -130,9 +130,11 @@ class Stager:
                 case Staged():
                     # A model, then perhaps golden pairs.
                     model, golden = [*descriptors, -1][:2]
+                    operation.placement, operation.placement_reason = report.placement.where, report.placement.reason
+                    operation.service_us = report.service_us
                     return SealedVersion(
                         target.policy, target.version, target.digest, report.card, model, golden, lock,
-                        report.signed_by, report.certificate,
+                        report.signed_by, report.certificate, report.unbounded, report.placement,
                     )  # fmt: skip
                 case StageFailed():
                     raise SwitchError(report.message)

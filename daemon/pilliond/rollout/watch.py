@@ -12,7 +12,7 @@ from pilliond.errors import SwitchError
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.rollout.probation import Fault
 from pilliond.rollout.releases import Releases
-from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.version_table import resolved
 from pilliond.traffic_split import Arm
 
@@ -28,8 +28,8 @@ _DAEMON: Final = "pilliond"
 class Watch:
     """Judges the stable version and the arms, and follows the alias. Owns nothing."""
 
-    def __init__(self, supervisor: Supervisor, releases: Releases, log: FilteringBoundLogger) -> None:
-        self._supervisor = supervisor
+    def __init__(self, channel: PolicyChannel, releases: Releases, log: FilteringBoundLogger) -> None:
+        self._channel = channel
         self._releases = releases
         self._operations = releases.operations
         self._alias = releases.keeper.alias
@@ -42,17 +42,17 @@ class Watch:
         while True:
             if loop.time() - judged_s >= JUDGE_S:
                 judged_s = loop.time()
-                self._releases.window.look(self._supervisor.stable.metrics_index)
+                self._releases.window.look(self._channel.stable.metrics_index)
                 await self._judge_stable(judged_s)
                 await self._judge_arms(judged_s)
-            if self._alias.name and self._operations.current is None and self._supervisor.is_ready:
+            if self._alias.name and self._operations.current is None and self._channel.is_ready:
                 await self._follow()
             await asyncio.sleep(FOLLOW_S)
 
     async def _judge_stable(self, now_s: float) -> None:
         """Rolls back if the stable version crosses a bound while it is on probation."""
-        stable = self._supervisor.stable
-        if self._supervisor.version_table.previous is None:
+        stable = self._channel.stable
+        if self._channel.version_table.previous is None:
             return
         fault = self._releases.guardrails.stable_fault(stable.metrics_index, now_s)
         if fault is None:
@@ -65,7 +65,7 @@ class Watch:
 
     async def _judge_arms(self, now_s: float) -> None:
         """Ends an arm that crosses a bound; its share goes back to the stable version. Ends one at most."""
-        version_table = self._supervisor.version_table
+        version_table = self._channel.version_table
         for arm in version_table.arms:
             version = version_table.find(arm.digest)
             if version is None:
@@ -85,9 +85,9 @@ class Watch:
         """Takes an arm out of the route. An operation that runs is cancelled for it, as for a rollback."""
         while self._operations.current is not None:
             await self._operations.make_way(f"the end of arm {arm.name}")
-        left = [each for each in self._supervisor.version_table.arms if each.digest != arm.digest]
+        left = [each for each in self._channel.version_table.arms if each.digest != arm.digest]
         await self._operations.run(
-            "route", resolved(self._supervisor.stable), _DAEMON, f"{arm.name} {version.version} {reason}",
+            "route", resolved(self._channel.stable), _DAEMON, f"{arm.name} {version.version} {reason}",
             lambda operation: self._releases.set_arms(operation, left),
         )  # fmt: skip
 
@@ -106,7 +106,7 @@ class Watch:
             return
         alias.acted_on = pointer.digest
         target = Resolved(pointer.policy, pointer.version, pointer.digest)
-        if target.digest == self._supervisor.stable.digest:
+        if target.digest == self._channel.stable.digest:
             return
         if target.digest in alias.failed:
             self._log.error("alias_not_followed", alias=alias.name, policy=str(target), error="it failed before")

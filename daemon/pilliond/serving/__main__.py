@@ -15,7 +15,8 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,18 +24,31 @@ from pillion_artifacts.card.golden_pairs import decode_golden
 from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
+from pilliond.engine.parity import check_parity
+from pilliond.engine.stopwatch import clock_for, measure
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
-from pilliond.ipc.control_channel import Event, EventFields, Failed, LoadFailed, Ready, StartupConfig, VersionRequest
+from pilliond.ipc.control_channel import (
+    Event,
+    EventFields,
+    Failed,
+    LoadFailed,
+    PolicyConfig,
+    Ready,
+    StartupConfig,
+    VersionRequest,
+)
 from pilliond.ipc.metrics_page import MetricsPage, Phase
 from pilliond.linux.cpu_priority import request_short_slices, slice_us
 from pilliond.linux.sandbox import die_with_parent
 from pilliond.serving.control_handler import ControlHandler
 from pilliond.serving.loop import ServingLoop
+from pilliond.serving.workers import Workers
 from pilliond.settings.addresses import carrier_of
 from pilliond.settings.schema import ServingSettings, cpu_numbers
 from pilliond.transport.interface import MessagePoller, Transport
@@ -42,6 +56,7 @@ from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import build_version, read_descriptor
+from pilliond.versions.placement import decide
 
 
 def serve(end: socket.socket, config: StartupConfig) -> None:
@@ -49,21 +64,20 @@ def serve(end: socket.socket, config: StartupConfig) -> None:
     pin(config.serving)
     page = MetricsPage(config.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
-    version = load_version(config)
-    beside, refused = load_beside(config)
     poller = MessagePoller()
+    workers = Workers(end, poller, partial(channel.send, end))
+    loaded = [load_policy(policy, workers) for policy in config.policies]
     carriers: dict[str, Transport] = {
-        "lane": LaneTransport(version.observation_bytes, poller, page, config.group),
+        "lane": LaneTransport(loaded[0].stable.observation_bytes, poller, page, config.group),
         "zmq": ZmqTransport(poller),
     }
     try:
         listen = [carriers[carrier_of(address)].bind(address) for address in config.listen]
         settle(config.serving)
-        loop, control_handler = make_loop(end, config, page, [version, *beside], poller, list(carriers.values()))
+        loop, control_handler = make_loop(end, config, page, loaded, workers, poller, list(carriers.values()))
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
-        certificates = {each.digest: each.certificate for each in (version, *beside) if each.certificate is not None}
-        channel.send(end, Ready(listen, version.engine.describe(), certificates, describe_process(), refused))
+        channel.send(end, ready_report(listen, loaded))
         reason = loop.run()
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
@@ -75,18 +89,50 @@ def serve(end: socket.socket, config: StartupConfig) -> None:
     page.cells[metrics_page.PHASE] = Phase.STOPPED
 
 
-def load_version(config: StartupConfig) -> Version:
+class LoadedPolicy(NamedTuple):
+    """The versions of a policy with which the serving process starts, and those that cannot be loaded."""
+
+    versions: list[Version]
+    refused: list[LoadFailed]
+
+    @property
+    def stable(self) -> Version:
+        """The version that new episodes lease."""
+        return self.versions[0]
+
+
+def load_policy(config: PolicyConfig, workers: Workers) -> LoadedPolicy:
+    """Builds the versions of a policy; raises `BadPolicyError` if the stable one cannot be built."""
+    stable = load_version(config, workers)
+    beside, refused = load_beside(config, workers)
+    return LoadedPolicy([stable, *beside], refused)
+
+
+def ready_report(listen: list[str], loaded: list[LoadedPolicy]) -> Ready:
+    """Returns the report that this process serves."""
+    versions = [version for policy in loaded for version in policy.versions]
+    return Ready(
+        listen,
+        {policy.stable.identity.policy: policy.stable.engine.describe() for policy in loaded},
+        {version.digest: version.certificate for version in versions if version.certificate is not None},
+        {version.digest: version.placement for version in versions if version.placement is not None},
+        describe_process(),
+        [failed for policy in loaded for failed in policy.refused],
+    )
+
+
+def load_version(config: PolicyConfig, workers: Workers) -> Version:
     """Builds the stable version, as `certified`; raises `BadPolicyError`."""
     request, golden_descriptor = config.version, config.golden_descriptor
     model = read_descriptor(config.model_descriptor)
     golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
     try:
-        return certified(request, model, golden, config)
+        return certified(request, model, golden, config, workers)
     except EngineError as error:
         raise BadPolicyError(f"{request.policy}@{request.version}: {error}") from None
 
 
-def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]:
+def load_beside(config: PolicyConfig, workers: Workers) -> tuple[list[Version], list[LoadFailed]]:
     """Builds the versions to load beside it; returns them, and those that cannot be loaded, without which it serves."""
     built, refused = [], []
     for beside in config.beside:
@@ -95,16 +141,18 @@ def load_beside(config: StartupConfig) -> tuple[list[Version], list[LoadFailed]]
         for descriptor in descriptors:
             os.close(descriptor)
         try:
-            built.append(certified(beside.version, model, golden[0] if golden else None, config))
+            built.append(certified(beside.version, model, golden[0] if golden else None, config, workers))
         except (EngineError, MemoryError) as error:
             refused.append(LoadFailed(beside.version.digest, str(error) or "no memory is left for it"))
     return built, refused
 
 
-def certified(request: VersionRequest, model: bytes, golden: bytes | None, config: StartupConfig) -> Version:
+def certified(
+    request: VersionRequest, model: bytes, golden: bytes | None, config: PolicyConfig, workers: Workers
+) -> Version:
     """Builds a version from verified bytes, warms it up, checks its golden pairs and certifies it; raises `EngineError`."""
     rows_max = config.limits.rows_max
-    version = build_version(request, model, golden, rows_max, config.engine)
+    version = placed(request, model, golden, config, workers)
     if version.certificate is None:
         inputs = None if golden is None else decode_golden(golden).inputs
         version.certificate = certify(version.engine, version.spec, request.states, inputs, rows_max)
@@ -113,19 +161,44 @@ def certified(request: VersionRequest, model: bytes, golden: bytes | None, confi
     return version
 
 
+def placed(
+    request: VersionRequest, model: bytes, golden: bytes | None, config: PolicyConfig, workers: Workers
+) -> Version:
+    """Builds a version where it is to run, inline or in a worker. A bounded one is measured inline first, if need be."""
+    settings, rows_max = config.engine, config.limits.rows_max
+    placement = request.placement
+    if placement is None and (settings.placement != "auto" or request.unbounded):
+        placement = decide(settings.placement, request.unbounded, {}, settings.inline_us_max)
+    if placement is None or placement.where == "inline":
+        version = build_version(request, model, golden, rows_max, settings)
+        if placement is None:
+            measured = measure(version.engine, clock_for(settings.threads))
+            p99_us = {rows: p99_ns / 1e3 for rows, (_, p99_ns) in measured.items()}
+            placement = decide(settings.placement, request.unbounded, p99_us, settings.inline_us_max)
+    if placement.where == "worker":
+        version = workers.start(request, len(model), rows_max, settings)
+        if golden is not None:
+            check_parity(version.engine, request.spec, request.states, golden, request.tolerance, rows_max)
+    version.placement = placement
+    return version
+
+
 def make_loop(
     end: socket.socket,
     config: StartupConfig,
     page: MetricsPage,
-    versions: list[Version],
+    loaded: list[LoadedPolicy],
+    workers: Workers,
     poller: MessagePoller,
     transports: list[Transport],
 ) -> tuple[ServingLoop, ControlHandler]:
-    """Puts the parts together. The first of `versions` is the stable one."""
-    limits = config.limits
-    scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-    router = Router(versions[0])
-    sessions = Sessions(config.epoch, router, limits, page, scheduler)
+    """Puts the parts together. `loaded` holds what was loaded for each policy of `config`."""
+    policies = [
+        ServedPolicy(Router(its.stable), its_config.limits, its_config.engine)
+        for its, its_config in zip(loaded, config.policies, strict=True)
+    ]
+    scheduler = Scheduler()
+    sessions = Sessions(config.epoch, policies, config.sessions_max, page)
 
     def log_event(name: str, fields: EventFields) -> None:
         try:
@@ -139,15 +212,20 @@ def make_loop(
     loop = ServingLoop(
         poller, transports, sessions, scheduler, page, time.monotonic_ns, log_event, busy_poll_us=busy_poll_us
     )
-    residency = Residency(router, sessions, config.residency, config.watch_s)
-    resume(residency, config, versions)
-    control_handler = ControlHandler(end, config, poller, residency, sessions, page, loop.stop, loop.set_tap)
+    for policy, its_config, its in zip(policies, config.policies, loaded, strict=True):
+        policy.residency = Residency(policy.router, sessions, scheduler, its_config.residency, its_config.watch_s)
+        resume(policy.residency, its_config, its.versions)
+    control_handler = ControlHandler(
+        end, config.epoch, poller, sessions, page, loop.stop, loop.set_tap, workers, loop.exercise
+    )
+    workers.sink = loop
+    workers.set_report(control_handler.send)
     loop.on_tick = control_handler.sweep
     poller.add(end.fileno(), control_handler)
     return loop, control_handler
 
 
-def resume(residency: Residency, config: StartupConfig, versions: list[Version]) -> None:
+def resume(residency: Residency, config: PolicyConfig, versions: list[Version]) -> None:
     """Restores the traffic split and the evaluation holds from before a restart."""
     now_ns = time.monotonic_ns()
     for version in versions[1:]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, encode
+from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, TensorSpec, encode
 from pillion_protocol.steps import ActionStep
-from pilliond.core.action_steps import ExplicitActionStep
+from pilliond.core.action_steps import ExplicitActionStep, late_reply
 from pilliond.core.episodes import EpisodeGroup
+from pilliond.core.running import Running
+from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
-from pilliond.engine.batch_buffers import BatchViews, is_finite
+from pilliond.engine.batch_memory import BatchMemory, BatchViews
+from pilliond.engine.integer_ranges import IntegerRange, Outside, first_outside
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
-from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport.interface import Reply
 from pilliond.versions.loaded_version import Version
 
@@ -23,7 +26,11 @@ _TOO_LATE = RemoteProtocolError(ErrorCode.DEADLINE_EXCEEDED, "the budget ended b
 _OVERWRITTEN = RemoteProtocolError(
     ErrorCode.SLOT_STALE, "the slot was overwritten before the answer", "one generation until the answer", "another"
 )
-_ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this batch")
+_ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this act")
+_WORKER_LOST = RemoteProtocolError(ErrorCode.INTERNAL, "the engine's process ended twice while it ran this act")
+_RESTARTING = RemoteProtocolError(
+    ErrorCode.ENGINE_RESTARTING, "the budget ended while the engine's process was being replaced: act again"
+)
 
 
 class BatchRunner:
@@ -32,86 +39,191 @@ class BatchRunner:
     def __init__(
         self,
         sessions: Sessions,
+        scheduler: Scheduler,
         page: MetricsPage,
         clock: Callable[[], int],
         log_event: LogEvent,
     ) -> None:
         self._sessions = sessions
+        self._scheduler = scheduler
         self._page = page
         self._clock = clock
         self._log_event = log_event
-        self.tap: ShadowTap | None = None
+        self.tap: Tap | None = None
         """Copies every answered batch, while there is a shadow."""
-        self._rows = 0
-        self._close = 0
-        self._dispatched_ns = 0
-        self._ran_ns = 0
+        self.in_flight: list[Running] = []
+        """The batches that run on engines outside the loop, oldest first."""
 
     def run(self, groups: list[EpisodeGroup], rows: int, close: BatchClose, replies: list[Reply]) -> None:
-        """Runs the acts of a batch whose rows are finite, and appends a reply for every act to `replies`."""
-        self._rows = rows
-        self._close = close
+        """Runs the acts of a batch whose rows are sound. Appends a reply for every act to `replies`, now or in `complete`."""
         version = groups[0].version
-        slot = groups[0].slot if len(groups) == 1 else None
-        if slot is not None and slot.run is not None:
-            # The batch is one group in one slot: the engine reads the rows where the client wrote them.
-            if slot.finite_values and not is_finite(slot.finite_values):
-                self._without_poisoned(groups, slot.inputs, replies)
+        engine = version.engine
+        memory = engine.free[-1]
+        _gather(groups, memory.views)
+        if not memory.is_sound(rows):
+            groups = self._without_poisoned(groups, memory, replies)
+            memory.clear(rows)
+            if not groups:
                 return
-            groups[0].batch_view = version.batch_views.get((0, rows)) or version.batch_views.make(0, rows)
-            run = slot.run
-        else:
-            _gather(groups, version.batch_views)
-            if not is_finite(version.finite_values[rows]):
-                groups = self._without_poisoned(groups, version.engine.inputs, replies)
-                self._rows = sum(group.rows for group in groups)
-                _gather(groups, version.batch_views)
-            run = version.engine.runs[self._rows]
-        if not groups:
-            return
+            rows = sum(group.rows for group in groups)
+            _gather(groups, memory.views)
         if version.states:
             for group in groups:
-                group.put_states()
-        self._dispatched_ns = self._clock()
-        try:
-            run()
-        except EngineError as error:
-            self._answer_failed(groups, error, replies)
+                group.put_states(memory)
+        dispatched_ns = self._clock()
+        if not engine.is_inline:
+            self._submit(Running(version, memory, groups, rows, close, dispatched_ns))
             return
+        try:
+            engine.runs[rows]()
+        except EngineError as error:
+            self._failed(version, groups, str(error), replies)
+            return
+        self._finish(version, memory, groups, rows, close, dispatched_ns, replies)
+
+    # Engines outside the loop
+
+    def _submit(self, running: Running) -> None:
+        version, memory = running.version, running.memory
+        memory.user = running
+        for group in running.groups:
+            group.running = running
+        self._scheduler.submitted(running.groups, version, running.rows, running.dispatched_ns)
+        self.in_flight.append(running)
+        version.engine.submit(memory, running.rows)
+
+    def exercise(self, version: Version, rows: int) -> bool:
+        """Runs so many rows of an engine outside the loop, of whatever its memory holds; returns False while it is busy."""
+        free = version.engine.free
+        if free:
+            self._submit(Running(version, free[-1], [], rows, BatchClose.ENGINE_FREE, self._clock()))
+        return bool(free)
+
+    def complete(self, memory: BatchMemory, message: str | None, replies: list[Reply]) -> None:
+        """Takes the outcome of a run that an engine outside the loop was given: a message says why it failed."""
+        running: Running = memory.user
+        running.runs_left -= 1
+        if message is not None:
+            running.message = message
+        if not running.runs_left:
+            self._conclude(running, replies)
+
+    def lose(self, memories: Sequence[BatchMemory], replies: list[Reply]) -> None:
+        """Takes the runs that a lost worker had not completed."""
+        for memory in memories:
+            running: Running = memory.user
+            running.runs_left -= 1
+            running.lost = True
+            if not running.runs_left:
+                self._conclude(running, replies)
+
+    def _conclude(self, running: Running, replies: list[Reply]) -> None:
+        version, memory = running.version, running.memory
+        self.in_flight.remove(running)
+        self._scheduler.completed(running.groups)
+        awaited = [index for index in range(len(running.groups)) if running.is_awaited(index)]
+        groups = [running.groups[index] for index in awaited]
+        for group in running.groups:
+            if group.running is running:
+                group.running = None
+        if running.lost:
+            self._lost(version, groups, replies)
+        elif running.message:
+            self._failed(version, groups, running.message, replies)
+        elif groups:
+            try:
+                version.engine.collect(memory)
+            except EngineError as error:
+                self._failed(version, groups, str(error), replies)
+            else:
+                self._finish(version, memory, groups, running.rows, running.close, running.dispatched_ns, replies)
+                self._pay()
+        memory.user = None
+        version.engine.release(memory)
+
+    def _lost(self, version: Version, groups: list[EpisodeGroup], replies: list[Reply]) -> None:
+        """Runs the acts of a lost batch again, each half by itself: one of them may have ended the worker.
+
+        An act that is lost for the second time, and by itself, is refused.
+        """
+        if len(groups) == 1 and groups[0].lost_sequence == groups[0].sequence:
+            self._sessions.answer_error(groups[0], _WORKER_LOST, replies)
+            return
+        for group in groups:
+            group.lost_sequence = group.sequence
+        if groups:
+            self._scheduler.put_back(version, groups, in_halves=len(groups) > 1)
+
+    def _failed(self, version: Version, groups: list[EpisodeGroup], message: str, replies: list[Reply]) -> None:
+        """Runs the acts of a failed batch again, each half by itself, until only the act that fails is left."""
+        if len(groups) > 1:
+            self._scheduler.put_back(version, groups, in_halves=True)
+            return
+        for group in groups:
+            self._sessions.answer_error(group, _ENGINE_FAILED, replies)
+            self._log_event("engine_failed", {"error": message, "rows": group.rows})
+
+    def refuse_all(self, version: Version, error: RemoteProtocolError, replies: list[Reply]) -> None:
+        """Answers everything that waits for a version with an error."""
+        for group in self._scheduler.take_all(version):
+            self._sessions.answer_error(group, error, replies)
+
+    # Answering
+
+    def _finish(
+        self,
+        version: Version,
+        memory: BatchMemory,
+        groups: list[EpisodeGroup],
+        rows: int,
+        close: BatchClose,
+        dispatched_ns: int,
+        replies: list[Reply],
+    ) -> None:
+        """Samples where an act asks for it, and answers the acts of a batch that ran."""
         for group in groups:
             if group.starting or not group.deterministic:
-                _start_and_sample(groups)
+                _start_and_sample(groups, memory)
                 break
-        self._ran_ns = self._clock()
+        ran_ns = self._clock()
+        version.service.observe(rows, ran_ns - dispatched_ns)
         if version.watched:
-            self._watch(version, groups)
-        self._answer(groups, replies)
+            self._watch(version, memory, groups)
+        self._answer(version, memory, groups, rows, close, dispatched_ns, ran_ns, replies)
+        if version.engine.is_inline:
+            groups[0].session.share.used_ns += ran_ns - dispatched_ns
         if self.tap is not None:
-            self.tap.take(version, groups, slot)
+            self.tap.take(version, memory, groups)
 
-    def _watch(self, version: Version, groups: list[EpisodeGroup]) -> None:
+    def _pay(self) -> None:
+        """Copies a batch for the shadow before its memory is used again."""
+        if self.tap is not None:
+            self.tap.pay()
+
+    def _watch(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
         """Counts the acts that a new version answers with a NaN or an infinity."""
-        outputs = [version.engine.outputs[tensor.name] for tensor in version.spec.outputs]
-        floats = [output[: self._rows] for output in outputs if output.dtype.kind == "f"]
-        if all(np.isfinite(output).all() for output in floats):
-            return
-        first = 0
+        outputs = [memory.outputs[tensor.name] for tensor in version.spec.outputs]
+        floats = [output for output in outputs if output.dtype.kind == "f"]
         for group in groups:
-            begin, first = first, first + group.rows
-            finite = [np.isfinite(output[begin:first]).reshape(group.rows, -1).all(axis=1) for output in floats]
+            begin = group.batch_view.first
+            end = begin + group.rows
+            finite = [np.isfinite(output[begin:end]).reshape(group.rows, -1).all(axis=1) for output in floats]
             for owner in version.owners_of(~np.logical_and.reduce(finite)):
                 self._page.cells[VERSION_CELLS[owner.metrics_index].non_finite] += 1
 
-    def _answer_failed(self, groups: list[EpisodeGroup], error: EngineError, replies: list[Reply]) -> None:
-        for group in groups:
-            self._sessions.answer_error(group, _ENGINE_FAILED, replies)
-        self._log_event("engine_failed", {"error": str(error), "rows": self._rows})
-
-    def _answer(self, groups: list[EpisodeGroup], replies: list[Reply]) -> None:
+    def _answer(
+        self,
+        version: Version,
+        memory: BatchMemory,
+        groups: list[EpisodeGroup],
+        rows: int,
+        close: BatchClose,
+        dispatched_ns: int,
+        ran_ns: int,
+        replies: list[Reply],
+    ) -> None:
         acts = self._page.acts
-        dispatched_ns, ran_ns = self._dispatched_ns, self._ran_ns
-        rows, close = self._rows, self._close
-        others = groups[0].version.batch_views.other_outputs
+        others = memory.views.other_outputs
         answered = len(groups)
         for group in groups:
             received_ns = group.received_ns
@@ -140,18 +252,21 @@ class BatchRunner:
                 close,
             )
             reply[0] = group.session.peer
+            if ran_ns > group.deadline_ns:
+                reply = late_reply(reply, ran_ns - group.deadline_ns)
             group.answered(reply, tensors)
             if group.states:
-                group.take_states()
+                group.take_states(memory)
             replies.append(reply)
-        self._page.batches += (rows, close, ran_ns - dispatched_ns, groups[0].version.metrics_index, answered)
+        self._page.batches += (rows, close, ran_ns - dispatched_ns, version.metrics_index, answered)
 
     def answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
         """Answers an act whose deadline has passed with the fallback that its session declared."""
         session = group.session
         tensors = group.version.fallback_tensors(session.fallback, group.rows, group.last_outputs)
         if tensors is None:
-            self._sessions.answer_error(group, _TOO_LATE, replies)
+            error = _TOO_LATE if group.version.engine.is_ready else _RESTARTING
+            self._sessions.answer_error(group, error, replies)
             return
         written, reply = _targets(group, group.step)
         for target, tensor in zip(written, tensors, strict=True):
@@ -182,25 +297,29 @@ class BatchRunner:
         self._page.outcome("fallback", group.version.metrics_index)
 
     def _without_poisoned(
-        self, groups: list[EpisodeGroup], inputs: list[Array], replies: list[Reply]
+        self, groups: list[EpisodeGroup], memory: BatchMemory, replies: list[Reply]
     ) -> list[EpisodeGroup]:
-        """Answers the acts that hold a NaN or an infinity with an error; returns the others."""
-        version = groups[0].version
+        """Answers the acts that hold a NaN, an infinity or an integer out of bounds with an error; returns the others."""
+        spec = groups[0].version.spec.observation
         sound = []
         first = 0
         for group in groups:
-            bad = [
-                (tensor.name, _first_bad_row(array[first : first + group.rows]))
-                for tensor, array in zip(version.spec.observation, inputs, strict=True)
-                if tensor.finite
-            ]
-            found = [(name, row) for name, row in bad if row is not None]
+            error = _poison(spec, memory.ranges, [array[first : first + group.rows] for array in memory.inputs])
             first += group.rows
-            if found:
-                self._sessions.answer_error(group, _non_finite(*found[0]), replies)
+            if error is not None:
+                self._sessions.answer_error(group, error, replies)
             else:
                 sound.append(group)
         return sound
+
+
+def _poison(spec: list[TensorSpec], ranges: list[IntegerRange], inputs: list[Array]) -> RemoteProtocolError | None:
+    """Why the rows of one act must not run, if they must not."""
+    for tensor, rows in zip(spec, inputs, strict=True):
+        if tensor.finite and (row := _first_bad_row(rows)) is not None:
+            return _non_finite(tensor.name, row)
+    outside = first_outside(ranges, inputs)
+    return None if outside is None else _out_of_bounds(outside)
 
 
 def _gather(groups: list[EpisodeGroup], views: BatchViews) -> None:
@@ -243,20 +362,29 @@ def _non_finite(name: str, row: int) -> RemoteProtocolError:
     )
 
 
-def _start_and_sample(groups: list[EpisodeGroup]) -> None:
+def _out_of_bounds(outside: Outside) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        ErrorCode.OUT_OF_BOUNDS,
+        f"observation {outside.name!r} is out of its bounds",
+        f"{outside.low} to {outside.high}",
+        f"{outside.value} in row {outside.row}",
+    )
+
+
+def _start_and_sample(groups: list[EpisodeGroup], memory: BatchMemory) -> None:
     """Begins the episodes that start with these acts, and samples the actions of the acts that ask for it."""
     for group in groups:
         if group.starting:
             group.apply_starts()
     chosen = []
-    first = 0
     for group in groups:
         if not group.deterministic:
+            first = group.batch_view.first
             chosen.append((group, np.arange(first, first + group.rows)))
-        first += group.rows
     if not chosen:
         return
     groups[0].version.resample(
+        memory,
         np.concatenate([rows for _, rows in chosen]),
         np.concatenate([group.seeds for group, _ in chosen]),
         np.concatenate([group.steps() for group, _ in chosen]),

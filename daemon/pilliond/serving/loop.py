@@ -7,24 +7,34 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from pillion_protocol import BatchClose
+from pillion_protocol import BatchClose, RemoteProtocolError
 from pilliond.core.scheduler import Batch, Scheduler
+from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
+from pilliond.engine.batch_memory import BatchMemory
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import MetricsPage
-from pilliond.limits import EVENTS_MAX, HEARTBEAT_MS, MESSAGES_PER_POLL_MAX, ROUNDS_PER_BATCH_MAX, SAMPLES_MAX, TICK_MS
+from pilliond.limits import (
+    DRAIN_ENGINES_NS_MAX,
+    EVENTS_MAX,
+    HEARTBEAT_MS,
+    MESSAGES_PER_POLL_MAX,
+    ROUNDS_PER_BATCH_MAX,
+    SAMPLES_MAX,
+    TICK_MS,
+)
 from pilliond.linux.epoll import Events
-from pilliond.linux.timerfd import Ticker
+from pilliond.linux.timerfd import DeadlineTimer, Ticker
 from pilliond.serving.batch_runner import BatchRunner
-from pilliond.serving.shadow_tap import ShadowTap
 from pilliond.transport.interface import MessagePoller, Peer, Reply, Sent, Transport
 from pilliond.transport.slots import SlotRegion
+from pilliond.versions.loaded_version import Version
 
-_NANOSECONDS: Final = 1_000_000_000
+_DRAIN_POLL_S: Final = 0.05
 _OK: Final = Sent.OK
 _TICK_NS: Final = TICK_MS * 1_000_000
 _TICKS_PER_SWEEP: Final = max(1, HEARTBEAT_MS // 2 // TICK_MS)
@@ -60,8 +70,9 @@ class ServingLoop:
         self._clock = clock
         self._log_event = log_event
         self._busy_poll_ns = busy_poll_us * 1_000
-        self._runner = BatchRunner(sessions, page, clock, log_event)
-        self._tap: ShadowTap | None = None
+        self._runner = BatchRunner(sessions, scheduler, page, clock, log_event)
+        self._wake_at: Callable[[int], None] = _no_timer
+        self._tap: Tap | None = None
         self._replies: list[Reply] = []
         self._stop_reason: str | None = None
         self._now_ns = 0
@@ -77,7 +88,8 @@ class ServingLoop:
         gc.callbacks.append(self._on_gc)
         self._tick()
         try:
-            with Ticker(self._poller, _TICK_NS):
+            with Ticker(self._poller, _TICK_NS), DeadlineTimer(self._poller) as deadline:
+                self._wake_at = deadline.set
                 while self._stop_reason is None:
                     self.run_once(self._wait())
         finally:
@@ -88,16 +100,38 @@ class ServingLoop:
         """Makes `run` return after the current iteration."""
         self._stop_reason = reason
 
-    def set_tap(self, tap: ShadowTap | None) -> None:
+    def set_tap(self, tap: Tap | None) -> None:
         """Copies every answered batch to `tap` from now on; None: to nothing."""
         self._tap = self._runner.tap = tap
+
+    # Engines outside the loop
+
+    def complete(self, memory: BatchMemory, message: str | None) -> None:
+        """As `BatchRunner.complete`."""
+        self._runner.complete(memory, message, self._replies)
+
+    def lose(self, memories: Sequence[BatchMemory]) -> None:
+        """As `BatchRunner.lose`."""
+        self._runner.lose(memories, self._replies)
+
+    def refuse(self, version: Version, error: RemoteProtocolError) -> None:
+        """Answers everything that waits for a version with an error."""
+        self._runner.refuse_all(version, error, self._replies)
+
+    def exercise(self, version: Version, rows: int) -> bool:
+        """As `BatchRunner.exercise`."""
+        return self._runner.exercise(version, rows)
 
     def drain(self, reason: str) -> None:
         """Answers everything that has arrived, says goodbye to every session, and refuses what arrives meanwhile."""
         self._receive_all()
-        while (batch := self._scheduler.take(self._clock(), 0, drain=True)) is not None:
-            self._run(batch)
-            self._send_replies()
+        until_ns = self._clock() + DRAIN_ENGINES_NS_MAX
+        while self._scheduler.rows_waiting or self._runner.in_flight:
+            self._run_due(drain=True)
+            if self._clock() >= until_ns:
+                break
+            if self._runner.in_flight:
+                self._receive(self._poll(_DRAIN_POLL_S, EVENTS_MAX))
         self._sessions.draining = True
         self._sessions.say_goodbye(reason, self._replies)
         self._send_replies()
@@ -112,12 +146,8 @@ class ServingLoop:
         while ready and not self._receive(ready) and rounds < ROUNDS_PER_BATCH_MAX:
             ready = self._poll(0, EVENTS_MAX)
             rounds += 1
-        while scheduler.rows_waiting:
-            batch = scheduler.take(self._clock(), self._sessions.lock_step_live)
-            if batch is None:
-                break
-            self._run(batch)
-            self._send_replies()
+        if scheduler.rows_waiting:
+            self._run_due()
         self._now_ns = now_ns = self._clock()
         self._iteration_ns_max = max(self._iteration_ns_max, now_ns - began_ns)
         if len(self._page.acts) >= SAMPLES_MAX:
@@ -135,12 +165,9 @@ class ServingLoop:
             ready = self._spin()
             if ready:
                 return ready
-        if not self._scheduler.rows_waiting:
-            return self._poll(None, EVENTS_MAX)
-        return self._poll(self._batch_due_ns() / _NANOSECONDS, EVENTS_MAX)
-
-    def _batch_due_ns(self) -> int:
-        return max(0, self._scheduler.deadline_ns() - self._clock())
+        if self._scheduler.rows_waiting:
+            self._wake_at(self._scheduler.deadline_ns())
+        return self._poll(None, EVENTS_MAX)
 
     def _spin(self) -> Events:
         """Polls without sleeping and yields the core in between; returns no events if none arrived in time."""
@@ -178,13 +205,16 @@ class ServingLoop:
                 group = sessions.receive(message, now_ns, replies)
                 if group is not None:
                     group.queued_ns = now_ns = clock()
-                    live = sessions.lock_step_live
-                    is_closed = scheduler.closes_alone(group, now_ns, live)
-                    if is_closed:
+                    if group.budget_ns and scheduler.is_hopeless(group, now_ns):
+                        self._runner.answer_late(group, replies)
+                    elif scheduler.closes_alone(group, now_ns):
+                        is_closed = True
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
+                    elif group.version.out is not None:
+                        sessions.answer_error(group, group.version.out, replies)
                     else:
                         group.keep()
-                        is_closed = scheduler.add(group, now_ns, live)
+                        is_closed = scheduler.add(group, now_ns)
                 left -= 1
                 if is_closed or (left <= 0 and not source.bursts):
                     break
@@ -207,6 +237,17 @@ class ServingLoop:
                 self._sessions.drop_peer(peer)
 
     # Running and writing
+
+    def _run_due(self, *, drain: bool = False) -> None:
+        """Answers the acts that are too late, and runs the batches that are due."""
+        scheduler = self._scheduler
+        for group in scheduler.expire(self._clock()):
+            self._runner.answer_late(group, self._replies)
+        if self._replies:
+            self._send_replies()
+        while scheduler.rows_waiting and (batch := scheduler.take(self._clock(), drain=drain)) is not None:
+            self._run(batch)
+            self._send_replies()
 
     def _run(self, batch: Batch) -> None:
         for group in batch.expired:
@@ -245,6 +286,10 @@ class ServingLoop:
         cells[page_cells.SPINNING] = bool(self._busy_poll_ns and len(self._sessions))
         page.flush()
         self.on_tick()
+        if self._replies:
+            self._send_replies()
+        if self._scheduler.rows_waiting:
+            self._run_due()
         self._ticks += 1
         self._now_ns = cells[page_cells.TICK_AT_NS] = self._clock()
         if self._ticks % _TICKS_PER_SWEEP == 0:
@@ -267,3 +312,7 @@ class ServingLoop:
 
 def _nothing() -> None:
     pass
+
+
+def _no_timer(moment_ns: int) -> None:
+    """Stands in for the timer while the loop does not run."""

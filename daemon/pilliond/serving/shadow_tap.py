@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from pilliond.core.episodes import EpisodeGroup
+from pilliond.core.served_policy import Tap
+from pilliond.engine.batch_memory import BatchMemory
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.shadow_page import ACT_HEAD, ALIGNMENT, ANSWERED, BATCH_HEAD, DRAWN, ROW_BYTES, ShadowPage
-from pilliond.transport.slots import Slot
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.mixed_version import MixedVersion
 
@@ -38,32 +39,34 @@ class ShadowTap:
         self._written = self._cells[cell.WRITTEN]
         self._read = self._cells[cell.READ]
         """The read position when the ring last looked full. The shadow writes that cell, so reading it is slow."""
-        self._owed: tuple[Version, list[EpisodeGroup]] | None = None
+        self._owed: tuple[Version, BatchMemory, list[EpisodeGroup]] | None = None
         self._row_bytes = ROW_BYTES + sum(live.observation_bytes) + sum(live.output_bytes)
 
     def close(self) -> None:
         """Unmaps the page."""
         self._page.close()
 
-    def take(self, version: Version, groups: list[EpisodeGroup], slot: Slot | None) -> None:
-        """Takes a batch that ran and whose replies are filled. `slot` holds its rows, if a slot does.
+    def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
+        """Takes a batch that ran and whose replies are filled. It is copied in `pay`, before its memory is used again.
 
-        It is copied in `pay`, before the next batch runs. Rows in a client's memory are copied now.
+        Acts that were replaced while they ran leave gaps between the others; such a batch is counted and not copied.
         """
-        if slot is not None and slot.run is not None:
-            self._copy(version, groups, slot)
-        else:
-            self._owed = version, groups
+        last = groups[-1]
+        rows = sum(group.rows for group in groups)
+        if last.batch_view.first + last.rows != rows:
+            self._cells[cell.NO_ROOM_ROWS] += rows
+            return
+        self._owed = version, memory, groups
 
     def pay(self) -> None:
         """Copies the last batch taken, if it is not copied yet."""
         if self._owed is not None:
-            version, groups = self._owed
+            owed = self._owed
             self._owed = None
-            self._copy(version, groups, None)
+            self._copy(*owed)
 
-    def _copy(self, version: Version, groups: list[EpisodeGroup], slot: Slot | None) -> None:
-        """Copies a batch if the live version ran rows of it, from `slot` or else from the engine's buffers."""
+    def _copy(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
+        """Copies a batch if the live version ran rows of it."""
         if version is not self.live and not _has_part(version, self.live):
             return
         rows = 0
@@ -75,16 +78,12 @@ class ShadowTap:
         if at < 0:
             self._cells[cell.NO_ROOM_ROWS] += rows
             return
-        view = version.batch_views.get((0, rows)) or version.batch_views.make(0, rows)
-        inputs = view.inputs if slot is None else slot.observations
-        parts = [*self._description(version, groups, rows, size), *inputs, *view.outputs]
+        view = memory.views.get((0, rows)) or memory.views.make(0, rows)
+        parts = [*self._description(version, groups, rows, size), *view.inputs, *view.outputs]
         if size <= _FEW_BYTES:
             self._ring[at : at + size] = b"".join(parts).ljust(size)
         else:
             self._write(at, parts)
-        if slot is not None and slot.generation() != groups[0].generation:
-            # The client has overwritten the slot: these are not the rows that were answered.
-            return
         self._written += size
         self._cells[cell.WRITTEN] = self._written
 
@@ -126,6 +125,29 @@ class ShadowTap:
         parts += [group.started_at.tobytes() for group in groups]
         parts.append(_ALL_BYTES[:rows] if version is self.live else _leased(version, self.live))
         return parts
+
+
+class ShadowTaps:
+    """The taps of several policies, as one: each batch goes to the tap of its policy."""
+
+    def __init__(self, taps: list[Tap]) -> None:
+        self._taps = taps
+
+    def take(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
+        """As `ShadowTap.take`."""
+        tap = groups[0].session.policy.tap
+        if tap is not None:
+            tap.take(version, memory, groups)
+
+    def pay(self) -> None:
+        """As `ShadowTap.pay`."""
+        for tap in self._taps:
+            tap.pay()
+
+    def close(self) -> None:
+        """As `ShadowTap.close`."""
+        for tap in self._taps:
+            tap.close()
 
 
 def _has_part(version: Version, live: Version) -> bool:

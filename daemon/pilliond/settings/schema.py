@@ -14,10 +14,20 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from pillion_artifacts import ArtifactError
+from pillion_artifacts.names import parse_reference
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
-from pilliond.limits import OLD_VERSIONS_MAX, ServingLimits
+from pilliond.limits import (
+    INLINE_US_HARD_MAX,
+    OLD_VERSIONS_MAX,
+    POLICIES_MAX,
+    WORKER_DEPTH_MAX,
+    PolicyLimits,
+    ServingLimits,
+    policy_mb,
+)
 from pilliond.settings.addresses import check_data_address
 from pilliond.settings.admin_addresses import AdminAddress, check_admin_address, parse_admin_address
 from pilliond.settings.secret_file import credential
@@ -25,6 +35,8 @@ from pilliond.settings.secret_file import credential
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
 _LISTS: Final = (("data", "listen"), ("admin", "listen"))
 """Settings whose variable holds a list separated by commas."""
+_OWN_SECTIONS: Final = ("limits", "engine", "versions", "staging", "shadow", "auto_rollback")
+"""Sections that an entry of `[[policies]]` may have too, for that policy."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +44,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     path: str = "/var/lib/pillion/store"
     policy: str = ""
-    """`NAME`, `NAME@1.2.3`, `NAME@>=1.2,<2` or `NAME@ALIAS`. Empty: the only policy in the store."""
+    """`NAME`, `NAME@1.2.3`, `NAME@>=1.2,<2` or `NAME@ALIAS`. Empty: `[[policies]]`, else the only policy in the store."""
 
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,9 +122,8 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"busy_poll_us: expected 0 to 1000000, got {self.busy_poll_us}")
         if not 1 <= self.switch_interval_us <= 1_000_000:
             raise ValueError(f"switch_interval_us: expected 1 to 1000000, got {self.switch_interval_us}")
-        usable = os.sched_getaffinity(0)
-        if self.cpus and not cpu_numbers(self.cpus) <= usable:
-            raise ValueError(f"cpus: expected some of {_as_list(usable)}, got {self.cpus!r}")
+        if self.cpus:
+            check_cpus("cpus", self.cpus)
 
 
 class VersionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -210,12 +221,40 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether every batch runs in one shape, so that the rest of the batch cannot change an answer."""
     strict_rows: int = 1
     """The rows of that shape; a larger batch takes several runs."""
+    placement: Literal["auto", "inline", "worker"] = "auto"
+    """Where the engine runs. `auto`: inside the serving process if its graph is bounded and fast, else in a worker."""
+    inline_us_max: float = 200.0
+    """The p99 of every bucket, in µs, below which `auto` calls an engine fast."""
+    depth: int = 1
+    """Batches that a worker has at once. 2 lets copying and computing overlap, where a device does the computing."""
+    spin_us: int = 0
+    """How long a worker polls for the next batch before it sleeps. Use it on a core that the worker has to itself."""
+    worker_cpus: str = ""
+    """The CPUs that workers run on, such as `3` or `2,4-6`. Empty: those of the daemon."""
+    worker_memory_mb_max: int = 8_192
+    """Address space of a worker: what needs more fails, in that worker alone."""
+    hang_ms_min: int = 1_000
+    """A worker hangs when a batch takes this long and twenty times as long as its slowest ones; then it is replaced."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.depth <= WORKER_DEPTH_MAX:
+            raise ValueError(f"depth: expected 1 to {WORKER_DEPTH_MAX}, got {self.depth}")
+        if not 0 <= self.spin_us <= 1_000_000:
+            raise ValueError(f"spin_us: expected 0 to 1000000, got {self.spin_us}")
+        if self.worker_memory_mb_max < 256:
+            raise ValueError(f"worker_memory_mb_max: expected at least 256, got {self.worker_memory_mb_max}")
+        if not 10 <= self.hang_ms_min <= 600_000:
+            raise ValueError(f"hang_ms_min: expected 10 to 600000, got {self.hang_ms_min}")
+        if self.worker_cpus:
+            check_cpus("worker_cpus", self.worker_cpus)
         if not 1 <= self.threads <= 256:
             raise ValueError(f"threads: expected 1 to 256, got {self.threads}")
         if not 1 <= self.strict_rows <= 4_096:
             raise ValueError(f"strict_rows: expected 1 to 4096, got {self.strict_rows}")
+        if not 0 < self.inline_us_max <= INLINE_US_HARD_MAX:
+            raise ValueError(
+                f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"
+            )
 
     @property
     def one_shape_rows(self) -> int:
@@ -228,6 +267,19 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
+
+
+class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of several policies: an entry of `[[policies]]`. A key that its sections leave out is as in the daemon's section."""
+
+    policy: str
+    """As `store.policy`; two entries may not name the same policy."""
+    limits: PolicyLimits = PolicyLimits()
+    engine: EngineSettings = EngineSettings()
+    versions: VersionSettings = VersionSettings()
+    staging: StagingSettings = StagingSettings()
+    shadow: ShadowSettings = ShadowSettings()
+    auto_rollback: AutoRollbackSettings = AutoRollbackSettings()
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,6 +297,22 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     auto_rollback: AutoRollbackSettings = AutoRollbackSettings()
     limits: ServingLimits = ServingLimits()
     log: LogSettings = LogSettings()
+    policies: list[PolicySettings] = []
+    """The policies to serve, the default one first. Empty: only `store.policy`."""
+
+    def served(self) -> list[Settings]:
+        """Returns for each policy to serve, the default one first, the settings of a daemon that serves only that one."""
+        return [self._of(policy) for policy in self.policies] or [self]
+
+    def _of(self, policy: PolicySettings) -> Settings:
+        own = {section: getattr(policy, section) for section in _OWN_SECTIONS if section != "limits"}
+        return msgspec.structs.replace(
+            self,
+            **own,
+            store=msgspec.structs.replace(self.store, policy=policy.policy),
+            limits=msgspec.structs.replace(self.limits, **msgspec.structs.asdict(policy.limits)),
+            policies=[],
+        )
 
     def data_addresses(self) -> list[str]:
         """Returns the addresses to listen at, checked; raises `SettingsError`."""
@@ -254,26 +322,101 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return addresses
 
 
-def load_settings(
-    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]
-) -> Settings:
+def load_settings(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
     """Returns the effective settings; raises `SettingsError`, which begins with the path of the wrong setting."""
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, Any] = {}
+    policies: list[Any] = []
     for layer in (_read_file(file), _from_environment(environment), flags):
         for section, values in layer.items():
+            if section == "policies":
+                continue
             if not isinstance(values, Mapping):
                 raise SettingsError(f"{section}: expected a section, got {values!r}")
             merged.setdefault(section, {}).update(values)
+        policies = _policies_with(layer, policies, merged)
+    # Last, so that an error in a section is reported there, and not in an entry that takes its keys over.
+    merged["policies"] = [_completed(entry, merged) for entry in policies]
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_with_path(error)) from None
+    _check_policies(settings.policies)
     settings.data_addresses()
     settings.data.group_id()
     settings = msgspec.structs.replace(settings, admin=settings.admin.with_credentials(environment))
     settings.admin.addresses()
     settings.admin.group_id()
     return settings
+
+
+def check_memory(settings: Settings, rows_bytes: Iterable[int]) -> None:
+    """Checks the sum of what several policies may take, given the bytes of a row of each; raises `SettingsError`."""
+    served = settings.served()
+    sums = [
+        policy_mb(own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb)
+        for own, row_bytes in zip(served, rows_bytes, strict=True)
+    ]
+    if len(served) > 1 and sum(sums) > settings.limits.policies_mb_max:
+        parts = ", ".join(f"{own.store.policy} {mb}" for own, mb in zip(served, sums, strict=True))
+        raise SettingsError(
+            f"limits.policies_mb_max: expected at least {sum(sums)}, which the policies may take by their limits ({parts}), "
+            f"got {settings.limits.policies_mb_max}"
+        )
+
+
+def _policies_with(layer: Mapping[str, Any], below: list[Any], merged: dict[str, Any]) -> list[Any]:
+    """Returns the entries of `[[policies]]` once `layer` lies over those `below`.
+
+    A layer that names one policy (`store.policy`) or several (`[[policies]]`) replaces whatever the layers below it name.
+    """
+    several, is_one = layer.get("policies", []), bool(layer.get("store", {}).get("policy"))
+    if not isinstance(several, list):
+        raise SettingsError(f"policies: expected entries [[policies]], got {several!r}")
+    if several and is_one:
+        raise SettingsError("store.policy: expected either this or [[policies]], got both")
+    if several:
+        merged.setdefault("store", {}).pop("policy", None)
+        return several
+    return [] if is_one else below
+
+
+def _completed(entry: Any, sections: Mapping[str, Any]) -> Any:
+    """Returns an entry of `[[policies]]` with the keys of the daemon's sections that its own sections leave out."""
+    if not isinstance(entry, Mapping):
+        return entry
+    completed = dict(entry)
+    for section in _OWN_SECTIONS:
+        own = entry.get(section, {})
+        if isinstance(own, Mapping):
+            below = sections.get(section, {})
+            if section == "limits":
+                below = {key: value for key, value in below.items() if key in PolicyLimits.__struct_fields__}
+            completed[section] = {**below, **own}
+    return completed
+
+
+def _check_policies(policies: list[PolicySettings]) -> None:
+    """Raises `SettingsError` if there are too many, or if one has no valid name or that of another."""
+    if len(policies) > POLICIES_MAX:
+        raise SettingsError(f"policies: expected at most {POLICIES_MAX}, got {len(policies)}")
+    names: list[str] = []
+    for index, entry in enumerate(policies):
+        try:
+            name = parse_reference(entry.policy).policy
+        except ArtifactError as error:
+            raise SettingsError(f"policies[{index}].policy: {error}") from None
+        if name in names:
+            raise SettingsError(
+                f"policies[{index}].policy: expected each policy once, got {name} here and in policies[{names.index(name)}]"
+            )
+        names.append(name)
+
+
+def check_cpus(name: str, text: str) -> None:
+    """Raises `ValueError` unless the list names CPUs that this process may use."""
+    usable = os.sched_getaffinity(0)
+    if not cpu_numbers(text) <= usable:
+        raise ValueError(f"{name}: expected some of {_as_list(usable)}, got {text!r}")
 
 
 def cpu_numbers(text: str) -> set[int]:

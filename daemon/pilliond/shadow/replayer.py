@@ -105,7 +105,9 @@ class Replayer:
         drawn = np.repeat([act.is_drawn for act in batch.acts], [act.rows for act in batch.acts])[runnable]
         if drawn.any():
             chosen = np.flatnonzero(drawn)
-            version.resample(chosen, batch.seeds[runnable][chosen], batch.steps[runnable][chosen])
+            version.resample(
+                version.engine.memories[0], chosen, batch.seeds[runnable][chosen], batch.steps[runnable][chosen]
+            )
         self._observe(time.monotonic_ns() - began_ns, time.process_time_ns() - began_cpu_ns)
 
     def _observe(self, wall_ns: int, cpu_ns: int) -> None:

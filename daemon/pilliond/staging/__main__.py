@@ -1,7 +1,7 @@
 """The staging process: tries a version apart from the live one, at a low priority, and passes on its sealed memory.
 
 The control process starts it as `python -m pilliond.staging DESCRIPTOR`, one for each version. It verifies and loads the version,
-warms every bucket, runs the golden pairs and measures the batch certificate. A version that fails, fails here.
+warms every bucket, runs the golden pairs, measures the batch certificate and the service times, and decides where it runs. A version that fails, fails here.
 """
 
 from __future__ import annotations
@@ -53,12 +53,15 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     from pillion_artifacts import Resolved, Store
     from pillion_artifacts.card.golden_pairs import decode_golden
     from pilliond.engine.certifier import certify
+    from pilliond.engine.stopwatch import clock_for, measure
     from pilliond.errors import BadPolicyError
     from pilliond.ipc import staging_channel
+    from pilliond.ipc.placement import ServiceTime
     from pilliond.ipc.sealed_version import seal
     from pilliond.ipc.staging_channel import Staged, StageStep, StagingStep
     from pilliond.staging.preflight import admit
     from pilliond.versions.loader import build_version, read_descriptor
+    from pilliond.versions.placement import decide
 
     def report(step: StagingStep) -> None:
         staging_channel.send(end, StageStep(step))
@@ -76,7 +79,12 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     certificate = certify(version.engine, version.spec, artifact.card.state, observations, request.rows_max)
     if shortfall := certificate.shortfall(request.certificate):
         raise BadPolicyError(shortfall)
-    return Staged(artifact.card, signed_by, certificate), sealed.descriptors()
+    measured = measure(version.engine, clock_for(request.engine.threads))
+    service_us = [ServiceTime(rows, p50_ns / 1e3, p99_ns / 1e3) for rows, (p50_ns, p99_ns) in measured.items()]
+    p99_us = {each.rows: each.p99_us for each in service_us}
+    placement = decide(request.engine.placement, sealed.unbounded, p99_us, request.engine.inline_us_max)
+    staged = Staged(artifact.card, signed_by, certificate, sealed.unbounded, placement, service_us)
+    return staged, sealed.descriptors()
 
 
 if __name__ == "__main__":

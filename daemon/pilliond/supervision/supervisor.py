@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import subprocess
 import sys
@@ -18,32 +17,25 @@ from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, Servin
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
-    Beside,
     Drain,
-    EndShadow,
     Event,
     Failed,
     Held,
-    Hold,
     ListSessions,
-    Load,
     Loaded,
     LoadFailed,
+    NeedWorker,
     Ready,
-    Route,
     Routed,
     SessionList,
-    Shadow,
     Shadowed,
     StartupConfig,
-    Switch,
     Switched,
-    Unload,
     Unloaded,
-    Warm,
     Warmed,
+    WorkerReady,
 )
-from pilliond.ipc.metrics_page import MetricsPage, Phase, make_page
+from pilliond.ipc.metrics_page import POLICY_CELLS, MetricsPage, Phase, make_page
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import (
     DRAIN_S_MAX,
@@ -54,11 +46,12 @@ from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.addresses import SocketFile, clear_socket_path, socket_path
 from pilliond.settings.schema import Settings
+from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.progress_watch import is_late
 from pilliond.supervision.restart_policy import RestartPolicy
 from pilliond.supervision.serving_state import ServingState, in_words, serving_state
 from pilliond.supervision.version_table import VersionTable
-from pilliond.traffic_split import Arm
+from pilliond.supervision.worker_pool import WorkerPool
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
 _ENDED: Final = "the serving process ended meanwhile"
@@ -75,15 +68,23 @@ class StartRefusedError(DaemonError):
 
 
 class Supervisor:
-    """Owns the serving process, the metrics page and the sealed versions that the process has.
+    """Owns the serving process, the metrics page and the channels of the policies, with the sealed versions.
 
-    Rule: there is one serving process at a time, and each start has a greater epoch than the last. It starts with the stable
-    version, the arms and the held versions; after `RESTARTS_WITH_ALL_MAX` failed starts, with the stable version alone.
-    `RestartPolicy` decides whether and when.
+    `stables` has the stable version of each policy, in the order of `settings.served()`.
+
+    Rule: there is one serving process at a time, and each start has a greater epoch than the last. For each policy it starts
+    with the stable version, the arms and the held versions; after `RESTARTS_WITH_ALL_MAX` failed starts, with the stable
+    versions alone. `RestartPolicy` decides whether and when.
     """
 
-    def __init__(self, settings: Settings, stable: SealedVersion, spawner: Spawner, log: FilteringBoundLogger) -> None:
-        self.version_table = VersionTable(stable)
+    def __init__(
+        self, settings: Settings, stables: Sequence[SealedVersion], spawner: Spawner, log: FilteringBoundLogger
+    ) -> None:
+        self.policies = {
+            stable.policy: PolicyChannel(self, own, VersionTable(stable, number), POLICY_CELLS[number])
+            for number, (own, stable) in enumerate(zip(settings.served(), stables, strict=True))
+        }
+        """By name, the default policy first."""
         self.starts = 0
         self.restarts = RestartPolicy(settings.serving.restarts_max, settings.serving.restarts_window_s)
         self.ready: Ready | None = None
@@ -94,18 +95,25 @@ class Supervisor:
         self.page = MetricsPage(self._page_descriptor)
         self._pending: dict[type[Answer], tuple[bytes, asyncio.Future[Any]]] = {}
         """Requests without an answer yet: by the kind of report, the digest asked about and the future of the answer."""
-        self.on_serving: Callable[[], None] = _nothing
-        """Called each time a serving process becomes ready."""
+        self._turns: dict[type[Answer], asyncio.Lock] = {}
+        """Requests of several policies for one kind of report wait for each other."""
         self._epoch = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
         self._stopping: str | None = None
         self._socket_files: list[SocketFile] = []
+        self.workers = WorkerPool(spawner, self.tell, log)
+        self.loading: dict[bytes, SealedVersion] = {}
+        """The versions that the serving process was asked to load, until it has."""
 
     @property
-    def stable(self) -> SealedVersion:
-        """The version that new episodes lease."""
-        return self.version_table.stable
+    def default(self) -> PolicyChannel:
+        """The policy of a session that names none."""
+        return next(iter(self.policies.values()))
+
+    def versions(self) -> list[SealedVersion]:
+        """Returns the loaded versions of all policies."""
+        return [version for policy in self.policies.values() for version in policy.version_table]
 
     @property
     def phase(self) -> Phase:
@@ -144,11 +152,6 @@ class Supervisor:
         """How long the serving process polls without sleeping."""
         return self._settings.serving.busy_poll_us
 
-    @property
-    def rows_max(self) -> int:
-        """Most rows in one act."""
-        return self._settings.limits.rows_max
-
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
         """Keeps a serving process up until `stop`; raises `DaemonError` if it does not stay up."""
         while self._stopping is None:
@@ -165,7 +168,7 @@ class Supervisor:
                 code = await self._reap()
             if self._stopping is not None:
                 return
-            if self.starts == 1 and not was_ready and not self.version_table.beside():
+            if self.starts == 1 and not was_ready and not self._beside():
                 raise ServingDiedError(f"the serving process ended with {code} before it was ready")
             await self._pause(code)
 
@@ -202,61 +205,9 @@ class Supervisor:
         if self._process is not None:
             asyncio.get_running_loop().call_later(DRAIN_S_MAX, self._kill, "it did not drain in time")
 
-    async def load(self, version: SealedVersion) -> Loaded:
-        """Loads a staged version beside the live one. Takes it over if it loads; raises `SwitchError`."""
-        self._check_is_ready()
-        version.metrics_index = self.version_table.free_metrics_index()
-        self.page.clear(version.metrics_index)
-        loaded = await self._ask(Load(version.request()), Loaded, version.key, [version.model_descriptor])
-        self.version_table.add(version)
-        return loaded
-
-    async def switch(self, version: SealedVersion) -> Switched:
-        """Makes a loaded version the one that new episodes lease; raises `SwitchError`."""
-        self._check_is_ready()
-        return await self._ask(Switch(version.key), Switched, version.key)
-
-    async def route(self, arms: list[Arm]) -> None:
-        """Splits new episodes among loaded versions; raises `SwitchError`."""
-        self._check_is_ready()
-        digest = self.stable.key
-        await self._ask(Route(digest, arms), Routed, digest)
-
-    async def hold(self, digests: set[bytes]) -> None:
-        """Holds these loaded versions for evaluations, and no others; raises `SwitchError`. One call at a time."""
-        self._check_is_ready()
-        await self._ask(Hold(sorted(digests)), Held, b"held")
-
-    async def warm(self, version: SealedVersion) -> Warmed:
-        """Runs every bucket of a loaded version once; raises `SwitchError`."""
-        self._check_is_ready()
-        return await self._ask(Warm(version.key), Warmed, version.key)
-
     async def sessions(self, after: int) -> SessionList:
-        """Returns some sessions that were opened after session number `after`; raises `SwitchError`. One call at a time."""
-        self._check_is_ready()
-        return await self._ask(ListSessions(after), SessionList, b"sessions")
-
-    async def shadow(self, page_descriptor: int) -> None:
-        """Begins to copy the stable version's batches into a shadow's page; raises `SwitchError`."""
-        self._check_is_ready()
-        await self._ask(Shadow(self.stable.key), Shadowed, b"shadowed", [page_descriptor])
-
-    def send_shadow(self, page_descriptor: int) -> None:
-        """Does the same without waiting for the answer; raises `OSError`."""
-        channel.send(self._end, Shadow(self.stable.key), [page_descriptor])
-
-    def end_shadow(self) -> None:
-        """Ends the copying."""
-        # If the serving process just died, it copies nothing. If it does not read, it fills the ring, which is not emptied, and stops.
-        with contextlib.suppress(OSError):
-            if self._end is not None:
-                channel.send(self._end, EndShadow())
-
-    def unload(self, version: SealedVersion) -> None:
-        """Unloads a version that is not in use."""
-        if self._end is not None:
-            channel.send(self._end, Unload(version.key))
+        """Returns some sessions that were opened after session number `after`; raises `SwitchError`."""
+        return await self.ask(ListSessions(after), SessionList, b"sessions")
 
     def close(self) -> None:
         """Releases the page, the sealed versions and the socket files."""
@@ -264,19 +215,35 @@ class Supervisor:
             file.remove()
         self.page.close()
         os.close(self._page_descriptor)
-        self.version_table.close()
+        for policy in self.policies.values():
+            policy.version_table.close()
 
-    def _check_is_ready(self) -> None:
+    def check_is_ready(self) -> None:
+        """Raises `NotReadyError` if there is no serving process that answers control messages."""
         if self._end is None and self.phase is Phase.READY:
             raise NotReadyError(_ENDED)
         if not self.is_ready:
             raise NotReadyError(f"the serving process is {self.phase.name.lower()}, not ready")
 
-    async def _ask(
+    def tell(self, message: channel.ControlMessage, descriptors: Sequence[int] = ()) -> None:
+        """Sends a control message that needs no answer, if there is a serving process; raises `OSError`."""
+        if self._end is not None:
+            channel.send(self._end, message, descriptors)
+
+    async def ask(
         self, message: channel.ControlMessage, kind: type[R], digest: bytes, descriptors: Sequence[int] = ()
     ) -> R:
-        """Sends a control message and waits for the report that answers it. One message per kind of report at a time."""
-        assert kind not in self._pending
+        """Sends a control message and waits for the report that answers it; raises `SwitchError`.
+
+        One message per kind of report is under way at a time: those of other policies wait for their turn.
+        """
+        async with self._turns.setdefault(kind, asyncio.Lock()):
+            self.check_is_ready()
+            return await self._ask(message, kind, digest, descriptors)
+
+    async def _ask(
+        self, message: channel.ControlMessage, kind: type[R], digest: bytes, descriptors: Sequence[int]
+    ) -> R:
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._pending[kind] = (digest, answer)
         try:
@@ -306,16 +273,17 @@ class Supervisor:
         for path in self._socket_paths():
             clear_socket_path(path, self._settings.data.group_id())
         self.page.cells[metrics_page.PHASE] = Phase.STARTING
-        if alone and self.version_table.beside():
-            self._log.error("versions_left_out", policies=[str(version) for version in self.version_table.beside()])
-        self.version_table.restart(alone)
-        for version in self.version_table:
+        if alone and self._beside():
+            self._log.error("versions_left_out", policies=[str(version) for version in self._beside()])
+        for policy in self.policies.values():
+            policy.version_table.restart(alone)
+        for version in self.versions():
             self.page.clear(version.metrics_index)
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
         self._end, serving_end = channel.make_channel()
         with serving_end:
-            sealed = [each for version in self.version_table for each in version.descriptors()]
+            sealed = [each for version in self.versions() for each in version.descriptors()]
             descriptors = (serving_end.fileno(), self._page_descriptor, *sealed)
             self._process = self._spawner.spawn(
                 [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno()), str(os.getpid())],
@@ -330,28 +298,25 @@ class Supervisor:
         return [path for path in paths if path is not None]
 
     def _startup_config(self) -> StartupConfig:
-        stable = self.stable
         return StartupConfig(
             epoch=self._epoch,
             listen=self._settings.data_addresses(),
-            version=stable.request(),
-            model_descriptor=stable.model_descriptor,
-            golden_descriptor=stable.golden_descriptor,
+            policies=[policy.config() for policy in self.policies.values()],
             page_descriptor=self._page_descriptor,
-            engine=self._settings.engine,
-            limits=self._settings.limits,
             serving=self._settings.serving,
-            residency=self._settings.versions,
-            watch_s=self._settings.auto_rollback.watch_s,
-            certificate=self._settings.staging.certificate,
+            sessions_max=self._settings.limits.sessions_max,
             group=self._settings.data.group_id(),
-            beside=[
-                Beside(version.request(), version.model_descriptor, version.golden_descriptor)
-                for version in self.version_table.beside()
-            ],
-            arms=self.version_table.arms,
-            held=sorted(self.version_table.held),
         )
+
+    def _beside(self) -> list[SealedVersion]:
+        """Returns the versions of all policies that a new serving process starts with beside the stable ones."""
+        return [version for policy in self.policies.values() for version in policy.version_table.beside()]
+
+    def _table_of(self, digest: bytes) -> VersionTable:
+        """Returns the table of the policy that has a version loaded. A digest is that of one policy only."""
+        tables = [policy.version_table for policy in self.policies.values()]
+        (table,) = [table for table in tables if table.find(digest) is not None]
+        return table
 
     async def _watch(self, on_ready: Callable[[Ready], None]) -> bool:
         """Reads the reports of the serving process until it ends; returns whether it was ever ready."""
@@ -365,52 +330,79 @@ class Supervisor:
                         was_ready = True
                         self.restarts.became_ready(time.monotonic_ns())
                         self.ready = report
-                        self.version_table.certify(report.certificates)
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
-                        self._refuse(report.refused)
+                        self._note_ready(report)
                         on_ready(report)
-                        self.on_serving()
+                        self._resume_shadows()
                     case Failed():
                         raise StartRefusedError(report.message, report.exit_code)
-                    case Loaded() | Warmed() | SessionList():
+                    case NeedWorker() | WorkerReady() | Loaded():
+                        self._note_worker(report)
+                    case Warmed() | SessionList():
                         self._answer(report)
                     case LoadFailed():
                         self._fail(report.digest, SwitchError(report.message))
-                    case Switched():
-                        self.version_table.switch(report.digest)
-                        self._answer(report)
-                    case Routed():
-                        self.version_table.arms = report.arms
-                        self._answer(report)
+                    case Switched() | Routed():
+                        self._note_route(report)
                     case Held():
                         self._note_held(report)
                     case Shadowed():
                         self._note_shadowed(report)
                     case Unloaded():
-                        self._log_unloaded(report)
-                        self.version_table.remove(report.digest)
+                        self._note_unloaded(report)
                     case Event():
                         self._log.warning(report.name, **report.fields)
         finally:
             timer.cancel()
         return was_ready
 
+    def _note_route(self, report: Switched | Routed) -> None:
+        table = self._table_of(report.digest)
+        if isinstance(report, Switched):
+            table.switch(report.digest)
+        else:
+            table.arms = report.arms
+        self._answer(report)
+
+    def _note_worker(self, report: NeedWorker | WorkerReady | Loaded) -> None:
+        match report:
+            case NeedWorker():
+                self._need_worker(report)
+            case WorkerReady():
+                self.workers.ready(report)
+            case Loaded():
+                self.workers.loaded(report.digest)
+                self._answer(report)
+
+    def _need_worker(self, report: NeedWorker) -> None:
+        version = self.loading.get(report.digest) or self._table_of(report.digest).find(report.digest)
+        assert version is not None
+        self.workers.need(report, version, self.policies[version.policy].settings.engine)
+
     def _note_held(self, report: Held) -> None:
         if report.error:
             self._fail(report.digest, SwitchError(report.error))
             return
-        self.version_table.held = set(report.digests)
+        self.policies[report.policy].version_table.held = set(report.digests)
         self._answer(report)
 
     def _start_s_max(self) -> float:
-        return START_S_MAX * (1 + len(self.version_table.beside()))
+        return START_S_MAX * (len(self.policies) + len(self._beside()))
 
-    def _refuse(self, refused: Sequence[LoadFailed]) -> None:
-        """Releases the versions that the serving process could not load at its start."""
-        for failed in refused:
-            version = self.version_table.find(failed.digest)
-            self._log.error("version_not_resumed", policy=str(version), error=failed.message)
-            self.version_table.refuse(failed.digest)
+    def _resume_shadows(self) -> None:
+        for policy in self.policies.values():
+            policy.on_serving()
+
+    def _note_ready(self, report: Ready) -> None:
+        """Notes the certificates, and releases the versions that the serving process could not load at its start."""
+        for policy in self.policies.values():
+            policy.version_table.certify(report.certificates, report.placements)
+        for digest in report.placements:
+            self.workers.loaded(digest)
+        for failed in report.refused:
+            table = self._table_of(failed.digest)
+            self._log.error("version_not_resumed", policy=str(table.find(failed.digest)), error=failed.message)
+            table.refuse(failed.digest)
 
     def _note_shadowed(self, report: Shadowed) -> None:
         if not report.error:
@@ -420,10 +412,12 @@ class Supervisor:
         else:
             self._log.error("shadow_gets_nothing", error=report.error)
 
-    def _log_unloaded(self, report: Unloaded) -> None:
-        version = self.version_table.find(report.digest)
-        if version is not None:
-            self._log.info("version_unloaded", version=str(version), digest=version.digest, leases=report.leases)
+    def _note_unloaded(self, report: Unloaded) -> None:
+        table = self._table_of(report.digest)
+        version, digest = table.find(report.digest), f"sha256:{report.digest.hex()}"
+        self._log.info("version_unloaded", version=str(version), digest=digest, leases=report.leases)
+        table.remove(report.digest)
+        self.workers.end(report.digest)
 
     async def _next_report(self) -> channel.Report | None:
         try:
@@ -436,6 +430,7 @@ class Supervisor:
         """Waits until the serving process has ended; returns its exit code."""
         assert self._process is not None
         self._fail(None, SwitchError(_ENDED))
+        self.workers.close()
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)
@@ -451,7 +446,3 @@ class Supervisor:
         if self._process is not None:
             self._log.error("serving_killed", reason=why)
             self._process.kill()
-
-
-def _nothing() -> None:
-    pass

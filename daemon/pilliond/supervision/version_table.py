@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pillion_artifacts import Resolved
 from pilliond.errors import SwitchError
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.placement import Placement
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.limits import VERSION_CELLS_MAX
+from pilliond.limits import VERSION_CELLS_PER_POLICY
 from pilliond.traffic_split import Arm
 
 
@@ -23,16 +24,23 @@ def resolved(version: SealedVersion) -> Resolved:
 
 
 class VersionTable:
-    """Owns the sealed versions that are loaded; `close` releases them. It mirrors `core.residency` in the serving process."""
+    """The loaded versions of one policy, in the order of loading. Owns them; `close` releases them.
 
-    def __init__(self, stable: SealedVersion) -> None:
+    It mirrors `core.residency` in the serving process. `number` is the place of the policy in the settings, from 0 on: no other
+    policy has the metrics indices of its versions.
+    """
+
+    def __init__(self, stable: SealedVersion, number: int = 0) -> None:
         self.stable = stable
         self.previous: SealedVersion | None = None
         self.arms: list[Arm] = []
         """The arms of the route; the stable version gets the new episodes that they leave."""
         self.held: set[bytes] = set()
         """Digests of the versions that have an evaluation hold."""
-        stable.metrics_index = 1
+        first = number * VERSION_CELLS_PER_POLICY
+        # The first index is that of acts that several versions ran.
+        self._indices = range(first + 1, first + VERSION_CELLS_PER_POLICY)
+        stable.metrics_index = self._indices[0]
         self._versions = {stable.key: stable}
 
     def __iter__(self) -> Iterator[SealedVersion]:
@@ -45,9 +53,9 @@ class VersionTable:
     def free_metrics_index(self) -> int:
         """Returns a metrics index that no version has; raises `SwitchError` if there is none."""
         taken = {version.metrics_index for version in self}
-        free = next((index for index in range(1, VERSION_CELLS_MAX) if index not in taken), None)
+        free = next((index for index in self._indices if index not in taken), None)
         if free is None:
-            raise SwitchError(f"too many versions are loaded: expected at most {VERSION_CELLS_MAX - 1}")
+            raise SwitchError(f"too many versions are loaded: expected at most {len(self._indices)}")
         return free
 
     def add(self, version: SealedVersion) -> None:
@@ -87,16 +95,22 @@ class VersionTable:
             if version not in kept:
                 self.remove(version.key)
 
-    def certify(self, certificates: Mapping[bytes, Certificate]) -> None:
-        """Notes the batch certificates that a new serving process measured."""
-        for digest, certificate in certificates.items():
-            self._versions[digest].certificate = certificate
+    def certify(self, certificates: Mapping[bytes, Certificate], placements: Mapping[bytes, Placement]) -> None:
+        """Notes the batch certificates that a new serving process measured, and where its versions run."""
+        for version in self:
+            version.certificate = certificates.get(version.key, version.certificate)
+            version.placement = placements.get(version.key, version.placement)
 
     def refuse(self, digest: bytes) -> None:
         """Releases a version that a new serving process could not load."""
         self.arms = [arm for arm in self.arms if arm.digest != digest]
         self.held.discard(digest)
         self.remove(digest)
+
+    @property
+    def mixed_index(self) -> int:
+        """The metrics index of acts that several versions of the policy ran."""
+        return self._indices[0] - 1
 
     def close(self) -> None:
         """Releases every version."""

@@ -12,7 +12,7 @@ from typing import ClassVar, Final, cast
 from pillion_protocol import Error, ErrorCode, RemoteProtocolError, encode
 from pillion_protocol.lane import Frame, pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX, TENSOR_BYTES_MAX
-from pillion_protocol.steps import ACT_STEP_BYTES, Packed
+from pillion_protocol.steps import ACT_STEP_BYTES, TIMED_ACT_STEP_BYTES, Packed
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES
@@ -28,6 +28,7 @@ _DO_NOT_WAIT: Final = socket.MSG_DONTWAIT
 _SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _NOTHING_PENDING: Final[Events] = []
 _OK: Final = Sent.OK
+_ACT_STEPS_BYTES: Final = (ACT_STEP_BYTES, TIMED_ACT_STEP_BYTES)
 _TOO_LARGE: Final = RemoteProtocolError(
     ErrorCode.TOO_LARGE, "the packet is too large for the lane", f"at most {PACKET_BYTES_MAX} bytes", "more"
 )
@@ -50,7 +51,10 @@ _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 class LaneConnection:
     """One client's connection, and the peer of its messages. Owns its socket."""
 
-    __slots__ = ("_lane", "_receive_into", "_usual", "_usual_bytes", "descriptor", "row_bytes", "send", "socket")
+    __slots__ = (
+        "_lane", "_receive_into", "_usual", "_usual_bytes", "_usual_head_bytes", "descriptor", "row_bytes", "send",
+        "socket",
+    )  # fmt: skip
 
     bursts: ClassVar[bool] = False
     tensor_bytes_max: ClassVar[int] = TENSOR_BYTES_MAX
@@ -68,8 +72,10 @@ class LaneConnection:
         """As `Connection.expect`."""
         self.row_bytes = row_bytes
         self._usual: Incoming | None = None
-        """The frames of an act in a packet of `_usual_bytes`. They are cut once: each act of a group has the same form."""
+        """The frames of an act in a packet of `_usual_bytes`, with a head of `_usual_head_bytes`. They are cut once: each
+        act of a group has the same form."""
         self._usual_bytes = 0
+        self._usual_head_bytes = 0
 
     def receive(self) -> Incoming | None:
         lane = self._lane
@@ -84,8 +90,7 @@ class LaneConnection:
             lane.drop(self)
             return None
         buffer = lane.buffer
-        is_act_step = buffer[0] == ACT_STEP_BYTES and not buffer[1]
-        if is_act_step and size == self._usual_bytes:
+        if buffer[0] == self._usual_head_bytes and not buffer[1] and size == self._usual_bytes:
             return self._usual
         if size > PACKET_BYTES_MAX:
             return (self, _TOO_LARGE)
@@ -94,8 +99,8 @@ class LaneConnection:
         except RemoteProtocolError as error:
             return (self, error)
         message: Incoming = (self, frames[0], *frames[1:])
-        if is_act_step:
-            self._usual, self._usual_bytes = message, size
+        if len(frames[0]) in _ACT_STEPS_BYTES:
+            self._usual, self._usual_bytes, self._usual_head_bytes = message, size, buffer[0]
         return message
 
 

@@ -1,7 +1,7 @@
 """Slots on the daemon's side: shared memory that a client of the lane writes its observations into.
 
-The client can write at any moment, so nothing here trusts what it reads a second time: lengths and offsets are the
-daemon's own, and the generation is checked again after the rows were read.
+The client can write at any moment. So an engine never reads a slot: the rows are copied once, lengths and offsets are
+the daemon's own, and the generation is checked again after the copy.
 """
 
 from __future__ import annotations
@@ -9,13 +9,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from pillion_protocol.slots import SLOTS, SlotLayout, read_generation
-from pilliond.engine.interface import Array
 
 if TYPE_CHECKING:
     from pilliond.versions.loaded_version import Version
@@ -24,21 +20,14 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Slot:
-    """One slot: views of its parts, and the engine bound to it if the engine can read it in place."""
+    """One slot: views of its parts."""
 
-    __slots__ = ("finite_values", "inputs", "observations", "outputs", "run", "view")
+    __slots__ = ("observations", "outputs", "view")
 
-    def __init__(self, view: memoryview, layout: SlotLayout, version: Version, rows: int) -> None:
+    def __init__(self, view: memoryview, layout: SlotLayout) -> None:
         self.view = view
         self.observations = layout.observations(view)
         self.outputs = layout.outputs(view) if layout.outputs_in_slot else []
-        self.inputs: list[Array] = [
-            np.frombuffer(data, tensor.dtype).reshape(rows, *tensor.shape)
-            for data, tensor in zip(self.observations, version.spec.observation, strict=True)
-        ]
-        self.finite_values = version.finite_among(self.inputs)
-        self.run: Callable[[], None] | None = version.engine.bind(self.inputs, rows)
-        """Runs the engine on the rows in this slot; None if they must be copied first."""
 
     def generation(self) -> int:
         """The generation that the client says it has written; 0 while it is writing."""
@@ -51,13 +40,13 @@ class SlotRegion:
 
     __slots__ = ("descriptor", "slots")
 
-    def __init__(self, layout: SlotLayout, version: Version, rows: int) -> None:
+    def __init__(self, layout: SlotLayout) -> None:
         self.descriptor = os.memfd_create("pillion-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.descriptor, layout.region_bytes)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
             mapped = mmap.mmap(self.descriptor, layout.region_bytes)
-            self.slots = [Slot(view, layout, version, rows) for view in layout.slots(memoryview(mapped))]
+            self.slots = [Slot(view, layout) for view in layout.slots(memoryview(mapped))]
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -86,7 +75,7 @@ class SlotGrants:
         if not layout.is_worth_it or self.bytes_granted + layout.region_bytes > self._bytes_max:
             return None
         try:
-            region = SlotRegion(layout, version, rows)
+            region = SlotRegion(layout)
         except OSError:
             # No descriptor or no memory is left. The lane works without slots.
             return None

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import Distribution
 from pillion_artifacts.version_range import VersionRange
-from pillion_protocol import Fallback, Lease, Spec, TensorSpec, encode_spec, spec_hash
+from pillion_protocol import Fallback, Lease, RemoteProtocolError, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
-from pilliond.engine.batch_buffers import BatchViews, Values, finite_values
-from pilliond.engine.interface import Array, EngineError, InlineEngine
+from pilliond.engine.batch_memory import BatchMemory
+from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.placement import Placement
 from pilliond.limits import NEVER_NS, SPEC_BYTES_MAX
 
 ACTION: Final = "action"
@@ -43,7 +44,7 @@ class Version:
         identity: Identity,
         spec: Spec,
         distribution: Distribution,
-        engine: InlineEngine,
+        engine: Engine,
         safe_action: list[float] | None = None,
         metrics_index: int = 0,
     ) -> None:
@@ -55,6 +56,10 @@ class Version:
         """Whether its outputs are checked for NaN and infinity: it is new."""
         self.held = False
         """Whether it is held for an evaluation, so that nothing unloads it."""
+        self.out: RemoteProtocolError | None = None
+        """Why its engine keeps failing, for the acts that are refused for it; None while it serves."""
+        self.placement: Placement | None = None
+        """Where its engine runs, and why."""
         self.model_bytes = 0
         self.certificate: Certificate | None = None
         """How much the rest of a batch changes its answers; None if not measured yet."""
@@ -76,17 +81,13 @@ class Version:
         self.spec_hash = spec_hash(self.spec_bytes)
         self.lease = Lease(identity.version, identity.digest)
         self.engine = engine
+        self.service = engine.service
+        """How long its batches take."""
         self.samplable = distribution.kind != "deterministic"
         self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]
         self.states = engine.states
         self.state_row_bytes = sum(before[0].nbytes for before, _ in engine.states)
         self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
-        self.batch_views = BatchViews(
-            list(zip(engine.input_views, self.observation_bytes, strict=True)),
-            [(engine.outputs[tensor.name].data.cast("B"), tensor.row_bytes) for tensor in spec.outputs],
-        )
-        self.finite_values = self._finite_by_rows()
-        """`finite_values[n]`: the values that must be finite among the first n rows of the engine's inputs."""
         self._distribution = distribution
         self._bounds = self._action_bounds()
         self._check_parameters()
@@ -95,10 +96,7 @@ class Version:
     @property
     def resident_bytes(self) -> int:
         """An estimate of its memory: the model once, and its buffers."""
-        states = [buffer for pair in self.states for buffer in pair]
-        return self.model_bytes + sum(
-            buffer.nbytes for buffer in [*self.engine.inputs, *self.engine.outputs.values(), *states]
-        )
+        return self.model_bytes + sum(memory.nbytes for memory in self.engine.memories)
 
     @property
     def state_owners(self) -> list[Version]:
@@ -116,7 +114,7 @@ class Version:
         left.held = False
         left.leases = 0
         left.states = []
-        del left.engine, left.batch_views, left.finite_values
+        del left.engine
         return left
 
     def suits(self, other: Version, version_range: str, fallback: Fallback) -> bool:
@@ -128,10 +126,6 @@ class Version:
             and _is_in(version_range, self.identity.version)
         )
 
-    def finite_among(self, inputs: list[Array]) -> list[Values]:
-        """The values of `inputs` (shape [rows, …] each) that must be finite; see `batch_buffers.is_finite`."""
-        return finite_values(self.spec.observation, inputs)
-
     def first_states(self, rows: int) -> list[Array]:
         """The recurrent state of `rows` rows at the start of their episodes: zeros, an array per state."""
         return [np.zeros((rows, *before.shape[1:]), before.dtype) for before, _ in self.states]
@@ -140,9 +134,11 @@ class Version:
         """The layout of a slot for `rows` rows."""
         return SlotLayout(self.spec, rows)
 
-    def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
-        """Replaces the deterministic action of the rows `chosen` by a sampled one, in the output buffers."""
-        outputs = self.engine.outputs
+    def resample(
+        self, memory: BatchMemory, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]
+    ) -> None:
+        """Replaces the deterministic action of the rows `chosen` of a batch by a sampled one."""
+        outputs = memory.outputs
         action = outputs[ACTION]
         drawn: NDArray[Any]
         if self._distribution.kind == "categorical":
@@ -171,10 +167,6 @@ class Version:
             case Fallback.LAST if last:
                 return last
         return None
-
-    def _finite_by_rows(self) -> list[list[Values]]:
-        inputs, runs = self.engine.inputs, self.engine.runs
-        return [self.finite_among([array[:rows] for array in inputs]) for rows in range(len(runs))]
 
     def _check_parameters(self) -> None:
         """Raises `EngineError` if the distribution's parameters do not fit the action."""

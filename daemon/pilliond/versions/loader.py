@@ -12,11 +12,11 @@ from typing import ClassVar
 import msgspec
 
 from pillion_protocol import Spec
-from pilliond.engine.interface import EngineError
+from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
 from pilliond.ipc.control_channel import VersionRequest
-from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, ServingLimits
+from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, PolicyLimits
 from pilliond.linux.epoll import DescriptorSet
 from pilliond.linux.stall_probe import StallProbe
 from pilliond.settings.schema import EngineSettings
@@ -33,9 +33,14 @@ def build_version(
     engine.warm_up()
     if golden is not None:
         check_parity(engine, request.spec, request.states, golden, request.tolerance, rows_max)
+    return version_of(request, engine, len(model))
+
+
+def version_of(request: VersionRequest, engine: Engine, model_bytes: int) -> Version:
+    """Returns the version that an engine runs, which is ready; raises `EngineError` if they do not fit."""
     identity = Identity(request.policy, request.version, request.digest)
     version = Version(identity, request.spec, request.distribution, engine, request.safe_action, request.metrics_index)
-    version.model_bytes = len(model)
+    version.model_bytes = model_bytes
     version.certificate = request.certificate
     return version
 
@@ -70,7 +75,7 @@ class VersionLoader:
     def __init__(
         self,
         descriptors: DescriptorSet,
-        limits: ServingLimits,
+        limits: PolicyLimits,
         settings: EngineSettings,
         on_built: Callable[[Built], None],
     ) -> None:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Fallback, Lease
 from pillion_protocol.lane import Frame
-from pilliond.engine.batch_buffers import Values
-from pilliond.engine.interface import Array
+from pilliond.engine.batch_memory import BatchMemory
+from pilliond.engine.interface import Array, Engine
+from pilliond.engine.service_time import ServiceTimes
 from pilliond.versions.loaded_version import Version
 
 MIXED_METRICS_INDEX: Final = 0
@@ -26,7 +27,7 @@ MIXED_METRICS_INDEX: Final = 0
 class VersionPartition:
     """A version, and the rows of an episode group that lease it."""
 
-    __slots__ = ("rows", "states", "version")
+    __slots__ = ("memory", "rows", "states", "version")
 
     def __init__(self, version: Version, row_versions: list[Version]) -> None:
         self.version = version
@@ -36,11 +37,27 @@ class VersionPartition:
         self.states = list(
             zip(version.first_states(len(row_versions)), version.first_states(len(row_versions)), strict=True)
         )
-        """As `InlineEngine.states`, for all rows of the group; only the rows that lease the version are used."""
+        """As `Engine.states`, for all rows of the group; only the rows that lease the version are used."""
+        self.memory = version.engine.memories[0]
+        """The memory of the version's engine that its rows run in, or ran in."""
+
+    def put(self, whole: BatchMemory) -> None:
+        """Copies its rows of the group's batch into `memory`."""
+        count = len(self.rows)
+        for mine, theirs in zip(whole.inputs, self.memory.inputs, strict=True):
+            theirs[:count] = mine[self.rows]
+        for (before, _), (mine, _) in zip(self.memory.states, self.states, strict=True):
+            before[:count] = mine[self.rows]
+
+    def take_states(self) -> None:
+        """Copies the states of its rows out of `memory`."""
+        count = len(self.rows)
+        for (_, after), (_, mine) in zip(self.memory.states, self.states, strict=True):
+            mine[self.rows] = after[:count]
 
 
 class MixedEngine:
-    """Runs every version on its own rows of one buffer, always all `rows` rows."""
+    """Runs every version on its own rows of one memory, always all `rows` rows."""
 
     kind = "mixed"
     strict_rows = 0
@@ -48,43 +65,76 @@ class MixedEngine:
     def __init__(self, parts: list[VersionPartition], rows: int) -> None:
         first = parts[0].version
         self._parts = parts
+        self.parts: tuple[Engine, ...] = tuple(part.version.engine for part in parts)
+        self.is_inline = all(engine.is_inline for engine in self.parts)
         self.inputs: list[Array] = [
             np.zeros((rows, *tensor.shape), dtype=tensor.dtype) for tensor in first.spec.observation
         ]
-        self.input_views = [array.data.cast("B") for array in self.inputs]
-        made = first.engine.outputs
         self.outputs: dict[str, Array] = {
-            tensor.name: np.zeros((rows, *made[tensor.name].shape[1:]), made[tensor.name].dtype)
-            for tensor in first.spec.outputs
+            tensor.name: np.zeros((rows, *tensor.shape), tensor.dtype) for tensor in first.spec.outputs
         }
         self.states: list[tuple[Array, Array]] = [pair for part in parts for pair in part.states]
         self.runs: list[Callable[[], None]] = [self._run] * (rows + 1)
+        self.memories = [BatchMemory(first.spec, self.inputs, self.outputs, self.states)]
+        self.service = ServiceTimes([rows])
 
-    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        """Returns None: the rows must be divided first."""
-        return None
+    @property
+    def is_ready(self) -> bool:
+        """Whether every engine that it needs is ready."""
+        return all(engine.is_ready for engine in self.parts)
+
+    @property
+    def free(self) -> list[BatchMemory]:
+        """Its memory, if every engine that it needs is free."""
+        is_free = self.memories[0].user is None and all(engine.free for engine in self.parts)
+        return self.memories if is_free else []
+
+    def submit(self, memory: BatchMemory, rows: int) -> None:
+        """Starts the engines outside the loop. The others run in `collect`: their memory must not wait for these."""
+        outside = [part for part in self._parts if not part.version.engine.is_inline]
+        memory.user.runs_left = len(outside)
+        for part in outside:
+            engine = part.version.engine
+            part.memory = engine.free[-1]
+            part.memory.user = memory.user
+            part.put(memory)
+        for part in outside:
+            part.version.engine.submit(part.memory, len(part.rows))
+
+    def collect(self, memory: BatchMemory) -> None:
+        """Runs the inline engines, and copies the results of all."""
+        for part in self._parts:
+            if part.version.engine.is_inline:
+                self._run_inline(part, memory)
+            self._take(part)
+
+    def release(self, memory: BatchMemory) -> None:
+        """Releases the memories of the engines outside the loop."""
+        for part in self._parts:
+            if not part.version.engine.is_inline:
+                part.memory.user = None
+                part.version.engine.release(part.memory)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind}
 
-    def _run(self) -> None:
-        for part in self._parts:
-            engine = part.version.engine
-            count = len(part.rows)
-            carried = list(zip(engine.states, part.states, strict=True))
-            for mine, theirs in zip(self.inputs, engine.inputs, strict=True):
-                theirs[:count] = mine[part.rows]
-            for (before, _), (mine, _) in carried:
-                before[:count] = mine[part.rows]
-            engine.runs[count]()
-            for (_, after), (_, mine) in carried:
-                mine[part.rows] = after[:count]
-            self.take(part, np.arange(count))
-
     def take(self, part: VersionPartition, row_indices: NDArray[np.intp]) -> None:
         """Copies the outputs of a part's engine, for these of its rows."""
         for name, output in self.outputs.items():
-            output[part.rows[row_indices]] = part.version.engine.outputs[name][row_indices]
+            output[part.rows[row_indices]] = part.memory.outputs[name][row_indices]
+
+    def _run(self) -> None:
+        for part in self._parts:
+            self._run_inline(part, self.memories[0])
+            self._take(part)
+
+    def _run_inline(self, part: VersionPartition, memory: BatchMemory) -> None:
+        part.put(memory)
+        part.version.engine.runs[len(part.rows)]()
+
+    def _take(self, part: VersionPartition) -> None:
+        part.take_states()
+        self.take(part, np.arange(len(part.rows)))
 
 
 class MixedVersion(Version):
@@ -116,14 +166,16 @@ class MixedVersion(Version):
         """The lease of each part; `row_leases` indexes this list."""
         return [part.version.lease for part in self.parts]
 
-    def resample(self, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]) -> None:
+    def resample(
+        self, memory: BatchMemory, chosen: NDArray[np.intp], seeds: NDArray[np.uint64], steps: NDArray[np.uint64]
+    ) -> None:
         """As `Version.resample`: each version samples for its own rows, which its buffers still hold."""
         for part in self.parts:
             is_of_part = np.zeros(self._rows, bool)
             is_of_part[part.rows] = True
             mine = is_of_part[chosen]
             row_indices = np.searchsorted(part.rows, chosen[mine])
-            part.version.resample(row_indices, seeds[mine], steps[mine])
+            part.version.resample(part.memory, row_indices, seeds[mine], steps[mine])
             self._mixed_engine.take(part, row_indices)
 
     def fallback_tensors(self, fallback: Fallback, rows: int, last: Sequence[Frame]) -> Sequence[Frame] | None:
@@ -135,7 +187,3 @@ class MixedVersion(Version):
         if len(rows_of_outputs) < rows:
             return None
         return [b"".join(row[index] for row in rows_of_outputs) for index in range(len(self.output_bytes))]
-
-    def _finite_by_rows(self) -> list[list[Values]]:
-        # It always runs all of its rows, and a start of an episode makes a new one.
-        return [*([] for _ in range(self._rows)), self.finite_among(self.engine.inputs)]

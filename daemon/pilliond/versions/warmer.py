@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from pilliond.engine.interface import InlineEngine
+from pilliond.engine.interface import Engine
 from pilliond.versions.loaded_version import Version
 
 
 class Warmer:
     """Warms up one version at a time, the largest bucket first, so that the small ones stay in the caches.
 
-    A run uses the engine's own buffers, which are free between two batches.
+    A run uses the engine's own memory, which is free between two batches. An engine outside the loop is given each bucket
+    with `exercise(version, rows)`, which returns False while it is busy.
     """
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    def __init__(self, clock: Callable[[], int], exercise: Callable[[Version, int], bool]) -> None:
         self.version: Version | None = None
         """The version that is being warmed up."""
         self.buckets = 0
         self.longest_ns = 0
         self._clock = clock
-        self._left: list[Callable[[], None]] = []
+        self._exercise = exercise
+        self._left: list[Callable[[], bool | None]] = []
 
     def start(self, version: Version) -> None:
         """Starts a warm-up; ends a running one."""
         self.version = version
-        self._left = distinct_runs(version.engine)
+        if version.engine.is_inline:
+            self._left = [*distinct_runs(version.engine)]
+        else:
+            self._left = [partial(self._exercise, version, rows) for rows in version.engine.service.buckets]
         self.buckets = len(self._left)
         self.longest_ns = 0
 
     def run(self) -> bool:
-        """Runs the next bucket; returns whether it was the last. Raises `EngineError`."""
+        """Runs the next bucket, unless its engine is busy; returns whether it was the last. Raises `EngineError`."""
         began_ns = self._clock()
-        self._left.pop()()
+        if self._left[-1]() is not False:
+            self._left.pop()
         self.longest_ns = max(self.longest_ns, self._clock() - began_ns)
         if not self._left:
             self.version = None
@@ -44,7 +51,7 @@ class Warmer:
         self._left = []
 
 
-def distinct_runs(engine: InlineEngine) -> list[Callable[[], None]]:
+def distinct_runs(engine: Engine) -> list[Callable[[], None]]:
     """One run per bucket, the smallest first: several row counts share a bucket."""
     runs = engine.runs[1:]
     return [run for index, run in enumerate(runs) if index == 0 or run is not runs[index - 1]]

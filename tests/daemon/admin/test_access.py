@@ -24,12 +24,10 @@ from pilliond.admin.http.problems import Problem
 from pilliond.admin.http.refusals import REASONS
 from pilliond.admin.http.scope import Scope
 from pilliond.admin.http.token_file import change_tokens
-from pilliond.control import load_policy
+from pilliond.control import load_policy, rollouts_of
 from pilliond.limits import REFUSALS_BURST_MAX
 from pilliond.linux.service_manager import ServiceManager
 from pilliond.linux.spawner import Spawner
-from pilliond.rollout.evaluation_holds import EvaluationHolds
-from pilliond.rollout.releases import Releases
 from pilliond.settings.schema import load_settings
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
@@ -75,12 +73,11 @@ def endpoints() -> list[Endpoint]:
     settings = load_settings(None, {}, {"store": {"path": str(STORE), "policy": POLICY}})
     log = structlog.get_logger()
     reference, stable = load_policy(settings)
-    supervisor = Supervisor(settings, stable, Spawner(), log)
-    releases = Releases(settings, supervisor, reference, log)
+    supervisor = Supervisor(settings, [stable], Spawner(), log)
     watchdog = Watchdog(supervisor, settings.serving.hang_s_max, ServiceManager({}), log)
-    evaluations = EvaluationHolds(supervisor, releases, log)
     try:
-        return Admin(supervisor, releases, evaluations, watchdog, Access.of(settings.admin, log)).endpoints
+        policies = rollouts_of(supervisor, [reference], log)
+        return Admin(supervisor, policies, watchdog, Access.of(settings.admin, log)).endpoints
     finally:
         supervisor.close()
 

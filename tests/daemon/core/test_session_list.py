@@ -49,7 +49,7 @@ def test_a_session_is_described_without_the_id_in_its_messages() -> None:
     plane.clock.now_ns += 2_500_000_000
     ((info,),) = every_page(plane)
     assert info == SessionInfo(
-        id=1, carrier="zmq", version="1.2.3", is_evaluation=False, groups=1, rows=3, acts=2, lock_step=False,
+        id=1, carrier="zmq", policy="counter", version="1.2.3", is_evaluation=False, groups=1, rows=3, acts=2, lock_step=False,
         fallback="error", idle_s=2.5,
     )  # fmt: skip
     assert info.id != welcome.session

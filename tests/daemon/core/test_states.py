@@ -68,9 +68,9 @@ def test_an_act_past_its_deadline_does_not_advance_the_state() -> None:
     for begin in (begun, other):
         plane.deliver(b"peer", act(begin, 3), observation())
     plane.replies()
-    plane.deliver(b"peer", act(begun, 4, budget_us=100), observation())
+    plane.deliver(b"peer", act(begun, 4, budget_us=300), observation())
     assert plane.replies() == []
-    plane.clock.now_ns += 100_000
+    plane.clock.now_ns += 300_000
     assert action_of(*plane.replies()).fallback == Fallback.ZEROS
     plane.ask(b"peer", End(welcome.session, welcome.epoch, 5, other.episode))
     assert actions(plane, begun, 6) == [6.0]
@@ -125,9 +125,9 @@ def test_the_memory_of_all_states_is_bounded_and_freed() -> None:
     plane = DataPlane(carries=True)
     welcome = plane.open()
     begun = plane.begin(welcome, rows=4)
-    assert plane.sessions._state_bytes == 16
+    assert plane.policy.state_bytes == 16
     plane.ask(b"peer", End(welcome.session, welcome.epoch, 2, begun.episode))
-    assert plane.sessions._state_bytes == 0
+    assert plane.policy.state_bytes == 0
 
 
 def test_a_policy_without_state_keeps_none() -> None:

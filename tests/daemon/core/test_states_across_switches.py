@@ -27,7 +27,7 @@ class SummingEngine(AddingEngine):
     def __init__(self, rows_max: int, added: float, *, carries: bool) -> None:
         super().__init__(rows_max, added)
         if carries:
-            self.states = [(np.zeros(rows_max, np.float32), np.zeros(rows_max, np.float32))]
+            self.memories[0].states = self.states = [(np.zeros(rows_max, np.float32), np.zeros(rows_max, np.float32))]
 
     def run(self, rows: int) -> None:
         super().run(rows)
@@ -131,18 +131,18 @@ def test_the_memory_of_states_is_counted_through_every_switch_and_freed() -> Non
     plane = RecurrentPlane(VersionSettings(old_max=1))
     welcome = plane.open()
     begun = plane.begin(welcome, 1, rows=4)
-    state_bytes = [plane.sessions._state_bytes]
+    state_bytes = [plane.policy.state_bytes]
     plane.actions(begun, 2, 4)
     plane.switch(1)
     plane.actions(begun, 3, 4, b"\0\1\0\0")
-    state_bytes.append(plane.sessions._state_bytes)
+    state_bytes.append(plane.policy.state_bytes)
     plane.switch(2)
     plane.sweep_after(1)
-    state_bytes.append(plane.sessions._state_bytes)
+    state_bytes.append(plane.policy.state_bytes)
     plane.actions(begun, 4, 4, b"\1\1\1\1")
-    state_bytes.append(plane.sessions._state_bytes)
+    state_bytes.append(plane.policy.state_bytes)
     plane.ask(b"peer", End(welcome.session, welcome.epoch, 5, begun.episode))
-    assert [*state_bytes, plane.sessions._state_bytes] == [16, 32, 16, 16, 0]
+    assert [*state_bytes, plane.policy.state_bytes] == [16, 32, 16, 16, 0]
 
 
 def test_an_unloaded_version_frees_its_memory_even_if_rows_had_its_state() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pillion_artifacts import Artifact, Store
 from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine.buckets import buckets_for
+from pillion_worker.buckets import buckets_for
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.versions.loaded_version import Identity, Version
@@ -42,7 +42,7 @@ def test_every_number_of_rows_returns_what_onnxruntime_returns(policy: str) -> N
     for rows in range(1, 17):
         numbers = random.uniform(0, 1, (rows, *tensor.shape)) * (255 if tensor.dtype == "uint8" else 1)
         values = numbers.astype(tensor.dtype)
-        engine.input_views[0][: values.nbytes] = values.tobytes()
+        engine.inputs[0].data.cast("B")[: values.nbytes] = values.tobytes()
         engine.runs[rows]()
         for output in spec.outputs:
             (expected,) = reference.run([output.name], {tensor.name: values})

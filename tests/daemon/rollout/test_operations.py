@@ -34,7 +34,7 @@ from pilliond.rollout.operations import Operations
 from pilliond.rollout.releases import Releases
 from pilliond.rollout.restore import admitted
 from pilliond.settings.schema import Settings, load_settings
-from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.version_table import VersionTable
 from pilliond.traffic_split import Arm
 
@@ -288,7 +288,7 @@ def test_a_step_that_the_table_does_not_have_fails_the_operation_as_a_bug(stable
 # The verbs
 
 
-class FakeSupervisor:
+class FakeChannel:
     """A serving process that answers late, refuses, and sometimes unloads a version before it is switched to."""
 
     def __init__(self, stable: SealedVersion, page: MetricsPage, pace: Pace) -> None:
@@ -383,8 +383,8 @@ async def run_verbs(store: Store, source: random.Random, commands: list[str], re
     log, entries = captured_log()
     page = MetricsPage(make_page())
     pace = Pace(source)
-    supervisor = FakeSupervisor(admitted(store, f"{POLICY}@1.0.0", TrustPolicy()), page, pace)
-    releases = Releases(settings_of(store.root), cast(Supervisor, supervisor), reference, log)
+    channel = FakeChannel(admitted(store, f"{POLICY}@1.0.0", TrustPolicy()), page, pace)
+    releases = Releases(settings_of(store.root), cast(PolicyChannel, channel), reference, log)
     releases.stager = cast(Any, FakeStager(store, pace))
     asked: list[asyncio.Task[Any]] = []
     try:
@@ -392,7 +392,7 @@ async def run_verbs(store: Store, source: random.Random, commands: list[str], re
             if command.startswith("go"):
                 await asyncio.sleep(0 if command == "go on" else 0.01)
             else:
-                asked.append(asyncio.create_task(ask(releases, supervisor, source, command)))
+                asked.append(asyncio.create_task(ask(releases, channel, source, command)))
         pace.is_over = True
         await asyncio.gather(*asked)
         while releases.operations.current is not None:
@@ -408,14 +408,14 @@ async def run_verbs(store: Store, source: random.Random, commands: list[str], re
             assert operation is not None
             assert operation.outcome == word
         if reference != POLICY:
-            assert store.resolve(reference).version == supervisor.stable.version
+            assert store.resolve(reference).version == channel.stable.version
     finally:
         await releases.close()
-        supervisor.version_table.close()
+        channel.version_table.close()
         page.close()
 
 
-async def ask(releases: Releases, supervisor: FakeSupervisor, source: random.Random, verb: str) -> None:
+async def ask(releases: Releases, channel: FakeChannel, source: random.Random, verb: str) -> None:
     """Asks for a verb on a random version, as the admin port does."""
     target = releases.resolve(f"1.{source.randrange(4)}.0")
     try:
@@ -425,14 +425,14 @@ async def ask(releases: Releases, supervisor: FakeSupervisor, source: random.Ran
             case "switch":
                 releases.switch(target, "ann", "")
             case "route":
-                others = [number for number in range(4) if supervisor.stable.version != f"1.{number}.0"]
+                others = [number for number in range(4) if channel.stable.version != f"1.{number}.0"]
                 versions = source.sample(others, source.randrange(4))
                 arms = [(f"arm-{number}", releases.resolve(f"1.{number}.0"), 0.25) for number in versions]
                 releases.route(arms, "ann", "")
             case "roll back":
                 await releases.roll_back("ann", "")
             case "warm up":
-                releases.warm_up(supervisor.stable, "ann", "")
+                releases.warm_up(channel.stable, "ann", "")
             case "cancel":
                 await releases.operations.cancel("ann wants it")
     except (SwitchError, ArtifactError):

@@ -17,6 +17,7 @@ from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
+from tests.daemon.support.table_policies import publish_table, repeated_model
 from tests.harness import START_S_MAX, USER, Daemon, blob_of
 
 PATH = f"/v1/policies/{POLICY}"
@@ -73,6 +74,30 @@ def test_an_episode_is_answered_by_one_version_from_begin_to_end_and_the_next_on
             assert value_of(new) == pytest.approx(base + STEP, abs=1e-3)
         assert old.last.digest == store.resolve(f"{POLICY}@1.0.0").digest
         assert new.last.digest == store.resolve(f"{POLICY}@1.1.0").digest
+
+
+def test_staging_says_where_a_version_runs_and_why(store: Store, start_daemon: StartDaemon) -> None:
+    settings = {"engine__inline_us_max": 1e6}
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=settings)
+    staged = daemon.operation(daemon.ask("POST", f"{PATH}/stage", {"version": "1.1.0"}))
+    assert [each["rows"] for each in staged["service_us"]] == staged["certificate"]["buckets"]
+    assert all(0 < each["p50_us"] <= each["p99_us"] for each in staged["service_us"])
+    assert staged["placement"] == "inline"
+    assert staged["placement_reason"].startswith("it is bounded, and ")
+    resident = {each["version"]: each for each in daemon.ask("GET", PATH)[1]["resident"]}
+    assert (resident["1.1.0"]["placement"], resident["1.0.0"]["placement"]) == ("inline", "")
+    assert resident["1.1.0"]["placement_reason"] == staged["placement_reason"]
+    stored = {each["version"]: each["placement"] for each in daemon.ask("GET", f"{PATH}/versions")[1]["versions"]}
+    assert stored == {"1.0.0": "", "1.1.0": "inline", "1.2.0": ""}
+
+
+def test_staging_sends_a_version_with_a_loop_to_a_worker(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    publish_table(tmp_path / "tables")
+    publish_table(tmp_path / "tables", "1.1.0", repeated_model())
+    daemon = start_daemon(policy="table@1.0.0", store=tmp_path / "tables")
+    path = "/v1/policies/table/stage"
+    staged = daemon.operation(daemon.ask("POST", path, {"version": "1.1.0"}))
+    assert (staged["placement"], staged["placement_reason"]) == ("worker", "it is not bounded: its graph has a Loop")
 
 
 def test_a_switch_moves_the_alias_and_the_audit_log_says_who_and_why(followed: Daemon, store: Store) -> None:

@@ -14,15 +14,18 @@ import re
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, Self
 
+import msgspec
 import pytest
 import zmq
 
 import pillion_protocol
+import pillion_worker
 import pilliond
 from pillion_protocol import Action, Begin, Begun, Hello, Message, Welcome, decode, decode_spec, encode
 from pillion_protocol.lane import pack, unpack
@@ -31,12 +34,15 @@ from pillion_protocol.slots import SLOTS, SlotLayout, write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import TICK_MS
 from pilliond.linux.timerfd import Ticker
 from pilliond.serving.__main__ import load_version
 from pilliond.serving.loop import ServingLoop
+from pilliond.serving.workers import Workers
+from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
 from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
@@ -52,6 +58,9 @@ SYSTEM_CALLS = {"epoll.poll", "socket.recv_into", "socket.send"}
 
 DRAWN_LINE = re.compile(r"(lane|zmq )?( *)([\w.]+) {2,}(\S+)(?: {2,}.*)?")
 """A carrier or nothing, the indentation, a function, its module, an explanation or nothing."""
+
+OF_BUDGETS = {"Sessions._receive_timed", "Sessions._budget_began_ns", "Scheduler.is_hopeless", "ServiceTimes.fast_ns"}
+"""The functions that only an act with a budget calls."""
 
 COLUMN = 6
 """The column at which the call tree begins, behind the carrier."""
@@ -89,7 +98,8 @@ class Recorder:
         self.calls: list[Call] = []
         self._depth = 0
         self._packages = {
-            f"{Path(package.__file__ or '').parent}/": package.__name__ for package in (pilliond, pillion_protocol)
+            f"{Path(package.__file__ or '').parent}/": package.__name__
+            for package in (pilliond, pillion_protocol, pillion_worker)
         }
 
     def __enter__(self) -> Self:
@@ -115,7 +125,7 @@ class Recorder:
             self._depth -= 1
 
     def _module(self, file: str) -> str:
-        """Returns `core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, and "" for all other files."""
+        """Returns `core/sessions.py` for the daemon, `pillion_protocol/steps.py` for the wire, …, and "" for all other files."""
         for folder, package in self._packages.items():
             if file.startswith(folder):
                 inside = file.removeprefix(folder)
@@ -192,20 +202,24 @@ class Server:
         self._stack = stack
         self._addresses = {"lane": f"lane://{folder}/path-lane.sock", "zmq": f"ipc://{folder}/path-zmq.sock"}
         config = startup_config("", policy)
-        limits = config.limits
-        version = load_version(config)
+        (policy_config,) = config.policies
+        limits = policy_config.limits
+        policy_config = msgspec.structs.replace(policy_config, engine=EngineSettings(placement="inline"))
         page = MetricsPage(config.page_descriptor)
         self._poller = MessagePoller()
+        end = stack.enter_context(socket.socket())
+        version = load_version(policy_config, Workers(end, self._poller, print))
         stack.callback(self._poller.close)
         lane, self._zmq = LaneTransport(version.observation_bytes, self._poller, page), ZmqTransport(self._poller)
         stack.callback(lane.close)
         stack.callback(self._zmq.close)
         lane.bind(self._addresses["lane"])
         self._zmq.bind(self._addresses["zmq"])
-        scheduler = Scheduler(limits.rows_max, limits.batch_wait_us_max * 1_000)
-        sessions = Sessions(config.epoch, Router(version), limits, page, scheduler)
+        served = ServedPolicy(Router(version), limits, policy_config.engine)
+        sessions = Sessions(config.epoch, [served], config.sessions_max, page)
+        self.clock = Clock()
         self._loop = ServingLoop(
-            self._poller, [lane, self._zmq], sessions, scheduler, page, Clock(), lambda name, fields: None
+            self._poller, [lane, self._zmq], sessions, Scheduler(), page, self.clock, lambda name, fields: None
         )
 
     def connect(self) -> Client:
@@ -238,9 +252,14 @@ class Server:
 
 
 class Actor:
-    """A session with an episode of one row. It encodes its acts as the Python client does: into one packet."""
+    """A session with an episode of one row. It encodes its acts as the Python client does: into one packet.
 
-    def __init__(self, server: Server, seed: int, *, slots: bool = False) -> None:
+    With a budget they say when they were sent: now.
+    """
+
+    def __init__(self, server: Server, seed: int, *, slots: bool = False, budget_us: int = 0) -> None:
+        self.budget_us = budget_us
+        self.sent_ns = server.clock() if budget_us else 0
         self.client = server.connect()
         self.client.send(encode(Hello(0, 0, seed)))
         welcome = server.reply_to(self.client)
@@ -256,15 +275,15 @@ class Actor:
     def act(self) -> None:
         """Sends the next act, with its observation in the packet."""
         self.sequence += 1
-        self.step.fill(self.sequence, 0, deterministic=True)
+        self.step.fill(self.sequence, self.budget_us, True, self.sent_ns)
         self.client.send(bytes(self.step[0]), *map(bytes, self.step.tensors))
 
 
 class SlotActor(Actor):
     """The same, with its observations in the slots of its group. Owns its mapping of them."""
 
-    def __init__(self, server: Server, seed: int, stack: ExitStack) -> None:
-        super().__init__(server, seed, slots=True)
+    def __init__(self, server: Server, seed: int, stack: ExitStack, budget_us: int = 0) -> None:
+        super().__init__(server, seed, slots=True, budget_us=budget_us)
         assert isinstance(self.client, LaneClient)
         (descriptor,) = self.client.descriptors
         layout = SlotLayout(self.spec, 1)
@@ -278,7 +297,7 @@ class SlotActor(Actor):
         self.sequence += 1
         slot = self.sequence % SLOTS
         write_generation(self._region, slot * self._slot_bytes, self.sequence)
-        self.step.fill(self.sequence, 0, deterministic=True)
+        self.step.fill(self.sequence, self.budget_us, True, self.sent_ns)
         self.step.point(slot + 1, self.sequence)
         self.client.send(bytes(self.step[0]))
 
@@ -291,18 +310,18 @@ def act(server: Server, actor: Actor) -> list[Call]:
     return calls
 
 
-def short_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
+def short_path(folder: Path, carrier: str, stack: ExitStack, budget_us: int = 0) -> list[Call]:
     """Returns the calls of the second act of an episode in the only session."""
     server = Server(folder, carrier, VECTOR, stack)
-    actor = Actor(server, 1)
+    actor = Actor(server, 1, budget_us=budget_us)
     act(server, actor)
     return act(server, actor)
 
 
-def slot_path(folder: Path, carrier: str, stack: ExitStack) -> list[Call]:
+def slot_path(folder: Path, carrier: str, stack: ExitStack, budget_us: int = 0) -> list[Call]:
     """Returns the same for an observation in a slot."""
     server = Server(folder, carrier, IMAGE, stack)
-    actor = SlotActor(server, 1, stack)
+    actor = SlotActor(server, 1, stack, budget_us)
     act(server, actor)
     return act(server, actor)
 
@@ -327,6 +346,23 @@ PATHS = {
 def test_an_act_takes_the_path_that_the_page_draws(title: str, carrier: str, folder: Path) -> None:
     with ExitStack() as stack:
         assert PATHS[title, carrier](folder, carrier, stack) == drawn(title, carrier)
+
+
+@pytest.mark.parametrize(
+    ("path", "carrier"), [(short_path, "lane"), (short_path, "zmq"), (slot_path, "lane")], ids=["lane", "zmq", "slot"]
+)
+def test_an_act_with_a_budget_takes_the_same_short_path(
+    path: Callable[..., list[Call]], carrier: str, folder: Path
+) -> None:
+    """It calls four functions more, which reckon its deadline and whether it can be met. Nothing is cut anew, decoded or checked in full."""
+    with ExitStack() as stack:
+        without = [call.name for call in path(folder, carrier, stack)]
+    other = folder / "budget"
+    other.mkdir()
+    with ExitStack() as stack:
+        names = [call.name for call in path(other, carrier, stack, budget_us=1_000)]
+    assert [name for name in names if name not in OF_BUDGETS] == without
+    assert set(names) - set(without) == OF_BUDGETS
 
 
 @pytest.fixture

@@ -170,9 +170,9 @@ def test_work_whose_deadline_has_passed_is_not_executed() -> None:
     plane = DataPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
     welcome = plane.open()
     begun, _other = plane.begin(welcome, 1), plane.begin(welcome, 2)
-    plane.deliver(b"peer", act(begun, 3, budget_us=100), observation())
+    plane.deliver(b"peer", act(begun, 3, budget_us=300), observation())
     assert plane.replies() == []
-    plane.clock.now_ns += 100_000
+    plane.clock.now_ns += 300_000
     assert codes(plane.replies()) == ["deadline_exceeded"]
     assert plane.engine.batches == []
 
@@ -184,9 +184,9 @@ def test_a_session_gets_the_fallback_that_it_declared(fallback: Fallback, expect
     begun = plane.begin(welcome)
     plane.ask(b"peer", act(begun, 2), observation())
     plane.begin(welcome, 3)
-    plane.deliver(b"peer", act(begun, 4, budget_us=100), observation(value=9))
+    plane.deliver(b"peer", act(begun, 4, budget_us=300), observation(value=9))
     assert plane.replies() == []
-    plane.clock.now_ns += 100_000
+    plane.clock.now_ns += 300_000
     plane.run()
     (reply,) = plane.transport.sent
     action = action_of(decode(bytes(reply[1])))
@@ -205,9 +205,9 @@ def test_episode_starts_of_an_act_that_did_not_run_apply_to_the_next_one() -> No
     begun = plane.begin(welcome, 1, rows=2)
     plane.ask(b"peer", act(begun, 2, rows=2), observation(2))
     plane.begin(welcome, 3)
-    plane.deliver(b"peer", act(begun, 4, rows=2, budget_us=100, episode_start=b"\0\1", seeds=[42]), observation(2))
+    plane.deliver(b"peer", act(begun, 4, rows=2, budget_us=300, episode_start=b"\0\1", seeds=[42]), observation(2))
     plane.replies()
-    plane.clock.now_ns += 100_000
+    plane.clock.now_ns += 300_000
     assert codes(plane.replies()) == ["deadline_exceeded"]
     plane.deliver(b"peer", act(begun, 5, rows=2), observation(2))
     plane.replies()
@@ -253,7 +253,7 @@ def test_after_an_engine_failure_and_a_typed_error_the_next_act_is_answered(plan
     plane.engine.fails = True
     reply = plane.ask(b"peer", act(begun, 2), observation())
     assert isinstance(reply, Error)
-    assert (reply.code, reply.message) == (ErrorCode.INTERNAL, "the engine failed to run this batch")
+    assert (reply.code, reply.message) == (ErrorCode.INTERNAL, "the engine failed to run this act")
     assert plane.events == ["engine_failed"]
     plane.engine.fails = False
     assert codes([plane.ask(b"peer", act(begun, 2), observation())]) == ["action"]
@@ -316,7 +316,7 @@ def test_ended_episodes_and_closed_sessions_are_removed(plane: DataPlane) -> Non
     assert codes([plane.ask(b"peer", act(begun, 4), observation())]) == ["episode_unknown"]
     plane.begin(welcome, 5)
     assert isinstance(plane.ask(b"peer", Goodbye(welcome.session, welcome.epoch, 6)), Goodbye)
-    assert (len(plane.sessions), plane.sessions.episodes_live, plane.sessions.lock_step_live) == (0, 0, 0)
+    assert (len(plane.sessions), plane.sessions.episodes_live, plane.share.lock_step_live) == (0, 0, 0)
 
 
 def test_past_the_limits_on_sessions_groups_and_rows_a_request_gets_overloaded_or_rows_mismatch() -> None:

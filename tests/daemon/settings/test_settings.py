@@ -57,6 +57,9 @@ def test_a_list_in_the_environment_is_separated_by_commas(tmp_path: Path) -> Non
         ('[admin]\nlisten = "127.0.0.1:80"\n', r"^admin\.listen: expected unix"),
         ('[log]\nlevel = "loud"\n', r"^log\.level: "),
         ("[engine]\nthreads = 0\n", "threads: expected 1 to 256"),
+        ('[engine]\nplacement = "outside"\n', r"^engine\.placement: "),
+        ("[engine]\ninline_us_max = 0\n", "inline_us_max: expected more than 0, at most 1000000, got 0"),
+        ("[engine]\ninline_us_max = nan\n", "inline_us_max: expected more than 0"),
     ],
 )
 def test_an_error_names_the_path_of_its_setting(tmp_path: Path, text: str, message: str) -> None:

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from pillion_artifacts.card.model_card import Distribution, Tolerance
 from pillion_protocol import Begun
-from pillion_protocol.slots import write_generation
-from pilliond.core.episodes import EpisodeGroup
 from pilliond.ipc import shadow_page as cell
 from pilliond.ipc.control_channel import VersionRequest
 from pilliond.ipc.shadow_channel import ShadowRequest
@@ -23,7 +21,6 @@ from pilliond.settings.schema import EngineSettings
 from pilliond.shadow.replayer import Replayer
 from pilliond.shadow.ring import RingError, SeenBatch, ShadowRing
 from pilliond.shadow.states import ShadowStates
-from pilliond.transport.slots import SlotRegion
 from pilliond.versions.loaded_version import Identity, Version
 from tests.daemon.support.fakes import DIGEST, SPEC, WIDTH, CountingEngine, DataPlane, act, observation
 
@@ -134,24 +131,6 @@ def test_batches_that_are_written_before_the_shadow_first_looks_are_compared_as_
     with pytest.raises(InterruptedError):
         replayer.run(sleep=stop)
     assert bench.cells(cell.ROWS, cell.AGREED_ROWS) == [160, 160]
-
-
-def test_rows_that_a_client_changed_after_they_were_answered_are_not_taken() -> None:
-    bench = TappedBench()
-    region = SlotRegion(bench.version.slot_layout(1), bench.version, 1)
-    slot = region.slots[0]
-    (session,) = bench.sessions._sessions.values()
-    group = EpisodeGroup(1, session, 7, bench.version, [1])
-    group.sequence = group.last_sequence = group.acts = 1
-    group.generation = 5
-    slot.observations[0][:] = observation(1, 2.0)
-    write_generation(slot.view, 0, 6)
-    bench.tap.take(bench.version, [group], slot)
-    assert bench.ring.next() is None
-    write_generation(slot.view, 0, 5)
-    bench.tap.take(bench.version, [group], slot)
-    assert bench.read()[1] == 2.0
-    region.revoke()
 
 
 def test_what_is_no_batch_is_refused() -> None:

@@ -121,7 +121,7 @@ def test_a_serving_process_that_computes_for_ever_is_killed_and_the_next_one_ser
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     publish_looping(tmp_path)
-    daemon = start_daemon(policy="looping", store=tmp_path, settings=SOON)
+    daemon = start_daemon(policy="looping", store=tmp_path, settings={**SOON, "engine__placement": "inline"})
     with pillion.connect(daemon.address, timeout_s=WAIT_S_MAX) as session:
         with pytest.raises(pillion.EpisodeLostError):
             session.begin().act(ENDLESS)

@@ -26,12 +26,16 @@ from pillion_protocol import (
 )
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
+from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
-from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.batch_memory import BatchMemory
+from pilliond.engine.interface import Array, EngineError, InlineEngine
+from pilliond.engine.service_time import ServiceTimes
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
 from pilliond.serving.loop import ServingLoop
+from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import Sent
 from pilliond.versions.loaded_version import Identity, Version
 
@@ -44,7 +48,7 @@ DIGEST = bytes(range(32))
 GAUSSIAN = Distribution("diagonal_gaussian", log_std="log_std")
 
 
-class CountingEngine:
+class CountingEngine(InlineEngine):
     """An engine whose action is the sum of the observation; `batch_index` is the number of the batch that ran it.
 
     With `carries` it is recurrent: its state is the sum of the episode so far, and its action is that sum.
@@ -55,7 +59,6 @@ class CountingEngine:
 
     def __init__(self, rows_max: int = 8, *, carries: bool = False) -> None:
         self.inputs: list[Array] = [np.zeros((rows_max, WIDTH), np.float32)]
-        self.input_views = [array.data.cast("B") for array in self.inputs]
         states = [(np.zeros(rows_max, np.float32), np.zeros(rows_max, np.float32))]
         self.states: list[tuple[Array, Array]] = states if carries else []
         self.batches: list[int] = []
@@ -66,6 +69,9 @@ class CountingEngine:
             "batch_index": np.zeros(rows_max, np.int64),
             "log_std": np.zeros(rows_max, np.float32),
         }
+        self.memories = [BatchMemory(SPEC, self.inputs, self.outputs, self.states)]
+        self.free = self.memories
+        self.service = ServiceTimes(list(range(1, rows_max + 1)))
 
     def run(self, rows: int) -> None:
         if self.fails:
@@ -76,13 +82,6 @@ class CountingEngine:
             after[:rows] = self.outputs["action"][:rows]
         self.outputs["batch_index"][:rows] = len(self.batches)
         self.batches.append(rows)
-
-    def bind(self, inputs: list[Array], rows: int) -> Callable[[], None] | None:
-        def run() -> None:
-            self.inputs[0][:rows] = inputs[0]
-            self.run(rows)
-
-        return run
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -167,8 +166,10 @@ class DataPlane:
         self.router = Router(self.version)
         self.page = MetricsPage(make_page())
         self.clock = Clock()
-        self.scheduler = Scheduler(self.limits.rows_max, self.limits.batch_wait_us_max * 1_000)
-        self.sessions = Sessions(7, self.router, self.limits, self.page, self.scheduler)
+        self.policy = ServedPolicy(self.router, self.limits, EngineSettings())
+        self.share = self.policy.share
+        self.scheduler = Scheduler()
+        self.sessions = Sessions(7, [self.policy], self.limits.sessions_max, self.page)
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
         self.other_transport = StringPeerTransport(1, self.poller)

@@ -32,7 +32,7 @@ class ResidencyPlane(DataPlane):
 
     def __init__(self, bounds: VersionSettings | None = None, limits: ServingLimits | None = None) -> None:
         super().__init__(limits)
-        self.residency = Residency(self.router, self.sessions, bounds or VersionSettings())
+        self.residency = Residency(self.router, self.sessions, self.scheduler, bounds or VersionSettings())
 
     def first_version(self, safe_action: list[float] | None) -> Version:
         return self.make_version(0)

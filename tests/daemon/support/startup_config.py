@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pillion_artifacts import Store
 from pillion_artifacts.store.sealed_artifact import seal_artifact
-from pilliond.ipc.control_channel import StartupConfig
+from pilliond.ipc.control_channel import PolicyConfig, StartupConfig
 from pilliond.ipc.metrics_page import make_page
 from pilliond.ipc.sealed_version import seal
 from pilliond.settings.schema import Settings
@@ -20,15 +20,20 @@ def startup_config(address: str, policy: str = "lunar-lander") -> StartupConfig:
     return StartupConfig(
         epoch=1,
         listen=[address],
-        version=sealed.request(),
-        model_descriptor=sealed.model_descriptor,
-        golden_descriptor=-1,
+        policies=[
+            PolicyConfig(
+                version=sealed.request(),
+                model_descriptor=sealed.model_descriptor,
+                golden_descriptor=-1,
+                engine=settings.engine,
+                limits=settings.limits.of_policy(),
+                residency=settings.versions,
+                watch_s=settings.auto_rollback.watch_s,
+                certificate=settings.staging.certificate,
+            )
+        ],
         page_descriptor=make_page(),
-        engine=settings.engine,
-        limits=settings.limits,
         serving=settings.serving,
-        residency=settings.versions,
-        watch_s=settings.auto_rollback.watch_s,
-        certificate=settings.staging.certificate,
+        sessions_max=settings.limits.sessions_max,
         group=None,
     )

@@ -15,6 +15,9 @@ class Carrier(Protocol):
     passes_memory: ClassVar[bool]
     """Whether a `begun` may pass shared memory for slots, as the frame after its head."""
 
+    shares_clock: bool
+    """Whether the daemon is on this host, so that both have the same CLOCK_MONOTONIC."""
+
     must_read_before_send: ClassVar[bool]
     """Whether pending messages must be read before a send that follows a pause, lest they are lost."""
 

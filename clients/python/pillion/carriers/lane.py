@@ -38,6 +38,7 @@ class LaneCarrier:
 
     def __init__(self, address: str, busy_poll_us: int = 0) -> None:
         self.address = address
+        self.shares_clock = True
         self._busy_poll_ns = busy_poll_us * 1_000
         self._poll = select.poll()
         self._awaits_memory = False

@@ -39,6 +39,7 @@ class ZmqCarrier:
         self, address: str, context: zmq.Context[zmq.Socket[bytes]] | None = None, busy_poll_us: int = 0
     ) -> None:
         self.address = address
+        self.shares_clock = address.startswith("ipc://")
         self._busy_poll_ns = busy_poll_us * 1_000
         self.socket = (context or zmq.Context.instance()).socket(zmq.DEALER)
         socket = self.socket

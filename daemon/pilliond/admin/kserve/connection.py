@@ -18,6 +18,7 @@ class Target(NamedTuple):
     """What a session connects to. After a restart, or with another stable version, a new session is opened."""
 
     address: str
+    policy: str
     starts: int
     digest: bytes
 
@@ -83,7 +84,9 @@ class Connection:
 async def open_connection(target: Target) -> Connection:
     """Opens a connection to the data path; raises `PillionError`."""
     # Not in lock-step: no batch must wait for a group that may never act again.
-    session = await aio.connect(target.address, timeout_s=KSERVE_ANSWER_S_MAX, client_name="kserve", lock_step=False)
+    session = await aio.connect(
+        target.address, policy=target.policy, timeout_s=KSERVE_ANSWER_S_MAX, client_name="kserve", lock_step=False
+    )
     return Connection(target, session)
 
 

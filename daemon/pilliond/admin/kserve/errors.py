@@ -21,6 +21,7 @@ STATUSES: Final = {
     ErrorCode.ROWS_MISMATCH: HTTPStatus.BAD_REQUEST,
     ErrorCode.SHAPE_MISMATCH: HTTPStatus.BAD_REQUEST,
     ErrorCode.NON_FINITE: HTTPStatus.BAD_REQUEST,
+    ErrorCode.OUT_OF_BOUNDS: HTTPStatus.BAD_REQUEST,
     ErrorCode.NOT_SAMPLABLE: HTTPStatus.BAD_REQUEST,
     ErrorCode.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorCode.POLICY_NOT_FOUND: HTTPStatus.NOT_FOUND,
@@ -33,7 +34,10 @@ STATUSES: Final = {
     # Temporary.
     ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.ENGINE_RESTARTING: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
+    # Ours: the engine of this version does not work.
+    ErrorCode.ENGINE_OUT: HTTPStatus.INTERNAL_SERVER_ERROR,
     # Ours: this client of the data path never sends a request with such an answer.
     ErrorCode.MALFORMED: HTTPStatus.INTERNAL_SERVER_ERROR,
     ErrorCode.UNKNOWN_MESSAGE: HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -11,6 +12,7 @@ import psutil
 
 from pilliond.ipc import metrics_page as page
 from pilliond.ipc.metrics_page import Phase
+from pilliond.policy_rollout import PolicyRollout
 from pilliond.rollout.shadow_rollout import Shadows
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
@@ -92,6 +94,19 @@ class ControlProcess(msgspec.Struct, frozen=True):
     resident_bytes: int
 
 
+class PolicyHealth(msgspec.Struct, frozen=True):
+    """One served policy."""
+
+    policy: str
+    version: str
+    digest: str
+    sessions: int
+    episodes: int
+    engine: EngineInfo | None
+    """None while the serving process is not ready."""
+    shadow: ShadowHealth | None
+
+
 class ShadowHealth(msgspec.Struct, frozen=True):
     """The running shadow, or the last one and why it ended."""
 
@@ -104,7 +119,7 @@ class ShadowHealth(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """The current state of the daemon."""
+    """The current state of the daemon. `policy`, `version`, `digest`, `shadow` and `engine` are those of the default policy."""
 
     phase: str
     policy: str
@@ -118,22 +133,28 @@ class Health(msgspec.Struct, frozen=True):
     gc_pauses: GcPauses
     shadow: ShadowHealth | None
     engine: EngineInfo | None
+    policies: list[PolicyHealth]
+    """Every served policy, the default one first."""
     uptime_s: float
     ready_s: float | None
     serving: ServingProcess
     control: ControlProcess
 
 
-def health_of(supervisor: Supervisor, shadows: Shadows, watchdog: Watchdog, started_ns: int) -> Health:
+def health_of(
+    supervisor: Supervisor, policies: Mapping[str, PolicyRollout], watchdog: Watchdog, started_ns: int
+) -> Health:
     """Returns the state of the daemon, which started at `started_ns` on CLOCK_MONOTONIC."""
-    stable, cells, ready = supervisor.stable, supervisor.page.cells, supervisor.ready
+    cells = supervisor.page.cells
+    each = [_policy(supervisor, policy) for policy in policies.values()]
+    default = each[0]
     now_ns = time.monotonic_ns()
     is_ready = supervisor.phase is Phase.READY
     return Health(
         phase=supervisor.phase.name.lower(),
-        policy=stable.policy,
-        version=stable.version,
-        digest=stable.digest,
+        policy=default.policy,
+        version=default.version,
+        digest=default.digest,
         sessions=cells[page.SESSIONS],
         episodes=cells[page.EPISODES],
         queue_rows=cells[page.QUEUE_ROWS],
@@ -152,12 +173,26 @@ def health_of(supervisor: Supervisor, shadows: Shadows, watchdog: Watchdog, star
             total_ms=cells[page.GC_PAUSE_NS] / _MS,
             max_ms=cells[page.GC_PAUSE_NS_MAX] / _MS,
         ),
-        shadow=_shadow(shadows),
-        engine=msgspec.convert(ready.engine, EngineInfo) if ready else None,
+        shadow=default.shadow,
+        engine=default.engine,
+        policies=each,
         uptime_s=(now_ns - started_ns) / _S,
         ready_s=(now_ns - cells[page.READY_AT_NS]) / _S if is_ready else None,
         serving=_serving(supervisor, watchdog, now_ns),
         control=ControlProcess(os.getpid(), _resident_bytes(os.getpid())),
+    )
+
+
+def _policy(supervisor: Supervisor, policy: PolicyRollout) -> PolicyHealth:
+    channel, ready, cells = policy.channel, supervisor.ready, supervisor.page.cells
+    return PolicyHealth(
+        policy=channel.name,
+        version=channel.stable.version,
+        digest=channel.stable.digest,
+        sessions=cells[channel.cells.sessions],
+        episodes=cells[channel.cells.episodes],
+        engine=msgspec.convert(ready.engines[channel.name], EngineInfo) if ready else None,
+        shadow=_shadow(policy.releases.shadows),
     )
 
 

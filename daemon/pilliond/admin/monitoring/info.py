@@ -11,11 +11,24 @@ import msgspec
 import pilliond
 from pillion_artifacts.card.model_card import TensorCard
 from pillion_protocol import PROTOCOL_VERSION
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.supervision.supervisor import Supervisor
 
 
+class PolicyInfo(msgspec.Struct, frozen=True):
+    """The stable version of one served policy, and its tensors."""
+
+    policy: str
+    policy_version: str
+    digest: str
+    observation: list[TensorCard]
+    outputs: list[TensorCard]
+    description: str
+    licence: str
+
+
 class Info(msgspec.Struct, frozen=True):
-    """Versions, addresses, and the tensors of the policy."""
+    """Versions, addresses, and the tensors of the policies. The fields from `policy` to `licence` are those of the default one."""
 
     name: str
     version: str
@@ -32,11 +45,13 @@ class Info(msgspec.Struct, frozen=True):
     outputs: list[TensorCard]
     description: str
     licence: str
+    policies: list[PolicyInfo]
+    """Every served policy, the default one first."""
 
 
 def info_of(supervisor: Supervisor) -> Info:
     """Returns what the daemon is."""
-    stable = supervisor.stable
+    policies = [_policy(channel.stable) for channel in supervisor.policies.values()]
     return Info(
         name="pilliond",
         version=pilliond.__version__,
@@ -44,6 +59,13 @@ def info_of(supervisor: Supervisor) -> Info:
         python=sys.version.split()[0],
         event_loop=_event_loop(),
         listen=supervisor.ready.listen if supervisor.ready else [],
+        **msgspec.structs.asdict(policies[0]),
+        policies=policies,
+    )
+
+
+def _policy(stable: SealedVersion) -> PolicyInfo:
+    return PolicyInfo(
         policy=stable.policy,
         policy_version=stable.version,
         digest=stable.digest,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -13,8 +13,8 @@ import pilliond
 from pillion_protocol import BatchClose
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.ipc import metrics_page as page
-from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, VersionCells
-from pilliond.rollout.releases import Releases
+from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
+from pilliond.policy_rollout import PolicyRollout
 from pilliond.supervision.serving_state import ServingState
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
@@ -25,17 +25,18 @@ _NANOSECONDS: Final = 1e9
 class PageCollector(Collector):
     """Reads the metrics page of one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, releases: Releases, watchdog: Watchdog) -> None:
+    def __init__(self, supervisor: Supervisor, policies: Mapping[str, PolicyRollout], watchdog: Watchdog) -> None:
         self._supervisor = supervisor
         self._watchdog = watchdog
-        self._releases = releases
+        self._policies = policies
 
     def collect(self) -> Iterator[Metric]:
         yield from self._identity()
         yield from self._requests()
         yield from self._batches()
         yield from self._versions()
-        yield from shadow_metrics(self._releases.shadows)
+        yield from self._rollouts()
+        yield from shadow_metrics([policy.releases.shadows for policy in self._policies.values()])
         yield from self._supervision()
         yield from self._process()
 
@@ -44,35 +45,51 @@ class PageCollector(Collector):
         return self._supervisor.page
 
     def _identity(self) -> Iterator[Metric]:
-        artifact = self._supervisor.stable
         yield _info("pillion_build_info", "Version of the daemon.", {"version": pilliond.__version__})
-        labels = {"policy": artifact.policy, "version": artifact.version, "digest": artifact.digest}
-        engine = self._supervisor.ready.engine["kind"] if self._supervisor.ready else ""
-        yield _info("pillion_policy_info", "The served policy.", {**labels, "engine": engine})
+        names = ["policy", "version", "digest", "engine"]
+        info = GaugeMetricFamily("pillion_policy_info", "The served policies.", labels=names)
+        ready = self._supervisor.ready
+        for name, policy in self._supervisor.policies.items():
+            engine = ready.engines[name]["kind"] if ready else ""
+            info.add_metric([name, policy.stable.version, policy.stable.digest, engine], 1.0)
+        yield info
         is_ready = self._supervisor.state is ServingState.SERVING
         yield GaugeMetricFamily("pillion_ready", "1 while the daemon answers acts.", value=float(is_ready))
 
     def _requests(self) -> Iterator[Metric]:
         cells = self._page.cells
-        policy = self._supervisor.stable.policy
         requests = CounterMetricFamily("pillion_requests", "Acts, by outcome.", labels=["policy", "outcome"])
         refusals = CounterMetricFamily(
             "pillion_refusals", "Refused messages other than acts, by outcome.", labels=["outcome"]
         )
+        for name, sets in self._request_cells():
+            for index, outcome in enumerate(OUTCOMES):
+                requests.add_metric([name, outcome], sum(cells[its.requests + index] for its in sets))
         for index, outcome in enumerate(OUTCOMES):
-            requests.add_metric([policy, outcome], cells[page.REQUESTS + index])
             if outcome not in ("ok", "fallback"):
                 refusals.add_metric([outcome], cells[page.REFUSALS + index])
         yield requests
         yield refusals
         yield _counter("pillion_resends", "Acts that were resent and got the same answer.", cells[page.RESENDS])
+        budgeted = CounterMetricFamily(
+            "pillion_budgeted_acts",
+            "Acts with a budget, by what it counts from: when the client sent the act, or, where that is not known, when "
+            "the daemon read it.",
+            labels=["counted_from"],
+        )
+        budgeted.add_metric(["sent"], cells[page.BUDGETS_SENT])
+        budgeted.add_metric(["read"], cells[page.BUDGETS_READ])
+        yield budgeted
         yield self._of_versions(
             "pillion_request_duration_seconds",
             "Time from an act's last byte to its answer.",
-            [(name, cells.request_duration) for name, cells in self._version_cells()],
+            lambda cells: cells.request_duration,
         )
-        yield self._seconds(
-            "pillion_queue_wait_seconds", "Time from the admission of an act until the engine runs it.", page.QUEUE_WAIT
+        yield self._of_policies(
+            "pillion_queue_wait_seconds",
+            "Time from the admission of an act until the engine runs it.",
+            lambda cells: cells.queue_wait,
+            _NANOSECONDS,
         )
 
     def _batches(self) -> Iterator[Metric]:
@@ -85,44 +102,51 @@ class PageCollector(Collector):
         for reason in BatchClose:
             closes.add_metric([reason.name.lower()], cells[page.BATCH_CLOSES + reason])
         yield closes
-        yield self._histogram("pillion_batch_rows", "Rows in a batch.", page.BATCH_ROWS, 1.0)
+        yield self._of_policies("pillion_batch_rows", "Rows in a batch.", lambda cells: cells.batch_rows, 1.0)
         yield self._of_versions(
             "pillion_inference_duration_seconds",
             "Duration of one run of the engine.",
-            [(name, cells.inference_duration) for name, cells in self._version_cells()],
+            lambda cells: cells.inference_duration,
         )
 
     def _versions(self) -> Iterator[Metric]:
         cells = self._page.cells
-        releases = self._releases
         leases = GaugeMetricFamily("pillion_version_leases", "Episode groups, by the version that they lease.", labels=["policy", "version"])  # fmt: skip
-        for version in self._supervisor.version_table:
+        for version in self._supervisor.versions():
             leases.add_metric(
                 [version.policy, version.version], cells[page.VERSION_CELLS[version.metrics_index].episodes]
             )
         yield leases
-        held = len(self._supervisor.version_table.held)
-        yield GaugeMetricFamily("pillion_held_versions", "Versions held for evaluations.", value=held)
-        switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks, by outcome.", labels=["outcome"])  # fmt: skip
-        for outcome, count in releases.operations.switches.items():
-            switches.add_metric([outcome.value], count)
-        yield switches
-        rollbacks = CounterMetricFamily("pillion_auto_rollbacks", "Automatic rollbacks, by the guardrail that was crossed.", labels=["reason"])  # fmt: skip
-        for reason, count in releases.guardrails.auto_rollbacks.items():
-            rollbacks.add_metric([reason], count)
-        yield rollbacks
-        if releases.stager.swap_impact is not None:
-            text = "p99 latency of the stable version during the last staging, relative to before."
-            yield GaugeMetricFamily("pillion_swap_impact_ratio", text, value=releases.stager.swap_impact)
-        stager = releases.stager
-        yield _counter(
-            "pillion_staging_pauses", "Pauses of stagings that slowed the stable version down.", stager.pauses
-        )
+        held = GaugeMetricFamily("pillion_held_versions", "Versions held for evaluations.", labels=["policy"])
+        for name, policy in self._supervisor.policies.items():
+            held.add_metric([name], len(policy.version_table.held))
+        yield held
+
+    def _rollouts(self) -> Iterator[Metric]:
+        switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks, by outcome.", labels=["policy", "outcome"])  # fmt: skip
+        rollbacks = CounterMetricFamily("pillion_auto_rollbacks", "Automatic rollbacks, by the guardrail that was crossed.", labels=["policy", "reason"])  # fmt: skip
+        text = "p99 latency of the stable version during the last staging, relative to before."
+        impact = GaugeMetricFamily("pillion_swap_impact_ratio", text, labels=["policy"])
+        text = "Pauses of stagings that slowed the stable version down."
+        pauses = CounterMetricFamily("pillion_staging_pauses", text, labels=["policy"])
         text = "Time for which stagings were paused."
-        yield _counter("pillion_staging_paused_seconds", text, stager.paused_s)
-        stall_s = releases.load_stall_ns / _NANOSECONDS
+        paused_s = CounterMetricFamily("pillion_staging_paused_seconds", text, labels=["policy"])
         text = "Longest stall of the serving loop while a version was loaded."
-        yield GaugeMetricFamily("pillion_load_stall_seconds", text, value=stall_s)
+        stall_s = GaugeMetricFamily("pillion_load_stall_seconds", text, labels=["policy"])
+        for name, policy in self._policies.items():
+            releases = policy.releases
+            for outcome, count in releases.operations.switches.items():
+                switches.add_metric([name, outcome.value], count)
+            for reason, count in releases.guardrails.auto_rollbacks.items():
+                rollbacks.add_metric([name, reason], count)
+            if releases.stager.swap_impact is not None:
+                impact.add_metric([name], releases.stager.swap_impact)
+            pauses.add_metric([name], releases.stager.pauses)
+            paused_s.add_metric([name], releases.stager.paused_s)
+            stall_s.add_metric([name], releases.load_stall_ns / _NANOSECONDS)
+        yield from (switches, rollbacks, pauses, paused_s, stall_s)
+        if impact.samples:
+            yield impact
 
     def _supervision(self) -> Iterator[Metric]:
         supervisor, restarts = self._supervisor, self._supervisor.restarts
@@ -145,8 +169,13 @@ class PageCollector(Collector):
 
     def _process(self) -> Iterator[Metric]:
         cells = self._page.cells
-        yield GaugeMetricFamily("pillion_sessions", "Live sessions.", value=cells[page.SESSIONS])
-        yield GaugeMetricFamily("pillion_episodes", "Live episode groups.", value=cells[page.EPISODES])
+        sessions = GaugeMetricFamily("pillion_sessions", "Live sessions.", labels=["policy"])
+        episodes = GaugeMetricFamily("pillion_episodes", "Live episode groups.", labels=["policy"])
+        for name, its in self._policy_cells():
+            sessions.add_metric([name], cells[its.sessions])
+            episodes.add_metric([name], cells[its.episodes])
+        yield sessions
+        yield episodes
         yield GaugeMetricFamily("pillion_queue_rows", "Rows waiting for the engine.", value=cells[page.QUEUE_ROWS])
         yield _counter("pillion_sessions_opened", "Opened sessions.", cells[page.SESSIONS_OPENED])
         yield _counter("pillion_sessions_dropped", "Dropped sessions: the peer disconnected, was silent or did not read.", cells[page.SESSIONS_DROPPED])  # fmt: skip
@@ -160,26 +189,35 @@ class PageCollector(Collector):
         pause_s = cells[page.GC_PAUSE_NS] / _NANOSECONDS
         yield _counter("pillion_gc_pause_seconds", "Time in garbage collections of the serving process.", pause_s)
 
-    def _version_cells(self) -> list[tuple[str, VersionCells]]:
-        """Returns the cells of each version, and of the acts that several versions ran (`mixed`)."""
-        return [("mixed", page.VERSION_CELLS[0])] + [
-            (version.version, page.VERSION_CELLS[version.metrics_index]) for version in self._supervisor.version_table
-        ]
+    def _policy_cells(self) -> list[tuple[str, PolicyCells]]:
+        return [(name, policy.channel.cells) for name, policy in self._policies.items()]
 
-    def _of_versions(self, name: str, text: str, histograms: list[tuple[str, Histogram]]) -> Metric:
-        """Returns a family in seconds with a histogram for each version."""
+    def _request_cells(self) -> list[tuple[str, list[PolicyCells]]]:
+        """Returns the cells of each policy, and of acts of an unknown one: the only policy, or the label ""."""
+        found = [(name, [cells]) for name, cells in self._policy_cells()]
+        if len(found) == 1:
+            found[0][1].append(page.UNKNOWN_POLICY)
+            return found
+        return [*found, ("", [page.UNKNOWN_POLICY])]
+
+    def _of_versions(self, name: str, text: str, histogram_of: Callable[[VersionCells], Histogram]) -> Metric:
+        """Returns a family in seconds: a histogram of each version, and of the acts that several versions ran (`mixed`)."""
         family = HistogramMetricFamily(name, text, labels=["policy", "version"])
-        for version, histogram in histograms:
-            labels = [self._supervisor.stable.policy, version]
-            family.add_metric(labels, *self._buckets(histogram, _NANOSECONDS))
+        for policy, channel in self._supervisor.policies.items():
+            table = channel.version_table
+            found = [("mixed", table.mixed_index), *((version.version, version.metrics_index) for version in table)]
+            for version, index in found:
+                histogram = histogram_of(page.VERSION_CELLS[index])
+                family.add_metric([policy, version], *self._buckets(histogram, _NANOSECONDS))
         return family
 
-    def _seconds(self, name: str, text: str, histogram: Histogram) -> Metric:
-        return self._histogram(name, text, histogram, _NANOSECONDS)
-
-    def _histogram(self, name: str, text: str, histogram: Histogram, unit: float) -> Metric:
+    def _of_policies(
+        self, name: str, text: str, histogram_of: Callable[[PolicyCells], Histogram], unit: float
+    ) -> Metric:
+        """Returns a family with a histogram of each policy."""
         family = HistogramMetricFamily(name, text, labels=["policy"])
-        family.add_metric([self._supervisor.stable.policy], *self._buckets(histogram, unit))
+        for policy, cells in self._policy_cells():
+            family.add_metric([policy], *self._buckets(histogram_of(cells), unit))
         return family
 
     def _buckets(self, histogram: Histogram, unit: float) -> tuple[list[tuple[str, float]], float]:

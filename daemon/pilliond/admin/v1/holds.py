@@ -16,7 +16,6 @@ from pilliond.admin.v1.policies import PolicyRoutes, ReasonBody
 from pilliond.limits import EVALUATION_S_MAX
 from pilliond.rollout.evaluation_holds import EvaluationHolds
 from pilliond.rollout.operation import Operation
-from pilliond.rollout.releases import Releases
 
 HoldName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """The name of a hold, chosen by its campaign."""
@@ -53,10 +52,8 @@ class HoldList(msgspec.Struct, frozen=True):
 class HoldRoutes:
     """The handlers below `/v1/policies/{policy}/holds`."""
 
-    def __init__(self, policies: PolicyRoutes, releases: Releases, evaluations: EvaluationHolds) -> None:
+    def __init__(self, policies: PolicyRoutes) -> None:
         self._policies = policies
-        self._releases = releases
-        self._evaluations = evaluations
 
     def endpoints(self) -> list[Endpoint]:
         """Returns its rows of the table."""
@@ -73,28 +70,30 @@ class HoldRoutes:
         ]  # fmt: skip
 
     async def _list(self, request: web.Request) -> web.Response:
-        self._policies.check_policy(request)
-        holds = [self._status(hold) for hold in self._evaluations.holds()]
+        evaluations = self._policies.policy_of(request).evaluations
+        holds = [_status(evaluations, hold) for hold in evaluations.holds()]
         return json_response(HoldList(request.match_info["policy"], holds))
 
     async def _add(self, request: web.Request) -> web.Response:
         body = await self._policies.verb_body(request, HoldBody)
-        target = self._releases.resolve(body.version)
+        policy = self._policies.policy_of(request)
+        target = policy.releases.resolve(body.version)
         by = asked_by(request, body.by)
-        hold, operation = await self._evaluations.add(target, body.name, body.ttl_s, by, body.reason)
-        response = json_response(self._status(hold, operation), HTTPStatus.CREATED)
+        hold, operation = await policy.evaluations.add(target, body.name, body.ttl_s, by, body.reason)
+        response = json_response(_status(policy.evaluations, hold, operation), HTTPStatus.CREATED)
         response.headers["Location"] = f"{request.path}/{hold.name}"
         return response
 
     async def _end(self, request: web.Request) -> web.Response:
         why = await self._policies.verb_body(request, ReasonBody)
         name = request.match_info["name"]
-        if self._evaluations.find(name) is None:
+        evaluations = self._policies.policy_of(request).evaluations
+        if evaluations.find(name) is None:
             raise ProblemError(HTTPStatus.NOT_FOUND, "hold-not-found", f"there is no evaluation hold {name[:64]!r}")
-        ended = await self._evaluations.end(name, asked_by(request, why.by), why.reason)
-        return json_response(self._status(ended))
+        ended = await evaluations.end(name, asked_by(request, why.by), why.reason)
+        return json_response(_status(evaluations, ended))
 
-    def _status(self, hold: EvaluationHold, operation: Operation | None = None) -> HoldStatus:
-        number = operation.number if operation else None
-        is_held = self._evaluations.is_held(hold)
-        return HoldStatus(**msgspec.structs.asdict(hold), is_held=is_held, operation=number)
+
+def _status(evaluations: EvaluationHolds, hold: EvaluationHold, operation: Operation | None = None) -> HoldStatus:
+    number = operation.number if operation else None
+    return HoldStatus(**msgspec.structs.asdict(hold), is_held=evaluations.is_held(hold), operation=number)

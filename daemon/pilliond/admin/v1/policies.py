@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated
 
@@ -23,14 +24,17 @@ from pilliond.admin.v1.policy_state import (
     VersionList,
 )
 from pilliond.errors import SwitchError
-from pilliond.ipc import metrics_page
 from pilliond.ipc.metrics_page import VERSION_CELLS, Phase
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import ARMS_MAX, OPERATION_DIGITS_MAX
+from pilliond.policy_rollout import PolicyRollout
 from pilliond.rollout.operation import Operation, OperationStatus
 from pilliond.rollout.releases import Releases
+from pilliond.rollout.shadow_rollout import Shadows
 from pilliond.shadow.report import ShadowReport
+from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.version_table import VersionTable, resolved
 
 ArmName = Annotated[
     str,
@@ -96,9 +100,9 @@ class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PolicyRoutes:
     """The handlers. Every verb returns the operation that it began, which `/v1/operations/{number}` shows."""
 
-    def __init__(self, supervisor: Supervisor, releases: Releases) -> None:
+    def __init__(self, supervisor: Supervisor, policies: Mapping[str, PolicyRollout]) -> None:
         self._supervisor = supervisor
-        self._releases = releases
+        self._policies = policies
 
     def endpoints(self) -> list[Endpoint]:
         """Returns its rows of the table."""
@@ -153,35 +157,38 @@ class PolicyRoutes:
     # Reading
 
     async def _list(self, request: web.Request) -> web.Response:
-        return json_response(PolicyList([self._state()]))
+        return json_response(PolicyList([self._state(policy) for policy in self._policies.values()]))
 
     async def _policy(self, request: web.Request) -> web.Response:
-        self.check_policy(request)
-        return self._tagged(self._state())
+        policy = self.policy_of(request)
+        response = json_response(self._state(policy))
+        response.headers["ETag"] = _tag(policy)
+        return response
 
     async def _versions(self, request: web.Request) -> web.Response:
-        self.check_policy(request)
-        policy = self._supervisor.stable.policy
-        entries = [entry for entry in self._releases.store.index().versions() if entry.title == policy]
-        aliases = self._releases.store.aliases(policy)
-        roles = {version.digest: self._role(version) for version in self._supervisor.version_table}
-        shadow = self._releases.shadows.current
+        policy = self.policy_of(request)
+        version_table, store = policy.channel.version_table, policy.releases.store
+        entries = [entry for entry in store.index().versions() if entry.title == policy.channel.name]
+        aliases = store.aliases(policy.channel.name)
+        roles = {version.digest: _role(version_table, version) for version in version_table}
+        shadow = policy.releases.shadows.current
         if shadow is not None:
             roles.setdefault(shadow.digest, "shadow")
+        placements = {version.digest: version.placement.where for version in version_table if version.placement}
         stored = [
             StoredVersion(
                 version=entry.version,
                 digest=entry.digest,
                 role=roles.get(entry.digest, "stored"),
+                placement=placements.get(entry.digest, ""),
                 aliases=[alias.alias for alias in aliases if alias.digest == entry.digest],
             )
             for entry in entries
         ]
-        return json_response(VersionList(policy, stored))
+        return json_response(VersionList(policy.channel.name, stored))
 
     async def _shadow(self, request: web.Request) -> web.Response:
-        self.check_policy(request)
-        report = self._releases.shadows.report()
+        report = self.policy_of(request).releases.shadows.report()
         if report is None:
             raise ProblemError(
                 HTTPStatus.NOT_FOUND, "shadow-not-found", "there has been no shadow since the daemon started"
@@ -191,101 +198,71 @@ class PolicyRoutes:
     async def _operation(self, request: web.Request) -> web.Response:
         number = request.match_info["number"]
         is_number = number.isascii() and number.isdecimal() and len(number) <= OPERATION_DIGITS_MAX
-        operation = self._releases.operations.find(int(number)) if is_number else None
+        operation = self._find_operation(int(number)) if is_number else None
         if operation is None:
             raise ProblemError(
                 HTTPStatus.NOT_FOUND, "operation-not-found", f"there is no operation {number[:20]}, or it is too old"
             )
         return json_response(operation.status())
 
-    def _state(self) -> PolicyState:
-        supervisor, releases = self._supervisor, self._releases
-        operation, previous = releases.operations.last, supervisor.version_table.previous
+    def _find_operation(self, number: int) -> Operation | None:
+        found = (policy.releases.operations.find(number) for policy in self._policies.values())
+        return next((operation for operation in found if operation is not None), None)
+
+    def _state(self, policy: PolicyRollout) -> PolicyState:
+        channel, releases = policy.channel, policy.releases
+        operation, previous = releases.operations.last, channel.version_table.previous
         return PolicyState(
-            policy=supervisor.stable.policy,
-            phase=supervisor.phase.name.lower(),
-            stable=supervisor.stable.version,
-            digest=supervisor.stable.digest,
+            policy=channel.name,
+            phase=self._supervisor.phase.name.lower(),
+            stable=channel.stable.version,
+            digest=channel.stable.digest,
             previous=previous.version if previous else None,
             follows=releases.keeper.alias.name or None,
-            sessions=supervisor.page.cells[metrics_page.SESSIONS],
-            resident=[self._resident(version) for version in supervisor.version_table],
-            route=self._arms(),
-            shadow=self._shadow_now(),
+            sessions=channel.page.cells[channel.cells.sessions],
+            resident=[_resident(channel, version) for version in channel.version_table],
+            route=_arms(channel.version_table),
+            shadow=_shadow_now(releases.shadows),
             swap_impact=releases.stager.swap_impact,
             operation=operation.status() if operation else None,
         )
 
-    def _arms(self) -> list[ArmStatus]:
-        version_table = self._supervisor.version_table
-        return [
-            ArmStatus(arm.name, version.version, arm.share)
-            for arm in version_table.arms
-            if (version := version_table.find(arm.digest)) is not None
-        ]
-
-    def _shadow_now(self) -> ShadowStatus | None:
-        shadow = self._releases.shadows.current
-        if shadow is None:
-            return None
-        state = self._releases.shadows.state(shadow)
-        return ShadowStatus(shadow.version, shadow.process.share, shadow.live_version, state)
-
-    def _resident(self, version: SealedVersion) -> Resident:
-        return Resident(
-            version=version.version,
-            digest=version.digest,
-            role=self._role(version),
-            leases=self._supervisor.page.cells[VERSION_CELLS[version.metrics_index].episodes],
-            signed_by=version.signed_by,
-            certificate=version.certificate,
-        )
-
-    def _role(self, version: SealedVersion) -> str:
-        version_table = self._supervisor.version_table
-        if version is version_table.stable:
-            return "stable"
-        arm = next((arm.name for arm in version_table.arms if arm.digest == version.key), None)
-        if arm is None and version is version_table.previous:
-            return "previous"
-        return arm or ("evaluation" if version.key in version_table.held else "resident")
-
     # Changing
 
     async def _stage(self, request: web.Request) -> web.Response:
-        body, target = await self._version_body(request)
-        return _begun(self._releases.stage(target, asked_by(request, body.by), body.reason))
+        releases, body, target = await self._version_body(request)
+        return _begun(releases.stage(target, asked_by(request, body.by), body.reason))
 
     async def _switch(self, request: web.Request) -> web.Response:
-        body, target = await self._version_body(request)
-        return _begun(self._releases.switch(target, asked_by(request, body.by), body.reason))
+        releases, body, target = await self._version_body(request)
+        return _begun(releases.switch(target, asked_by(request, body.by), body.reason))
 
     async def _roll_back(self, request: web.Request) -> web.Response:
-        why = await self.verb_body(request, ReasonBody)
-        return _begun(await self._releases.roll_back(asked_by(request, why.by), why.reason))
+        releases, why = await self._verb(request, ReasonBody)
+        return _begun(await releases.roll_back(asked_by(request, why.by), why.reason))
 
     async def _route(self, request: web.Request) -> web.Response:
-        body = await self.verb_body(request, RouteBody)
-        targets = [(arm.name, self._releases.resolve(arm.version), arm.share) for arm in body.arms]
+        releases, body = await self._verb(request, RouteBody)
+        targets = [(arm.name, releases.resolve(arm.version), arm.share) for arm in body.arms]
         if len({target.digest for _, target, _ in targets}) < len(targets):
             raise ProblemError(HTTPStatus.BAD_REQUEST, "malformed", "arms: expected a version in one arm only")
         shadow = body.shadow
-        target = (self._releases.resolve(shadow.version), shadow.share) if isinstance(shadow, ShadowBody) else shadow
-        return _begun(self._releases.route(targets, asked_by(request, body.by), body.reason, target))
+        target = (releases.resolve(shadow.version), shadow.share) if isinstance(shadow, ShadowBody) else shadow
+        return _begun(releases.route(targets, asked_by(request, body.by), body.reason, target))
 
     async def _warm_up(self, request: web.Request) -> web.Response:
-        body = await self.verb_body(request, WarmupBody)
-        version_table = self._supervisor.version_table
-        target = self._releases.resolve(body.version) if body.version else None
+        releases, body = await self._verb(request, WarmupBody)
+        version_table = self.policy_of(request).channel.version_table
+        target = releases.resolve(body.version) if body.version else None
         key = bytes.fromhex(target.digest.removeprefix("sha256:")) if target else version_table.stable.key
         version = version_table.find(key)
         if version is None:
             raise SwitchError(f"{target} is not loaded: stage it first")
-        return _begun(self._releases.warm_up(version, asked_by(request, body.by), body.reason))
+        return _begun(releases.warm_up(version, asked_by(request, body.by), body.reason))
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        why = await self.verb_body(request, ReasonBody)
-        cancelled = await self._releases.operations.cancel(
+        releases, why = await self._verb(request, ReasonBody)
+        cancelled = await releases.operations.cancel(
             f"cancelled by {asked_by(request, why.by)}: {why.reason}".rstrip(": ")
         )
         if cancelled is None:
@@ -294,46 +271,85 @@ class PolicyRoutes:
 
     async def _drain(self, request: web.Request) -> web.Response:
         why = await body_of(request, ReasonBody)
-        stable = self._supervisor.stable
-        target = Resolved(stable.policy, stable.version, stable.digest)
-        await self._releases.keeper.note("drain", target, "", asked_by(request, why.by), why.reason)
+        for policy in self._policies.values():
+            target = resolved(policy.channel.stable)
+            await policy.releases.keeper.note("drain", target, "", asked_by(request, why.by), why.reason)
         self._supervisor.stop(f"an operator drains it: {why.reason}" if why.reason else "an operator drains it")
         return json_response(Draining(Phase.DRAINING.name.lower()), HTTPStatus.ACCEPTED)
 
-    async def _version_body(self, request: web.Request) -> tuple[VersionBody, Resolved]:
-        body = await self.verb_body(request, VersionBody)
-        return body, self._releases.resolve(body.version)
+    async def _version_body(self, request: web.Request) -> tuple[Releases, VersionBody, Resolved]:
+        releases, body = await self._verb(request, VersionBody)
+        return releases, body, releases.resolve(body.version)
 
-    def check_policy(self, request: web.Request) -> None:
-        """Checks the policy in the path; raises `ProblemError` (404)."""
-        served, asked = self._supervisor.stable.policy, request.match_info["policy"]
-        if asked != served:
+    async def _verb(self, request: web.Request, kind: type[T]) -> tuple[Releases, T]:
+        body = await self.verb_body(request, kind)
+        return self.policy_of(request).releases, body
+
+    def policy_of(self, request: web.Request) -> PolicyRollout:
+        """Returns the policy in the path; raises `ProblemError` (404)."""
+        asked = request.match_info["policy"]
+        policy = self._policies.get(asked)
+        if policy is None:
+            served = " or ".join(self._policies)
             raise ProblemError(HTTPStatus.NOT_FOUND, "policy-not-found", f"expected {served}, got {asked[:128]}")
+        return policy
 
     async def verb_body(self, request: web.Request, kind: type[T]) -> T:
         """Returns the body of a verb, and checks its tag.
 
         The tag comes last: while the body arrives, another request may change the state.
         """
-        self.check_policy(request)
+        policy = self.policy_of(request)
         body = await body_of(request, kind)
-        self._check_tag(request)
+        _check_tag(request, _tag(policy))
         return body
 
-    def _check_tag(self, request: web.Request) -> None:
-        asked = ",".join(request.headers.getall("If-Match", ["*"]))
-        if not {"*", self._tag()} & {tag.strip() for tag in asked.split(",")}:
-            raise ProblemError(
-                HTTPStatus.PRECONDITION_FAILED, "changed-meanwhile", f"expected {asked[:80]}, got {self._tag()}"
-            )
 
-    def _tagged(self, value: PolicyState) -> web.Response:
-        response = json_response(value)
-        response.headers["ETag"] = self._tag()
-        return response
+def _arms(version_table: VersionTable) -> list[ArmStatus]:
+    return [
+        ArmStatus(arm.name, version.version, arm.share)
+        for arm in version_table.arms
+        if (version := version_table.find(arm.digest)) is not None
+    ]
 
-    def _tag(self) -> str:
-        return f'"{self._supervisor.stable.digest[7:19]}-{self._releases.operations.revision}"'
+
+def _shadow_now(shadows: Shadows) -> ShadowStatus | None:
+    shadow = shadows.current
+    if shadow is None:
+        return None
+    return ShadowStatus(shadow.version, shadow.process.share, shadow.live_version, shadows.state(shadow))
+
+
+def _resident(channel: PolicyChannel, version: SealedVersion) -> Resident:
+    return Resident(
+        version=version.version,
+        digest=version.digest,
+        role=_role(channel.version_table, version),
+        leases=channel.page.cells[VERSION_CELLS[version.metrics_index].episodes],
+        signed_by=version.signed_by,
+        certificate=version.certificate,
+        placement=version.placement.where if version.placement else "",
+        placement_reason=version.placement.reason if version.placement else "",
+    )
+
+
+def _role(version_table: VersionTable, version: SealedVersion) -> str:
+    if version is version_table.stable:
+        return "stable"
+    arm = next((arm.name for arm in version_table.arms if arm.digest == version.key), None)
+    if arm is None and version is version_table.previous:
+        return "previous"
+    return arm or ("evaluation" if version.key in version_table.held else "resident")
+
+
+def _check_tag(request: web.Request, tag: str) -> None:
+    asked = ",".join(request.headers.getall("If-Match", ["*"]))
+    if not {"*", tag} & {each.strip() for each in asked.split(",")}:
+        raise ProblemError(HTTPStatus.PRECONDITION_FAILED, "changed-meanwhile", f"expected {asked[:80]}, got {tag}")
+
+
+def _tag(policy: PolicyRollout) -> str:
+    return f'"{policy.channel.stable.digest[7:19]}-{policy.releases.operations.revision}"'
 
 
 def _begun(operation: Operation) -> web.Response:

@@ -20,6 +20,9 @@ class Resident(msgspec.Struct, frozen=True):
     signed_by: list[str]
     certificate: Certificate | None
     """None if it was not staged."""
+    placement: str
+    """Where it runs, `inline` or `worker`; empty if that is not known yet."""
+    placement_reason: str
 
 
 class ArmStatus(msgspec.Struct, frozen=True):
@@ -72,6 +75,8 @@ class StoredVersion(msgspec.Struct, frozen=True):
     digest: str
     role: str
     """Its role in the daemon: as of a loaded version, `shadow`, or `stored` if it is not loaded."""
+    placement: str
+    """Where it runs, `inline` or `worker`; empty if it is not loaded or if that is not known yet."""
     aliases: list[str]
 
 

@@ -41,7 +41,7 @@ class Side:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.clock = Clock()
-        self.target: Target | None = Target(daemon.address, 1, bytes(32))
+        self.target: Target | None = Target(daemon.address, "", 1, bytes(32))
         self.path = DataPath(self._target, self.clock)
 
     def _target(self) -> Target:

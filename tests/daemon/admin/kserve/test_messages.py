@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import msgspec
 
@@ -15,7 +15,7 @@ from pilliond.supervision.supervisor import Supervisor
 class NoSupervisor:
     """Everything that the routes use before the first request."""
 
-    rows_max = 256
+    policies: ClassVar[dict[str, object]] = {}
 
 
 def test_every_endpoint_has_types_that_a_schema_describes() -> None:

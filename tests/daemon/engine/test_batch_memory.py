@@ -9,7 +9,7 @@ import pytest
 
 from pillion_protocol import TensorSpec
 from pillion_protocol.specs import DType
-from pilliond.engine.batch_buffers import BatchViews, finite_values, is_finite
+from pilliond.engine.batch_memory import BatchViews, finite_values, is_finite
 
 ROWS = 4
 

@@ -1,0 +1,46 @@
+"""`python -m pillion_worker FD PARENT_PID`: one worker, on the channel FD, which dies with the process PARENT_PID.
+
+The serving process has the other end of the channel. The exit code is 0 when it is gone, 65 if the model was refused, 75
+if the parent had ended already.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+from pillion_worker.sandbox import confine, die_with_parent
+
+_ENVIRONMENT = {
+    # A batch is already as parallel as its settings say; more threads would only take cores away.
+    "OPENBLAS_NUM_THREADS": "1",
+    # Newer builds of ONNX Runtime send telemetry every ten seconds, from threads of their own.
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the worker; returns its exit code."""
+    descriptor, parent_pid = int(arguments[0]), int(arguments[1])
+    die_with_parent(parent_pid)
+    # A terminal sends it to the whole daemon; the control process decides when a worker ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    confinement = confine()
+    # The kernel forgets the request where privileges change.
+    die_with_parent(parent_pid)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # numpy starts threads, and then the process could not be confined any more.
+    from pillion_worker.worker import work
+
+    with socket.socket(fileno=descriptor) as channel:
+        try:
+            return work(channel, confinement)
+        except (BrokenPipeError, ConnectionResetError):
+            return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

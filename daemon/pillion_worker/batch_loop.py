@@ -1,0 +1,106 @@
+"""The loop of a worker that is ready: waits for a ring, runs the batch, rings. Hot path."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pillion_worker.arena import (
+    COMPLETED,
+    FAILED,
+    FAILURE_BYTES,
+    FINISHED_NS,
+    MEMORY,
+    OK,
+    OUTCOME,
+    ROWS,
+    STARTED_NS,
+    SUBMITTED,
+    Arena,
+    block_of,
+)
+from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring
+from pillion_worker.errors import EngineError
+
+Runs = Sequence[Callable[[], None]]
+"""`runs[n]()` runs the first n rows of one memory."""
+
+_NANOSECONDS_PER_US: Final = 1_000
+
+
+class BatchLoop:
+    """Runs batches in the order of their numbers, until the channel says anything: then the serving process is gone.
+
+    `runs` holds those of each memory of the arena.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        submit: int,
+        complete: int,
+        channel: int,
+        runs: Sequence[Runs],
+        spin_us: int,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._arena = arena
+        self._submit = Doorbell(submit)
+        self._complete = complete
+        self._channel = channel
+        self._runs = runs
+        self._spin_ns = spin_us * _NANOSECONDS_PER_US if CAN_SPIN else 0
+        self._clock = clock
+        self._rung = 0
+        poller = select.poll()
+        poller.register(submit, select.POLLIN)
+        poller.register(channel, select.POLLIN)
+        self._poll = poller.poll
+
+    def run(self) -> None:
+        """Returns when the serving process is gone."""
+        number = 1
+        while self._wait(number):
+            self._run_batch(number)
+            number += 1
+
+    def _wait(self, number: int) -> bool:
+        """Waits for a batch; returns False if the serving process is gone."""
+        while True:
+            # Not the cell alone: only a ring that was counted orders what was written before it.
+            self._rung += self._submit.take()
+            if self._rung >= number or (self._spin_ns and self._spin(number)):
+                return True
+            if any(descriptor == self._channel for descriptor, _ in self._poll()):
+                return False
+
+    def _spin(self, number: int) -> bool:
+        cells = self._arena.cells
+        clock = self._clock
+        yield_core = os.sched_yield
+        until_ns = clock() + self._spin_ns
+        while cells[SUBMITTED] < number:
+            yield_core()
+            if clock() > until_ns:
+                return False
+        return True
+
+    def _run_batch(self, number: int) -> None:
+        cells = self._arena.cells
+        index = (number - 1) % len(self._runs)
+        block = block_of(index)
+        cells[block + STARTED_NS] = self._clock()
+        try:
+            self._runs[cells[block + MEMORY]][cells[block + ROWS]]()
+            outcome = OK
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises, only this batch fails
+            text = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+            cells[block + FAILURE_BYTES] = self._arena.write_failure(index, text)
+            outcome = FAILED
+        cells[block + FINISHED_NS] = self._clock()
+        cells[block + OUTCOME] = outcome
+        cells[COMPLETED] = number
+        ring(self._complete)

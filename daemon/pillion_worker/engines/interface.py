@@ -1,0 +1,44 @@
+"""The interface between a worker and its engine, and how a worker finds the engine that it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import pillion_worker.engines
+from pillion_worker.errors import EngineError
+from pillion_worker.tensors import LoadRequest, Tensor, TensorMemory
+
+
+class Engine(Protocol):
+    """A loaded policy. An engine is one module of this folder with a function `load` that returns one of these."""
+
+    kind: str
+
+    outputs: list[Tensor]
+    """Every output and then every parameter of the request, with the dtype and the shape that a row really has."""
+
+    def bind(self, memory: TensorMemory) -> list[Callable[[], None]]:
+        """Binds the engine to the memory of a batch, and returns its runs.
+
+        `runs[n]()` reads the first n rows of the inputs and of the states before, and writes those of the outputs and of
+        the states after; n is 0 to rows_max. Rows after them may be read and overwritten. It may raise `EngineError`.
+        Counts of rows that run in the same shape share one function.
+        """
+
+    def register(self, arena: memoryview) -> bool:
+        """Registers the arena as page-locked with the engine's device; returns whether it did. False without one."""
+
+    def describe(self) -> dict[str, Any]:
+        """A description for operators: kind, version, threads, …"""
+
+
+def load_engine(model: bytes, request: LoadRequest) -> Engine:
+    """Loads a model with the engine of that name. Raises `EngineError` if the model and its request do not agree."""
+    names = {module.name for module in pkgutil.iter_modules(pillion_worker.engines.__path__)} - {"interface"}
+    if request.engine not in names:
+        raise EngineError(f"engine: expected one of {', '.join(sorted(names))}, got {request.engine!r}")
+    module = importlib.import_module(f"pillion_worker.engines.{request.engine}")
+    return cast("Engine", module.load(model, request))

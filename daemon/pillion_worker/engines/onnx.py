@@ -1,0 +1,212 @@
+"""ONNX Runtime on the CPU: one session, bound once per bucket of rows to the memory of each batch. Hot path.
+
+A kernel may round the first and last elements of an array differently from those in between: vectorised kernels process
+elements one by one up to the next aligned address. Then the answer for a row depends on the number of rows in the run and
+on their memory address. With `strict_rows` every run has that many rows, each at an aligned address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+
+from pillion_worker.arena import ALIGNMENT_BYTES
+from pillion_worker.buckets import buckets_for
+from pillion_worker.errors import EngineError
+from pillion_worker.memory import aligned_zeros
+from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
+
+_ORT_ERROR_ONLY: Final = 3
+
+
+def load(model: bytes, request: LoadRequest) -> OnnxRuntimeEngine:
+    """Loads a model. Raises `EngineError` if the graph disagrees with the request."""
+    return OnnxRuntimeEngine(model, request)
+
+
+class OnnxRuntimeEngine:
+    """One ONNX policy. Rows that do not fill a shape leave the old contents behind them.
+
+    Raises `EngineError` if the graph disagrees with its card: a model that lies about its shapes never serves.
+    """
+
+    kind = "onnxruntime"
+
+    def __init__(self, model: bytes, request: LoadRequest) -> None:
+        self._request = request
+        self._strict_rows = request.strict_rows
+        self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
+        self._session = _open_session(model, request.threads)
+        self._names = [tensor.name for tensor in request.observation]
+        _check_inputs(self._session, [*self._names, *(state.name for state in request.states)])
+        self.outputs = _actual_outputs(self._session, request)
+        self._scratch = self._make_scratch()
+
+    def bind(self, memory: TensorMemory) -> list[Callable[[], None]]:
+        """As `Engine.bind`."""
+        runs = self._strict_runs(memory) if self._strict_rows else self._bucket_runs(memory)
+        return runs[: self._request.rows_max + 1]
+
+    def register(self, arena: memoryview) -> bool:
+        """Returns False: the CPU reads any memory."""
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "version": onnxruntime.__version__,
+            "provider": self._session.get_providers()[0],
+            "threads": self._request.threads,
+            "buckets": self.buckets,
+            "strict": bool(self._strict_rows),
+        }
+
+    def _bucket_runs(self, memory: TensorMemory) -> list[Callable[[], None]]:
+        runs = [self._run_of([self._piece(memory, 0, rows, {})]) for rows in self.buckets]
+        return [runs[self._bucket_index(rows)] for rows in range(self.buckets[-1] + 1)]
+
+    def _strict_runs(self, memory: TensorMemory) -> list[Callable[[], None]]:
+        step, room = self._strict_rows, self._request.room
+        pieces = [self._piece(memory, first, step, self._scratch) for first in range(0, room, step)]
+        runs = [self._run_of(pieces[: number + 1]) for number in range(len(pieces))]
+        return [runs[max(0, rows - 1) // step] for rows in range(room + 1)]
+
+    def _bucket_index(self, rows: int) -> int:
+        return next(index for index, bucket in enumerate(self.buckets) if bucket >= rows)
+
+    def _piece(self, memory: TensorMemory, first: int, rows: int, scratch: Mapping[str, Array]) -> _Piece:
+        read, written = self._tensors(memory)
+        return _Piece(
+            self._session,
+            {name: array[first : first + rows] for name, array in read.items()},
+            {name: array[first : first + rows] for name, array in written.items()},
+            scratch,
+        )
+
+    def _tensors(self, memory: TensorMemory) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The arrays that a run reads, and those that it writes, by name."""
+        read = dict(zip(self._names, memory.inputs))
+        written = dict(memory.outputs)
+        for state, (before, after) in zip(self._request.states, memory.states):
+            read[state.name] = before
+            written[state.output] = after
+        return read, written
+
+    def _make_scratch(self) -> dict[str, Array]:
+        """Memory at an aligned address for the strict shape of each tensor."""
+        request = self._request
+        if not self._strict_rows:
+            return {}
+        shapes = {tensor.name: (tensor.dtype, tensor.shape) for tensor in [*request.observation, *self.outputs]}
+        for state in request.states:
+            shapes[state.name] = shapes[state.output] = (state.dtype, state.shape)
+        return {name: aligned_zeros((self._strict_rows, *shape), dtype) for name, (dtype, shape) in shapes.items()}
+
+    def _run_of(self, pieces: list[_Piece]) -> Callable[[], None]:
+        run_session = self._session.run_with_iobinding
+        steps = [(piece.before, piece.binding, piece.after) for piece in pieces]
+
+        def run() -> None:
+            try:
+                for before, binding, after in steps:
+                    for to, source in before:
+                        to[:] = source
+                    run_session(binding)
+                    for to, source in after:
+                        to[:] = source
+            except Exception as error:
+                raise EngineError(f"onnxruntime: {type(error).__name__}") from error
+
+        return run
+
+
+class _Piece:
+    """Rows that run together: the binding, and the copies to make `before` and `after` it (to, from).
+
+    `read` and `written` hold the rows of each tensor by name. A tensor at an unaligned address runs in `scratch`, if that
+    has memory for its name; otherwise it runs in place.
+    """
+
+    __slots__ = ("after", "before", "binding")
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        read: Mapping[str, Array],
+        written: Mapping[str, Array],
+        scratch: Mapping[str, Array],
+    ) -> None:
+        self.binding = session.io_binding()
+        self.before: list[tuple[Array, Array]] = []
+        self.after: list[tuple[Array, Array]] = []
+        for name, array in read.items():
+            target = _aligned_or_scratch(name, array, scratch)
+            if target is not array:
+                self.before.append((target, array))
+            self.binding.bind_input(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
+        for name, array in written.items():
+            target = _aligned_or_scratch(name, array, scratch)
+            if target is not array:
+                self.after.append((array, target))
+            self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
+
+
+def _aligned_or_scratch(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:
+    return array if array.ctypes.data % ALIGNMENT_BYTES == 0 or name not in scratch else scratch[name]
+
+
+def _open_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ORT_ERROR_ONLY
+    # A spinning pool would take the core from the simulator.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - as in `run`
+        raise EngineError(f"onnxruntime cannot load the model: {error}") from None
+
+
+def _check_inputs(session: onnxruntime.InferenceSession, names: list[str]) -> None:
+    offered = sorted(entry.name for entry in session.get_inputs())
+    if sorted(names) != offered:
+        raise EngineError(f"the graph's inputs are not the card's: expected {sorted(names)}, got {offered}")
+
+
+def _actual_outputs(session: onnxruntime.InferenceSession, request: LoadRequest) -> list[Tensor]:
+    """Runs two rows of zeros, and returns each output and parameter with the shape that a row really has."""
+    made = [tensor.name for tensor in request.outputs] + request.parameters
+    names = made + [state.output for state in request.states]
+    offered = {output.name for output in session.get_outputs()}
+    missing = [name for name in names if name not in offered]
+    if missing:
+        raise EngineError(f"the graph has no output {missing[0]!r}, it has {', '.join(sorted(offered))}")
+    given: Sequence[Tensor | State] = [*request.observation, *request.states]
+    feed = {tensor.name: np.zeros((2, *tensor.shape), tensor.dtype) for tensor in given}
+    try:
+        actual = dict(zip(names, session.run(names, feed)))
+    except Exception as error:  # noqa: BLE001 - as in `run`
+        raise EngineError(f"the graph does not run on two rows of its card's shapes: {error}") from None
+    for tensor in request.outputs:
+        _check_output(tensor.name, tensor.dtype, tensor.shape, actual[tensor.name])
+    for name in request.parameters:
+        if actual[name].shape[:1] != (2,) or actual[name].dtype.kind != "f":
+            raise EngineError(
+                f"output {name!r} of two rows: expected floats, got {actual[name].dtype} {actual[name].shape}"
+            )
+    for state in request.states:
+        _check_output(state.output, state.dtype, state.shape, actual[state.output])
+    return [Tensor(name, str(actual[name].dtype), list(actual[name].shape[1:])) for name in made]
+
+
+def _check_output(name: str, dtype: str, shape: Sequence[int], actual: Array) -> None:
+    expected = (2, *shape)
+    if actual.shape != expected or actual.dtype != np.dtype(dtype):
+        raise EngineError(
+            f"output {name!r} of two rows: expected {dtype} {list(expected)}, got {actual.dtype} {list(actual.shape)}"
+        )

@@ -1,0 +1,23 @@
+"""Every bound of the worker and its arena, in one place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PACKET_BYTES_MAX: Final = 128 * 1024
+"""One packet of the worker channel. The largest describes the tensors of a policy."""
+
+FAILURE_BYTES_MAX: Final = 400
+"""The message of a failed batch in the arena, as UTF-8."""
+
+DEPTH_MAX: Final = 4
+"""Batches in flight: two overlap copying and computing, and no engine gains from more than a few."""
+
+MEASURED_RUNS_MAX: Final = 200
+"""Runs of each bucket that its service time is measured with: two of them lie above a p99."""
+
+MEASURED_NS_MAX: Final = 20_000_000
+"""How long the runs of one bucket may take before measuring it ends; there is always one run."""
+
+ROW_ELEMENTS_MAX: Final = 2**31
+"""Elements in a row of a tensor. A shape that claims more is a mistake, or an attempt to make the daemon allocate."""

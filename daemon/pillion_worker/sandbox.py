@@ -1,0 +1,90 @@
+"""What a worker does to itself before it reads a model. Only the standard library is imported here.
+
+seccomp and Landlock are missing: the standard library has neither, and other packages are not there in every interpreter
+that a worker may run in (see "The worker" in docs/internals.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_CLONE_NEWUSER: Final = 0x10000000
+_CLONE_NEWNET: Final = 0x40000000
+_CAPABILITY_VERSION_3: Final = 0x20080522
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Asks the kernel to end this process when the process `parent_pid`, which started it, ends, however that happens."""
+    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        # It had ended before the call: the kernel tells nobody a second time.
+        sys.exit(os.EX_TEMPFAIL)
+
+
+def confine() -> dict[str, str]:
+    """Takes away what a worker does not need: core dumps, the network, capabilities, and gaining them again.
+
+    Call it while the process has one thread: a user namespace is refused to others. Returns what was possible on this
+    host, for operators: `network` is `none` or `host`, `privileges` is `none` or `kept`.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _allow_locking()
+    network = _leave_the_network()
+    privileges = _drop_capabilities()
+    _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    return {"network": network, "privileges": privileges}
+
+
+def limit_memory(bytes_max: int) -> None:
+    """Limits the address space: allocations beyond it fail here, and no other process runs short. 0: no limit."""
+    if bytes_max:
+        resource.setrlimit(resource.RLIMIT_AS, (bytes_max, bytes_max))
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _allow_locking() -> None:
+    """Raises the limit of locked memory as far as it goes, before the capabilities are gone: the arena will be locked."""
+    _, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
+
+
+def _leave_the_network() -> str:
+    """Moves into a network namespace without interfaces: at once where it may, else inside a user namespace."""
+    libc = _libc()
+    if libc.unshare(_CLONE_NEWNET) == 0:
+        return "none"
+    uid, gid = os.geteuid(), os.getegid()
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        return "host"
+    # The process keeps its ids inside, so that files look as they did. Some hosts forbid that; the kernel goes by the
+    # ids outside in any case.
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with contextlib.suppress(OSError):
+            Path("/proc/self", name).write_text(text)
+    return "none"
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+def _drop_capabilities() -> str:
+    """Gives up every capability, of root too."""
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    return "none" if _libc().capset(ctypes.byref(header), nothing) == 0 else "kept"

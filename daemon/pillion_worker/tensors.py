@@ -1,0 +1,109 @@
+"""Plain descriptions of tensors, as they travel on the worker channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Tensor(NamedTuple):
+    """One tensor of a policy."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    """The shape of a row."""
+
+
+class State(NamedTuple):
+    """One recurrent state: a graph reads it as input `name` and writes it as output `output`."""
+
+    name: str
+    output: str
+    dtype: str
+    shape: list[int]
+    """The shape of a row."""
+
+
+class LoadRequest(NamedTuple):
+    """What a worker is asked to load."""
+
+    engine: str
+    """The name of a module in `engines/`."""
+
+    observation: list[Tensor]
+    outputs: list[Tensor]
+    parameters: list[str]
+    """Further outputs (logits, log_std) that the action's distribution reads."""
+
+    states: list[State]
+    rows_max: int
+    threads: int = 1
+    strict_rows: int = 0
+    """The rows of the only shape that batches run in; 0: a batch runs in the smallest bucket that it fits."""
+
+    memory_bytes_max: int = 0
+    """The address space of the worker; 0: not limited."""
+
+    depth: int = 1
+    """Batches in flight."""
+
+    spin_us: int = 0
+    """How long the worker looks for the next batch before it sleeps."""
+
+    @property
+    def room(self) -> int:
+        """The rows that each buffer has: `rows_max`, rounded up to whole strict shapes."""
+        return round_up(self.rows_max, self.strict_rows or 1)
+
+    def to_packet(self) -> dict[str, Any]:
+        """Returns it as a message of the channel."""
+        fields: dict[str, Any] = self._asdict()
+        for name in ("observation", "outputs", "states"):
+            fields[name] = [tensor._asdict() for tensor in fields[name]]
+        return {"type": "load", **fields}
+
+    @classmethod
+    def from_packet(cls, packet: Mapping[str, Any]) -> LoadRequest:
+        """Reads it from a message of the channel. Raises `KeyError` or `TypeError` if a field is missing or unknown."""
+        fields = {name: value for name, value in packet.items() if name != "type"}
+        for name, kind in (("observation", Tensor), ("outputs", Tensor), ("states", State)):
+            fields[name] = [kind(**tensor) for tensor in fields[name]]
+        return cls(**fields)
+
+
+class TensorMemory:
+    """The memory of one batch, as arrays [room, …]: it may lie in an arena or in one process alone."""
+
+    __slots__ = ("inputs", "outputs", "states")
+
+    def __init__(self, inputs: list[Array], outputs: dict[str, Array], states: list[tuple[Array, Array]]) -> None:
+        self.inputs = inputs
+        """One array per observation, in the order of the spec."""
+        self.outputs = outputs
+        """Every output and parameter by name."""
+        self.states = states
+        """For each state the array that a run reads, and the one that it writes."""
+
+
+def row_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """The size of a row in bytes."""
+    return elements(shape) * np.dtype(dtype).itemsize
+
+
+def elements(shape: Sequence[int]) -> int:
+    """The number of elements in a row."""
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+def round_up(number: int, step: int) -> int:
+    """The smallest multiple of `step` that is not below `number`."""
+    return -(-number // step) * step

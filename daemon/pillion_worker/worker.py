@@ -1,0 +1,116 @@
+"""The life of a worker: load, describe, map the arena, warm up, measure, then run batches until it is not needed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from pillion_worker import channel as packets
+from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
+from pillion_worker.batch_loop import BatchLoop, Runs
+from pillion_worker.buckets import service_buckets
+from pillion_worker.channel import receive_packet, send_packet
+from pillion_worker.engines.interface import Engine, load_engine
+from pillion_worker.errors import EngineError
+from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
+from pillion_worker.memory import lock_pages
+from pillion_worker.sandbox import limit_memory
+from pillion_worker.tensors import LoadRequest
+
+WARM_UP_RUNS: Final = 3
+"""Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
+
+
+def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
+    """Serves one version; returns the exit code. Owns nothing but what it maps; `channel` is its caller's.
+
+    Raises `ChannelError` if the serving process does not keep to the protocol.
+    """
+    loading = receive_packet(channel, packets.LOAD, 1)
+    if loading is None:
+        return os.EX_OK
+    request = LoadRequest.from_packet(loading[0])
+    limit_memory(request.memory_bytes_max)
+    try:
+        engine = load_engine(_read_all(loading[1][0]), request)
+    except Exception as error:  # noqa: BLE001 - an engine's package may fail in its own ways, and the reason must arrive
+        send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
+        return os.EX_DATAERR
+    description = {**engine.describe(), "python": platform.python_version(), **confinement}
+    outputs = [tensor._asdict() for tensor in engine.outputs]
+    send_packet(channel, {"type": packets.LOADED, "outputs": outputs, "description": description})
+    mapping = receive_packet(channel, packets.ARENA, 3)
+    if mapping is None:
+        return os.EX_OK
+    return _serve(channel, request, engine, *mapping[1])
+
+
+def _serve(
+    channel: socket.socket, request: LoadRequest, engine: Engine, arena_descriptor: int, submit: int, complete: int
+) -> int:
+    layout = ArenaLayout(request.observation, engine.outputs, request.states, request.room, request.depth)
+    try:
+        arena = Arena(arena_descriptor, layout)
+        os.close(arena_descriptor)
+        if arena.cells[VERSION] != LAYOUT_VERSION:
+            raise EngineError(f"this worker's arena is of another version than the daemon's: {LAYOUT_VERSION}")
+        memory = _hold(engine, arena.bytes)
+        runs = [engine.bind(each) for each in arena.memories]
+        buckets = service_buckets(request.rows_max, request.strict_rows)
+        service_ns = [_warm_up(runs, min(rows, request.rows_max)) for rows in buckets]
+    except (EngineError, MemoryError, OSError) as error:
+        send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
+        return os.EX_DATAERR
+    gc.collect()
+    gc.freeze()
+    loop = BatchLoop(arena, submit, complete, channel.fileno(), runs, request.spin_us)
+    send_packet(channel, {"type": packets.READY, "memory": memory, "buckets": buckets, "service_ns": service_ns})
+    loop.run()
+    return os.EX_OK
+
+
+def _hold(engine: Engine, arena: memoryview) -> str:
+    """Keeps the arena's pages in memory, and returns how: registered with a device, locked, or as any other page."""
+    if engine.register(arena):
+        return "pinned"
+    return "locked" if lock_pages(arena) else "pageable"
+
+
+def _warm_up(runs: Sequence[Runs], rows: int) -> list[int]:
+    """Runs that many rows in every memory, and returns the p50 and the p99 of a run."""
+    for each in runs:
+        for _ in range(WARM_UP_RUNS):
+            each[rows]()
+    return measure(runs[0][rows])
+
+
+def measure(run: Callable[[], None], clock: Callable[[], int] = time.monotonic_ns) -> list[int]:
+    """Returns the p50 and the p99 of a run in nanoseconds, of at most `MEASURED_RUNS_MAX` runs."""
+    taken: list[int] = []
+    until_ns = clock() + MEASURED_NS_MAX
+    while not taken or (len(taken) < MEASURED_RUNS_MAX and clock() < until_ns):
+        began_ns = clock()
+        run()
+        taken.append(clock() - began_ns)
+    taken.sort()
+    return [taken[len(taken) // 2], taken[len(taken) * 99 // 100]]
+
+
+def _read_all(descriptor: int) -> bytes:
+    """Reads a sealed memfd, and closes it."""
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, EngineError):
+        return str(error)
+    if isinstance(error, (MemoryError, OSError)):
+        return f"no memory is left for it: {error}"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,57 @@
+"""A batch that runs on an engine outside the loop: what must be known when it is done, or when its worker is lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pilliond.core.episodes import EpisodeGroup
+from pilliond.engine.batch_memory import BatchMemory
+
+if TYPE_CHECKING:
+    from pillion_protocol import BatchClose
+    from pilliond.versions.loaded_version import Version
+
+
+class Running:
+    """A batch in flight. `memory` holds its rows; the groups may have newer acts by the time it is done."""
+
+    __slots__ = (
+        "close",
+        "dispatched_ns",
+        "groups",
+        "lost",
+        "memory",
+        "message",
+        "rows",
+        "runs_left",
+        "sequences",
+        "version",
+    )
+
+    def __init__(
+        self,
+        version: Version,
+        memory: BatchMemory,
+        groups: list[EpisodeGroup],
+        rows: int,
+        close: BatchClose,
+        dispatched_ns: int,
+    ) -> None:
+        self.version = version
+        self.memory = memory
+        self.groups = groups
+        self.sequences = [group.sequence for group in groups]
+        self.rows = rows
+        self.close = close
+        self.dispatched_ns = dispatched_ns
+        self.runs_left = 1
+        """Engines that have not answered yet: several for a mixed version."""
+        self.message = ""
+        """Why a run failed, if one did."""
+        self.lost = False
+        """Whether a worker ended before it answered."""
+
+    def is_awaited(self, index: int) -> bool:
+        """Whether the act of group `index` still waits for this batch: no newer act has replaced it."""
+        group = self.groups[index]
+        return group.waiting and group.queue is None and group.sequence == self.sequences[index]

@@ -1,0 +1,50 @@
+"""The stopwatch: measures how long the runs of an engine take, apart from what else the host does meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Final
+
+from pillion_worker.buckets import buckets_for
+from pilliond.engine.interface import Engine
+from pilliond.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
+
+_SPANS: Final = 5
+"""A p99 is the median of as many: disturbances that fall into two of them do not count."""
+
+
+def clock_for(threads: int) -> Callable[[], int]:
+    """Returns the clock to measure runs of that many threads with, in ns.
+
+    One thread is measured by its CPU time: on a busy host another process takes the CPU for a millisecond at a time, which
+    says nothing about a policy of 10 µs. With more threads there is only the time that passes.
+    """
+    return time.thread_time_ns if threads == 1 else time.monotonic_ns
+
+
+def measure(engine: Engine, clock: Callable[[], int]) -> dict[int, tuple[int, int]]:
+    """Returns p50 and p99 of a run of each bucket of rows, in ns of `clock`. Raises `EngineError`.
+
+    The engine must be warm. It runs on what its memory holds, and leaves outputs there.
+    """
+    return {rows: _quantiles(_runs(engine.runs[rows], clock)) for rows in buckets_for(len(engine.runs) - 1)}
+
+
+def _runs(run: Callable[[], None], clock: Callable[[], int]) -> list[int]:
+    """Times of runs, oldest first: at least one for each span."""
+    times: list[int] = []
+    began_ns = before_ns = clock()
+    while len(times) < _SPANS or (before_ns - began_ns < MEASURED_NS_MAX and len(times) < MEASURED_RUNS_MAX):
+        run()
+        after_ns = clock()
+        times.append(after_ns - before_ns)
+        before_ns = after_ns
+    return times
+
+
+def _quantiles(times: list[int]) -> tuple[int, int]:
+    length = len(times) // _SPANS
+    spans = [sorted(times[first : first + length]) for first in range(0, length * _SPANS, length)]
+    return round(median(times)), round(median(span[length * 99 // 100] for span in spans))

@@ -1,0 +1,508 @@
+"""An engine in another process: submits batches through an arena, and never waits for them. Hot path.
+
+The worker may be broken or hostile. All that it can write is the arena, one doorbell and the packets of its channel: each
+number is read once and compared with what is due, and lengths and offsets are this side's own. A worker that does anything
+else is *rogue*: this engine is lost, and its owner replaces the worker.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum
+from functools import partial
+from typing import Any, ClassVar, Final, NamedTuple
+
+import msgspec
+
+from pillion_artifacts.card.model_card import StateCard
+from pillion_protocol import Spec
+from pillion_worker.arena import (
+    COMPLETED,
+    FAILED,
+    MEMORY,
+    NUMBER,
+    OK,
+    OUTCOME,
+    ROWS,
+    SUBMITTED,
+    SUBMITTED_NS,
+    ArenaLayout,
+    block_of,
+)
+from pillion_worker.channel import ARENA, send_packet
+from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring
+from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
+from pilliond.engine.batch_memory import Array, BatchMemory
+from pilliond.engine.interface import Engine, EngineError
+from pilliond.engine.load_request import load_request
+from pilliond.engine.service_time import ServiceTimes
+from pilliond.engine.worker_arena import OwnArena
+from pilliond.engine.worker_messages import (
+    LOADED,
+    READY,
+    Failed,
+    Loaded,
+    Ready,
+    RogueError,
+    actual_outputs,
+    check_ready,
+)
+from pilliond.limits import NEVER_NS, WORKER_RUN_S_MAX
+from pilliond.linux.epoll import DescriptorSet
+
+_GONE: Final = "its worker ended"
+_MILLISECONDS: Final = 1_000
+
+
+class WorkerState(Enum):
+    """What the engine can do.
+
+    LOADING -> READY -> LOST -> LOADING …: each `attach` begins again. LOADING -> LOST where a worker ends too early.
+    LOST -> OUT by `give_up`: no worker is tried any more. `close` ends in OUT from anywhere.
+    """
+
+    LOADING = "loading"
+    READY = "ready"
+    LOST = "lost"
+    OUT = "out"
+
+
+class Submitted(NamedTuple):
+    """A batch in flight."""
+
+    number: int
+    memory: BatchMemory
+    rows: int
+    submitted_ns: int
+
+
+class Completed(NamedTuple):
+    """A batch that the worker is done with."""
+
+    memory: BatchMemory
+    outcome: int
+    """`OK` or `FAILED`, see `pillion_worker.arena`."""
+    message: str
+    """Why it failed; else empty."""
+    started_ns: int
+    finished_ns: int
+
+
+class WorkerEngine:
+    """One version's engine in a worker; `attach` connects it to one.
+
+    Owns the arena, its doorbells and its end of the channel, and adds the channel and one doorbell to `descriptors` while
+    they are open. Not the process: whoever starts it also ends it, above all when it is lost.
+
+    `on_ready(engine)` follows a successful `attach`. `on_completed(engine, memory, outcome, message, started_ns,
+    finished_ns)` follows each batch; its outputs are there until its owner calls `release`.
+    `on_lost(engine, reason)` comes once for each worker that ends or is rogue; then `in_flight` holds the batches that were
+    not completed, until the next `attach`. All are called in the loop, by `receive` or `poll_completed`.
+    """
+
+    is_inline = False
+    parts: tuple[Engine, ...] = ()
+    bursts: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        spec: Spec,
+        parameters: list[str],
+        rows_max: int,
+        states: Sequence[StateCard] = (),
+        *,
+        engine: str = "onnx",
+        threads: int = 1,
+        strict_rows: int = 0,
+        memory_bytes_max: int = 0,
+        depth: int = 1,
+        spin_us: int = 0,
+        descriptors: DescriptorSet | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.kind = engine
+        self.strict_rows = strict_rows
+        self.state = WorkerState.LOST
+        self.reason = "it has no worker yet"
+        """Why it is lost or out."""
+        self.is_refused = False
+        """Whether it was lost because the model or its memory was refused: another worker would refuse it too."""
+        self.memories: list[BatchMemory] = []
+        self.free: list[BatchMemory] = []
+        self.inputs: list[Array] = []
+        self.outputs: dict[str, Array] = {}
+        self.states: list[tuple[Array, Array]] = []
+        self.in_flight: deque[Submitted] = deque()
+        """The oldest batch first."""
+        self.buckets: list[int] = []
+        self.runs: list[Callable[[], None]] = []
+        self.service = ServiceTimes([rows_max])
+        self.on_ready: Callable[[WorkerEngine], None] = _ignore
+        self.on_completed: Callable[[WorkerEngine, BatchMemory, int, str, int, int], None] = _ignore
+        self.on_lost: Callable[[WorkerEngine, str], None] = _ignore
+        self.memory_kind = ""
+        """`pinned` (registered with a device), `locked` or `pageable`; empty before the worker is ready."""
+        self._spec = spec
+        self._request = load_request(
+            spec,
+            parameters,
+            states,
+            engine=engine,
+            rows_max=rows_max,
+            threads=threads,
+            strict_rows=strict_rows,
+            memory_bytes_max=memory_bytes_max,
+            depth=depth,
+            spin_us=spin_us,
+        )
+        self._descriptors = descriptors
+        self._clock = clock
+        self._description: dict[str, Any] = {}
+        self._channel: socket.socket | None = None
+        self._handshake = _Handshake(self)
+        self._own: OwnArena | None = None
+        self._doorbell = Doorbell(-1)
+        self._cells = memoryview(b"")
+        self._index_of: dict[int, int] = {}
+        self._submitted = 0
+        self._completed = 0
+        self._rung = 0
+        self._owes_since_ns = NEVER_NS
+
+    @property
+    def is_ready(self) -> bool:
+        """As `Engine.is_ready`."""
+        return self.state is WorkerState.READY
+
+    @property
+    def can_spin(self) -> bool:
+        """Whether `poll_completed` may be used on this processor."""
+        return CAN_SPIN
+
+    @property
+    def owes_since_ns(self) -> int:
+        """Since when the worker owes its next step: a load, or the end of its oldest batch; `NEVER_NS` if it owes nothing.
+
+        A batch that waits behind another one begins when that one is completed. Compare with `service.slow_ns`.
+        """
+        return self._owes_since_ns
+
+    # Starting
+
+    def attach(self, end: socket.socket, model_descriptor: int) -> None:
+        """Connects a new worker, whose other end of the channel it has, and asks it to load. Returns at once.
+
+        Takes `end` over. `model_descriptor` is the sealed memfd of the model; it may be closed afterwards. The arena of
+        the worker before is dropped: what its batches still need must have been read.
+        """
+        assert self.state is WorkerState.LOST
+        self._drop_memory()
+        self.state = WorkerState.LOADING
+        self.reason = ""
+        self.is_refused = False
+        self._owes_since_ns = self._clock()
+        self._channel = end
+        end.setblocking(False)
+        self._handshake.due = LOADED
+        if self._descriptors is not None:
+            self._descriptors.add(end.fileno(), self._handshake)
+        try:
+            send_packet(end, self._request.to_packet(), [model_descriptor])
+        except OSError as error:
+            self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Waits until the worker is ready, without a loop. Raises `EngineError` if it does not get there."""
+        until_s = time.monotonic() + timeout_s
+        while self.state is WorkerState.LOADING:
+            if not self._wait_for_events(until_s - time.monotonic()):
+                self.lose(f"its worker was not ready within {timeout_s:g} s")
+        if self.state is not WorkerState.READY:
+            raise EngineError(self.reason)
+
+    def give_up(self, reason: str) -> None:
+        """From LOST to OUT."""
+        assert self.state is WorkerState.LOST
+        self.state = WorkerState.OUT
+        self.reason = reason
+
+    def close(self) -> None:
+        """Releases everything, from any state; no callback follows. Safe to repeat."""
+        self._disconnect()
+        self._drop_memory()
+        self.state = WorkerState.OUT
+        self.on_ready = self.on_completed = self.on_lost = _ignore
+
+    def describe(self) -> dict[str, Any]:
+        described = {"kind": self.kind, **self._description, "memory": self.memory_kind, "depth": self._request.depth}
+        return {**described, "buckets": self.buckets, "strict": bool(self.strict_rows)}
+
+    # Batches
+
+    def submit(self, memory: BatchMemory, rows: int) -> None:
+        """As `Engine.submit`."""
+        number = self._submitted + 1
+        self.free.remove(memory)
+        now_ns = self._clock()
+        cells = self._cells
+        block = block_of((number - 1) % len(self.memories))
+        cells[block + NUMBER] = number
+        cells[block + ROWS] = rows
+        cells[block + SUBMITTED_NS] = now_ns
+        cells[block + MEMORY] = self._index_of[id(memory)]
+        cells[block + OUTCOME] = 0
+        if not self.in_flight:
+            self._owes_since_ns = now_ns
+        self.in_flight.append(Submitted(number, memory, rows, now_ns))
+        cells[SUBMITTED] = self._submitted = number
+        assert self._own is not None
+        try:
+            ring(self._own.submit)
+        except BlockingIOError:
+            self.lose("its worker rang its own doorbell")
+
+    def collect(self, memory: BatchMemory) -> None:
+        """As `Engine.collect`: the results are in `memory` already."""
+
+    def release(self, memory: BatchMemory) -> None:
+        """As `Engine.release`. A memory of a worker that was lost is dropped."""
+        if self.state is WorkerState.READY and any(memory is each for each in self.memories):
+            self.free.append(memory)
+
+    def receive(self) -> None:
+        """Handles the worker's rings, in the loop."""
+        self._rung += self._doorbell.take()
+        if self._completed_cell() < self._rung:
+            self.lose("its worker rang without a batch")
+        self._deliver(self._rung)
+
+    def poll_completed(self) -> bool:
+        """Handles completed batches without asking the kernel, and returns whether there were any. Only if `can_spin`."""
+        number: int = self._cells[COMPLETED]
+        if number == self._completed:
+            return False
+        self._deliver(self._completed_cell())
+        return True
+
+    def _completed_cell(self) -> int:
+        """Reads which batch the worker says it completed last; loses a worker that cannot have."""
+        number: int = self._cells[COMPLETED]
+        if not self._completed <= number <= self._submitted:
+            self.lose(f"its worker completed batch {number} of {self._completed + 1} to {self._submitted}")
+        return number
+
+    def _deliver(self, last: int) -> None:
+        while self._completed < last and self.state is WorkerState.READY:
+            completed = self._take()
+            if completed is not None:
+                self.on_completed(self, *completed)
+
+    def _take(self) -> Completed | None:
+        """Ends the oldest batch; None if its worker is rogue."""
+        batch = self.in_flight[0]
+        index = (batch.number - 1) % len(self.memories)
+        block = block_of(index)
+        number, _, _, started_ns, finished_ns, outcome, length = self._cells[block : block + MEMORY]
+        if number != batch.number or outcome not in (OK, FAILED) or (outcome == FAILED and length > FAILURE_BYTES_MAX):
+            self.lose(f"its worker answered batch {batch.number} with outcome {outcome} of batch {number}")
+            return None
+        now_ns = self._clock()
+        started_ns = min(max(started_ns, batch.submitted_ns), now_ns)
+        finished_ns = min(max(finished_ns, started_ns), now_ns)
+        self.in_flight.popleft()
+        self._completed = batch.number
+        self._owes_since_ns = now_ns if self.in_flight else NEVER_NS
+        if outcome == OK:
+            return Completed(batch.memory, OK, "", started_ns, finished_ns)
+        assert self._own is not None
+        return Completed(batch.memory, FAILED, self._own.arena.failure(index, length), started_ns, finished_ns)
+
+    # Blocking runs, for start-up alone
+
+    def _run(self, rows: int) -> None:
+        if self.state is not WorkerState.READY or self.in_flight:
+            raise EngineError(self.reason or "its worker is busy")
+        answers: list[Completed] = []
+        callback, self.on_completed = self.on_completed, lambda _, *completed: answers.append(Completed(*completed))
+        try:
+            self.submit(self.memories[0], rows)
+            while not answers and self.state is WorkerState.READY:
+                if not self._wait_for_events(WORKER_RUN_S_MAX):
+                    self.lose(f"its worker did not answer within {WORKER_RUN_S_MAX:g} s")
+        finally:
+            self.on_completed = callback
+        if not answers:
+            raise EngineError(self.reason)
+        self.release(answers[0].memory)
+        if answers[0].outcome == FAILED:
+            raise EngineError(answers[0].message)
+
+    def _wait_for_events(self, timeout_s: float) -> bool:
+        """Waits for either descriptor, and handles what it says; returns False if nothing came in time."""
+        sources = {self._channel.fileno(): self._handshake.receive} if self._channel else {}
+        if self._own is not None:
+            sources[self._doorbell.descriptor] = self.receive
+        poller = select.poll()
+        for descriptor in sources:
+            poller.register(descriptor, select.POLLIN)
+        ready = poller.poll(max(0.0, timeout_s) * _MILLISECONDS)
+        for descriptor, _ in ready:
+            if self.state in (WorkerState.LOADING, WorkerState.READY):
+                sources[descriptor]()
+        return bool(ready)
+
+    # The handshake, and its end
+
+    def _on_loaded(self, loaded: Loaded) -> None:
+        outputs = actual_outputs(loaded, self._request)
+        request = self._request
+        layout = ArenaLayout(request.observation, outputs, request.states, request.room, request.depth)
+        try:
+            self._map(layout)
+        except (OSError, OverflowError, MemoryError) as error:
+            raise EngineError(f"no memory is left for its batches ({layout.total_bytes} bytes): {error}") from error
+        self._description = loaded.description
+        self.kind = str(loaded.description.get("kind", self.kind))
+        self._tell_arena()
+        self._handshake.due = READY
+
+    def _map(self, layout: ArenaLayout) -> None:
+        own = OwnArena(layout)
+        try:
+            memories = [BatchMemory(self._spec, each.inputs, each.outputs, each.states) for each in own.arena.memories]
+            if self._descriptors is not None:
+                self._descriptors.add(own.complete, self)
+        except BaseException:
+            own.close()
+            raise
+        self._own = own
+        self._cells = own.arena.cells
+        self._doorbell = Doorbell(own.complete)
+        self.memories = memories
+        first = memories[0]
+        self.inputs, self.outputs, self.states = first.inputs, first.outputs, first.states
+        self._index_of = {id(memory): index for index, memory in enumerate(memories)}
+
+    def _tell_arena(self) -> None:
+        assert self._channel is not None
+        assert self._own is not None
+        try:
+            send_packet(self._channel, {"type": ARENA}, self._own.descriptors)
+            self._own.forget_memory()
+        except OSError as error:
+            self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
+
+    def _on_ready(self, ready: Ready) -> None:
+        check_ready(ready, self._request)
+        self._handshake.due = None
+        self.memory_kind = ready.memory
+        self.buckets = ready.buckets
+        if self.service.buckets != ready.buckets:
+            self.service = ServiceTimes(ready.buckets)
+        for rows, (p50_ns, p99_ns) in zip(ready.buckets, ready.service_ns, strict=True):
+            self.service.seed(rows, min(p50_ns, p99_ns), p99_ns)
+        self.runs = _runs_of(self._run, ready.buckets, self._request.rows_max)
+        self.state = WorkerState.READY
+        self._owes_since_ns = NEVER_NS
+        self.free.extend(self.memories)
+        self.on_ready(self)
+
+    def lose(self, reason: str, is_refused: bool = False) -> None:
+        """To LOST, from LOADING or READY: the worker is not used any more. Calls `on_lost`."""
+        if self.state not in (WorkerState.LOADING, WorkerState.READY):
+            return
+        self.state = WorkerState.LOST
+        self.reason = reason
+        self.is_refused = is_refused
+        self.free.clear()
+        self._disconnect()
+        self.on_lost(self, reason)
+
+    def _disconnect(self) -> None:
+        """Closes every descriptor. The memory stays until it is dropped."""
+        self._owes_since_ns = NEVER_NS
+        if self._own is not None and self._own.descriptors:
+            if self._descriptors is not None:
+                self._descriptors.remove(self._own.complete)
+            self._own.close()
+        if self._channel is not None:
+            if self._descriptors is not None:
+                self._descriptors.remove(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+
+    def _drop_memory(self) -> None:
+        """Lets go of the arena. Nothing here may refer to its views any more: the last reference unmaps it."""
+        self.memories = []
+        self.free = []
+        self.inputs, self.outputs, self.states = [], {}, []
+        self.in_flight.clear()
+        self.runs = []
+        self._index_of = {}
+        self._own = None
+        self._cells = memoryview(b"")
+        self._submitted = self._completed = self._rung = 0
+
+
+class _Handshake:
+    """The channel as a source of the loop. `due` reads the packet that is due; None if none is."""
+
+    bursts: ClassVar[bool] = False
+
+    def __init__(self, engine: WorkerEngine) -> None:
+        self._engine = engine
+        self.due: msgspec.json.Decoder[Loaded | Failed] | msgspec.json.Decoder[Ready | Failed] | None = None
+
+    def receive(self) -> None:
+        """Handles a packet, or the end of the channel."""
+        engine = self._engine
+        try:
+            self._receive()
+        except RogueError as error:
+            engine.lose(f"its worker is rogue: {error}")
+        except EngineError as error:
+            engine.lose(str(error), is_refused=True)
+
+    def _receive(self) -> None:
+        engine = self._engine
+        assert engine._channel is not None
+        try:
+            # No room for descriptors: the kernel closes any that come along.
+            data, _, flags, _ = engine._channel.recvmsg(PACKET_BYTES_MAX)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data, flags = b"", 0
+        if not data:
+            engine.lose(_GONE)
+            return
+        match self._packet(data, flags):
+            case Failed(message):
+                raise EngineError(message)
+            case Loaded() as loaded:
+                engine._on_loaded(loaded)
+            case Ready() as ready:
+                engine._on_ready(ready)
+
+    def _packet(self, data: bytes, flags: int) -> Loaded | Ready | Failed:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or self.due is None:
+            raise RogueError("it sent a packet that nobody waits for")
+        try:
+            return self.due.decode(data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise RogueError(f"it sent a packet that cannot be read: {error}") from None
+
+
+def _runs_of(run: Callable[[int], None], buckets: list[int], rows_max: int) -> list[Callable[[], None]]:
+    """`runs[n]` for 0 to `rows_max` rows: as inline, the counts of one bucket share a function."""
+    of_bucket = [partial(run, min(bucket, rows_max)) for bucket in buckets]
+    indices = [next(index for index, bucket in enumerate(buckets) if bucket >= rows) for rows in range(rows_max + 1)]
+    return [of_bucket[index] for index in indices]
+
+
+def _ignore(*_: Any) -> None:
+    pass

@@ -1,0 +1,244 @@
+"""The versions that run in workers: gets them a worker, replaces lost ones, and passes on what they complete.
+
+The control process starts and ends the workers; this side says when it needs one. Nothing here waits, but for `start`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from pillion_protocol import ErrorCode, RemoteProtocolError
+from pillion_worker.arena import OK
+from pilliond.engine.interface import EngineError
+from pilliond.engine.worker import WorkerEngine, WorkerState
+from pilliond.ipc import control_channel as channel
+from pilliond.ipc.control_channel import (
+    GiveUp,
+    NeedWorker,
+    Report,
+    VersionRequest,
+    WorkerReady,
+    WorkerStarted,
+)
+from pilliond.limits import NEVER_NS, WORKER_HANG_FACTOR, WORKER_START_S_MAX
+from pilliond.settings.schema import EngineSettings
+from pilliond.transport.interface import MessagePoller
+from pilliond.versions.loaded_version import Version
+from pilliond.versions.loader import version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pilliond.engine.batch_memory import BatchMemory
+
+_BYTES_PER_MB: Final = 1_000_000
+_NS_PER_MS: Final = 1_000_000
+_NS_PER_S: Final = 1_000_000_000
+_OUT: Final = "the engine of this version keeps failing"
+
+
+class BatchSink(Protocol):
+    """The serving loop, as far as workers need it."""
+
+    def complete(self, memory: BatchMemory, message: str | None) -> None:
+        """Takes the outcome of a run; a message says why it failed."""
+
+    def lose(self, memories: Sequence[BatchMemory]) -> None:
+        """Takes the runs that a lost worker had not completed."""
+
+    def refuse(self, version: Version, error: RemoteProtocolError) -> None:
+        """Answers everything that waits for a version with an error."""
+
+
+class WorkerVersion:
+    """One version that runs in a worker, from the first request for a worker until it is unloaded."""
+
+    def __init__(
+        self, request: VersionRequest, model_bytes: int, settings: EngineSettings, engine: WorkerEngine
+    ) -> None:
+        self.request = request
+        self.model_bytes = model_bytes
+        self.settings = settings
+        self.engine = engine
+        self.version: Version | None = None
+        """The version, once its first worker was ready."""
+        self.batches = 0
+        """Batches that its worker has completed."""
+        self.began_ns = 0
+
+    @property
+    def hang_ns(self) -> int:
+        """How long its worker may take for what it owes."""
+        if self.engine.state is WorkerState.LOADING:
+            return int(WORKER_START_S_MAX * _NS_PER_S)
+        slowest_ns = self.engine.service.slow_ns(self.engine.buckets[-1])
+        return max(self.settings.hang_ms_min * _NS_PER_MS, WORKER_HANG_FACTOR * slowest_ns)
+
+
+class Workers:
+    """Every version of this process that runs in a worker. Owns their engines, not the processes behind them.
+
+    `report` sends a report to the control process. `sink` is the serving loop, once there is one.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        poller: MessagePoller,
+        report: Callable[[Report], None],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.sink: BatchSink | None = None
+        self.on_loaded: Callable[[WorkerVersion, str], None] = _ignore
+        """Called when a version that `load` began has its first worker, or with the reason why it has none."""
+        self._end = end
+        self._poller = poller
+        self._report = report
+        self._clock = clock
+        self._versions: dict[bytes, WorkerVersion] = {}
+
+    def set_report(self, report: Callable[[Report], None]) -> None:
+        """Sends reports this way from now on: the loop must not wait for the control process to read."""
+        self._report = report
+
+    # Loading
+
+    def start(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> Version:
+        """Gets a version its first worker, and waits for it: before the loop runs. Raises `EngineError`."""
+        worker = self._add(request, model_bytes, rows_max, settings)
+        message, descriptors = channel.receive_control_message(self._end)
+        if not isinstance(message, WorkerStarted | GiveUp) or message.digest != request.digest:
+            raise EngineError("the control process ended, or the daemon is stopping")
+        if isinstance(message, GiveUp):
+            raise EngineError(message.reason)
+        self._attach(worker, descriptors)
+        try:
+            worker.engine.wait_ready(WORKER_START_S_MAX)
+        except EngineError:
+            self.close_version(request.digest)
+            raise
+        return self._make_version(worker)
+
+    def load(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> None:
+        """Begins to load a version in a worker; `on_loaded` follows."""
+        self._add(request, model_bytes, rows_max, settings)
+
+    def started(self, message: WorkerStarted, descriptors: list[int]) -> None:
+        """Attaches a worker that the control process has started."""
+        worker = self._versions.get(message.digest)
+        if worker is None or worker.engine.state is not WorkerState.LOST:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
+        self._attach(worker, descriptors)
+
+    def give_up(self, message: GiveUp) -> None:
+        """Takes a version out: what waits for it is refused, and what comes for it too."""
+        worker = self._versions.get(message.digest)
+        if worker is None:
+            return
+        if worker.version is None:
+            self.close_version(message.digest)
+            self.on_loaded(worker, message.reason)
+            return
+        worker.engine.give_up(message.reason)
+        worker.version.out = RemoteProtocolError(ErrorCode.ENGINE_OUT, f"{_OUT}: {message.reason}")
+        if self.sink is not None:
+            self.sink.refuse(worker.version, worker.version.out)
+
+    def close_version(self, digest: bytes) -> None:
+        """Releases the engine of a version, if it runs in a worker."""
+        worker = self._versions.pop(digest, None)
+        if worker is not None:
+            worker.engine.close()
+
+    def close(self) -> None:
+        """Releases every engine."""
+        for digest in list(self._versions):
+            self.close_version(digest)
+
+    # Watching
+
+    def judge(self) -> None:
+        """Ends the workers that hang: their progress counts, not a sign of life. Call it on every tick."""
+        now_ns = self._clock()
+        for worker in list(self._versions.values()):
+            owes_since_ns = worker.engine.owes_since_ns
+            if owes_since_ns != NEVER_NS and now_ns - owes_since_ns > worker.hang_ns:
+                worker.engine.lose(f"it made no progress for {(now_ns - owes_since_ns) // _NS_PER_MS} ms")
+
+    # Inside
+
+    def _add(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> WorkerVersion:
+        engine = WorkerEngine(
+            request.spec,
+            request.distribution.parameters(),
+            rows_max,
+            request.states,
+            threads=settings.threads,
+            strict_rows=settings.one_shape_rows,
+            memory_bytes_max=settings.worker_memory_mb_max * _BYTES_PER_MB,
+            depth=settings.depth,
+            spin_us=settings.spin_us,
+            descriptors=self._poller,
+            clock=self._clock,
+        )
+        engine.on_ready = self._on_ready
+        engine.on_completed = self._on_completed
+        engine.on_lost = self._on_lost
+        worker = self._versions[request.digest] = WorkerVersion(request, model_bytes, settings, engine)
+        worker.began_ns = self._clock()
+        self._report(NeedWorker(request.digest))
+        return worker
+
+    def _attach(self, worker: WorkerVersion, descriptors: list[int]) -> None:
+        model, end = descriptors
+        worker.batches = 0
+        try:
+            worker.engine.attach(socket.socket(fileno=end), model)
+        finally:
+            os.close(model)
+
+    def _make_version(self, worker: WorkerVersion) -> Version:
+        worker.version = version_of(worker.request, worker.engine, worker.model_bytes)
+        return worker.version
+
+    def _of(self, engine: WorkerEngine) -> WorkerVersion:
+        return next(worker for worker in self._versions.values() if worker.engine is engine)
+
+    def _on_ready(self, engine: WorkerEngine) -> None:
+        worker = self._of(engine)
+        if worker.version is not None:
+            self._report(WorkerReady(worker.request.digest, engine.describe()))
+        elif self.sink is not None:
+            try:
+                self._make_version(worker)
+            except EngineError as error:
+                self.close_version(worker.request.digest)
+                self.on_loaded(worker, str(error))
+            else:
+                self.on_loaded(worker, "")
+
+    def _on_completed(
+        self, engine: WorkerEngine, memory: BatchMemory, outcome: int, message: str, started_ns: int, finished_ns: int
+    ) -> None:
+        self._of(engine).batches += 1
+        assert self.sink is not None
+        self.sink.complete(memory, message if outcome != OK else None)
+
+    def _on_lost(self, engine: WorkerEngine, reason: str) -> None:
+        worker = self._of(engine)
+        if self.sink is not None:
+            self.sink.lose([batch.memory for batch in engine.in_flight])
+        if worker.version is None and self.sink is None:
+            # `start` waits for it, and says why.
+            return
+        self._report(NeedWorker(worker.request.digest, reason, worker.batches, engine.is_refused))
+
+
+def _ignore(worker: WorkerVersion, reason: str) -> None:
+    pass

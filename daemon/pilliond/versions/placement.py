@@ -1,0 +1,30 @@
+"""Where a version runs: small and bounded ones inside the serving process, all others in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pilliond.ipc.placement import Placement
+
+Setting = Literal["auto", "inline", "worker"]
+
+
+def decide(setting: Setting, unbounded: str, p99_us_by_bucket: Mapping[int, float], inline_us_max: float) -> Placement:
+    """Decides where a version runs.
+
+    `setting` is `engine.placement`, `unbounded` says why its graph is not bounded (empty: it is), `p99_us_by_bucket` holds
+    the measured p99 of each bucket of rows, in µs. With `auto`, a version runs inline if its graph is bounded and every p99
+    is below `inline_us_max`.
+    """
+    if setting != "auto":
+        doubt = f", although it is not bounded: {unbounded}" if setting == "inline" and unbounded else ""
+        return Placement(setting, f"engine.placement is {setting}{doubt}")
+    if unbounded:
+        return Placement("worker", f"it is not bounded: {unbounded}")
+    if not p99_us_by_bucket:
+        return Placement("worker", "its service time is not known")
+    rows, p99_us = max(p99_us_by_bucket.items(), key=lambda item: item[1])
+    if p99_us >= inline_us_max:
+        return Placement("worker", f"{rows} rows take {p99_us:.0f} µs (p99), engine.inline_us_max is {inline_us_max:g}")
+    return Placement("inline", f"it is bounded, and {rows} rows take {p99_us:.0f} µs (p99)")

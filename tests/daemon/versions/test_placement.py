@@ -1,0 +1,37 @@
+"""A version runs inside the serving process only if it is bounded and fast, or if an operator says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from pilliond.ipc.placement import Placement
+from pilliond.versions.placement import decide
+
+FAST = {1: 10.0, 8: 20.0, 256: 60.0}
+LOOP = "its graph has a Loop"
+
+
+def test_auto_places_a_bounded_and_fast_version_inline() -> None:
+    assert decide("auto", "", FAST, 200.0) == Placement("inline", "it is bounded, and 256 rows take 60 µs (p99)")
+
+
+@pytest.mark.parametrize("slow_rows", [1, 8, 256])
+def test_auto_places_a_version_in_a_worker_if_any_bucket_is_slow(slow_rows: int) -> None:
+    placement = decide("auto", "", FAST | {slow_rows: 200.0}, 200.0)
+    assert placement == Placement("worker", f"{slow_rows} rows take 200 µs (p99), engine.inline_us_max is 200")
+
+
+def test_auto_places_an_unbounded_version_in_a_worker_however_fast_it_is() -> None:
+    assert decide("auto", LOOP, FAST, 200.0) == Placement("worker", "it is not bounded: its graph has a Loop")
+
+
+def test_auto_does_not_guess_how_fast_a_version_is() -> None:
+    assert decide("auto", "", {}, 200.0).where == "worker"
+
+
+@pytest.mark.parametrize("unbounded", ["", LOOP])
+def test_an_operator_may_decide(unbounded: str) -> None:
+    assert decide("worker", unbounded, FAST, 200.0) == Placement("worker", "engine.placement is worker")
+    inline = decide("inline", unbounded, {1: 1e6}, 200.0)
+    assert inline.where == "inline"
+    assert (LOOP in inline.reason) == bool(unbounded)

@@ -1,0 +1,184 @@
+"""A worker that is broken or hostile: it speaks the protocol up to one point, then does what its last argument says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pillion_worker.arena import (
+    COMPLETED,
+    FAILED,
+    FAILURE_BYTES,
+    FINISHED_NS,
+    NUMBER,
+    OK,
+    OUTCOME,
+    STARTED_NS,
+    Arena,
+    ArenaLayout,
+    block_of,
+)
+from pillion_worker.channel import receive_packet, send_packet
+from pillion_worker.doorbell import Doorbell
+from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
+from pillion_worker.tensors import LoadRequest
+
+MOST = 2**64 - 1
+BLOCK = block_of(0)
+
+
+class Rogue:
+    """What a mode may use."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        packet, _ = receive_packet(channel, "load", 1) or ({}, [])
+        self.request = LoadRequest.from_packet(packet)
+
+    def say_loaded(self, **changes: Any) -> None:
+        """Says that it loaded, with these fields changed."""
+        outputs = [tensor._asdict() for tensor in self.request.outputs]
+        send_packet(self.channel, {"type": "loaded", "outputs": outputs, "description": {}, **changes})
+
+    def map(self) -> None:
+        """Gets the arena."""
+        _, descriptors = receive_packet(self.channel, "arena", 3) or ({}, [])
+        request = self.request
+        layout = ArenaLayout(request.observation, request.outputs, request.states, request.room, request.depth)
+        self.arena = Arena(descriptors[0], layout)
+        self.cells = self.arena.cells
+        self.submit, self.complete = Doorbell(descriptors[1]), descriptors[2]
+
+    def say_ready(self, **changes: Any) -> None:
+        """Says that it is ready, with these fields changed."""
+        fields = {"memory": "locked", "buckets": [self.request.rows_max], "service_ns": [[1, 1]]}
+        send_packet(self.channel, {"type": "ready", **fields, **changes})
+
+    def get_ready(self) -> None:
+        """Does what any worker does."""
+        self.say_loaded()
+        self.map()
+        self.say_ready()
+
+    def wait(self) -> None:
+        """Waits for a batch."""
+        while not self.submit.take():
+            pass
+
+    def answer(self, *, completed: int = 1, number: int = 1, outcome: int = OK, rings: int = 1, **cells: int) -> None:
+        """Answers the first batch."""
+        for name, value in cells.items():
+            self.cells[BLOCK + {"started": STARTED_NS, "finished": FINISHED_NS, "length": FAILURE_BYTES}[name]] = value
+        self.cells[BLOCK + NUMBER] = number
+        self.cells[BLOCK + OUTCOME] = outcome
+        self.cells[COMPLETED] = completed
+        if rings:
+            os.write(self.complete, rings.to_bytes(8, sys.byteorder))
+
+
+def _with_arena(act: Callable[[Rogue], None]) -> Callable[[Rogue], None]:
+    def run(rogue: Rogue) -> None:
+        rogue.say_loaded()
+        rogue.map()
+        act(rogue)
+
+    return run
+
+
+def _when_ready(act: Callable[[Rogue], None]) -> Callable[[Rogue], None]:
+    def run(rogue: Rogue) -> None:
+        rogue.get_ready()
+        act(rogue)
+
+    return run
+
+
+def _with_batch(**answer: int) -> Callable[[Rogue], None]:
+    def run(rogue: Rogue) -> None:
+        rogue.get_ready()
+        rogue.wait()
+        rogue.answer(**answer)
+
+    return run
+
+
+def _answer_twice(rogue: Rogue) -> None:
+    rogue.wait()
+    rogue.answer()
+    rogue.answer()
+
+
+def _answer_without_text(rogue: Rogue) -> None:
+    rogue.wait()
+    rogue.arena._texts[0][:] = b"\xff" * FAILURE_BYTES_MAX
+    rogue.answer(outcome=FAILED, length=FAILURE_BYTES_MAX)
+
+
+def _send_a_descriptor(rogue: Rogue) -> None:
+    socket.send_fds(rogue.channel, [b'{"type":"loaded","outputs":[],"description":{}}'], [0])
+
+
+def _huge_parameter(rogue: Rogue) -> None:
+    outputs = [tensor._asdict() for tensor in rogue.request.outputs]
+    parameters = [{"name": name, "dtype": "float64", "shape": [2**31, 2**31]} for name in rogue.request.parameters]
+    rogue.say_loaded(outputs=outputs + parameters)
+
+
+_Modes = dict[str, Callable[[Rogue], None]]
+
+BEFORE_BATCHES: _Modes = {
+    # while it loads
+    "garbage": lambda rogue: rogue.channel.sendall(b"\xff\x00{"),
+    "not an object": lambda rogue: rogue.channel.sendall(b"[1, 2]"),
+    "deep": lambda rogue: rogue.channel.sendall(b"[" * 100_000),
+    "a long packet": lambda rogue: rogue.channel.sendall(b" " * (PACKET_BYTES_MAX + 1)),
+    "a descriptor": _send_a_descriptor,
+    "an unknown type": lambda rogue: send_packet(rogue.channel, {"type": "hello"}),
+    "ready too early": lambda rogue: rogue.say_ready(),
+    "no outputs": lambda rogue: rogue.say_loaded(outputs=[]),
+    "another dtype": lambda rogue: rogue.say_loaded(
+        outputs=[{**tensor._asdict(), "dtype": "complex128"} for tensor in rogue.request.outputs]
+    ),
+    "a negative shape": lambda rogue: rogue.say_loaded(
+        outputs=[{**tensor._asdict(), "shape": [-1]} for tensor in rogue.request.outputs]
+    ),
+    "an impossible parameter": _huge_parameter,
+    # with the arena
+    "loaded again": _with_arena(lambda rogue: rogue.say_loaded()),
+    "no buckets": _with_arena(lambda rogue: rogue.say_ready(buckets=[], service_ns=[])),
+    "descending buckets": _with_arena(lambda rogue: rogue.say_ready(buckets=[8, 4], service_ns=[[1, 1], [1, 1]])),
+    "a huge bucket": _with_arena(lambda rogue: rogue.say_ready(buckets=[2**40])),
+    "no service times": _with_arena(lambda rogue: rogue.say_ready(service_ns=[])),
+    "a ring before it is ready": _with_arena(lambda rogue: rogue.answer()),
+    # when it is ready
+    "ready again": _when_ready(lambda rogue: rogue.say_ready()),
+    "a ring without a batch": _when_ready(lambda rogue: rogue.answer(completed=0)),
+    "a batch that nobody submitted": _when_ready(lambda rogue: rogue.answer()),
+    "all rings": _when_ready(lambda rogue: rogue.answer(rings=2**64 - 2)),
+}
+WITH_A_BATCH: _Modes = {
+    "a later batch": _with_batch(completed=7),
+    "the largest number": _with_batch(completed=MOST),
+    "an earlier batch": _with_batch(completed=0),
+    "a block of another batch": _with_batch(number=2),
+    "no outcome": _with_batch(outcome=0),
+    "an unknown outcome": _with_batch(outcome=3),
+    "a long message": _with_batch(outcome=FAILED, length=MOST),
+    "a message that is a bit too long": _with_batch(outcome=FAILED, length=401),
+    "two outcomes": _when_ready(_answer_twice),
+}
+HARMLESS: _Modes = {
+    "a message that is no text": _when_ready(_answer_without_text),
+    "times before the batch": _with_batch(started=0, finished=0),
+    "times to come": _with_batch(started=MOST, finished=MOST),
+}
+MODES = {**BEFORE_BATCHES, **WITH_A_BATCH, **HARMLESS}
+
+
+if __name__ == "__main__":
+    MODES[sys.argv[3]](Rogue(socket.socket(fileno=int(sys.argv[1]))))
+    signal.pause()

@@ -40,6 +40,9 @@ SENT_AGE_NS_MAX: Final = 60_000_000_000
 TICK_MS: Final = 100
 """How often the serving loop does its housekeeping."""
 
+TRAFFIC_LINGER_MS: Final = 2
+"""How long the serving loop waits for more traffic before its host gets a turn, which costs as much as a step."""
+
 ROUNDS_PER_BATCH_MAX: Final = 64
 """Polls for more messages before the batch runs, even if more rows would fit."""
 

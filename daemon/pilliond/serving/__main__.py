@@ -7,6 +7,7 @@ with its parent.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import resource
@@ -19,6 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import uvloop
 
 from pillion_artifacts.card.golden_pairs import decode_golden
 from pilliond.core.residency import Residency
@@ -59,7 +61,7 @@ from pilliond.versions.loader import build_version, read_descriptor
 from pilliond.versions.placement import decide
 
 
-def serve(end: socket.socket, config: StartupConfig) -> None:
+async def serve(end: socket.socket, config: StartupConfig) -> None:
     """Starts, warms up, reports READY, runs until it has to drain, drains, stops."""
     pin(config.serving)
     page = MetricsPage(config.page_descriptor)
@@ -78,7 +80,10 @@ def serve(end: socket.socket, config: StartupConfig) -> None:
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
         channel.send(end, ready_report(listen, loaded))
-        reason = loop.run()
+        host = asyncio.get_running_loop()
+        host.add_reader(end.fileno(), control_handler.receive)
+        reason = await loop.run()
+        host.remove_reader(end.fileno())
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
         control_handler.close()
@@ -221,7 +226,6 @@ def make_loop(
     workers.sink = loop
     workers.set_report(control_handler.send)
     loop.on_tick = control_handler.sweep
-    poller.add(end.fileno(), control_handler)
     return loop, control_handler
 
 
@@ -284,7 +288,7 @@ def main() -> int:
     if config is None:
         return os.EX_SOFTWARE
     try:
-        serve(end, config)
+        uvloop.run(serve(end, config))
     except DaemonError as error:
         channel.send(end, Failed(str(error), error.exit_code))
         return error.exit_code

@@ -176,7 +176,7 @@ class ServingLoop:
         """Answers everything that has arrived, says goodbye to every session, and refuses what arrives meanwhile."""
         self._receive_all()
         until_ns = self._clock() + DRAIN_ENGINES_NS_MAX
-        while self._scheduler.rows_waiting or self._runner.in_flight:
+        while self._scheduler.active or self._runner.in_flight:
             self._run_due(drain=True)
             if self._clock() >= until_ns:
                 break
@@ -196,7 +196,7 @@ class ServingLoop:
         while ready and not self._receive(ready) and rounds < ROUNDS_PER_BATCH_MAX:
             ready = self._poll(0, EVENTS_MAX)
             rounds += 1
-        if scheduler.rows_waiting:
+        if scheduler.active:
             self._run_due()
         self._now_ns = now_ns = self._clock()
         self._iteration_ns_max = max(self._iteration_ns_max, now_ns - began_ns)
@@ -213,7 +213,7 @@ class ServingLoop:
             ready = self._spin()
             if ready:
                 return ready
-        if self._scheduler.rows_waiting:
+        if self._scheduler.active:
             self._wake_at(self._scheduler.deadline_ns())
         return self._poll(None, EVENTS_MAX)
 
@@ -241,6 +241,8 @@ class ServingLoop:
         replies = self._replies
         is_closed = False
         messages_max = MESSAGES_PER_POLL_MAX if len(ready) == 1 else 1
+        # Where several policies could run, the scheduler decides which goes first.
+        may_run_alone = len(ready) == 1 or len(sessions.policies) == 1
         for descriptor, _ in ready:
             source = sources.get(descriptor)
             left = messages_max
@@ -255,7 +257,7 @@ class ServingLoop:
                     group.queued_ns = now_ns = clock()
                     if group.budget_ns and scheduler.is_hopeless(group, now_ns):
                         self._runner.answer_late(group, replies)
-                    elif scheduler.closes_alone(group, now_ns):
+                    elif may_run_alone and scheduler.closes_alone(group, now_ns):
                         is_closed = True
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
                     elif group.version.out is not None:
@@ -289,13 +291,15 @@ class ServingLoop:
     def _run_due(self, *, drain: bool = False) -> None:
         """Answers the acts that are too late, and runs the batches that are due."""
         scheduler = self._scheduler
-        for group in scheduler.expire(self._clock()):
+        now_ns = self._clock()
+        for group in scheduler.expire(now_ns):
             self._runner.answer_late(group, self._replies)
         if self._replies:
             self._send_replies()
-        while scheduler.rows_waiting and (batch := scheduler.take(self._clock(), drain=drain)) is not None:
+        while scheduler.active and (batch := scheduler.take(now_ns, drain=drain)) is not None:
             self._run(batch)
             self._send_replies()
+            now_ns = self._clock()
 
     def _run(self, batch: Batch) -> None:
         for group in batch.expired:
@@ -336,7 +340,7 @@ class ServingLoop:
         self.on_tick()
         if self._replies:
             self._send_replies()
-        if self._scheduler.rows_waiting:
+        if self._scheduler.active:
             self._run_due()
         self._ticks += 1
         now_ns = cells[page_cells.TICK_AT_NS] = self._clock()

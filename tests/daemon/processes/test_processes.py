@@ -73,6 +73,7 @@ def test_the_other_admin_pages_answer(daemon: Daemon) -> None:
     info = json.loads(daemon.get("/info")[1])
     assert info["listen"] == daemon.addresses
     assert info["observation"][0]["shape"] == [8]
+    assert info["event_loop"].startswith("uvloop ")
     assert daemon.get("/nothing")[0] == 404
 
 

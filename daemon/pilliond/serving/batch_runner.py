@@ -95,9 +95,10 @@ class BatchRunner:
     def exercise(self, version: Version, rows: int) -> bool:
         """Runs so many rows of an engine outside the loop, of whatever its memory holds; returns False while it is busy."""
         free = version.engine.free
-        if free:
-            self._submit(Running(version, free[-1], [], rows, BatchClose.ENGINE_FREE, self._clock()))
-        return bool(free)
+        if not free:
+            return False
+        self._submit(Running(version, free[-1], [], rows, BatchClose.ENGINE_FREE, self._clock()))
+        return True
 
     def complete(self, memory: BatchMemory, message: str | None, replies: list[Reply]) -> None:
         """Takes the outcome of a run that an engine outside the loop was given: a message says why it failed."""

@@ -31,7 +31,7 @@ from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.engine.parity import check_parity
-from pilliond.engine.stopwatch import clock_for, measure
+from pilliond.engine.stopwatch import clock_for, measure_until
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
@@ -177,7 +177,7 @@ def placed(
     if placement is None or placement.where == "inline":
         version = build_version(request, model, golden, rows_max, settings)
         if placement is None:
-            measured = measure(version.engine, clock_for(settings.threads))
+            measured = measure_until(version.engine, clock_for(settings.threads), settings.inline_us_max * 1e3)
             p99_us = {rows: p99_ns / 1e3 for rows, (_, p99_ns) in measured.items()}
             placement = decide(settings.placement, request.unbounded, p99_us, settings.inline_us_max)
     if placement.where == "worker":

@@ -110,9 +110,9 @@ class ServingLoop:
         """As `BatchRunner.complete`."""
         self._runner.complete(memory, message, self._replies)
 
-    def lose(self, memories: Sequence[BatchMemory]) -> None:
+    def lose(self, memories: Sequence[BatchMemory]) -> int:
         """As `BatchRunner.lose`."""
-        self._runner.lose(memories, self._replies)
+        return self._runner.lose(memories, self._replies)
 
     def refuse(self, version: Version, error: RemoteProtocolError) -> None:
         """Answers everything that waits for a version with an error."""

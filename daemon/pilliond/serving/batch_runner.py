@@ -270,7 +270,7 @@ class BatchRunner:
         session = group.session
         tensors = group.version.fallback_tensors(session.fallback, group.rows, group.last_outputs)
         if tensors is None:
-            error = _TOO_LATE if group.version.engine.is_ready else _RESTARTING
+            error = group.version.out or (_TOO_LATE if group.version.engine.is_ready else _RESTARTING)
             self._sessions.answer_error(group, error, replies)
             return
         written, reply = _targets(group, group.step)

@@ -209,6 +209,9 @@ class ServingLoop:
                         self._runner.answer_late(group, replies)
                     elif scheduler.closes_alone(group, now_ns):
                         is_closed = True
+                        if not group.version.engine.is_inline:
+                            # Should the worker end, the act runs again: by then the buffer holds another message.
+                            group.keep()
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
                     elif group.version.out is not None:
                         sessions.answer_error(group, group.version.out, replies)

@@ -78,7 +78,6 @@ def flipping(group: RawEpisodeGroup, to: int) -> Iterator[None]:
     finally:
         is_stopping.set()
         thread.join(WAIT_S_MAX)
-        del numbers, view
 
 
 def act(group: RawEpisodeGroup) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pillion
+from pillion.conversation import Conversation
 from pillion.errors import EngineRestartingError, RefusedError
 from pillion_protocol import Act, Action, Error, Ping, Pong, encode
 from tests.conftest import StartDaemon
@@ -92,6 +93,8 @@ class Lane:
     """A lane that sends acts with budgets and does not wait for their answers."""
 
     def __init__(self, lane: RawLane) -> None:
+        # Nothing waits for its next act: an act runs as soon as it is read, if the worker is free.
+        lane.conversation = Conversation("raw", lock_step=False)
         self.lane = lane.hello()
         self.group: RawEpisodeGroup = lane.begin(slots=False)
 

@@ -21,7 +21,7 @@ from tests.harness import Daemon, wait_until
 
 OBSERVATION = np.linspace(-1, 1, WIDTH, dtype=np.float32)
 MB = 1_000_000
-HEADROOMS_MB = (0, 10)
+HEADROOMS_MB = (5, 15)
 """An arena for 256 rows of 64 KB each takes 17 MB."""
 
 
@@ -92,7 +92,7 @@ def test_a_version_without_memory_for_its_arena_is_refused_and_the_live_one_goes
             limit_memory(daemon, headroom_mb)
             status = stage()
             assert status["outcome"] == "failed", headroom_mb
-            assert status["error"].startswith("no memory is left for its batches (")
+            assert status["error"].startswith("no memory is left for its batches ("), status["error"]
             np.testing.assert_array_equal(episode.act(OBSERVATION), 2 * OBSERVATION)
             wait_until(lambda: worker_pids(daemon) == workers)
         assert [version["version"] for version in daemon.ask("GET", "/v1/policies/wide")[1]["resident"]] == ["1.0.0"]

@@ -148,6 +148,7 @@ def load_beside(config: PolicyConfig, workers: Workers) -> tuple[list[Version], 
         try:
             built.append(certified(beside.version, model, golden[0] if golden else None, config, workers))
         except (EngineError, MemoryError) as error:
+            workers.close_version(beside.version.digest)
             refused.append(LoadFailed(beside.version.digest, str(error) or "no memory is left for it"))
     return built, refused
 

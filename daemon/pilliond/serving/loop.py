@@ -160,9 +160,9 @@ class ServingLoop:
         """As `BatchRunner.complete`."""
         self._runner.complete(memory, message, self._replies)
 
-    def lose(self, memories: Sequence[BatchMemory]) -> None:
+    def lose(self, memories: Sequence[BatchMemory]) -> int:
         """As `BatchRunner.lose`."""
-        self._runner.lose(memories, self._replies)
+        return self._runner.lose(memories, self._replies)
 
     def refuse(self, version: Version, error: RemoteProtocolError) -> None:
         """Answers everything that waits for a version with an error."""
@@ -259,6 +259,9 @@ class ServingLoop:
                         self._runner.answer_late(group, replies)
                     elif may_run_alone and scheduler.closes_alone(group, now_ns):
                         is_closed = True
+                        if not group.version.engine.is_inline:
+                            # Should the worker end, the act runs again: by then the buffer holds another message.
+                            group.keep()
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
                     elif group.version.out is not None:
                         sessions.answer_error(group, group.version.out, replies)

@@ -46,7 +46,9 @@ def engine(seconds: float, rounds: int, spin_us: int, also: list[str], pin: str,
 
     parts = PARTS if also == ["all"] else tuple(also)
     if unknown := [part for part in parts if part not in PARTS]:
-        raise click.BadParameter(f"expected some of {', '.join(PARTS)}, or all; got {unknown[0]!r}", param_hint="--also")
+        raise click.BadParameter(
+            f"expected some of {', '.join(PARTS)}, or all; got {unknown[0]!r}", param_hint="--also"
+        )
     options = EngineOptions(seconds, rounds, spin_us, also=parts)
     with progress_bar(options.segments) as advance:
         report = measure_engine(parse_placement(pin), options, advance)

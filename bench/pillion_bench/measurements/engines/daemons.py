@@ -5,8 +5,6 @@ The clients are on the serving process's CPUs, and workers on the others: a work
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -78,8 +76,6 @@ def load_results(
             client.close()
 
 
-
-
 def _cpu_settings(placement: Placement) -> dict[str, str]:
     if placement.server is None or placement.client is None:
         return {}
@@ -92,5 +88,3 @@ def _cpu_settings(placement: Placement) -> dict[str, str]:
 def _cpus(placement: Placement) -> CpuSet | None:
     """A daemon may place its processes only on CPUs that it has itself."""
     return None if placement.server is None or placement.client is None else placement.server | placement.client
-
-

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
+from statistics import fmean
 from typing import Any, Final
 
 from pillion_bench.limits import ANSWER_S_MAX
 from pillion_bench.measurements.engines.daemons import WORKER, engine_daemon, expect_workers, load_results
 from pillion_bench.measurements.engines.series import largest_difference, order
+from pillion_bench.percentiles import nanoseconds
 from pillion_bench.process.placement import Placement
 from pillion_bench.process.worker import Worker
 from pillion_bench.roles.bare_engine import EnginePlan
@@ -23,8 +24,6 @@ KINDS: Final = (BARE, WORKER)
 
 _CLIENTS: Final = 2
 """While the rows of one client run, the other one sends its next."""
-
-_BYTES_OF_SAMPLE: Final = 8
 
 
 def measure_image_rows(
@@ -42,18 +41,19 @@ def measure_image_rows(
             advance(f"{ROWS} rows of {POLICY}, {kind}")
             if kind == WORKER:
                 results = load_results(daemon, POLICY, placement.server, seconds, _CLIENTS, ROWS)
-                runs = sum(len(result.latency_ns) for result in results) // _BYTES_OF_SAMPLE
+                runs = sum(len(nanoseconds(result.latency_ns)) for result in results)
+                rate = runs / seconds
             else:
                 answer = engine.request(PingRequest(seconds), PingResult, seconds + ANSWER_S_MAX)
-                runs = len(answer.round_trip_ns) // _BYTES_OF_SAMPLE
-            rates[kind].append(round(runs * ROWS / seconds, 1))
+                rate = 1e9 / float(nanoseconds(answer.round_trip_ns).mean())
+            rates[kind].append(round(rate * ROWS, 1))
     return {
         "policy": POLICY,
         "rows": ROWS,
         "clients": _CLIENTS,
         "n": round(sum(map(sum, rates.values())) * seconds),
-        "rows_per_s": {kind: round(median(each), 1) for kind, each in rates.items()},
-        "worker_over_bare": round(median(rates[WORKER]) / median(rates[BARE]), 4),
+        "rows_per_s": {kind: round(fmean(each), 1) for kind, each in rates.items()},
+        "worker_over_bare": round(fmean(rates[WORKER]) / fmean(rates[BARE]), 4),
         "noise": {kind: round(largest_difference(each), 4) for kind, each in rates.items()},
         "rows_per_s_of_segments": rates,
     }

@@ -12,6 +12,7 @@ from pillion_bench.measurements.engines.policies import POLICY as LOOPING
 from pillion_bench.measurements.engines.policies import store_with_looping
 from pillion_bench.measurements.engines.series import Series
 from pillion_bench.measurements.rounds import Segment, compare_segments
+from pillion_bench.percentiles import nanoseconds
 from pillion_bench.process.daemon_process import DaemonProcess
 from pillion_bench.process.placement import CpuSet, Placement
 from pillion_bench.process.worker import Worker
@@ -24,8 +25,6 @@ _ROUND: Final = (ALONE, BESIDE, BESIDE, ALONE)
 
 _BUSY_CLIENTS: Final = 2
 """While one run goes on, the other client's act waits: the worker is never idle."""
-
-_BYTES_OF_SAMPLE: Final = 8
 
 
 def measure_neighbour(
@@ -47,7 +46,7 @@ def measure_neighbour(
             else:
                 with keeping_busy(daemon, placement.client) as busy:
                     taken_ns = act_for(daemon, POLICY, placement.server, seconds)
-                    runs += len(busy().received_ns) // _BYTES_OF_SAMPLE
+                    runs += len(nanoseconds(busy().received_ns))
             series[kind].segments_ns.append(taken_ns)
             segments.append(Segment(kind, taken_ns))
     noise, effect = compare_segments(segments)
@@ -69,5 +68,3 @@ def keeping_busy(daemon: DaemonProcess, cpus: CpuSet | None) -> Iterator[Callabl
     with Worker("steady", SteadyPlan(daemon.address, LOOPING, _BUSY_CLIENTS), cpus) as busy:
         busy.receive(str, ANSWER_S_MAX)
         yield lambda: busy.request("stop", SteadyResult, ANSWER_S_MAX)
-
-

@@ -72,7 +72,9 @@ def _print_rows(console: Console, part: dict[str, Any]) -> None:
 
 
 def _print_beside(console: Console, part: dict[str, Any]) -> None:
-    table = _table(f"{part['policy']}, inline, beside a policy of {part['busy_run_ms']:g} ms in a worker: round trip, µs")
+    table = _table(
+        f"{part['policy']}, inline, beside a policy of {part['busy_run_ms']:g} ms in a worker: round trip, µs"
+    )
     for kind in ("alone", "beside"):
         figures = part[f"{kind}_us"]
         table.add_row(kind, f"{figures['n']:,}", *latency_cells(figures, figures["n"]))

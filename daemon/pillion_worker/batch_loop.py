@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -22,8 +21,9 @@ from pillion_worker.arena import (
     Arena,
     block_of,
 )
-from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring
+from pillion_worker.doorbell import CAN_SPIN, ring_loop, wait_for_rings
 from pillion_worker.errors import EngineError
+from pillion_worker.limits import RINGS_MAX
 
 Runs = Sequence[Callable[[], None]]
 """`runs[n]()` runs the first n rows of one memory."""
@@ -32,7 +32,7 @@ _NANOSECONDS_PER_US: Final = 1_000
 
 
 class BatchLoop:
-    """Runs batches in the order of their numbers, until the channel says anything: then the serving process is gone.
+    """Runs batches in the order of their numbers, until the serving process is gone.
 
     `runs` holds those of each memory of the arena.
     """
@@ -42,23 +42,17 @@ class BatchLoop:
         arena: Arena,
         submit: int,
         complete: int,
-        channel: int,
         runs: Sequence[Runs],
         spin_us: int,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._arena = arena
-        self._submit = Doorbell(submit)
+        self._submit = submit
         self._complete = complete
-        self._channel = channel
         self._runs = runs
         self._spin_ns = spin_us * _NANOSECONDS_PER_US if CAN_SPIN else 0
         self._clock = clock
         self._rung = 0
-        poller = select.poll()
-        poller.register(submit, select.POLLIN)
-        poller.register(channel, select.POLLIN)
-        self._poll = poller.poll
 
     def run(self) -> None:
         """Returns when the serving process is gone."""
@@ -69,13 +63,15 @@ class BatchLoop:
 
     def _wait(self, number: int) -> bool:
         """Waits for a batch; returns False if the serving process is gone."""
-        while True:
-            # Not the cell alone: only a ring that was counted orders what was written before it.
-            self._rung += self._submit.take()
-            if self._rung >= number or (self._spin_ns and self._spin(number)):
-                return True
-            if any(descriptor == self._channel for descriptor, _ in self._poll()):
+        # Rings are counted, not only the cell read: a ring orders what was written before it.
+        while self._rung < number:
+            if self._spin_ns and self._spin(number) and number - self._rung < RINGS_MAX:
+                break
+            rings = wait_for_rings(self._submit)
+            if not rings:
                 return False
+            self._rung += rings
+        return True
 
     def _spin(self, number: int) -> bool:
         cells = self._arena.cells
@@ -103,4 +99,4 @@ class BatchLoop:
         cells[block + FINISHED_NS] = self._clock()
         cells[block + OUTCOME] = outcome
         cells[COMPLETED] = number
-        ring(self._complete)
+        ring_loop(self._complete)

@@ -1,6 +1,6 @@
 """The worker channel: one JSON object per packet of a Unix SOCK_SEQPACKET socket, with descriptors beside it.
 
-It carries the handshake alone. After that its only message is its end: the other process is gone.
+It carries the handshake alone. After that its end tells the serving process that the worker is gone.
 """
 
 from __future__ import annotations

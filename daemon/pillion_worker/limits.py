@@ -21,3 +21,6 @@ MEASURED_NS_MAX: Final = 20_000_000
 
 ROW_ELEMENTS_MAX: Final = 2**31
 """Elements in a row of a tensor. A shape that claims more is a mistake, or an attempt to make the daemon allocate."""
+
+RINGS_MAX: Final = 1_024
+"""Rings that a spinning worker leaves unread, and that it reads at once; far fewer than a pipe holds."""

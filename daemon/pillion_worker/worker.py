@@ -68,7 +68,7 @@ def _serve(
         return os.EX_DATAERR
     gc.collect()
     gc.freeze()
-    loop = BatchLoop(arena, submit, complete, channel.fileno(), runs, request.spin_us)
+    loop = BatchLoop(arena, submit, complete, runs, request.spin_us)
     send_packet(channel, {"type": packets.READY, "memory": memory, "buckets": buckets, "service_ns": service_ns})
     loop.run()
     return os.EX_OK

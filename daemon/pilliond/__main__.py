@@ -60,7 +60,7 @@ def command(
     Settings come from the defaults, then --config, then variables PILLION_SECTION__KEY, then these options.
     """
     # Imported here, so that --help and a usage error are quick.
-    import asyncio
+    import uvloop
 
     from pilliond.control import serve
     from pilliond.settings.schema import load_settings
@@ -76,7 +76,7 @@ def command(
         section: {key: value for key, value in keys.items() if value is not None} for section, keys in flags.items()
     }
     given["policies"] = [{"policy": name} for name in policy] if several else []
-    asyncio.run(serve(load_settings(config, os.environ, given)))
+    uvloop.run(serve(load_settings(config, os.environ, given)))
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import sdnotify
 import structlog
 from structlog.typing import FilteringBoundLogger
 
@@ -26,12 +26,14 @@ from pilliond.errors import BadPolicyError
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.linux.cpu_priority import lower_priority
+from pilliond.linux.service_manager import ServiceManager
 from pilliond.linux.spawner import Spawner
 from pilliond.policy_rollout import PolicyRollout
 from pilliond.rollout.restore import admitted
 from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings, check_memory
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 
 
 async def serve(settings: Settings) -> None:
@@ -42,15 +44,16 @@ async def serve(settings: Settings) -> None:
     spawner = Spawner()
     supervisor = Supervisor(settings, [stable for _, stable in loaded], spawner, log)
     policies = rollouts_of(supervisor, [reference for reference, _ in loaded], log)
-    admin = Admin(supervisor, policies, access)
-    systemd = sdnotify.SystemdNotifier()
+    service_manager = ServiceManager(os.environ)
+    watchdog = Watchdog(supervisor, settings.serving.hang_s_max, service_manager, log)
+    admin = Admin(supervisor, policies, watchdog, access)
     try:
         spawner.start()
         lower_priority()
         admin_addresses = await admin.start(settings.admin, log)
 
         def on_ready(ready: Ready) -> None:
-            systemd.notify("READY=1")
+            service_manager.ready()
             stables = [policy.stable for policy in supervisor.policies.values()]
             log.info(
                 "ready",
@@ -62,13 +65,13 @@ async def serve(settings: Settings) -> None:
 
         def on_signal(name: str) -> None:
             log.info("draining", signal=name)
-            systemd.notify("STOPPING=1")
+            service_manager.stopping()
             supervisor.stop(f"the daemon got {name}")
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        watching = asyncio.create_task(look_after(policies.values()))
+        watching = asyncio.create_task(look_after(watchdog, policies.values()))
         watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
         try:
             await supervisor.run(on_ready)
@@ -82,11 +85,13 @@ async def serve(settings: Settings) -> None:
         await admin.stop()
         supervisor.close()
         spawner.close()
+        service_manager.close()
 
 
-async def look_after(policies: Iterable[PolicyRollout]) -> None:
-    """Looks after the versions of every policy until it is cancelled."""
+async def look_after(watchdog: Watchdog, policies: Iterable[PolicyRollout]) -> None:
+    """Watches the serving process, and looks after the versions of every policy, until it is cancelled."""
     async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watchdog.run())
         for policy in policies:
             tasks.create_task(policy.run())
 
@@ -97,7 +102,7 @@ def rollouts_of(
     """Returns what changes and watches the versions of each policy, by its name, the default policy first."""
     numbers = count(1)
     return {
-        channel.name: PolicyRollout(channel, reference, numbers, log)
+        channel.name: PolicyRollout(channel, reference, numbers, log.bind(policy=channel.name))
         for channel, reference in zip(supervisor.policies.values(), references, strict=True)
     }
 

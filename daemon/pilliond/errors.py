@@ -10,7 +10,8 @@ DaemonError (70: ours)
 │   ├── NotReadyError (the serving process is not there to be asked)
 │   └── BusyError (another operation is running)
 ├── StartRefusedError (the serving process refuses to start; it carries the code)
-└── ServingDiedError (70: the serving process does not stay up)
+└── ServingDiedError (70: the serving process did not start)
+    └── ServingGaveUpError (75: it was restarted again and again, and does not stay up)
 
 RogueError (`engine`: a worker did what no worker does; it is replaced)
 RingError (`shadow`: the ring of the shadow page is not as expected)
@@ -72,4 +73,10 @@ class BusyError(SwitchError):
 
 
 class ServingDiedError(DaemonError):
-    """The serving process does not stay up."""
+    """The serving process ended before it was ready, at the first start."""
+
+
+class ServingGaveUpError(ServingDiedError):
+    """The serving process does not stay up: it is not restarted any more."""
+
+    exit_code = os.EX_TEMPFAIL

@@ -113,14 +113,35 @@ DRAIN_S_MAX: Final = 10.0
 DRAIN_ENGINES_NS_MAX: Final = 8_000_000_000
 """How long a drain waits for engines outside the loop; shorter than `DRAIN_S_MAX`, after which the process is killed."""
 
+RESTART_DELAY_S_MIN: Final = 0.1
+"""The pause before a serving process that died is restarted; it doubles with each failure."""
+
 RESTART_DELAY_S_MAX: Final = 5.0
-"""The longest pause before a serving process that died is restarted."""
+"""The longest such pause."""
+
+RESTART_STEADY_S_MIN: Final = 60.0
+"""How long a serving process must be ready to clear the failures before it: a short READY proves nothing."""
 
 RESTARTS_WITH_ALL_MAX: Final = 2
 """Failed starts in a row after which the next start loads only the stable version."""
 
 RESTARTS_WITHOUT_READY_MAX: Final = 5
 """Failed starts in a row after which the daemon gives up."""
+
+LOOK_MS: Final = 250
+"""How often the control process looks whether the serving process makes progress."""
+
+LOOK_MS_MAX: Final = 500
+"""What one look counts for at most: a control process that was itself stopped has seen nothing meanwhile."""
+
+TICK_AGE_MS_MAX: Final = 1_000
+"""Beyond this age of the last tick, the serving process does not count as ready: acts may not be answered."""
+
+STALLED_MS_MAX: Final = 250
+"""Time of its own that a late serving process may spend without a tick; beyond it systemd's watchdog gets no sign of life."""
+
+LIVE_AGE_MS_MAX: Final = 2_000
+"""Beyond this age of the last look, the control process does not count as alive."""
 
 CHANNEL_MESSAGE_BYTES_MAX: Final = 1 << 20
 """One message between the daemon's processes."""
@@ -213,7 +234,7 @@ EVALUATION_S_MAX: Final = 90 * 86_400
 # KServe
 
 KSERVE_REQUESTS_MAX: Final = 32
-"""Inference requests at once; one more gets 503. Each may hold a body and an episode group."""
+"""Inference requests at once, for all policies; one more gets 503. Each may hold a body and an episode group."""
 
 KSERVE_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 """The decompressed body of an inference request. A policy with small observations accepts less: what `rows_max` rows need."""
@@ -237,7 +258,8 @@ KSERVE_IDLE_GROUP_S: Final = 2.0
 """How long such a group is kept: it must not keep an old version loaded."""
 
 KSERVE_SEQUENCES_MAX: Final = 32
-"""Sequences at once; one more ends the one unused for longest. With the requests that makes 64 episode groups."""
+"""Sequences of one policy at once; one more ends the one unused for longest. With the requests that makes 64 episode
+groups."""
 
 KSERVE_SEQUENCE_IDLE_S: Final = 60.0
 """A sequence that is unused for this long ends: there is no other sign that its client is gone."""
@@ -365,3 +387,7 @@ def policy_mb(limits: PolicyLimits, row_bytes: int, old_mb_max: int, ring_mb: in
 
 assert HEARTBEAT_MS * 2 < SILENT_MS_MAX
 assert TICK_MS < HEARTBEAT_MS
+assert TICK_MS * 5 < TICK_AGE_MS_MAX
+# The truth within two seconds: until it is late, one look to see that, one to begin with, and those that count.
+assert TICK_AGE_MS_MAX + 2 * LOOK_MS + STALLED_MS_MAX < LIVE_AGE_MS_MAX
+assert LOOK_MS < LOOK_MS_MAX

@@ -41,11 +41,11 @@ def test_it_lists_every_option_of_the_daemon() -> None:
 
 def test_it_lists_every_setting_with_its_default() -> None:
     listed = {names(row[0])[0]: row[1].strip("`") for row in rows(section(REFERENCE, "Settings"))}
-    defaults = {
-        f"{part}.{key}": json.dumps(value)
-        for part, keys in msgspec.to_builtins(Settings()).items()
-        for key, value in keys.items()
-    }
+    defaults: dict[str, str] = {}
+    for part, keys in msgspec.to_builtins(Settings()).items():
+        # `policies` is no section but a list of them.
+        items = keys.items() if isinstance(keys, dict) else [("", keys)]
+        defaults |= {f"{part}.{key}".rstrip("."): json.dumps(value) for key, value in items}
     assert list(listed.items()) == list(defaults.items())
 
 

@@ -13,16 +13,34 @@ import pytest
 
 from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.errors import ChannelError
+from pillion_worker.sandbox import confine
 from pillion_worker.worker import measure
+from tests.daemon.support.other_users import OUTSIDER, as_user
 from tests.harness import WAIT_S_MAX, wait_until
 from tests.worker.support.policies import summing
 from tests.worker.support.processes import Host, spawn
 
 
-def status(pid: int) -> dict[str, str]:
+def status(pid: int | str) -> dict[str, str]:
     """The fields of /proc/PID/status, see proc(5)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def interfaces(pid: int | str) -> set[str]:
+    """The network interfaces that a process sees."""
+    lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    return {line.partition(":")[0].strip() for line in lines}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user: run the tests as root")
+def test_a_user_without_privileges_is_confined_too_and_keeps_its_files() -> None:
+    def act() -> str:
+        confined = confine()
+        assert confined["network"] == "host" or interfaces("self") <= {"lo"}
+        return f"{confined['privileges']} {status('self')['NoNewPrivs']} {os.access('/proc/self/status', os.R_OK)}"
+
+    assert as_user(OUTSIDER, OUTSIDER, [], act) == "none 1 True"
 
 
 def test_a_worker_has_no_privileges_no_core_dumps_and_no_network() -> None:
@@ -37,8 +55,8 @@ def test_a_worker_has_no_privileges_no_core_dumps_and_no_network() -> None:
         assert [line.split()[-3:-1] for line in limits.splitlines() if "core file" in line] == [["0", "0"]]
         assert [line.split()[-3:-1] for line in limits.splitlines() if "address space" in line] == [["4000000000"] * 2]
         if described["network"] == "none":
-            interfaces = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
-            assert {line.partition(":")[0].strip() for line in interfaces} <= {"lo"}
+            assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+            assert interfaces(pid) <= {"lo"}
         assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
 
 

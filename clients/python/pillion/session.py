@@ -281,7 +281,8 @@ def connect(
     Without an address it uses the lane of this user's daemon, where `pilliond` listens by default: `lane.sock` in
     `$XDG_RUNTIME_DIR/pillion`, or in `/run/user/UID/pillion` if that variable is not set.
 
-    - `policy` and `version` (a range such as `>=1.2,<2`) are what the daemon must serve; empty accepts any.
+    - `policy` is one of those that the daemon serves, empty: its first; `version` (a range such as `>=1.2,<2`) is what it
+      must serve of it, empty: any. Open a session for each policy.
     - `timeout_s` bounds every wait of the session, in seconds.
     - `client_name` is what operators see; by default `python-PID`.
     - `lock_step` promises at most one act in flight for each episode, so that the daemon can close a batch early.

@@ -29,12 +29,13 @@ from pilliond.admin.v1.holds import HoldRoutes
 from pilliond.admin.v1.policies import PolicyRoutes
 from pilliond.admin.v1.sessions import SessionRoutes
 from pilliond.errors import FolderError
-from pilliond.ipc.metrics_page import Phase
 from pilliond.limits import ADMIN_HEAD_S_MAX, ADMIN_LINGER_S_MAX, ADMIN_REQUEST_BYTES_MAX
 from pilliond.policy_rollout import PolicyRollout
 from pilliond.settings.addresses import SocketFile
 from pilliond.settings.schema import AdminSettings
+from pilliond.supervision.serving_state import ServingState
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 
 _EXPOSITIONS: Final = ("text/plain", "application/openmetrics-text")
 
@@ -45,14 +46,17 @@ class Admin:
     Owns its listening sockets and their files.
     """
 
-    def __init__(self, supervisor: Supervisor, policies: Mapping[str, PolicyRollout], access: Access) -> None:
+    def __init__(
+        self, supervisor: Supervisor, policies: Mapping[str, PolicyRollout], watchdog: Watchdog, access: Access
+    ) -> None:
         self._supervisor = supervisor
+        self._watchdog = watchdog
         self._policies = policies
         self._started_ns = time.monotonic_ns()
         self._socket_files: list[SocketFile] = []
         self._active = ActiveConnections()
         registry = CollectorRegistry()
-        registry.register(PageCollector(supervisor, policies))
+        registry.register(PageCollector(supervisor, policies, watchdog))
         registry.register(access.refusals)
         ProcessCollector(registry=registry)
         policy_routes = PolicyRoutes(supervisor, policies)
@@ -68,7 +72,7 @@ class Admin:
                 "GET", "/health", self._health, "Show the health of the daemon; 503 if it is not ready", Scope.VIEW,
                 answer=Health, statuses=up,
             ),
-            Endpoint("GET", "/livez", self._live, "Check that the control process is alive", Scope.OPEN),
+            Endpoint("GET", "/livez", self._live, "Check that the control process is alive; 503 if its loop is late", Scope.OPEN, statuses=up),
             Endpoint("GET", "/readyz", self._ready, "Check that acts are answered; 503 if they are not", Scope.OPEN, statuses=up),
             Endpoint("GET", "/info", self._info, "Show versions, addresses and the tensors of the policies", Scope.VIEW, answer=Info),
             Endpoint("GET", "/openapi.json", self._openapi, "Show this description", Scope.VIEW, answer=dict[str, Any]),
@@ -120,16 +124,21 @@ class Admin:
             file.remove()
 
     async def _live(self, request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        if self._watchdog.is_live:
+            return web.Response(text="ok\n")
+        text = f"late: the loop of the control process did not run for {self._watchdog.silent_ms} ms\n"
+        return web.Response(text=text, status=HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def _ready(self, request: web.Request) -> web.Response:
-        phase = self._supervisor.phase
-        ready = phase is Phase.READY
-        return web.Response(text=f"{phase.name.lower()}\n", status=200 if ready else 503)
+        return web.Response(text=f"{self._supervisor.describe()}\n", status=self._up())
 
     async def _health(self, request: web.Request) -> web.Response:
-        status = HTTPStatus.OK if self._supervisor.phase is Phase.READY else HTTPStatus.SERVICE_UNAVAILABLE
-        return json_response(health_of(self._supervisor, self._policies, self._started_ns), status)
+        health = health_of(self._supervisor, self._policies, self._watchdog, self._started_ns)
+        return json_response(health, self._up())
+
+    def _up(self) -> HTTPStatus:
+        serving = self._supervisor.state is ServingState.SERVING
+        return HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
 
     async def _info(self, request: web.Request) -> web.Response:
         return json_response(info_of(self._supervisor))

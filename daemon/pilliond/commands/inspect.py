@@ -97,6 +97,8 @@ def _print_sessions(sessions: list[dict[str, Any]]) -> None:
     rows = new_table(
         "SESSION", "CARRIER", "POLICY", "VERSION", "GROUPS", "ROWS", "ACTS", "LOCK STEP", "FALLBACK", "IDLE S"
     )
+    # On a narrow terminal other columns wrap: a policy is told from another by its whole name.
+    rows.columns[2].no_wrap = True
     for session in sessions:
         rows.add_row(
             str(session["id"]),

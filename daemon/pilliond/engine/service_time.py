@@ -1,4 +1,4 @@
-"""How long a version's batches take, per bucket of rows: learned from every batch that runs. Hot path."""
+"""Service times: how long a version's batches take, learned from every run. Hot path."""
 
 from __future__ import annotations
 
@@ -7,48 +7,54 @@ from collections.abc import Sequence
 from typing import Final
 
 _FORGET_SHIFT: Final = 6
-"""A tracker moves by at most a 64th for each batch: one outlier is nearly forgotten after some 200."""
+"""A tracker moves by at most a 64th of itself for each run that does not push it, however odd the run was."""
 
 
 class ServiceTimes:
-    """Two trackers for each bucket: `fast` is a decayed minimum, `slow` a decayed maximum, in nanoseconds.
+    """The times of one version for each bucket of rows, in ns.
 
-    An act that `fast` does not fit into its budget cannot be answered in time. A batch that takes much longer than `slow`
-    hangs. Both are 0 for a bucket that never ran.
+    *fast* falls at once to a quicker run, and rises slowly: no run is much quicker. An act that it cannot serve in time
+    cannot be served. *slow* rises at once to a slower run, and falls slowly: nearly all runs are quicker. A batch starts
+    early enough for it, and a run that takes many times longer hangs.
     """
 
+    __slots__ = ("_of_rows", "_trackers", "buckets", "is_known")
+
     def __init__(self, buckets: Sequence[int]) -> None:
-        """`buckets` are the row counts whose times are told apart, ascending; the last is at least `rows_max`."""
         self.buckets = list(buckets)
-        trackers = [[0, 0] for _ in buckets]
-        self._of_rows = [trackers[bisect_left(buckets, rows)] for rows in range(buckets[-1] + 1)]
-        """For each row count the fast and the slow tracker of its bucket."""
+        self._trackers = [[0, 0] for _ in self.buckets] or [[0, 0]]
+        """The fast and the slow tracker of each bucket."""
+        rows_max = self.buckets[-1] if self.buckets else 0
+        self._of_rows = [self._trackers[bisect_left(self.buckets, rows)] for rows in range(rows_max + 1)]
+        self.is_known = False
+        """Whether any run was observed."""
 
     def seed(self, rows: int, fast_ns: int, slow_ns: int) -> None:
         """Sets both trackers of a bucket to what was measured before it served."""
         self._of_rows[rows][:] = fast_ns, slow_ns
+        self.is_known = True
 
-    def observe(self, rows: int, ns: int) -> None:
-        """Learns from a batch of `rows` rows that took `ns`."""
+    def observe(self, rows: int, duration_ns: int) -> None:
+        """Notes a run of `rows` rows."""
         trackers = self._of_rows[rows]
         fast, slow = trackers
-        if not fast:
-            trackers[:] = ns, ns
-            return
-        most = fast + (fast >> _FORGET_SHIFT) + 1
+        most = fast + (fast >> _FORGET_SHIFT) + 1 if fast else duration_ns
         least = slow - (slow >> _FORGET_SHIFT)
-        trackers[0] = min(most, ns)
-        trackers[1] = max(least, ns)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether any bucket has run."""
-        return any(self.fast_ns(rows) for rows in self.buckets)
+        trackers[0] = min(most, duration_ns)
+        trackers[1] = max(least, duration_ns)
+        self.is_known = True
 
     def fast_ns(self, rows: int) -> int:
-        """The least that `rows` rows will take."""
+        """The time of the quickest runs of so many rows; 0 if there was none."""
         return self._of_rows[rows][0]
 
     def slow_ns(self, rows: int) -> int:
-        """The most that `rows` rows should take."""
-        return self._of_rows[rows][1]
+        """The time of the slowest runs of so many rows, or of the next larger bucket that has one; 0 if there was none."""
+        slow = self._of_rows[rows][1]
+        if slow:
+            return slow
+        return next((trackers[1] for trackers in self._trackers[bisect_left(self.buckets, rows) :] if trackers[1]), 0)
+
+    def by_bucket(self) -> list[tuple[int, int, int]]:
+        """For each bucket: rows, fast and slow in ns."""
+        return [(rows, fast, slow) for rows, (fast, slow) in zip(self.buckets, self._trackers, strict=False)]

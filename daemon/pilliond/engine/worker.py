@@ -34,7 +34,7 @@ from pillion_worker.arena import (
     block_of,
 )
 from pillion_worker.channel import ARENA, send_packet
-from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring
+from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring_worker
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.interface import Engine, EngineError
@@ -71,13 +71,18 @@ class WorkerState(Enum):
     OUT = "out"
 
 
-class Submitted(NamedTuple):
-    """A batch in flight."""
+class Submitted:
+    """A batch in flight. There is one object for each block of the arena, which is used again."""
 
-    number: int
-    memory: BatchMemory
-    rows: int
-    submitted_ns: int
+    __slots__ = ("block", "index", "memory", "number", "rows", "submitted_ns")
+
+    def __init__(self, index: int, memory: BatchMemory) -> None:
+        self.index = index
+        """The number of the block."""
+        self.block = block_of(index)
+        """Its first cell."""
+        self.memory = memory
+        self.number = self.rows = self.submitted_ns = 0
 
 
 class Completed(NamedTuple):
@@ -99,7 +104,8 @@ class WorkerEngine:
     they are open. Not the process: whoever starts it also ends it, above all when it is lost.
 
     `on_ready(engine)` follows a successful `attach`. `on_completed(engine, memory, outcome, message, started_ns,
-    finished_ns)` follows each batch; its outputs are there until its owner calls `release`.
+    finished_ns)` follows each batch: its results are in `memory` until it is released and submitted again. A message says
+    why a batch failed, and is empty for no other.
     `on_lost(engine, reason)` comes once for each worker that ends or is rogue; then `in_flight` holds the batches that were
     not completed, until the next `attach`. All are called in the loop, by `receive` or `poll_completed`.
     """
@@ -165,9 +171,11 @@ class WorkerEngine:
         self._channel: socket.socket | None = None
         self._handshake = _Handshake(self)
         self._own: OwnArena | None = None
+        self._submit = -1
         self._doorbell = Doorbell(-1)
         self._cells = memoryview(b"")
         self._index_of: dict[int, int] = {}
+        self._batches: list[Submitted] = []
         self._submitted = 0
         self._completed = 0
         self._rung = 0
@@ -245,36 +253,38 @@ class WorkerEngine:
 
     def submit(self, memory: BatchMemory, rows: int) -> None:
         """As `Engine.submit`."""
-        number = self._submitted + 1
-        self.free.remove(memory)
         now_ns = self._clock()
-        cells = self._cells
-        block = block_of((number - 1) % len(self.memories))
+        self._submitted = number = self._submitted + 1
+        batch = self._batches[(number - 1) % len(self._batches)]
+        batch.number, batch.memory, batch.rows, batch.submitted_ns = number, memory, rows, now_ns
+        cells, block = self._cells, batch.block
         cells[block + NUMBER] = number
         cells[block + ROWS] = rows
         cells[block + SUBMITTED_NS] = now_ns
-        cells[block + MEMORY] = self._index_of[id(memory)]
         cells[block + OUTCOME] = 0
+        cells[block + MEMORY] = self._index_of[id(memory)]
+        cells[SUBMITTED] = number
+        is_rung = ring_worker(self._submit)
+        # The worker is waking up meanwhile.
         if not self.in_flight:
             self._owes_since_ns = now_ns
-        self.in_flight.append(Submitted(number, memory, rows, now_ns))
-        cells[SUBMITTED] = self._submitted = number
-        assert self._own is not None
-        try:
-            ring(self._own.submit)
-        except BlockingIOError:
-            self.lose("its worker rang its own doorbell")
+        self.in_flight.append(batch)
+        self.free.remove(memory)
+        if not is_rung:
+            self.lose("its worker does not read its doorbell")
 
     def collect(self, memory: BatchMemory) -> None:
         """As `Engine.collect`: the results are in `memory` already."""
 
     def release(self, memory: BatchMemory) -> None:
-        """As `Engine.release`. A memory of a worker that was lost is dropped."""
-        if self.state is WorkerState.READY and any(memory is each for each in self.memories):
+        """As `Engine.release`. The memory of a worker that was lost never gets free again."""
+        if self.state is WorkerState.READY and id(memory) in self._index_of:
             self.free.append(memory)
 
     def receive(self) -> None:
         """Handles the worker's rings, in the loop."""
+        if self._own is None or not self._own.is_open:
+            return
         self._rung += self._doorbell.take()
         if self._completed_cell() < self._rung:
             self.lose("its worker rang without a batch")
@@ -304,8 +314,7 @@ class WorkerEngine:
     def _take(self) -> Completed | None:
         """Ends the oldest batch; None if its worker is rogue."""
         batch = self.in_flight[0]
-        index = (batch.number - 1) % len(self.memories)
-        block = block_of(index)
+        block = batch.block
         number, _, _, started_ns, finished_ns, outcome, length = self._cells[block : block + MEMORY]
         if number != batch.number or outcome not in (OK, FAILED) or (outcome == FAILED and length > FAILURE_BYTES_MAX):
             self.lose(f"its worker answered batch {batch.number} with outcome {outcome} of batch {number}")
@@ -319,7 +328,8 @@ class WorkerEngine:
         if outcome == OK:
             return Completed(batch.memory, OK, "", started_ns, finished_ns)
         assert self._own is not None
-        return Completed(batch.memory, FAILED, self._own.arena.failure(index, length), started_ns, finished_ns)
+        message = self._own.arena.failure(batch.index, length) or "its worker does not say why"
+        return Completed(batch.memory, FAILED, message, started_ns, finished_ns)
 
     # Blocking runs, for start-up alone
 
@@ -380,19 +390,21 @@ class WorkerEngine:
             own.close()
             raise
         self._own = own
+        self._submit = own.submit
         self._cells = own.arena.cells
         self._doorbell = Doorbell(own.complete)
         self.memories = memories
         first = memories[0]
         self.inputs, self.outputs, self.states = first.inputs, first.outputs, first.states
         self._index_of = {id(memory): index for index, memory in enumerate(memories)}
+        self._batches = [Submitted(index, memory) for index, memory in enumerate(memories)]
 
     def _tell_arena(self) -> None:
         assert self._channel is not None
         assert self._own is not None
         try:
-            send_packet(self._channel, {"type": ARENA}, self._own.descriptors)
-            self._own.forget_memory()
+            send_packet(self._channel, {"type": ARENA}, self._own.for_worker)
+            self._own.handed_over()
         except OSError as error:
             self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
@@ -425,7 +437,7 @@ class WorkerEngine:
     def _disconnect(self) -> None:
         """Closes every descriptor. The memory stays until it is dropped."""
         self._owes_since_ns = NEVER_NS
-        if self._own is not None and self._own.descriptors:
+        if self._own is not None and self._own.is_open:
             if self._descriptors is not None:
                 self._descriptors.remove(self._own.complete)
             self._own.close()
@@ -443,6 +455,7 @@ class WorkerEngine:
         self.in_flight.clear()
         self.runs = []
         self._index_of = {}
+        self._batches = []
         self._own = None
         self._cells = memoryview(b"")
         self._submitted = self._completed = self._rung = 0
@@ -478,6 +491,8 @@ class _Handshake:
         except ConnectionError:
             data, flags = b"", 0
         if not data:
+            # What it completed before it ended counts.
+            engine.receive()
             engine.lose(_GONE)
             return
         match self._packet(data, flags):

@@ -16,29 +16,38 @@ class OwnArena:
 
     def __init__(self, layout: ArenaLayout) -> None:
         """Raises `OSError` or `OverflowError` if there is no memory or no descriptor for it."""
-        self.descriptors: list[int] = []
-        """Arena, submit and complete: what the worker gets. After `forget_memory` the last two."""
+        self._open: list[int] = []
         try:
-            self._add(os.memfd_create("pillion-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
-            os.ftruncate(self.descriptors[0], layout.total_bytes)
-            fcntl.fcntl(self.descriptors[0], fcntl.F_ADD_SEALS, _SEALS)
-            self.submit = self._add(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-            self.complete = self._add(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-            self.arena = Arena(self.descriptors[0], layout)
+            memory = self._own(os.memfd_create("pillion-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+            os.ftruncate(memory, layout.total_bytes)
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+            self.complete = self._own(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+            bell, self.submit = map(self._own, os.pipe2(os.O_CLOEXEC))
+            os.set_blocking(self.submit, False)
+            self.arena = Arena(memory, layout)
         except BaseException:
             self.close()
             raise
+        self.for_worker = [memory, bell, self.complete]
+        """Arena, submit and complete: what the worker gets."""
         self.arena.cells[VERSION] = LAYOUT_VERSION
 
-    def forget_memory(self) -> None:
-        """Closes the memfd, once the worker has it: the mapping keeps one of its own."""
-        os.close(self.descriptors.pop(0))
+    @property
+    def is_open(self) -> bool:
+        """Whether the doorbells are open."""
+        return bool(self._open)
+
+    def handed_over(self) -> None:
+        """Closes what only the worker needs now. The mapping keeps the memory."""
+        for descriptor in self.for_worker[:2]:
+            self._open.remove(descriptor)
+            os.close(descriptor)
 
     def close(self) -> None:
         """Closes the descriptors. Safe to repeat."""
-        while self.descriptors:
-            os.close(self.descriptors.pop())
+        while self._open:
+            os.close(self._open.pop())
 
-    def _add(self, descriptor: int) -> int:
-        self.descriptors.append(descriptor)
+    def _own(self, descriptor: int) -> int:
+        self._open.append(descriptor)
         return descriptor

@@ -8,10 +8,11 @@ serving process answers with reports. The sealed memory of a version travels wit
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -83,7 +84,7 @@ class PolicyConfig(msgspec.Struct, frozen=True):
     """Digests of versions held for evaluations: the stable one, or some of `beside`."""
 
 
-class StartupConfig(msgspec.Struct, frozen=True, tag=True):
+class StartupConfig(msgspec.Struct, frozen=True):
     """Everything that the serving process needs to start."""
 
     epoch: int
@@ -303,19 +304,7 @@ class Event(msgspec.Struct, frozen=True, tag=True):
 
 
 ControlMessage = (
-    StartupConfig
-    | WorkerStarted
-    | GiveUp
-    | Load
-    | Switch
-    | Route
-    | Hold
-    | Warm
-    | Shadow
-    | EndShadow
-    | ListSessions
-    | Unload
-    | Drain
+    WorkerStarted | GiveUp | Load | Switch | Route | Hold | Warm | Shadow | EndShadow | ListSessions | Unload | Drain
 )
 Report = (
     Ready
@@ -334,6 +323,9 @@ Report = (
     | Event
 )
 
+_STARTUP: Final = b"startup"
+
+_startup_decoder: msgspec.msgpack.Decoder[StartupConfig] = msgspec.msgpack.Decoder(StartupConfig)
 _encoder = msgspec.msgpack.Encoder()
 _control_message_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
 _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
@@ -350,6 +342,25 @@ def send(end: socket.socket, message: ControlMessage | Report, descriptors: Sequ
     """Sends a whole message with copies of `descriptors`; raises `BlockingIOError` if the other side does not read."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
     end.sendmsg([_encoder.encode(message)], rights, socket.MSG_NOSIGNAL)
+
+
+def send_startup(end: socket.socket, config: StartupConfig) -> None:
+    """Sends the first message, which may be larger than a packet: it travels in memory of its own. Raises `OSError`."""
+    descriptor = os.memfd_create("pillion-startup", os.MFD_CLOEXEC)
+    with open(descriptor, "r+b") as memory:
+        memory.write(_encoder.encode(config))
+        memory.flush()
+        socket.send_fds(end, [_STARTUP], [descriptor], socket.MSG_NOSIGNAL)
+
+
+def receive_startup(end: socket.socket) -> StartupConfig | None:
+    """Returns the first message; None if the control process is gone, or sent another."""
+    data, descriptors, _, _ = socket.recv_fds(end, len(_STARTUP), 1)
+    if data != _STARTUP or not descriptors:
+        return None
+    with open(descriptors[0], "rb") as memory:
+        memory.seek(0)
+        return _startup_decoder.decode(memory.read())
 
 
 def receive_control_message(end: socket.socket) -> tuple[ControlMessage | None, list[int]]:

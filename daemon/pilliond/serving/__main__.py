@@ -280,8 +280,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
-    config, _ = channel.receive_control_message(end)
-    if not isinstance(config, StartupConfig):
+    config = channel.receive_startup(end)
+    if config is None:
         return os.EX_SOFTWARE
     try:
         serve(end, config)

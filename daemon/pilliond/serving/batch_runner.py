@@ -188,7 +188,7 @@ class BatchRunner:
         ran_ns = self._clock()
         version.service.observe(rows, ran_ns - dispatched_ns)
         if version.watched:
-            self._watch(version, memory, groups)
+            self._watch(version, memory, groups, rows)
         self._answer(version, memory, groups, rows, close, dispatched_ns, ran_ns, replies)
         if version.engine.is_inline:
             groups[0].session.share.used_ns += ran_ns - dispatched_ns
@@ -200,10 +200,12 @@ class BatchRunner:
         if self.tap is not None:
             self.tap.pay()
 
-    def _watch(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup]) -> None:
+    def _watch(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup], rows: int) -> None:
         """Counts the acts that a new version answers with a NaN or an infinity."""
         outputs = [memory.outputs[tensor.name] for tensor in version.spec.outputs]
-        floats = [output for output in outputs if output.dtype.kind == "f"]
+        floats = [output[:rows] for output in outputs if output.dtype.kind == "f"]
+        if all(np.isfinite(output).all() for output in floats):
+            return
         for group in groups:
             begin = group.batch_view.first
             end = begin + group.rows

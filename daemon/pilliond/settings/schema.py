@@ -96,7 +96,7 @@ class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the serving process uses its core."""
+    """How the serving process uses its core, and when it is replaced."""
 
     busy_poll_us: int = 0
     """How long it polls without sleeping while there are sessions. Use it on cores that the process has to itself."""
@@ -106,8 +106,18 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Python's thread switch interval. Python's default, 5000, is a stall that a step can feel."""
     gc_freeze: bool = True
     """Whether to exclude objects from start-up from garbage collection."""
+    hang_s_max: float = 10.0
+    """How long it may make no progress, in time of its own; then it is killed. Above the longest run of an inline engine.
+    0: it is never killed for that."""
+    restarts_max: int = 10
+    """Restarts within `restarts_window_s`; instead of one more, the daemon ends."""
+    restarts_window_s: float = 300.0
 
     def __post_init__(self) -> None:
+        if self.hang_s_max != 0 and self.hang_s_max < 1:
+            raise ValueError(f"hang_s_max: expected 0, or 1 or more, got {self.hang_s_max:g}")
+        if self.restarts_max < 0 or self.restarts_window_s < 0:
+            raise ValueError("restarts_max, restarts_window_s: expected 0 or more")
         if not 0 <= self.busy_poll_us <= 1_000_000:
             raise ValueError(f"busy_poll_us: expected 0 to 1000000, got {self.busy_poll_us}")
         if not 1 <= self.switch_interval_us <= 1_000_000:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
-from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, SwitchError
+from pilliond.errors import DaemonError, NotReadyError, ServingDiedError, ServingGaveUpError, SwitchError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
@@ -40,9 +40,6 @@ from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import (
     DRAIN_S_MAX,
     LOAD_S_MAX,
-    RESTART_DELAY_S_MAX,
-    RESTARTS_WITH_ALL_MAX,
-    RESTARTS_WITHOUT_READY_MAX,
     START_S_MAX,
 )
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
@@ -50,6 +47,9 @@ from pilliond.linux.spawner import Spawner
 from pilliond.settings.addresses import SocketFile, clear_socket_path, socket_path
 from pilliond.settings.schema import Settings
 from pilliond.supervision.policy_channel import PolicyChannel
+from pilliond.supervision.progress_watch import is_late
+from pilliond.supervision.restart_policy import RestartPolicy
+from pilliond.supervision.serving_state import ServingState, in_words, serving_state
 from pilliond.supervision.version_table import VersionTable
 from pilliond.supervision.worker_pool import WorkerPool
 
@@ -74,7 +74,7 @@ class Supervisor:
 
     Rule: there is one serving process at a time, and each start has a greater epoch than the last. For each policy it starts
     with the stable version, the arms and the held versions; after `RESTARTS_WITH_ALL_MAX` failed starts, with the stable
-    versions alone.
+    versions alone. `RestartPolicy` decides whether and when.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Supervisor:
         }
         """By name, the default policy first."""
         self.starts = 0
+        self.restarts = RestartPolicy(settings.serving.restarts_max, settings.serving.restarts_window_s)
         self.ready: Ready | None = None
         self._settings = settings
         self._spawner = spawner
@@ -125,6 +126,18 @@ class Supervisor:
         return self.phase is Phase.READY and self._end is not None
 
     @property
+    def ticked_ns(self) -> int:
+        """When the serving process ticked last, or became ready if it has not ticked since, on CLOCK_MONOTONIC."""
+        return max(self.page.cells[metrics_page.TICK_AT_NS], self.page.cells[metrics_page.READY_AT_NS])
+
+    @property
+    def state(self) -> ServingState:
+        """The state of the serving process, as it is seen from outside."""
+        is_running = self._process is not None and self._end is not None
+        late = is_late(time.monotonic_ns(), self.ticked_ns)
+        return serving_state(self.phase, is_running, late, bool(self.restarts.gave_up))
+
+    @property
     def is_stopping(self) -> bool:
         """Whether the daemon is ending."""
         return self._stopping is not None
@@ -141,9 +154,9 @@ class Supervisor:
 
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
         """Keeps a serving process up until `stop`; raises `DaemonError` if it does not stay up."""
-        failures = 0
         while self._stopping is None:
-            self._start(alone=failures >= RESTARTS_WITH_ALL_MAX)
+            self.restarts.started()
+            self._start(alone=self.restarts.starts_alone)
             try:
                 was_ready = await self._watch(on_ready)
             except StartRefusedError as refused:
@@ -155,13 +168,32 @@ class Supervisor:
                 code = await self._reap()
             if self._stopping is not None:
                 return
-            failures = 0 if was_ready else failures + 1
-            is_alone = not self._beside()
-            if failures >= RESTARTS_WITHOUT_READY_MAX or (self.starts == 1 and not was_ready and is_alone):
+            if self.starts == 1 and not was_ready and not self._beside():
                 raise ServingDiedError(f"the serving process ended with {code} before it was ready")
-            delay_s = min(RESTART_DELAY_S_MAX, 0.1 * 2**failures)
-            self._log.error("serving_died", exit_code=code, restart_in_s=delay_s)
-            await asyncio.sleep(delay_s)
+            await self._pause(code)
+
+    async def _pause(self, code: int) -> None:
+        """Waits until the next start is due; raises `ServingGaveUpError` if there is to be none."""
+        restarts = self.restarts
+        delay_s = restarts.ended(code, time.monotonic_ns())
+        if restarts.gave_up:
+            self._log.error("serving_gave_up", exit_code=code, reason=restarts.gave_up, restarts=restarts.restarts)
+            raise ServingGaveUpError(
+                f"the serving process does not stay up: {restarts.gave_up}; it ended with {code} last"
+            )
+        self._log.error("serving_died", exit_code=code, restart_in_s=delay_s, failures=restarts.failures)
+        await asyncio.sleep(delay_s)
+
+    def describe(self) -> str:
+        """Returns the state of the serving process in words; "ready" if acts are answered."""
+        silent_s = (time.monotonic_ns() - self.ticked_ns) / 1e9
+        restarts = self.restarts
+        exit_code = restarts.last_exit_code if self._process is None else None
+        return in_words(self.state, self.phase, silent_s, exit_code, restarts.gave_up)
+
+    def kill(self, why: str) -> None:
+        """Kills the serving process, which is then restarted."""
+        self._kill(why)
 
     def stop(self, reason: str) -> None:
         """Makes the serving process drain; `run` returns when it has ended."""
@@ -259,7 +291,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
             )
-        channel.send(self._end, self._startup_config())
+        channel.send_startup(self._end, self._startup_config())
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())
@@ -296,6 +328,7 @@ class Supervisor:
                     case Ready():
                         timer.cancel()
                         was_ready = True
+                        self.restarts.became_ready(time.monotonic_ns())
                         self.ready = report
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
                         self._note_ready(report)

@@ -26,9 +26,11 @@ from pilliond.admin.http.scope import Scope
 from pilliond.admin.http.token_file import change_tokens
 from pilliond.control import load_policy, rollouts_of
 from pilliond.limits import REFUSALS_BURST_MAX
+from pilliond.linux.service_manager import ServiceManager
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.schema import load_settings
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 from tests.conftest import StartDaemon
 from tests.daemon.support.other_users import GROUP, OUTSIDER, as_user
 from tests.daemon.support.tokens import Answer, another_address, asked, make_token, make_tokens
@@ -72,9 +74,10 @@ def endpoints() -> list[Endpoint]:
     log = structlog.get_logger()
     reference, stable = load_policy(settings)
     supervisor = Supervisor(settings, [stable], Spawner(), log)
+    watchdog = Watchdog(supervisor, settings.serving.hang_s_max, ServiceManager({}), log)
     try:
         policies = rollouts_of(supervisor, [reference], log)
-        return Admin(supervisor, policies, Access.of(settings.admin, log)).endpoints
+        return Admin(supervisor, policies, watchdog, Access.of(settings.admin, log)).endpoints
     finally:
         supervisor.close()
 

@@ -69,7 +69,7 @@ def test_every_session_is_listed_with_its_groups_rows_and_acts(daemon: Daemon) -
         assert mine["id"] < other["id"]
         assert all(session["idle_s"] >= 0 and not session["is_evaluation"] for session in reply["sessions"])
         table = pillion_command(daemon, "sessions").stdout
-        assert re.search(r"^\d+ +lane +1\.0\.0 +1 +3 +4 +yes +error", table, re.MULTILINE)
+        assert re.search(rf"^\d+ +lane +{POLICY} +1\.0\.0 +1 +3 +4 +yes +error", table, re.MULTILINE)
     assert json_of(daemon, "sessions")["sessions"] == []
 
 

@@ -112,7 +112,7 @@ def test_tables_show_the_same_as_the_json(daemon: Daemon) -> None:
         assert result.stdout == f"stage 1: {POLICY}@1.1.0 done\n"
         text = pillion_command(daemon, "status").stdout
     assert text.startswith(f"{POLICY}: ready, 1 sessions, follows stable\n")
-    assert re.search(r"^1\.0\.0 +stable +\d +unknown +exact +nobody", text, re.MULTILINE)
+    assert re.search(r"^1\.0\.0 +stable +\d +(inline|worker) +exact +nobody", text, re.MULTILINE)
     assert re.search(r"^1\.1\.0 +resident +0 +(inline|worker) +exact", text, re.MULTILINE)
     assert re.search(r"^1\.1\.0 runs (inline: it is bounded|in a worker: \d+ rows take)", text, re.MULTILINE)
     assert re.search(

@@ -11,15 +11,18 @@ from pilliond.engine.service_time import ServiceTimes
 def test_each_bucket_has_times_of_its_own() -> None:
     times = ServiceTimes([1, 4, 20])
     assert [times.fast_ns(rows) for rows in (1, 4, 20)] == [0, 0, 0]
+    assert not times.is_known
     times.seed(4, 30, 40)
+    assert times.is_known
     times.observe(5, 900)
     assert [(times.fast_ns(rows), times.slow_ns(rows)) for rows in (1, 2, 4, 5, 20)] == [
-        (0, 0),
+        (0, 40),
         (30, 40),
         (30, 40),
         (900, 900),
         (900, 900),
     ]
+    assert times.by_bucket() == [(1, 0, 0), (4, 30, 40), (20, 900, 900)]
 
 
 def test_one_outlier_moves_the_slow_tracker_at_once_and_is_forgotten() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from pillion_worker.arena import FAILED, OK
+from pillion_worker.limits import RINGS_MAX
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.onnx import OnnxEngine
@@ -18,7 +20,7 @@ from pilliond.limits import NEVER_NS
 from pilliond.versions.warmer import distinct_runs
 from tests.daemon.engine.test_onnx import POLICIES
 from tests.harness import WAIT_S_MAX
-from tests.worker.support.policies import TABLE, Policy, looking_up, shipped, summing
+from tests.worker.support.policies import TABLE, Policy, allocating, looking_up, shipped, summing
 from tests.worker.support.processes import Host, sealed, spawn
 
 ROWS_MAX = 20
@@ -133,6 +135,18 @@ def test_a_spinning_loop_needs_no_ring_and_counts_none_twice() -> None:
     assert not host.losses
 
 
+def test_a_spinning_worker_reads_its_rings_before_the_doorbell_is_full() -> None:
+    with Host(summing(), spin_us=60_000_000) as host:
+        engine = host.start().engine
+        rings_max = fcntl.fcntl(engine._submit, fcntl.F_SETPIPE_SZ, 1)
+        assert rings_max > RINGS_MAX
+        for _ in range(rings_max + 10):
+            host.submit([1])
+            while not engine.poll_completed():
+                os.sched_yield()
+    assert not host.losses
+
+
 def test_a_failed_batch_says_why_and_the_worker_goes_on() -> None:
     with Host(looking_up(), depth=2) as host:
         host.start()
@@ -203,6 +217,17 @@ def test_a_worker_keeps_to_its_address_space() -> None:
         host.attach()
         with pytest.raises(EngineError, match=r"no memory|failed to map|cannot|ended"):
             host.engine.wait_ready(WAIT_S_MAX)
+
+
+def test_a_batch_that_needs_more_memory_than_its_worker_may_have_fails_alone() -> None:
+    with Host(allocating(), memory_bytes_max=1_500_000_000) as host:
+        host.start()
+        assert host.run([3]) == [3.0]
+        host.submit([500_000_000])
+        host.pump_answers(2)
+        assert host.answers[-1].outcome == FAILED
+        assert host.run([4]) == [4.0]
+    assert not host.losses
 
 
 def test_a_busy_or_lost_engine_does_not_run_for_who_waits() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from pillion_worker.arena import FAILED, OK, STARTED_NS, block_of
+from pillion_worker.arena import COMPLETED, FAILED, OK, STARTED_NS, block_of
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerState
 from tests.harness import WAIT_S_MAX
@@ -17,7 +18,12 @@ from tests.worker.support.policies import looping, shipped, summing
 from tests.worker.support.processes import ROGUE, Host, arenas
 from tests.worker.support.rogue import BEFORE_BATCHES, HARMLESS, WITH_A_BATCH
 
-OUTCOMES = {"a message that is no text": FAILED, "times before the batch": OK, "times to come": OK}
+OUTCOMES = {
+    "a message that is no text": FAILED,
+    "another size of the arena": OK,
+    "times before the batch": OK,
+    "times to come": OK,
+}
 REFUSED = {"an impossible parameter": "too many elements"}
 FOREVER = 2**62
 
@@ -50,7 +56,11 @@ def test_a_worker_that_is_rogue_with_a_batch_is_contained(mode: str) -> None:
         host.engine.wait_ready(WAIT_S_MAX)
         host.submit([1.0])
         host.pump(lambda: bool(host.losses))
-        assert len(host.answers) == (mode == "two outcomes")
+        assert host.losses[0].startswith(
+            ("its worker rang without", "its worker completed", "its worker answered", "its worker does not read")
+        )
+        # the first of two outcomes counts, unless both are there when it is looked at
+        assert len(host.answers) <= (mode == "two outcomes")
         assert len(host.engine.in_flight) == 1 - len(host.answers)
         serves_with_a_new_worker(host)
 
@@ -76,16 +86,6 @@ def test_a_shape_that_no_memory_holds_is_refused(mode: str) -> None:
         with pytest.raises(EngineError, match=REFUSED[mode]):
             host.engine.wait_ready(WAIT_S_MAX)
         assert host.engine.is_refused
-
-
-def test_a_worker_that_fills_its_own_doorbell_does_not_stop_the_loop() -> None:
-    with Host(summing()) as host:
-        engine = host.start().engine
-        host.process.send_signal(signal.SIGSTOP)
-        assert engine._own is not None
-        os.write(engine._own.submit, (2**64 - 2).to_bytes(8, "little"))
-        host.submit([1.0])
-        assert host.losses == ["its worker rang its own doorbell"]
 
 
 def kill_before_it_loads(host: Host) -> None:
@@ -141,6 +141,21 @@ def test_a_worker_may_be_killed_in_any_phase(kill: object) -> None:
         assert host.losses == ["its worker ended"]
         assert len(host.engine.in_flight) == (kill is kill_with_a_batch)
         assert not host.engine.is_refused
+        serves_with_a_new_worker(host)
+
+
+def test_what_a_worker_completed_before_it_was_killed_is_answered() -> None:
+    with Host(summing()) as host:
+        engine = host.start().engine
+        host.submit([1.0])
+        while engine._cells[COMPLETED] == 0:
+            time.sleep(0.001)
+        host.process.kill()
+        host.process.wait(WAIT_S_MAX)
+        # whichever descriptor is looked at first
+        engine._handshake.receive()
+        assert [answer.outcome for answer in host.answers] == [OK]
+        assert not engine.in_flight
         serves_with_a_new_worker(host)
 
 
@@ -235,7 +250,7 @@ def test_an_engine_that_is_given_up_says_why_and_stays_out() -> None:
 
 
 def test_nothing_is_left_of_engines_and_their_workers() -> None:
-    before, mapped = len(os.listdir("/proc/self/fd")), arenas()
+    mapped, before = arenas(), len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with Host(summing(), depth=2) as host:
             kill_with_a_batch(host)

@@ -73,6 +73,7 @@ def test_the_other_admin_pages_answer(daemon: Daemon) -> None:
     info = json.loads(daemon.get("/info")[1])
     assert info["listen"] == daemon.addresses
     assert info["observation"][0]["shape"] == [8]
+    assert info["event_loop"].startswith("uvloop ")
     assert daemon.get("/nothing")[0] == 404
 
 
@@ -290,7 +291,7 @@ def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(
         "from pilliond.serving import __main__ as serving\n"
         "from tests.daemon.support.startup_config import startup_config\n"
         "end, serving_end = channel.make_channel()\n"
-        "channel.send(end, startup_config(sys.argv[1]))\n"
+        "channel.send_startup(end, startup_config(sys.argv[1]))\n"
         "serving.ServingLoop.run_once = lambda self, ready: 1 / 0\n"
         "sys.argv[1:] = [str(serving_end.detach()), str(os.getppid())]\n"
         "sys.exit(serving.main())\n"

@@ -17,7 +17,7 @@ from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
-from tests.daemon.support.table_policies import publish_table, repeated_model
+from tests.daemon.support.graphs import publish_table, repeated_model
 from tests.harness import START_S_MAX, USER, Daemon, blob_of
 
 PATH = f"/v1/policies/{POLICY}"
@@ -85,10 +85,10 @@ def test_staging_says_where_a_version_runs_and_why(store: Store, start_daemon: S
     assert staged["placement"] == "inline"
     assert staged["placement_reason"].startswith("it is bounded, and ")
     resident = {each["version"]: each for each in daemon.ask("GET", PATH)[1]["resident"]}
-    assert (resident["1.1.0"]["placement"], resident["1.0.0"]["placement"]) == ("inline", "")
+    assert (resident["1.1.0"]["placement"], resident["1.0.0"]["placement"]) == ("inline", "inline")
     assert resident["1.1.0"]["placement_reason"] == staged["placement_reason"]
     stored = {each["version"]: each["placement"] for each in daemon.ask("GET", f"{PATH}/versions")[1]["versions"]}
-    assert stored == {"1.0.0": "", "1.1.0": "inline", "1.2.0": ""}
+    assert stored == {"1.0.0": "inline", "1.1.0": "inline", "1.2.0": ""}
 
 
 def test_staging_sends_a_version_with_a_loop_to_a_worker(tmp_path: Path, start_daemon: StartDaemon) -> None:

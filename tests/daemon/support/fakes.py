@@ -169,7 +169,7 @@ class DataPlane:
         self.policy = ServedPolicy(self.router, self.limits, EngineSettings())
         self.share = self.policy.share
         self.scheduler = Scheduler()
-        self.sessions = Sessions(7, [self.policy], self.limits.sessions_max, self.page)
+        self.sessions = Sessions(7, self.served(), self.limits.sessions_max, self.page)
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
         self.other_transport = StringPeerTransport(1, self.poller)
@@ -187,6 +187,10 @@ class DataPlane:
     def first_version(self, safe_action: list[float] | None) -> Version:
         """Returns the version that serves first."""
         return Version(Identity("counter", "1.2.3", DIGEST), SPEC, GAUSSIAN, self.engine, safe_action)
+
+    def served(self) -> list[ServedPolicy]:
+        """Returns the policies that are served, the default one first."""
+        return [self.policy]
 
     def deliver(self, peer: bytes, message: Message, *tensors: bytes) -> None:
         """Puts a message of `peer` into the inbox of the first transport."""

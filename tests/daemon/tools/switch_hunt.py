@@ -211,7 +211,9 @@ class Scene:
             "--admin",
             f"unix://{self._folder}/admin.sock",
         ]
-        daemon = Daemon([*flags, "--listen", f"ipc://{own}/z.sock"], own / "stderr")
+        # It kills far more often than a daemon that is to be given up on would end by itself.
+        environment = {"PILLION_SERVING__RESTARTS_MAX": "1000"}
+        daemon = Daemon([*flags, "--listen", f"ipc://{own}/z.sock"], own / "stderr", environment)
         daemon.wait_ready()
         return daemon
 

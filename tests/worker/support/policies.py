@@ -90,6 +90,22 @@ def looping() -> Policy:
     return Policy(model, spec, [], [])
 
 
+def allocating() -> Policy:
+    """Its action is its observation; in between it fills as many floats as the first row says."""
+    floats, ints = TensorProto.FLOAT, TensorProto.INT64
+    nodes = [
+        helper.make_node("Gather", ["observation", "first"], ["count"], axis=0),
+        helper.make_node("ConstantOfShape", ["count"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Cast", ["observation"], ["as_float"], to=floats),
+        helper.make_node("Add", ["as_float", "zero"], ["action"]),
+    ]
+    constants = [numpy_helper.from_array(np.array(0, np.int64), "first")]
+    model = _model(nodes, constants, {"observation": (ints, 1)}, {"action": floats})
+    spec = Spec([TensorSpec("observation", "int64", [1])], [TensorSpec("action", "float32", [1])])
+    return Policy(model, spec, [], [])
+
+
 def _model(
     nodes: list[onnx.NodeProto],
     constants: list[onnx.TensorProto],

@@ -68,6 +68,10 @@ class Host:
         self.readies: list[WorkerState] = []
         self.processes: list[subprocess.Popen[bytes]] = []
 
+    def _complete(self, engine: WorkerEngine, memory: BatchMemory, *answer: Any) -> None:
+        self.answers.append(Answer(memory, *answer))
+        engine.release(memory)
+
     def __enter__(self) -> Self:
         return self
 
@@ -82,10 +86,6 @@ class Host:
     def process(self) -> subprocess.Popen[bytes]:
         """The newest worker."""
         return self.processes[-1]
-
-    def _complete(self, engine: WorkerEngine, *answer: Any) -> None:
-        self.answers.append(Answer(*answer))
-        engine.release(self.answers[-1].memory)
 
     def attach(
         self, *arguments: str, program: list[str] = WORKER, python: str = sys.executable, is_late: bool = False

@@ -23,7 +23,7 @@ from pillion_worker.arena import (
     block_of,
 )
 from pillion_worker.channel import receive_packet, send_packet
-from pillion_worker.doorbell import Doorbell
+from pillion_worker.doorbell import wait_for_rings
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
 from pillion_worker.tensors import LoadRequest
 
@@ -51,7 +51,8 @@ class Rogue:
         layout = ArenaLayout(request.observation, request.outputs, request.states, request.room, request.depth)
         self.arena = Arena(descriptors[0], layout)
         self.cells = self.arena.cells
-        self.submit, self.complete = Doorbell(descriptors[1]), descriptors[2]
+        self.memory = descriptors[0]
+        self.submit, self.complete = descriptors[1], descriptors[2]
 
     def say_ready(self, **changes: Any) -> None:
         """Says that it is ready, with these fields changed."""
@@ -66,8 +67,7 @@ class Rogue:
 
     def wait(self) -> None:
         """Waits for a batch."""
-        while not self.submit.take():
-            pass
+        wait_for_rings(self.submit)
 
     def answer(self, *, completed: int = 1, number: int = 1, outcome: int = OK, rings: int = 1, **cells: int) -> None:
         """Answers the first batch."""
@@ -116,6 +116,30 @@ def _answer_without_text(rogue: Rogue) -> None:
     rogue.wait()
     rogue.arena._texts[0][:] = b"\xff" * FAILURE_BYTES_MAX
     rogue.answer(outcome=FAILED, length=FAILURE_BYTES_MAX)
+
+
+def _try_to_shrink(rogue: Rogue) -> None:
+    rogue.wait()
+    for size in (0, os.fstat(rogue.memory).st_size + 1):
+        try:
+            os.ftruncate(rogue.memory, size)
+        except PermissionError:
+            continue
+        return
+    rogue.answer()
+
+
+def _fill_the_doorbell(rogue: Rogue) -> None:
+    # An end that writes, which it was not given.
+    end = os.open(f"/proc/self/fd/{rogue.submit}", os.O_WRONLY | os.O_NONBLOCK)
+    while True:
+        try:
+            os.write(end, bytes(4_096))
+        except BlockingIOError:
+            break
+    os.set_blocking(end, True)
+    os.set_blocking(rogue.submit, True)
+    rogue.say_ready()
 
 
 def _send_a_descriptor(rogue: Rogue) -> None:
@@ -170,9 +194,11 @@ WITH_A_BATCH: _Modes = {
     "a long message": _with_batch(outcome=FAILED, length=MOST),
     "a message that is a bit too long": _with_batch(outcome=FAILED, length=401),
     "two outcomes": _when_ready(_answer_twice),
+    "a full doorbell": _with_arena(_fill_the_doorbell),
 }
 HARMLESS: _Modes = {
     "a message that is no text": _when_ready(_answer_without_text),
+    "another size of the arena": _when_ready(_try_to_shrink),
     "times before the batch": _with_batch(started=0, finished=0),
     "times to come": _with_batch(started=MOST, finished=MOST),
 }
@@ -180,5 +206,6 @@ MODES = {**BEFORE_BATCHES, **WITH_A_BATCH, **HARMLESS}
 
 
 if __name__ == "__main__":
-    MODES[sys.argv[3]](Rogue(socket.socket(fileno=int(sys.argv[1]))))
-    signal.pause()
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        MODES[sys.argv[3]](Rogue(channel))
+        signal.pause()

@@ -41,10 +41,10 @@ from pilliond.admin.kserve.tensors import (
     metadata_of,
     select_outputs,
 )
-from pilliond.ipc.metrics_page import Phase
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import KSERVE_ANSWER_S_MAX, KSERVE_REQUESTS_MAX, KSERVE_SEEDS_MAX
 from pilliond.supervision.policy_channel import PolicyChannel
+from pilliond.supervision.serving_state import ServingState
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.traffic_split import salt_of, unit_of
 
@@ -208,7 +208,7 @@ class KServeRoutes:
 
     @property
     def _is_ready(self) -> bool:
-        return self._supervisor.phase is Phase.READY
+        return self._supervisor.state is ServingState.SERVING
 
     @property
     def _ready_status(self) -> HTTPStatus:
@@ -217,7 +217,7 @@ class KServeRoutes:
     def _target(self, channel: PolicyChannel) -> Target:
         """Returns what to connect to for a policy: the lane if there is one. Raises `KServeError` if the daemon is not ready."""
         supervisor = self._supervisor
-        if supervisor.ready is None or not self._is_ready:
+        if supervisor.ready is None or not supervisor.is_ready:
             phase = supervisor.phase.name.lower()
             raise KServeError(HTTPStatus.SERVICE_UNAVAILABLE, f"the serving process is {phase}, not ready")
         listen = supervisor.ready.listen

@@ -15,6 +15,7 @@ from pilliond.ipc.metrics_page import Phase
 from pilliond.policy_rollout import PolicyRollout
 from pilliond.rollout.shadow_rollout import Shadows
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 
 _MS: Final = 1e6
 _S: Final = 1e9
@@ -62,7 +63,21 @@ class ServingProcess(msgspec.Struct, frozen=True):
     """The process that answers acts. The fields after `resident_bytes` are present while it is ready."""
 
     pid: int | None
+    state: str
+    """`starting`, `serving`, `unresponsive`, `waiting` (for the next start), `draining` or `failed`."""
+    reason: str
+    """The state in words; `ready` if acts are answered."""
     starts: int
+    failures: int
+    """How often it ended since it last served steadily; the pause before the next start doubles with each."""
+    last_exit_code: int | None
+    """How it ended last; a negative number is the signal that killed it. None: it never ended."""
+    restart_in_s: float | None
+    """Time until the next start; None if none is due."""
+    stalls: int
+    """How often it made no progress for a while."""
+    hangs: int
+    """How often it was killed because it made no progress."""
     resident_bytes: int
     cpus: list[int] | msgspec.UnsetType = msgspec.UNSET
     niceness: int | msgspec.UnsetType = msgspec.UNSET
@@ -126,7 +141,9 @@ class Health(msgspec.Struct, frozen=True):
     control: ControlProcess
 
 
-def health_of(supervisor: Supervisor, policies: Mapping[str, PolicyRollout], started_ns: int) -> Health:
+def health_of(
+    supervisor: Supervisor, policies: Mapping[str, PolicyRollout], watchdog: Watchdog, started_ns: int
+) -> Health:
     """Returns the state of the daemon, which started at `started_ns` on CLOCK_MONOTONIC."""
     cells = supervisor.page.cells
     each = [_policy(supervisor, policy) for policy in policies.values()]
@@ -161,7 +178,7 @@ def health_of(supervisor: Supervisor, policies: Mapping[str, PolicyRollout], sta
         policies=each,
         uptime_s=(now_ns - started_ns) / _S,
         ready_s=(now_ns - cells[page.READY_AT_NS]) / _S if is_ready else None,
-        serving=_serving(supervisor),
+        serving=_serving(supervisor, watchdog, now_ns),
         control=ControlProcess(os.getpid(), _resident_bytes(os.getpid())),
     )
 
@@ -187,9 +204,21 @@ def _shadow(shadows: Shadows) -> ShadowHealth | None:
     return ShadowHealth(last.version, shadows.state(last), waiting_bytes, last.process.pid, last.end_reason)
 
 
-def _serving(supervisor: Supervisor) -> ServingProcess:
-    pid, ready = supervisor.serving_pid, supervisor.ready
-    process = {"pid": pid, "starts": supervisor.starts, "resident_bytes": _resident_bytes(pid)}
+def _serving(supervisor: Supervisor, watchdog: Watchdog, now_ns: int) -> ServingProcess:
+    pid, ready, restarts = supervisor.serving_pid, supervisor.ready, supervisor.restarts
+    due_ns = restarts.restart_at_ns
+    process = {
+        "pid": pid,
+        "state": supervisor.state.value,
+        "reason": supervisor.describe(),
+        "starts": supervisor.starts,
+        "failures": restarts.failures,
+        "last_exit_code": restarts.last_exit_code,
+        "restart_in_s": None if due_ns is None else max(0, due_ns - now_ns) / _S,
+        "stalls": watchdog.stalls,
+        "hangs": watchdog.kills,
+        "resident_bytes": _resident_bytes(pid),
+    }
     return msgspec.convert({**process, **(ready.process if ready else {})}, ServingProcess)
 
 

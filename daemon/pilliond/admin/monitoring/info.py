@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.metadata
 import sys
 
 import msgspec
@@ -32,6 +34,8 @@ class Info(msgspec.Struct, frozen=True):
     version: str
     protocol_version: int
     python: str
+    event_loop: str
+    """The event loop of the control process, with its version."""
     listen: list[str]
     """The data addresses; empty while the serving process is not ready."""
     policy: str
@@ -53,6 +57,7 @@ def info_of(supervisor: Supervisor) -> Info:
         version=pilliond.__version__,
         protocol_version=PROTOCOL_VERSION,
         python=sys.version.split()[0],
+        event_loop=_event_loop(),
         listen=supervisor.ready.listen if supervisor.ready else [],
         **msgspec.structs.asdict(policies[0]),
         policies=policies,
@@ -69,3 +74,9 @@ def _policy(stable: SealedVersion) -> PolicyInfo:
         description=stable.card.description,
         licence=stable.card.licence,
     )
+
+
+def _event_loop() -> str:
+    """Returns the package of the running loop; with its version, unless it is Python's own."""
+    package = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    return f"{package} {importlib.metadata.version(package)}" if package == "uvloop" else package

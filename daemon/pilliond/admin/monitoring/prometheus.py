@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -12,9 +13,11 @@ import pilliond
 from pillion_protocol import BatchClose
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.ipc import metrics_page as page
-from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, Phase, PolicyCells, VersionCells
+from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
 from pilliond.policy_rollout import PolicyRollout
+from pilliond.supervision.serving_state import ServingState
 from pilliond.supervision.supervisor import Supervisor
+from pilliond.supervision.watchdog import Watchdog
 
 _NANOSECONDS: Final = 1e9
 
@@ -22,8 +25,9 @@ _NANOSECONDS: Final = 1e9
 class PageCollector(Collector):
     """Reads the metrics page of one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, policies: Mapping[str, PolicyRollout]) -> None:
+    def __init__(self, supervisor: Supervisor, policies: Mapping[str, PolicyRollout], watchdog: Watchdog) -> None:
         self._supervisor = supervisor
+        self._watchdog = watchdog
         self._policies = policies
 
     def collect(self) -> Iterator[Metric]:
@@ -33,6 +37,7 @@ class PageCollector(Collector):
         yield from self._versions()
         yield from self._rollouts()
         yield from shadow_metrics([policy.releases.shadows for policy in self._policies.values()])
+        yield from self._supervision()
         yield from self._process()
 
     @property
@@ -48,7 +53,7 @@ class PageCollector(Collector):
             engine = ready.engines[name]["kind"] if ready else ""
             info.add_metric([name, policy.stable.version, policy.stable.digest, engine], 1.0)
         yield info
-        is_ready = self._supervisor.phase is Phase.READY
+        is_ready = self._supervisor.state is ServingState.SERVING
         yield GaugeMetricFamily("pillion_ready", "1 while the daemon answers acts.", value=float(is_ready))
 
     def _requests(self) -> Iterator[Metric]:
@@ -143,10 +148,27 @@ class PageCollector(Collector):
         if impact.samples:
             yield impact
 
+    def _supervision(self) -> Iterator[Metric]:
+        supervisor, restarts = self._supervisor, self._supervisor.restarts
+        yield _counter("pillion_serving_starts", "Starts of the serving process.", supervisor.starts)
+        text = "Ends of the serving process since it last served steadily."
+        yield GaugeMetricFamily("pillion_serving_failures", text, value=restarts.failures)
+        states = GaugeMetricFamily("pillion_serving_state", "1 for the state of the serving process.", labels=["state"])
+        current = supervisor.state
+        for state in ServingState:
+            states.add_metric([state.value], float(state is current))
+        yield states
+        text = "How often the serving process made no progress for a while."
+        yield _counter("pillion_serving_stalls", text, self._watchdog.stalls)
+        text = "Serving processes that were killed because they made no progress."
+        yield _counter("pillion_serving_hangs", text, self._watchdog.kills)
+        if current in (ServingState.SERVING, ServingState.UNRESPONSIVE):
+            age_s = (time.monotonic_ns() - supervisor.ticked_ns) / _NANOSECONDS
+            text = "Time since the last tick of the serving loop."
+            yield GaugeMetricFamily("pillion_serving_tick_age_seconds", text, value=age_s)
+
     def _process(self) -> Iterator[Metric]:
         cells = self._page.cells
-        starts = self._supervisor.starts
-        yield _counter("pillion_serving_starts", "Starts of the serving process.", starts)
         sessions = GaugeMetricFamily("pillion_sessions", "Live sessions.", labels=["policy"])
         episodes = GaugeMetricFamily("pillion_episodes", "Live episode groups.", labels=["policy"])
         for name, its in self._policy_cells():

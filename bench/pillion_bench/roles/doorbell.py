@@ -10,7 +10,7 @@ import msgspec
 from pillion_bench.process.worker import Pipe
 from pillion_bench.roles.echo import serve_pings
 from pillion_worker.arena import COMPLETED, SUBMITTED, Arena, ArenaLayout
-from pillion_worker.doorbell import Doorbell, ring
+from pillion_worker.doorbell import Doorbell, ring_loop, ring_worker, wait_for_rings
 from pillion_worker.tensors import Tensor
 
 LAYOUT: Final = ArenaLayout([Tensor("observation", "float32", [8])], [Tensor("action", "float32", [1])], [], 1, 1)
@@ -18,7 +18,7 @@ LAYOUT: Final = ArenaLayout([Tensor("observation", "float32", [8])], [Tensor("ac
 
 
 class DoorbellPlan(msgspec.Struct, frozen=True):
-    """The descriptors of an arena of `LAYOUT` and of its two doorbells. Each process inherits them."""
+    """The descriptors of an arena of `LAYOUT`, and of one's ends of its two doorbells. The process inherits them."""
 
     arena: int
     submit: int
@@ -26,27 +26,17 @@ class DoorbellPlan(msgspec.Struct, frozen=True):
 
 
 def serve(pipe: Pipe) -> None:
-    """Answers each ring with a ring, until the bench says anything. It waits as a worker waits."""
+    """Answers each ring with a ring, as a worker does, until the other end of the doorbell is closed."""
     plan = pipe.receive_plan(DoorbellPlan)
     cells = Arena(plan.arena, LAYOUT).cells
-    bell = Doorbell(plan.submit)
-    poller = select.poll()
-    poller.register(plan.submit, select.POLLIN)
-    poller.register(pipe.fileno(), select.POLLIN)
-    poll = poller.poll
     pipe.send("ready")
-    number = 0
-    while True:
-        while not bell.take():
-            if any(descriptor == pipe.fileno() for descriptor, _ in poll()):
-                return
-        number += 1
-        cells[COMPLETED] = number
-        ring(plan.complete)
+    while wait_for_rings(plan.submit):
+        cells[COMPLETED] = cells[SUBMITTED]
+        ring_loop(plan.complete)
 
 
 def ping(pipe: Pipe) -> None:
-    """Rings and waits for each answer, in an epoll set as the serving process does."""
+    """Rings and waits for each answer in an epoll set, as the serving process does."""
     plan = pipe.receive_plan(DoorbellPlan)
     cells = Arena(plan.arena, LAYOUT).cells
     bell = Doorbell(plan.complete)
@@ -57,7 +47,7 @@ def ping(pipe: Pipe) -> None:
 
         def round_trip() -> None:
             cells[SUBMITTED] += 1
-            ring(plan.submit)
+            ring_worker(plan.submit)
             poll()
             bell.take()
 

@@ -31,14 +31,13 @@ class SteadyPlan(msgspec.Struct, frozen=True):
 
 
 class SteadyResult(msgspec.Struct, frozen=True):
-    """Three int64 for each action, in ns of CLOCK_MONOTONIC: when it was sent, when it arrived, and when its run ended.
-
-    A missing answer ends the bench.
+    """Three int64 for each action, in ns of CLOCK_MONOTONIC: when it was sent, when it arrived, and when its batch was
+    dispatched. A missing answer ends the bench.
     """
 
     sent_ns: bytes
     received_ns: bytes
-    ran_ns: bytes
+    dispatched_ns: bytes
     refused: dict[str, int]
     """How many acts were answered with an error, by its code."""
 
@@ -62,7 +61,7 @@ def run(pipe: Pipe) -> None:
 def _act(pool: VirtualUserPool, acts: list[list[bytes | memoryview]], pipe: Pipe) -> SteadyResult:
     """Keeps one act in flight for every session until a message arrives, then waits for the answers still due."""
     clock = time.monotonic_ns
-    sent, received, ran = array("q"), array("q"), array("q")
+    sent, received, dispatched = array("q"), array("q"), array("q")
     refused: Counter[str] = Counter()
     for user in pool.users:
         user.act(acts[user.index % _OBSERVATIONS])
@@ -74,7 +73,7 @@ def _act(pool: VirtualUserPool, acts: list[list[bytes | memoryview]], pipe: Pipe
         if type(message) is Action:
             sent.append(user.sent_ns)
             received.append(clock())
-            ran.append(message.received_ns + message.ran_ns)
+            dispatched.append(message.received_ns + message.dispatched_ns)
         else:
             assert isinstance(message, Error)
             refused[message.code] += 1
@@ -85,4 +84,4 @@ def _act(pool: VirtualUserPool, acts: list[list[bytes | memoryview]], pipe: Pipe
             owed -= 1
         else:
             user.act(acts[number % _OBSERVATIONS])
-    return SteadyResult(sent.tobytes(), received.tobytes(), ran.tobytes(), dict(refused))
+    return SteadyResult(sent.tobytes(), received.tobytes(), dispatched.tobytes(), dict(refused))

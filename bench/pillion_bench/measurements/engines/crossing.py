@@ -50,19 +50,20 @@ def _acting(kind: str, placement: Placement, spin_us: int) -> Iterator[Segment]:
 @contextmanager
 def _ringing(placement: Placement) -> Iterator[Segment]:
     own = OwnArena(LAYOUT)
-    plan = DoorbellPlan(*own.descriptors)
-    try:
-        with (
-            Worker("doorbell-echo", plan, placement.client, descriptors=own.descriptors) as echo,
-            Worker("doorbell-ping", plan, placement.server, descriptors=own.descriptors) as ping,
-        ):
-            for worker in (echo, ping):
-                worker.receive(str, ANSWER_S_MAX)
-            yield lambda seconds: nanoseconds(
-                ping.request(PingRequest(seconds), PingResult, seconds + ANSWER_S_MAX).round_trip_ns
-            )
-    finally:
-        own.close()
+    arena, bell, complete = own.for_worker
+    with ExitStack() as stack:
+        echo = stack.enter_context(
+            Worker("doorbell-echo", DoorbellPlan(arena, bell, complete), placement.client, descriptors=own.for_worker)
+        )
+        # The echo ends when nobody can ring any more.
+        stack.callback(own.close)
+        ends = (arena, own.submit, complete)
+        ping = stack.enter_context(Worker("doorbell-ping", DoorbellPlan(*ends), placement.server, descriptors=ends))
+        for worker in (echo, ping):
+            worker.receive(str, ANSWER_S_MAX)
+        yield lambda seconds: nanoseconds(
+            ping.request(PingRequest(seconds), PingResult, seconds + ANSWER_S_MAX).round_trip_ns
+        )
 
 
 def _report(series: dict[str, Series]) -> dict[str, Any]:

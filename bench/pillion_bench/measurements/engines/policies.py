@@ -74,9 +74,9 @@ def _card() -> ModelCard:
 
 
 def _model(turns: int) -> bytes:
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
-    def info(name: str, kind: int, shape: list[int | str] | None) -> object:
+    def info(name: str, kind: int, shape: list[int | str] | None) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, shape)
 
     body = helper.make_graph(

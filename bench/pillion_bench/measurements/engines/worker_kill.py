@@ -41,8 +41,8 @@ class Kill(msgspec.Struct, frozen=True):
     other: SteadyResult
 
     def first_action_ns(self) -> int | None:
-        """Returns the time from the kill to the first action of a run after it; None if there was none."""
-        late_ns = nanoseconds(self.version.received_ns)[nanoseconds(self.version.ran_ns) > self.gone_ns]
+        """Returns the time from the kill to the first action of a batch after it; None if there was none."""
+        late_ns = nanoseconds(self.version.received_ns)[nanoseconds(self.version.dispatched_ns) > self.gone_ns]
         return int(late_ns.min()) - self.killed_ns if len(late_ns) else None
 
     def other_ns(self, from_ns: int, until_ns: int) -> Nanoseconds:

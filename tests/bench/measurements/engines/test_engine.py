@@ -110,7 +110,7 @@ def test_an_unknown_part_is_refused_with_those_that_there_are() -> None:
     assert "expected some of rows, beside, kill, slots, or all; got 'nothing'" in done.stderr
 
 
-def test_the_first_action_is_that_of_a_run_after_the_worker_was_gone() -> None:
+def test_the_first_action_is_that_of_a_batch_after_the_worker_was_gone() -> None:
     # Sent and received in ms after the kill. The second action was computed before it, and arrived after it.
     kill = Kill(0, 2_000_000, _steady((-9, -8), (-2, 3), (1, 400)), _steady((-5, -4), (10, 11)))
     assert kill.first_action_ns() == 400_000_000
@@ -125,8 +125,8 @@ def test_a_version_that_does_not_come_back_has_no_first_action() -> None:
 
 
 def _steady(*acts_ms: tuple[int, int]) -> SteadyResult:
-    """Acts by their times of sending and of arrival. Each run ends 4 ms before its answer arrives."""
+    """Acts by their times of sending and of arrival. Each is dispatched 4 ms before its answer arrives."""
     sent_ns = np.array([sent for sent, _ in acts_ms], np.int64) * 1_000_000
     received_ns = np.array([received for _, received in acts_ms], np.int64) * 1_000_000
-    ran_ns = received_ns - 4_000_000
-    return SteadyResult(sent_ns.tobytes(), received_ns.tobytes(), ran_ns.tobytes(), {})
+    dispatched_ns = received_ns - 4_000_000
+    return SteadyResult(sent_ns.tobytes(), received_ns.tobytes(), dispatched_ns.tobytes(), {})

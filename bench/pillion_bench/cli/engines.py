@@ -22,7 +22,7 @@ _MILLISECONDS = click.FloatRange(min=0.0)
     type=click.IntRange(1, 1_000_000),
     default=200,
     show_default=True,
-    help="How long the spinning worker polls before it sleeps.",
+    help="How long both sides poll before they sleep, where they spin.",
 )
 @click.option(
     "--also",
@@ -36,7 +36,7 @@ _MILLISECONDS = click.FloatRange(min=0.0)
 def engine(seconds: float, rounds: int, spin_us: int, also: list[str], pin: str, as_json: bool) -> None:
     """Measure what an engine in a worker adds to an act.
 
-    It compares an inline engine, one in a worker, and one in a worker that spins, with a bare doorbell between two
+    It compares an inline engine, one in a worker, and one in a worker where both sides spin, with a bare doorbell between two
     processes. The client is on the CPU of the serving process, and the worker on the other one.
     """
     from pillion_bench.measurements.engines.engine import PARTS, EngineOptions, measure_engine

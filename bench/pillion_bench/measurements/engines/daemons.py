@@ -27,11 +27,14 @@ _ANY_SPEED: Final = {"PILLION_ENGINE__INLINE_US_MAX": "1000000"}
 def engine_daemon(
     store: Path, policy: str, engine: str, placement: Placement, spin_us: int = 0, rows_max: int = 0
 ) -> DaemonProcess:
-    """Returns a daemon that runs `policy` as `INLINE`, `WORKER` or `SPINNING` says."""
+    """Returns a daemon that runs `policy` as `INLINE`, `WORKER` or `SPINNING` says.
+
+    Where it spins, both sides of the doorbell poll for `spin_us` before they sleep: the worker and the serving process.
+    """
     settings = {"PILLION_ENGINE__PLACEMENT": INLINE if engine == INLINE else WORKER}
     settings |= _cpu_settings(placement)
     if engine == SPINNING:
-        settings["PILLION_ENGINE__SPIN_US"] = str(spin_us)
+        settings |= {"PILLION_ENGINE__SPIN_US": str(spin_us), "PILLION_SERVING__BUSY_POLL_US": str(spin_us)}
     if rows_max:
         settings["PILLION_LIMITS__ROWS_MAX"] = str(rows_max)
     return DaemonProcess(store, policy, _cpus(placement), "lane", settings)

@@ -29,7 +29,7 @@ class EngineOptions(msgspec.Struct, frozen=True):
     seconds: float = 1.0
     rounds: int = 3
     spin_us: int = 200
-    """How long the spinning worker polls before it sleeps."""
+    """How long the spinning worker and its serving process poll before they sleep."""
     run_ms: float = 15.0
     """The run of the busy policy."""
     also: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from pillion_bench.measurements.engines.engine import BESIDE, KILL, ROWS, SLOTS
 from pillion_bench.percentiles import QUANTILES
 from pillion_bench.tables import TABLE_STYLE, describe, latency_cells, make_console, print_table
 
-_LABELS = dict(zip(KINDS, ("inline", "in a worker", "in a worker that spins", "bare doorbell"), strict=True))
+_LABELS = dict(zip(KINDS, ("inline", "in a worker", "in a worker, both sides spin", "bare doorbell"), strict=True))
 
 
 def print_engine(report: dict[str, Any]) -> None:

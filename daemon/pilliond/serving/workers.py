@@ -122,6 +122,10 @@ class Workers:
         """Waits for one worker; asks for the next if it ends before it is ready. Raises `EngineError` if none is to come."""
         digest, engine = worker.request.digest, worker.engine
         message, descriptors = channel.receive_control_message(self._end)
+        while isinstance(message, WorkerStarted) and message.digest != digest:
+            # It replaces one that was ready and was lost while the versions after it load.
+            self.started(message, descriptors)
+            message, descriptors = channel.receive_control_message(self._end)
         if not isinstance(message, WorkerStarted | GiveUp) or message.digest != digest:
             raise EngineError("the control process ended, or the daemon is stopping")
         if isinstance(message, GiveUp):

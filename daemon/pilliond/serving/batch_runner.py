@@ -28,9 +28,7 @@ _OVERWRITTEN = RemoteProtocolError(
 )
 _ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this act")
 _WORKER_LOST = RemoteProtocolError(ErrorCode.INTERNAL, "the engine's process ended twice while it ran this act")
-_RESTARTING = RemoteProtocolError(
-    ErrorCode.ENGINE_RESTARTING, "the engine's process is being replaced: act again"
-)
+_RESTARTING = RemoteProtocolError(ErrorCode.ENGINE_RESTARTING, "the engine's process is being replaced: act again")
 
 
 class BatchRunner:
@@ -173,15 +171,6 @@ class BatchRunner:
         """Answers everything that waits for a version with an error."""
         for group in self._scheduler.take_all(version):
             self._sessions.answer_error(group, error, replies)
-
-    def abandon(self, replies: list[Reply]) -> None:
-        """Answers every act that waits or runs with an error: nobody will wait for its engine any more."""
-        for running in self.in_flight:
-            for index, group in enumerate(running.groups):
-                if running.is_awaited(index):
-                    self._sessions.answer_error(group, _RESTARTING, replies)
-        for queue in list(self._scheduler.active):
-            self.refuse_all(queue.version, _RESTARTING, replies)
 
     # Answering
 

@@ -182,8 +182,6 @@ class ServingLoop:
                 break
             if self._runner.in_flight:
                 self._receive(self._poll(_DRAIN_POLL_S, EVENTS_MAX))
-        # What an engine owes still, it owes for ever.
-        self._runner.abandon(self._replies)
         self._sessions.draining = True
         self._sessions.say_goodbye(reason, self._replies)
         self._send_replies()

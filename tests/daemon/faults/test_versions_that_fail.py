@@ -46,7 +46,7 @@ def test_a_version_whose_worker_dies_of_every_batch_is_out_and_the_others_go_on(
         status = daemon.operation(daemon.ask("POST", "/v1/policies/hostile/switch", {"version": "1.1.0"}))
         assert status["outcome"] == "done", status
         new = session.begin(seed=1)
-        codes = []
+        codes: list[Any] = []
         while "engine_out" not in codes:
             assert len(codes) < 10
             with pytest.raises(RefusedError) as refused:

@@ -149,7 +149,8 @@ class Scheduler:
             queue.waiting.append(group)
         if share.wait_ns_max:
             queue.wait_until_ns = min(queue.wait_until_ns, self._wait_until_ns(queue, group, now_ns))
-        queue.deadline_ns = min(queue.deadline_ns, group.deadline_ns)
+        if group.deadline_ns != NEVER_NS:
+            queue.deadline_ns = min(queue.deadline_ns, group.deadline_ns)
         self._is_settled = False
         return bool(version.engine.free) and (
             share.lock_step_waiting + share.lock_step_running >= share.lock_step_live or queue.rows >= share.rows_max
@@ -172,13 +173,9 @@ class Scheduler:
     def closes_alone(self, group: EpisodeGroup, now_ns: int) -> bool:
         """Whether an act that was admitted at `now_ns` can run at once as a batch of its own, without being added."""
         session = group.session
-        if self.active and not self._is_alone(group):
+        if session.share.lock_step_live > session.lock_step or (self.active and not self._is_alone(group)):
             return False
-        return (
-            session.share.lock_step_live <= session.lock_step
-            and now_ns < group.deadline_ns
-            and bool(group.version.engine.free)
-        )
+        return now_ns < group.deadline_ns and bool(group.version.engine.free)
 
     def is_hopeless(self, group: EpisodeGroup, now_ns: int) -> bool:
         """Whether an act cannot be done within its budget, even at the pace of the version's fastest runs."""

@@ -167,6 +167,9 @@ WORKER_DEPTH_MAX: Final = 4
 WORKER_START_S_MAX: Final = 60.0
 """From the start of a worker until its version is warm; slower is a lost worker."""
 
+LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
+"""The most that one look at a worker counts of the time since the last one. More passed where this process was stopped."""
+
 WORKER_HANG_FACTOR: Final = 20
 """A batch that takes this many times as long as the slowest ones before it hangs."""
 

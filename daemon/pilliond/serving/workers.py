@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from pillion_protocol import ErrorCode, RemoteProtocolError
 from pillion_worker.arena import OK
+from pilliond.core.progress import Progress
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerEngine, WorkerState
 from pilliond.ipc import control_channel as channel
@@ -24,7 +25,7 @@ from pilliond.ipc.control_channel import (
     WorkerReady,
     WorkerStarted,
 )
-from pilliond.limits import NEVER_NS, WORKER_HANG_FACTOR, WORKER_START_S_MAX
+from pilliond.limits import WORKER_HANG_FACTOR, WORKER_START_S_MAX
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
 from pilliond.versions.loaded_version import Version
@@ -69,6 +70,7 @@ class WorkerVersion:
         self.batches = 0
         """Batches that its worker has completed."""
         self.began_ns = 0
+        self.progress = Progress()
 
     @property
     def hang_ns(self) -> int:
@@ -182,9 +184,9 @@ class Workers:
         """Ends the workers that hang: their progress counts, not a sign of life. Call it on every tick."""
         now_ns = self._clock()
         for worker in list(self._versions.values()):
-            owes_since_ns = worker.engine.owes_since_ns
-            if owes_since_ns != NEVER_NS and now_ns - owes_since_ns > worker.hang_ns:
-                worker.engine.lose(f"it made no progress for {(now_ns - owes_since_ns) // _NS_PER_MS} ms")
+            worker.progress.look(worker.engine.owes_since_ns, now_ns)
+            if worker.progress.owed_ns > worker.hang_ns:
+                worker.engine.lose(f"it made no progress for {worker.progress.owed_ns // _NS_PER_MS} ms")
 
     # Inside
 

@@ -60,7 +60,8 @@ class BatchRunner:
         engine = version.engine
         memory = engine.free[-1]
         _gather(groups, memory.views)
-        if not memory.is_sound(rows):
+        # Again after each refusal: a client can write to its slot, so what is gathered anew must be checked anew.
+        while not memory.is_sound(rows):
             groups = self._without_poisoned(groups, memory, replies)
             memory.clear(rows)
             if not groups:
@@ -109,14 +110,18 @@ class BatchRunner:
         if not running.runs_left:
             self._conclude(running, replies)
 
-    def lose(self, memories: Sequence[BatchMemory], replies: list[Reply]) -> None:
-        """Takes the runs that a lost worker had not completed."""
+    def lose(self, memories: Sequence[BatchMemory], replies: list[Reply]) -> int:
+        """Takes the runs that a lost worker had not completed; returns how many acts of them will run again."""
+        reruns = 0
         for memory in memories:
             running: Running = memory.user
             running.runs_left -= 1
             running.lost = True
             if not running.runs_left:
                 self._conclude(running, replies)
+            acts = zip(running.groups, running.sequences, strict=True)
+            reruns += sum(group.waiting and group.sequence == sequence for group, sequence in acts)
+        return reruns
 
     def _conclude(self, running: Running, replies: list[Reply]) -> None:
         version, memory = running.version, running.memory
@@ -268,7 +273,7 @@ class BatchRunner:
         session = group.session
         tensors = group.version.fallback_tensors(session.fallback, group.rows, group.last_outputs)
         if tensors is None:
-            error = _TOO_LATE if group.version.engine.is_ready else _RESTARTING
+            error = group.version.out or (_TOO_LATE if group.version.engine.is_ready else _RESTARTING)
             self._sessions.answer_error(group, error, replies)
             return
         written, reply = _targets(group, group.step)

@@ -403,6 +403,7 @@ class Supervisor:
             table = self._table_of(failed.digest)
             self._log.error("version_not_resumed", policy=str(table.find(failed.digest)), error=failed.message)
             table.refuse(failed.digest)
+            self.workers.end(failed.digest)
 
     def _note_shadowed(self, report: Shadowed) -> None:
         if not report.error:

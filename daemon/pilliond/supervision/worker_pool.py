@@ -72,7 +72,7 @@ class WorkerPool:
             return
         self._kill(info)
         self.losses += 1
-        delay_s = info.losses.lost(time.monotonic_ns(), report.batches, report.is_refused)
+        delay_s = info.losses.lost(time.monotonic_ns(), report.batches, report.reruns, report.is_refused)
         if delay_s is None:
             self._give_up(info, version, report.reason)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from tests.conftest import StartDaemon
 from tests.daemon.processes.test_processes import check_metrics
 from tests.daemon.support.policies.shadow import publish_times, times
 from tests.daemon.support.raw_lane import RawLane
+from tests.docs.pages import OPERATING, blocks
 from tests.harness import START_S_MAX, Daemon, blob_of
 
 LEFT, RIGHT, THIRD = "left-arm", "right-arm", "third-arm"
@@ -155,6 +157,22 @@ def test_a_hello_selects_its_policy_an_empty_name_the_first_and_an_unknown_one_i
             pass
         assert (refused.value.code, refused.value.actual) == ("policy_not_found", THIRD)
         assert refused.value.expected == f"{LEFT} or {RIGHT}"
+
+
+def test_the_example_of_the_operating_page_drives_two_behaviours_at_once(
+    start_daemon: StartDaemon, short_path: Path
+) -> None:
+    (example,) = [block for block in blocks(OPERATING, "python") if "highway-fast" in block]
+    runtime_folder = short_path / "operating-two"
+    listen = [f"lane://{runtime_folder}/pillion/lane.sock"]
+    daemon = start_daemon("--policy", "highway-fast", policy="lunar-lander", listen=listen)
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime_folder)}
+    command = [sys.executable, "-c", example]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False, env=environment)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert re.fullmatch(r"\d \d\n", ran.stdout)
+    for policy in ("lunar-lander", "highway-fast"):
+        assert daemon.metric("pillion_requests_total", policy=policy, outcome="ok") == 1
 
 
 def test_two_policies_can_be_used_over_one_connection(start: Callable[..., Daemon]) -> None:

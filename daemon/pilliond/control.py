@@ -34,6 +34,8 @@ from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings, check_memory
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
+from pilliond.supervision.worker_pool import WorkerPool
+from pilliond.supervision.worker_status import worker_status
 
 
 async def serve(settings: Settings) -> None:
@@ -55,12 +57,13 @@ async def serve(settings: Settings) -> None:
         def on_ready(ready: Ready) -> None:
             service_manager.ready()
             stables = [policy.stable for policy in supervisor.policies.values()]
+            fields = [ready_fields(stable, supervisor.workers) for stable in stables]
             log.info(
                 "ready",
-                **ready_fields(stables[0]),
+                **fields[0],
                 listen=ready.listen,
                 admin=admin_addresses,
-                policies=[ready_fields(stable) for stable in stables],
+                policies=fields,
             )
 
         def on_signal(name: str) -> None:
@@ -71,7 +74,7 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        watching = asyncio.create_task(look_after(watchdog, policies.values()))
+        watching = asyncio.create_task(look_after(watchdog, supervisor.workers, policies.values()))
         watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
         try:
             await supervisor.run(on_ready)
@@ -88,10 +91,11 @@ async def serve(settings: Settings) -> None:
         service_manager.close()
 
 
-async def look_after(watchdog: Watchdog, policies: Iterable[PolicyRollout]) -> None:
-    """Watches the serving process, and looks after the versions of every policy, until it is cancelled."""
+async def look_after(watchdog: Watchdog, workers: WorkerPool, policies: Iterable[PolicyRollout]) -> None:
+    """Watches the serving process and the workers, and looks after the versions of every policy, until it is cancelled."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watchdog.run())
+        tasks.create_task(workers.run())
         for policy in policies:
             tasks.create_task(policy.run())
 
@@ -107,14 +111,18 @@ def rollouts_of(
     }
 
 
-def ready_fields(stable: SealedVersion) -> dict[str, Any]:
+def ready_fields(stable: SealedVersion, workers: WorkerPool) -> dict[str, Any]:
     """Returns what `ready` says about the stable version of a policy."""
+    worker = worker_status(stable, workers)
     return {
         "policy": str(stable),
         "digest": stable.digest,
         "leased": stable.lock is not None,
         "signed_by": stable.signed_by,
         "certificate": stable.certificate.batch if stable.certificate else "",
+        "placement": stable.placement.where if stable.placement else "",
+        "placement_reason": stable.placement.reason if stable.placement else "",
+        **({"worker_pid": worker.pid, "memory": worker.memory} if worker else {}),
     }
 
 

@@ -179,6 +179,9 @@ WORKER_DELAY_S_MAX: Final = 10.0
 WORKER_STEADY_S_MIN: Final = 60.0
 """A worker that served this long clears the losses before it."""
 
+WORKER_LOOK_S: Final = 1.0
+"""How often the control process reads how much memory each worker has."""
+
 WORKER_RUN_S_MAX: Final = 30.0
 """How long a run of a worker may take before it serves, where somebody waits for it: golden pairs, certificates."""
 
@@ -212,6 +215,9 @@ VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
+
+SERVICE_BUCKETS_MAX: Final = 14
+"""Buckets of one version whose service times are on the metrics page: the 13 powers of two up to 4,096, and `rows_max`."""
 
 INLINE_US_HARD_MAX: Final = 1_000_000
 """The most that `engine.inline_us_max` can be: nothing is read while an inline engine runs."""

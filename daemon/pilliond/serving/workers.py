@@ -24,6 +24,7 @@ from pilliond.ipc.control_channel import (
     WorkerReady,
     WorkerStarted,
 )
+from pilliond.ipc.loss_cause import LossCause
 from pilliond.limits import NEVER_NS, WORKER_HANG_FACTOR, WORKER_START_S_MAX
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
@@ -128,8 +129,10 @@ class Workers:
         self._add(request, model_bytes, rows_max, settings)
 
     def started(self, message: WorkerStarted, descriptors: list[int]) -> None:
-        """Attaches a worker that the control process has started."""
+        """Attaches a worker that the control process has started: for a lost one, or for a version that was out."""
         worker = self._versions.get(message.digest)
+        if worker is not None and worker.engine.state is WorkerState.OUT:
+            worker.engine.revive()
         if worker is None or worker.engine.state is not WorkerState.LOST:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -169,7 +172,9 @@ class Workers:
         for worker in list(self._versions.values()):
             owes_since_ns = worker.engine.owes_since_ns
             if owes_since_ns != NEVER_NS and now_ns - owes_since_ns > worker.hang_ns:
-                worker.engine.lose(f"it made no progress for {(now_ns - owes_since_ns) // _NS_PER_MS} ms")
+                worker.engine.lose(
+                    f"it made no progress for {(now_ns - owes_since_ns) // _NS_PER_MS} ms", LossCause.HUNG
+                )
 
     # Inside
 
@@ -213,6 +218,7 @@ class Workers:
     def _on_ready(self, engine: WorkerEngine) -> None:
         worker = self._of(engine)
         if worker.version is not None:
+            worker.version.out = None
             self._report(WorkerReady(worker.request.digest, engine.describe()))
         elif self.sink is not None:
             try:
@@ -237,7 +243,7 @@ class Workers:
         if worker.version is None and self.sink is None:
             # `start` waits for it, and says why.
             return
-        self._report(NeedWorker(worker.request.digest, reason, worker.batches, engine.is_refused))
+        self._report(NeedWorker(worker.request.digest, reason, worker.batches, engine.cause))
 
 
 def _ignore(worker: WorkerVersion, reason: str) -> None:

@@ -12,10 +12,12 @@ import signal
 import sys
 from collections.abc import Iterable
 from itertools import count
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import structlog
 from structlog.typing import FilteringBoundLogger
 
@@ -145,7 +147,8 @@ def load_policies(settings: Settings) -> list[tuple[str, SealedVersion]]:
 
 def _row_bytes(version: SealedVersion) -> int:
     spec = version.card.spec()
-    return sum(tensor.row_bytes for tensor in [*spec.observation, *spec.outputs])
+    state_bytes = sum(prod(state.shape) * np.dtype(state.dtype).itemsize for state in version.card.state)
+    return sum(tensor.row_bytes for tensor in [*spec.observation, *spec.outputs]) + 2 * state_bytes
 
 
 def load_policy(settings: Settings) -> tuple[str, SealedVersion]:

@@ -356,7 +356,7 @@ def check_memory(settings: Settings, rows_bytes: Iterable[int]) -> None:
     """Checks the sum of what several policies may take, given the bytes of a row of each; raises `SettingsError`."""
     served = settings.served()
     sums = [
-        policy_mb(own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb)
+        policy_mb(own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb, own.engine.depth)
         for own, row_bytes in zip(served, rows_bytes, strict=True)
     ]
     if len(served) > 1 and sum(sums) > settings.limits.policies_mb_max:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
 from pilliond.supervision.worker_pool import WorkerInfo, WorkerPool, resident_bytes_of
-
-_TEXT_CHARACTERS_MAX: Final = 100
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -83,4 +82,4 @@ def _status(info: WorkerInfo, engine: dict[str, Any]) -> WorkerStatus:
 def _text(engine: dict[str, Any], name: str) -> str:
     """A worker may say anything of itself: only short text gets through."""
     value = engine.get(name, "")
-    return value[:_TEXT_CHARACTERS_MAX] if isinstance(value, str) else ""
+    return value[:ENGINE_TEXT_CHARACTERS_MAX] if isinstance(value, str) else ""

@@ -15,13 +15,13 @@ from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.admin.monitoring.worker_prometheus import worker_metrics
 from pilliond.ipc import metrics_page as page
 from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
+from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
 from pilliond.policy_rollout import PolicyRollout
 from pilliond.supervision.serving_state import ServingState
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
 
 _NANOSECONDS: Final = 1e9
-_LABEL_CHARACTERS_MAX: Final = 100
 
 
 class PageCollector(Collector):
@@ -54,7 +54,7 @@ class PageCollector(Collector):
         info = GaugeMetricFamily("pillion_policy_info", "The served policies.", labels=names)
         is_loaded = self._supervisor.ready is not None
         for name, policy in self._supervisor.policies.items():
-            engine = str(policy.stable.engine.get("kind", ""))[:_LABEL_CHARACTERS_MAX] if is_loaded else ""
+            engine = str(policy.stable.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX] if is_loaded else ""
             info.add_metric([name, policy.stable.version, policy.stable.digest, engine], 1.0)
         yield info
         is_ready = self._supervisor.state is ServingState.SERVING

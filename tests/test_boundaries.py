@@ -70,6 +70,7 @@ FLOORS = {
     "pillion_bench": [
         ["cli"],
         ["compare"],
+        ["measurements/engines"],
         ["measurements"],
         ["roles"],
         ["recordings"],

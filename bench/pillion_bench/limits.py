@@ -33,6 +33,9 @@ FIRST_ANSWER_S_MAX: Final = 20.0
 IDLE_CONNECT_S_MAX: Final = 60.0
 """How long the idle clients of `pillion bench idle` may take to connect."""
 
+BUDGET_ACT_S_MAX: Final = 0.5
+"""How long one act of `pillion bench budget` may take on average, with the pause after it."""
+
 RECORD_ANSWER_S_MAX: Final = 10.0
 """How long one answer may take while an environment is recorded, the first one included."""
 

@@ -48,6 +48,9 @@ SENT_AGE_NS_MAX: Final = 60_000_000_000
 TICK_MS: Final = 100
 """How often the serving loop does its housekeeping."""
 
+TRAFFIC_LINGER_MS: Final = 2
+"""How long the serving loop waits for more traffic before its host gets a turn, which costs as much as a step."""
+
 ROUNDS_PER_BATCH_MAX: Final = 64
 """Polls for more messages before the batch runs, even if more rows would fit."""
 
@@ -176,13 +179,17 @@ WORKER_HANG_FACTOR: Final = 20
 """A batch that takes this many times as long as the slowest ones before it hangs."""
 
 WORKER_LOSSES_MAX: Final = 5
-"""Workers lost in a row, none of which completed a batch, after which the version is out."""
+"""Workers lost in a row, none of which completed a batch, after which the version is out. A worker whose acts run again does
+not count: the next ones show which act ended it."""
 
 WORKER_DELAY_S_MIN: Final = 0.1
 """The pause before the second replacement of a worker; the first comes at once, each further pause is twice as long."""
 
 WORKER_DELAY_S_MAX: Final = 10.0
 """The longest pause before a worker is replaced."""
+
+WORKER_SERVING_DELAY_S_MAX: Final = 1.0
+"""The longest pause where the lost worker, or the one before it, completed batches: others wait, and are answered."""
 
 WORKER_STEADY_S_MIN: Final = 60.0
 """A worker that served this long clears the losses before it."""

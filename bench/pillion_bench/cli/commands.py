@@ -10,6 +10,7 @@ import click
 
 from pillion.cli_support import Failure, PillionGroup, missing_package
 from pillion_bench.cli.comparison import compare, table
+from pillion_bench.cli.engines import budget, engine
 from pillion_bench.cli.experiments import disturb, frames, idle, switch
 from pillion_bench.cli.latency import demo, floor, load, replay
 from pillion_bench.cli.recording import record
@@ -39,5 +40,5 @@ def bench() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-for command in (load, replay, floor, record, compare, table, disturb, idle, frames, switch, demo):
+for command in (load, replay, floor, record, compare, table, disturb, idle, frames, switch, engine, budget, demo):
     bench.add_command(command)

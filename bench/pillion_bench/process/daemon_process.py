@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -16,6 +16,9 @@ from typing import IO, Final, Self
 from pillion_bench.errors import DaemonStartError
 from pillion_bench.limits import DAEMON_START_S_MAX, DAEMON_STOP_S_MAX
 from pillion_bench.process.placement import CpuSet, pinned
+
+WORKER_PACKAGE: Final = "pillion_worker"
+"""What the command line of an inference worker names."""
 
 _POLL_S: Final = 0.005
 
@@ -25,7 +28,7 @@ class DaemonProcess:
 
     Both of its processes and all their threads run on `cpus`. It ignores `PILLION_` variables of the user's
     environment; `settings` sets others (`{"PILLION_LOG__LEVEL": "debug"}`). With `has_admin` it has an admin port at
-    `admin_path`. Raises `DaemonStartError`.
+    `admin_path`. It serves `others` beside the policy. Raises `DaemonStartError`.
     """
 
     def __init__(
@@ -36,10 +39,11 @@ class DaemonProcess:
         carrier: str = "zmq",
         settings: Mapping[str, str] | None = None,
         has_admin: bool = False,
+        others: Sequence[str] = (),
     ) -> None:
         self.ready_s = 0.0
         self._store = store
-        self._policy = policy
+        self._policies = [policy, *others]
         self._cpus = cpus
         self._carrier = carrier
         self._settings = dict(settings or {})
@@ -82,6 +86,14 @@ class DaemonProcess:
         times = [process.cpu_times() for process in [control, *control.children(recursive=True)]]
         return sum(process.user + process.system for process in times)
 
+    def worker_pids(self) -> list[int]:
+        """Returns the process ids of the inference workers, the oldest first."""
+        import psutil
+
+        children = psutil.Process(self.pid).children(recursive=True)
+        workers = [child for child in children if WORKER_PACKAGE in child.cmdline()]
+        return [child.pid for child in sorted(workers, key=psutil.Process.create_time)]
+
     def log_lines(self) -> int:
         """Returns the number of lines that it has logged so far."""
         return len(Path(self._errors.name).read_bytes().splitlines())
@@ -107,7 +119,9 @@ class DaemonProcess:
 
     def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PILLION_")}
-        options = ["--store", str(self._store), "--policy", self._policy, "--listen", self._zmq_address]
+        options = ["--store", str(self._store), "--listen", self._zmq_address]
+        for policy in self._policies:
+            options += ["--policy", policy]
         options += ["--admin", f"unix://{self.admin_path}" if self._has_admin else ""]
         if self._carrier == "lane":
             options += ["--listen", self.address]

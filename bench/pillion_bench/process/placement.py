@@ -26,6 +26,13 @@ class Placement(msgspec.Struct, frozen=True):
             return f"{self.name} (not pinned)"
         return f"{self.name} (server on cpu {_text(self.server)}, client on cpu {_text(self.client)})"
 
+    def with_worker(self) -> str:
+        """Describes the placement where the clients are beside the serving process, and the client's CPUs are the worker's."""
+        if self.server is None and self.client is None:
+            return f"{self.name} (not pinned)"
+        server, worker = _text(self.server), _text(self.client)
+        return f"{self.name} (client and serving process on cpu {server}, worker on cpu {worker})"
+
     def for_foreign_daemon(self) -> Placement:
         """Returns the placement for a daemon that the bench did not start: only the client is pinned."""
         return Placement(f"{self.name}, client only", None, self.client)
@@ -99,8 +106,13 @@ def _cpus(text: str) -> CpuSet:
     return frozenset(found)
 
 
+def cpu_list(cpus: CpuSet) -> str:
+    """Returns `cpus` as settings write them: `0,2`."""
+    return ",".join(str(cpu) for cpu in sorted(cpus))
+
+
 def _text(cpus: CpuSet | None) -> str:
-    return "any" if cpus is None else ",".join(str(cpu) for cpu in sorted(cpus))
+    return "any" if cpus is None else cpu_list(cpus)
 
 
 def _two_cores(cpus: CpuSet) -> tuple[int, int | None]:

@@ -33,6 +33,10 @@ ROLES: Final = {
     "lane-ping": "pillion_bench.roles.echo:ping_lane",
     "engine": "pillion_bench.roles.bare_engine:run",
     "frame": "pillion_bench.roles.frame_driver:run",
+    "doorbell-echo": "pillion_bench.roles.doorbell:serve",
+    "doorbell-ping": "pillion_bench.roles.doorbell:ping",
+    "steady": "pillion_bench.roles.steady_driver:run",
+    "budget": "pillion_bench.roles.budget_driver:run",
     "idle": "pillion_bench.roles.idle_clients:run",
     "scrape": "pillion_bench.roles.scraper:run",
 }
@@ -78,6 +82,10 @@ class Pipe:
             raise BenchError("the bench ended before it sent a plan")
         return plan
 
+    def fileno(self) -> int:
+        """Returns the descriptor that is readable when a message, or the end of the connection, has arrived."""
+        return self._read_descriptor
+
     def is_readable(self, timeout_s: float | None) -> bool:
         """Returns whether a message, or the end of the connection, arrives within `timeout_s`; None: waits for ever."""
         return bool(select.select([self._read_descriptor], [], [], timeout_s)[0])
@@ -98,11 +106,17 @@ class Pipe:
 class Worker:
     """Owns a child process, which exits when its input closes; a context manager.
 
-    Without a `command` it runs one of our own `ROLES`; with one it runs a program that uses the same packets.
+    Without a `command` it runs one of our own `ROLES`; with one it runs a program that uses the same packets. It inherits
+    `descriptors`, under the same numbers.
     """
 
     def __init__(
-        self, role: str, plan: msgspec.Struct, cpus: CpuSet | None, command: Sequence[str | Path] = ()
+        self,
+        role: str,
+        plan: msgspec.Struct,
+        cpus: CpuSet | None,
+        command: Sequence[str | Path] = (),
+        descriptors: Sequence[int] = (),
     ) -> None:
         self._role = role
         with pinned(cpus):
@@ -111,6 +125,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
+                pass_fds=descriptors,
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

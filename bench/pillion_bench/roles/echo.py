@@ -69,7 +69,7 @@ def ping_zmq(pipe: Pipe) -> None:
             dealer.send_multipart(message)
             dealer.recv_multipart()
 
-        _serve_pings(pipe, round_trip)
+        serve_pings(pipe, round_trip)
         dealer.send(_STOP)
 
 
@@ -103,10 +103,11 @@ def ping_lane(pipe: Pipe) -> None:
             connection.send(message)
             connection.recv_into(buffer)
 
-        _serve_pings(pipe, round_trip)
+        serve_pings(pipe, round_trip)
 
 
-def _serve_pings(pipe: Pipe, round_trip: Callable[[], None]) -> None:
+def serve_pings(pipe: Pipe, round_trip: Callable[[], None]) -> None:
+    """Times round trips on each request, until the bench closes the pipe."""
     while (request := pipe.receive(PingRequest)) is not None:
         pipe.send(PingResult(_ping(request.seconds, round_trip)))
 

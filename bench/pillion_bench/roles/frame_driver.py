@@ -34,10 +34,14 @@ class FrameRequest(msgspec.Struct, frozen=True):
 
 
 class FrameResult(msgspec.Struct, frozen=True):
-    """Two int64 for each act, in ns: the round trip less the engine, and one copy of an observation."""
+    """Three int64 for each act, in ns: the round trip less the engine, one copy of an observation, and batching.
+
+    Batching is from admission to the engine; it contains the daemon's own copy.
+    """
 
     added_ns: bytes
     copy_ns: bytes
+    batching_ns: bytes
 
 
 def run(pipe: Pipe) -> None:
@@ -53,7 +57,7 @@ def _act_and_copy(episode: pillion.Episode, shape: list[int], in_slot: bool, sec
     observations = [rng.integers(0, 256, shape, np.uint8) for _ in range(_OBSERVATIONS)]
     target = np.zeros(shape, np.uint8)
     clock = time.monotonic_ns
-    added, copies = array("q"), array("q")
+    added, copies, batching = array("q"), array("q"), array("q")
     gc.collect()
     gc.disable()
     end_ns = clock() + int(seconds * 1e9)
@@ -74,5 +78,6 @@ def _act_and_copy(episode: pillion.Episode, shape: list[int], in_slot: bool, sec
         if number > _WARM_UP_ACTS:
             added.append(round_trip_ns - last.timings.engine_ns)
             copies.append(copy_ns)
+            batching.append(last.timings.dispatched_ns - last.timings.queued_ns)
     gc.enable()
-    return FrameResult(added.tobytes(), copies.tobytes())
+    return FrameResult(added.tobytes(), copies.tobytes(), batching.tobytes())

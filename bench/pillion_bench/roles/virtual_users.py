@@ -50,14 +50,17 @@ class VirtualUser:
         """Ends the episode group, without waiting for the answer."""
         self.carrier.send_now(self.conversation.end(self.episode)[1])
 
-    def act(self, tensors: Frames) -> None:
-        """Requests the actions of the episode group for one tensor of each observation."""
+    def act(self, tensors: Frames, budget_us: int = 0) -> None:
+        """Requests the actions of the episode group for one tensor of each observation.
+
+        `budget_us` counts from `sent_ns`; only for a daemon on this host. 0: no budget.
+        """
         self.sent_ns = time.monotonic_ns()
         step = self._step
         for target, tensor in zip(step.tensors, tensors, strict=True):
             target[:] = tensor
         self.conversation.sequence = sequence = self.conversation.sequence + 1
-        step.fill(sequence, 0, True)
+        step.fill(sequence, budget_us, True, self.sent_ns if budget_us else 0)
         self._send(sequence, step)
 
     def hello(self) -> None:

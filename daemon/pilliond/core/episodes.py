@@ -123,7 +123,7 @@ class EpisodeGroup:
         )
 
     def keep(self) -> None:
-        """Copies the observations of the waiting act, because the next `receive` overwrites the buffer."""
+        """Copies the observations of the waiting act: the next `receive` overwrites the buffer, and it may run twice."""
         if self.slot is None:
             tensors = self.tensors
             self.tensors = [bytes(tensors[0])] if len(tensors) == 1 else list(map(bytes, tensors))

@@ -33,7 +33,6 @@ class PolicyShare:
         "lock_step_running",
         "lock_step_waiting",
         "queue_rows_max",
-        "queues",
         "rows_max",
         "rows_waiting",
         "used_ns",
@@ -52,8 +51,6 @@ class PolicyShare:
         """Those whose act runs on an engine outside the loop."""
         self.used_ns = 0
         """The loop's time that its inline engines have used. Only differences between policies that wait matter."""
-        self.queues: list[EngineQueue] = []
-        """Its queues that are not empty."""
 
 
 class EngineQueue:
@@ -64,6 +61,7 @@ class EngineQueue:
         "busy_until_ns",
         "deadline_ns",
         "is_due",
+        "lock_step",
         "rows",
         "share",
         "version",
@@ -78,6 +76,8 @@ class EngineQueue:
         self.again: deque[list[EpisodeGroup]] = deque()
         """Acts to run a second time, each list as a batch of its own, before those that wait."""
         self.rows = 0
+        self.lock_step = 0
+        """How many of its acts are of lock-step sessions."""
         self.deadline_ns = NEVER_NS
         """No act in it has an earlier deadline."""
         self.wait_until_ns = NEVER_NS
@@ -108,14 +108,18 @@ class Scheduler:
     """The acts that wait for an engine, in a queue for each version."""
 
     def __init__(self) -> None:
-        self.rows_waiting = 0
-        self._queues: dict[Version, EngineQueue] = {}
-        self._active: list[EngineQueue] = []
+        self.active: list[EngineQueue] = []
         """The queues that are not empty."""
+        self._queues: dict[Version, EngineQueue] = {}
         self._is_settled = True
         """Whether everything that waits, waits for a busy engine or for time to pass."""
         self._is_claimed = False
         """Whether an act of a mixed version waits for engines of which some are busy."""
+
+    @property
+    def rows_waiting(self) -> int:
+        """The rows that wait, of all policies."""
+        return sum(queue.rows for queue in self.active)
 
     # Adding
 
@@ -125,15 +129,24 @@ class Scheduler:
         Returns True if a batch with it can close now.
         """
         version = group.version
+        session = group.session
+        share = session.share
         queue = group.queue
         if queue is not None and queue.version is not version:
             self.remove(group)
             queue = None
         if queue is None:
-            queue = self._queue_of(version, group.session.share)
-            self._count(queue, group)
+            queue = self._queues.get(version)
+            if queue is None or not queue.rows:
+                queue = self._open(version, share)
+            # As `_count`, which is a call more for each act.
+            group.queue = queue
+            queue.rows += group.rows
+            share.rows_waiting += group.rows
+            if session.lock_step:
+                queue.lock_step += 1
+                share.lock_step_waiting += 1
             queue.waiting.append(group)
-        share = queue.share
         if share.wait_ns_max:
             queue.wait_until_ns = min(queue.wait_until_ns, self._wait_until_ns(queue, group, now_ns))
         queue.deadline_ns = min(queue.deadline_ns, group.deadline_ns)
@@ -145,7 +158,9 @@ class Scheduler:
     def put_back(self, version: Version, groups: Sequence[EpisodeGroup], *, in_halves: bool) -> None:
         """Queues acts whose run failed or was lost, to run before all others: together, or each half by itself."""
         middle = len(groups) // 2 if in_halves else 0
-        queue = self._queue_of(version, groups[0].session.share)
+        queue = self._queues.get(version)
+        if queue is None or not queue.rows:
+            queue = self._open(version, groups[0].session.share)
         for part in (groups[middle:], groups[:middle]):
             if part:
                 queue.again.appendleft(list(part))
@@ -157,7 +172,7 @@ class Scheduler:
     def closes_alone(self, group: EpisodeGroup, now_ns: int) -> bool:
         """Whether an act that was admitted at `now_ns` can run at once as a batch of its own, without being added."""
         session = group.session
-        if self.rows_waiting and not self._is_alone(group):
+        if self.active and not self._is_alone(group):
             return False
         return (
             session.share.lock_step_live <= session.lock_step
@@ -180,32 +195,47 @@ class Scheduler:
     def deadline_ns(self) -> int:
         """The latest time to call `expire` and `take` again; `NEVER_NS` if nothing waits for time to pass."""
         due_ns = NEVER_NS
-        for queue in self._active:
+        for queue in self.active:
             due_ns = min(due_ns, queue.deadline_ns)
             if queue.share.wait_ns_max and queue.version.engine.free:
                 due_ns = min(due_ns, self._close_by_ns(queue))
         return due_ns
 
-    def expire(self, now_ns: int) -> list[EpisodeGroup]:
+    def expire(self, now_ns: int) -> Sequence[EpisodeGroup]:
         """Removes and returns the acts whose deadline has passed."""
-        late: list[EpisodeGroup] = []
-        for queue in list(self._active):
+        for queue in self.active:
             if now_ns >= queue.deadline_ns:
-                groups = [*queue.waiting, *(group for part in queue.again for group in part)]
-                expired = [group for group in groups if now_ns >= group.deadline_ns]
-                queue.deadline_ns = min(
-                    (group.deadline_ns for group in groups if now_ns < group.deadline_ns), default=NEVER_NS
-                )
-                for group in expired:
-                    self.remove(group)
-                late += expired
-        return late
+                return [group for each in list(self.active) for group in self._expire(each, now_ns)]
+        return ()
+
+    def _expire(self, queue: EngineQueue, now_ns: int) -> list[EpisodeGroup]:
+        groups = [*queue.waiting, *(group for part in queue.again for group in part)]
+        expired = [group for group in groups if now_ns >= group.deadline_ns]
+        left = (group.deadline_ns for group in groups if now_ns < group.deadline_ns)
+        queue.deadline_ns = min(left, default=NEVER_NS)
+        for group in expired:
+            self.remove(group)
+        return expired
 
     def take(self, now_ns: int, *, drain: bool = False) -> Batch | None:
         """Returns a batch to run now on a free engine, or None if it is better to wait."""
-        active = self._active
+        active = self.active
+        if len(active) == 1:
+            queue = active[0]
+            if queue.version.engine.free:
+                close = self._close(queue, now_ns, drain)
+                if close is not None:
+                    return self._form(queue, now_ns, close)
+                self._is_claimed = False
+            else:
+                self._is_claimed = bool(queue.version.engine.parts)
+            self._is_settled = True
+            return None
+        return self._take_of_several(now_ns, drain)
+
+    def _take_of_several(self, now_ns: int, drain: bool) -> Batch | None:
         claimed: set[object] = set()
-        for queue in active if len(active) == 1 else sorted(active, key=_turn):
+        for queue in sorted(self.active, key=_turn):
             engine = queue.version.engine
             if claimed and not claimed.isdisjoint(engine.parts or (engine,)):
                 continue
@@ -222,7 +252,7 @@ class Scheduler:
     def take_all(self, version: Version) -> list[EpisodeGroup]:
         """Removes and returns everything that waits for a version, alone or with others."""
         queues = [
-            queue for queue in self._active if queue.version is version or version.engine in queue.version.engine.parts
+            queue for queue in self.active if queue.version is version or version.engine in queue.version.engine.parts
         ]
         groups = [
             group for queue in queues for group in [*queue.waiting, *(each for part in queue.again for each in part)]
@@ -235,7 +265,7 @@ class Scheduler:
         """Whether an act waits for a version or runs on its engine."""
         engine = version.engine
         return any(memory.user is not None for memory in engine.memories) or any(
-            queue.version is version or engine in queue.version.engine.parts for queue in self._active
+            queue.version is version or engine in queue.version.engine.parts for queue in self.active
         )
 
     def forget(self, version: Version) -> None:
@@ -278,24 +308,22 @@ class Scheduler:
         self._uncount(queue, group)
         self._close_if_empty(queue)
 
-    def _queue_of(self, version: Version, share: PolicyShare) -> EngineQueue:
+    def _open(self, version: Version, share: PolicyShare) -> EngineQueue:
+        """Returns the queue of a version, which is empty, to put an act into."""
         queue = self._queues.get(version)
         if queue is None:
             queue = self._queues[version] = EngineQueue(version, share)
-        if not queue.rows:
-            if not share.queues and self._active:
-                # It was idle: time that it did not use is not saved up.
-                share.used_ns = max(share.used_ns, min(each.share.used_ns for each in self._active))
-            self._active.append(queue)
-            share.queues.append(queue)
-            queue.deadline_ns = queue.wait_until_ns = NEVER_NS
-            queue.is_due = False
+        if not share.rows_waiting and self.active:
+            # It was idle: time that it did not use is not saved up.
+            share.used_ns = max(share.used_ns, min(each.share.used_ns for each in self.active))
+        self.active.append(queue)
+        queue.deadline_ns = queue.wait_until_ns = NEVER_NS
+        queue.is_due = False
         return queue
 
     def _close_if_empty(self, queue: EngineQueue) -> None:
         if not queue.rows:
-            self._active.remove(queue)
-            queue.share.queues.remove(queue)
+            self.active.remove(queue)
             if queue.version.engine.parts:
                 # A mixed version lasts until one of its rows begins an episode.
                 del self._queues[queue.version]
@@ -303,16 +331,16 @@ class Scheduler:
     def _count(self, queue: EngineQueue, group: EpisodeGroup) -> None:
         group.queue = queue
         queue.rows += group.rows
+        queue.lock_step += group.session.lock_step
         queue.share.rows_waiting += group.rows
         queue.share.lock_step_waiting += group.session.lock_step
-        self.rows_waiting += group.rows
 
     def _uncount(self, queue: EngineQueue, group: EpisodeGroup) -> None:
         group.queue = None
         queue.rows -= group.rows
+        queue.lock_step -= group.session.lock_step
         queue.share.rows_waiting -= group.rows
         queue.share.lock_step_waiting -= group.session.lock_step
-        self.rows_waiting -= group.rows
 
     def _is_alone(self, group: EpisodeGroup) -> bool:
         """Whether nothing that waits could run before this act, or with it."""
@@ -334,21 +362,39 @@ class Scheduler:
         return BatchClose.WAIT_ELAPSED if now_ns >= self._close_by_ns(queue) else None
 
     def _form(self, queue: EngineQueue, now_ns: int, close: BatchClose) -> Batch:
+        if not queue.again and now_ns < queue.deadline_ns and queue.rows <= queue.share.rows_max:
+            return self._form_of_all(queue, close)
         groups, expired = self._pop_again(queue, now_ns) if queue.again else self._pop_waiting(queue, now_ns)
-        rows = 0
-        for group in groups:
-            rows += group.rows
-            self._uncount(queue, group)
-        for group in expired:
+        for group in [*groups, *expired]:
             self._uncount(queue, group)
         self._close_if_empty(queue)
-        queue.is_due = False
-        if close is BatchClose.ALL_SUBMITTED:
-            for rest in queue.share.queues:
-                rest.is_due = True
+        self._note_close(queue, close)
         if queue.waiting:
             self._look_at_the_rest(queue)
-        return Batch(groups, expired, rows, close)
+        return Batch(groups, expired, sum(group.rows for group in groups), close)
+
+    def _form_of_all(self, queue: EngineQueue, close: BatchClose) -> Batch:
+        """The batch that empties its queue: the usual one."""
+        groups = list(queue.waiting)
+        queue.waiting.clear()
+        for group in groups:
+            group.queue = None
+        rows, share = queue.rows, queue.share
+        share.rows_waiting -= rows
+        share.lock_step_waiting -= queue.lock_step
+        queue.rows = queue.lock_step = 0
+        self._close_if_empty(queue)
+        if self.active:
+            self._note_close(queue, close)
+        return Batch(groups, [], rows, close)
+
+    def _note_close(self, queue: EngineQueue, close: BatchClose) -> None:
+        """What is left of a policy for whose batch nobody waited is due too."""
+        queue.is_due = False
+        if close is BatchClose.ALL_SUBMITTED:
+            for rest in self.active:
+                if rest.share is queue.share:
+                    rest.is_due = True
 
     def _pop_again(self, queue: EngineQueue, now_ns: int) -> tuple[list[EpisodeGroup], list[EpisodeGroup]]:
         part = queue.again.popleft()

@@ -586,7 +586,9 @@ class Sessions:
                 replies.append([session.peer, encode(Ping(session.id, self.epoch, 0))])
 
     def say_goodbye(self, reason: str, replies: list[Reply]) -> None:
-        """Ends every session with a goodbye."""
+        """Ends every session with a goodbye. Acts that still wait for an engine are refused first: each gets its reply."""
+        for group in [group for group in self._groups.values() if group.waiting]:
+            self.answer_error(group, rejections.draining(), replies)
         for session in list(self._sessions.values()):
             replies.append([session.peer, encode(Goodbye(session.id, self.epoch, 0, reason))])
             self.close(session)

@@ -208,6 +208,8 @@ class NeedWorker(msgspec.Struct, frozen=True, tag=True):
     """Why the last one was lost; empty for the first."""
     batches: int = 0
     """Batches that the last one completed."""
+    reruns: int = 0
+    """Acts that ran in the last one and will run again: one of them may have ended it."""
     cause: LossCause = LossCause.ENDED
     """The kind of that reason."""
 

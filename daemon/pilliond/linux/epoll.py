@@ -44,6 +44,11 @@ class Poller(Generic[MessageT]):
         self.poll = self._epoll.poll
         """`poll(timeout_s, EVENTS_MAX)` returns the readable descriptors of `sources`."""
 
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the set, which is readable while one in it is."""
+        return self._epoll.fileno()
+
     def add(self, descriptor: int, source: Source[MessageT]) -> None:
         """Adds a descriptor to the set."""
         self._epoll.register(descriptor, select.EPOLLIN)

@@ -88,8 +88,8 @@ class DeadlineTimer:
         os.close(self._descriptor)
 
 
-class Ticker:
-    """A context that wakes the loop every `period_ns`. Owns its timer.
+class PeriodicTimer:
+    """A context with a timer that wakes the loop every `period_ns` between `start` and `stop`. Owns its timer.
 
     With a time-out per wait the kernel would set a timer for every step, which costs measurable latency across cores.
     """
@@ -97,20 +97,28 @@ class Ticker:
     bursts: ClassVar[bool] = False
 
     def __init__(self, descriptors: DescriptorSet, period_ns: int) -> None:
+        self.descriptor = -1
         self._descriptors = descriptors
-        self._period_ns = period_ns
-        self._descriptor = -1
+        self._period = divmod(period_ns, _NANOSECONDS)
+
+    def start(self) -> None:
+        """Starts the timer, from now on."""
+        _libc.timerfd_settime(self.descriptor, 0, _SETTING.pack(*self._period, *self._period), None)
+
+    def stop(self) -> None:
+        """Stops the timer, and forgets that it has expired."""
+        _libc.timerfd_settime(self.descriptor, 0, _SETTING.pack(0, 0, 0, 0), None)
 
     def receive(self) -> None:
-        expirations(self._descriptor)
+        expirations(self.descriptor)
 
     def __enter__(self) -> Self:
-        self._descriptor = open_timer(self._period_ns)
-        self._descriptors.add(self._descriptor, self)
+        self.descriptor = _create()
+        self._descriptors.add(self.descriptor, self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._descriptors.remove(self._descriptor)
-        os.close(self._descriptor)
+        self._descriptors.remove(self.descriptor)
+        os.close(self.descriptor)

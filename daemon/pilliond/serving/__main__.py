@@ -7,6 +7,7 @@ with its parent.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import resource
@@ -19,6 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import uvloop
 
 from pillion_artifacts.card.golden_pairs import decode_golden
 from pilliond.core.residency import Residency
@@ -29,7 +31,7 @@ from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.engine.parity import check_parity
-from pilliond.engine.stopwatch import clock_for, measure
+from pilliond.engine.stopwatch import clock_for, measure_until
 from pilliond.errors import BadPolicyError, DaemonError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
@@ -59,7 +61,7 @@ from pilliond.versions.loader import build_version, read_descriptor
 from pilliond.versions.placement import decide
 
 
-def serve(end: socket.socket, config: StartupConfig) -> None:
+async def serve(end: socket.socket, config: StartupConfig) -> None:
     """Starts, warms up, reports READY, runs until it has to drain, drains, stops."""
     pin(config.serving)
     page = MetricsPage(config.page_descriptor)
@@ -78,7 +80,10 @@ def serve(end: socket.socket, config: StartupConfig) -> None:
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
         channel.send(end, ready_report(listen, loaded))
-        reason = loop.run()
+        host = asyncio.get_running_loop()
+        host.add_reader(end.fileno(), control_handler.receive)
+        reason = await loop.run()
+        host.remove_reader(end.fileno())
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
         control_handler.close()
@@ -143,6 +148,7 @@ def load_beside(config: PolicyConfig, workers: Workers) -> tuple[list[Version], 
         try:
             built.append(certified(beside.version, model, golden[0] if golden else None, config, workers))
         except (EngineError, MemoryError) as error:
+            workers.close_version(beside.version.digest)
             refused.append(LoadFailed(beside.version.digest, str(error) or "no memory is left for it"))
     return built, refused
 
@@ -172,7 +178,7 @@ def placed(
     if placement is None or placement.where == "inline":
         version = build_version(request, model, golden, rows_max, settings)
         if placement is None:
-            measured = measure(version.engine, clock_for(settings.threads))
+            measured = measure_until(version.engine, clock_for(settings.threads), settings.inline_us_max * 1e3)
             p99_us = {rows: p99_ns / 1e3 for rows, (_, p99_ns) in measured.items()}
             placement = decide(settings.placement, request.unbounded, p99_us, settings.inline_us_max)
             for rows, (p50_ns, p99_ns) in measured.items():
@@ -223,7 +229,6 @@ def make_loop(
     workers.sink = loop
     workers.set_report(control_handler.send)
     loop.on_tick = control_handler.sweep
-    poller.add(end.fileno(), control_handler)
     return loop, control_handler
 
 
@@ -286,7 +291,7 @@ def main() -> int:
     if config is None:
         return os.EX_SOFTWARE
     try:
-        serve(end, config)
+        uvloop.run(serve(end, config))
     except DaemonError as error:
         channel.send(end, Failed(str(error), error.exit_code))
         return error.exit_code

@@ -28,9 +28,7 @@ _OVERWRITTEN = RemoteProtocolError(
 )
 _ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this act")
 _WORKER_LOST = RemoteProtocolError(ErrorCode.INTERNAL, "the engine's process ended twice while it ran this act")
-_RESTARTING = RemoteProtocolError(
-    ErrorCode.ENGINE_RESTARTING, "the budget ended while the engine's process was being replaced: act again"
-)
+_RESTARTING = RemoteProtocolError(ErrorCode.ENGINE_RESTARTING, "the engine's process is being replaced: act again")
 
 
 class BatchRunner:
@@ -60,7 +58,8 @@ class BatchRunner:
         engine = version.engine
         memory = engine.free[-1]
         _gather(groups, memory.views)
-        if not memory.is_sound(rows):
+        # Again after each refusal: a client can write to its slot, so what is gathered anew must be checked anew.
+        while not memory.is_sound(rows):
             groups = self._without_poisoned(groups, memory, replies)
             memory.clear(rows)
             if not groups:
@@ -95,9 +94,10 @@ class BatchRunner:
     def exercise(self, version: Version, rows: int) -> bool:
         """Runs so many rows of an engine outside the loop, of whatever its memory holds; returns False while it is busy."""
         free = version.engine.free
-        if free:
-            self._submit(Running(version, free[-1], [], rows, BatchClose.ENGINE_FREE, self._clock()))
-        return bool(free)
+        if not free:
+            return False
+        self._submit(Running(version, free[-1], [], rows, BatchClose.ENGINE_FREE, self._clock()))
+        return True
 
     def complete(self, memory: BatchMemory, message: str | None, replies: list[Reply]) -> None:
         """Takes the outcome of a run that an engine outside the loop was given: a message says why it failed."""
@@ -108,14 +108,18 @@ class BatchRunner:
         if not running.runs_left:
             self._conclude(running, replies)
 
-    def lose(self, memories: Sequence[BatchMemory], replies: list[Reply]) -> None:
-        """Takes the runs that a lost worker had not completed."""
+    def lose(self, memories: Sequence[BatchMemory], replies: list[Reply]) -> int:
+        """Takes the runs that a lost worker had not completed; returns how many acts of them will run again."""
+        reruns = 0
         for memory in memories:
             running: Running = memory.user
             running.runs_left -= 1
             running.lost = True
             if not running.runs_left:
                 self._conclude(running, replies)
+            acts = zip(running.groups, running.sequences, strict=True)
+            reruns += sum(group.waiting and group.sequence == sequence for group, sequence in acts)
+        return reruns
 
     def _conclude(self, running: Running, replies: list[Reply]) -> None:
         version, memory = running.version, running.memory
@@ -267,7 +271,7 @@ class BatchRunner:
         session = group.session
         tensors = group.version.fallback_tensors(session.fallback, group.rows, group.last_outputs)
         if tensors is None:
-            error = _TOO_LATE if group.version.engine.is_ready else _RESTARTING
+            error = group.version.out or (_TOO_LATE if group.version.engine.is_ready else _RESTARTING)
             self._sessions.answer_error(group, error, replies)
             return
         written, reply = _targets(group, group.step)

@@ -242,7 +242,8 @@ class ControlHandler:
         version = self._warmer.version
         if version is None:
             return
-        if self._find(version.digest) is None:
+        found = self._find(version.digest)
+        if found is None or found[1] is not version:
             self._warmer.stop()
             self._reports.append(LoadFailed(version.digest, "it was unloaded meanwhile"))
             return

@@ -5,10 +5,11 @@ One direction: transport → sessions → scheduler → batch runner → engine 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from pillion_protocol import BatchClose, RemoteProtocolError
 from pilliond.core.scheduler import Batch, Scheduler
@@ -26,9 +27,10 @@ from pilliond.limits import (
     ROUNDS_PER_BATCH_MAX,
     SAMPLES_MAX,
     TICK_MS,
+    TRAFFIC_LINGER_MS,
 )
 from pilliond.linux.epoll import Events
-from pilliond.linux.timerfd import DeadlineTimer, Ticker
+from pilliond.linux.timerfd import DeadlineTimer, PeriodicTimer
 from pilliond.serving.batch_runner import BatchRunner
 from pilliond.transport.interface import MessagePoller, Peer, Reply, Sent, Transport
 from pilliond.transport.slots import SlotRegion
@@ -36,15 +38,18 @@ from pilliond.versions.loaded_version import Version
 
 _DRAIN_POLL_S: Final = 0.05
 _OK: Final = Sent.OK
-_TICK_NS: Final = TICK_MS * 1_000_000
+_TICK_S: Final = TICK_MS / 1_000
+_LINGER_NS: Final = TRAFFIC_LINGER_MS * 1_000_000
 _TICKS_PER_SWEEP: Final = max(1, HEARTBEAT_MS // 2 // TICK_MS)
 
 
 class ServingLoop:
-    """Puts the parts together. It waits on the epoll set itself: an event loop in between would cost more than a step.
+    """Puts the parts together, as a callback of the event loop that hosts it: uvloop.
 
-    Owns only its callback in the garbage collector. While there are sessions, it polls for `busy_poll_us` before it
-    sleeps, and yields its core between two polls.
+    The host watches one descriptor, that of the epoll set with all data sockets and doorbells. When it is readable, the
+    callback serves what is there and then *lingers*: it waits in the epoll set itself while there is traffic, because the
+    way through the host costs as much as a step. Every `TRAFFIC_LINGER_MS` the host gets its turn. While there are sessions, the
+    callback polls for `busy_poll_us` before it sleeps, and yields its core between two polls.
     """
 
     def __init__(
@@ -77,28 +82,73 @@ class ServingLoop:
         self._stop_reason: str | None = None
         self._now_ns = 0
         self._iteration_ns_max = 0
-        self._tick_due_ns = 0
+        self._stopped: asyncio.Future[str] | None = None
+        self._linger: PeriodicTimer | None = None
         self._ticks = 0
         self._gc_started_ns = 0
         self.on_tick: Callable[[], None] = _nothing
         """Called on every tick."""
 
-    def run(self) -> str:
-        """Serves until `stop` is called; returns the reason given there."""
+    async def run(self) -> str:
+        """Serves until `stop` is called; returns the reason given there. Raises what a callback raises: that is a bug."""
+        host = asyncio.get_running_loop()
+        self._stopped = host.create_future()
+        host.set_exception_handler(self._fail)
         gc.callbacks.append(self._on_gc)
-        self._tick()
         try:
-            with Ticker(self._poller, _TICK_NS), DeadlineTimer(self._poller) as deadline:
+            with PeriodicTimer(self._poller, _LINGER_NS) as self._linger, DeadlineTimer(self._poller) as deadline:
                 self._wake_at = deadline.set
-                while self._stop_reason is None:
-                    self.run_once(self._wait())
+                host.add_reader(self._poller.descriptor, self._serve)
+                self._tick_on(host, host.time())
+                # A message may have come before the host watched.
+                host.call_soon(self._serve)
+                try:
+                    return await self._stopped
+                finally:
+                    host.remove_reader(self._poller.descriptor)
         finally:
             gc.callbacks.remove(self._on_gc)
-        return self._stop_reason
 
     def stop(self, reason: str) -> None:
         """Makes `run` return after the current iteration."""
         self._stop_reason = reason
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_result(reason)
+
+    def _fail(self, host: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # The host would log it and go on, with half a step done.
+        self._stop_reason = "a bug"
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_exception(context.get("exception") or RuntimeError(context["message"]))
+
+    def _tick_on(self, host: asyncio.AbstractEventLoop, due_s: float) -> None:
+        """Ticks, and again every `TICK_MS`: aligned, however long a tick took."""
+        self._tick()
+        late_s = max(0.0, host.time() - due_s)
+        next_s = due_s + (late_s // _TICK_S + 1) * _TICK_S
+        host.call_at(next_s, self._tick_on, host, next_s)
+
+    def _serve(self) -> None:
+        """Serves while there is traffic. The host calls it when the epoll set is readable."""
+        linger = self._linger
+        assert linger is not None
+        linger.start()
+        is_busy = False
+        ready = self._poll(0, EVENTS_MAX)
+        while self._stop_reason is None:
+            if len(ready) == 1 and ready[0][0] == linger.descriptor:
+                if is_busy or self._is_spinning():
+                    # It is the host's turn, and then at once this one's again.
+                    asyncio.get_running_loop().call_soon(self._serve)
+                break
+            if ready:
+                self.run_once(ready)
+                is_busy = True
+            ready = self._wait()
+        linger.stop()
+
+    def _is_spinning(self) -> bool:
+        return bool(self._busy_poll_ns and len(self._sessions) and self._clock() - self._now_ns < self._busy_poll_ns)
 
     def set_tap(self, tap: Tap | None) -> None:
         """Copies every answered batch to `tap` from now on; None: to nothing."""
@@ -110,9 +160,9 @@ class ServingLoop:
         """As `BatchRunner.complete`."""
         self._runner.complete(memory, message, self._replies)
 
-    def lose(self, memories: Sequence[BatchMemory]) -> None:
+    def lose(self, memories: Sequence[BatchMemory]) -> int:
         """As `BatchRunner.lose`."""
-        self._runner.lose(memories, self._replies)
+        return self._runner.lose(memories, self._replies)
 
     def refuse(self, version: Version, error: RemoteProtocolError) -> None:
         """Answers everything that waits for a version with an error."""
@@ -126,7 +176,7 @@ class ServingLoop:
         """Answers everything that has arrived, says goodbye to every session, and refuses what arrives meanwhile."""
         self._receive_all()
         until_ns = self._clock() + DRAIN_ENGINES_NS_MAX
-        while self._scheduler.rows_waiting or self._runner.in_flight:
+        while self._scheduler.active or self._runner.in_flight:
             self._run_due(drain=True)
             if self._clock() >= until_ns:
                 break
@@ -146,14 +196,12 @@ class ServingLoop:
         while ready and not self._receive(ready) and rounds < ROUNDS_PER_BATCH_MAX:
             ready = self._poll(0, EVENTS_MAX)
             rounds += 1
-        if scheduler.rows_waiting:
+        if scheduler.active:
             self._run_due()
         self._now_ns = now_ns = self._clock()
         self._iteration_ns_max = max(self._iteration_ns_max, now_ns - began_ns)
         if len(self._page.acts) >= SAMPLES_MAX:
             self._page.flush()
-        if now_ns >= self._tick_due_ns:
-            self._tick()
 
     # Waiting
 
@@ -165,7 +213,7 @@ class ServingLoop:
             ready = self._spin()
             if ready:
                 return ready
-        if self._scheduler.rows_waiting:
+        if self._scheduler.active:
             self._wake_at(self._scheduler.deadline_ns())
         return self._poll(None, EVENTS_MAX)
 
@@ -193,6 +241,8 @@ class ServingLoop:
         replies = self._replies
         is_closed = False
         messages_max = MESSAGES_PER_POLL_MAX if len(ready) == 1 else 1
+        # Where several policies could run, the scheduler decides which goes first.
+        may_run_alone = len(ready) == 1 or len(sessions.policies) == 1
         for descriptor, _ in ready:
             source = sources.get(descriptor)
             left = messages_max
@@ -207,8 +257,11 @@ class ServingLoop:
                     group.queued_ns = now_ns = clock()
                     if group.budget_ns and scheduler.is_hopeless(group, now_ns):
                         self._runner.answer_late(group, replies)
-                    elif scheduler.closes_alone(group, now_ns):
+                    elif may_run_alone and scheduler.closes_alone(group, now_ns):
                         is_closed = True
+                        if not group.version.engine.is_inline:
+                            # Should the worker end, the act runs again: by then the buffer holds another message.
+                            group.keep()
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
                     elif group.version.out is not None:
                         sessions.answer_error(group, group.version.out, replies)
@@ -241,13 +294,15 @@ class ServingLoop:
     def _run_due(self, *, drain: bool = False) -> None:
         """Answers the acts that are too late, and runs the batches that are due."""
         scheduler = self._scheduler
-        for group in scheduler.expire(self._clock()):
+        now_ns = self._clock()
+        for group in scheduler.expire(now_ns):
             self._runner.answer_late(group, self._replies)
         if self._replies:
             self._send_replies()
-        while scheduler.rows_waiting and (batch := scheduler.take(self._clock(), drain=drain)) is not None:
+        while scheduler.active and (batch := scheduler.take(now_ns, drain=drain)) is not None:
             self._run(batch)
             self._send_replies()
+            now_ns = self._clock()
 
     def _run(self, batch: Batch) -> None:
         for group in batch.expired:
@@ -288,16 +343,14 @@ class ServingLoop:
         self.on_tick()
         if self._replies:
             self._send_replies()
-        if self._scheduler.rows_waiting:
+        if self._scheduler.active:
             self._run_due()
         self._ticks += 1
-        self._now_ns = cells[page_cells.TICK_AT_NS] = self._clock()
+        now_ns = cells[page_cells.TICK_AT_NS] = self._clock()
         if self._ticks % _TICKS_PER_SWEEP == 0:
-            self._sessions.sweep(self._now_ns, self._replies)
+            self._sessions.sweep(now_ns, self._replies)
             self._send_replies()
         self._iteration_ns_max = 0
-        # Aligned with the timer, however long this tick took: otherwise every other tick would come too early.
-        self._tick_due_ns += ((self._now_ns - self._tick_due_ns) // _TICK_NS + 1) * _TICK_NS
 
     def _on_gc(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":

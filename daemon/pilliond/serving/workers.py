@@ -48,8 +48,8 @@ class BatchSink(Protocol):
     def complete(self, memory: BatchMemory, message: str | None) -> None:
         """Takes the outcome of a run; a message says why it failed."""
 
-    def lose(self, memories: Sequence[BatchMemory]) -> None:
-        """Takes the runs that a lost worker had not completed."""
+    def lose(self, memories: Sequence[BatchMemory]) -> int:
+        """Takes the runs that a lost worker had not completed; returns how many acts of them will run again."""
 
     def refuse(self, version: Version, error: RemoteProtocolError) -> None:
         """Answers everything that waits for a version with an error."""
@@ -111,18 +111,33 @@ class Workers:
     def start(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> Version:
         """Gets a version its first worker, and waits for it: before the loop runs. Raises `EngineError`."""
         worker = self._add(request, model_bytes, rows_max, settings)
+        try:
+            while worker.engine.state is not WorkerState.READY:
+                self._start_one(worker)
+        except EngineError:
+            self.close_version(request.digest)
+            raise
+        return self._make_version(worker)
+
+    def _start_one(self, worker: WorkerVersion) -> None:
+        """Waits for one worker; asks for the next if it ends before it is ready. Raises `EngineError` if none is to come."""
+        digest, engine = worker.request.digest, worker.engine
         message, descriptors = channel.receive_control_message(self._end)
-        if not isinstance(message, WorkerStarted | GiveUp) or message.digest != request.digest:
+        while isinstance(message, WorkerStarted) and message.digest != digest:
+            # It replaces one that was ready and was lost while the versions after it load.
+            self.started(message, descriptors)
+            message, descriptors = channel.receive_control_message(self._end)
+        if not isinstance(message, WorkerStarted | GiveUp) or message.digest != digest:
             raise EngineError("the control process ended, or the daemon is stopping")
         if isinstance(message, GiveUp):
             raise EngineError(message.reason)
         self._attach(worker, descriptors)
         try:
-            worker.engine.wait_ready(WORKER_START_S_MAX)
-        except EngineError:
-            self.close_version(request.digest)
-            raise
-        return self._make_version(worker)
+            engine.wait_ready(WORKER_START_S_MAX)
+        except EngineError as error:
+            if engine.is_refused:
+                raise
+            self._report(NeedWorker(digest, str(error), cause=engine.cause))
 
     def load(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> None:
         """Begins to load a version in a worker; `on_loaded` follows."""
@@ -238,12 +253,11 @@ class Workers:
 
     def _on_lost(self, engine: WorkerEngine, reason: str) -> None:
         worker = self._of(engine)
-        if self.sink is not None:
-            self.sink.lose([batch.memory for batch in engine.in_flight])
-        if worker.version is None and self.sink is None:
-            # `start` waits for it, and says why.
+        if self.sink is None:
+            # `start`, or whoever runs batches before the loop does, waits for it and says why.
             return
-        self._report(NeedWorker(worker.request.digest, reason, worker.batches, engine.cause))
+        reruns = self.sink.lose([batch.memory for batch in engine.in_flight])
+        self._report(NeedWorker(worker.request.digest, reason, worker.batches, reruns, engine.cause))
 
 
 def _ignore(worker: WorkerVersion, reason: str) -> None:

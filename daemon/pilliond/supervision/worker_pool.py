@@ -112,7 +112,8 @@ class WorkerPool:
         cause = LossCause.MEMORY if info.too_large else report.cause
         reason, info.too_large = info.too_large or report.reason, ""
         self.losses[version.policy, cause] += 1
-        delay_s = info.losses.lost(time.monotonic_ns(), report.batches, cause is LossCause.REFUSED)
+        is_refused = cause is LossCause.REFUSED
+        delay_s = info.losses.lost(time.monotonic_ns(), report.batches, report.reruns, is_refused)
         if delay_s is None:
             self._give_up(info, reason)
             return

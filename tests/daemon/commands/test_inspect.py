@@ -156,6 +156,15 @@ def test_a_warmup_runs_every_bucket_of_a_loaded_version_while_others_act(daemon:
 # Leases
 
 
+def test_a_warmup_of_a_version_in_a_worker_runs_every_bucket_and_ends(store: Store, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(policy=POLICY, store=store.root, settings={"engine__placement": "worker"})
+    with pillion.connect(daemon.address) as session, session.begin(seed=1) as episode:
+        before = episode.act(OBSERVATION).tobytes()
+        done = daemon.operation(daemon.ask("POST", f"{PATH}/warmup", {}))
+        assert (done["kind"], done["outcome"], done["error"]) == ("warmup", "done", "")
+        assert episode.act(OBSERVATION).tobytes() == before
+
+
 def test_an_operator_adds_lists_and_ends_a_hold(daemon: Daemon) -> None:
     words = [
         "holds",

@@ -185,7 +185,7 @@ def test_acts_expire_while_their_engine_is_busy() -> None:
     first, second, _ = bench.add(deadline_ns=100), bench.add(deadline_ns=200), bench.add()
     assert bench.scheduler.take(50) is None
     assert bench.scheduler.deadline_ns() == 100
-    assert bench.scheduler.expire(99) == []
+    assert not bench.scheduler.expire(99)
     assert bench.scheduler.expire(100) == [first]
     assert bench.scheduler.deadline_ns() == 200
     assert bench.scheduler.expire(300) == [second]

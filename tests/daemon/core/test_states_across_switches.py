@@ -17,7 +17,7 @@ from pilliond.limits import ServingLimits
 from pilliond.settings.schema import VersionSettings
 from tests.conftest import StartDaemon
 from tests.daemon.support.fakes import CountingEngine, act, codes, observation
-from tests.daemon.support.recurrent_policies import publish_summing
+from tests.daemon.support.policies.recurrent import publish_summing
 from tests.daemon.support.residency_plane import AddingEngine, ResidencyPlane
 
 

@@ -9,7 +9,7 @@ from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.ipc.batch_certificate import Certificate
-from tests.daemon.support.batch_sensitive_policies import (
+from tests.daemon.support.policies.batch_sensitive import (
     LARGE_WIDTH,
     one_operator_model,
     publish_batch_mean,

@@ -10,7 +10,7 @@ from pillion_artifacts.card.model_card import Tolerance
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
-from tests.daemon.support.graphs import ENTRIES, SPEC, table_model
+from tests.daemon.support.policies.graphs import ENTRIES, SPEC, table_model
 
 
 def check(*numbers: int) -> None:

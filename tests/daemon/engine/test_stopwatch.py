@@ -9,7 +9,7 @@ from itertools import chain, repeat
 import pytest
 
 from pillion_worker.buckets import buckets_for
-from pilliond.engine.stopwatch import clock_for, measure
+from pilliond.engine.stopwatch import clock_for, measure, measure_until
 from pilliond.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from tests.daemon.support.fakes import Clock, CountingEngine
 
@@ -38,6 +38,18 @@ def test_every_bucket_is_measured() -> None:
     assert measure(engine, clock) == dict.fromkeys(buckets_for(24), (10_000, 10_000))
     assert {rows for rows, count in engine.counts.items() if count} == set(buckets_for(24))
     assert engine.counts[24] == MEASURED_RUNS_MAX
+
+
+def test_the_first_slow_bucket_ends_the_question_whether_all_are_fast() -> None:
+    clock = Clock()
+    engine = SlowEngine(clock, 24, lambda: repeat(10_000))
+
+    def run_slowly() -> None:
+        clock.now_ns += 200_000
+
+    engine.runs[8] = run_slowly
+    assert measure_until(engine, clock, 200_000) == {24: (10_000, 10_000), 16: (10_000, 10_000), 8: (200_000, 200_000)}
+    assert measure_until(engine, clock, 200_001) == measure(engine, clock)
 
 
 def test_a_slow_engine_gets_few_runs() -> None:

@@ -10,7 +10,7 @@ from pillion_artifacts import Store
 from pillion_artifacts.store.sealed_artifact import seal_artifact
 from pilliond.ipc.placement import Placement
 from pilliond.ipc.sealed_version import seal
-from tests.daemon.support.graphs import publish_table, repeated_model
+from tests.daemon.support.policies.graphs import publish_table, repeated_model
 from tests.harness import STORE
 
 

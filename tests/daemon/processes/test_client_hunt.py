@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conftest import StartDaemon
 from tests.daemon.support.client_lifecycle import PHASES, lifecycle
-from tests.daemon.support.wide_policies import publish_wide
+from tests.daemon.support.policies.wide import publish_wide
 from tests.harness import COMMAND_S_MAX, ROOT
 
 KILLS = 300

@@ -292,7 +292,7 @@ def test_a_bug_in_the_serving_process_ends_it_with_a_traceback_for_the_operator(
         "from tests.daemon.support.startup_config import startup_config\n"
         "end, serving_end = channel.make_channel()\n"
         "channel.send_startup(end, startup_config(sys.argv[1]))\n"
-        "serving.ServingLoop.run_once = lambda self, ready: 1 / 0\n"
+        "serving.ServingLoop._wait = lambda self: 1 / 0\n"
         "sys.argv[1:] = [str(serving_end.detach()), str(os.getppid())]\n"
         "sys.exit(serving.main())\n"
     )

@@ -24,8 +24,8 @@ from pillion_protocol import Act, Action, Begin, Begun, Hello, encode
 from pilliond.limits import POLICIES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.processes.test_processes import check_metrics
+from tests.daemon.support.policies.shadow import publish_times, times
 from tests.daemon.support.raw_lane import RawLane
-from tests.daemon.support.shadow_policies import publish_times, times
 from tests.harness import START_S_MAX, Daemon, blob_of
 
 LEFT, RIGHT, THIRD = "left-arm", "right-arm", "third-arm"

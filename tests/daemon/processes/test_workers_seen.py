@@ -18,7 +18,7 @@ import pytest
 import pillion
 from pilliond.limits import WORKER_LOSSES_MAX
 from tests.conftest import StartDaemon
-from tests.daemon.support.shadow_policies import publish_times, times
+from tests.daemon.support.policies.shadow import publish_times, times
 from tests.harness import START_S_MAX, Daemon, wait_until
 
 POLICY = "scaling"

@@ -16,7 +16,7 @@ from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_artifacts.verify.keys import generate_keys, open_signer, public_path
 from pillion_artifacts.verify.signing import sign
 from tests.conftest import StartDaemon
-from tests.daemon.support.batch_sensitive_policies import ROUNDED_WIDTH, publish_plain, publish_rounded
+from tests.daemon.support.policies.batch_sensitive import ROUNDED_WIDTH, publish_plain, publish_rounded
 from tests.harness import Daemon
 
 PATH = "/v1/policies/rounded"

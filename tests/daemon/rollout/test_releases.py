@@ -17,7 +17,7 @@ from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
-from tests.daemon.support.graphs import publish_table, repeated_model
+from tests.daemon.support.policies.graphs import publish_table, repeated_model
 from tests.harness import START_S_MAX, USER, Daemon, blob_of
 
 PATH = f"/v1/policies/{POLICY}"

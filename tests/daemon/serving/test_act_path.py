@@ -38,7 +38,7 @@ from pilliond.core.served_policy import ServedPolicy
 from pilliond.core.sessions import Sessions
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import TICK_MS
-from pilliond.linux.timerfd import Ticker
+from pilliond.linux.timerfd import PeriodicTimer
 from pilliond.serving.__main__ import load_version
 from pilliond.serving.loop import ServingLoop
 from pilliond.serving.workers import Workers
@@ -233,8 +233,9 @@ class Server:
         self._loop.run_once(self._loop._wait())
 
     def reply_to(self, client: Client) -> Message:
-        """Iterates until a reply arrives and returns it. A ticker ends each wait, as in the serving process."""
-        with Ticker(self._poller, TICK_MS * 1_000_000):
+        """Iterates until a reply arrives and returns it. A timer ends each wait, as in the serving process."""
+        with PeriodicTimer(self._poller, TICK_MS * 1_000_000) as timer:
+            timer.start()
             while not client.has_reply():
                 self.iterate()
         return client.receive()

@@ -15,7 +15,7 @@ from pilliond.engine.onnx import OnnxEngine
 from pilliond.versions.loaded_version import Identity, Version
 from tests.conftest import StartDaemon
 from tests.daemon.support.fakes import DIGEST, DataPlane, act
-from tests.daemon.support.graphs import ENTRIES, SPEC, publish_table, table_model
+from tests.daemon.support.policies.graphs import ENTRIES, SPEC, publish_table, table_model
 from tests.harness import Daemon
 
 OUTSIDE = [ENTRIES, -1, 2**62, -(2**63)]

@@ -13,10 +13,10 @@ import pytest
 
 import pillion
 from tests.conftest import StartDaemon
+from tests.daemon.support.policies.recurrent import publish_summing
+from tests.daemon.support.policies.wide import WIDTH, publish_wide
 from tests.daemon.support.process_resources import cpu_s
 from tests.daemon.support.raw_lane import RawLane
-from tests.daemon.support.recurrent_policies import publish_summing
-from tests.daemon.support.wide_policies import WIDTH, publish_wide
 from tests.harness import STORE, WAIT_S_MAX, Daemon, running
 
 OBSERVATION = np.ones(WIDTH, np.float32)

@@ -14,7 +14,7 @@ import pillion
 from pillion_artifacts import Store
 from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
-from tests.daemon.support.wide_policies import WIDTH, publish_wide
+from tests.daemon.support.policies.wide import WIDTH, publish_wide
 from tests.harness import Daemon
 
 PATH = "/v1/policies/wide"

@@ -16,7 +16,7 @@ import pillion
 import pillion.aio
 from pillion_artifacts import Store
 from tests.conftest import StartDaemon
-from tests.daemon.support.batch_sensitive_policies import LARGE_WIDTH, ROUNDED_WIDTH, publish_rounded
+from tests.daemon.support.policies.batch_sensitive import LARGE_WIDTH, ROUNDED_WIDTH, publish_rounded
 from tests.harness import START_S_MAX, STORE, Daemon
 
 STRICT = {"engine__strict": "true"}

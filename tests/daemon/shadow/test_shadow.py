@@ -21,8 +21,8 @@ from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.recordings.recording import Recording
 from tests.conftest import StartDaemon
 from tests.daemon.processes.test_processes import check_metrics
-from tests.daemon.support.recurrent_policies import publish_summing
-from tests.daemon.support.shadow_policies import publish_copy, publish_scaling
+from tests.daemon.support.policies.recurrent import publish_summing
+from tests.daemon.support.policies.shadow import publish_copy, publish_scaling
 from tests.harness import ROOT, START_S_MAX, USER, Daemon
 
 LANDER = "lunar-lander"

@@ -19,7 +19,7 @@ from pilliond.limits import VERSION_CELLS_PER_POLICY
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.schema import load_settings
 from pilliond.supervision.supervisor import Supervisor
-from tests.daemon.support.shadow_policies import publish_times
+from tests.daemon.support.policies.shadow import publish_times
 
 NAMES = ["left", "right"]
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 import pillion
-from tests.daemon.support.wide_policies import WIDTH
+from tests.daemon.support.policies.wide import WIDTH
 from tests.harness import WAIT_S_MAX
 
 

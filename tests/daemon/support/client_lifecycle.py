@@ -11,8 +11,8 @@ from typing import Final, NoReturn
 import numpy as np
 
 import pillion
+from tests.daemon.support.policies.wide import WIDTH
 from tests.daemon.support.raw_lane import RawEpisodeGroup, RawLane
-from tests.daemon.support.wide_policies import WIDTH
 
 PHASES: Final = (
     "connected",

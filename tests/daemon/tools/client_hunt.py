@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from tests.daemon.support.client_lifecycle import PHASES, act_until_killed, kill_self_at
-from tests.daemon.support.wide_policies import publish_wide
+from tests.daemon.support.policies.wide import publish_wide
 from tests.harness import ROOT, WAIT_S_MAX, Daemon, running
 
 AT_ONCE: Final = 4

@@ -22,9 +22,9 @@ from pillion_protocol.lane import pack
 from pillion_protocol.limits import TENSOR_BYTES_MAX
 from pilliond.limits import LANE_SEND_BUFFER_BYTES
 from tests.conftest import StartDaemon
+from tests.daemon.support.policies.wide import NARROW, WIDTH, publish_tall, publish_wide
 from tests.daemon.support.process_resources import open_descriptors, slot_regions
 from tests.daemon.support.raw_lane import Floats, RawEpisodeGroup, RawLane
-from tests.daemon.support.wide_policies import NARROW, WIDTH, publish_tall, publish_wide
 from tests.harness import Daemon, wait_until
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01

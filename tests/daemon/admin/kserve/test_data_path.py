@@ -23,7 +23,7 @@ from pilliond.limits import (
     ServingLimits,
 )
 from tests.conftest import StartDaemon
-from tests.daemon.support.recurrent_policies import publish_summing
+from tests.daemon.support.policies.recurrent import publish_summing
 from tests.harness import Daemon, until
 
 

@@ -24,7 +24,7 @@ from pillion_artifacts.store.aliases import move_alias
 from pillion_bench.variants import POLICY, publish_variant
 from pilliond.limits import KSERVE_REQUESTS_MAX
 from tests.conftest import StartDaemon
-from tests.daemon.support.recurrent_policies import publish_summing
+from tests.daemon.support.policies.recurrent import publish_summing
 from tests.daemon.support.tokens import make_token
 from tests.harness import START_S_MAX, Daemon, publish
 

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from pillion_artifacts import Store
 from pillion_artifacts.card.golden_pairs import Golden, encode_golden
-from tests.daemon.support.graphs import model_bytes
+from tests.daemon.support.policies.graphs import model_bytes
 from tests.harness import publish
 
 _CARD = """

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from pillion_artifacts import Store
 from pillion_artifacts.card.layers import CARD_NAME
-from tests.daemon.support.graphs import model_bytes
+from tests.daemon.support.policies.graphs import model_bytes
 from tests.harness import STORE, blob_of, publish
 
 _CARD = """

@@ -112,3 +112,34 @@ def _model(nodes: list[onnx.NodeProto]) -> bytes:
 def publish_table(store: Path, version: str = "1.0.0", model: bytes | None = None) -> None:
     """Publishes a version of `table`."""
     publish(store, "table", version, model or table_model(), table_card(version))
+
+
+WIDE = 4_096
+"""Observations and actions of `wide-table`: 32 KB of int64 travel in a slot."""
+
+_WIDE_CARD = """
+schema: 2
+name: wide-table
+version: 1.0.0
+description: Looks many actions up.
+licence: Apache-2.0
+observation:
+- {{name: observation, dtype: int64, shape: [{width}], space: Box, low: [0], high: [{last}]}}
+outputs:
+- {{name: action, dtype: float32, shape: [{width}]}}
+"""
+
+
+def publish_wide_table(store: Path) -> None:
+    """Publishes `wide-table`: as `table`, for int64 [WIDE] at once."""
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "observation"], ["action"])],
+        "wide_table",
+        [helper.make_tensor_value_info("observation", TensorProto.INT64, ["rows", WIDE])],
+        [helper.make_tensor_value_info("action", TensorProto.FLOAT, ["rows", WIDE])],
+        [numpy_helper.from_array(np.arange(ENTRIES, dtype=np.float32) / 2, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    card = _WIDE_CARD.format(width=WIDE, last=ENTRIES - 1)
+    publish(store, "wide-table", "1.0.0", bytes(model.SerializeToString()), card)

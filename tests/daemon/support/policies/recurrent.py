@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import helper, numpy_helper
 
-from tests.daemon.support.graphs import model_bytes
+from tests.daemon.support.policies.graphs import model_bytes
 from tests.harness import publish
 
 _CARD = """

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-from tests.daemon.support.graphs import model_bytes
+from tests.daemon.support.policies.graphs import model_bytes
 from tests.harness import publish
 
 WIDTH = 8_192

@@ -1,0 +1,1 @@
+"""What an engine in a worker costs, and what it keeps away from everybody else."""

@@ -12,10 +12,12 @@ import signal
 import sys
 from collections.abc import Iterable
 from itertools import count
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import structlog
 from structlog.typing import FilteringBoundLogger
 
@@ -34,6 +36,8 @@ from pilliond.rollout.route_file import RouteFile
 from pilliond.settings.schema import Settings, check_memory
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
+from pilliond.supervision.worker_pool import WorkerPool
+from pilliond.supervision.worker_status import worker_status
 
 
 async def serve(settings: Settings) -> None:
@@ -55,12 +59,13 @@ async def serve(settings: Settings) -> None:
         def on_ready(ready: Ready) -> None:
             service_manager.ready()
             stables = [policy.stable for policy in supervisor.policies.values()]
+            fields = [ready_fields(stable, supervisor.workers) for stable in stables]
             log.info(
                 "ready",
-                **ready_fields(stables[0]),
+                **fields[0],
                 listen=ready.listen,
                 admin=admin_addresses,
-                policies=[ready_fields(stable) for stable in stables],
+                policies=fields,
             )
 
         def on_signal(name: str) -> None:
@@ -71,7 +76,7 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number.name)
-        watching = asyncio.create_task(look_after(watchdog, policies.values()))
+        watching = asyncio.create_task(look_after(watchdog, supervisor.workers, policies.values()))
         watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
         try:
             await supervisor.run(on_ready)
@@ -88,10 +93,11 @@ async def serve(settings: Settings) -> None:
         service_manager.close()
 
 
-async def look_after(watchdog: Watchdog, policies: Iterable[PolicyRollout]) -> None:
-    """Watches the serving process, and looks after the versions of every policy, until it is cancelled."""
+async def look_after(watchdog: Watchdog, workers: WorkerPool, policies: Iterable[PolicyRollout]) -> None:
+    """Watches the serving process and the workers, and looks after the versions of every policy, until it is cancelled."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watchdog.run())
+        tasks.create_task(workers.run())
         for policy in policies:
             tasks.create_task(policy.run())
 
@@ -107,14 +113,18 @@ def rollouts_of(
     }
 
 
-def ready_fields(stable: SealedVersion) -> dict[str, Any]:
+def ready_fields(stable: SealedVersion, workers: WorkerPool) -> dict[str, Any]:
     """Returns what `ready` says about the stable version of a policy."""
+    worker = worker_status(stable, workers)
     return {
         "policy": str(stable),
         "digest": stable.digest,
         "leased": stable.lock is not None,
         "signed_by": stable.signed_by,
         "certificate": stable.certificate.batch if stable.certificate else "",
+        "placement": stable.placement.where if stable.placement else "",
+        "placement_reason": stable.placement.reason if stable.placement else "",
+        **({"worker_pid": worker.pid, "memory": worker.memory} if worker else {}),
     }
 
 
@@ -137,7 +147,8 @@ def load_policies(settings: Settings) -> list[tuple[str, SealedVersion]]:
 
 def _row_bytes(version: SealedVersion) -> int:
     spec = version.card.spec()
-    return sum(tensor.row_bytes for tensor in [*spec.observation, *spec.outputs])
+    state_bytes = sum(prod(state.shape) * np.dtype(state.dtype).itemsize for state in version.card.state)
+    return sum(tensor.row_bytes for tensor in [*spec.observation, *spec.outputs]) + 2 * state_bytes
 
 
 def load_policy(settings: Settings) -> tuple[str, SealedVersion]:

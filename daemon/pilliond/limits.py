@@ -2,7 +2,7 @@
 
 Memory of one policy at the default limits, with 28 KB rows (a stack of four 84×84 frames). Each policy of a daemon has
 these bounds for itself, unless the line says otherwise; `policy_mb` is the sum of those that `policies_mb_max` bounds:
-  batch buffer       rows_max × row        256 × 28 KB =   7 MB
+  batch memory       engine.depth × rows_max × row         256 × 28 KB =   7 MB at depth 1; the stable version's
   waiting rows       queue_rows_max × row  1024 × 28 KB = 29 MB
   sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB, of all policies
   last replies       one per episode group, the size of its outputs
@@ -10,8 +10,16 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
   slots              slots_mb_max for all episode groups; a page takes memory once it was written to
   KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB, of all policies
   shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max
-  old versions       old_mb_max; while a version loads, the new version and the old ones at once
-  metrics page       VERSION_CELLS_MAX × ~430 B + POLICIES_MAX × ~0.5 KB   368 × 430 B = 160 KB, of all policies
+  old versions       old_mb_max, their batch memory too; while a version loads, the new version and the old ones at once
+  arms, held         models and batch memory as of the stable version, each, of at most ARMS_MAX and EVALUATION_HOLDS_MAX
+  workers            worker_memory_mb_max each, as address space and as resident memory, one for each loaded version that
+                     is not inline: at most VERSION_CELLS_PER_POLICY - 2. Its arena, which is the batch memory above,
+                     counts there and here, and exists once. Not part of `policy_mb`: it is what a worker may not exceed,
+                     8 GB at the default, and a small policy needs 60 to 150 MB.
+  metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.5 KB   368 × 760 B = 280 KB, of all policies
+
+In the rows of a batch memory, every tensor counts: observations, outputs, each state before and after, and the parameters of
+a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded.
 """
 
 from __future__ import annotations
@@ -189,6 +197,12 @@ WORKER_SERVING_DELAY_S_MAX: Final = 1.0
 WORKER_STEADY_S_MIN: Final = 60.0
 """A worker that served this long clears the losses before it."""
 
+WORKER_LOOK_S: Final = 1.0
+"""How often the control process reads how much memory each worker has."""
+
+ENGINE_TEXT_CHARACTERS_MAX: Final = 100
+"""How much of what a worker says of its engine is shown: a broken one may say anything."""
+
 WORKER_RUN_S_MAX: Final = 30.0
 """How long a run of a worker may take before it serves, where somebody waits for it: golden pairs, certificates."""
 
@@ -222,6 +236,9 @@ VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
+
+SERVICE_BUCKETS_MAX: Final = 14
+"""Buckets of one version whose service times are on the metrics page: the 13 powers of two up to 4,096, and `rows_max`."""
 
 INLINE_US_HARD_MAX: Final = 1_000_000
 """The most that `engine.inline_us_max` can be: nothing is read while an inline engine runs."""
@@ -385,13 +402,13 @@ class ServingLimits(PolicyLimits, frozen=True, forbid_unknown_fields=True):
         return PolicyLimits(**{name: getattr(self, name) for name in PolicyLimits.__struct_fields__})
 
 
-def policy_mb(limits: PolicyLimits, row_bytes: int, old_mb_max: int, ring_mb: int) -> int:
+def policy_mb(limits: PolicyLimits, row_bytes: int, old_mb_max: int, ring_mb: int, depth: int = 1) -> int:
     """Returns the most MB that one policy may take within its limits: the sum at the top, without its stable version.
 
-    `row_bytes` are the bytes of one row of its observations and outputs, `old_mb_max` those of its old versions in MB,
-    `ring_mb` the shared memory of its shadow in MB.
+    `row_bytes` are the bytes of one row of its observations, outputs and states (before and after), `old_mb_max` those of
+    its old versions in MB, `ring_mb` the shared memory of its shadow in MB, `depth` the batches of a worker at once.
     """
-    rows_bytes = (limits.rows_max + limits.queue_rows_max) * row_bytes
+    rows_bytes = (depth * limits.rows_max + limits.queue_rows_max) * row_bytes
     return -(-rows_bytes // 1_000_000) + limits.states_mb_max + limits.slots_mb_max + old_mb_max + ring_mb
 
 

@@ -235,7 +235,7 @@ def _print_status(state: dict[str, Any]) -> None:
             version["version"],
             version["role"],
             str(version["leases"]),
-            version["placement"] or "unknown",
+            _runs(version["placement"], version["worker"]["state"] if version["worker"] else "") or "unknown",
             certificate["batch"] if certificate else "unknown",
             ", ".join(version["signed_by"]) or "nobody",
             short_digest(version["digest"]),
@@ -246,6 +246,8 @@ def _print_status(state: dict[str, Any]) -> None:
     for version in state["resident"]:
         if version["placement_reason"]:
             click.echo(f"{version['version']} runs {_PLACES[version['placement']]}: {version['placement_reason']}")
+        if version["worker"]:
+            click.echo(f"{version['version']} {_worker_line(version['worker'])}")
     shadow = state["shadow"]
     if shadow:
         click.echo(f"shadow: {shadow['version']} beside {shadow['live']}, share {shadow['share']:g}, {shadow['state']}")
@@ -261,6 +263,26 @@ def _print_versions(listed: dict[str, Any]) -> None:
     for version in listed["versions"]:
         aliases = ", ".join(version["aliases"])
         rows.add_row(
-            version["version"], version["role"], version["placement"], aliases, short_digest(version["digest"])
+            version["version"],
+            version["role"],
+            _runs(version["placement"], version["worker_state"]),
+            aliases,
+            short_digest(version["digest"]),
         )
     print_table(rows)
+
+
+def _runs(placement: str, worker_state: str) -> str:
+    """Where a version runs; of a worker that does not serve, its state too."""
+    return placement if worker_state in ("", "ready") else f"{placement}, {worker_state}"
+
+
+def _worker_line(worker: dict[str, Any]) -> str:
+    """The worker of a version in words."""
+    if worker["state"] == "out":
+        return f"is out: {worker['reason']}"
+    parts = [f"worker: {worker['state']}"]
+    parts += [f"pid {worker['pid']}"] if worker["pid"] is not None else []
+    parts += [f"{worker['memory']} memory"] if worker["memory"] else []
+    parts += [f"{worker['restarts']} restarts, the last because {worker['reason']}"] if worker["restarts"] else []
+    return ", ".join(parts)

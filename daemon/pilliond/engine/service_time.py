@@ -34,6 +34,14 @@ class ServiceTimes:
         self._of_rows[rows][:] = fast_ns, slow_ns
         self.is_known = True
 
+    def learn(self, rows: int, p50_ns: int, p99_ns: int) -> None:
+        """Sets both trackers of a bucket to what was measured inside the engine alone.
+
+        *fast* begins with half the p50, because acts are refused by it: if it was too high, it would refuse them for ever,
+        and nothing would run to correct it.
+        """
+        self.seed(rows, p50_ns // 2, p99_ns)
+
     def observe(self, rows: int, duration_ns: int) -> None:
         """Notes a run of `rows` rows."""
         trackers = self._of_rows[rows]

@@ -51,6 +51,7 @@ from pilliond.engine.worker_messages import (
     actual_outputs,
     check_ready,
 )
+from pilliond.ipc.loss_cause import LossCause
 from pilliond.limits import NEVER_NS, WORKER_RUN_S_MAX
 from pilliond.linux.epoll import DescriptorSet
 
@@ -62,7 +63,7 @@ class WorkerState(Enum):
     """What the engine can do.
 
     LOADING -> READY -> LOST -> LOADING …: each `attach` begins again. LOADING -> LOST where a worker ends too early.
-    LOST -> OUT by `give_up`: no worker is tried any more. `close` ends in OUT from anywhere.
+    LOST -> OUT by `give_up`: no worker is tried any more. OUT -> LOST by `revive`. `close` ends in OUT from anywhere.
     """
 
     LOADING = "loading"
@@ -135,8 +136,8 @@ class WorkerEngine:
         self.state = WorkerState.LOST
         self.reason = "it has no worker yet"
         """Why it is lost or out."""
-        self.is_refused = False
-        """Whether it was lost because the model or its memory was refused: another worker would refuse it too."""
+        self.cause = LossCause.ENDED
+        """The kind of that reason."""
         self.memories: list[BatchMemory] = []
         self.free: list[BatchMemory] = []
         self.inputs: list[Array] = []
@@ -182,6 +183,11 @@ class WorkerEngine:
         self._owes_since_ns = NEVER_NS
 
     @property
+    def is_refused(self) -> bool:
+        """Whether it was lost because the model or its memory was refused: another worker would refuse it too."""
+        return self.cause is LossCause.REFUSED
+
+    @property
     def is_ready(self) -> bool:
         """As `Engine.is_ready`."""
         return self.state is WorkerState.READY
@@ -211,7 +217,7 @@ class WorkerEngine:
         self._drop_memory()
         self.state = WorkerState.LOADING
         self.reason = ""
-        self.is_refused = False
+        self.cause = LossCause.ENDED
         self._owes_since_ns = self._clock()
         self._channel = end
         end.setblocking(False)
@@ -228,7 +234,7 @@ class WorkerEngine:
         until_s = time.monotonic() + timeout_s
         while self.state is WorkerState.LOADING:
             if not self._wait_for_events(until_s - time.monotonic()):
-                self.lose(f"its worker was not ready within {timeout_s:g} s")
+                self.lose(f"its worker was not ready within {timeout_s:g} s", LossCause.HUNG)
         if self.state is not WorkerState.READY:
             raise EngineError(self.reason)
 
@@ -237,6 +243,11 @@ class WorkerEngine:
         assert self.state is WorkerState.LOST
         self.state = WorkerState.OUT
         self.reason = reason
+
+    def revive(self) -> None:
+        """From OUT to LOST: another worker is tried after all."""
+        assert self.state is WorkerState.OUT
+        self.state = WorkerState.LOST
 
     def close(self) -> None:
         """Releases everything, from any state; no callback follows. Safe to repeat."""
@@ -271,7 +282,7 @@ class WorkerEngine:
         self.in_flight.append(batch)
         self.free.remove(memory)
         if not is_rung:
-            self.lose("its worker does not read its doorbell")
+            self.lose("its worker does not read its doorbell", LossCause.HUNG)
 
     def collect(self, memory: BatchMemory) -> None:
         """As `Engine.collect`: the results are in `memory` already."""
@@ -287,7 +298,7 @@ class WorkerEngine:
             return
         self._rung += self._doorbell.take()
         if self._completed_cell() < self._rung:
-            self.lose("its worker rang without a batch")
+            self.lose("its worker rang without a batch", LossCause.ROGUE)
         self._deliver(self._rung)
 
     def poll_completed(self) -> bool:
@@ -302,7 +313,8 @@ class WorkerEngine:
         """Reads which batch the worker says it completed last; loses a worker that cannot have."""
         number: int = self._cells[COMPLETED]
         if not self._completed <= number <= self._submitted:
-            self.lose(f"its worker completed batch {number} of {self._completed + 1} to {self._submitted}")
+            due = f"{self._completed + 1} to {self._submitted}"
+            self.lose(f"its worker completed batch {number} of {due}", LossCause.ROGUE)
         return number
 
     def _deliver(self, last: int) -> None:
@@ -317,7 +329,8 @@ class WorkerEngine:
         block = batch.block
         number, _, _, started_ns, finished_ns, outcome, length = self._cells[block : block + MEMORY]
         if number != batch.number or outcome not in (OK, FAILED) or (outcome == FAILED and length > FAILURE_BYTES_MAX):
-            self.lose(f"its worker answered batch {batch.number} with outcome {outcome} of batch {number}")
+            answer = f"outcome {outcome} of batch {number}"
+            self.lose(f"its worker answered batch {batch.number} with {answer}", LossCause.ROGUE)
             return None
         now_ns = self._clock()
         started_ns = min(max(started_ns, batch.submitted_ns), now_ns)
@@ -342,7 +355,7 @@ class WorkerEngine:
             self.submit(self.memories[0], rows)
             while not answers and self.state is WorkerState.READY:
                 if not self._wait_for_events(WORKER_RUN_S_MAX):
-                    self.lose(f"its worker did not answer within {WORKER_RUN_S_MAX:g} s")
+                    self.lose(f"its worker did not answer within {WORKER_RUN_S_MAX:g} s", LossCause.HUNG)
         finally:
             self.on_completed = callback
         if not answers:
@@ -423,13 +436,13 @@ class WorkerEngine:
         self.free.extend(self.memories)
         self.on_ready(self)
 
-    def lose(self, reason: str, is_refused: bool = False) -> None:
+    def lose(self, reason: str, cause: LossCause = LossCause.ENDED) -> None:
         """To LOST, from LOADING or READY: the worker is not used any more. Calls `on_lost`."""
         if self.state not in (WorkerState.LOADING, WorkerState.READY):
             return
         self.state = WorkerState.LOST
         self.reason = reason
-        self.is_refused = is_refused
+        self.cause = cause
         self.free.clear()
         self._disconnect()
         self.on_lost(self, reason)
@@ -476,9 +489,9 @@ class _Handshake:
         try:
             self._receive()
         except RogueError as error:
-            engine.lose(f"its worker is rogue: {error}")
+            engine.lose(f"its worker is rogue: {error}", LossCause.ROGUE)
         except EngineError as error:
-            engine.lose(str(error), is_refused=True)
+            engine.lose(str(error), LossCause.REFUSED)
 
     def _receive(self) -> None:
         engine = self._engine

@@ -19,7 +19,8 @@ import msgspec
 from pillion_artifacts.card.model_card import Distribution, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.ipc.batch_certificate import Certificate
-from pilliond.ipc.placement import Placement
+from pilliond.ipc.loss_cause import LossCause
+from pilliond.ipc.placement import Placement, ServiceTime
 from pilliond.ipc.session_info import SessionInfo
 from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX, PolicyLimits
 from pilliond.settings.schema import EngineSettings, ServingSettings, VersionSettings
@@ -51,6 +52,8 @@ class VersionRequest(msgspec.Struct, frozen=True):
     """Why its graph is not bounded, so that it must not run inside the serving process; empty: it is bounded."""
     placement: Placement | None = None
     """Where its engine runs; None: the serving process decides when it starts."""
+    service_us: list[ServiceTime] = []
+    """What each bucket of rows took when it was staged; empty: it was not staged."""
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -185,8 +188,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """Every bucket is warm, and the process listens at every address."""
 
     listen: list[str]
-    engines: dict[str, dict[str, Any]]
-    """The engine of each policy's stable version, by the name of the policy."""
+    engines: dict[bytes, dict[str, Any]]
+    """The engines of the versions that it started with, by digest."""
     certificates: dict[bytes, Certificate]
     """The certificates of the versions that it started with, by digest. A digest is that of one policy only."""
     placements: dict[bytes, Placement]
@@ -207,8 +210,8 @@ class NeedWorker(msgspec.Struct, frozen=True, tag=True):
     """Batches that the last one completed."""
     reruns: int = 0
     """Acts that ran in the last one and will run again: one of them may have ended it."""
-    is_refused: bool = False
-    """Whether the model itself was refused: another worker would refuse it too."""
+    cause: LossCause = LossCause.ENDED
+    """The kind of that reason."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):

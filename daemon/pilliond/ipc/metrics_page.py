@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from enum import IntEnum
-from itertools import count
+from itertools import count, islice
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol import BatchClose, ErrorCode
-from pilliond.limits import POLICIES_MAX, VERSION_CELLS_MAX, VERSION_CELLS_PER_POLICY
+from pilliond.limits import POLICIES_MAX, SERVICE_BUCKETS_MAX, VERSION_CELLS_MAX, VERSION_CELLS_PER_POLICY
 
 LATENCY_BUCKETS_NS: Final = tuple(
     round(microseconds * 1_000)
@@ -76,7 +77,9 @@ class VersionCells:
         """Rows that the version ran."""
         self.request_duration = Histogram(LATENCY_BUCKETS_NS)
         self.inference_duration = Histogram(LATENCY_BUCKETS_NS)
-        self.end = self.inference_duration.sum_cell + 1
+        self.service_times = _cells(3 * SERVICE_BUCKETS_MAX)
+        """For each bucket, the smallest first: its rows (0: there is no such bucket), then *fast* and *slow* in ns."""
+        self.end = self.service_times + 3 * SERVICE_BUCKETS_MAX
 
 
 class PolicyCells:
@@ -218,6 +221,20 @@ class MetricsPage:
     def clear(self, metrics_index: int) -> None:
         """Sets the cells of a metrics index to 0, for the next version that gets it."""
         self._array[VERSION_CELLS[metrics_index].first : VERSION_CELLS[metrics_index].end] = 0
+
+    def set_service_times(self, metrics_index: int, times: Iterable[tuple[int, int, int]]) -> None:
+        """Shows the service times of a version: for each bucket, rows, fast and slow in ns."""
+        first = VERSION_CELLS[metrics_index].service_times
+        for number, bucket in enumerate(islice(times, SERVICE_BUCKETS_MAX)):
+            at = first + 3 * number
+            self.cells[at], self.cells[at + 1], self.cells[at + 2] = bucket
+
+    def service_times(self, metrics_index: int) -> list[tuple[int, int, int]]:
+        """Returns rows, fast and slow in ns of each bucket of a version that has run."""
+        first = VERSION_CELLS[metrics_index].service_times
+        cells = self.cells[first : first + 3 * SERVICE_BUCKETS_MAX].tolist()
+        triples = zip(cells[::3], cells[1::3], cells[2::3], strict=True)
+        return [(rows, fast, slow) for rows, fast, slow in triples if rows and slow]
 
     def refusal(self, name: str) -> None:
         """Counts a refused message that is not an act."""

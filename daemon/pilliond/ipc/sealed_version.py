@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.card.onnx_bounds import why_unbounded
@@ -11,7 +12,7 @@ from pillion_artifacts.store.daemon_locks import DaemonLock
 from pillion_artifacts.store.sealed_artifact import SealedArtifact
 from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.control_channel import VersionRequest
-from pilliond.ipc.placement import Placement
+from pilliond.ipc.placement import Placement, ServiceTime
 
 
 class SealedVersion:
@@ -46,6 +47,10 @@ class SealedVersion:
         """Why its graph is not bounded; empty: it is bounded."""
         self.placement = placement
         """Where it runs, and why; None if not decided yet."""
+        self.service_us: list[ServiceTime] = []
+        """What each bucket of rows took when it was staged; empty: it was not."""
+        self.engine: dict[str, Any] = {}
+        """Its engine, as a serving process that has loaded it describes it. Of a worker: not to be trusted."""
         self.metrics_index = 0
         """Its index into `VERSION_CELLS`, while a serving process has it."""
 
@@ -77,6 +82,7 @@ class SealedVersion:
             certificate=self.certificate,
             unbounded=self.unbounded,
             placement=self.placement,
+            service_us=self.service_us,
         )
 
     def copy(self, lock: DaemonLock | None = None) -> SealedVersion:

@@ -7,7 +7,7 @@ Rule: an operation waits, prepares versions one after another, puts them to use,
                     │ └─────────────────────────────────┼────────────┘
                     └────────── STARTING_SHADOW ◄───────┘              WAITING ──► WARMING
 
-A version that is loaded already skips its staging. One that was unloaded at the last moment is staged once more. Every step
+A version that is loaded already skips its staging; one whose engine is out is loaded again, from WAITING on. One that was unloaded at the last moment is staged once more. Every step
 may end as FAILED or CANCELLED; `NEXT_STEPS` has the whole table.
 """
 
@@ -50,7 +50,7 @@ class Step(StrEnum):
     PAUSED = "paused"
     """The staging process is stopped, because the live version suffers."""
     LOADING = "loading"
-    """The serving process loads the staged version."""
+    """The serving process loads the staged version, or a new worker loads one whose engine is out."""
     STARTING_SHADOW = "starting the shadow"
     HOLDING = "holding"
     """The serving process begins to hold the version for a campaign."""
@@ -78,7 +78,7 @@ _BROKEN_OFF: Final = frozenset({Step.FAILED, Step.CANCELLED})
 
 NEXT_STEPS: Final[dict[Step, frozenset[Step]]] = {
     Step.WAITING: _BROKEN_OFF
-    | {Step.STARTING, Step.STARTING_SHADOW, Step.HOLDING, Step.WARMING, Step.SWITCHING, Step.DONE},
+    | {Step.STARTING, Step.STARTING_SHADOW, Step.LOADING, Step.HOLDING, Step.WARMING, Step.SWITCHING, Step.DONE},
     Step.STARTING: _BROKEN_OFF | {Step.PAUSED, Step.VERIFYING},
     Step.VERIFYING: _BROKEN_OFF | {Step.PAUSED, Step.TRYING},
     Step.TRYING: _BROKEN_OFF | {Step.PAUSED, Step.CERTIFYING},

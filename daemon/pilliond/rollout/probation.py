@@ -13,7 +13,7 @@ class Fault(NamedTuple):
     """A bound that a version crossed."""
 
     bound: str
-    """`non_finite`, `errors`, `deadlines` or `p99`."""
+    """`non_finite`, `errors`, `deadlines` or `p99`; or `engine_out`, which is judged without a probation."""
     why: str
 
 

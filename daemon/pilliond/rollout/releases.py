@@ -100,6 +100,8 @@ class Releases:
         """Begins to run every bucket of a loaded version once; raises `BusyError`."""
 
         async def work(operation: Operation) -> None:
+            if why := self._channel.why_out(version):
+                raise SwitchError(f"its engine is out: {why}")
             operation.advance(Step.WARMING)
             warmed = await self._channel.warm(version)
             operation.stall_us = warmed.longest_ns / 1e3
@@ -130,7 +132,16 @@ class Releases:
         The caller puts it to use and calls `settle`; until then the next load may unload it.
         """
         version = self._channel.version_table.find(key_of(target.digest))
-        return version or await self._load(operation, await self._stage(operation, target))
+        if version is None:
+            return await self._load(operation, await self._stage(operation, target))
+        await self._revive(operation, version)
+        return version
+
+    async def _revive(self, operation: Operation, version: SealedVersion) -> None:
+        """Tries a loaded version again if its engine is out; raises `SwitchError` if it is out again."""
+        if self._channel.why_out(version):
+            operation.advance(Step.LOADING)
+            await self._channel.retry(version)
 
     def settle(self, version: SealedVersion) -> None:
         """Notes that a version is in use: the next load does not unload it."""
@@ -212,6 +223,7 @@ class Releases:
 
     async def _switch_back(self, operation: Operation, version: SealedVersion) -> None:
         """Switches first and moves the alias then: a bad version must stop at once, even if the store cannot be written to."""
+        await self._revive(operation, version)
         operation.advance(Step.SWITCHING)
         await self._switch(operation, version)
         try:
@@ -246,6 +258,7 @@ class Releases:
                 if version is None:
                     version = await self._load(operation, await self._stage(operation, target))
                     fresh.append(version)
+                await self._revive(operation, version)
                 self._standby = None
                 arms.append(Arm(name, version.key, share))
             await self.set_arms(operation, arms)

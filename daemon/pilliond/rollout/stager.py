@@ -132,10 +132,12 @@ class Stager:
                     model, golden = [*descriptors, -1][:2]
                     operation.placement, operation.placement_reason = report.placement.where, report.placement.reason
                     operation.service_us = report.service_us
-                    return SealedVersion(
+                    version = SealedVersion(
                         target.policy, target.version, target.digest, report.card, model, golden, lock,
                         report.signed_by, report.certificate, report.unbounded, report.placement,
                     )  # fmt: skip
+                    version.service_us = report.service_us
+                    return version
                 case StageFailed():
                     raise SwitchError(report.message)
                 case None:

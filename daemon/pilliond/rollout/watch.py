@@ -34,6 +34,9 @@ class Watch:
         self._operations = releases.operations
         self._alias = releases.keeper.alias
         self._log = log
+        self._settings = channel.settings.auto_rollback
+        self._out_noted: set[str] = set()
+        """Digests of versions that are out, and whose faults were counted."""
 
     async def run(self) -> None:
         """Looks until it is cancelled."""
@@ -43,11 +46,28 @@ class Watch:
             if loop.time() - judged_s >= JUDGE_S:
                 judged_s = loop.time()
                 self._releases.window.look(self._channel.stable.metrics_index)
+                await self._judge_engines()
                 await self._judge_stable(judged_s)
                 await self._judge_arms(judged_s)
             if self._alias.name and self._operations.current is None and self._channel.is_ready:
                 await self._follow()
             await asyncio.sleep(FOLLOW_S)
+
+    async def _judge_engines(self) -> None:
+        """Takes versions whose engine is out from the new episodes, if the settings say so."""
+        channel, table = self._channel, self._channel.version_table
+        out = {version.digest: Fault("engine_out", why) for version in table if (why := channel.why_out(version))}
+        self._out_noted &= out.keys()
+        if not out or not self._settings.engine_out or not channel.is_ready:
+            return
+        previous = table.previous
+        if channel.stable.digest in out and previous is not None and previous.digest not in out:
+            await self._roll_back(channel.stable, out[channel.stable.digest])
+        for arm in table.arms:
+            version = table.find(arm.digest)
+            if version is not None and version.digest in out:
+                await self._end_failing_arm(arm, version, out[version.digest])
+                return
 
     async def _judge_stable(self, now_s: float) -> None:
         """Rolls back if the stable version crosses a bound while it is on probation."""
@@ -57,6 +77,9 @@ class Watch:
         fault = self._releases.guardrails.stable_fault(stable.metrics_index, now_s)
         if fault is None:
             return
+        await self._roll_back(stable, fault)
+
+    async def _roll_back(self, stable: SealedVersion, fault: Fault) -> None:
         self._note_fault(stable, fault)
         try:
             await self._releases.roll_back(_DAEMON, f"automatic rollback: {fault.why}")
@@ -72,11 +95,19 @@ class Watch:
                 continue
             fault = self._releases.guardrails.arm_fault(version.digest, version.metrics_index, now_s)
             if fault is not None:
-                self._note_fault(version, fault, arm=arm.name)
-                await self._end_arm(arm, version, f"automatic rollback: {fault.why}")
+                await self._end_failing_arm(arm, version, fault)
                 return
 
+    async def _end_failing_arm(self, arm: Arm, version: SealedVersion, fault: Fault) -> None:
+        self._note_fault(version, fault, arm=arm.name)
+        await self._end_arm(arm, version, f"automatic rollback: {fault.why}")
+
     def _note_fault(self, version: SealedVersion, fault: Fault, **fields: str) -> None:
+        if fault.bound == "engine_out":
+            # It stays out: if it could not make way, that is tried again at the next look.
+            if version.digest in self._out_noted:
+                return
+            self._out_noted.add(version.digest)
         self._alias.failed.add(version.digest)
         self._releases.guardrails.count(fault)
         self._log.error("auto_rollback", policy=str(version), **fields, fault=fault.bound, reason=fault.why)

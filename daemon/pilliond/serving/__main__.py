@@ -118,7 +118,7 @@ def ready_report(listen: list[str], loaded: list[LoadedPolicy]) -> Ready:
     versions = [version for policy in loaded for version in policy.versions]
     return Ready(
         listen,
-        {policy.stable.identity.policy: policy.stable.engine.describe() for policy in loaded},
+        {version.digest: version.engine.describe() for version in versions},
         {version.digest: version.certificate for version in versions if version.certificate is not None},
         {version.digest: version.placement for version in versions if version.placement is not None},
         describe_process(),
@@ -181,6 +181,8 @@ def placed(
             measured = measure_until(version.engine, clock_for(settings.threads), settings.inline_us_max * 1e3)
             p99_us = {rows: p99_ns / 1e3 for rows, (_, p99_ns) in measured.items()}
             placement = decide(settings.placement, request.unbounded, p99_us, settings.inline_us_max)
+            for rows, (p50_ns, p99_ns) in measured.items():
+                version.service.learn(rows, p50_ns, p99_ns)
     if placement.where == "worker":
         version = workers.start(request, len(model), rows_max, settings)
         if golden is not None:

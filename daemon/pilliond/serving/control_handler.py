@@ -137,6 +137,7 @@ class ControlHandler:
             cells[of_policy.episodes] = policy.episodes_live
             for version in policy.residency.versions():
                 cells[metrics_page.VERSION_CELLS[version.metrics_index].episodes] = version.leases
+                self._page.set_service_times(version.metrics_index, version.engine.service.by_bucket())
 
     def close(self) -> None:
         """Ends the loads that run, and the taps of the shadows."""

@@ -25,6 +25,7 @@ from pilliond.ipc.control_channel import (
     WorkerReady,
     WorkerStarted,
 )
+from pilliond.ipc.loss_cause import LossCause
 from pilliond.limits import WORKER_HANG_FACTOR, WORKER_START_S_MAX
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
@@ -138,15 +139,17 @@ class Workers:
         except EngineError as error:
             if engine.is_refused:
                 raise
-            self._report(NeedWorker(digest, str(error)))
+            self._report(NeedWorker(digest, str(error), cause=engine.cause))
 
     def load(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> None:
         """Begins to load a version in a worker; `on_loaded` follows."""
         self._add(request, model_bytes, rows_max, settings)
 
     def started(self, message: WorkerStarted, descriptors: list[int]) -> None:
-        """Attaches a worker that the control process has started."""
+        """Attaches a worker that the control process has started: for a lost one, or for a version that was out."""
         worker = self._versions.get(message.digest)
+        if worker is not None and worker.engine.state is WorkerState.OUT:
+            worker.engine.revive()
         if worker is None or worker.engine.state is not WorkerState.LOST:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -185,8 +188,9 @@ class Workers:
         now_ns = self._clock()
         for worker in list(self._versions.values()):
             worker.progress.look(worker.engine.owes_since_ns, now_ns)
-            if worker.progress.owed_ns > worker.hang_ns:
-                worker.engine.lose(f"it made no progress for {worker.progress.owed_ns // _NS_PER_MS} ms")
+            owed_ns = worker.progress.owed_ns
+            if owed_ns > worker.hang_ns:
+                worker.engine.lose(f"it made no progress for {owed_ns // _NS_PER_MS} ms", LossCause.HUNG)
 
     # Inside
 
@@ -230,6 +234,7 @@ class Workers:
     def _on_ready(self, engine: WorkerEngine) -> None:
         worker = self._of(engine)
         if worker.version is not None:
+            worker.version.out = None
             self._report(WorkerReady(worker.request.digest, engine.describe()))
         elif self.sink is not None:
             try:
@@ -253,7 +258,7 @@ class Workers:
             # `start`, or whoever runs batches before the loop does, waits for it and says why.
             return
         reruns = self.sink.lose([batch.memory for batch in engine.in_flight])
-        self._report(NeedWorker(worker.request.digest, reason, worker.batches, reruns, engine.is_refused))
+        self._report(NeedWorker(worker.request.digest, reason, worker.batches, reruns, engine.cause))
 
 
 def _ignore(worker: WorkerVersion, reason: str) -> None:

@@ -206,6 +206,9 @@ class AutoRollbackSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """p99 from the receipt of an act to the end of its run. 0: no bound."""
     p99_ratio_max: float = 0.0
     """That p99 as a multiple of the previous version's. 0: no bound."""
+    engine_out: bool = True
+    """Whether a version whose engine is out makes way, at any time: the stable one for the version before it, an arm for the
+    stable one."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -232,7 +235,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_cpus: str = ""
     """The CPUs that workers run on, such as `3` or `2,4-6`. Empty: those of the daemon."""
     worker_memory_mb_max: int = 8_192
-    """Address space of a worker: what needs more fails, in that worker alone."""
+    """Address space of a worker: what needs more fails, in that worker alone. It is killed if its resident memory is more."""
     hang_ms_min: int = 1_000
     """A worker hangs when a batch takes this long and twenty times as long as its slowest ones; then it is replaced."""
 
@@ -353,7 +356,7 @@ def check_memory(settings: Settings, rows_bytes: Iterable[int]) -> None:
     """Checks the sum of what several policies may take, given the bytes of a row of each; raises `SettingsError`."""
     served = settings.served()
     sums = [
-        policy_mb(own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb)
+        policy_mb(own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb, own.engine.depth)
         for own, row_bytes in zip(served, rows_bytes, strict=True)
     ]
     if len(served) > 1 and sum(sums) > settings.limits.policies_mb_max:

@@ -98,6 +98,14 @@ class PolicyChannel:
         self.version_table.add(version)
         return loaded
 
+    def why_out(self, version: SealedVersion) -> str:
+        """Returns why the engine of a loaded version is out; empty if it is not."""
+        return self._supervisor.workers.why_out(version.key)
+
+    async def retry(self, version: SealedVersion) -> None:
+        """Tries a loaded version again if it is out; raises `SwitchError` if it is out again."""
+        await self._supervisor.workers.retry(version.key)
+
     async def switch(self, version: SealedVersion) -> Switched:
         """Makes a loaded version the one that new episodes lease."""
         return await self._supervisor.ask(Switch(version.key), Switched, version.key)

@@ -369,14 +369,24 @@ class Supervisor:
             case NeedWorker():
                 self._need_worker(report)
             case WorkerReady():
+                self._note_engine(report)
                 self.workers.ready(report)
             case Loaded():
+                self._note_engine(report)
                 self.workers.loaded(report.digest)
                 self._answer(report)
 
-    def _need_worker(self, report: NeedWorker) -> None:
-        version = self.loading.get(report.digest) or self._table_of(report.digest).find(report.digest)
+    def _note_engine(self, report: WorkerReady | Loaded) -> None:
+        self._version(report.digest).engine = report.engine
+
+    def _version(self, digest: bytes) -> SealedVersion:
+        """Returns a version that is loaded or being loaded."""
+        version = self.loading.get(digest) or self._table_of(digest).find(digest)
         assert version is not None
+        return version
+
+    def _need_worker(self, report: NeedWorker) -> None:
+        version = self._version(report.digest)
         self.workers.need(report, version, self.policies[version.policy].settings.engine)
 
     def _note_held(self, report: Held) -> None:
@@ -396,7 +406,7 @@ class Supervisor:
     def _note_ready(self, report: Ready) -> None:
         """Notes the certificates, and releases the versions that the serving process could not load at its start."""
         for policy in self.policies.values():
-            policy.version_table.certify(report.certificates, report.placements)
+            policy.version_table.certify(report.certificates, report.placements, report.engines)
         for digest in report.placements:
             self.workers.loaded(digest)
         for failed in report.refused:

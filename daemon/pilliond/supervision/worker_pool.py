@@ -1,4 +1,4 @@
-"""The worker pool: starts a worker where the serving process needs one, and ends the lost ones."""
+"""The worker pool: starts a worker where the serving process needs one, ends the lost ones, and bounds their memory."""
 
 from __future__ import annotations
 
@@ -9,36 +9,66 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Final, Literal
 
 from structlog.typing import FilteringBoundLogger
 
+from pilliond.errors import SwitchError
 from pilliond.ipc.control_channel import ControlMessage, GiveUp, NeedWorker, WorkerReady, WorkerStarted
+from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.limits import LOAD_S_MAX, WORKER_LOOK_S
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.schema import EngineSettings, cpu_numbers
 from pilliond.supervision.worker_losses import WorkerLosses
 
+State = Literal["loading", "ready", "lost", "out"]
+"""Rule: LOADING → READY → LOST → LOADING …; LOADING → LOST; LOST → OUT, and back to LOADING by `retry`."""
+
+_BYTES_PER_MB: Final = 1_000_000
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes_of(pid: int) -> int:
+    """Returns the resident memory of a process, the shared pages that it uses included; 0 if there is no such process."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
 
 class WorkerInfo:
     """What is known of the worker of one version."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: SealedVersion, settings: EngineSettings) -> None:
+        self.version = version
+        self.settings = settings
         self.losses = WorkerLosses()
         self.process: subprocess.Popen[bytes] | None = None
-        self.state = "loading"
-        """`loading`, `ready`, `lost` or `out`."""
+        self.state: State = "loading"
         self.reason = ""
-        """Why it is lost or out."""
+        """Why it was lost last, or is out; empty while it was never lost."""
         self.restarts = 0
+        """Workers started to replace a lost one."""
+        self.too_large = ""
+        """Why this worker was killed for its memory; empty: it was not."""
         self.timer: asyncio.TimerHandle | None = None
+        self.settled: asyncio.Future[str] | None = None
+        """Where somebody waits until it is ready (empty) or out (the reason)."""
 
     @property
     def pid(self) -> int | None:
         """The process id of the worker; None while there is none."""
         return None if self.process is None else self.process.pid
+
+    def settle(self, reason: str) -> None:
+        """Tells whoever waits for it."""
+        if self.settled is not None and not self.settled.done():
+            self.settled.set_result(reason)
 
 
 class WorkerPool:
@@ -49,77 +79,127 @@ class WorkerPool:
     """
 
     def __init__(
-        self, spawner: Spawner, tell: Callable[[ControlMessage, Sequence[int]], None], log: FilteringBoundLogger
+        self,
+        spawner: Spawner,
+        tell: Callable[[ControlMessage, Sequence[int]], None],
+        log: FilteringBoundLogger,
+        resident_bytes: Callable[[int], int] = resident_bytes_of,
     ) -> None:
         self._spawner = spawner
         self._tell = tell
         self._log = log
+        self._resident_bytes = resident_bytes
         self._workers: dict[bytes, WorkerInfo] = {}
-        self.losses = 0
-        """Workers lost since the daemon started."""
-        self.on_out: Callable[[SealedVersion, str], None] = _ignore
-        """Called when a version is out, with the reason."""
+        self.losses: Counter[tuple[str, LossCause]] = Counter()
+        """Workers lost since the daemon started, by policy and cause."""
 
     def find(self, digest: bytes) -> WorkerInfo | None:
         """Returns what is known of a version's worker; None if it runs inline."""
         return self._workers.get(digest)
 
+    def why_out(self, digest: bytes) -> str:
+        """Returns why a version is out; empty if it is not."""
+        info = self._workers.get(digest)
+        return info.reason if info is not None and info.state == "out" else ""
+
     def need(self, report: NeedWorker, version: SealedVersion, settings: EngineSettings) -> None:
         """Starts a worker for a version, at once or after a pause; or gives the version up."""
-        info = self._workers.setdefault(report.digest, WorkerInfo())
+        info = self._workers.setdefault(report.digest, WorkerInfo(version, settings))
         if not report.reason:
-            self._start(info, version, settings)
+            self._start(info)
             return
         self._kill(info)
-        self.losses += 1
-        delay_s = info.losses.lost(time.monotonic_ns(), report.batches, report.reruns, report.is_refused)
+        cause = LossCause.MEMORY if info.too_large else report.cause
+        reason, info.too_large = info.too_large or report.reason, ""
+        self.losses[version.policy, cause] += 1
+        is_refused = cause is LossCause.REFUSED
+        delay_s = info.losses.lost(time.monotonic_ns(), report.batches, report.reruns, is_refused)
         if delay_s is None:
-            self._give_up(info, version, report.reason)
+            self._give_up(info, reason)
             return
-        info.state, info.reason = "lost", report.reason
-        self._log.error("worker_lost", version=str(version), reason=report.reason, restart_in_s=delay_s)
+        info.state, info.reason = "lost", reason
+        self._log.error("worker_lost", version=str(version), cause=cause.value, reason=reason, restart_in_s=delay_s)
         info.restarts += 1
-        info.timer = asyncio.get_running_loop().call_later(delay_s, self._start, info, version, settings)
+        info.timer = asyncio.get_running_loop().call_later(delay_s, self._start, info)
 
     def ready(self, report: WorkerReady) -> None:
         """Notes that a replacement serves."""
-        info = self._workers.get(report.digest)
-        if info is not None:
-            info.state, info.reason = "ready", ""
-            self._log.info("worker_ready", pid=info.pid, restarts=info.restarts)
+        self.loaded(report.digest)
 
     def loaded(self, digest: bytes) -> None:
-        """Notes that the first worker of a version serves."""
+        """Notes that the worker of a version serves. Does nothing for a version that runs inline."""
         info = self._workers.get(digest)
         if info is not None:
             info.state = "ready"
+            self._log.info("worker_ready", version=str(info.version), pid=info.pid, restarts=info.restarts)
+            info.settle("")
+
+    async def retry(self, digest: bytes) -> None:
+        """Tries a version that is out again, and waits until it serves; raises `SwitchError` if it is out again.
+
+        Its losses begin anew. Does nothing for a version that is not out.
+        """
+        info = self._workers.get(digest)
+        if info is None or info.state != "out":
+            return
+        info.losses = WorkerLosses()
+        info.restarts += 1
+        info.settled = asyncio.get_running_loop().create_future()
+        self._start(info)
+        try:
+            reason = await asyncio.wait_for(info.settled, LOAD_S_MAX)
+        except TimeoutError:
+            raise SwitchError(f"its worker did not serve within {LOAD_S_MAX:g} s") from None
+        finally:
+            info.settled = None
+        if reason:
+            raise SwitchError(f"it is out again: {reason}")
+
+    async def run(self) -> None:
+        """Bounds the memory of the workers until it is cancelled."""
+        while True:
+            await asyncio.sleep(WORKER_LOOK_S)
+            self.check_memory()
+
+    def check_memory(self) -> None:
+        """Kills each worker with more resident memory than its settings allow; the serving process then asks for another."""
+        for info in self._workers.values():
+            if info.process is None or info.too_large:
+                continue
+            resident_bytes = self._resident_bytes(info.process.pid)
+            if resident_bytes > info.settings.worker_memory_mb_max * _BYTES_PER_MB:
+                most = f"engine.worker_memory_mb_max is {info.settings.worker_memory_mb_max}"
+                info.too_large = f"it had {resident_bytes // _BYTES_PER_MB} MB of resident memory, {most}"
+                info.process.kill()
 
     def end(self, digest: bytes) -> None:
         """Ends the worker of a version that is not loaded any more, if it has one."""
         info = self._workers.pop(digest, None)
         if info is not None:
             self._kill(info)
+            info.settle("it was unloaded meanwhile")
 
     def close(self) -> None:
         """Ends every worker."""
         for digest in list(self._workers):
             self.end(digest)
 
-    def _start(self, info: WorkerInfo, version: SealedVersion, settings: EngineSettings) -> None:
+    def _start(self, info: WorkerInfo) -> None:
         info.timer = None
-        info.state, info.reason = "loading", ""
+        info.state = "loading"
         try:
             serving_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
-            self._give_up(info, version, f"cannot start a worker: {error.strerror}")
+            self._give_up(info, f"cannot start a worker: {error.strerror}")
             return
         with serving_end, worker_end:
             try:
-                info.process = self._spawn(worker_end.fileno(), settings)
+                info.process = self._spawn(worker_end.fileno(), info.settings)
             except OSError as error:
-                self._give_up(info, version, f"cannot start a worker: {error.strerror}")
+                self._give_up(info, f"cannot start a worker: {error.strerror}")
                 return
             info.losses.started(time.monotonic_ns())
+            version = info.version
             # Without a serving process nobody needs the worker any more; `close` ends it.
             with contextlib.suppress(OSError):
                 self._tell(WorkerStarted(version.key), [version.model_descriptor, serving_end.fileno()])
@@ -136,12 +216,12 @@ class WorkerPool:
                 os.sched_setaffinity(process.pid, cpu_numbers(settings.worker_cpus))
         return process
 
-    def _give_up(self, info: WorkerInfo, version: SealedVersion, reason: str) -> None:
+    def _give_up(self, info: WorkerInfo, reason: str) -> None:
         info.state, info.reason = "out", reason
-        self._log.error("version_out", version=str(version), reason=reason, losses=info.losses.losses)
+        self._log.error("version_out", version=str(info.version), reason=reason, losses=info.losses.losses)
         with contextlib.suppress(OSError):
-            self._tell(GiveUp(version.key, reason), ())
-        self.on_out(version, reason)
+            self._tell(GiveUp(info.version.key, reason), ())
+        info.settle(reason)
 
     def _kill(self, info: WorkerInfo) -> None:
         if info.timer is not None:
@@ -151,7 +231,3 @@ class WorkerPool:
             info.process.kill()
             info.process.wait()
             info.process = None
-
-
-def _ignore(*_: Any) -> None:
-    pass

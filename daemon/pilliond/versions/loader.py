@@ -42,6 +42,9 @@ def version_of(request: VersionRequest, engine: Engine, model_bytes: int) -> Ver
     version = Version(identity, request.spec, request.distribution, engine, request.safe_action, request.metrics_index)
     version.model_bytes = model_bytes
     version.certificate = request.certificate
+    if engine.is_inline:
+        for each in request.service_us:
+            version.service.learn(each.rows, round(each.p50_us * 1e3), round(each.p99_us * 1e3))
     return version
 
 

@@ -319,6 +319,9 @@ class FakeChannel:
         self.version_table.switch(version.key)
         return Switched(version.key, was, 1)
 
+    def why_out(self, version: SealedVersion) -> str:
+        return ""
+
     async def route(self, arms: list[Arm]) -> None:
         await self._pace(SwitchError("it died"))
         self.version_table.arms = arms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import psutil
@@ -16,6 +16,7 @@ from pilliond.policy_rollout import PolicyRollout
 from pilliond.rollout.shadow_rollout import Shadows
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
+from pilliond.supervision.worker_status import EngineStatus, engine_status
 
 _MS: Final = 1e6
 _S: Final = 1e9
@@ -103,7 +104,9 @@ class PolicyHealth(msgspec.Struct, frozen=True):
     sessions: int
     episodes: int
     engine: EngineInfo | None
-    """None while the serving process is not ready."""
+    """That of the stable version; None while the serving process is not ready."""
+    versions: list[EngineStatus]
+    """Every loaded version: where it runs and why, and the state of its worker."""
     shadow: ShadowHealth | None
 
 
@@ -191,9 +194,18 @@ def _policy(supervisor: Supervisor, policy: PolicyRollout) -> PolicyHealth:
         digest=channel.stable.digest,
         sessions=cells[channel.cells.sessions],
         episodes=cells[channel.cells.episodes],
-        engine=msgspec.convert(ready.engines[channel.name], EngineInfo) if ready else None,
+        engine=_engine(channel.stable.engine) if ready else None,
+        versions=[engine_status(version, supervisor.workers) for version in channel.version_table],
         shadow=_shadow(policy.releases.shadows),
     )
+
+
+def _engine(described: dict[str, Any]) -> EngineInfo | None:
+    """Returns what an engine says of itself; None if a worker says something else than an engine does."""
+    try:
+        return msgspec.convert(described, EngineInfo)
+    except msgspec.ValidationError:
+        return None
 
 
 def _shadow(shadows: Shadows) -> ShadowHealth | None:

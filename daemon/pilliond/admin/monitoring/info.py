@@ -21,6 +21,9 @@ class PolicyInfo(msgspec.Struct, frozen=True):
     policy: str
     policy_version: str
     digest: str
+    placement: str
+    """Where it runs, `inline` or `worker`; empty if that is not known yet. `/health` has the state of its worker."""
+    placement_reason: str
     observation: list[TensorCard]
     outputs: list[TensorCard]
     description: str
@@ -41,6 +44,8 @@ class Info(msgspec.Struct, frozen=True):
     policy: str
     policy_version: str
     digest: str
+    placement: str
+    placement_reason: str
     observation: list[TensorCard]
     outputs: list[TensorCard]
     description: str
@@ -69,6 +74,8 @@ def _policy(stable: SealedVersion) -> PolicyInfo:
         policy=stable.policy,
         policy_version=stable.version,
         digest=stable.digest,
+        placement=stable.placement.where if stable.placement else "",
+        placement_reason=stable.placement.reason if stable.placement else "",
         observation=stable.card.observation,
         outputs=stable.card.outputs,
         description=stable.card.description,

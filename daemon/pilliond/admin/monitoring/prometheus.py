@@ -12,8 +12,10 @@ from prometheus_client.registry import Collector
 import pilliond
 from pillion_protocol import BatchClose
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
+from pilliond.admin.monitoring.worker_prometheus import worker_metrics
 from pilliond.ipc import metrics_page as page
 from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
+from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
 from pilliond.policy_rollout import PolicyRollout
 from pilliond.supervision.serving_state import ServingState
 from pilliond.supervision.supervisor import Supervisor
@@ -35,6 +37,8 @@ class PageCollector(Collector):
         yield from self._requests()
         yield from self._batches()
         yield from self._versions()
+        yield self._service_times()
+        yield from worker_metrics(self._supervisor)
         yield from self._rollouts()
         yield from shadow_metrics([policy.releases.shadows for policy in self._policies.values()])
         yield from self._supervision()
@@ -48,9 +52,9 @@ class PageCollector(Collector):
         yield _info("pillion_build_info", "Version of the daemon.", {"version": pilliond.__version__})
         names = ["policy", "version", "digest", "engine"]
         info = GaugeMetricFamily("pillion_policy_info", "The served policies.", labels=names)
-        ready = self._supervisor.ready
+        is_loaded = self._supervisor.ready is not None
         for name, policy in self._supervisor.policies.items():
-            engine = ready.engines[name]["kind"] if ready else ""
+            engine = str(policy.stable.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX] if is_loaded else ""
             info.add_metric([name, policy.stable.version, policy.stable.digest, engine], 1.0)
         yield info
         is_ready = self._supervisor.state is ServingState.SERVING
@@ -121,6 +125,17 @@ class PageCollector(Collector):
         for name, policy in self._supervisor.policies.items():
             held.add_metric([name], len(policy.version_table.held))
         yield held
+
+    def _service_times(self) -> Metric:
+        text = "Service time of a batch: its quickest runs (fast) and its slowest ones (slow), by bucket of rows."
+        labels = ["policy", "version", "rows", "bound"]
+        family = GaugeMetricFamily("pillion_service_time_seconds", text, labels=labels)
+        for version in self._supervisor.versions():
+            for rows, fast_ns, slow_ns in self._page.service_times(version.metrics_index):
+                of_bucket = [version.policy, version.version, str(rows)]
+                family.add_metric([*of_bucket, "fast"], fast_ns / _NANOSECONDS)
+                family.add_metric([*of_bucket, "slow"], slow_ns / _NANOSECONDS)
+        return family
 
     def _rollouts(self) -> Iterator[Metric]:
         switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks, by outcome.", labels=["policy", "outcome"])  # fmt: skip

@@ -35,6 +35,7 @@ from pilliond.shadow.report import ShadowReport
 from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.version_table import VersionTable, resolved
+from pilliond.supervision.worker_status import worker_status
 
 ArmName = Annotated[
     str,
@@ -175,12 +176,19 @@ class PolicyRoutes:
         if shadow is not None:
             roles.setdefault(shadow.digest, "shadow")
         placements = {version.digest: version.placement.where for version in version_table if version.placement}
+        workers = self._supervisor.workers
+        states = {
+            version.digest: worker.state
+            for version in version_table
+            if (worker := worker_status(version, workers)) is not None
+        }
         stored = [
             StoredVersion(
                 version=entry.version,
                 digest=entry.digest,
                 role=roles.get(entry.digest, "stored"),
                 placement=placements.get(entry.digest, ""),
+                worker_state=states.get(entry.digest, ""),
                 aliases=[alias.alias for alias in aliases if alias.digest == entry.digest],
             )
             for entry in entries
@@ -220,11 +228,24 @@ class PolicyRoutes:
             previous=previous.version if previous else None,
             follows=releases.keeper.alias.name or None,
             sessions=channel.page.cells[channel.cells.sessions],
-            resident=[_resident(channel, version) for version in channel.version_table],
+            resident=[self._resident(channel, version) for version in channel.version_table],
             route=_arms(channel.version_table),
             shadow=_shadow_now(releases.shadows),
             swap_impact=releases.stager.swap_impact,
             operation=operation.status() if operation else None,
+        )
+
+    def _resident(self, channel: PolicyChannel, version: SealedVersion) -> Resident:
+        return Resident(
+            version=version.version,
+            digest=version.digest,
+            role=_role(channel.version_table, version),
+            leases=channel.page.cells[VERSION_CELLS[version.metrics_index].episodes],
+            signed_by=version.signed_by,
+            certificate=version.certificate,
+            placement=version.placement.where if version.placement else "",
+            placement_reason=version.placement.reason if version.placement else "",
+            worker=worker_status(version, self._supervisor.workers),
         )
 
     # Changing
@@ -318,19 +339,6 @@ def _shadow_now(shadows: Shadows) -> ShadowStatus | None:
     if shadow is None:
         return None
     return ShadowStatus(shadow.version, shadow.process.share, shadow.live_version, shadows.state(shadow))
-
-
-def _resident(channel: PolicyChannel, version: SealedVersion) -> Resident:
-    return Resident(
-        version=version.version,
-        digest=version.digest,
-        role=_role(channel.version_table, version),
-        leases=channel.page.cells[VERSION_CELLS[version.metrics_index].episodes],
-        signed_by=version.signed_by,
-        certificate=version.certificate,
-        placement=version.placement.where if version.placement else "",
-        placement_reason=version.placement.reason if version.placement else "",
-    )
 
 
 def _role(version_table: VersionTable, version: SealedVersion) -> str:

@@ -6,6 +6,7 @@ import msgspec
 
 from pilliond.ipc.batch_certificate import Certificate
 from pilliond.rollout.operation import OperationStatus
+from pilliond.supervision.worker_status import WorkerStatus
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -23,6 +24,8 @@ class Resident(msgspec.Struct, frozen=True):
     placement: str
     """Where it runs, `inline` or `worker`; empty if that is not known yet."""
     placement_reason: str
+    worker: WorkerStatus | None
+    """None for a version that runs inline."""
 
 
 class ArmStatus(msgspec.Struct, frozen=True):
@@ -77,6 +80,8 @@ class StoredVersion(msgspec.Struct, frozen=True):
     """Its role in the daemon: as of a loaded version, `shadow`, or `stored` if it is not loaded."""
     placement: str
     """Where it runs, `inline` or `worker`; empty if it is not loaded or if that is not known yet."""
+    worker_state: str
+    """`loading`, `ready`, `lost` or `out`; empty if it has no worker."""
     aliases: list[str]
 
 

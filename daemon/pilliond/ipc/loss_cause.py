@@ -1,0 +1,20 @@
+"""The causes for which a worker is lost: a bounded set, for metrics. The reason in words goes with it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class LossCause(StrEnum):
+    """Why a worker does not serve any more."""
+
+    ENDED = "ended"
+    """It ended: it crashed, or somebody killed it."""
+    HUNG = "hung"
+    """It made no progress."""
+    ROGUE = "rogue"
+    """It did what no worker does."""
+    REFUSED = "refused"
+    """The model itself, or its memory, was refused: another worker would refuse it too."""
+    MEMORY = "memory"
+    """It was killed because it had more resident memory than `engine.worker_memory_mb_max`."""

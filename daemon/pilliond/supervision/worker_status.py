@@ -1,0 +1,85 @@
+"""Where a version runs and why, as `/health`, `/v1` and the log show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
+from pilliond.supervision.worker_pool import WorkerInfo, WorkerPool, resident_bytes_of
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """The worker of a version. The fields from `memory` on are empty or 0 until it has been ready once."""
+
+    state: str
+    """`loading`, `ready`, `lost` (another one is started after a pause) or `out` (none is)."""
+    reason: str
+    """Why it is out, or why the worker before this one was lost; empty if none was."""
+    pid: int | None
+    restarts: int
+    """Workers started to replace a lost one."""
+    resident_bytes: int
+    memory: str
+    """How its batch memory is held: `pinned` (registered with a device), `locked` or `pageable`."""
+    depth: int
+    """Batches that it has at once."""
+    python: str
+    network: str
+    """The network that it sees: `none` or `host`."""
+    privileges: str
+    """`none` or `kept`."""
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """Where a loaded version runs, and why."""
+
+    version: str
+    digest: str
+    placement: str
+    """`inline` or `worker`; empty if that is not known yet."""
+    placement_reason: str
+    worker: WorkerStatus | None
+    """None for a version that runs inline."""
+
+
+def engine_status(version: SealedVersion, workers: WorkerPool) -> EngineStatus:
+    """Returns where a loaded version runs."""
+    placement = version.placement
+    return EngineStatus(
+        version=version.version,
+        digest=version.digest,
+        placement=placement.where if placement else "",
+        placement_reason=placement.reason if placement else "",
+        worker=worker_status(version, workers),
+    )
+
+
+def worker_status(version: SealedVersion, workers: WorkerPool) -> WorkerStatus | None:
+    """Returns the state of a version's worker; None if it has none."""
+    info = workers.find(version.key)
+    return None if info is None else _status(info, version.engine)
+
+
+def _status(info: WorkerInfo, engine: dict[str, Any]) -> WorkerStatus:
+    depth = engine.get("depth")
+    return WorkerStatus(
+        state=info.state,
+        reason=info.reason,
+        pid=info.pid,
+        restarts=info.restarts,
+        resident_bytes=0 if info.pid is None else resident_bytes_of(info.pid),
+        memory=_text(engine, "memory"),
+        depth=depth if isinstance(depth, int) else 0,
+        python=_text(engine, "python"),
+        network=_text(engine, "network"),
+        privileges=_text(engine, "privileges"),
+    )
+
+
+def _text(engine: dict[str, Any], name: str) -> str:
+    """A worker may say anything of itself: only short text gets through."""
+    value = engine.get(name, "")
+    return value[:ENGINE_TEXT_CHARACTERS_MAX] if isinstance(value, str) else ""

@@ -19,7 +19,7 @@ from tests.bench.conftest import report_of, run_pillion
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """One short round of every part."""
-    return report_of("engine", "--seconds", "0.2", "--rounds", "1", "--also", "all")
+    return report_of("engine", "--seconds", "0.4", "--rounds", "1", "--also", "all")
 
 
 def test_every_kind_has_its_percentiles_and_its_count(measured: dict[str, Any]) -> None:

@@ -189,7 +189,8 @@ class Workers:
         for worker in list(self._versions.values()):
             worker.progress.look(worker.engine.owes_since_ns, now_ns)
             owed_ns = worker.progress.owed_ns
-            if owed_ns > worker.hang_ns:
+            # A version without a worker owes nothing, and may have no service time yet.
+            if owed_ns and owed_ns > worker.hang_ns:
                 worker.engine.lose(f"it made no progress for {owed_ns // _NS_PER_MS} ms", LossCause.HUNG)
 
     # Inside

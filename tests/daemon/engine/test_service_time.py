@@ -53,3 +53,11 @@ def test_fast_is_never_above_the_last_time_and_slow_never_below(taken: list[int]
     for ns in taken:
         times.observe(1, ns)
         assert min(taken) <= times.fast_ns(1) <= ns <= times.slow_ns(1) <= max(taken)
+
+
+def test_what_was_measured_in_the_engine_alone_refuses_no_act_that_can_be_done() -> None:
+    times = ServiceTimes([1, 2])
+    times.learn(2, 100, 300)
+    assert (times.fast_ns(2), times.slow_ns(2), times.is_known) == (50, 300, True)
+    # A batch is due early enough for the next larger bucket, too.
+    assert (times.fast_ns(1), times.slow_ns(1)) == (0, 300)

@@ -272,7 +272,7 @@ def test_a_step_that_the_table_does_not_have_fails_the_operation_as_a_bug(stable
     bugs: list[dict[str, Any]] = []
 
     async def work(operation: Operation) -> None:
-        operation.advance(Step.LOADING)
+        operation.advance(Step.CERTIFYING)
 
     async def scenario() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))

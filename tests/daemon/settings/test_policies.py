@@ -94,6 +94,9 @@ def test_the_sum_of_what_the_policies_may_take_is_bounded(tmp_path: Path) -> Non
     settings = load(tmp_path, f"{bounds}{TWO}[policies.limits]\nstates_mb_max = 20\n")
     # Each: 1,000 rows, states, slots, old versions and the ring.
     check_memory(settings, [10_000, 4_000])
+    two_batches = load(tmp_path, f"{bounds}[engine]\ndepth = 2\n{TWO}[policies.limits]\nstates_mb_max = 20\n")
+    with pytest.raises(SettingsError, match=r"at least 102, .* \(left 49, right@stable 53\)"):
+        check_memory(two_batches, [10_000, 4_000])
     with pytest.raises(SettingsError) as caught:
         check_memory(settings, [10_000, 5_000])
     assert str(caught.value) == (

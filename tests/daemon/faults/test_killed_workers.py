@@ -18,7 +18,7 @@ import pillion
 from pillion_protocol import Action, Ping, Pong, encode
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.hostile import LSTM_INPUTS, publish_harmless, publish_hostile, publish_lstm, row
-from tests.daemon.support.policies.recurrent import publish_summing
+from tests.daemon.support.policies.recurrent import publish_looped_summing, publish_summing
 from tests.daemon.support.raw_lane import RawEpisodeGroup, RawLane
 from tests.daemon.support.worker_faults import (
     OK,
@@ -334,6 +334,40 @@ def test_a_mixed_group_keeps_the_state_of_each_row(summing: Daemon, end: signal.
         ask(summing, "rollback")
         send(worker_pids(summing)[0], end)
         mixed.act([1, 10, 1])
+        mixed.act([1, 10, 1], starts=[False, False, True])
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("inline", ["old", "new"])
+def test_a_mixed_group_with_an_inline_version_keeps_the_state_of_each_row(
+    tmp_path: Path, short_path: Path, start_daemon: StartDaemon, end: signal.Signals, inline: str
+) -> None:
+    store = tmp_path / "store"
+    old, new = (
+        (publish_summing, publish_looped_summing) if inline == "old" else (publish_looped_summing, publish_summing)
+    )
+    old(store, "1.0.0", 1.0)
+    new(store, "1.1.0", 10.0)
+    daemon = start_daemon(
+        policy="summing@1.0.0",
+        store=store,
+        listen=[f"lane://{short_path}/inline-{inline}.sock"],
+        settings={"engine__inline_us_max": 1e6, "engine__hang_ms_min": 150},
+    )
+    with pillion.connect(daemon.address) as session:
+        mixed = Counting(session, rows=3)
+        mixed.act([1, 1, 1])
+        ask(daemon, "switch", version="1.1.0")
+        mixed.act([1, 10, 1], starts=[False, True, False])
+        for _ in range(2):
+            lost = hit(daemon, end)
+            mixed.act([1, 10, 1])
+            another_worker(daemon, lost)
+        mixed.act([1, 10, 10], starts=[False, False, True])
+        ask(daemon, "rollback")
+        lost = hit(daemon, end)
+        mixed.act([1, 10, 10])
+        another_worker(daemon, lost)
         mixed.act([1, 10, 1], starts=[False, False, True])
 
 

@@ -19,6 +19,7 @@ class Running:
         "close",
         "dispatched_ns",
         "groups",
+        "is_counted",
         "lost",
         "memory",
         "message",
@@ -48,10 +49,17 @@ class Running:
         """Engines that have not answered yet: several for a mixed version."""
         self.message = ""
         """Why a run failed, if one did."""
+        self.is_counted = False
+        """Whether the scheduler knows that it runs."""
         self.lost = False
         """Whether a worker ended before it answered."""
 
-    def is_awaited(self, index: int) -> bool:
-        """Whether the act of group `index` still waits for this batch: no newer act has replaced it."""
-        group = self.groups[index]
-        return group.waiting and group.queue is None and group.sequence == self.sequences[index]
+    def take_awaited(self) -> list[EpisodeGroup]:
+        """Ends the run for its groups; returns those whose act still waits for it: no newer act has replaced theirs."""
+        awaited = []
+        for group, sequence in zip(self.groups, self.sequences, strict=True):
+            if group.running is self:
+                group.running = None
+            if group.waiting and group.queue is None and group.sequence == sequence:
+                awaited.append(group)
+        return awaited

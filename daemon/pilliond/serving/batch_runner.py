@@ -41,12 +41,15 @@ class BatchRunner:
         page: MetricsPage,
         clock: Callable[[], int],
         log_event: LogEvent,
+        send: Callable[[], None],
     ) -> None:
         self._sessions = sessions
         self._scheduler = scheduler
         self._page = page
         self._clock = clock
         self._log_event = log_event
+        self._send = send
+        """Sends the replies that wait, and copies what the tap owes."""
         self.tap: Tap | None = None
         """Copies every answered batch, while there is a shadow."""
         self.in_flight: list[Running] = []
@@ -85,11 +88,14 @@ class BatchRunner:
     def _submit(self, running: Running) -> None:
         version, memory = running.version, running.memory
         memory.user = running
-        for group in running.groups:
-            group.running = running
-        self._scheduler.submitted(running.groups, version, running.rows, running.dispatched_ns)
         self.in_flight.append(running)
         version.engine.submit(memory, running.rows)
+        # The worker is waking up meanwhile. If it was lost at once, the batch is concluded already.
+        if running.runs_left:
+            running.is_counted = True
+            for group in running.groups:
+                group.running = running
+            self._scheduler.submitted(running.groups, version, running.rows, running.dispatched_ns)
 
     def exercise(self, version: Version, rows: int) -> bool:
         """Runs so many rows of an engine outside the loop, of whatever its memory holds; returns False while it is busy."""
@@ -123,13 +129,7 @@ class BatchRunner:
 
     def _conclude(self, running: Running, replies: list[Reply]) -> None:
         version, memory = running.version, running.memory
-        self.in_flight.remove(running)
-        self._scheduler.completed(running.groups)
-        awaited = [index for index in range(len(running.groups)) if running.is_awaited(index)]
-        groups = [running.groups[index] for index in awaited]
-        for group in running.groups:
-            if group.running is running:
-                group.running = None
+        groups = running.take_awaited()
         if running.lost:
             self._lost(version, groups, replies)
         elif running.message:
@@ -141,7 +141,11 @@ class BatchRunner:
                 self._failed(version, groups, str(error), replies)
             else:
                 self._finish(version, memory, groups, running.rows, running.close, running.dispatched_ns, replies)
-                self._pay()
+                # Before the bookkeeping: the client waits. And before the memory is used again: the tap copies from it.
+                self._send()
+        self.in_flight.remove(running)
+        if running.is_counted:
+            self._scheduler.completed(running.groups)
         memory.user = None
         version.engine.release(memory)
 
@@ -198,11 +202,6 @@ class BatchRunner:
             groups[0].session.share.used_ns += ran_ns - dispatched_ns
         if self.tap is not None:
             self.tap.take(version, memory, groups)
-
-    def _pay(self) -> None:
-        """Copies a batch for the shadow before its memory is used again."""
-        if self.tap is not None:
-            self.tap.pay()
 
     def _watch(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup], rows: int) -> None:
         """Counts the acts that a new version answers with a NaN or an infinity."""

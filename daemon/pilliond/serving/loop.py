@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pillion_protocol import BatchClose, RemoteProtocolError
+from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.scheduler import Batch, Scheduler
 from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
@@ -75,10 +76,12 @@ class ServingLoop:
         self._clock = clock
         self._log_event = log_event
         self._busy_poll_ns = busy_poll_us * 1_000
-        self._runner = BatchRunner(sessions, scheduler, page, clock, log_event)
+        self._runner = BatchRunner(sessions, scheduler, page, clock, log_event, self._send_replies)
         self._wake_at: Callable[[int], None] = _no_timer
         self._tap: Tap | None = None
         self._replies: list[Reply] = []
+        self._has_completed = False
+        """Whether an engine outside the loop has completed a batch since this was looked at."""
         self._stop_reason: str | None = None
         self._now_ns = 0
         self._iteration_ns_max = 0
@@ -158,6 +161,7 @@ class ServingLoop:
 
     def complete(self, memory: BatchMemory, message: str | None) -> None:
         """As `BatchRunner.complete`."""
+        self._has_completed = True
         self._runner.complete(memory, message, self._replies)
 
     def lose(self, memories: Sequence[BatchMemory]) -> int:
@@ -249,22 +253,20 @@ class ServingLoop:
             while source is not None:
                 message = source.receive()
                 if message is None:
-                    self._forget_gone()
+                    is_closed = self._after_no_message(ready)
                     break
                 now_ns = clock()
                 group = sessions.receive(message, now_ns, replies)
                 if group is not None:
                     group.queued_ns = now_ns = clock()
-                    if group.budget_ns and scheduler.is_hopeless(group, now_ns):
-                        self._runner.answer_late(group, replies)
+                    if (group.budget_ns or group.version.out is not None) and self._refuses(group, now_ns):
+                        pass
                     elif may_run_alone and scheduler.closes_alone(group, now_ns):
                         is_closed = True
                         if not group.version.engine.is_inline:
                             # Should the worker end, the act runs again: by then the buffer holds another message.
                             group.keep()
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
-                    elif group.version.out is not None:
-                        sessions.answer_error(group, group.version.out, replies)
                     else:
                         group.keep()
                         is_closed = scheduler.add(group, now_ns)
@@ -276,6 +278,25 @@ class ServingLoop:
         if replies:
             self._send_replies()
         return is_closed
+
+    def _refuses(self, group: EpisodeGroup, now_ns: int) -> bool:
+        """Answers an act that cannot be done in time, or whose version is out; returns whether it did."""
+        if group.version.out is not None:
+            self._sessions.answer_error(group, group.version.out, self._replies)
+            return True
+        if self._scheduler.is_hopeless(group, now_ns):
+            self._runner.answer_late(group, self._replies)
+            return True
+        return False
+
+    def _after_no_message(self, ready: Events) -> bool:
+        """Looks why a source has no message; returns whether to look no further now."""
+        if not self._has_completed:
+            self._forget_gone()
+            return False
+        self._has_completed = False
+        # The replies of a batch are sent, and nothing else is there. Their receivers may share this CPU: sleep soon.
+        return len(ready) == 1 and not self._scheduler.active
 
     def _receive_all(self) -> None:
         while ready := self._poll(0, EVENTS_MAX) or self._pending():

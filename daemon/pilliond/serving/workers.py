@@ -103,6 +103,7 @@ class Workers:
         self._report = report
         self._clock = clock
         self._versions: dict[bytes, WorkerVersion] = {}
+        self._by_engine: dict[WorkerEngine, WorkerVersion] = {}
 
     def set_report(self, report: Callable[[Report], None]) -> None:
         """Sends reports this way from now on: the loop must not wait for the control process to read."""
@@ -174,6 +175,7 @@ class Workers:
         """Releases the engine of a version, if it runs in a worker."""
         worker = self._versions.pop(digest, None)
         if worker is not None:
+            del self._by_engine[worker.engine]
             worker.engine.close()
 
     def close(self) -> None:
@@ -213,6 +215,7 @@ class Workers:
         engine.on_completed = self._on_completed
         engine.on_lost = self._on_lost
         worker = self._versions[request.digest] = WorkerVersion(request, model_bytes, settings, engine)
+        self._by_engine[engine] = worker
         worker.began_ns = self._clock()
         self._report(NeedWorker(request.digest))
         return worker
@@ -229,11 +232,8 @@ class Workers:
         worker.version = version_of(worker.request, worker.engine, worker.model_bytes)
         return worker.version
 
-    def _of(self, engine: WorkerEngine) -> WorkerVersion:
-        return next(worker for worker in self._versions.values() if worker.engine is engine)
-
     def _on_ready(self, engine: WorkerEngine) -> None:
-        worker = self._of(engine)
+        worker = self._by_engine[engine]
         if worker.version is not None:
             worker.version.out = None
             self._report(WorkerReady(worker.request.digest, engine.describe()))
@@ -249,12 +249,12 @@ class Workers:
     def _on_completed(
         self, engine: WorkerEngine, memory: BatchMemory, outcome: int, message: str, started_ns: int, finished_ns: int
     ) -> None:
-        self._of(engine).batches += 1
+        self._by_engine[engine].batches += 1
         assert self.sink is not None
         self.sink.complete(memory, message if outcome != OK else None)
 
     def _on_lost(self, engine: WorkerEngine, reason: str) -> None:
-        worker = self._of(engine)
+        worker = self._by_engine[engine]
         if self.sink is None:
             # `start`, or whoever runs batches before the loop does, waits for it and says why.
             return

@@ -59,7 +59,13 @@ SYSTEM_CALLS = {"epoll.poll", "socket.recv_into", "socket.send"}
 DRAWN_LINE = re.compile(r"(lane|zmq )?( *)([\w.]+) {2,}(\S+)(?: {2,}.*)?")
 """A carrier or nothing, the indentation, a function, its module, an explanation or nothing."""
 
-OF_BUDGETS = {"Sessions._receive_timed", "Sessions._budget_began_ns", "Scheduler.is_hopeless", "ServiceTimes.fast_ns"}
+OF_BUDGETS = {
+    "Sessions._receive_timed",
+    "Sessions._budget_began_ns",
+    "ServingLoop._refuses",
+    "Scheduler.is_hopeless",
+    "ServiceTimes.fast_ns",
+}
 """The functions that only an act with a budget calls."""
 
 COLUMN = 6
@@ -355,7 +361,7 @@ def test_an_act_takes_the_path_that_the_page_draws(title: str, carrier: str, fol
 def test_an_act_with_a_budget_takes_the_same_short_path(
     path: Callable[..., list[Call]], carrier: str, folder: Path
 ) -> None:
-    """It calls four functions more, which reckon its deadline and whether it can be met. Nothing is cut anew, decoded or checked in full."""
+    """It calls five functions more, which reckon its deadline and whether it can be met. Nothing is cut anew, decoded or checked in full."""
     with ExitStack() as stack:
         without = [call.name for call in path(folder, carrier, stack)]
     other = folder / "budget"

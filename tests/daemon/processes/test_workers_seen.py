@@ -177,13 +177,17 @@ def test_a_version_that_is_out_is_tried_again_when_somebody_asks_for_it(daemon: 
 
 
 def test_a_stable_version_without_another_stays_and_is_tried_again_by_staging_it(daemon: Daemon) -> None:
+    ready = f"/v2/models/{POLICY}/ready"
+    assert daemon.get(ready)[0] == 200
     kill_until_out(daemon, "1.0.0")
+    assert (daemon.get(ready)[0], daemon.get("/v2/health/ready")[0]) == (503, 200)
     with pillion.connect(daemon.address) as session, session.begin(seed=1) as episode:
         with pytest.raises(pillion.EngineOutError):
             episode.act(OBSERVATION)
         staged = daemon.operation(daemon.ask("POST", f"{PATH}/stage", {"version": "1.0.0"}))
         assert staged["outcome"] == "done"
         assert episode.act(OBSERVATION).tolist() == times(OBSERVATION, 2)
+    assert daemon.get(ready)[0] == 200
 
 
 def test_with_the_setting_off_a_version_that_is_out_stays(store: Path, start_daemon: StartDaemon) -> None:

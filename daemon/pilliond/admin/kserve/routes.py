@@ -108,11 +108,13 @@ class KServeRoutes:
         return json_response(Live(True))
 
     async def _ready(self, request: web.Request) -> web.Response:
-        return json_response(Readiness(self._is_ready), self._ready_status)
+        return json_response(Readiness(self._is_ready), _ready_status(self._is_ready))
 
     async def _model_ready(self, request: web.Request) -> web.Response:
-        version = _answering_version(self._channel_of(request), request)
-        return json_response(ModelReadiness(version.policy, self._is_ready), self._ready_status)
+        channel = self._channel_of(request)
+        version = _answering_version(channel, request)
+        is_ready = self._is_ready and not channel.why_out(version)
+        return json_response(ModelReadiness(version.policy, is_ready), _ready_status(is_ready))
 
     async def _model(self, request: web.Request) -> web.Response:
         channel = self._channel_of(request)
@@ -209,10 +211,6 @@ class KServeRoutes:
     @property
     def _is_ready(self) -> bool:
         return self._supervisor.state is ServingState.SERVING
-
-    @property
-    def _ready_status(self) -> HTTPStatus:
-        return HTTPStatus.OK if self._is_ready else HTTPStatus.SERVICE_UNAVAILABLE
 
     def _target(self, channel: PolicyChannel) -> Target:
         """Returns what to connect to for a policy: the lane if there is one. Raises `KServeError` if the daemon is not ready."""
@@ -330,6 +328,10 @@ def _digest_for(channel: PolicyChannel, unit: float) -> bytes:
 def _version_of(channel: PolicyChannel, digest: str) -> str:
     version = channel.version_table.find(bytes.fromhex(digest.removeprefix("sha256:")))
     return digest if version is None else version.version
+
+
+def _ready_status(is_ready: bool) -> HTTPStatus:
+    return HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _random_seed() -> int:

@@ -210,6 +210,8 @@ class NeedWorker(msgspec.Struct, frozen=True, tag=True):
     """Batches that the last one completed."""
     reruns: int = 0
     """Acts that ran in the last one and will run again: one of them may have ended it."""
+    is_repeat: bool = False
+    """Whether the act that ended it is of a session whose acts have done so before: it says nothing new of the version."""
     cause: LossCause = LossCause.ENDED
     """The kind of that reason."""
 

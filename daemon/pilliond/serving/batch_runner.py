@@ -52,6 +52,8 @@ class BatchRunner:
         """Sends the replies that wait, and copies what the tap owes."""
         self.tap: Tap | None = None
         """Copies every answered batch, while there is a shadow."""
+        self.convicted: list[int] = []
+        """The numbers of the sessions whose acts ended a worker, until somebody takes them."""
         self.in_flight: list[Running] = []
         """The batches that run on engines outside the loop, oldest first."""
 
@@ -155,6 +157,7 @@ class BatchRunner:
         An act that is lost for the second time, and by itself, is refused.
         """
         if len(groups) == 1 and groups[0].lost_sequence == groups[0].sequence:
+            self.convicted.append(groups[0].session.number)
             self._sessions.answer_error(groups[0], _WORKER_LOST, replies)
             return
         for group in groups:

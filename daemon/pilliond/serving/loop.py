@@ -127,6 +127,10 @@ class ServingLoop:
     def _tick_on(self, host: asyncio.AbstractEventLoop, due_s: float) -> None:
         """Ticks, and again every `TICK_MS`: aligned, however long a tick took."""
         self._tick()
+        if self._busy_poll_ns and len(self._sessions):
+            # Each tick begins a spell of polling, as a message does.
+            self._now_ns = self._clock()
+            host.call_soon(self._serve)
         late_s = max(0.0, host.time() - due_s)
         next_s = due_s + (late_s // _TICK_S + 1) * _TICK_S
         host.call_at(next_s, self._tick_on, host, next_s)
@@ -167,6 +171,11 @@ class ServingLoop:
     def lose(self, memories: Sequence[BatchMemory]) -> int:
         """As `BatchRunner.lose`."""
         return self._runner.lose(memories, self._replies)
+
+    def take_convicted(self) -> list[int]:
+        """Returns the numbers of the sessions whose acts have ended a worker since the last call."""
+        convicted, self._runner.convicted = self._runner.convicted, []
+        return convicted
 
     def refuse(self, version: Version, error: RemoteProtocolError) -> None:
         """Answers everything that waits for a version with an error."""
@@ -226,8 +235,8 @@ class ServingLoop:
         poll = self._poll
         clock = self._clock
         yield_core = os.sched_yield
-        began_ns = now_ns = self._now_ns
-        until_ns = min(self._scheduler.deadline_ns(), began_ns + self._busy_poll_ns)
+        began_ns = now_ns = clock()
+        until_ns = min(self._scheduler.deadline_ns(), self._now_ns + self._busy_poll_ns)
         while not (ready := poll(0, EVENTS_MAX)) and now_ns < until_ns:
             yield_core()
             now_ns = clock()

@@ -52,6 +52,9 @@ class BatchSink(Protocol):
     def lose(self, memories: Sequence[BatchMemory]) -> int:
         """Takes the runs that a lost worker had not completed; returns how many acts of them will run again."""
 
+    def take_convicted(self) -> list[int]:
+        """Returns the numbers of the sessions whose acts have ended a worker since the last call."""
+
     def refuse(self, version: Version, error: RemoteProtocolError) -> None:
         """Answers everything that waits for a version with an error."""
 
@@ -72,6 +75,16 @@ class WorkerVersion:
         """Batches that its worker has completed."""
         self.began_ns = 0
         self.progress = Progress()
+        self.convicted: set[int] = set()
+        """The numbers of the sessions whose acts have ended its workers since one completed a batch."""
+
+    def convict(self, sessions: list[int]) -> bool:
+        """Takes the sessions whose acts ended its worker; returns whether all have done so since a batch was completed."""
+        if self.batches:
+            self.convicted.clear()
+        is_repeat = bool(sessions) and self.convicted.issuperset(sessions)
+        self.convicted.update(sessions)
+        return is_repeat
 
     @property
     def hang_ns(self) -> int:
@@ -259,7 +272,8 @@ class Workers:
             # `start`, or whoever runs batches before the loop does, waits for it and says why.
             return
         reruns = self.sink.lose([batch.memory for batch in engine.in_flight])
-        self._report(NeedWorker(worker.request.digest, reason, worker.batches, reruns, engine.cause))
+        is_repeat = worker.convict(self.sink.take_convicted())
+        self._report(NeedWorker(worker.request.digest, reason, worker.batches, reruns, is_repeat, engine.cause))
 
 
 def _ignore(worker: WorkerVersion, reason: str) -> None:

@@ -22,7 +22,8 @@ class WorkerLosses:
     workers complete batches. A worker that served for `WORKER_STEADY_S_MIN` clears the losses before it.
     Rule 2: after `WORKER_LOSSES_MAX` workers in a row that completed no batch, the version is out. It is out at once where
     the model itself is refused: the next worker would refuse it too.
-    Rule 3: a worker whose acts run again is replaced at once, and is no reason to take the version out. Half of them ran
+    Rule 3: acts of one session count once until a worker completes a batch. One client alone takes no version out.
+    Rule 4: a worker whose acts run again is replaced at once, and is no reason to take the version out. Half of them ran
     in each worker after it, so there are few such losses until the act that ends workers is alone, and refused.
     """
 
@@ -37,7 +38,9 @@ class WorkerLosses:
         """Notes the start of a worker."""
         self._started_ns = now_ns
 
-    def lost(self, now_ns: int, batches: int, reruns: int, is_refused: bool) -> float | None:
+    def lost(
+        self, now_ns: int, batches: int, reruns: int, *, is_refused: bool = False, is_repeat: bool = False
+    ) -> float | None:
         """Returns the pause in seconds until the next worker starts; None if there is to be none."""
         if batches:
             self.barren = 0
@@ -46,7 +49,7 @@ class WorkerLosses:
         if now_ns - self._started_ns >= WORKER_STEADY_S_MIN * _NS_PER_S:
             self.losses = 0
         self.losses += 1
-        self.barren += not batches
+        self.barren += not batches and not is_repeat
         if is_refused or self.barren >= WORKER_LOSSES_MAX:
             return None
         if self.losses == 1:

@@ -113,7 +113,9 @@ class WorkerPool:
         reason, info.too_large = info.too_large or report.reason, ""
         self.losses[version.policy, cause] += 1
         is_refused = cause is LossCause.REFUSED
-        delay_s = info.losses.lost(time.monotonic_ns(), report.batches, report.reruns, is_refused)
+        delay_s = info.losses.lost(
+            time.monotonic_ns(), report.batches, report.reruns, is_refused=is_refused, is_repeat=report.is_repeat
+        )
         if delay_s is None:
             self._give_up(info, reason)
             return

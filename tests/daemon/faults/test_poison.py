@@ -14,11 +14,12 @@ import pytest
 import pillion
 from pillion.errors import RefusedError
 from pillion_protocol import Error
+from pilliond.limits import WORKER_LOSSES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.hostile import Poison, publish_harmless, publish_hostile, row
 from tests.daemon.support.raw_lane import RawLane
 from tests.daemon.support.worker_faults import OK, BackgroundActor, the_worker, worker_pids
-from tests.harness import Daemon
+from tests.harness import WAIT_S_MAX, Daemon
 
 BYSTANDERS = 3
 FAILING = [Poison.BEYOND, Poison.BY_ZERO, Poison.LARGE, Poison.HUGE]
@@ -122,6 +123,19 @@ def test_a_poisoner_that_never_stops_neither_puts_the_version_out_nor_starves_th
             assert set(other.stop()) == {OK}
     assert not daemon.events("version_out")
     assert daemon.health()["phase"] == "ready"
+
+
+def test_a_poisoner_that_is_alone_does_not_put_the_version_out_either(
+    store: Path, short_path: Path, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(policy="hostile", store=store, listen=[f"lane://{short_path}/alone.sock"], settings=SETTINGS)
+    with pillion.connect(daemon.address, timeout_s=WAIT_S_MAX) as session, session.begin(seed=1) as episode:
+        for value in range(WORKER_LOSSES_MAX + 1):
+            assert refused_with(episode, value, Poison.CRASH) == "internal"
+    assert not daemon.events("version_out")
+    with BackgroundActor(daemon.address, seed=2) as other:
+        other.wait_for(1)
+        assert set(other.stop()) == {OK}
 
 
 def test_one_act_among_many_does_not_put_the_version_out(

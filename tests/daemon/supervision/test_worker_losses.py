@@ -30,6 +30,16 @@ def test_a_refused_model_is_out_at_once() -> None:
     assert WorkerLosses().lost(1, 0, 0, is_refused=True) is None
 
 
+def test_acts_of_one_session_count_once() -> None:
+    losses = WorkerLosses()
+    assert losses.lost(1, 0, 0) is not None
+    for _ in range(20):
+        assert losses.lost(1, 0, 0, is_repeat=True) is not None
+    for _ in range(WORKER_LOSSES_MAX - 2):
+        assert losses.lost(1, 0, 0) is not None
+    assert losses.lost(1, 0, 0) is None
+
+
 def test_a_version_that_completes_batches_is_never_out_and_its_pauses_stay_short() -> None:
     losses = WorkerLosses()
     pauses = [lose(losses, batches=1) for _ in range(3 * WORKER_LOSSES_MAX)]

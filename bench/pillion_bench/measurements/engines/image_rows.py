@@ -20,7 +20,9 @@ POLICY: Final = "cart-pole-pixels"
 ROWS: Final = 64
 
 BARE: Final = "bare"
-KINDS: Final = (BARE, WORKER)
+DEEP: Final = "worker_depth_2"
+"""The next batch is gathered while one runs."""
+KINDS: Final = (BARE, WORKER, DEEP)
 
 _CLIENTS: Final = 2
 """While the rows of one client run, the other one sends its next."""
@@ -32,15 +34,18 @@ def measure_image_rows(
     """Returns rows per second of both, and the ratio."""
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with (
-        engine_daemon(examples_folder(), POLICY, WORKER, placement, rows_max=ROWS) as daemon,
+        engine_daemon(examples_folder(), POLICY, WORKER, placement, rows_max=ROWS) as worker,
+        engine_daemon(examples_folder(), POLICY, WORKER, placement, rows_max=ROWS, depth=2) as deep,
         Worker("engine", EnginePlan(str(examples_folder()), POLICY, ROWS), placement.client) as engine,
     ):
-        expect_workers(daemon, 1)
+        daemons = {WORKER: worker, DEEP: deep}
+        for daemon in daemons.values():
+            expect_workers(daemon, 1)
         engine.receive(str, ANSWER_S_MAX)
         for kind in order(KINDS, rounds):
             advance(f"{ROWS} rows of {POLICY}, {kind}")
-            if kind == WORKER:
-                results = load_results(daemon, POLICY, placement.server, seconds, _CLIENTS, ROWS)
+            if kind in daemons:
+                results = load_results(daemons[kind], POLICY, placement.server, seconds, _CLIENTS, ROWS)
                 runs = sum(len(nanoseconds(result.latency_ns)) for result in results)
                 rate = runs / seconds
             else:
@@ -53,7 +58,7 @@ def measure_image_rows(
         "clients": _CLIENTS,
         "n": round(sum(map(sum, rates.values())) * seconds),
         "rows_per_s": {kind: round(fmean(each), 1) for kind, each in rates.items()},
-        "worker_over_bare": round(fmean(rates[WORKER]) / fmean(rates[BARE]), 4),
+        "over_bare": {kind: round(fmean(rates[kind]) / fmean(rates[BARE]), 4) for kind in daemons},
         "noise": {kind: round(largest_difference(each), 4) for kind, each in rates.items()},
         "rows_per_s_of_segments": rates,
     }

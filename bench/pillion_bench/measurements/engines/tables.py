@@ -65,10 +65,14 @@ def print_budget(report: dict[str, Any]) -> None:
 def _print_rows(console: Console, part: dict[str, Any]) -> None:
     rates, noise = part["rows_per_s"], part["noise"]
     console.print(
-        f"{part['rows']} rows of {part['policy']}: {rates['worker']:,.0f} rows/s through a worker, "
-        f"{rates['bare']:,.0f} of the bare engine: {part['worker_over_bare']:.3f} x "
-        f"(A/A noise {noise['worker']:.1%}, {noise['bare']:.1%})"
+        f"{part['rows']} rows of {part['policy']}: {rates['bare']:,.0f} rows/s of the bare engine "
+        f"(A/A noise {noise['bare']:.1%})"
     )
+    for kind, depth in (("worker", 1), ("worker_depth_2", 2)):
+        console.print(
+            f"… {rates[kind]:,.0f} rows/s through a worker of depth {depth}: {part['over_bare'][kind]:.3f} x "
+            f"(A/A noise {noise[kind]:.1%})"
+        )
 
 
 def _print_beside(console: Console, part: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from tests.bench.conftest import report_of, run_pillion
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """One short round of every part."""
-    return report_of("engine", "--seconds", "0.2", "--rounds", "1", "--also", "all")
+    return report_of("engine", "--seconds", "0.4", "--rounds", "1", "--also", "all")
 
 
 def test_every_kind_has_its_percentiles_and_its_count(measured: dict[str, Any]) -> None:
@@ -62,11 +62,11 @@ def test_without_a_doorbell_there_is_no_ratio() -> None:
 
 def test_rows_are_counted_for_the_worker_and_for_the_bare_engine(measured: dict[str, Any]) -> None:
     part = measured["rows"]
-    assert part["rows_per_s"].keys() == part["noise"].keys() == {"bare", "worker"}
+    assert part["rows_per_s"].keys() == part["noise"].keys() == {"bare", "worker", "worker_depth_2"}
     assert all(rate > 0 for rate in part["rows_per_s"].values())
-    assert part["worker_over_bare"] == pytest.approx(
-        part["rows_per_s"]["worker"] / part["rows_per_s"]["bare"], abs=1e-3
-    )
+    assert part["over_bare"].keys() == {"worker", "worker_depth_2"}
+    for kind, ratio in part["over_bare"].items():
+        assert ratio == pytest.approx(part["rows_per_s"][kind] / part["rows_per_s"]["bare"], abs=1e-3)
 
 
 def test_an_inline_policy_is_measured_alone_and_beside_a_busy_worker(measured: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def test_the_table_has_a_line_for_each_part(measured: dict[str, Any], capsys: py
 
 def test_the_number_of_segments_follows_the_options() -> None:
     assert EngineOptions(rounds=2).segments == 16
-    assert EngineOptions(rounds=2, also=PARTS).segments == 16 + 8 + 8 + 2 + 7
+    assert EngineOptions(rounds=2, also=PARTS).segments == 16 + 12 + 8 + 2 + 7
 
 
 def test_an_unknown_part_is_refused_with_those_that_there_are() -> None:

@@ -235,6 +235,7 @@ class ServingLoop:
         poll = self._poll
         clock = self._clock
         yield_core = os.sched_yield
+        # It spins in many turns after one act: each counts its own time, and all end together.
         began_ns = now_ns = clock()
         until_ns = min(self._scheduler.deadline_ns(), self._now_ns + self._busy_poll_ns)
         while not (ready := poll(0, EVENTS_MAX)) and now_ns < until_ns:

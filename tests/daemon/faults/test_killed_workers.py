@@ -28,6 +28,7 @@ from tests.daemon.support.worker_faults import (
     send,
     the_worker,
     worker_pids,
+    workers_at_a_glance,
 )
 from tests.harness import START_S_MAX, STORE, Daemon, wait_until
 
@@ -229,7 +230,7 @@ def each_new_worker_is_hit(daemon: Daemon, end: signal.Signals, times: int) -> I
 
     def hunt() -> None:
         while len(hits) < times and not is_done.wait(0.002):
-            for pid in set(worker_pids(daemon)) - known:
+            for pid in workers_at_a_glance(daemon) - known:
                 known.add(pid)
                 send(pid, end)
                 hits.append(pid)

@@ -110,15 +110,25 @@ def test_it_spins_while_a_client_has_a_session_and_health_reports_it(
     pid = spinning_daemon.serving_pid
     assert spinning_daemon.health()["busy_poll"] == {"us": SPIN_US, "spinning": False, "spun_s": 0}
     with pillion.connect(spinning_daemon.address) as session:
-        session.begin().act(OBSERVATION)
+        episode = session.begin()
+        episode.act(OBSERVATION)
         wait_until_spinning_is(spinning_daemon, True)
-        # Other processes may want the same core: wait for the CPU time, however long it takes to get.
-        used_s = cpu_s(pid)
-        wait_until(lambda: cpu_s(pid) - used_s >= 4 * IDLE_CPU_S_MAX, START_S_MAX)
+        # Other processes may want the same core: wait for the CPU time, however long it takes to get. It spins for
+        # `busy_poll_us` after an act, which a busy host may spend on others, so there is another act now and then.
+        used_s, acted_s = cpu_s(pid), time.monotonic()
+
+        def has_spun() -> bool:
+            nonlocal acted_s
+            if time.monotonic() - acted_s > SPIN_US / 1e6:
+                episode.act(OBSERVATION)
+                acted_s = time.monotonic()
+            return cpu_s(pid) - used_s >= 4 * IDLE_CPU_S_MAX
+
+        wait_until(has_spun, START_S_MAX)
     wait_until_spinning_is(spinning_daemon, False)
     spun_s = spinning_daemon.metric("pillion_busy_poll_seconds_total")
     assert cpu_s_in_a_second(pid) < IDLE_CPU_S_MAX
-    assert spun_s > 0
+    assert 0 < spun_s < spinning_daemon.health()["uptime_s"]
     assert spinning_daemon.metric("pillion_busy_poll_seconds_total") == spun_s
 
 

@@ -34,6 +34,19 @@ def worker_pids(daemon: Daemon) -> list[int]:
     return [pid for _, pid in sorted(found)]
 
 
+def workers_at_a_glance(daemon: Daemon) -> set[int]:
+    """Returns the same as the kernel lists them, which takes a fraction of the time; those that end meanwhile may hide others."""
+    found = set()
+    for tasks in Path(f"/proc/{daemon.pid}/task").glob("*/children"):
+        for pid in tasks.read_text().split():
+            try:
+                if "pillion_worker" in psutil.Process(int(pid)).cmdline():
+                    found.add(int(pid))
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+    return found
+
+
 def the_worker(daemon: Daemon) -> int:
     """Returns the only worker of a daemon, as soon as there is one."""
     wait_until(lambda: len(worker_pids(daemon)) == 1)

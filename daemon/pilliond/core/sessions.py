@@ -234,11 +234,13 @@ class Sessions:
 
         Returns False if anything else is unusual; `_act` then checks everything.
         """
+        session = group.session
+        share = session.share
         if (
             sequence <= group.last_sequence
             or group.waiting
-            or group.session.peer != message[0]
-            or group.session.share.rows_waiting + group.rows > group.session.share.queue_rows_max
+            or session.peer != message[0]
+            or share.rows_waiting + group.rows > share.queue_rows_max
             or self.draining
         ):
             return False

@@ -7,7 +7,6 @@ with its parent.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import resource
@@ -80,10 +79,7 @@ async def serve(end: socket.socket, config: StartupConfig) -> None:
         page.cells[metrics_page.READY_AT_NS] = time.monotonic_ns()
         page.cells[metrics_page.PHASE] = Phase.READY
         channel.send(end, ready_report(listen, loaded))
-        host = asyncio.get_running_loop()
-        host.add_reader(end.fileno(), control_handler.receive)
         reason = await loop.run()
-        host.remove_reader(end.fileno())
         page.cells[metrics_page.PHASE] = Phase.DRAINING
         loop.drain(reason)
         control_handler.close()
@@ -229,6 +225,7 @@ def make_loop(
     workers.sink = loop
     workers.set_report(control_handler.send)
     loop.on_tick = control_handler.sweep
+    poller.add(end.fileno(), control_handler)
     return loop, control_handler
 
 

@@ -19,6 +19,7 @@ from pilliond.engine.integer_ranges import IntegerRange, Outside, first_outside
 from pilliond.engine.interface import Array, EngineError
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
+from pilliond.limits import BATCHES_PER_OBSERVATION
 from pilliond.transport.interface import Reply
 from pilliond.versions.loaded_version import Version
 
@@ -52,6 +53,8 @@ class BatchRunner:
         """Sends the replies that wait, and copies what the tap owes."""
         self.tap: Tap | None = None
         """Copies every answered batch, while there is a shadow."""
+        self._batches = 0
+        self._shares_the_loop = len(sessions.policies) > 1
         self.convicted: list[int] = []
         """The numbers of the sessions whose acts ended a worker, until somebody takes them."""
         self.in_flight: list[Running] = []
@@ -83,7 +86,7 @@ class BatchRunner:
         except EngineError as error:
             self._failed(version, groups, str(error), replies)
             return
-        self._finish(version, memory, groups, rows, close, dispatched_ns, replies)
+        self._answer(version, memory, groups, rows, close, dispatched_ns, replies)
 
     # Engines outside the loop
 
@@ -142,7 +145,7 @@ class BatchRunner:
             except EngineError as error:
                 self._failed(version, groups, str(error), replies)
             else:
-                self._finish(version, memory, groups, running.rows, running.close, running.dispatched_ns, replies)
+                self._answer(version, memory, groups, running.rows, running.close, running.dispatched_ns, replies)
                 # Before the bookkeeping: the client waits. And before the memory is used again: the tap copies from it.
                 self._send()
         self.in_flight.remove(running)
@@ -181,31 +184,6 @@ class BatchRunner:
 
     # Answering
 
-    def _finish(
-        self,
-        version: Version,
-        memory: BatchMemory,
-        groups: list[EpisodeGroup],
-        rows: int,
-        close: BatchClose,
-        dispatched_ns: int,
-        replies: list[Reply],
-    ) -> None:
-        """Samples where an act asks for it, and answers the acts of a batch that ran."""
-        for group in groups:
-            if group.starting or not group.deterministic:
-                _start_and_sample(groups, memory)
-                break
-        ran_ns = self._clock()
-        version.service.observe(rows, ran_ns - dispatched_ns)
-        if version.watched:
-            self._watch(version, memory, groups, rows)
-        self._answer(version, memory, groups, rows, close, dispatched_ns, ran_ns, replies)
-        if version.engine.is_inline:
-            groups[0].session.share.used_ns += ran_ns - dispatched_ns
-        if self.tap is not None:
-            self.tap.take(version, memory, groups)
-
     def _watch(self, version: Version, memory: BatchMemory, groups: list[EpisodeGroup], rows: int) -> None:
         """Counts the acts that a new version answers with a NaN or an infinity."""
         outputs = [memory.outputs[tensor.name] for tensor in version.spec.outputs]
@@ -227,9 +205,19 @@ class BatchRunner:
         rows: int,
         close: BatchClose,
         dispatched_ns: int,
-        ran_ns: int,
         replies: list[Reply],
     ) -> None:
+        """Answers the acts of a batch that ran; samples their actions where they ask for it."""
+        for group in groups:
+            if group.starting or not group.deterministic:
+                _start_and_sample(groups, memory)
+                break
+        ran_ns = self._clock()
+        self._batches += 1
+        if not self._batches % BATCHES_PER_OBSERVATION or not version.engine.is_inline:
+            version.service.observe(rows, ran_ns - dispatched_ns)
+        if version.watched:
+            self._watch(version, memory, groups, rows)
         acts = self._page.acts
         others = memory.views.other_outputs
         answered = len(groups)
@@ -267,6 +255,10 @@ class BatchRunner:
                 group.take_states(memory)
             replies.append(reply)
         self._page.batches += (rows, close, ran_ns - dispatched_ns, version.metrics_index, answered)
+        if self._shares_the_loop and version.engine.is_inline:
+            groups[0].session.share.used_ns += ran_ns - dispatched_ns
+        if self.tap is not None:
+            self.tap.take(version, memory, groups)
 
     def answer_late(self, group: EpisodeGroup, replies: list[Reply]) -> None:
         """Answers an act whose deadline has passed with the fallback that its session declared."""

@@ -107,6 +107,9 @@ PEER_GROUPS_BYTES_MAX: Final = 1_024
 
 # Processes
 
+HOPELESS_PER_TRIAL: Final = 256
+"""Of the acts that cannot be done within their budget as far as is known, one in so many is tried."""
+
 CLOSE_MARGIN_NS: Final = 100_000
 """A batch that closes for its most urgent act closes this much earlier than the engine's time asks for."""
 

@@ -55,11 +55,14 @@ class Running:
         """Whether a worker ended before it answered."""
 
     def take_awaited(self) -> list[EpisodeGroup]:
-        """Ends the run for its groups; returns those whose act still waits for it: no newer act has replaced theirs."""
+        """Ends the run for its groups; returns those whose act still waits for it.
+
+        Not those whose act was replaced, even if it was sent again since: that one waits, or runs in another memory.
+        """
         awaited = []
         for group, sequence in zip(self.groups, self.sequences, strict=True):
             if group.running is self:
                 group.running = None
-            if group.waiting and group.queue is None and group.sequence == sequence:
-                awaited.append(group)
+                if group.waiting and group.queue is None and group.sequence == sequence:
+                    awaited.append(group)
         return awaited

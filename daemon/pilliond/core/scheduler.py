@@ -19,7 +19,7 @@ from typing import Final
 
 from pillion_protocol import BatchClose
 from pilliond.core.episodes import EpisodeGroup
-from pilliond.limits import CLOSE_MARGIN_NS, NEVER_NS
+from pilliond.limits import CLOSE_MARGIN_NS, HOPELESS_PER_TRIAL, NEVER_NS
 from pilliond.versions.loaded_version import Version
 
 _turn: Final = attrgetter("share.used_ns", "oldest_ns")
@@ -113,6 +113,7 @@ class Scheduler:
         self._queues: dict[Version, EngineQueue] = {}
         self._is_settled = True
         """Whether everything that waits, waits for a busy engine or for time to pass."""
+        self._hopeless = 0
         self._is_claimed = False
         """Whether an act of a mixed version waits for engines of which some are busy."""
 
@@ -185,7 +186,11 @@ class Scheduler:
         begin_ns = now_ns
         if not version.engine.free and (queue := self._queues.get(version)) is not None:
             begin_ns = max(now_ns, queue.busy_until_ns)
-        return begin_ns + version.service.fast_ns(group.rows) >= group.deadline_ns
+        if begin_ns + version.service.fast_ns(group.rows) < group.deadline_ns:
+            return False
+        self._hopeless += 1
+        # Now and then one is tried: if nothing ran, nothing could show that the runs are quicker by now.
+        return now_ns >= group.deadline_ns or self._hopeless % HOPELESS_PER_TRIAL != 0
 
     # Taking
 
@@ -194,7 +199,8 @@ class Scheduler:
         due_ns = NEVER_NS
         for queue in self.active:
             due_ns = min(due_ns, queue.deadline_ns)
-            if queue.share.wait_ns_max and queue.version.engine.free:
+            # Where engines are claimed, the next completion decides.
+            if queue.share.wait_ns_max and not self._is_claimed and queue.version.engine.free:
                 due_ns = min(due_ns, self._close_by_ns(queue))
         return due_ns
 
@@ -225,7 +231,7 @@ class Scheduler:
                     return self._form(queue, now_ns, close)
                 self._is_claimed = False
             else:
-                self._is_claimed = bool(queue.version.engine.parts)
+                self._is_claimed = bool(queue.version.engine.parts) and queue.version.engine.is_ready
             self._is_settled = True
             return None
         return self._take_of_several(now_ns, drain)
@@ -237,7 +243,9 @@ class Scheduler:
             if claimed and not claimed.isdisjoint(engine.parts or (engine,)):
                 continue
             if not engine.free:
-                claimed.update(engine.parts)
+                # For an engine that is being replaced nobody waits with another one in hand.
+                if engine.is_ready:
+                    claimed.update(engine.parts)
                 continue
             close = self._close(queue, now_ns, drain)
             if close is not None:
@@ -284,10 +292,6 @@ class Scheduler:
         for group in groups:
             group.session.share.lock_step_running -= group.session.lock_step
         self._is_settled = False
-
-    def used(self, share: PolicyShare, duration_ns: int) -> None:
-        """Notes that an inline engine of a policy has used the loop."""
-        share.used_ns += duration_ns
 
     # Inside
 

@@ -98,11 +98,14 @@ class PeriodicTimer:
 
     def __init__(self, descriptors: DescriptorSet, period_ns: int) -> None:
         self.descriptor = -1
+        self.has_expired = False
+        """Whether it has expired since its last start, as far as `receive` was told."""
         self._descriptors = descriptors
         self._period = divmod(period_ns, _NANOSECONDS)
 
     def start(self) -> None:
         """Starts the timer, from now on."""
+        self.has_expired = False
         _libc.timerfd_settime(self.descriptor, 0, _SETTING.pack(*self._period, *self._period), None)
 
     def stop(self) -> None:
@@ -110,6 +113,7 @@ class PeriodicTimer:
         _libc.timerfd_settime(self.descriptor, 0, _SETTING.pack(0, 0, 0, 0), None)
 
     def receive(self) -> None:
+        self.has_expired = True
         expirations(self.descriptor)
 
     def __enter__(self) -> Self:

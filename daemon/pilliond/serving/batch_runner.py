@@ -55,8 +55,8 @@ class BatchRunner:
         """Copies every answered batch, while there is a shadow."""
         self._batches = 0
         self._shares_the_loop = len(sessions.policies) > 1
-        self.convicted: list[int] = []
-        """The numbers of the sessions whose acts ended a worker, until somebody takes them."""
+        self.convicted: dict[Version, list[int]] = {}
+        """By version the numbers of the sessions whose acts ended a worker, until somebody takes them."""
         self.in_flight: list[Running] = []
         """The batches that run on engines outside the loop, oldest first."""
 
@@ -94,12 +94,12 @@ class BatchRunner:
         version, memory = running.version, running.memory
         memory.user = running
         self.in_flight.append(running)
+        for group in running.groups:
+            group.running = running
         version.engine.submit(memory, running.rows)
         # The worker is waking up meanwhile. If it was lost at once, the batch is concluded already.
         if running.runs_left:
             running.is_counted = True
-            for group in running.groups:
-                group.running = running
             self._scheduler.submitted(running.groups, version, running.rows, running.dispatched_ns)
 
     def exercise(self, version: Version, rows: int) -> bool:
@@ -160,7 +160,8 @@ class BatchRunner:
         An act that is lost for the second time, and by itself, is refused.
         """
         if len(groups) == 1 and groups[0].lost_sequence == groups[0].sequence:
-            self.convicted.append(groups[0].session.number)
+            if not version.engine.parts:
+                self.convicted.setdefault(version, []).append(groups[0].session.number)
             self._sessions.answer_error(groups[0], _WORKER_LOST, replies)
             return
         for group in groups:

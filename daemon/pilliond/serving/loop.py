@@ -143,14 +143,16 @@ class ServingLoop:
         is_busy = False
         ready = self._poll(0, EVENTS_MAX)
         while self._stop_reason is None:
-            if len(ready) == 1 and ready[0][0] == linger.descriptor:
+            is_over = len(ready) == 1 and ready[0][0] == linger.descriptor
+            if ready and not is_over:
+                self.run_once(ready)
+                is_busy = True
+            # Where sources are always ready, the timer is read among them.
+            if is_over or linger.has_expired:
                 if is_busy or self._is_spinning():
                     # It is the host's turn, and then at once this one's again.
                     asyncio.get_running_loop().call_soon(self._serve)
                 break
-            if ready:
-                self.run_once(ready)
-                is_busy = True
             ready = self._wait()
         linger.stop()
 
@@ -172,10 +174,9 @@ class ServingLoop:
         """As `BatchRunner.lose`."""
         return self._runner.lose(memories, self._replies)
 
-    def take_convicted(self) -> list[int]:
-        """Returns the numbers of the sessions whose acts have ended a worker since the last call."""
-        convicted, self._runner.convicted = self._runner.convicted, []
-        return convicted
+    def take_convicted(self, version: Version) -> list[int]:
+        """Returns the numbers of the sessions whose acts have ended a worker of a version since the last call."""
+        return self._runner.convicted.pop(version, [])
 
     def refuse(self, version: Version, error: RemoteProtocolError) -> None:
         """Answers everything that waits for a version with an error."""
@@ -193,7 +194,8 @@ class ServingLoop:
             self._run_due(drain=True)
             if self._clock() >= until_ns:
                 break
-            if self._runner.in_flight:
+            if self._scheduler.active or self._runner.in_flight:
+                # Also the replacement of a lost worker arrives here.
                 self._receive(self._poll(_DRAIN_POLL_S, EVENTS_MAX))
         self._sessions.draining = True
         self._sessions.say_goodbye(reason, self._replies)
@@ -291,13 +293,17 @@ class ServingLoop:
 
     def _refuses(self, group: EpisodeGroup, now_ns: int) -> bool:
         """Answers an act that cannot be done in time, or whose version is out; returns whether it did."""
-        if group.version.out is not None:
-            self._sessions.answer_error(group, group.version.out, self._replies)
-            return True
-        if self._scheduler.is_hopeless(group, now_ns):
+        out = group.version.out
+        if out is None and not self._scheduler.is_hopeless(group, now_ns):
+            return False
+        if group.queue is not None:
+            # The act that this one replaces is still queued.
+            self._scheduler.remove(group)
+        if out is not None:
+            self._sessions.answer_error(group, out, self._replies)
+        else:
             self._runner.answer_late(group, self._replies)
-            return True
-        return False
+        return True
 
     def _after_no_message(self, ready: Events) -> bool:
         """Looks why a source has no message; returns whether to look no further now."""
@@ -376,6 +382,7 @@ class ServingLoop:
             self._send_replies()
         if self._scheduler.active:
             self._run_due()
+            self._wake_at(self._scheduler.deadline_ns())
         self._ticks += 1
         now_ns = cells[page_cells.TICK_AT_NS] = self._clock()
         if self._ticks % _TICKS_PER_SWEEP == 0:

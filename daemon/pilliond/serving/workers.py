@@ -52,8 +52,8 @@ class BatchSink(Protocol):
     def lose(self, memories: Sequence[BatchMemory]) -> int:
         """Takes the runs that a lost worker had not completed; returns how many acts of them will run again."""
 
-    def take_convicted(self) -> list[int]:
-        """Returns the numbers of the sessions whose acts have ended a worker since the last call."""
+    def take_convicted(self, version: Version) -> list[int]:
+        """Returns the numbers of the sessions whose acts have ended a worker of a version since the last call."""
 
     def refuse(self, version: Version, error: RemoteProtocolError) -> None:
         """Answers everything that waits for a version with an error."""
@@ -272,7 +272,7 @@ class Workers:
             # `start`, or whoever runs batches before the loop does, waits for it and says why.
             return
         reruns = self.sink.lose([batch.memory for batch in engine.in_flight])
-        is_repeat = worker.convict(self.sink.take_convicted())
+        is_repeat = worker.convict(self.sink.take_convicted(worker.version) if worker.version is not None else [])
         self._report(NeedWorker(worker.request.digest, reason, worker.batches, reruns, is_repeat, engine.cause))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_artifacts.card.model_card import Distribution
-from pillion_protocol import Fallback, Lease
+from pillion_protocol import Fallback, Lease, RemoteProtocolError
 from pillion_protocol.lane import Frame
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, Engine
@@ -38,8 +38,10 @@ class VersionPartition:
             zip(version.first_states(len(row_versions)), version.first_states(len(row_versions)), strict=True)
         )
         """As `Engine.states`, for all rows of the group; only the rows that lease the version are used."""
-        self.memory = version.engine.memories[0]
-        """The memory of the version's engine that its rows run in, or ran in."""
+        self.memory: BatchMemory
+        """The memory of the version's engine that its rows run in, or ran in. A worker's is known once it has a batch."""
+        if version.engine.is_inline:
+            self.memory = version.engine.memories[0]
 
     def put(self, whole: BatchMemory) -> None:
         """Copies its rows of the group's batch into `memory`."""
@@ -151,6 +153,15 @@ class MixedVersion(Version):
         self.samplable = all(version.samplable for version in distinct)
         self.watched = any(version.watched for version in distinct)
         self.row_leases = [distinct.index(version) for version in row_versions]
+
+    @property
+    def out(self) -> RemoteProtocolError | None:
+        """Why one of its versions is out; None while all serve."""
+        return next((part.version.out for part in self.parts if part.version.out is not None), None)
+
+    @out.setter
+    def out(self, error: RemoteProtocolError | None) -> None:
+        """The versions of its parts have their own."""
 
     def owners_of(self, rows: NDArray[np.bool_]) -> list[Version]:
         """As `Version.owners_of`."""

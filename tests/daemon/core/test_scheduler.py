@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pillion_protocol import BatchClose
 from pilliond.core.scheduler import Batch, PolicyShare, Scheduler
 from pilliond.engine.service_time import ServiceTimes
-from pilliond.limits import CLOSE_MARGIN_NS, NEVER_NS
+from pilliond.limits import CLOSE_MARGIN_NS, HOPELESS_PER_TRIAL, NEVER_NS
 
 BUCKETS = [1, 2, 4, 8, 16]
 
@@ -24,10 +24,16 @@ class StandInEngine:
         self.parts = parts
         self.memories = [SimpleNamespace(user=None)]
         self.is_busy = False
+        self.is_lost = False
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.is_lost and all(part.is_ready for part in self.parts)
 
     @property
     def free(self) -> list[Any]:
-        return [] if self.is_busy or any(part.is_busy for part in self.parts) else self.memories
+        is_free = self.is_ready and not self.is_busy and not any(part.is_busy for part in self.parts)
+        return self.memories if is_free else []
 
 
 def version(*parts: Any) -> Any:
@@ -221,6 +227,27 @@ def test_while_a_mixed_version_waits_no_younger_act_takes_one_of_its_engines() -
     one.engine.is_busy = False
     assert [bench.take(4).groups, bench.take(4).groups] == [[mixed], [young]]
     assert not bench.scheduler.has_work(one)
+
+
+def test_nobody_waits_for_an_engine_that_is_being_replaced_with_another_one_in_hand() -> None:
+    bench = Bench()
+    bench.share.lock_step_live = 0
+    lost, healthy = version(), version()
+    lost.engine.is_lost = True
+    bench.add(1, version=version(lost, healthy))
+    young = bench.add(2, version=healthy)
+    assert bench.take(3).groups == [young]
+    assert bench.scheduler.take(4) is None
+    assert bench.scheduler.closes_alone(bench.group(lock_step=False, version=healthy), 5)
+
+
+def test_one_hopeless_act_in_many_is_tried_so_that_a_quicker_engine_shows() -> None:
+    bench = Bench()
+    bench.version.service.observe(1, 10_000)
+    tries = [not bench.scheduler.is_hopeless(bench.group(deadline_ns=5_000), 0) for _ in range(2 * HOPELESS_PER_TRIAL)]
+    assert tries.count(True) == 2
+    bench.version.service.observe(1, 1_000)
+    assert not bench.scheduler.is_hopeless(bench.group(deadline_ns=5_000), 0)
 
 
 def test_an_older_act_does_not_wait_for_a_mixed_version() -> None:

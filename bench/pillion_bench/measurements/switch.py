@@ -52,7 +52,7 @@ class SwitchOptions(msgspec.Struct, frozen=True):
     switches: int = 100
     acts_of_episode: int = 50
     before_s: float = 5.0
-    pause_s: float = 0.1
+    pause_s: float = 0.25
     restage: bool = False
     """Use three versions, so that each is staged and loaded for each switch."""
 

@@ -160,8 +160,10 @@ class BatchRunner:
         An act that is lost for the second time, and by itself, is refused.
         """
         if len(groups) == 1 and groups[0].lost_sequence == groups[0].sequence:
-            if not version.engine.parts:
-                self.convicted.setdefault(version, []).append(groups[0].session.number)
+            session = groups[0].session
+            # Where it is the only client, nobody else can say whether the version still works.
+            if session.policy.sessions_live > 1 and not version.engine.parts:
+                self.convicted.setdefault(version, []).append(session.number)
             self._sessions.answer_error(groups[0], _WORKER_LOST, replies)
             return
         for group in groups:

@@ -39,7 +39,8 @@ from pilliond.versions.loaded_version import Version
 
 _DRAIN_POLL_S: Final = 0.05
 _OK: Final = Sent.OK
-_TICK_S: Final = TICK_MS / 1_000
+_NANOSECONDS: Final = 1_000_000_000
+_TICK_NS: Final = TICK_MS * 1_000_000
 _LINGER_NS: Final = TRAFFIC_LINGER_MS * 1_000_000
 _TICKS_PER_SWEEP: Final = max(1, HEARTBEAT_MS // 2 // TICK_MS)
 
@@ -88,6 +89,7 @@ class ServingLoop:
         self._stopped: asyncio.Future[str] | None = None
         self._linger: PeriodicTimer | None = None
         self._ticks = 0
+        self._tick_due_ns = 0
         self._gc_started_ns = 0
         self.on_tick: Callable[[], None] = _nothing
         """Called on every tick."""
@@ -102,7 +104,8 @@ class ServingLoop:
             with PeriodicTimer(self._poller, _LINGER_NS) as self._linger, DeadlineTimer(self._poller) as deadline:
                 self._wake_at = deadline.set
                 host.add_reader(self._poller.descriptor, self._serve)
-                self._tick_on(host, host.time())
+                self._tick_due_ns = self._clock()
+                self._tick_on(host)
                 # A message may have come before the host watched.
                 host.call_soon(self._serve)
                 try:
@@ -124,16 +127,20 @@ class ServingLoop:
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_exception(context.get("exception") or RuntimeError(context["message"]))
 
-    def _tick_on(self, host: asyncio.AbstractEventLoop, due_s: float) -> None:
-        """Ticks, and again every `TICK_MS`: aligned, however long a tick took."""
-        self._tick()
+    def _tick_on(self, host: asyncio.AbstractEventLoop) -> None:
+        """Ticks when it is time to, as a timer of the host."""
+        self._tick_if_due()
         if self._busy_poll_ns and len(self._sessions):
             # Each tick begins a spell of polling, as a message does.
             self._now_ns = self._clock()
             host.call_soon(self._serve)
-        late_s = max(0.0, host.time() - due_s)
-        next_s = due_s + (late_s // _TICK_S + 1) * _TICK_S
-        host.call_at(next_s, self._tick_on, host, next_s)
+        host.call_later(max(0, self._tick_due_ns - self._clock()) / _NANOSECONDS, self._tick_on, host)
+
+    def _tick_if_due(self) -> None:
+        """Ticks, if the last one was `TICK_MS` ago. Aligned, however long a tick took."""
+        if self._clock() >= self._tick_due_ns:
+            self._tick()
+            self._tick_due_ns += ((self._clock() - self._tick_due_ns) // _TICK_NS + 1) * _TICK_NS
 
     def _serve(self) -> None:
         """Serves while there is traffic. The host calls it when the epoll set is readable."""
@@ -152,6 +159,8 @@ class ServingLoop:
                 if is_busy or self._is_spinning():
                     # It is the host's turn, and then at once this one's again.
                     asyncio.get_running_loop().call_soon(self._serve)
+                # The host's timers are late while its callbacks take long.
+                self._tick_if_due()
                 break
             ready = self._wait()
         linger.stop()

@@ -22,7 +22,7 @@ class WorkerLosses:
     workers complete batches. A worker that served for `WORKER_STEADY_S_MIN` clears the losses before it.
     Rule 2: after `WORKER_LOSSES_MAX` workers in a row that completed no batch, the version is out. It is out at once where
     the model itself is refused: the next worker would refuse it too.
-    Rule 3: acts of one session count once until a worker completes a batch. One client alone takes no version out.
+    Rule 3: acts of one session count once until a worker completes a batch. Where there are others, one client takes no version out.
     Rule 4: a worker whose acts run again is replaced at once, and is no reason to take the version out. Half of them ran
     in each worker after it, so there are few such losses until the act that ends workers is alone, and refused.
     """

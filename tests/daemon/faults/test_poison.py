@@ -125,11 +125,15 @@ def test_a_poisoner_that_never_stops_neither_puts_the_version_out_nor_starves_th
     assert daemon.health()["phase"] == "ready"
 
 
-def test_a_poisoner_that_is_alone_does_not_put_the_version_out_either(
+def test_a_poisoner_among_idle_sessions_does_not_put_the_version_out_either(
     store: Path, short_path: Path, start_daemon: StartDaemon
 ) -> None:
     daemon = start_daemon(policy="hostile", store=store, listen=[f"lane://{short_path}/alone.sock"], settings=SETTINGS)
-    with pillion.connect(daemon.address, timeout_s=WAIT_S_MAX) as session, session.begin(seed=1) as episode:
+    with (
+        pillion.connect(daemon.address),
+        pillion.connect(daemon.address, timeout_s=WAIT_S_MAX) as session,
+        session.begin(seed=1) as episode,
+    ):
         for value in range(WORKER_LOSSES_MAX + 1):
             assert refused_with(episode, value, Poison.CRASH) == "internal"
     assert not daemon.events("version_out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import Any, ClassVar
 
 import numpy as np
@@ -157,7 +158,9 @@ def test_the_host_gets_its_turn_while_sources_are_always_ready() -> None:
     source = Restless()
     descriptor = os.eventfd(1, os.EFD_NONBLOCK)
     poller.add(descriptor, source)
-    loop = ServingLoop(poller, [], plane.sessions, plane.scheduler, plane.page, plane.clock, lambda name, fields: None)
+    loop = ServingLoop(
+        poller, [], plane.sessions, plane.scheduler, plane.page, time.monotonic_ns, lambda name, fields: None
+    )
     ticks: list[int] = []
 
     def tick() -> None:

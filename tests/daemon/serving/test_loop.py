@@ -36,7 +36,6 @@ from pilliond.limits import (
     MESSAGES_PER_POLL_MAX,
     ROUNDS_PER_BATCH_MAX,
     SILENT_MS_MAX,
-    TICK_MS,
     ServingLimits,
 )
 from pilliond.transport.interface import Sent
@@ -80,29 +79,33 @@ def test_a_message_that_the_poller_does_not_report_is_received_before_the_loop_s
 
 
 class Host:
-    """An event loop with a clock that tests set: it remembers what to call, and when."""
+    """An event loop that remembers after which time to call."""
 
     def __init__(self) -> None:
-        self.now_s = 50.0
-        self.due_s = 0.0
+        self.delay_s = 0.0
 
-    def time(self) -> float:
-        return self.now_s
-
-    def call_at(self, due_s: float, *call: Any) -> None:
-        self.due_s = due_s
+    def call_later(self, delay_s: float, *call: Any) -> None:
+        self.delay_s = delay_s
 
 
-@pytest.mark.parametrize(("took_s", "ticks"), [(0.0, 1), (0.03, 1), (0.1, 2), (0.25, 3)])
-def test_ticks_are_aligned_however_long_one_takes(plane: DataPlane, took_s: float, ticks: int) -> None:
+@pytest.mark.parametrize(("took_ms", "left_ms"), [(0, 100), (30, 70), (100, 100), (250, 50)])
+def test_ticks_are_aligned_however_long_one_takes(plane: DataPlane, took_ms: int, left_ms: int) -> None:
     host = Host()
+    ticks = []
 
     def tick() -> None:
-        host.now_s += took_s
+        ticks.append(plane.clock.now_ns)
+        plane.clock.now_ns += took_ms * MS
 
     plane.loop.on_tick = tick
-    plane.loop._tick_on(host, 50.0)  # type: ignore[arg-type]
-    assert host.due_s == pytest.approx(50.0 + ticks * TICK_MS / 1_000)
+    plane.loop._tick_due_ns = plane.clock.now_ns
+    plane.loop._tick_on(host)  # type: ignore[arg-type]
+    assert host.delay_s == pytest.approx(left_ms / 1_000)
+    plane.loop._tick_if_due()
+    assert len(ticks) == 1
+    plane.clock.now_ns += left_ms * MS
+    plane.loop._tick_if_due()
+    assert len(ticks) == 2
 
 
 def test_waiting_messages_of_one_carrier_make_one_batch(plane: DataPlane) -> None:

@@ -465,6 +465,7 @@ class Supervisor:
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(self.workers.wait_ended)
         self._process = None
         self.ready = None
         cells = self.page.cells

@@ -205,7 +205,10 @@ WORKER_STEADY_S_MIN: Final = 60.0
 """A worker that served this long clears the losses before it."""
 
 WORKER_LOOK_S: Final = 1.0
-"""How often the control process reads how much memory each worker has."""
+"""How often the control process reads how much memory each worker has, and reaps those that have ended."""
+
+WORKER_END_S_MAX: Final = 1.0
+"""How long the control process waits for killed workers when their serving process has ended."""
 
 ENGINE_TEXT_CHARACTERS_MAX: Final = 100
 """How much of what a worker says of its engine is shown: a broken one may say anything."""
@@ -218,8 +221,11 @@ WORKER_RUN_S_MAX: Final = 30.0
 POLICIES_MAX: Final = 16
 """Policies that one daemon serves: each has cells in the metrics page, engines and a route of its own."""
 
-LOAD_S_MAX: Final = 60.0
-"""From the request to load a version until it is warm in the serving process."""
+ANSWER_S_MAX: Final = 60.0
+"""From a request to the serving process until it has answered, unless it loads a version."""
+
+LOAD_S_MAX: Final = 360.0
+"""From the request to load a version until it is warm in the serving process: longer than all tries to start its worker."""
 
 LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
 """Address space that must be free besides a version's own before it loads, for a thread's stack and heap. The C library
@@ -425,3 +431,4 @@ assert TICK_MS * 5 < TICK_AGE_MS_MAX
 # The truth within two seconds: until it is late, one look to see that, one to begin with, and those that count.
 assert TICK_AGE_MS_MAX + 2 * LOOK_MS + STALLED_MS_MAX < LIVE_AGE_MS_MAX
 assert LOOK_MS < LOOK_MS_MAX
+assert LOAD_S_MAX > WORKER_LOSSES_MAX * (WORKER_START_S_MAX + WORKER_DELAY_S_MAX)

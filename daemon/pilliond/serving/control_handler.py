@@ -169,7 +169,10 @@ class ControlHandler:
         if message.version.placement is not None and message.version.placement.where == "worker":
             model_bytes = os.fstat(descriptor).st_size
             os.close(descriptor)
-            self._workers.load(message.version, model_bytes, policy.limits.rows_max, policy.engine)
+            try:
+                self._workers.load(message.version, model_bytes, policy.limits.rows_max, policy.engine)
+            except EngineError as error:
+                self.send(LoadFailed(message.version.digest, str(error)))
             return
         try:
             loader.start(message.version, descriptor)
@@ -289,9 +292,12 @@ class ControlHandler:
 
     def _unload(self, message: Unload) -> None:
         found = self._find(message.digest)
-        if found is not None:
-            policy, version = found
-            policy.residency.forget(version)
+        if found is None:
+            # The control process does not wait for its worker any more.
+            self._workers.abandon(message.digest)
+            return
+        policy, version = found
+        policy.residency.forget(version)
 
     def send(self, report: Report) -> None:
         """Sends a report, now or on the next tick."""

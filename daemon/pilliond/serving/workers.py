@@ -41,6 +41,9 @@ _BYTES_PER_MB: Final = 1_000_000
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
 _OUT: Final = "the engine of this version keeps failing"
+_NO_DESCRIPTOR: Final = "no descriptor was left for its worker"
+_DESCRIPTORS: Final = 2
+"""What comes with `WorkerStarted`: the model, and an end of the channel. The kernel drops those that find no room."""
 
 
 class BatchSink(Protocol):
@@ -147,7 +150,8 @@ class Workers:
             raise EngineError("the control process ended, or the daemon is stopping")
         if isinstance(message, GiveUp):
             raise EngineError(message.reason)
-        self._attach(worker, descriptors)
+        if not self._attach(worker, descriptors):
+            return
         try:
             engine.wait_ready(WORKER_START_S_MAX)
         except EngineError as error:
@@ -156,7 +160,9 @@ class Workers:
             self._report(NeedWorker(digest, str(error), cause=engine.cause))
 
     def load(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> None:
-        """Begins to load a version in a worker; `on_loaded` follows."""
+        """Begins to load a version in a worker; `on_loaded` follows. Raises `EngineError` if it loads already."""
+        if request.digest in self._versions:
+            raise EngineError("it is being loaded already")
         self._add(request, model_bytes, rows_max, settings)
 
     def started(self, message: WorkerStarted, descriptors: list[int]) -> None:
@@ -165,10 +171,15 @@ class Workers:
         if worker is not None and worker.engine.state is WorkerState.OUT:
             worker.engine.revive()
         if worker is None or worker.engine.state is not WorkerState.LOST:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            _close_all(descriptors)
             return
         self._attach(worker, descriptors)
+
+    def abandon(self, digest: bytes) -> None:
+        """Releases the engine of a version that is still loading; `on_loaded` does not follow."""
+        worker = self._versions.get(digest)
+        if worker is not None and worker.version is None:
+            self.close_version(digest)
 
     def give_up(self, message: GiveUp) -> None:
         """Takes a version out: what waits for it is refused, and what comes for it too."""
@@ -179,7 +190,11 @@ class Workers:
             self.close_version(message.digest)
             self.on_loaded(worker, message.reason)
             return
-        worker.engine.give_up(message.reason)
+        if worker.engine.state is WorkerState.OUT:
+            # Another try of a version that was out did not get as far as a worker.
+            worker.engine.reason = message.reason
+        else:
+            worker.engine.give_up(message.reason)
         worker.version.out = RemoteProtocolError(ErrorCode.ENGINE_OUT, f"{_OUT}: {message.reason}")
         if self.sink is not None:
             self.sink.refuse(worker.version, worker.version.out)
@@ -233,13 +248,19 @@ class Workers:
         self._report(NeedWorker(request.digest))
         return worker
 
-    def _attach(self, worker: WorkerVersion, descriptors: list[int]) -> None:
-        model, end = descriptors
+    def _attach(self, worker: WorkerVersion, descriptors: list[int]) -> bool:
+        """Connects a worker; returns False, and asks for another, if this process had no room for its descriptors."""
         worker.batches = 0
+        if len(descriptors) != _DESCRIPTORS:
+            _close_all(descriptors)
+            self._report(NeedWorker(worker.request.digest, _NO_DESCRIPTOR, cause=LossCause.ENDED))
+            return False
+        model, end = descriptors
         try:
             worker.engine.attach(socket.socket(fileno=end), model)
         finally:
             os.close(model)
+        return True
 
     def _make_version(self, worker: WorkerVersion) -> Version:
         worker.version = version_of(worker.request, worker.engine, worker.model_bytes)
@@ -274,6 +295,11 @@ class Workers:
         reruns = self.sink.lose([batch.memory for batch in engine.in_flight])
         is_repeat = worker.convict(self.sink.take_convicted(worker.version) if worker.version is not None else [])
         self._report(NeedWorker(worker.request.digest, reason, worker.batches, reruns, is_repeat, engine.cause))
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _ignore(worker: WorkerVersion, reason: str) -> None:

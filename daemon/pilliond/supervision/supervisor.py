@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pilliond.ipc.control_channel import (
     Failed,
     Held,
     ListSessions,
+    Load,
     Loaded,
     LoadFailed,
     NeedWorker,
@@ -31,6 +33,7 @@ from pilliond.ipc.control_channel import (
     Shadowed,
     StartupConfig,
     Switched,
+    Unload,
     Unloaded,
     Warmed,
     WorkerReady,
@@ -38,6 +41,7 @@ from pilliond.ipc.control_channel import (
 from pilliond.ipc.metrics_page import POLICY_CELLS, MetricsPage, Phase, make_page
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import (
+    ANSWER_S_MAX,
     DRAIN_S_MAX,
     LOAD_S_MAX,
     START_S_MAX,
@@ -246,17 +250,26 @@ class Supervisor:
     ) -> R:
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._pending[kind] = (digest, answer)
+        most_s = LOAD_S_MAX if isinstance(message, Load) else ANSWER_S_MAX
         try:
             channel.send(self._end, message, descriptors)
-            return await asyncio.wait_for(answer, LOAD_S_MAX)
+            return await asyncio.wait_for(answer, most_s)
         except TimeoutError:
-            raise SwitchError(f"the serving process did not answer within {LOAD_S_MAX:g} s") from None
+            raise SwitchError(f"the serving process did not answer within {most_s:g} s") from None
         except (BrokenPipeError, ConnectionResetError):
             raise SwitchError(_ENDED) from None
         except OSError as error:
             raise SwitchError(f"cannot send to the serving process: {error.strerror}") from None
         finally:
             del self._pending[kind]
+            if answer.cancelled() and isinstance(message, Load):
+                self._abandon(digest)
+
+    def _abandon(self, digest: bytes) -> None:
+        """Makes the serving process drop a version that nobody here waits for any more."""
+        # If this cannot be sent, the next report about that version sends it again.
+        with contextlib.suppress(OSError):
+            self.tell(Unload(digest))
 
     def _answer(self, report: Answer) -> None:
         digest, answer = self._pending.get(type(report), (b"", None))
@@ -312,11 +325,14 @@ class Supervisor:
         """Returns the versions of all policies that a new serving process starts with beside the stable ones."""
         return [version for policy in self.policies.values() for version in policy.version_table.beside()]
 
-    def _table_of(self, digest: bytes) -> VersionTable:
-        """Returns the table of the policy that has a version loaded. A digest is that of one policy only."""
+    def _table_of(self, digest: bytes) -> VersionTable | None:
+        """Returns the table of the policy that has a version loaded; None if none has. A digest is that of one policy only."""
         tables = [policy.version_table for policy in self.policies.values()]
-        (table,) = [table for table in tables if table.find(digest) is not None]
-        return table
+        return next((table for table in tables if table.find(digest) is not None), None)
+
+    def _drop(self, report: NeedWorker | WorkerReady | Loaded | Switched | Routed | Unloaded) -> None:
+        """Notes a report about a version that is unknown here: its load was abandoned meanwhile."""
+        self._log.debug("report_dropped", report=type(report).__name__, digest=f"sha256:{report.digest.hex()}")
 
     async def _watch(self, on_ready: Callable[[Ready], None]) -> bool:
         """Reads the reports of the serving process until it ends; returns whether it was ever ready."""
@@ -358,6 +374,9 @@ class Supervisor:
 
     def _note_route(self, report: Switched | Routed) -> None:
         table = self._table_of(report.digest)
+        if table is None:
+            self._drop(report)
+            return
         if isinstance(report, Switched):
             table.switch(report.digest)
         else:
@@ -365,29 +384,26 @@ class Supervisor:
         self._answer(report)
 
     def _note_worker(self, report: NeedWorker | WorkerReady | Loaded) -> None:
+        version = self._version(report.digest)
+        if version is None:
+            self._drop(report)
+            self._abandon(report.digest)
+            return
         match report:
             case NeedWorker():
-                self._need_worker(report)
+                self.workers.need(report, version, self.policies[version.policy].settings.engine)
             case WorkerReady():
-                self._note_engine(report)
+                version.engine = report.engine
                 self.workers.ready(report)
             case Loaded():
-                self._note_engine(report)
+                version.engine = report.engine
                 self.workers.loaded(report.digest)
                 self._answer(report)
 
-    def _note_engine(self, report: WorkerReady | Loaded) -> None:
-        self._version(report.digest).engine = report.engine
-
-    def _version(self, digest: bytes) -> SealedVersion:
-        """Returns a version that is loaded or being loaded."""
-        version = self.loading.get(digest) or self._table_of(digest).find(digest)
-        assert version is not None
-        return version
-
-    def _need_worker(self, report: NeedWorker) -> None:
-        version = self._version(report.digest)
-        self.workers.need(report, version, self.policies[version.policy].settings.engine)
+    def _version(self, digest: bytes) -> SealedVersion | None:
+        """Returns a version that is loaded or being loaded; None if it is neither."""
+        table = self._table_of(digest)
+        return self.loading.get(digest) or (table.find(digest) if table is not None else None)
 
     def _note_held(self, report: Held) -> None:
         if report.error:
@@ -411,6 +427,7 @@ class Supervisor:
             self.workers.loaded(digest)
         for failed in report.refused:
             table = self._table_of(failed.digest)
+            assert table is not None
             self._log.error("version_not_resumed", policy=str(table.find(failed.digest)), error=failed.message)
             table.refuse(failed.digest)
             self.workers.end(failed.digest)
@@ -425,6 +442,9 @@ class Supervisor:
 
     def _note_unloaded(self, report: Unloaded) -> None:
         table = self._table_of(report.digest)
+        if table is None:
+            self._drop(report)
+            return
         version, digest = table.find(report.digest), f"sha256:{report.digest.hex()}"
         self._log.info("version_unloaded", version=str(version), digest=digest, leases=report.leases)
         table.remove(report.digest)
@@ -445,6 +465,7 @@ class Supervisor:
         self._end.close()
         self._end = None
         code = await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(self.workers.wait_ended)
         self._process = None
         self.ready = None
         cells = self.page.cells

@@ -25,6 +25,8 @@ class WorkerLosses:
     Rule 3: acts of one session count once until a worker completes a batch. Where there are others, one client takes no version out.
     Rule 4: a worker whose acts run again is replaced at once, and is no reason to take the version out. Half of them ran
     in each worker after it, so there are few such losses until the act that ends workers is alone, and refused.
+    Rule 5: a worker that cannot be started because something is short is tried again after a pause, for ever: that says
+    nothing of the version.
     """
 
     def __init__(self) -> None:
@@ -35,8 +37,12 @@ class WorkerLosses:
         self._started_ns = 0
 
     def started(self, now_ns: int) -> None:
-        """Notes the start of a worker."""
+        """Notes the start of a worker, or a try."""
         self._started_ns = now_ns
+
+    def short(self, now_ns: int) -> float:
+        """Returns the pause in seconds after a worker could not be started because something is short."""
+        return max(WORKER_DELAY_S_MIN, self.lost(now_ns, 0, 0, is_repeat=True) or 0.0)
 
     def lost(
         self, now_ns: int, batches: int, reruns: int, *, is_refused: bool = False, is_repeat: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from pilliond.errors import SwitchError
 from pilliond.ipc.control_channel import ControlMessage, GiveUp, NeedWorker, WorkerReady, WorkerStarted
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.limits import LOAD_S_MAX, WORKER_LOOK_S
+from pilliond.limits import LOAD_S_MAX, WORKER_END_S_MAX, WORKER_LOOK_S
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.schema import EngineSettings, cpu_numbers
@@ -31,6 +32,8 @@ State = Literal["loading", "ready", "lost", "out"]
 
 _BYTES_PER_MB: Final = 1_000_000
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_SHORTAGES: Final = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS}
+"""What passes: no descriptor, process, memory or room in the channel is left now."""
 
 
 def resident_bytes_of(pid: int) -> int:
@@ -90,6 +93,8 @@ class WorkerPool:
         self._log = log
         self._resident_bytes = resident_bytes
         self._workers: dict[bytes, WorkerInfo] = {}
+        self._ending: list[subprocess.Popen[bytes]] = []
+        """Killed workers that have not ended yet: the kernel may take long to release their memory."""
         self.losses: Counter[tuple[str, LossCause]] = Counter()
         """Workers lost since the daemon started, by policy and cause."""
 
@@ -119,10 +124,7 @@ class WorkerPool:
         if delay_s is None:
             self._give_up(info, reason)
             return
-        info.state, info.reason = "lost", reason
-        self._log.error("worker_lost", version=str(version), cause=cause.value, reason=reason, restart_in_s=delay_s)
-        info.restarts += 1
-        info.timer = asyncio.get_running_loop().call_later(delay_s, self._start, info)
+        self._start_later(info, cause, reason, delay_s)
 
     def ready(self, report: WorkerReady) -> None:
         """Notes that a replacement serves."""
@@ -162,6 +164,7 @@ class WorkerPool:
         while True:
             await asyncio.sleep(WORKER_LOOK_S)
             self.check_memory()
+            self._reap()
 
     def check_memory(self) -> None:
         """Kills each worker with more resident memory than its settings allow; the serving process then asks for another."""
@@ -182,54 +185,98 @@ class WorkerPool:
             info.settle("it was unloaded meanwhile")
 
     def close(self) -> None:
-        """Ends every worker."""
+        """Ends every worker. Does not wait for the processes, see `wait_ended`."""
         for digest in list(self._workers):
             self.end(digest)
 
-    def _start(self, info: WorkerInfo) -> None:
-        info.timer = None
-        info.state = "loading"
-        try:
-            serving_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError as error:
-            self._give_up(info, f"cannot start a worker: {error.strerror}")
-            return
-        with serving_end, worker_end:
-            try:
-                info.process = self._spawn(worker_end.fileno(), info.settings)
-            except OSError as error:
-                self._give_up(info, f"cannot start a worker: {error.strerror}")
-                return
-            info.losses.started(time.monotonic_ns())
-            version = info.version
-            # Without a serving process nobody needs the worker any more; `close` ends it.
-            with contextlib.suppress(OSError):
-                self._tell(WorkerStarted(version.key), [version.model_descriptor, serving_end.fileno()])
+    def wait_ended(self) -> None:
+        """Waits until the killed workers have ended, for `WORKER_END_S_MAX` at most. May be called in a thread."""
+        until_s = time.monotonic() + WORKER_END_S_MAX
+        for process in list(self._ending):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until_s - time.monotonic()))
 
-    def _spawn(self, descriptor: int, settings: EngineSettings) -> subprocess.Popen[bytes]:
-        process = self._spawner.spawn(
+    def _start(self, info: WorkerInfo) -> None:
+        self._kill(info)
+        info.state = "loading"
+        info.losses.started(time.monotonic_ns())
+        try:
+            self._start_one(info)
+        except (BrokenPipeError, ConnectionResetError):
+            # Without a serving process nobody needs the worker any more; `close` ends it.
+            return
+        except OSError as error:
+            self._kill(info)
+            reason = f"cannot start a worker: {error.strerror}"
+            if error.errno in _SHORTAGES:
+                self.losses[info.version.policy, LossCause.ENDED] += 1
+                self._start_later(info, LossCause.ENDED, reason, info.losses.short(time.monotonic_ns()))
+            else:
+                self._give_up(info, reason)
+
+    def _start_one(self, info: WorkerInfo) -> None:
+        serving_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with serving_end, worker_end:
+            info.process = self._spawn(worker_end.fileno())
+            self._pin(info.process.pid, info.settings)
+            version = info.version
+            self._tell(WorkerStarted(version.key), [version.model_descriptor, serving_end.fileno()])
+
+    def _start_later(self, info: WorkerInfo, cause: LossCause, reason: str, delay_s: float) -> None:
+        info.state, info.reason = "lost", reason
+        self._log.error(
+            "worker_lost", version=str(info.version), cause=cause.value, reason=reason, restart_in_s=delay_s
+        )
+        info.restarts += 1
+        info.timer = asyncio.get_running_loop().call_later(delay_s, self._start, info)
+
+    def _spawn(self, descriptor: int) -> subprocess.Popen[bytes]:
+        return self._spawner.spawn(
             [sys.executable, "-P", "-m", "pillion_worker", str(descriptor), str(os.getpid())],
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,
             env={**os.environ, **CHILD_ENVIRONMENT},
         )
-        if settings.worker_cpus:
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, cpu_numbers(settings.worker_cpus))
-        return process
+
+    def _pin(self, pid: int, settings: EngineSettings) -> None:
+        if not settings.worker_cpus:
+            return
+        try:
+            os.sched_setaffinity(pid, cpu_numbers(settings.worker_cpus))
+        except ProcessLookupError:
+            # It has ended already, which the serving process sees.
+            return
+        except OSError as error:
+            raise OSError(error.errno, f"engine.worker_cpus is {settings.worker_cpus}: {error.strerror}") from error
 
     def _give_up(self, info: WorkerInfo, reason: str) -> None:
         info.state, info.reason = "out", reason
         self._log.error("version_out", version=str(info.version), reason=reason, losses=info.losses.losses)
-        with contextlib.suppress(OSError):
-            self._tell(GiveUp(info.version.key, reason), ())
+        self._tell_out(info)
         info.settle(reason)
 
+    def _tell_out(self, info: WorkerInfo) -> None:
+        """Tells the serving process that a version is out; tries again until it reads: until then acts wait in vain."""
+        info.timer = None
+        try:
+            self._tell(GiveUp(info.version.key, info.reason), ())
+        except (BrokenPipeError, ConnectionResetError):
+            # Nobody is there to be told.
+            return
+        except OSError:
+            # A serving process that does not read any more is killed, see `Watchdog`; `close` then ends the tries.
+            info.timer = asyncio.get_running_loop().call_later(WORKER_LOOK_S, self._tell_out, info)
+
     def _kill(self, info: WorkerInfo) -> None:
+        """Kills a worker, if there is one, and cancels what was to come. Does not wait for the process."""
         if info.timer is not None:
             info.timer.cancel()
             info.timer = None
         if info.process is not None:
             info.process.kill()
-            info.process.wait()
+            self._ending.append(info.process)
             info.process = None
+        self._reap()
+
+    def _reap(self) -> None:
+        self._ending = [process for process in self._ending if process.poll() is None]

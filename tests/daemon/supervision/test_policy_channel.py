@@ -9,15 +9,31 @@ from pathlib import Path
 import pytest
 import structlog
 
+from pillion_artifacts import Store
+from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pilliond.control import load_policies
 from pilliond.errors import NotReadyError, SwitchError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
-from pilliond.ipc.control_channel import Held, Hold, Switch, Switched
+from pilliond.ipc.control_channel import (
+    Held,
+    Hold,
+    Load,
+    Loaded,
+    NeedWorker,
+    Routed,
+    Switch,
+    Switched,
+    Unload,
+    Unloaded,
+    WorkerReady,
+)
 from pilliond.ipc.metrics_page import VERSION_CELLS, Phase
 from pilliond.limits import VERSION_CELLS_PER_POLICY
 from pilliond.linux.spawner import Spawner
+from pilliond.rollout.restore import admitted
 from pilliond.settings.schema import load_settings
+from pilliond.supervision import supervisor as supervisor_module
 from pilliond.supervision.supervisor import Supervisor
 from tests.daemon.support.policies.shadow import publish_times
 
@@ -122,3 +138,46 @@ def test_each_policy_has_its_settings_and_no_two_share_a_metrics_index(side: Oth
     assert side.right.version_table.free_metrics_index() == VERSION_CELLS_PER_POLICY + 2
     assert len(VERSION_CELLS) > side.right.stable.metrics_index
     assert side.supervisor.default is side.left
+
+
+def test_an_abandoned_load_is_unloaded_and_late_reports_about_it_are_dropped(
+    tmp_path: Path, side: OtherSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_times(tmp_path / "store", "left", "2.0.0", 3.0)
+    version = admitted(Store(tmp_path / "store"), "left@2.0.0", TrustPolicy())
+    monkeypatch.setattr(supervisor_module, "LOAD_S_MAX", 0.01)
+
+    async def scenario() -> None:
+        with pytest.raises(SwitchError, match="did not answer within"):
+            await side.left.load(version)
+        asked = side.asked()
+        assert [type(message) for message in asked] == [Load, Unload]
+        assert asked[-1] == Unload(version.key)
+        supervisor = side.supervisor
+        for report in (NeedWorker(version.key), WorkerReady(version.key, {}), Loaded(version.key, {}, 1, 1)):
+            supervisor._note_worker(report)
+            # A load inside the serving process ends only now.
+            assert side.asked() == [Unload(version.key)]
+        assert supervisor.workers.find(version.key) is None
+        supervisor._note_route(Routed(version.key, []))
+        supervisor._note_unloaded(Unloaded(version.key, 0))
+        assert side.asked() == []
+
+    asyncio.run(scenario())
+    version.close()
+
+
+def test_a_load_that_is_refused_is_not_unloaded(tmp_path: Path, side: OtherSide) -> None:
+    publish_times(tmp_path / "store", "left", "2.0.0", 3.0)
+    version = admitted(Store(tmp_path / "store"), "left@2.0.0", TrustPolicy())
+
+    async def scenario() -> None:
+        loading = asyncio.create_task(side.left.load(version))
+        await asyncio.sleep(0.01)
+        side.supervisor._fail(version.key, SwitchError("this one is loaded already"))
+        with pytest.raises(SwitchError, match="loaded already"):
+            await loading
+        assert [type(message) for message in side.asked()] == [Load]
+
+    asyncio.run(scenario())
+    version.close()

@@ -68,3 +68,15 @@ def test_a_worker_that_served_steadily_clears_the_pause() -> None:
     for _ in range(5):
         lose(losses, batches=1)
     assert lose(losses, batches=1, served_ns=STEADY_NS) == 0.0
+
+
+def test_a_shortage_has_a_pause_from_the_first_on_and_never_takes_a_version_out() -> None:
+    losses = WorkerLosses()
+    pauses = []
+    for number in range(3 * WORKER_LOSSES_MAX):
+        now_ns = number * STEADY_NS
+        losses.started(now_ns)
+        pauses.append(losses.short(now_ns))
+    assert pauses[:3] == [WORKER_DELAY_S_MIN, WORKER_DELAY_S_MIN, 2 * WORKER_DELAY_S_MIN]
+    assert pauses[-1] == WORKER_SERVING_DELAY_S_MAX
+    assert losses.barren == 0

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 
@@ -20,6 +25,7 @@ from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.restore import admitted
 from pilliond.settings.schema import EngineSettings
+from pilliond.supervision import worker_pool as worker_pool_module
 from pilliond.supervision.worker_pool import WorkerPool, resident_bytes_of
 from pilliond.supervision.worker_status import worker_status
 from tests.daemon.support.policies.shadow import publish_times
@@ -34,9 +40,13 @@ class OtherSide:
 
     def __init__(self) -> None:
         self.told: list[ControlMessage] = []
+        self.errors: list[OSError] = []
+        """What the next sends raise instead."""
         self._kept: list[int] = []
 
     def tell(self, message: ControlMessage, descriptors: Sequence[int]) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
         self.told.append(message)
         self._kept += [os.dup(descriptor) for descriptor in descriptors]
 
@@ -77,6 +87,7 @@ def make_pool(side: OtherSide) -> Iterator[MakePool]:
     yield make
     for pool in pools:
         pool.close()
+        pool.wait_ended()
     spawner.close()
 
 
@@ -161,5 +172,128 @@ def test_what_a_worker_says_of_itself_is_shown_only_as_short_text(make_pool: Mak
         assert status is not None
         assert (status.state, status.python, status.memory) == ("loading", "3" * 100, "")
         assert (status.network, status.privileges, status.depth) == ("", "", 0)
+
+    asyncio.run(scenario())
+
+
+def children() -> list[int]:
+    """The processes that this one has started and not reaped."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Leaves this process room for a few descriptors more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_worker_that_finds_no_descriptor_is_started_after_a_pause(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion, count: int
+) -> None:
+    pool = make_pool(resident_bytes_of)
+
+    async def scenario() -> None:
+        with descriptors_left(count):
+            pool.need(NeedWorker(version.key), version, SETTINGS)
+        info = pool.find(version.key)
+        assert info is not None
+        assert (info.state, info.pid, side.told) == ("lost", None, [])
+        assert info.reason == "cannot start a worker: Too many open files"
+        await until(lambda: info.state == "loading")
+        assert [type(message) for message in side.told] == [WorkerStarted]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ETOOMANYREFS])
+def test_a_worker_that_the_serving_process_was_not_told_of_is_replaced(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion, number: int
+) -> None:
+    pool = make_pool(resident_bytes_of)
+    before = children()
+
+    async def scenario() -> None:
+        side.errors = [OSError(number, os.strerror(number))]
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        info = pool.find(version.key)
+        assert info is not None
+        assert (info.state, info.pid, side.told) == ("lost", None, [])
+        await until(lambda: info.state == "loading")
+        assert [type(message) for message in side.told] == [WorkerStarted]
+        pool.wait_ended()
+        assert info.pid is not None
+        assert set(children()) - set(before) == {info.pid}
+
+    asyncio.run(scenario())
+
+
+def test_a_serving_process_that_does_not_read_is_told_later_that_a_version_is_out(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool_module, "WORKER_LOOK_S", 0.01)
+    pool = make_pool(resident_bytes_of)
+
+    async def scenario() -> None:
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        side.errors = [BlockingIOError(errno.EAGAIN, "full"), BlockingIOError(errno.EAGAIN, "full")]
+        pool.need(NeedWorker(version.key, "no such engine", cause=LossCause.REFUSED), version, SETTINGS)
+        assert pool.why_out(version.key) == "no such engine"
+        await until(lambda: len(side.told) > 1)
+        assert side.told[1:] == [GiveUp(version.key, "no such engine")]
+
+    asyncio.run(scenario())
+
+
+def test_the_loop_does_not_wait_for_a_killed_worker(
+    make_pool: MakePool, version: SealedVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(resident_bytes_of)
+
+    async def scenario() -> None:
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        info = pool.find(version.key)
+        assert info is not None
+        process = info.process
+        assert process is not None
+        with monkeypatch.context() as patched:
+            # A process that the kernel does not let end.
+            patched.setattr(process, "kill", lambda: None)
+            pool.end(version.key)
+        assert process.poll() is None
+        pool._reap()
+        assert pool._ending == [process]
+        process.send_signal(signal.SIGKILL)
+        pool.wait_ended()
+        assert process.returncode == -signal.SIGKILL
+        pool._reap()
+        assert pool._ending == []
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_cannot_be_pinned_does_not_stay(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion
+) -> None:
+    pool = make_pool(resident_bytes_of)
+    before = children()
+    settings = EngineSettings(worker_cpus=str(min(os.sched_getaffinity(0))))
+    # A CPU that was there when the daemon started, and is no longer.
+    msgspec.structs.force_setattr(settings, "worker_cpus", "1023")
+
+    async def scenario() -> None:
+        pool.need(NeedWorker(version.key), version, settings)
+        assert pool.why_out(version.key) == "cannot start a worker: engine.worker_cpus is 1023: Invalid argument"
+        assert [type(message) for message in side.told] == [GiveUp]
+        pool.wait_ended()
+        assert children() == before
 
     asyncio.run(scenario())

@@ -239,8 +239,8 @@ class WorkerEngine:
             raise EngineError(self.reason)
 
     def give_up(self, reason: str) -> None:
-        """From LOST to OUT."""
-        assert self.state is WorkerState.LOST
+        """From LOST to OUT. One that is out gets another reason."""
+        assert self.state in (WorkerState.LOST, WorkerState.OUT)
         self.state = WorkerState.OUT
         self.reason = reason
 

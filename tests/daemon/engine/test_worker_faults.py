@@ -245,6 +245,9 @@ def test_an_engine_that_is_given_up_says_why_and_stays_out() -> None:
         host.engine.give_up("it was lost five times")
         assert host.engine.state is WorkerState.OUT
         assert host.engine.reason == "it was lost five times"
+        host.engine.give_up("it was lost a sixth time")
+        assert host.engine.state is WorkerState.OUT
+        assert host.engine.reason == "it was lost a sixth time"
         assert not host.engine.free
     assert len(host.losses) == 1
 

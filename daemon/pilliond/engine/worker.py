@@ -35,7 +35,7 @@ from pillion_worker.arena import (
 )
 from pillion_worker.channel import ARENA, send_packet
 from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring_worker
-from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
+from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX, REASON_CHARS_MAX
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import load_request
@@ -386,7 +386,7 @@ class WorkerEngine:
         layout = ArenaLayout(request.observation, outputs, request.states, request.room, request.depth)
         try:
             self._map(layout)
-        except (OSError, OverflowError, MemoryError) as error:
+        except (OSError, OverflowError, MemoryError, ValueError) as error:
             raise EngineError(f"no memory is left for its batches ({layout.total_bytes} bytes): {error}") from error
         self._description = loaded.description
         self.kind = str(loaded.description.get("kind", self.kind))
@@ -429,7 +429,7 @@ class WorkerEngine:
         if self.service.buckets != ready.buckets:
             self.service = ServiceTimes(ready.buckets)
         for rows, (p50_ns, p99_ns) in zip(ready.buckets, ready.service_ns, strict=True):
-            self.service.seed(rows, min(p50_ns, p99_ns), p99_ns)
+            self.service.learn(rows, p50_ns, p99_ns)
         self.runs = _runs_of(self._run, ready.buckets, self._request.rows_max)
         self.state = WorkerState.READY
         self._owes_since_ns = NEVER_NS
@@ -441,7 +441,7 @@ class WorkerEngine:
         if self.state not in (WorkerState.LOADING, WorkerState.READY):
             return
         self.state = WorkerState.LOST
-        self.reason = reason
+        self.reason = reason = reason[:REASON_CHARS_MAX]
         self.cause = cause
         self.free.clear()
         self._disconnect()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pillion_worker.arena import COMPLETED, FAILED, OK, STARTED_NS, block_of
+from pillion_worker.limits import REASON_CHARS_MAX
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerState
 from tests.harness import WAIT_S_MAX
@@ -24,7 +25,12 @@ OUTCOMES = {
     "times before the batch": OK,
     "times to come": OK,
 }
-REFUSED = {"an impossible parameter": "too many elements"}
+REFUSED = {
+    "an impossible parameter": "too many elements",
+    "a large parameter": "its batches need [0-9]+ bytes",
+    "a parameter without elements": "no memory is left for its batches",
+}
+OF_PARAMETERS = {"a parameter of many axes"}
 FOREVER = 2**62
 
 
@@ -38,11 +44,12 @@ def serves_with_a_new_worker(host: Host) -> None:
     assert len(host.losses) == 1
 
 
-@pytest.mark.parametrize("mode", sorted(set(BEFORE_BATCHES) - set(REFUSED)))
+@pytest.mark.parametrize("mode", sorted(set(BEFORE_BATCHES) - set(REFUSED) - OF_PARAMETERS))
 def test_a_worker_that_is_rogue_before_its_first_batch_is_contained(mode: str) -> None:
     with Host(summing()) as host:
         host.attach(mode, program=ROGUE)
         host.pump(lambda: bool(host.losses))
+        assert len(host.losses[0]) <= REASON_CHARS_MAX
         assert host.losses[0].startswith(("its worker is rogue: ", "its worker rang without", "its worker completed"))
         assert not host.engine.is_refused
         serves_with_a_new_worker(host)
@@ -86,6 +93,16 @@ def test_a_shape_that_no_memory_holds_is_refused(mode: str) -> None:
         with pytest.raises(EngineError, match=REFUSED[mode]):
             host.engine.wait_ready(WAIT_S_MAX)
         assert host.engine.is_refused
+
+
+@pytest.mark.parametrize("mode", sorted(OF_PARAMETERS))
+def test_a_parameter_that_no_engine_has_is_rogue(mode: str) -> None:
+    with Host(shipped("lunar-lander")) as host:
+        host.attach(mode, program=ROGUE)
+        host.pump(lambda: bool(host.losses))
+        assert host.losses[0].startswith("its worker is rogue: ")
+        assert not host.engine.is_refused
+        host.start()
 
 
 def kill_before_it_loads(host: Host) -> None:

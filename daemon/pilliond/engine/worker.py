@@ -56,6 +56,7 @@ from pilliond.limits import NEVER_NS, WORKER_RUN_S_MAX
 from pilliond.linux.epoll import DescriptorSet
 
 _GONE: Final = "its worker ended"
+_NO_MEMORY: Final = "no memory is left for its batches"
 _MILLISECONDS: Final = 1_000
 
 
@@ -184,7 +185,7 @@ class WorkerEngine:
 
     @property
     def is_refused(self) -> bool:
-        """Whether it was lost because the model or its memory was refused: another worker would refuse it too."""
+        """Whether it was lost because the model was refused: another worker would refuse it too."""
         return self.cause is LossCause.REFUSED
 
     @property
@@ -386,8 +387,11 @@ class WorkerEngine:
         layout = ArenaLayout(request.observation, outputs, request.states, request.room, request.depth)
         try:
             self._map(layout)
-        except (OSError, OverflowError, MemoryError, ValueError) as error:
-            raise EngineError(f"no memory is left for its batches ({layout.total_bytes} bytes): {error}") from error
+        except (OSError, MemoryError) as error:
+            self.lose(f"{_NO_MEMORY} ({layout.total_bytes} bytes): {error}", LossCause.SHORTAGE)
+            return
+        except (OverflowError, ValueError) as error:
+            raise EngineError(f"{_NO_MEMORY} ({layout.total_bytes} bytes): {error}") from error
         self._description = loaded.description
         self.kind = str(loaded.description.get("kind", self.kind))
         self._tell_arena()

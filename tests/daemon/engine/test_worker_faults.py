@@ -14,6 +14,7 @@ from pillion_worker.arena import COMPLETED, FAILED, OK, STARTED_NS, block_of
 from pillion_worker.limits import REASON_CHARS_MAX
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerState
+from pilliond.ipc.loss_cause import LossCause
 from tests.harness import WAIT_S_MAX
 from tests.worker.support.policies import looping, shipped, summing
 from tests.worker.support.processes import ROGUE, Host, arenas
@@ -93,6 +94,14 @@ def test_a_shape_that_no_memory_holds_is_refused(mode: str) -> None:
         with pytest.raises(EngineError, match=REFUSED[mode]):
             host.engine.wait_ready(WAIT_S_MAX)
         assert host.engine.is_refused
+
+
+def test_the_quickest_run_that_a_worker_claims_is_taken_with_caution() -> None:
+    with Host(summing()) as host:
+        host.attach("slow claims", program=ROGUE)
+        host.engine.wait_ready(WAIT_S_MAX)
+        # an act is refused by the one, and a worker is judged by the other
+        assert (host.engine.service.fast_ns(8), host.engine.service.slow_ns(8)) == (500, 3_000)
 
 
 @pytest.mark.parametrize("mode", sorted(OF_PARAMETERS))
@@ -216,7 +225,7 @@ def test_a_load_that_does_not_end_is_not_waited_for_forever() -> None:
         serves_with_a_new_worker(host)
 
 
-def test_without_descriptors_for_an_arena_the_version_is_refused() -> None:
+def test_without_descriptors_for_an_arena_the_worker_is_lost() -> None:
     with Host(summing()) as host:
         host.attach()
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -235,11 +244,12 @@ def test_without_descriptors_for_an_arena_the_version_is_refused() -> None:
             for descriptor in taken:
                 os.close(descriptor)
         assert host.losses[0].startswith("no memory is left for its batches")
-        assert host.engine.is_refused
+        assert host.engine.cause is LossCause.SHORTAGE
+        assert not host.engine.is_refused
         serves_with_a_new_worker(host)
 
 
-def test_without_memory_for_an_arena_the_version_is_refused() -> None:
+def test_without_memory_for_an_arena_the_worker_is_lost() -> None:
     with Host(summing()) as host:
         host.attach()
         before = resource.getrlimit(resource.RLIMIT_AS)
@@ -250,7 +260,8 @@ def test_without_memory_for_an_arena_the_version_is_refused() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
         assert host.losses[0].startswith("no memory is left for its batches")
-        assert host.engine.is_refused
+        assert host.engine.cause is LossCause.SHORTAGE
+        assert not host.engine.is_refused
         serves_with_a_new_worker(host)
 
 

@@ -166,6 +166,10 @@ def _deep_description(rogue: Rogue) -> None:
     rogue.say_loaded(description={"kind": nested})
 
 
+def _claim_to_be_slow(rogue: Rogue) -> None:
+    rogue.say_ready(service_ns=[[1_000, 3_000]])
+
+
 _Modes = dict[str, Callable[[Rogue], None]]
 
 BEFORE_BATCHES: _Modes = {
@@ -228,7 +232,7 @@ HARMLESS: _Modes = {
     "times before the batch": _with_batch(started=0, finished=0),
     "times to come": _with_batch(started=MOST, finished=MOST),
 }
-MODES = {**BEFORE_BATCHES, **WITH_A_BATCH, **HARMLESS}
+MODES = {**BEFORE_BATCHES, **WITH_A_BATCH, **HARMLESS, "slow claims": _with_arena(_claim_to_be_slow)}
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from pillion_worker.arena import (
     block_of,
 )
 from pillion_worker.channel import ARENA, send_packet
-from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring_worker
+from pillion_worker.doorbell import Doorbell, ring_worker
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX, REASON_CHARS_MAX
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.interface import Engine, EngineError
@@ -109,7 +109,7 @@ class WorkerEngine:
     finished_ns)` follows each batch: its results are in `memory` until it is released and submitted again. A message says
     why a batch failed, and is empty for no other.
     `on_lost(engine, reason)` comes once for each worker that ends or is rogue; then `in_flight` holds the batches that were
-    not completed, until the next `attach`. All are called in the loop, by `receive` or `poll_completed`.
+    not completed, until the next `attach`. All are called in the loop, by `receive`.
     """
 
     is_inline = False
@@ -192,11 +192,6 @@ class WorkerEngine:
     def is_ready(self) -> bool:
         """As `Engine.is_ready`."""
         return self.state is WorkerState.READY
-
-    @property
-    def can_spin(self) -> bool:
-        """Whether `poll_completed` may be used on this processor."""
-        return CAN_SPIN
 
     @property
     def owes_since_ns(self) -> int:
@@ -301,14 +296,6 @@ class WorkerEngine:
         if self._completed_cell() < self._rung:
             self.lose("its worker rang without a batch", LossCause.ROGUE)
         self._deliver(self._rung)
-
-    def poll_completed(self) -> bool:
-        """Handles completed batches without asking the kernel, and returns whether there were any. Only if `can_spin`."""
-        number: int = self._cells[COMPLETED]
-        if number == self._completed:
-            return False
-        self._deliver(self._completed_cell())
-        return True
 
     def _completed_cell(self) -> int:
         """Reads which batch the worker says it completed last; loses a worker that cannot have."""

@@ -47,7 +47,6 @@ MEMORY: Final = 7
 _BLOCK_CELLS: Final = 8
 
 # Outcomes
-NONE: Final = 0
 OK: Final = 1
 FAILED: Final = 2
 

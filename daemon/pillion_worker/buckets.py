@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+WARM_UP_RUNS: Final = 3
+"""Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
+
 
 def buckets_for(rows_max: int) -> list[int]:
     """Powers of two, and `rows_max` itself."""

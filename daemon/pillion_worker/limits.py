@@ -22,5 +22,20 @@ MEASURED_NS_MAX: Final = 20_000_000
 ROW_ELEMENTS_MAX: Final = 2**31
 """Elements in a row of a tensor. A shape that claims more is a mistake, or an attempt to make the daemon allocate."""
 
+RANK_MAX: Final = 16
+"""Axes of a row of a tensor. numpy has no more than 32 with the axis of the rows."""
+
+ARENA_BYTES_MAX: Final = 64 * 1024**3
+"""An arena: far more than any policy's batches need, far less than addresses run out at."""
+
+DESCRIPTION_BYTES_MAX: Final = 4_096
+"""What an engine says of itself, as JSON: a few versions and counts for operators."""
+
+DESCRIPTION_KEYS_MAX: Final = 32
+"""Entries of that description."""
+
+REASON_CHARS_MAX: Final = 2_000
+"""Why a worker is lost: it goes into messages and logs, and may quote what a hostile worker sent."""
+
 RINGS_MAX: Final = 1_024
 """Rings that a spinning worker leaves unread, and that it reads at once; far fewer than a pipe holds."""

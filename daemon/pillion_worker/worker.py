@@ -8,12 +8,11 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from pillion_worker import channel as packets
 from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
 from pillion_worker.batch_loop import BatchLoop, Runs
-from pillion_worker.buckets import service_buckets
+from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.engines.interface import Engine, load_engine
 from pillion_worker.errors import EngineError
@@ -21,9 +20,6 @@ from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
 from pillion_worker.sandbox import limit_memory
 from pillion_worker.tensors import LoadRequest
-
-WARM_UP_RUNS: Final = 3
-"""Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
 
 
 def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:

@@ -188,6 +188,13 @@ LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
 WORKER_HANG_FACTOR: Final = 20
 """A batch that takes this many times as long as the slowest ones before it hangs."""
 
+SLOWER_FACTOR_MAX: Final = 4
+"""One run makes the slowest time at most this many times as long, plus `SLOWER_NS_MAX`. A run that seems to have taken an hour,
+because this process was stopped, would let the next ones hang for a day."""
+
+SLOWER_NS_MAX: Final = 100_000_000
+"""What one run may add to the slowest time besides, in ns: for a version that ran only for microseconds until then."""
+
 WORKER_LOSSES_MAX: Final = 5
 """Workers lost in a row, none of which completed a batch, after which the version is out. A worker whose acts run again does
 not count: the next ones show which act ended it."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pillion_worker.arena import ALIGNMENT_BYTES, HEADER_BYTES, Arena, ArenaLayout, block_of
 from pillion_worker.limits import DEPTH_MAX, FAILURE_BYTES_MAX
 from pillion_worker.tensors import LoadRequest, State, Tensor
+from pilliond.limits import WORKER_DEPTH_MAX
 
 SHAPES = st.lists(st.integers(1, 5), max_size=3)
 DTYPES = st.sampled_from(["uint8", "float16", "float32", "int64", "bool"])
@@ -74,6 +75,10 @@ def test_a_failure_message_is_shortened_and_read_by_the_other_side() -> None:
         assert theirs.failure(index, length).startswith(f"{index} ü{index} ü")
         assert ours.cells[block_of(index)] == 0
     assert theirs.failure(0, ours.write_failure(0, "short")) == "short"
+
+
+def test_the_settings_allow_the_depths_that_an_arena_has() -> None:
+    assert WORKER_DEPTH_MAX == DEPTH_MAX
 
 
 @pytest.mark.parametrize("depth", [0, DEPTH_MAX + 1])

@@ -32,7 +32,11 @@ class Engine(Protocol):
         """Registers the arena as page-locked with the engine's device; returns whether it did. False without one."""
 
     def describe(self) -> dict[str, Any]:
-        """A description for operators: kind, version, threads, …"""
+        """A description for operators: kind, version, threads, …
+
+        Texts, truth values, integers of 64 bits and lists of these integers: at most `DESCRIPTION_KEYS_MAX` entries, and
+        `DESCRIPTION_BYTES_MAX` as JSON. A worker that says more is replaced.
+        """
 
 
 def load_engine(model: bytes, request: LoadRequest) -> Engine:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec
-from pillion_worker.buckets import buckets_for
+from pillion_worker.buckets import WARM_UP_RUNS, buckets_for
 from pillion_worker.engines.onnx import OnnxRuntimeEngine
 from pillion_worker.memory import private_memory
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import InlineEngine
 from pilliond.engine.load_request import load_request
 from pilliond.engine.service_time import ServiceTimes
-
-WARM_UP_RUNS: Final = 3
-"""Runs of each bucket before READY: the first allocates, the second plans memory, the third is like all later ones."""
 
 
 class OnnxEngine(InlineEngine):

@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
+from pilliond.limits import SLOWER_FACTOR_MAX, SLOWER_NS_MAX
+
 _FORGET_SHIFT: Final = 6
 """A tracker moves by at most a 64th of itself for each run that does not push it, however odd the run was."""
 
@@ -14,7 +16,8 @@ class ServiceTimes:
     """The times of one version for each bucket of rows, in ns.
 
     *fast* falls at once to a quicker run, and rises slowly: no run is much quicker. An act that it cannot serve in time
-    cannot be served. *slow* rises at once to a slower run, and falls slowly: nearly all runs are quicker. A batch starts
+    cannot be served. *slow* rises at once to a slower run, as far as one run may push it, and falls slowly: nearly all runs
+    are quicker. A batch starts
     early enough for it, and a run that takes many times longer hangs.
     """
 
@@ -49,7 +52,7 @@ class ServiceTimes:
         most = fast + (fast >> _FORGET_SHIFT) + 1 if fast else duration_ns
         least = slow - (slow >> _FORGET_SHIFT)
         trackers[0] = min(most, duration_ns)
-        trackers[1] = max(least, duration_ns)
+        trackers[1] = max(least, min(duration_ns, SLOWER_FACTOR_MAX * slow + SLOWER_NS_MAX))
         self.is_known = True
 
     def fast_ns(self, rows: int) -> int:

@@ -34,8 +34,8 @@ from pillion_worker.arena import (
     block_of,
 )
 from pillion_worker.channel import ARENA, send_packet
-from pillion_worker.doorbell import CAN_SPIN, Doorbell, ring_worker
-from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
+from pillion_worker.doorbell import Doorbell, ring_worker
+from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX, REASON_CHARS_MAX
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import load_request
@@ -56,6 +56,7 @@ from pilliond.limits import NEVER_NS, WORKER_RUN_S_MAX
 from pilliond.linux.epoll import DescriptorSet
 
 _GONE: Final = "its worker ended"
+_NO_MEMORY: Final = "no memory is left for its batches"
 _MILLISECONDS: Final = 1_000
 
 
@@ -108,7 +109,7 @@ class WorkerEngine:
     finished_ns)` follows each batch: its results are in `memory` until it is released and submitted again. A message says
     why a batch failed, and is empty for no other.
     `on_lost(engine, reason)` comes once for each worker that ends or is rogue; then `in_flight` holds the batches that were
-    not completed, until the next `attach`. All are called in the loop, by `receive` or `poll_completed`.
+    not completed, until the next `attach`. All are called in the loop, by `receive`.
     """
 
     is_inline = False
@@ -184,18 +185,13 @@ class WorkerEngine:
 
     @property
     def is_refused(self) -> bool:
-        """Whether it was lost because the model or its memory was refused: another worker would refuse it too."""
+        """Whether it was lost because the model was refused: another worker would refuse it too."""
         return self.cause is LossCause.REFUSED
 
     @property
     def is_ready(self) -> bool:
         """As `Engine.is_ready`."""
         return self.state is WorkerState.READY
-
-    @property
-    def can_spin(self) -> bool:
-        """Whether `poll_completed` may be used on this processor."""
-        return CAN_SPIN
 
     @property
     def owes_since_ns(self) -> int:
@@ -239,8 +235,8 @@ class WorkerEngine:
             raise EngineError(self.reason)
 
     def give_up(self, reason: str) -> None:
-        """From LOST to OUT."""
-        assert self.state is WorkerState.LOST
+        """From LOST to OUT. One that is out gets another reason."""
+        assert self.state in (WorkerState.LOST, WorkerState.OUT)
         self.state = WorkerState.OUT
         self.reason = reason
 
@@ -300,14 +296,6 @@ class WorkerEngine:
         if self._completed_cell() < self._rung:
             self.lose("its worker rang without a batch", LossCause.ROGUE)
         self._deliver(self._rung)
-
-    def poll_completed(self) -> bool:
-        """Handles completed batches without asking the kernel, and returns whether there were any. Only if `can_spin`."""
-        number: int = self._cells[COMPLETED]
-        if number == self._completed:
-            return False
-        self._deliver(self._completed_cell())
-        return True
 
     def _completed_cell(self) -> int:
         """Reads which batch the worker says it completed last; loses a worker that cannot have."""
@@ -386,8 +374,11 @@ class WorkerEngine:
         layout = ArenaLayout(request.observation, outputs, request.states, request.room, request.depth)
         try:
             self._map(layout)
-        except (OSError, OverflowError, MemoryError) as error:
-            raise EngineError(f"no memory is left for its batches ({layout.total_bytes} bytes): {error}") from error
+        except (OSError, MemoryError) as error:
+            self.lose(f"{_NO_MEMORY} ({layout.total_bytes} bytes): {error}", LossCause.SHORTAGE)
+            return
+        except (OverflowError, ValueError) as error:
+            raise EngineError(f"{_NO_MEMORY} ({layout.total_bytes} bytes): {error}") from error
         self._description = loaded.description
         self.kind = str(loaded.description.get("kind", self.kind))
         self._tell_arena()
@@ -429,7 +420,7 @@ class WorkerEngine:
         if self.service.buckets != ready.buckets:
             self.service = ServiceTimes(ready.buckets)
         for rows, (p50_ns, p99_ns) in zip(ready.buckets, ready.service_ns, strict=True):
-            self.service.seed(rows, min(p50_ns, p99_ns), p99_ns)
+            self.service.learn(rows, p50_ns, p99_ns)
         self.runs = _runs_of(self._run, ready.buckets, self._request.rows_max)
         self.state = WorkerState.READY
         self._owes_since_ns = NEVER_NS
@@ -441,7 +432,7 @@ class WorkerEngine:
         if self.state not in (WorkerState.LOADING, WorkerState.READY):
             return
         self.state = WorkerState.LOST
-        self.reason = reason
+        self.reason = reason = reason[:REASON_CHARS_MAX]
         self.cause = cause
         self.free.clear()
         self._disconnect()

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilliond.engine.service_time import ServiceTimes
+from pilliond.limits import SLOWER_FACTOR_MAX, SLOWER_NS_MAX
 
 
 def test_each_bucket_has_times_of_its_own() -> None:
@@ -47,7 +48,17 @@ def test_a_version_that_gets_slower_or_faster_is_followed() -> None:
     assert times.fast_ns(1) == 10
 
 
-@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=50))
+def test_one_run_that_takes_an_hour_moves_the_slow_tracker_only_so_far() -> None:
+    times = ServiceTimes([1])
+    times.seed(1, 1_000, 2_000)
+    times.observe(1, 3_600 * 10**9)
+    assert times.slow_ns(1) == SLOWER_FACTOR_MAX * 2_000 + SLOWER_NS_MAX
+    for _ in range(20):
+        times.observe(1, 3_600 * 10**9)
+    assert times.slow_ns(1) == 3_600 * 10**9
+
+
+@given(st.lists(st.integers(1, SLOWER_NS_MAX), min_size=1, max_size=50))
 def test_fast_is_never_above_the_last_time_and_slow_never_below(taken: list[int]) -> None:
     times = ServiceTimes([1])
     for ns in taken:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from pillion_worker.arena import COMPLETED, FAILED, OK, STARTED_NS, block_of
+from pillion_worker.limits import REASON_CHARS_MAX
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerState
+from pilliond.ipc.loss_cause import LossCause
 from tests.harness import WAIT_S_MAX
 from tests.worker.support.policies import looping, shipped, summing
 from tests.worker.support.processes import ROGUE, Host, arenas
@@ -24,7 +26,12 @@ OUTCOMES = {
     "times before the batch": OK,
     "times to come": OK,
 }
-REFUSED = {"an impossible parameter": "too many elements"}
+REFUSED = {
+    "an impossible parameter": "too many elements",
+    "a large parameter": "its batches need [0-9]+ bytes",
+    "a parameter without elements": "no memory is left for its batches",
+}
+OF_PARAMETERS = {"a parameter of many axes"}
 FOREVER = 2**62
 
 
@@ -38,11 +45,12 @@ def serves_with_a_new_worker(host: Host) -> None:
     assert len(host.losses) == 1
 
 
-@pytest.mark.parametrize("mode", sorted(set(BEFORE_BATCHES) - set(REFUSED)))
+@pytest.mark.parametrize("mode", sorted(set(BEFORE_BATCHES) - set(REFUSED) - OF_PARAMETERS))
 def test_a_worker_that_is_rogue_before_its_first_batch_is_contained(mode: str) -> None:
     with Host(summing()) as host:
         host.attach(mode, program=ROGUE)
         host.pump(lambda: bool(host.losses))
+        assert len(host.losses[0]) <= REASON_CHARS_MAX
         assert host.losses[0].startswith(("its worker is rogue: ", "its worker rang without", "its worker completed"))
         assert not host.engine.is_refused
         serves_with_a_new_worker(host)
@@ -86,6 +94,24 @@ def test_a_shape_that_no_memory_holds_is_refused(mode: str) -> None:
         with pytest.raises(EngineError, match=REFUSED[mode]):
             host.engine.wait_ready(WAIT_S_MAX)
         assert host.engine.is_refused
+
+
+def test_the_quickest_run_that_a_worker_claims_is_taken_with_caution() -> None:
+    with Host(summing()) as host:
+        host.attach("slow claims", program=ROGUE)
+        host.engine.wait_ready(WAIT_S_MAX)
+        # an act is refused by the one, and a worker is judged by the other
+        assert (host.engine.service.fast_ns(8), host.engine.service.slow_ns(8)) == (500, 3_000)
+
+
+@pytest.mark.parametrize("mode", sorted(OF_PARAMETERS))
+def test_a_parameter_that_no_engine_has_is_rogue(mode: str) -> None:
+    with Host(shipped("lunar-lander")) as host:
+        host.attach(mode, program=ROGUE)
+        host.pump(lambda: bool(host.losses))
+        assert host.losses[0].startswith("its worker is rogue: ")
+        assert not host.engine.is_refused
+        host.start()
 
 
 def kill_before_it_loads(host: Host) -> None:
@@ -199,7 +225,7 @@ def test_a_load_that_does_not_end_is_not_waited_for_forever() -> None:
         serves_with_a_new_worker(host)
 
 
-def test_without_descriptors_for_an_arena_the_version_is_refused() -> None:
+def test_without_descriptors_for_an_arena_the_worker_is_lost() -> None:
     with Host(summing()) as host:
         host.attach()
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -218,11 +244,12 @@ def test_without_descriptors_for_an_arena_the_version_is_refused() -> None:
             for descriptor in taken:
                 os.close(descriptor)
         assert host.losses[0].startswith("no memory is left for its batches")
-        assert host.engine.is_refused
+        assert host.engine.cause is LossCause.SHORTAGE
+        assert not host.engine.is_refused
         serves_with_a_new_worker(host)
 
 
-def test_without_memory_for_an_arena_the_version_is_refused() -> None:
+def test_without_memory_for_an_arena_the_worker_is_lost() -> None:
     with Host(summing()) as host:
         host.attach()
         before = resource.getrlimit(resource.RLIMIT_AS)
@@ -233,7 +260,8 @@ def test_without_memory_for_an_arena_the_version_is_refused() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
         assert host.losses[0].startswith("no memory is left for its batches")
-        assert host.engine.is_refused
+        assert host.engine.cause is LossCause.SHORTAGE
+        assert not host.engine.is_refused
         serves_with_a_new_worker(host)
 
 
@@ -245,6 +273,9 @@ def test_an_engine_that_is_given_up_says_why_and_stays_out() -> None:
         host.engine.give_up("it was lost five times")
         assert host.engine.state is WorkerState.OUT
         assert host.engine.reason == "it was lost five times"
+        host.engine.give_up("it was lost a sixth time")
+        assert host.engine.state is WorkerState.OUT
+        assert host.engine.reason == "it was lost a sixth time"
         assert not host.engine.free
     assert len(host.losses) == 1
 

@@ -24,7 +24,7 @@ from pillion_worker.arena import (
 )
 from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.doorbell import wait_for_rings
-from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX
+from pillion_worker.limits import DESCRIPTION_BYTES_MAX, DESCRIPTION_KEYS_MAX, FAILURE_BYTES_MAX, PACKET_BYTES_MAX
 from pillion_worker.tensors import LoadRequest
 
 MOST = 2**64 - 1
@@ -146,10 +146,28 @@ def _send_a_descriptor(rogue: Rogue) -> None:
     socket.send_fds(rogue.channel, [b'{"type":"loaded","outputs":[],"description":{}}'], [0])
 
 
-def _huge_parameter(rogue: Rogue) -> None:
-    outputs = [tensor._asdict() for tensor in rogue.request.outputs]
-    parameters = [{"name": name, "dtype": "float64", "shape": [2**31, 2**31]} for name in rogue.request.parameters]
-    rogue.say_loaded(outputs=outputs + parameters)
+def _with_parameter(shape: list[int]) -> Callable[[Rogue], None]:
+    def run(rogue: Rogue) -> None:
+        outputs = [tensor._asdict() for tensor in rogue.request.outputs]
+        parameters = [{"name": name, "dtype": "float64", "shape": shape} for name in rogue.request.parameters]
+        rogue.say_loaded(outputs=outputs + parameters)
+
+    return run
+
+
+def _described(**description: Any) -> Callable[[Rogue], None]:
+    return lambda rogue: rogue.say_loaded(description=description)
+
+
+def _deep_description(rogue: Rogue) -> None:
+    nested: Any = 1
+    for _ in range(500):
+        nested = [nested]
+    rogue.say_loaded(description={"kind": nested})
+
+
+def _claim_to_be_slow(rogue: Rogue) -> None:
+    rogue.say_ready(service_ns=[[1_000, 3_000]])
 
 
 _Modes = dict[str, Callable[[Rogue], None]]
@@ -162,6 +180,7 @@ BEFORE_BATCHES: _Modes = {
     "a long packet": lambda rogue: rogue.channel.sendall(b" " * (PACKET_BYTES_MAX + 1)),
     "a descriptor": _send_a_descriptor,
     "an unknown type": lambda rogue: send_packet(rogue.channel, {"type": "hello"}),
+    "a long type": lambda rogue: send_packet(rogue.channel, {"type": "x" * 100_000}),
     "ready too early": lambda rogue: rogue.say_ready(),
     "no outputs": lambda rogue: rogue.say_loaded(outputs=[]),
     "another dtype": lambda rogue: rogue.say_loaded(
@@ -170,13 +189,24 @@ BEFORE_BATCHES: _Modes = {
     "a negative shape": lambda rogue: rogue.say_loaded(
         outputs=[{**tensor._asdict(), "shape": [-1]} for tensor in rogue.request.outputs]
     ),
-    "an impossible parameter": _huge_parameter,
+    "an impossible parameter": _with_parameter([2**31, 2**31]),
+    "a parameter without elements": _with_parameter([0, *[2**31] * 8]),
+    "a large parameter": _with_parameter([2**31]),
+    "a parameter of many axes": _with_parameter([1] * 100),
+    "a huge number in its description": _described(version=2**64),
+    "a deep description": _deep_description,
+    "a long description": _described(kind="x" * (DESCRIPTION_BYTES_MAX + 1)),
+    "many entries in its description": _described(**{f"{number}": 1 for number in range(DESCRIPTION_KEYS_MAX + 1)}),
+    "a description with a fraction": _described(version=0.5),
     # with the arena
     "loaded again": _with_arena(lambda rogue: rogue.say_loaded()),
     "no buckets": _with_arena(lambda rogue: rogue.say_ready(buckets=[], service_ns=[])),
     "descending buckets": _with_arena(lambda rogue: rogue.say_ready(buckets=[8, 4], service_ns=[[1, 1], [1, 1]])),
     "a huge bucket": _with_arena(lambda rogue: rogue.say_ready(buckets=[2**40])),
     "no service times": _with_arena(lambda rogue: rogue.say_ready(service_ns=[])),
+    "service times of years": _with_arena(lambda rogue: rogue.say_ready(service_ns=[[1, 2**62]])),
+    "a p50 above its p99": _with_arena(lambda rogue: rogue.say_ready(service_ns=[[2, 1]])),
+    "an unknown kind of memory": _with_arena(lambda rogue: rogue.say_ready(memory="x" * 100_000)),
     "a ring before it is ready": _with_arena(lambda rogue: rogue.answer()),
     # when it is ready
     "ready again": _when_ready(lambda rogue: rogue.say_ready()),
@@ -202,7 +232,7 @@ HARMLESS: _Modes = {
     "times before the batch": _with_batch(started=0, finished=0),
     "times to come": _with_batch(started=MOST, finished=MOST),
 }
-MODES = {**BEFORE_BATCHES, **WITH_A_BATCH, **HARMLESS}
+MODES = {**BEFORE_BATCHES, **WITH_A_BATCH, **HARMLESS, "slow claims": _with_arena(_claim_to_be_slow)}
 
 
 if __name__ == "__main__":

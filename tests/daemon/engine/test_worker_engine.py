@@ -196,10 +196,14 @@ def test_an_engine_that_no_worker_has_is_refused() -> None:
 
 
 def test_a_worker_keeps_to_its_address_space() -> None:
+    """What fails first in it depends on the machine: an import, the compiler, a mapping."""
     with Host(summing(), memory_bytes_max=100_000_000) as host:
         host.attach()
-        with pytest.raises(EngineError, match=r"no memory|failed to map|cannot|ended"):
+        with pytest.raises(EngineError):
             host.engine.wait_ready(WAIT_S_MAX)
+        assert len(host.losses) == 1
+    with Host(summing(), memory_bytes_max=8_000_000_000) as host:
+        assert host.start().run([1]) == [1.0]
 
 
 def test_a_batch_that_needs_more_memory_than_its_worker_may_have_fails_alone() -> None:

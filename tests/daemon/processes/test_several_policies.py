@@ -26,6 +26,7 @@ from pilliond.limits import POLICIES_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.processes.test_processes import check_metrics
 from tests.daemon.support.policies.shadow import publish_times, times
+from tests.daemon.support.process_resources import children_running
 from tests.daemon.support.raw_lane import RawLane
 from tests.docs.pages import OPERATING, blocks
 from tests.harness import START_S_MAX, Daemon, blob_of
@@ -260,8 +261,7 @@ def test_a_worker_of_one_policy_that_is_killed_loses_no_act_of_another(
     daemon = start_daemon("--config", str(file), policy="", store=store, listen=listen)
 
     def workers() -> list[psutil.Process]:
-        children = psutil.Process(daemon.pid).children()
-        return [child for child in children if "pillion_worker" in child.cmdline()]
+        return children_running(daemon.pid, "pillion_worker")
 
     (worker,) = workers()
     with (

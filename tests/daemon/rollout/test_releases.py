@@ -18,6 +18,7 @@ from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.graphs import publish_table, repeated_model
+from tests.daemon.support.process_resources import children_running
 from tests.harness import START_S_MAX, USER, Daemon, blob_of
 
 PATH = f"/v1/policies/{POLICY}"
@@ -216,7 +217,7 @@ def _staging_process(daemon: Daemon) -> psutil.Process:
     found: list[psutil.Process] = []
 
     def look() -> bool:
-        found[:] = [each for each in psutil.Process(daemon.pid).children() if "pilliond.staging" in each.cmdline()]
+        found[:] = children_running(daemon.pid, "pilliond.staging")
         return bool(found)
 
     wait_until(look)

@@ -22,6 +22,7 @@ from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.staging_guard import Pace, StagingGuard
 from pilliond.settings.schema import StagingSettings
 from tests.conftest import StartDaemon
+from tests.daemon.support.process_resources import children_running
 from tests.harness import START_S_MAX, Daemon
 
 METRICS_INDEX = 2
@@ -182,7 +183,7 @@ def wait_for_step(daemon: Daemon, answer: tuple[int, dict[str, Any], dict[str, s
 
 
 def staging_processes(daemon: Daemon) -> list[psutil.Process]:
-    return [each for each in psutil.Process(daemon.pid).children() if "pilliond.staging" in each.cmdline()]
+    return children_running(daemon.pid, "pilliond.staging")
 
 
 def test_staging_stops_while_the_live_version_misses_deadlines_and_then_ends_well(

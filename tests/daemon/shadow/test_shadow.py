@@ -23,6 +23,7 @@ from tests.conftest import StartDaemon
 from tests.daemon.processes.test_processes import check_metrics
 from tests.daemon.support.policies.recurrent import publish_summing
 from tests.daemon.support.policies.shadow import publish_copy, publish_scaling
+from tests.daemon.support.process_resources import children_running
 from tests.harness import ROOT, START_S_MAX, USER, Daemon
 
 LANDER = "lunar-lander"
@@ -434,7 +435,7 @@ def test_one_that_does_not_fit_or_is_cancelled_never_begins(landers: Path, start
 
 
 def shadows_of(daemon: Daemon) -> list[psutil.Process]:
-    return [each for each in psutil.Process(daemon.pid).children() if "pilliond.shadow" in each.cmdline()]
+    return children_running(daemon.pid, "pilliond.shadow")
 
 
 def test_a_version_that_cannot_be_compared_is_refused_and_what_shadows_goes_on(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 _CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -24,3 +27,13 @@ def slot_regions(pid: int) -> int:
     folder = Path(f"/proc/{pid}")
     descriptors = sum("pillion-slots" in os.readlink(entry) for entry in (folder / "fd").iterdir())
     return descriptors + (folder / "maps").read_text().count("pillion-slots")
+
+
+def children_running(pid: int, module: str) -> list[psutil.Process]:
+    """Returns the children of a process that run a Python module; not those that have ended and wait to be reaped."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if module in child.cmdline():
+                found.append(child)
+    return found

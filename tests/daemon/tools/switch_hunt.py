@@ -32,6 +32,7 @@ from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from pillion_artifacts.store.transaction import locked
 from pillion_bench.variants import POLICY, publish_variant
+from tests.daemon.support.process_resources import children_running
 from tests.harness import START_S_MAX, WAIT_S_MAX, Daemon
 
 PATH: Final = f"/v1/policies/{POLICY}"
@@ -113,12 +114,7 @@ class Scene:
 
     def children(self, module: str) -> list[psutil.Process]:
         """Returns the living processes of the daemon that run a module."""
-        found = []
-        for child in psutil.Process(self.daemon.pid).children():
-            with suppress(psutil.NoSuchProcess):
-                if module in child.cmdline():
-                    found.append(child)
-        return found
+        return children_running(self.daemon.pid, module)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -25,8 +25,12 @@ def open_descriptors(pid: int) -> int:
 def slot_regions(pid: int) -> int:
     """Returns how many slot regions a process has open, plus how many it has mapped."""
     folder = Path(f"/proc/{pid}")
-    descriptors = sum("pillion-slots" in os.readlink(entry) for entry in (folder / "fd").iterdir())
-    return descriptors + (folder / "maps").read_text().count("pillion-slots")
+    regions = (folder / "maps").read_text().count("pillion-slots")
+    for entry in (folder / "fd").iterdir():
+        # The process runs on: a descriptor that was listed may be closed by now.
+        with suppress(FileNotFoundError):
+            regions += "pillion-slots" in os.readlink(entry)
+    return regions
 
 
 def children_running(pid: int, module: str) -> list[psutil.Process]:

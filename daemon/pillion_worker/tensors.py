@@ -34,7 +34,7 @@ class LoadRequest(NamedTuple):
     """What a worker is asked to load."""
 
     engine: str
-    """The name of a module in `engines/`."""
+    """The name of a module in `engines/`: `onnx`, `torch` or `python`."""
 
     observation: list[Tensor]
     outputs: list[Tensor]
@@ -55,6 +55,22 @@ class LoadRequest(NamedTuple):
 
     spin_us: int = 0
     """How long the worker looks for the next batch before it sleeps."""
+
+    model_kind: str = "onnx"
+    """The format of the model's bytes: that of the card's engine."""
+
+    code: Mapping[str, Any] = {}
+    """Of a Python policy: `entry_point`, `distribution`, `requires`, `arguments`, and `allowed`, the packages that the
+    settings allow."""
+
+    device: str = "auto"
+    """Where to compute: `auto`, `cpu`, or `cuda:N`."""
+
+    device_memory_bytes_max: int = 0
+    """The device memory that the version may use; 0: not limited."""
+
+    precision: str = "float32"
+    """The precision that was asked for: `float32`, `tf32`, `bfloat16` or `float16`."""
 
     @property
     def room(self) -> int:

@@ -24,6 +24,15 @@ MODEL_MEDIA_TYPE: Final = "application/vnd.pillion.policy.model.v1+onnx"
 CARD_MEDIA_TYPE: Final = "application/vnd.pillion.policy.card.v1+yaml"
 
 
+MODEL_NAMES: Final = {
+    "onnx": MODEL_NAME,
+    "torch": "model.pt2",
+    "torchscript": "model.torchscript",
+    "python": "model.safetensors",
+}
+"""The name of the model file, by the kind of the card's engine. A version has one of them."""
+
+
 class LayerKind(msgspec.Struct, frozen=True):
     """A file that a version may have."""
 
@@ -34,7 +43,10 @@ class LayerKind(msgspec.Struct, frozen=True):
 
 
 KINDS: Final = (
-    LayerKind(MODEL_NAME, MODEL_MEDIA_TYPE, MODEL_BYTES_MAX, required=True),
+    LayerKind(MODEL_NAME, MODEL_MEDIA_TYPE, MODEL_BYTES_MAX),
+    LayerKind(MODEL_NAMES["torch"], "application/vnd.pillion.policy.model.v1+pt2", MODEL_BYTES_MAX),
+    LayerKind(MODEL_NAMES["torchscript"], "application/vnd.pillion.policy.model.v1+torchscript", MODEL_BYTES_MAX),
+    LayerKind(MODEL_NAMES["python"], "application/vnd.pillion.policy.model.v1+safetensors", MODEL_BYTES_MAX),
     LayerKind(CARD_NAME, CARD_MEDIA_TYPE, CARD_BYTES_MAX, required=True),
     LayerKind(GOLDEN_NAME, "application/vnd.pillion.policy.golden.v1+safetensors", GOLDEN_BYTES_MAX),
     LayerKind("preprocessor.onnx", "application/vnd.pillion.policy.preprocessor.v1+onnx", PREPROCESSOR_BYTES_MAX),

@@ -17,7 +17,7 @@ from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.yaml_text import read_yaml
 from pillion_protocol.specs import DType, Space, Spec, TensorSpec
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """The schema of new cards."""
 
 ACTION: Final = "action"
@@ -124,6 +124,22 @@ class Wrapper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kwargs: dict[str, Any] = {}
 
 
+class EngineCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What runs the model. Each kind has a model file of its own, see `layers`.
+
+    `onnx`: ONNX Runtime. `torch`: torch runs a program of torch.export as it is. `torchscript`: torch runs a TorchScript
+    program. `python`: `entry_point` (`MODULE:FACTORY`) of the installed package `distribution` makes the policy from the
+    weights. `requires` says which versions of the package will do (PEP 440, such as `>=1.2,<2`; empty: any), and
+    `arguments` are the factory's keyword arguments. No code is ever taken from the artifact.
+    """
+
+    kind: Literal["onnx", "torch", "torchscript", "python"] = "onnx"
+    entry_point: str = ""
+    distribution: str = ""
+    requires: str = ""
+    arguments: dict[str, str | int | float | bool] = {}
+
+
 class Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to make the environment that the policy was trained for. Wrappers are applied in order.
 
@@ -173,13 +189,14 @@ class Contributor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The description of a policy version."""
 
-    schema: Literal[2]
+    schema: Literal[3]
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=128)]
     version: str
     description: str
     licence: str
     observation: Annotated[list[TensorCard], msgspec.Meta(min_length=1)]
     outputs: Annotated[list[TensorCard], msgspec.Meta(min_length=1)]
+    engine: EngineCard = EngineCard()
     distribution: Distribution = Distribution()
     state: list[StateCard] = []
     frame_stack: list[FrameStack] = []
@@ -238,10 +255,15 @@ def _convert(fields: Any) -> ModelCard:
     match fields.get("schema"):
         case 1:
             return msgspec.convert(card_schema_1.upgrade(msgspec.convert(fields, card_schema_1.ModelCard)), ModelCard)
-        case 2 | None:
+        case 2:
+            # Schema 3 only adds optional fields; a card of schema 2 must not have them.
+            if "engine" in fields:
+                raise InvalidArtifactError("model card: engine: a card of schema 2 has none; expected schema 3")
+            return msgspec.convert({**fields, "schema": SCHEMA}, ModelCard)
+        case 3 | None:
             return msgspec.convert(fields, ModelCard)
         case other:
-            raise InvalidArtifactError(f"model card: schema: expected 1 or {SCHEMA}, got {other!r}")
+            raise InvalidArtifactError(f"model card: schema: expected 1 to {SCHEMA}, got {other!r}")
 
 
 def _check_tensors(card: ModelCard) -> None:

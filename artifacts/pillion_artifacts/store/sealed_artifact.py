@@ -13,7 +13,7 @@ from typing import Final, Self
 import msgspec
 
 from pillion_artifacts.card.content_checks import check_graph, check_model
-from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, GOLDEN_NAME, MODEL_NAME, kind_of
+from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, GOLDEN_NAME, MODEL_NAME, MODEL_NAMES, kind_of
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.oci.blobs import check_content, check_size, chunks_of, map_descriptor, open_blob, write_all
@@ -36,8 +36,8 @@ class SealedArtifact(msgspec.Struct, frozen=True):
 
     @property
     def model(self) -> int:
-        """The memfd of the ONNX file."""
-        return self.files[MODEL_NAME]
+        """The memfd of the model."""
+        return self.files[MODEL_NAMES[self.card.engine.kind]]
 
     @property
     def golden(self) -> int:

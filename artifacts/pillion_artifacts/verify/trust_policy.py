@@ -50,6 +50,10 @@ class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether a policy without a rule is refused."""
     keys: list[TrustedKey] = []
     rules: list[TrustRule] = []
+    code: list[str] = []
+    """Installed packages that Python policies may come from, by the name of their distribution."""
+    torchscript: bool = False
+    """Whether TorchScript programs may be loaded."""
 
     def __post_init__(self) -> None:
         names = [key.name for key in self.keys]

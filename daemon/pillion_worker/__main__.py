@@ -13,7 +13,7 @@ import socket
 import sys
 
 from pillion_worker.bootstrap import refuse
-from pillion_worker.sandbox import confine, die_with_parent
+from pillion_worker.sandbox import confine, die_with_parent, keep_to_the_log
 
 _ENVIRONMENT = {
     # A batch is already as parallel as its settings say; more threads would only take cores away.
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
     die_with_parent(parent_pid)
     # A terminal sends it to the whole daemon; the control process decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_to_the_log()
     confinement = confine()
     # The kernel forgets the request where privileges change.
     die_with_parent(parent_pid)

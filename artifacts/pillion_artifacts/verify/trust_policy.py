@@ -51,9 +51,9 @@ class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: list[TrustedKey] = []
     rules: list[TrustRule] = []
     code: list[str] = []
-    """Installed packages that Python policies may come from, by the name of their distribution."""
+    """The installed packages (distribution names) that Python policies may come from. Empty: none is loaded."""
     torchscript: bool = False
-    """Whether TorchScript programs may be loaded."""
+    """Whether TorchScript, which is a program, may run."""
 
     def __post_init__(self) -> None:
         names = [key.name for key in self.keys]

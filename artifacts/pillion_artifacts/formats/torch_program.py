@@ -252,7 +252,7 @@ def _tensor(argument: dict[str, Any], tensors: dict[str, Any], kind: str, what: 
         raise InvalidArtifactError(f"{what}: {kind}: expected a tensor, got {', '.join(argument)}")
     name = str(argument["as_tensor"]["name"])
     meta = tensors[name]
-    sizes = [size["as_int"] if "as_int" in size else None for size in meta["sizes"]]
+    sizes = [size.get("as_int") for size in meta["sizes"]]
     return DeclaredTensor(name, _DTYPES.get(meta["dtype"], f"torch's dtype {meta['dtype']}"), sizes)
 
 

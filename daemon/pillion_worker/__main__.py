@@ -7,10 +7,12 @@ if the parent had ended already.
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import sys
 
+from pillion_worker.bootstrap import refuse
 from pillion_worker.sandbox import confine, die_with_parent, keep_to_the_log
 
 _ENVIRONMENT = {
@@ -34,7 +36,10 @@ def main(arguments: list[str]) -> int:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # numpy starts threads, and then the process could not be confined any more.
-    from pillion_worker.worker import work
+    try:
+        from pillion_worker.worker import work
+    except ImportError as error:
+        return refuse(descriptor, f"a worker does not start on Python {platform.python_version()}: {error}")
 
     with socket.socket(fileno=descriptor) as channel:
         try:

@@ -30,6 +30,11 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
     loading = receive_packet(channel, packets.LOAD, 1)
     if loading is None:
         return os.EX_OK
+    protocol = loading[0].get("protocol")
+    if protocol != packets.PROTOCOL:
+        reason = f"the worker speaks protocol {packets.PROTOCOL}, the daemon {protocol}: it was updated, restart it"
+        send_packet(channel, {"type": packets.FAILED, "message": reason})
+        return os.EX_DATAERR
     request = LoadRequest.from_packet(loading[0])
     limit_memory(request.memory_bytes_max)
     cut_off_forks([channel.fileno()])

@@ -76,7 +76,7 @@ def inspect_torch_program(view: memoryview, what: str) -> TorchProgram:
     """
     members = members_of(read_plain_zip(view, what), what)
     check_members(members, what)
-    if members.get(_FORMAT) != b"pt2":
+    if bytes(members.get(_FORMAT, b"")) != b"pt2":
         raise InvalidArtifactError(f"{what}: expected the format pt2, got another")
     if len(members.get(SAMPLE, b"")):
         raise InvalidArtifactError(

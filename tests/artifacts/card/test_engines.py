@@ -42,7 +42,7 @@ def card(*changes: tuple[str, str]) -> ModelCard:
 
 def test_engine_and_chunk_are_read_and_written_back() -> None:
     read = card()
-    arguments = {"layers": 2, "name": "big", "dropout": 0.5, "warm": True}
+    arguments: dict[str, str | int | float | bool] = {"layers": 2, "name": "big", "dropout": 0.5, "warm": True}
     assert read.engine == EngineCard("python", "lab.policies:make", "lab-policies", ">=1.2,<2", arguments)
     assert read.action_horizon == 8
     assert parse_card(dump_card(read)) == read

@@ -25,6 +25,9 @@ from tests.worker.support.processes import Host
 
 SPEC = Spec([TensorSpec("observation", "float32", [1])], [TensorSpec("action", "float32", [1])])
 
+ADDRESS_BYTES_MAX = 2_000_000_000
+"""Of the worker of a policy that leaks."""
+
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -35,9 +38,10 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 class PythonHost(Host):
     """Runs the hostile policy with these arguments."""
 
-    def __init__(self, python: str, memory_bytes_max: int = 0, **arguments: str) -> None:
+    def __init__(self, python: str, **arguments: str) -> None:
+        settings = {"memory_bytes_max": ADDRESS_BYTES_MAX if "leak" in arguments.values() else 0}
         asked = code(HOSTILE, "make", **arguments)
-        super().__init__(Policy(save({}), SPEC, [], []), engine="python", code=asked, memory_bytes_max=memory_bytes_max)
+        super().__init__(Policy(save({}), SPEC, [], []), engine="python", code=asked, **settings)
         self.python = python
 
     def attach(self, *arguments: str, **settings: Any) -> None:
@@ -195,9 +199,9 @@ def test_a_process_that_a_policy_forks_has_no_say_and_ends_with_the_worker(pytho
 
 
 def test_a_policy_that_leaks_fails_its_batches_at_the_bound_of_its_address_space(python: str) -> None:
-    with PythonHost(python, memory_bytes_max=2_000_000_000, at_run="leak") as host:
+    with PythonHost(python, at_run="leak") as host:
         host.start()
-        for _ in range(2_000_000_000 // LEAK_BYTES):
+        for _ in range(ADDRESS_BYTES_MAX // LEAK_BYTES):
             host.trigger()
             if host.answers[-1].outcome == FAILED:
                 break

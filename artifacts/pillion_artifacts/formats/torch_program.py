@@ -76,7 +76,7 @@ def inspect_torch_program(view: memoryview, what: str) -> TorchProgram:
     """
     members = members_of(read_plain_zip(view, what), what)
     check_members(members, what)
-    if members.get(_FORMAT) != b"pt2":
+    if bytes(members.get(_FORMAT, b"")) != b"pt2":
         raise InvalidArtifactError(f"{what}: expected the format pt2, got another")
     if len(members.get(SAMPLE, b"")):
         raise InvalidArtifactError(
@@ -252,7 +252,7 @@ def _tensor(argument: dict[str, Any], tensors: dict[str, Any], kind: str, what: 
         raise InvalidArtifactError(f"{what}: {kind}: expected a tensor, got {', '.join(argument)}")
     name = str(argument["as_tensor"]["name"])
     meta = tensors[name]
-    sizes = [size["as_int"] if "as_int" in size else None for size in meta["sizes"]]
+    sizes = [size.get("as_int") for size in meta["sizes"]]
     return DeclaredTensor(name, _DTYPES.get(meta["dtype"], f"torch's dtype {meta['dtype']}"), sizes)
 
 

@@ -113,7 +113,7 @@ class PythonEngine:
 
     def _bucket_runs(self, memory: TensorMemory) -> list[Callable[[], None]]:
         read, written = self._tensors(memory)
-        runs = []
+        runs: list[Callable[[], None]] = []
         for bucket in self.buckets:
             call = self._call_of(_rows(read, 0, bucket), _rows(written, 0, bucket))
             runs += [call] * (bucket + 1 - len(runs))

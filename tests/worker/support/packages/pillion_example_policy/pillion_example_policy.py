@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[np.float32]]
-ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+Array = NDArray[np.float32]
+Arrays = dict[str, Array]
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 
 
 def mlp(weights: Arrays, activation: str = "tanh") -> Callable[[Arrays], Arrays]:

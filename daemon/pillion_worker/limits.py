@@ -39,3 +39,6 @@ REASON_CHARS_MAX: Final = 2_000
 
 RINGS_MAX: Final = 1_024
 """Rings that a spinning worker leaves unread, and that it reads at once; far fewer than a pipe holds."""
+
+PT2_MEMBERS_MAX: Final = 65_536
+"""Members of a file of `torch.export`: a few, and one for each weight. A longer list would only take time to read."""

@@ -254,9 +254,9 @@ versions. Policy number n has those from n × this on; the first of them is `mix
 VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
 """Metrics indices of all policies."""
 
-TEXT_ROWS_KEPT_BYTES_MAX: Final = 256 * 1024
-"""Bytes of the newest rows of a text observation that each batch memory keeps, to check only texts that are new: 64 rows of
-4 KB."""
+TEXT_ROWS_KEPT_BYTES_MAX: Final = 1024 * 1024
+"""Bytes of the newest rows of a text observation that each batch memory keeps, to check only texts that are new: 256 rows
+of 4 KB. It keeps no more than the observation itself takes in the batch."""
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""

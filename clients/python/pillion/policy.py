@@ -14,7 +14,7 @@ from pillion.limits import TIMEOUT_S
 from pillion.session import EpisodeGroup, connect
 from pillion.tensors import TEXT_KINDS, Array
 
-Observations = NDArray[Any] | str | list[str] | dict[str, NDArray[Any] | str | list[str]]
+Observations = NDArray[Any] | str | list[str] | dict[str, Any]
 
 
 class Policy:

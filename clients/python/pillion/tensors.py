@@ -14,7 +14,9 @@ from pillion_protocol import LocalProtocolError, Spec, TensorSpec
 from pillion_protocol.texts import encode_text
 
 Array = NDArray[Any]
-Observation = ArrayLike | Mapping[str, ArrayLike]
+Observation = ArrayLike | Mapping[str, Any]
+"""One array or text, or several by name. The values are `ArrayLike` too, but a type checker infers `object` for a dictionary
+of arrays and texts."""
 
 TEXT_KINDS: Final = "OTU"
 """The kinds of numpy's dtypes that can hold texts: objects, variable and fixed strings."""

@@ -67,7 +67,9 @@ class BatchMemory:
 
     def __new__(cls, spec: Spec, *_: object) -> Self:
         has_texts = any(tensor.is_text for tensor in spec.observation)
-        return super().__new__(_TextBatchMemory if has_texts else cls)  # type: ignore[arg-type]  # it is a subclass
+        kind: type[Any] = _TextBatchMemory if has_texts else cls
+        made: Self = super().__new__(kind)
+        return made
 
     def __init__(
         self,
@@ -135,10 +137,7 @@ class _TextBatchMemory(BatchMemory):
         """As for any batch; and whether the observations of text hold text."""
         if not super().is_sound(rows):
             return False
-        for texts in self._texts:
-            if not texts.is_text(rows):
-                return False
-        return True
+        return all(texts.is_text(rows) for texts in self._texts)
 
 
 def finite_values(spec: list[TensorSpec], inputs: list[Array]) -> list[Values]:

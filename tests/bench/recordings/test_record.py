@@ -118,7 +118,11 @@ class Instructed(gymnasium.Env[Any, Any]):
     """Says what to do, in words."""
 
     observation_space = spaces.Dict(
-        {"speed": spaces.Box(-1.0, 1.0, (2,)), "prompt": spaces.Text(20), "note": spaces.Text(5, min_length=0)}
+        {
+            "speed": spaces.Box(-1.0, 1.0, (2,)),
+            "prompt": spaces.Text(20, charset="abcdefghijklmnopqrstuvwxyzöß"),
+            "note": spaces.Text(5, min_length=0),
+        }
     )
     action_space = spaces.Box(-np.inf, np.inf, (4,))
     prompts = ("go", "größer", "stop")
@@ -139,7 +143,7 @@ class Instructed(gymnasium.Env[Any, Any]):
 def test_the_texts_of_an_environment_are_recorded_as_they_travel(tmp_path: Path, start_daemon: StartDaemon) -> None:
     publish_reader(tmp_path / "store", tmp_path / "made")
     daemon = start_daemon(policy="reader", store=tmp_path / "store")
-    gymnasium.register("Instructed-v0", Instructed)
+    gymnasium.register("Instructed-v0", lambda **_: Instructed())
     try:
         with pillion.connect(daemon.address) as session:
             made = record(session, Environment("Instructed-v0"), Tolerance(), RecordOptions(), lambda *_: None)
@@ -154,5 +158,5 @@ def test_the_texts_of_an_environment_are_recorded_as_they_travel(tmp_path: Path,
 
 
 def test_a_text_of_an_environment_that_does_not_fit_is_named() -> None:
-    with pytest.raises(PlayError, match="observation 'prompt': .*at most 4 bytes of UTF-8, got 'größer' of 8 bytes"):
+    with pytest.raises(PlayError, match=r"observation 'prompt': .*at most 4 bytes of UTF-8, got 'größer' of 8 bytes"):
         _sent(TensorSpec("prompt", "uint8", [4], "Text"), "größer")

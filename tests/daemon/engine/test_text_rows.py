@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion_artifacts.card.drawn_texts import draw_texts
-from pillion_artifacts.card.golden_pairs import Golden, encode_golden
+from pillion_artifacts.card.golden_pairs import Arrays, Golden, encode_golden
 from pillion_artifacts.card.model_card import Tolerance
 from pillion_protocol import Spec, TensorSpec
 from pillion_protocol.texts import encode_text, fault_of_text
@@ -127,7 +127,8 @@ def test_the_least_number_of_bytes_is_no_bound_of_each_byte() -> None:
 
 def test_drawn_texts_are_texts_of_every_length() -> None:
     drawn = draw_texts(2, 12, 200, np.random.default_rng(1))
-    assert (drawn.shape, drawn.dtype) == ((200, 12), np.uint8)
+    assert drawn.shape == (200, 12)
+    assert drawn.dtype == np.uint8
     assert are_texts(drawn.tobytes(), 12, 2)
     assert {len(bytes(row).rstrip(b"\0")) for row in drawn} == set(range(2, 13))
     assert (drawn >= 0x80).any()
@@ -146,11 +147,17 @@ def test_a_version_is_certified_with_texts() -> None:
 def test_a_golden_observation_that_is_no_text_is_named() -> None:
     prompts = np.zeros((3, ROOM), np.uint8)
     prompts[:, 0] = ord("a")
-    inputs = {"speed": np.zeros((3, 2), np.float32), "prompt": prompts, "note": np.zeros((3, NOTE_ROOM), np.uint8)}
+    inputs: Arrays = {
+        "speed": np.zeros((3, 2), np.float32),
+        "prompt": prompts,
+        "note": np.zeros((3, NOTE_ROOM), np.uint8),
+    }
     action = np.zeros((3, 4), np.float32)
     action[:, :2] = ord("a")
     engine = OnnxEngine(reader_model(), SPEC, [], 4)
     check_parity(engine, SPEC, [], encode_golden(Golden(inputs, {"action": action})), Tolerance(), 4)
     inputs["note"][2, 1] = 7
-    with pytest.raises(EngineError, match="golden pairs: observation 'note': expected nothing but zero bytes .* in row 2"):
+    with pytest.raises(
+        EngineError, match=r"golden pairs: observation 'note': expected nothing but zero bytes .* in row 2"
+    ):
         check_parity(engine, SPEC, [], encode_golden(Golden(inputs, {"action": action})), Tolerance(), 4)

@@ -39,7 +39,10 @@ def sent(plane: ReaderPlane) -> dict[int, tuple[Message, list[list[float]]]]:
     replies = {}
     for message in plane.transport.sent:
         head = decode(bytes(message[1]))
-        replies[head.sequence] = (head, [np.frombuffer(part, np.float32).reshape(-1, 4).tolist() for part in message[2:]])
+        replies[head.sequence] = (
+            head,
+            [np.frombuffer(part, np.float32).reshape(-1, 4).tolist() for part in message[2:]],
+        )
     return {sequence: (head, parts[0] if parts else []) for sequence, (head, parts) in replies.items()}
 
 

@@ -155,7 +155,8 @@ def text_request(rows: int, size: int | None = None, data: Any = None, **fields:
 
 def decoded_texts(asked: InferRequest, binary: bytes = b"") -> list[str]:
     count, arrays = decode_inputs(asked, memoryview(binary), Spec([TEXT], []), 8)
-    assert (arrays["x"].shape, arrays["x"].dtype) == ((count, 24), np.uint8)
+    assert arrays["x"].shape == (count, 24)
+    assert arrays["x"].dtype == np.uint8
     return [bytes(row).rstrip(b"\0").decode() for row in arrays["x"]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from example_values import DICTIONARY, INSTRUCTED, LUNAR_LANDER, SMALL, SMALL_BY_HAND, plain_number
-from pillion_protocol import TensorSpec, encode_spec
+from pillion_protocol import Spec, TensorSpec, encode_spec
 
 _STRUCT_CODES = {
     "float16": "e", "float32": "f", "float64": "d", "int8": "b", "int16": "h", "int32": "i", "int64": "q",
@@ -25,6 +25,11 @@ def specs() -> list[dict[str, Any]]:
         ("lunar-lander", LUNAR_LANDER, ""),
         ("several observations and outputs", DICTIONARY, ""),
         ("an image and texts", INSTRUCTED, ""),
+        (
+            "a space from the future",
+            Spec([TensorSpec("x", "uint8", [3], "Orbit")], [TensorSpec("action", "float32")]),
+            "",
+        ),
     ):
         data = bytes.fromhex(by_hand) if by_hand else encode_spec(spec)
         listed.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -81,10 +81,10 @@ class _Text(_Tensor):
             if rows is not None:
                 raise self._invalid(f"{rows} texts", "a single str")
             texts = value
-        elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
-            if len(value) != rows:
-                raise self._invalid("a str" if rows is None else f"{rows} texts", f"{len(value)} of them")
-            texts = tuple(value)
+        elif isinstance(value, list | tuple) and len(value) == len(each := tuple(_only_texts(value))):
+            if len(each) != rows:
+                raise self._invalid("a str" if rows is None else f"{rows} texts", f"{len(each)} of them")
+            texts = each
         elif isinstance(value, np.ndarray) and value.dtype == np.uint8:
             return super().array(value, rows)
         else:
@@ -179,3 +179,7 @@ class TensorCodec:
         """Returns the shape and dtype of the first output, the action."""
         tensor = self._outputs[0]
         return tensor.shape if rows is None else (rows, *tensor.shape), tensor.wire_dtype
+
+
+def _only_texts(values: Sequence[Any]) -> Iterator[str]:
+    return (value for value in values if isinstance(value, str))

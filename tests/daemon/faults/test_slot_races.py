@@ -30,17 +30,20 @@ EVERY = 64
 """One number in so many changes: one cache line of eight."""
 
 
-@pytest.fixture(scope="module", params=["inline", "worker"])
+@pytest.fixture(scope="module", params=["inline", "worker", "cached"])
 def table_daemon(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     short_path: Path,
     module_daemon: StartDaemon,
 ) -> Daemon:
-    """A daemon whose policy looks integers up, in either place."""
+    """A daemon whose policy looks integers up, in either place; or inline, with a result cache."""
     store = tmp_path_factory.mktemp("table") / "store"
     publish_wide_table(store)
-    settings = {"engine__placement": request.param, "limits__batch_wait_us_max": 100_000, "limits__rows_max": 2 * ROWS}
+    placement = "worker" if request.param == "worker" else "inline"
+    settings = {"engine__placement": placement, "limits__batch_wait_us_max": 100_000, "limits__rows_max": 2 * ROWS}
+    if request.param == "cached":
+        settings["engine__cache_rows_max"] = 10_000
     listen = [f"lane://{short_path}/races-{request.param}.sock"]
     daemon = module_daemon(policy="wide-table", store=store, listen=listen, settings=settings)
     assert len(worker_pids(daemon)) == (request.param == "worker")

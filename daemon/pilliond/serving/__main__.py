@@ -221,7 +221,7 @@ def make_loop(
     for policy, its_config, its in zip(policies, config.policies, loaded, strict=True):
         policy.residency = Residency(policy.router, sessions, scheduler, its_config.residency, its_config.watch_s)
         resume(policy.residency, its_config, its.versions)
-    set_tap = fill_cache(loop, sessions) if isinstance(sessions, CachingSessions) else loop.set_tap
+    set_tap = connect_cache(loop, sessions) if isinstance(sessions, CachingSessions) else loop.set_tap
     control_handler = ControlHandler(
         end, config.epoch, poller, sessions, page, loop.stop, set_tap, workers, loop.exercise
     )
@@ -243,8 +243,9 @@ def make_sessions(
     return Sessions(epoch, policies, sessions_max, page)
 
 
-def fill_cache(loop: ServingLoop, sessions: CachingSessions) -> Callable[[Tap | None], None]:
-    """Fills the result caches from the batches of the loop; returns the function that sets the tap of a shadow."""
+def connect_cache(loop: ServingLoop, sessions: CachingSessions) -> Callable[[Tap | None], None]:
+    """Lets the loop send what the caches answer, and fill them; returns the function that sets the tap of a shadow."""
+    sessions.send_replies = loop.send_replies
     filler = CacheFiller(sessions)
     loop.set_tap(filler)
     return filler.set_shadow

@@ -35,10 +35,17 @@ class CachingSessions(Sessions):
     """
 
     def __init__(
-        self, epoch: int, policies: Sequence[ServedPolicy], sessions_max: int, page: MetricsPage, clock: Callable[[], int]
+        self,
+        epoch: int,
+        policies: Sequence[ServedPolicy],
+        sessions_max: int,
+        page: MetricsPage,
+        clock: Callable[[], int],
     ) -> None:
         super().__init__(epoch, policies, sessions_max, page)
         self._clock = clock
+        self.send_replies: Callable[[], None] = _nothing
+        """Sends the replies that wait. The next act of a group writes over its reply, and may be read at once."""
         self.unanswered: dict[EpisodeGroup, bytes] = {}
         """The observations of the acts that were looked up and not found, until they are answered or `sweep_cache`."""
 
@@ -66,6 +73,7 @@ class CachingSessions(Sessions):
         cells[its.cache_hits] += 1
         # The outcome "ok". Other acts are counted with their batch.
         cells[its.requests] += 1
+        self.send_replies()
         return None
 
     def _answer(self, group: EpisodeGroup, outputs: bytes, admitted_ns: int, replies: list[Reply]) -> bool:
@@ -93,9 +101,7 @@ class CachingSessions(Sessions):
         answered_ns = self._clock()
         offset_ns = answered_ns - received_ns
         # No batch ran: it has no rows, and the engine's time is 0.
-        step.fill(
-            group.sequence, received_ns, admitted_ns - received_ns, offset_ns, offset_ns, 0, BatchClose.CACHED
-        )
+        step.fill(group.sequence, received_ns, admitted_ns - received_ns, offset_ns, offset_ns, 0, BatchClose.CACHED)
         reply[0] = group.session.peer
         if answered_ns > group.deadline_ns:
             reply = late_reply(reply, answered_ns - group.deadline_ns)
@@ -153,6 +159,10 @@ class CacheFiller:
 
     def close(self) -> None:
         """Has nothing to release: the shadow's tap belongs to whoever set it."""
+
+
+def _nothing() -> None:
+    """Stands in for the loop's function until that is known."""
 
 
 def _may_be_cached(group: EpisodeGroup, policy: ServedPolicy) -> bool:

@@ -39,7 +39,11 @@ def test_bytes_with_the_same_hash_are_told_apart() -> None:
     cache = ResultCache(MANY, MANY)
     for value in range(3):
         cache.put("a version", SameHash(number(value)), 1, number(value + 10))
-    assert [cache.get("a version", SameHash(number(value))) for value in range(3)] == [number(10), number(11), number(12)]
+    assert [cache.get("a version", SameHash(number(value))) for value in range(3)] == [
+        number(10),
+        number(11),
+        number(12),
+    ]
     assert cache.get("a version", SameHash(number(3))) is None
 
 

@@ -101,12 +101,10 @@ def test_by_default_there_is_none(daemon: Daemon) -> None:
     assert held(daemon) == (0, 0)
 
 
-def test_a_switch_begins_with_nothing_and_what_was_kept_of_the_old_version_ends_with_it(
-    tmp_path: Path, start_daemon: StartDaemon
-) -> None:
+def test_a_version_that_was_switched_to_begins_with_nothing(tmp_path: Path, start_daemon: StartDaemon) -> None:
     for number in range(2):
         publish_variant(tmp_path / "store", f"1.{number}.0", number * STEP)
-    settings = {**CACHE, "auto_rollback__watch_s": 0, "versions__old_max": 1, "versions__lease_s_max": 0}
+    settings = {**CACHE, "auto_rollback__watch_s": 0}
     daemon = start_daemon(policy=f"{POLICY}@1.0.0", store=tmp_path / "store", settings=settings)
     observation = np.linspace(-1, 1, 25, dtype=np.float32).reshape(5, 5)
 
@@ -178,9 +176,7 @@ def test_a_version_in_a_worker_is_answered_for_even_while_its_worker_is_away(
     tmp_path: Path, start_daemon: StartDaemon
 ) -> None:
     publish_times(tmp_path / "store", "scaling", "1.0.0", 2)
-    daemon = start_daemon(
-        policy="scaling", store=tmp_path / "store", settings={**CACHE, "engine__placement": "worker"}
-    )
+    daemon = start_daemon(policy="scaling", store=tmp_path / "store", settings={**CACHE, "engine__placement": "worker"})
     observation = np.array([0.5, -1.5], np.float32)
     with pillion.connect(daemon.address) as session, session.begin() as episode:
         assert (episode.act(observation) == 2 * observation).all()

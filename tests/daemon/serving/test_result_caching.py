@@ -29,8 +29,8 @@ class CachingPlane(ResidencyPlane):
 
     engine_settings = EngineSettings(cache_rows_max=64)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, limits: ServingLimits | None = None) -> None:
+        super().__init__(limits=limits)
         self.policy.residency = self.residency
 
     def asked(self, begun: Begun, sequence: int, value: float = 1.0, rows: int = 1, **fields: Any) -> list[bytes]:
@@ -81,7 +81,7 @@ def test_an_act_with_the_same_observations_gets_the_same_bytes_without_a_batch(
     other = plane.begin(plane.open(b"other"), peer=b"other")
     _, *first = plane.asked(begun, 2)
     plane.asked(begun, 3, value=2.0)
-    head, *second = plane.asked(begun, 4)
+    _, *second = plane.asked(begun, 4)
     assert second == first
     plane.deliver(b"other", act(other, 2), observation())
     plane.run()
@@ -298,17 +298,24 @@ def test_a_budget_that_is_too_short_for_the_engine_is_met_from_the_cache(plane: 
 
 
 def test_an_act_that_replaces_a_waiting_one_runs_in_its_place() -> None:
-    plane = CachingPlane()
-    begun = plane.begin(plane.open(lock_step=False))
+    plane = CachingPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+    begun = plane.begin(plane.open())
     plane.asked(begun, 2)
+    # Batches wait for this one.
+    plane.begin(plane.open(b"other"), peer=b"other")
     for sequence in (3, 4):
         plane.deliver(b"peer", act(begun, sequence), observation(value=2.0 if sequence == 3 else 1.0))
-    replies = plane.replies()
-    assert sorted(codes(replies)) == ["action", "superseded"]
-    assert plane.scheduler.rows_waiting == 0
+    assert codes(plane.replies()) == ["superseded"]
+    assert plane.scheduler.rows_waiting == 1
+    plane.clock.now_ns += 1_000_000
+    plane.loop.run_once([])
+    (reply,) = plane.replies()
+    assert action_of(reply).batch_close == BatchClose.WAIT_ELAPSED
+    # It is known still, and what was replaced is not.
     assert plane.is_cached(begun, 5)
-    # What was replaced did not run, and is not known.
-    assert not plane.is_cached(begun, 6, value=2.0)
+    plane.deliver(b"peer", act(begun, 6), observation(value=2.0))
+    assert plane.replies() == []
+    assert plane.counts() == (1, 3)
 
 
 def test_hits_are_outcomes_but_no_batches(plane: CachingPlane, begun: Begun) -> None:

@@ -33,7 +33,7 @@ from pilliond.engine.service_time import ServiceTimes
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
-from pilliond.serving.__main__ import fill_cache, make_sessions
+from pilliond.serving.__main__ import connect_cache, make_sessions
 from pilliond.serving.loop import ServingLoop
 from pilliond.serving.result_caching import CachingSessions
 from pilliond.settings.schema import EngineSettings
@@ -187,7 +187,7 @@ class DataPlane:
             lambda name, fields: self.events.append(name),
         )
         if isinstance(self.sessions, CachingSessions):
-            self.set_tap = fill_cache(self.loop, self.sessions)
+            self.set_tap = connect_cache(self.loop, self.sessions)
 
     def first_version(self, safe_action: list[float] | None) -> Version:
         """Returns the version that serves first."""

@@ -22,9 +22,7 @@ _CACHE_ROWS: Final = 1_024
 """More than the driver prepares: it sends them one after the other, and then again, so all are found once it is warm."""
 
 
-def measure_cached(
-    placement: Placement, seconds: float, rounds: int, advance: Callable[[str], None]
-) -> dict[str, Any]:
+def measure_cached(placement: Placement, seconds: float, rounds: int, advance: Callable[[str], None]) -> dict[str, Any]:
     """Returns the round trips of one client of a policy of `RUN_MS`, inline and from the result cache, and their ratio."""
     series = {kind: Series() for kind in KINDS}
     found: list[np.ndarray[Any, np.dtype[np.bool_]]] = []

@@ -104,7 +104,14 @@ def test_an_act_is_measured_inline_and_from_the_result_cache(measured: dict[str,
 def test_the_table_has_a_line_for_each_part(measured: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     print_engine(measured)
     printed = capsys.readouterr().out
-    for text in ("x a bare doorbell", "rows/s through a worker", "beside / alone", "worker killed", "bytes in a slot", "x inline at p50"):
+    for text in (
+        "x a bare doorbell",
+        "rows/s through a worker",
+        "beside / alone",
+        "worker killed",
+        "bytes in a slot",
+        "x inline at p50",
+    ):
         assert text in printed
 
 

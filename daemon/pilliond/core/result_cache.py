@@ -21,7 +21,7 @@ from pilliond.limits import CACHE_ENTRY_BYTES, CACHE_EVICTIONS_MAX, CACHE_FREED_
 Entries = OrderedDict[bytes, tuple[int, int, bytes]]
 """By the bytes of the observations: the number of the last use, the rows, and the bytes of all outputs. In order of use.
 
-Bytes and tuples of numbers and bytes are nothing to the garbage collector: a full cache makes its pauses no longer.
+Bytes and numbers only: they do not call the garbage collector, and it soon takes such tuples out of its sight.
 """
 
 

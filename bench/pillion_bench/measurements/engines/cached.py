@@ -10,7 +10,7 @@ import numpy as np
 from pillion_bench.measurements.engines.daemons import INLINE, engine_daemon, load_results
 from pillion_bench.measurements.engines.policies import POLICY, store_with_looping
 from pillion_bench.measurements.engines.series import Series, order
-from pillion_bench.percentiles import nanoseconds
+from pillion_bench.percentiles import Nanoseconds, nanoseconds, percentiles_us
 from pillion_bench.process.placement import Placement
 
 RUN_MS: Final = 0.2
@@ -25,7 +25,7 @@ _CACHE_ROWS: Final = 1_024
 def measure_cached(placement: Placement, seconds: float, rounds: int, advance: Callable[[str], None]) -> dict[str, Any]:
     """Returns the round trips of one client of a policy of `RUN_MS`, inline and from the result cache, and their ratio."""
     series = {kind: Series() for kind in KINDS}
-    found: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
+    engine_ns: dict[str, list[Nanoseconds]] = {kind: [] for kind in KINDS}
     with (
         store_with_looping(RUN_MS, placement.server) as store,
         engine_daemon(store, POLICY, INLINE, placement) as inline,
@@ -36,8 +36,7 @@ def measure_cached(placement: Placement, seconds: float, rounds: int, advance: C
             advance(f"a policy of {RUN_MS:g} ms, {kind}")
             (result,) = load_results(daemons[kind], POLICY, placement.server, seconds)
             series[kind].segments_ns.append(nanoseconds(result.latency_ns))
-            if kind == CACHED:
-                found.append(nanoseconds(result.engine_ns) == 0)
+            engine_ns[kind].append(nanoseconds(result.engine_ns))
     figures = {kind: each.figures() for kind, each in series.items()}
     rounds_us = zip(*(series[kind].p50s_us_of_rounds() for kind in (CACHED, INLINE)), strict=True)
     return {
@@ -45,7 +44,8 @@ def measure_cached(placement: Placement, seconds: float, rounds: int, advance: C
         "run_ms": RUN_MS,
         "n": sum(each["n"] for each in figures.values()),
         **{f"{kind}_us": each for kind, each in figures.items()},
-        "hits": int(np.concatenate(found).sum()),
+        "engine_us": percentiles_us(np.concatenate(engine_ns[INLINE])),
+        "hits": int((np.concatenate(engine_ns[CACHED]) == 0).sum()),
         "cached_over_inline": round(figures[CACHED]["p50"] / figures[INLINE]["p50"], 3),
         "cached_over_inline_of_rounds": [round(cached_us / inline_us, 3) for cached_us, inline_us in rounds_us],
         "noise": {kind: each.noise() for kind, each in series.items()},

@@ -121,7 +121,8 @@ def _print_cached(console: Console, part: dict[str, Any]) -> None:
         table.add_row(label, f"{figures['n']:,}", *cells, f"{part['noise'][kind]:.1%}")
     print_table(console, table)
     console.print(
-        f"from the result cache: {part['cached_over_inline']:.2f} x inline at p50; "
+        f"from the result cache: {part['cached_over_inline']:.2f} x inline at p50, of which the engine takes "
+        f"{part['engine_us']['p50']:,.0f} µs; "
         f"{part['hits']:,} of {part['cached_us']['n']:,} acts were found"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion_protocol import Action, BatchClose, Begun, Error, Fallback, decode
+from pillion_protocol.slots import write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.ipc import metrics_page as page_cells
@@ -17,6 +19,7 @@ from pilliond.ipc.metrics_page import POLICY_CELLS
 from pilliond.limits import ServingLimits
 from pilliond.serving.result_caching import CachingSessions
 from pilliond.settings.schema import EngineSettings
+from pilliond.transport.slots import SlotRegion
 from tests.daemon.serving.test_loop import EveryActGetsExactlyOneReply
 from tests.daemon.support.fakes import CountingEngine, DataPlane, act, action_of, codes, observation
 from tests.daemon.support.residency_plane import ResidencyPlane
@@ -316,6 +319,84 @@ def test_an_act_that_replaces_a_waiting_one_runs_in_its_place() -> None:
     plane.deliver(b"peer", act(begun, 6), observation(value=2.0))
     assert plane.replies() == []
     assert plane.counts() == (1, 3)
+
+
+class Slots:
+    """Slots of a group of the plane, and the client that writes to them."""
+
+    def __init__(self, plane: CachingPlane, begun: Begun) -> None:
+        self._plane = plane
+        self._begun = begun
+        self.region = SlotRegion(plane.version.slot_layout(1))
+        plane.sessions._groups[begun.episode].slots = self.region
+
+    def write(self, value: float, generation: int) -> None:
+        slot = self.region.slots[0]
+        slot.observations[0][:] = observation(value=value)
+        write_generation(slot.view, 0, generation)
+
+    def act(self, sequence: int, generation: int) -> None:
+        self._plane.deliver(b"peer", act(self._begun, sequence, slot=1, generation=generation))
+
+
+@pytest.fixture
+def slots(plane: CachingPlane, begun: Begun) -> Iterator[Slots]:
+    slots = Slots(plane, begun)
+    yield slots
+    slots.region.revoke()
+
+
+def test_what_is_kept_of_an_act_in_a_slot_is_what_ran_whatever_is_written_there_meanwhile() -> None:
+    plane = CachingPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+    begun = plane.begin(plane.open())
+    slots = Slots(plane, begun)
+    other = plane.open(b"other")
+    # Batches wait for this one.
+    plane.begin(other, peer=b"other")
+    slots.write(1.0, generation=5)
+    slots.act(2, generation=5)
+    assert plane.replies() == []
+    slots.write(2.0, generation=5)
+    plane.clock.now_ns += 1_000_000
+    plane.loop.run_once([])
+    assert np.frombuffer(plane.transport.sent[0][2], np.float32).tolist() == [3.0]
+    plane.transport.sent.clear()
+    assert plane.is_cached(begun, 3, value=1.0)
+    plane.deliver(b"peer", act(begun, 4), observation(value=2.0))
+    assert plane.replies() == []
+    assert plane.counts() == (1, 2)
+    slots.region.revoke()
+
+
+def test_acts_in_a_slot_and_in_the_packet_find_each_other(plane: CachingPlane, begun: Begun, slots: Slots) -> None:
+    assert not plane.is_cached(begun, 2, value=1.0)
+    slots.write(1.0, generation=5)
+    slots.act(3, generation=5)
+    (reply,) = plane.replies()
+    assert (action_of(reply).batch_close, action_of(reply).slot) == (BatchClose.CACHED, 0)
+    slots.write(2.0, generation=6)
+    slots.act(4, generation=6)
+    assert action_of(plane.replies()[0]).batch_close != BatchClose.CACHED
+    assert plane.is_cached(begun, 5, value=2.0)
+
+
+def test_a_slot_that_is_written_while_it_is_looked_up_is_stale(
+    plane: CachingPlane, begun: Begun, slots: Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane.asked(begun, 2, value=1.0)
+    slots.write(1.0, generation=5)
+
+    def write_and_tell() -> int:
+        slots.write(1.0, generation=6)
+        return plane.clock()
+
+    # It reads the clock once the act is admitted, before it copies the slot.
+    monkeypatch.setattr(plane.sessions, "_clock", write_and_tell)
+    slots.act(3, generation=5)
+    assert codes(plane.replies()) == ["slot_stale"]
+    assert plane.counts() == (0, 2)
+    plane.sweep()
+    assert plane.page.cells[CELLS.cache_rows] == 1
 
 
 def test_hits_are_outcomes_but_no_batches(plane: CachingPlane, begun: Begun) -> None:

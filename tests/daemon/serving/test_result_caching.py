@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillion_protocol import Action, BatchClose, Begun, Error, Fallback, decode
+from pillion_protocol import Action, BatchClose, Begun, Error, ErrorCode, Fallback, RemoteProtocolError, decode
 from pillion_protocol.slots import write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.engine.batch_memory import BatchMemory
@@ -20,6 +20,7 @@ from pilliond.limits import ServingLimits
 from pilliond.serving.result_caching import CachingSessions
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.slots import SlotRegion
+from tests.daemon.serving.test_late_engines import LatePlane
 from tests.daemon.serving.test_loop import EveryActGetsExactlyOneReply
 from tests.daemon.support.fakes import CountingEngine, DataPlane, act, action_of, codes, observation
 from tests.daemon.support.residency_plane import ResidencyPlane
@@ -387,16 +388,49 @@ def test_a_slot_that_is_written_while_it_is_looked_up_is_stale(
     slots.write(1.0, generation=5)
 
     def write_and_tell() -> int:
-        slots.write(1.0, generation=6)
+        write_generation(slots.region.slots[0].view, 0, 6)
         return plane.clock()
 
     # It reads the clock once the act is admitted, before it copies the slot.
     monkeypatch.setattr(plane.sessions, "_clock", write_and_tell)
     slots.act(3, generation=5)
     assert codes(plane.replies()) == ["slot_stale"]
-    assert plane.counts() == (0, 2)
+    # Nor is an answer kept that was not sent.
+    slots.write(2.0, generation=7)
+    slots.act(4, generation=7)
+    assert codes(plane.replies()) == ["slot_stale"]
+    assert plane.counts() == (0, 3)
     plane.sweep()
     assert plane.page.cells[CELLS.cache_rows] == 1
+
+
+class LateCachingPlane(LatePlane):
+    engine_settings = EngineSettings(cache_rows_max=64)
+
+
+def test_an_act_that_replaces_a_running_one_runs_too_and_only_what_is_awaited_is_kept() -> None:
+    plane = LateCachingPlane()
+    begun = plane.begin(plane.open())
+    plane.deliver(b"peer", act(begun, 2), observation(value=1))
+    assert plane.replies() == []
+    assert len(plane.finish()) == 1
+    plane.deliver(b"peer", act(begun, 3), observation(value=2))
+    assert plane.replies() == []
+    plane.deliver(b"peer", act(begun, 4), observation(value=1))
+    assert codes(plane.replies()) == ["superseded"]
+    assert plane.finish() == []
+    (message,) = plane.finish()
+    assert np.frombuffer(message[2], np.float32).tolist() == [3.0]
+    plane.deliver(b"peer", act(begun, 5), observation(value=1))
+    assert action_of(plane.replies()[0]).batch_close == BatchClose.CACHED
+    plane.deliver(b"peer", act(begun, 6), observation(value=2))
+    assert plane.replies() == []
+
+
+def test_a_version_that_is_out_is_not_answered_for(plane: CachingPlane, begun: Begun) -> None:
+    plane.asked(begun, 2)
+    plane.version.out = RemoteProtocolError(ErrorCode.ENGINE_OUT, "it keeps failing")
+    assert codes([plane.ask(b"peer", act(begun, 3), observation())]) == ["engine_out"]
 
 
 def test_hits_are_outcomes_but_no_batches(plane: CachingPlane, begun: Begun) -> None:

@@ -8,6 +8,7 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
   last replies       one per episode group, the size of its outputs
   recurrent state    states_mb_max for all episode groups; once per version in a group whose rows lease several
   slots              slots_mb_max for all episode groups; a page takes memory once it was written to
+  result cache       engine.cache_mb_max, for all versions; 0 without engine.cache_rows_max
   KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB, of all policies
   shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max
   old versions       old_mb_max, their batch memory too; while a version loads, the new version and the old ones at once
@@ -16,7 +17,7 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
                      is not inline: at most VERSION_CELLS_PER_POLICY - 2. Its arena, which is the batch memory above,
                      counts there and here, and exists once. Not part of `policy_mb`: it is what a worker may not exceed,
                      8 GB at the default, and a small policy needs 60 to 150 MB.
-  metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.5 KB   368 × 760 B = 280 KB, of all policies
+  metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.6 KB   368 × 760 B = 280 KB, of all policies
 
 In the rows of a batch memory, every tensor counts: observations, outputs, each state before and after, and the parameters of
 a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded. An
@@ -61,6 +62,23 @@ ROUNDS_PER_BATCH_MAX: Final = 64
 
 MESSAGES_PER_POLL_MAX: Final = 16
 """Messages received at once from a source if no other is ready; otherwise one from each."""
+
+CACHE_ROWS_HARD_MAX: Final = 65_536
+"""The most that `engine.cache_rows_max` can be. The loop waits while the table of a cache is laid out anew, which takes some
+3 ms once in 100,000 entries of this many; and a full garbage collection takes 2 ms longer."""
+
+CACHE_MB_HARD_MAX: Final = 65_536
+"""The most that `engine.cache_mb_max` can be."""
+
+CACHE_ENTRY_BYTES: Final = 320
+"""What an entry of a result cache takes beside its bytes, rounded up: the headers of its objects, and its places in the
+table. Measured: 250 to 275."""
+
+CACHE_EVICTIONS_MAX: Final = 256
+"""Entries that one new entry of a result cache may push out: the loop waits meanwhile."""
+
+CACHE_FREED_MAX: Final = 256
+"""Entries of unloaded versions that a tick frees: the loop waits meanwhile."""
 
 EVENTS_MAX: Final = 256
 """Descriptors that one poll reports; the next poll reports the others."""
@@ -462,14 +480,17 @@ class ServingLimits(PolicyLimits, frozen=True, forbid_unknown_fields=True):
         return PolicyLimits(**{name: getattr(self, name) for name in PolicyLimits.__struct_fields__})
 
 
-def policy_mb(limits: PolicyLimits, row_bytes: int, old_mb_max: int, ring_mb: int, depth: int = 1) -> int:
+def policy_mb(
+    limits: PolicyLimits, row_bytes: int, old_mb_max: int, ring_mb: int, depth: int = 1, cache_mb: int = 0
+) -> int:
     """Returns the most MB that one policy may take within its limits: the sum at the top, without its stable version.
 
     `row_bytes` are the bytes of one row of its observations, outputs and states (before and after), `old_mb_max` those of
-    its old versions in MB, `ring_mb` the shared memory of its shadow in MB, `depth` the batches of a worker at once.
+    its old versions in MB, `ring_mb` the shared memory of its shadow in MB, `depth` the batches of a worker at once,
+    `cache_mb` its result cache in MB.
     """
     rows_bytes = (depth * limits.rows_max + limits.queue_rows_max) * row_bytes
-    return -(-rows_bytes // 1_000_000) + limits.states_mb_max + limits.slots_mb_max + old_mb_max + ring_mb
+    return -(-rows_bytes // 1_000_000) + limits.states_mb_max + limits.slots_mb_max + old_mb_max + ring_mb + cache_mb
 
 
 assert HEARTBEAT_MS * 2 < SILENT_MS_MAX

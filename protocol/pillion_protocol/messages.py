@@ -80,13 +80,15 @@ class ErrorCode(StrEnum):
 
 
 class BatchClose(IntEnum):
-    """Why the daemon closed a batch and ran it."""
+    """Why the daemon closed a batch and ran it; or why it needed none."""
 
     ENGINE_FREE = 1
     FULL = 2
     ALL_SUBMITTED = 3
     WAIT_ELAPSED = 4
     DRAIN = 5
+    CACHED = 6
+    """No batch ran: the version had answered an act with the same observations before."""
 
 
 class Fallback(StrEnum):

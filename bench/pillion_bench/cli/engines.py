@@ -29,7 +29,7 @@ _MILLISECONDS = click.FloatRange(min=0.0)
     metavar="PARTS",
     default="",
     callback=names,
-    help="Also measure, between commas: rows, beside, kill, slots; or all.",
+    help="Also measure, between commas: rows, beside, kill, slots, cache; or all.",
 )
 @pin_option
 @json_option

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from pillion_artifacts.card.golden_pairs import decode_golden
 from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
-from pilliond.core.served_policy import ServedPolicy
+from pilliond.core.served_policy import ServedPolicy, Tap
 from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
@@ -49,6 +50,7 @@ from pilliond.linux.cpu_priority import request_short_slices, slice_us
 from pilliond.linux.sandbox import die_with_parent
 from pilliond.serving.control_handler import ControlHandler
 from pilliond.serving.loop import ServingLoop
+from pilliond.serving.result_caching import CacheFiller, CachingSessions
 from pilliond.serving.workers import Workers
 from pilliond.settings.addresses import carrier_of
 from pilliond.settings.schema import ServingSettings, cpu_numbers
@@ -203,7 +205,7 @@ def make_loop(
         for its, its_config in zip(loaded, config.policies, strict=True)
     ]
     scheduler = Scheduler()
-    sessions = Sessions(config.epoch, policies, config.sessions_max, page)
+    sessions = make_sessions(config.epoch, policies, config.sessions_max, page, time.monotonic_ns)
 
     def log_event(name: str, fields: EventFields) -> None:
         try:
@@ -220,14 +222,40 @@ def make_loop(
     for policy, its_config, its in zip(policies, config.policies, loaded, strict=True):
         policy.residency = Residency(policy.router, sessions, scheduler, its_config.residency, its_config.watch_s)
         resume(policy.residency, its_config, its.versions)
+    set_tap = connect_cache(loop, sessions) if isinstance(sessions, CachingSessions) else loop.set_tap
     control_handler = ControlHandler(
-        end, config.epoch, poller, sessions, page, loop.stop, loop.set_tap, workers, loop.exercise
+        end, config.epoch, poller, sessions, page, loop.stop, set_tap, workers, loop.exercise
     )
     workers.sink = loop
     workers.set_report(control_handler.send)
     loop.on_tick = control_handler.sweep
+    if isinstance(sessions, CachingSessions):
+        loop.on_tick = partial(sweep_with_cache, control_handler, sessions)
     poller.add(end.fileno(), control_handler)
     return loop, control_handler
+
+
+def make_sessions(
+    epoch: int, policies: list[ServedPolicy], sessions_max: int, page: MetricsPage, clock: Callable[[], int]
+) -> Sessions:
+    """Returns the sessions. Only if a policy has a result cache, they are those that ask it: each act pays for that."""
+    if any(policy.cache is not None for policy in policies):
+        return CachingSessions(epoch, policies, sessions_max, page, clock)
+    return Sessions(epoch, policies, sessions_max, page)
+
+
+def connect_cache(loop: ServingLoop, sessions: CachingSessions) -> Callable[[Tap | None], None]:
+    """Lets the loop send what the caches answer, and fill them; returns the function that sets the tap of a shadow."""
+    sessions.send_replies = loop.send_replies
+    filler = CacheFiller(sessions)
+    loop.set_tap(filler)
+    return filler.set_shadow
+
+
+def sweep_with_cache(control_handler: ControlHandler, sessions: CachingSessions) -> None:
+    """Unloads versions that are no longer needed, and then frees what was cached of them."""
+    control_handler.sweep()
+    sessions.sweep_cache()
 
 
 def resume(residency: Residency, config: PolicyConfig, versions: list[Version]) -> None:

@@ -20,6 +20,8 @@ from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import (
+    CACHE_MB_HARD_MAX,
+    CACHE_ROWS_HARD_MAX,
     ENGINE_DEVICE_MB_MAX,
     ENGINE_DEVICES_MAX,
     INLINE_US_HARD_MAX,
@@ -250,6 +252,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory of the device that a version may use. 0: no bound."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """The precision to compute in. It is used only if the golden pairs hold within the tolerance of the card."""
+    cache_rows_max: int = 0
+    """Rows in the result cache; 0: no cache. Only for a policy whose outputs depend on nothing but the observation."""
+    cache_mb_max: int = 64
+    """Memory of the result cache."""
 
     def __post_init__(self) -> None:
         if self.python and not os.path.isabs(self.python):
@@ -266,6 +272,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"worker_memory_mb_max: expected at least 256, got {self.worker_memory_mb_max}")
         if not 10 <= self.hang_ms_min <= 600_000:
             raise ValueError(f"hang_ms_min: expected 10 to 600000, got {self.hang_ms_min}")
+        if not 0 <= self.cache_rows_max <= CACHE_ROWS_HARD_MAX:
+            raise ValueError(f"cache_rows_max: expected 0 to {CACHE_ROWS_HARD_MAX}, got {self.cache_rows_max}")
+        if not 1 <= self.cache_mb_max <= CACHE_MB_HARD_MAX:
+            raise ValueError(f"cache_mb_max: expected 1 to {CACHE_MB_HARD_MAX}, got {self.cache_mb_max}")
         if self.worker_cpus:
             check_cpus("worker_cpus", self.worker_cpus)
         if not 1 <= self.threads <= 256:
@@ -281,6 +291,11 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def one_shape_rows(self) -> int:
         """The rows of the strict shape; 0 if batches run in buckets."""
         return self.strict_rows if self.strict else 0
+
+    @property
+    def cache_mb(self) -> int:
+        """The most MB of the result cache; 0 if there is none."""
+        return self.cache_mb_max if self.cache_rows_max else 0
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -374,7 +389,9 @@ def check_memory(settings: Settings, rows_bytes: Iterable[int]) -> None:
     """Checks the sum of what several policies may take, given the bytes of a row of each; raises `SettingsError`."""
     served = settings.served()
     sums = [
-        policy_mb(own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb, own.engine.depth)
+        policy_mb(
+            own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb, own.engine.depth, own.engine.cache_mb
+        )
         for own, row_bytes in zip(served, rows_bytes, strict=True)
     ]
     if len(served) > 1 and sum(sums) > settings.limits.policies_mb_max:

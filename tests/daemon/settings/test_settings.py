@@ -76,6 +76,9 @@ def test_a_list_in_the_environment_is_separated_by_commas(tmp_path: Path) -> Non
         ('[engine]\nprecision = "int8"\n', r"^engine\.precision: "),
         ("[engine]\ninline_us_max = 0\n", "inline_us_max: expected more than 0, at most 1000000, got 0"),
         ("[engine]\ninline_us_max = nan\n", "inline_us_max: expected more than 0"),
+        ("[engine]\ncache_rows_max = -1\n", "cache_rows_max: expected 0 to 65536, got -1"),
+        ("[engine]\ncache_rows_max = 65537\n", "cache_rows_max: expected 0 to 65536, got 65537"),
+        ("[engine]\ncache_mb_max = 0\n", "cache_mb_max: expected 1 to 65536, got 0"),
     ],
 )
 def test_an_error_names_the_path_of_its_setting(tmp_path: Path, text: str, message: str) -> None:

@@ -25,7 +25,14 @@ _ANY_SPEED: Final = {"PILLION_ENGINE__INLINE_US_MAX": "1000000"}
 
 
 def engine_daemon(
-    store: Path, policy: str, engine: str, placement: Placement, spin_us: int = 0, rows_max: int = 0, depth: int = 1
+    store: Path,
+    policy: str,
+    engine: str,
+    placement: Placement,
+    spin_us: int = 0,
+    rows_max: int = 0,
+    depth: int = 1,
+    cache_rows: int = 0,
 ) -> DaemonProcess:
     """Returns a daemon that runs `policy` as `INLINE`, `WORKER`, `ASLEEP` or `SPINNING` says.
 
@@ -40,6 +47,8 @@ def engine_daemon(
         settings |= {"PILLION_ENGINE__SPIN_US": str(spin_us), "PILLION_SERVING__BUSY_POLL_US": str(spin_us)}
     if depth > 1:
         settings["PILLION_ENGINE__DEPTH"] = str(depth)
+    if cache_rows:
+        settings["PILLION_ENGINE__CACHE_ROWS_MAX"] = str(cache_rows)
     if rows_max:
         settings["PILLION_LIMITS__ROWS_MAX"] = str(rows_max)
     return DaemonProcess(store, policy, _cpus(placement), "lane", settings)

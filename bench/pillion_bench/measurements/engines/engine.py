@@ -8,6 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from pillion_bench.host import describe_host
+from pillion_bench.measurements.engines.cached import KINDS as CACHE_KINDS
+from pillion_bench.measurements.engines.cached import measure_cached
 from pillion_bench.measurements.engines.crossing import KINDS, measure_crossing
 from pillion_bench.measurements.engines.image_rows import KINDS as IMAGE_KINDS
 from pillion_bench.measurements.engines.image_rows import measure_image_rows
@@ -18,8 +20,8 @@ from pillion_bench.measurements.engines.worker_kill import measure_kills
 from pillion_bench.measurements.rounds import SEGMENTS
 from pillion_bench.process.placement import Placement
 
-ROWS, BESIDE, KILL, SLOTS = "rows", "beside", "kill", "slots"
-PARTS: Final = (ROWS, BESIDE, KILL, SLOTS)
+ROWS, BESIDE, KILL, SLOTS, CACHE = "rows", "beside", "kill", "slots", "cache"
+PARTS: Final = (ROWS, BESIDE, KILL, SLOTS, CACHE)
 """What can be measured beside the first table, in this order."""
 
 
@@ -43,6 +45,7 @@ class EngineOptions(msgspec.Struct, frozen=True):
             BESIDE: SEGMENTS * self.rounds,
             KILL: self.rounds,
             SLOTS: len(SIZES) * self.rounds + 1,
+            CACHE: SEGMENTS_OF_KIND * len(CACHE_KINDS) * self.rounds,
         }
         return SEGMENTS_OF_KIND * len(KINDS) * self.rounds + sum(of_part[part] for part in self.also)
 
@@ -55,6 +58,7 @@ def measure_engine(placement: Placement, options: EngineOptions, advance: Callab
         BESIDE: lambda: measure_neighbour(placement, seconds, rounds, options.run_ms, advance),
         KILL: lambda: measure_kills(placement, rounds, seconds, advance),
         SLOTS: lambda: measure_slot_copies(placement, seconds, rounds, advance),
+        CACHE: lambda: measure_cached(placement, seconds, rounds, advance),
     }
     return {
         "report": "pillion.engine",

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pillion_bench.measurements.engines.crossing import KINDS, WORKERS
-from pillion_bench.measurements.engines.engine import BESIDE, KILL, ROWS, SLOTS
+from pillion_bench.measurements.engines.engine import BESIDE, CACHE, KILL, ROWS, SLOTS
 from pillion_bench.percentiles import QUANTILES
 from pillion_bench.tables import TABLE_STYLE, describe, latency_cells, make_console, print_table
 
@@ -41,6 +41,7 @@ def print_engine(report: dict[str, Any]) -> None:
         BESIDE: _print_beside,
         KILL: _print_kills,
         SLOTS: _print_slots,
+        CACHE: _print_cached,
     }
     for part, print_part in parts.items():
         if part in report:
@@ -114,6 +115,20 @@ def _print_slots(console: Console, part: dict[str, Any]) -> None:
     console.print(
         f"the copy of a stack is {part['stack_share_of_image_round_trip']:.1%} of the round trip of "
         f"{part['image_policy']} ({part['image_round_trip_us']['p50']:,.0f} µs)"
+    )
+
+
+def _print_cached(console: Console, part: dict[str, Any]) -> None:
+    table = _table(f"a policy of {part['run_ms']:g} ms, one lane client: round trip, µs", "A/A noise")
+    for kind, label in (("inline", "inline"), ("cached", "from the result cache")):
+        figures = part[f"{kind}_us"]
+        cells = latency_cells(figures, figures["n"])
+        table.add_row(label, f"{figures['n']:,}", *cells, f"{part['noise'][kind]:.1%}")
+    print_table(console, table)
+    console.print(
+        f"from the result cache: {part['cached_over_inline']:.2f} x inline at p50, of which the engine takes "
+        f"{part['engine_us']['p50']:,.0f} µs; "
+        f"{part['hits']:,} of {part['cached_us']['n']:,} acts were found"
     )
 
 

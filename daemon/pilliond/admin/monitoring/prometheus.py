@@ -37,6 +37,7 @@ class PageCollector(Collector):
         yield from self._identity()
         yield from self._requests()
         yield from self._batches()
+        yield from self._result_caches()
         yield from self._versions()
         yield self._service_times()
         yield from worker_metrics(self._supervisor)
@@ -113,6 +114,9 @@ class PageCollector(Collector):
             "pillion_batch_close", "Batches, by the reason why they were closed.", labels=["reason"]
         )
         for reason in BatchClose:
+            if reason is BatchClose.CACHED:
+                # Of acts that needed no batch.
+                continue
             closes.add_metric([reason.name.lower()], cells[page.BATCH_CLOSES + reason])
         yield closes
         yield self._of_policies("pillion_batch_rows", "Rows in a batch.", lambda cells: cells.batch_rows, 1.0)
@@ -121,6 +125,22 @@ class PageCollector(Collector):
             "Duration of one run of the engine.",
             lambda cells: cells.inference_duration,
         )
+
+    def _result_caches(self) -> Iterator[Metric]:
+        text = "Acts that were answered from the result cache."
+        hits = CounterMetricFamily("pillion_result_cache_hits", text, labels=["policy"])
+        text = "Acts that were looked up in the result cache, and not found."
+        misses = CounterMetricFamily("pillion_result_cache_misses", text, labels=["policy"])
+        rows = GaugeMetricFamily("pillion_result_cache_rows", "Rows in the result cache.", labels=["policy"])
+        text = "Memory of the result cache: observations, outputs and what the interpreter needs for them."
+        held = GaugeMetricFamily("pillion_result_cache_bytes", text, labels=["policy"])
+        cells = self._page.cells
+        for name, its in self._policy_cells():
+            hits.add_metric([name], cells[its.cache_hits])
+            misses.add_metric([name], cells[its.cache_misses])
+            rows.add_metric([name], cells[its.cache_rows])
+            held.add_metric([name], cells[its.cache_bytes])
+        yield from (hits, misses, rows, held)
 
     def _versions(self) -> Iterator[Metric]:
         cells = self._page.cells

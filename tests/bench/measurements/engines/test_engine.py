@@ -92,22 +92,38 @@ def test_the_daemons_copy_is_measured_for_each_size_of_slot(measured: dict[str, 
     assert part["stack_share_of_image_round_trip"] == pytest.approx(share, abs=1e-3)
 
 
+def test_an_act_is_measured_inline_and_from_the_result_cache(measured: dict[str, Any]) -> None:
+    part = measured["cache"]
+    assert part["n"] == part["inline_us"]["n"] + part["cached_us"]["n"]
+    # Nearly all are found: a driver on a busy machine may count some of its first acts.
+    assert 0.9 * part["cached_us"]["n"] <= part["hits"] <= part["cached_us"]["n"]
+    ratio = part["cached_us"]["p50"] / part["inline_us"]["p50"]
+    assert part["cached_over_inline"] == pytest.approx(ratio, abs=1e-3)
+
+
 def test_the_table_has_a_line_for_each_part(measured: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     print_engine(measured)
     printed = capsys.readouterr().out
-    for text in ("x a bare doorbell", "rows/s through a worker", "beside / alone", "worker killed", "bytes in a slot"):
+    for text in (
+        "x a bare doorbell",
+        "rows/s through a worker",
+        "beside / alone",
+        "worker killed",
+        "bytes in a slot",
+        "x inline at p50",
+    ):
         assert text in printed
 
 
 def test_the_number_of_segments_follows_the_options() -> None:
     assert EngineOptions(rounds=2).segments == 20
-    assert EngineOptions(rounds=2, also=PARTS).segments == 20 + 12 + 8 + 2 + 7
+    assert EngineOptions(rounds=2, also=PARTS).segments == 20 + 12 + 8 + 2 + 7 + 8
 
 
 def test_an_unknown_part_is_refused_with_those_that_there_are() -> None:
     done = run_pillion("bench", "engine", "--also", "rows,nothing")
     assert done.returncode == 64
-    assert "expected some of rows, beside, kill, slots, or all; got 'nothing'" in done.stderr
+    assert "expected some of rows, beside, kill, slots, cache, or all; got 'nothing'" in done.stderr
 
 
 def test_the_first_action_is_that_of_a_batch_after_the_worker_was_gone() -> None:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,7 +238,8 @@ class TinyClip(nn.Module):
         self.patches = nn.Conv2d(3, 16, 8, stride=8)
         self.words = nn.Embedding(50, 16)
         layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-        self.see, self.read = nn.TransformerEncoder(layer, 1), nn.TransformerEncoder(layer, 1)
+        self.see = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.read = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.act = nn.Linear(33, 3)
 
     def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,7 +261,7 @@ class TinyFlava(nn.Module):
         self.letters = nn.Embedding(256, 16)
         self.kind = nn.Embedding(2, 16)
         layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-        self.join = nn.TransformerEncoder(layer, 1)
+        self.join = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.plan = nn.Linear(32, 4 * 2)
 
     def forward(self, image: Tensor, text: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,7 +350,8 @@ def test_a_file_of_torch_export_is_published_as_it_is(saved: Path, tmp_path: Pat
 
 
 def test_without_a_choice_the_card_decides_and_otherwise_it_is_converted(saved: Path, tmp_path: Path) -> None:
-    of_torch = card_file(tmp_path, msgspec.structs.replace(CARD, engine=TORCH))
+    (tmp_path / "torch").mkdir()
+    of_torch = card_file(tmp_path / "torch", msgspec.structs.replace(CARD, engine=TORCH))
     for options, expected in (
         (Options(card=of_torch), "torch"),
         (Options(card=of_torch, engine="onnx"), "onnx"),
@@ -392,7 +393,7 @@ def test_a_program_that_does_not_answer_rows_alike_is_refused(tmp_path: Path) ->
             logits = observation[:, :4] + observation.mean(0, keepdim=True)[:, :4]
             return logits.argmax(1), logits
 
-    with pytest.raises(ParityError, match="output 'logits', row 0|output 'action', row"):
+    with pytest.raises(ParityError, match=r"output '(logits|action)', row"):
         pillion_artifacts.export(Mixed(), torch.zeros(2, 6), CARD, tmp_path / "folder", engine="torch")
 
 
@@ -525,11 +526,13 @@ def test_torchscript_is_published_as_it_is_only_if_it_is_allowed(script: Path, t
     check_golden(Chooser(), report)
     Store(tmp_path / "store").publish("x", "1.0.0", tmp_path / "folder")
     data = (tmp_path / "folder" / "model.torchscript").read_bytes()
-    assert torch.jit.load(io.BytesIO(data)) is not None  # type: ignore[no-untyped-call]
+    names = [name.partition("/")[2] for name in read_plain_zip(memoryview(data), "it")]
+    assert "data.pkl" in names
+    assert not [name for name in names if name.endswith(".debug_pkl") or name.startswith("traced_inputs")]
 
 
 def test_what_is_no_torchscript_is_refused(saved: Path, script: Path) -> None:
-    with pytest.raises(InvalidArtifactError, match="expected TorchScript, got a zip without constants.pkl"):
+    with pytest.raises(InvalidArtifactError, match=r"expected TorchScript, got a zip without constants\.pkl"):
         check_torchscript(memoryview(disarm(saved.read_bytes(), "it")), "it")
     with pytest.raises(InvalidArtifactError, match="expected a plain zip"):
         check_torchscript(memoryview(script.read_bytes()), "it")
@@ -610,7 +613,6 @@ def test_weights_without_a_card_of_a_python_policy_are_refused(tmp_path: Path) -
         ):
             import_source(tmp_path / "weights.safetensors", tmp_path / "x", "x", "1.0.0", options)
     card = card_file(tmp_path, python_card())
-    with pytest.raises(InvalidSourceError, match=r"got ONNX, but the card's engine is python"):
-        (tmp_path / "other.onnx").write_bytes(b"\x08\x07")
+    (tmp_path / "other.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(InvalidSourceError, match="got ONNX, but the card's engine is python"):
         import_source(tmp_path / "other.onnx", tmp_path / "x", "x", "1.0.0", Options(card=card))
-    assert zipfile is not None

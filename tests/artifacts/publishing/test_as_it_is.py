@@ -53,7 +53,7 @@ def check_golden(module: nn.Module, report: Any) -> None:
     made = [tensor.name for tensor in card.outputs] + [state.output for state in card.state]
     made += [name for name in card.distribution.parameters() if name not in made]
     expected = answers(module, [golden.inputs[name] for name in names])
-    assert list(golden.outputs) == made
+    assert sorted(golden.outputs) == sorted(made)
     for name, values in zip(made, expected, strict=True):
         np.testing.assert_allclose(golden.outputs[name], values, rtol=1e-4, atol=1e-5)
     assert report.rows >= golden.rows > 1
@@ -116,21 +116,6 @@ def test_a_module_with_several_observations_and_a_memory_is_exported_as_it_is(tm
     module = Driver()
     example = (torch.zeros(2, 3), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 5))
     check_golden(module, pillion_artifacts.export(module, example, DRIVE, tmp_path / "folder", engine="torch"))
-
-
-class Sorter(nn.Module):
-    """What ONNX cannot express: a loop whose length depends on the data, under `no_grad`."""
-
-    def forward(self, observation: Tensor) -> dict[str, Tensor]:
-        def more(count: Tensor, _: Tensor) -> Tensor:
-            return count < observation.abs().sum().long() % 3 + 1
-
-        def step(count: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            return count + 1, torch.einsum("ri,ij->rj", values, torch.eye(6) * 0.5)
-
-        with torch.no_grad():
-            _, values = torch.while_loop(more, step, (torch.zeros((), dtype=torch.int64), observation))
-        return {"value": values.sum(1, keepdim=True), "action": torch.tanh(observation)}
 
 
 def test_a_program_that_returns_a_dictionary_is_compared_by_name(tmp_path: Path) -> None:
@@ -209,8 +194,11 @@ class OneRow(nn.Module):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Counter(), "Counter: expected a program of tensors that only computes, but it changes a buffer"),
-        (InPlace(), "InPlace: expected a program of tensors that only computes, but it writes to its input"),
+        (Counter(), "Counter: expected a program that changes nothing but new tensors, but it overwrites 'b_seen'"),
+        (
+            InPlace(),
+            "InPlace: expected a program that changes nothing but new tensors, but it overwrites 'observation'",
+        ),
         (OneRow(), "OneRow: torch cannot export it: "),
     ],
 )

@@ -29,7 +29,8 @@ def load(model: bytes, request: LoadRequest) -> TorchEngine:
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)
     # A worker has one thread and one engine, so this is entered once, not in every run.
-    _INFERENCE.__enter__()
+    if not torch.is_inference_mode_enabled():
+        _INFERENCE.__enter__()
     engine = choose(request, _missing, lambda device, fallback: TorchEngine(model, request, device, fallback))
     assert isinstance(engine, TorchEngine)
     return engine

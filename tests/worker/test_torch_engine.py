@@ -48,6 +48,8 @@ class Doubling(torch.nn.Module):
 class Counting(torch.nn.Module):
     """Counts its runs."""
 
+    count: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros(1))
@@ -62,8 +64,9 @@ class Forking(torch.nn.Module):
     """Computes in another thread."""
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        future = torch.jit.fork(torch.sum, observation)
-        return observation[:, :1] + torch.jit.wait(future)
+        future = torch.jit.fork(torch.sum, observation)  # type: ignore[no-untyped-call]
+        total: torch.Tensor = torch.jit.wait(future)  # type: ignore[no-untyped-call]
+        return observation[:, :1] + total
 
 
 SCRIPT = {"model_kind": "torchscript"}

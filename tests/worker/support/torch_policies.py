@@ -112,7 +112,7 @@ def script(module: nn.Module) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(module.eval()), file)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.script(module.eval()), file)
     return file.getvalue()
 
 

@@ -1,0 +1,92 @@
+"""Policies that are no ONNX graph: Python policies of the packages that tests install."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from pillion_artifacts import Store
+from pillion_artifacts.card.golden_pairs import Golden, encode_golden
+from pillion_artifacts.card.layers import GOLDEN_NAME, MODEL_NAMES
+from tests.worker.support.installed import EXAMPLE, HOSTILE, mlp_actions, mlp_weights
+
+Arrays = dict[str, NDArray[np.float32]]
+
+OBSERVATIONS: NDArray[np.float32] = np.random.default_rng(5).standard_normal((16, 8)).astype(np.float32)
+"""What the golden pairs of `perceptron` hold."""
+
+_PERCEPTRON = """
+schema: 3
+name: perceptron
+version: {version}
+description: A multilayer perceptron in numpy.
+licence: Apache-2.0
+observation:
+- {{name: observation, dtype: float32, shape: [8]}}
+outputs:
+- {{name: action, dtype: float32, shape: [4]}}
+engine: {{kind: python, entry_point: "{module}:{factory}", distribution: {distribution}, requires: "{requires}"}}
+"""
+
+_HOSTILE = """
+schema: 3
+name: hostile
+version: {version}
+description: Doubles its observation, and misbehaves.
+licence: Apache-2.0
+observation:
+- {{name: observation, dtype: float32, shape: [1]}}
+outputs:
+- {{name: action, dtype: float32, shape: [1]}}
+engine: {{kind: python, entry_point: "pillion_hostile_policies:make", distribution: {distribution}, arguments: {arguments}}}
+"""
+
+
+def publish_perceptron(
+    root: Path,
+    version: str,
+    seed: int = 0,
+    *,
+    golden_seed: int | None = None,
+    factory: str = "mlp",
+    requires: str = "",
+) -> None:
+    """Publishes a version of `perceptron`, of the package `EXAMPLE`, with weights of that seed.
+
+    `golden_seed` makes its golden pairs those of other weights.
+    """
+    expected = mlp_actions(mlp_weights(seed if golden_seed is None else golden_seed), OBSERVATIONS)
+    fields = {"module": EXAMPLE.replace("-", "_"), "distribution": EXAMPLE, "requires": requires, "factory": factory}
+    card = _PERCEPTRON.format(version=version, **fields)
+    golden = Golden({"observation": OBSERVATIONS}, {"action": expected})
+    publish_weights(root, "perceptron", version, mlp_weights(seed), card, golden)
+
+
+def perceptron_actions(seed: int, observations: NDArray[np.float32] = OBSERVATIONS) -> NDArray[np.float32]:
+    """What `perceptron` with weights of that seed answers."""
+    return mlp_actions(mlp_weights(seed), observations)
+
+
+def publish_hostile(root: Path, version: str, **arguments: Any) -> None:
+    """Publishes a version of `hostile`, of the package `HOSTILE`; `arguments` are those of its factory."""
+    text = "{" + ", ".join(f"{name}: {value}" for name, value in arguments.items()) + "}"
+    card = _HOSTILE.format(version=version, distribution=HOSTILE, arguments=text)
+    publish_weights(root, "hostile", version, {"nothing": np.zeros(1, np.float32)}, card)
+
+
+def publish_weights(
+    root: Path, policy: str, version: str, weights: Arrays, card: str, golden: Golden | None = None
+) -> None:
+    """Publishes a Python policy of these weights and this card."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / MODEL_NAMES["python"]).write_bytes(save(weights))
+        (folder / "model_card.yaml").write_text(card)
+        if golden is not None:
+            (folder / GOLDEN_NAME).write_bytes(encode_golden(golden))
+        Store(root).publish(policy, version, folder, created_by="a test")

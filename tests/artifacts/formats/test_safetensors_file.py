@@ -14,7 +14,11 @@ from safetensors.numpy import save
 from pillion_artifacts import InvalidArtifactError
 from pillion_artifacts.formats.safetensors_file import inspect_safetensors, is_safetensors
 
-TENSORS: dict[str, Any] = {"b": np.zeros((2, 3), np.float32), "a": np.arange(4, dtype=np.int64), "none": np.zeros((0, 5), np.uint8)}
+TENSORS: dict[str, Any] = {
+    "b": np.zeros((2, 3), np.float32),
+    "a": np.arange(4, dtype=np.int64),
+    "none": np.zeros((0, 5), np.uint8),
+}
 
 
 def file_of(header: Any, body: bytes = b"") -> bytes:

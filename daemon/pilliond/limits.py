@@ -220,6 +220,9 @@ TRIAL_RUN_S_MAX: Final = 120.0
 WAIT_LOOK_S: Final = 1.0
 """How long a blocking wait for a worker sleeps at once. What was longer was a stop of this process: it counts as twice that."""
 
+WORKER_MEMORY_MB_MIN: Final = 256
+"""The least that `engine.worker_memory_mb_max` can be: an interpreter with numpy and ONNX Runtime needs most of it."""
+
 WORKER_START_S_MAX: Final = 60.0
 """From the start of a worker until its version is warm; slower is a lost worker."""
 
@@ -492,6 +495,18 @@ def policy_mb(
     rows_bytes = (depth * limits.rows_max + limits.queue_rows_max) * row_bytes
     return -(-rows_bytes // 1_000_000) + limits.states_mb_max + limits.slots_mb_max + old_mb_max + ring_mb + cache_mb
 
+
+ENGINE_BOUNDS: Final = {
+    "threads": (1, 256),
+    "strict_rows": (1, 4_096),
+    "depth": (1, WORKER_DEPTH_MAX),
+    "spin_us": (0, 1_000_000),
+    "hang_ms_min": (10, 600_000),
+    "device_memory_mb": (0, ENGINE_DEVICE_MB_MAX),
+    "cache_rows_max": (0, CACHE_ROWS_HARD_MAX),
+    "cache_mb_max": (1, CACHE_MB_HARD_MAX),
+}
+"""The least and the most of settings of `[engine]`, by name."""
 
 assert HEARTBEAT_MS * 2 < SILENT_MS_MAX
 assert TICK_MS < HEARTBEAT_MS

@@ -20,14 +20,12 @@ from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import (
-    CACHE_MB_HARD_MAX,
-    CACHE_ROWS_HARD_MAX,
-    ENGINE_DEVICE_MB_MAX,
+    ENGINE_BOUNDS,
     ENGINE_DEVICES_MAX,
     INLINE_US_HARD_MAX,
     OLD_VERSIONS_MAX,
     POLICIES_MAX,
-    WORKER_DEPTH_MAX,
+    WORKER_MEMORY_MB_MIN,
     PolicyLimits,
     ServingLimits,
     policy_mb,
@@ -262,26 +260,15 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"python: expected an absolute path, got {self.python!r}")
         if self.device != "auto":
             check_device("device", self.device)
-        if not 0 <= self.device_memory_mb <= ENGINE_DEVICE_MB_MAX:
-            raise ValueError(f"device_memory_mb: expected 0 to {ENGINE_DEVICE_MB_MAX}, got {self.device_memory_mb}")
-        if not 1 <= self.depth <= WORKER_DEPTH_MAX:
-            raise ValueError(f"depth: expected 1 to {WORKER_DEPTH_MAX}, got {self.depth}")
-        if not 0 <= self.spin_us <= 1_000_000:
-            raise ValueError(f"spin_us: expected 0 to 1000000, got {self.spin_us}")
-        if self.worker_memory_mb_max < 256:
-            raise ValueError(f"worker_memory_mb_max: expected at least 256, got {self.worker_memory_mb_max}")
-        if not 10 <= self.hang_ms_min <= 600_000:
-            raise ValueError(f"hang_ms_min: expected 10 to 600000, got {self.hang_ms_min}")
-        if not 0 <= self.cache_rows_max <= CACHE_ROWS_HARD_MAX:
-            raise ValueError(f"cache_rows_max: expected 0 to {CACHE_ROWS_HARD_MAX}, got {self.cache_rows_max}")
-        if not 1 <= self.cache_mb_max <= CACHE_MB_HARD_MAX:
-            raise ValueError(f"cache_mb_max: expected 1 to {CACHE_MB_HARD_MAX}, got {self.cache_mb_max}")
+        for name, (least, most) in ENGINE_BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected {least} to {most}, got {getattr(self, name)}")
+        if self.worker_memory_mb_max < WORKER_MEMORY_MB_MIN:
+            raise ValueError(
+                f"worker_memory_mb_max: expected at least {WORKER_MEMORY_MB_MIN}, got {self.worker_memory_mb_max}"
+            )
         if self.worker_cpus:
             check_cpus("worker_cpus", self.worker_cpus)
-        if not 1 <= self.threads <= 256:
-            raise ValueError(f"threads: expected 1 to 256, got {self.threads}")
-        if not 1 <= self.strict_rows <= 4_096:
-            raise ValueError(f"strict_rows: expected 1 to 4096, got {self.strict_rows}")
         if not 0 < self.inline_us_max <= INLINE_US_HARD_MAX:
             raise ValueError(
                 f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"

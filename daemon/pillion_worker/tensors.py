@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_worker.channel import PROTOCOL
+
 Array = NDArray[Any]
 
 
@@ -54,7 +56,7 @@ class LoadRequest(NamedTuple):
     """Batches in flight."""
 
     spin_us: int = 0
-    """How long the worker looks for the next batch before it sleeps."""
+    """How long the worker polls for the next batch before it sleeps, while batches follow each other within that time."""
 
     model_kind: str = "onnx"
     """The format of the model's bytes: that of the card's engine."""
@@ -82,12 +84,12 @@ class LoadRequest(NamedTuple):
         fields: dict[str, Any] = self._asdict()
         for name in ("observation", "outputs", "states"):
             fields[name] = [tensor._asdict() for tensor in fields[name]]
-        return {"type": "load", **fields}
+        return {"type": "load", "protocol": PROTOCOL, **fields}
 
     @classmethod
     def from_packet(cls, packet: Mapping[str, Any]) -> LoadRequest:
         """Reads it from a message of the channel. Raises `KeyError` or `TypeError` if a field is missing or unknown."""
-        fields = {name: value for name, value in packet.items() if name != "type"}
+        fields = {name: value for name, value in packet.items() if name not in ("type", "protocol")}
         for name, kind in (("observation", Tensor), ("outputs", Tensor), ("states", State)):
             fields[name] = [kind(**tensor) for tensor in fields[name]]
         return cls(**fields)

@@ -180,11 +180,43 @@ SHADOW_OUTPUTS_MAX: Final = 64
 WORKER_DEPTH_MAX: Final = 4
 """Batches of one worker at once: each has memory of its own."""
 
+ENGINE_DEVICES_MAX: Final = 64
+"""CUDA devices of a host: `engine.device` names one of the first so many."""
+
+ENGINE_DEVICE_MB_MAX: Final = 4_000_000
+"""The most that `engine.device_memory_mb` can be: more than any device has, so that a number of bytes is noticed."""
+
+CODE_ADDRESS_MB: Final = 24_576
+"""Address space of a worker of torch or Python besides `engine.worker_memory_mb_max`: their libraries reserve far more than
+they use. Its resident memory is bounded by the setting alone."""
+
+INTERPRETER_CHECK_S_MAX: Final = 60.0
+"""How long an interpreter may take to show that it can run workers: it imports numpy, perhaps from a cold disk."""
+
+TRIAL_START_S_MAX: Final = 300.0
+"""From the start of a worker that is tried until its version is warm: it loads at a low priority."""
+
+TRIAL_RUN_S_MAX: Final = 120.0
+"""How long a run of a worker that is tried may take, at that priority."""
+
+WAIT_LOOK_S: Final = 1.0
+"""How long a blocking wait for a worker sleeps at once. What was longer was a stop of this process: it counts as twice that."""
+
 WORKER_START_S_MAX: Final = 60.0
 """From the start of a worker until its version is warm; slower is a lost worker."""
 
 LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
 """The most that one look at a worker counts of the time since the last one. More passed where this process was stopped."""
+
+POLLED_RUN_NS_MAX: Final = 150_000
+"""Batches of a worker that take less, from submission to end, are polled for: the loop would be asleep for less than it takes to
+wake up."""
+
+POLL_NS_MAX: Final = 200_000
+"""How long the loop polls for the end of one such batch before it sleeps after all."""
+
+UNPOLLED_BATCHES: Final = 64
+"""Batches that are not polled for after one that did not end in time. So a worker that shares the loop's core loses little."""
 
 WORKER_HANG_FACTOR: Final = 20
 """A batch that takes this many times as long as the slowest ones before it hangs."""
@@ -220,6 +252,9 @@ WORKER_END_S_MAX: Final = 1.0
 
 ENGINE_TEXT_CHARACTERS_MAX: Final = 100
 """How much of what a worker says of its engine is shown: a broken one may say anything."""
+
+ENGINE_REASON_CHARACTERS_MAX: Final = 300
+"""How much of its reason for a fallback is shown: a sentence."""
 
 WORKER_RUN_S_MAX: Final = 30.0
 """How long a run of a worker may take before it serves, where somebody waits for it: golden pairs, certificates."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -56,6 +57,20 @@ KINDS: Final = (
 """In the order of the manifest. No kind of file can contain a pickle."""
 
 _BY_TITLE: Final = {kind.title: kind for kind in KINDS}
+
+
+def model_name(engine: str) -> str:
+    """The name of the model file of an engine."""
+    return MODEL_NAMES[engine]
+
+
+def check_one_model(titles: Iterable[str], what: str) -> None:
+    """Raises `InvalidArtifactError` unless exactly one of these files is a model. Which one it must be, the card says."""
+    models = sorted(title for title in titles if title in MODEL_NAMES.values())
+    if len(models) != 1:
+        raise InvalidArtifactError(
+            f"{what}: expected one of {', '.join(MODEL_NAMES.values())}, got {', '.join(models) or 'none'}"
+        )
 
 
 def kind_of(title: str) -> LayerKind:

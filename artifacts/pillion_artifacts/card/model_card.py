@@ -13,6 +13,7 @@ import msgspec
 import semver
 
 from pillion_artifacts.card import schema_1 as card_schema_1
+from pillion_artifacts.card.engine_checks import check_engine
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.yaml_text import read_yaml
 from pillion_protocol.specs import TEXT, DType, Space, Spec, TensorSpec
@@ -206,12 +207,14 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     observation: Annotated[list[TensorCard], msgspec.Meta(min_length=1)]
     outputs: Annotated[list[TensorCard], msgspec.Meta(min_length=1)]
     engine: EngineCard = EngineCard()
+    action_horizon: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """The action is a chunk of that many actions: its first axis is time, oldest first. 0: it is one action."""
     distribution: Distribution = Distribution()
     state: list[StateCard] = []
     frame_stack: list[FrameStack] = []
     preprocessing: list[Preprocessing] = []
     safe_action: list[float] | None = None
-    """The action's elements in C order, for sessions that request it as their fallback."""
+    """The action's elements in C order, of a chunk those of all its actions; for sessions that request it as fallback."""
     tolerance: Tolerance = Tolerance()
     environment: Environment | None = None
     metrics: dict[str, Metric] = {}
@@ -244,9 +247,11 @@ def check_card(card: ModelCard) -> None:
     """Raises `InvalidArtifactError` if parts of a card contradict each other."""
     if not semver.Version.is_valid(card.version):
         raise InvalidArtifactError(f"model card: version: expected MAJOR.MINOR.PATCH, got {card.version!r}")
+    check_engine(card.engine)
     _check_tensors(card)
     _check_texts(card)
     _check_action(card)
+    _check_chunk(card)
     _check_state(card)
     _check_references(card)
 
@@ -268,8 +273,9 @@ def _convert(fields: Any) -> ModelCard:
             return _without_texts(card, 1)
         case 2:
             # Schema 3 only adds optional fields; a card of schema 2 must not have them.
-            if "engine" in fields:
-                raise InvalidArtifactError("model card: engine: a card of schema 2 has none; expected schema 3")
+            for later in ("engine", "action_horizon"):
+                if later in fields:
+                    raise InvalidArtifactError(f"model card: {later}: a card of schema 2 has none; expected schema 3")
             return _without_texts(msgspec.convert({**fields, "schema": SCHEMA}, ModelCard), 2)
         case 3 | None:
             return msgspec.convert(fields, ModelCard)
@@ -344,6 +350,21 @@ def _check_action(card: ModelCard) -> None:
     if card.safe_action is not None and len(card.safe_action) != math.prod(action.shape):
         raise InvalidArtifactError(
             f"model card: safe_action: expected {math.prod(action.shape)} numbers, got {len(card.safe_action)}"
+        )
+
+
+def _check_chunk(card: ModelCard) -> None:
+    """Raises `InvalidArtifactError` if the action is not the chunk that the card says it is."""
+    horizon, action = card.action_horizon, card.action()
+    if horizon < 0:
+        raise InvalidArtifactError(f"model card: action_horizon: expected 0 or more, got {horizon}")
+    if horizon and action.space == "Discrete":
+        raise InvalidArtifactError(
+            "model card: action_horizon: expected a chunk of actions, but a Discrete action is one"
+        )
+    if horizon and action.shape[:1] != [horizon]:
+        raise InvalidArtifactError(
+            f"model card: action_horizon: expected an action of shape [{horizon}, …], got {list(action.shape)}"
         )
 
 

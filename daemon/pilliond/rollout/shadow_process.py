@@ -123,4 +123,5 @@ class ShadowProcess:
             engine=settings.engine,
             memory_mb_max=settings.staging.memory_mb_max,
             states_mb_max=settings.shadow.states_mb_max,
+            code=settings.trust.code,
         )

@@ -57,7 +57,7 @@ from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import build_version, read_descriptor
-from pilliond.versions.placement import decide
+from pilliond.versions.placement import decide, place_by_kind
 
 
 async def serve(end: socket.socket, config: StartupConfig) -> None:
@@ -66,7 +66,7 @@ async def serve(end: socket.socket, config: StartupConfig) -> None:
     page = MetricsPage(config.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     poller = MessagePoller()
-    workers = Workers(end, poller, partial(channel.send, end))
+    workers = Workers(end, poller, partial(channel.send, end), code=config.code)
     loaded = [load_policy(policy, workers) for policy in config.policies]
     carriers: dict[str, Transport] = {
         "lane": LaneTransport(loaded[0].stable.observation_bytes, poller, page, config.group),
@@ -125,10 +125,9 @@ def ready_report(listen: list[str], loaded: list[LoadedPolicy]) -> Ready:
 def load_version(config: PolicyConfig, workers: Workers) -> Version:
     """Builds the stable version, as `certified`; raises `BadPolicyError`."""
     request, golden_descriptor = config.version, config.golden_descriptor
-    model = read_descriptor(config.model_descriptor)
     golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
     try:
-        return certified(request, model, golden, config, workers)
+        return certified(request, config.model_descriptor, golden, config, workers)
     except EngineError as error:
         raise BadPolicyError(f"{request.policy}@{request.version}: {error}") from None
 
@@ -137,24 +136,26 @@ def load_beside(config: PolicyConfig, workers: Workers) -> tuple[list[Version], 
     """Builds the versions to load beside it; returns them, and those that cannot be loaded, without which it serves."""
     built, refused = [], []
     for beside in config.beside:
-        descriptors = [each for each in (beside.model_descriptor, beside.golden_descriptor) if each >= 0]
-        model, *golden = [read_descriptor(descriptor) for descriptor in descriptors]
-        for descriptor in descriptors:
-            os.close(descriptor)
+        golden: bytes | None = None
+        if beside.golden_descriptor >= 0:
+            golden = read_descriptor(beside.golden_descriptor)
+            os.close(beside.golden_descriptor)
         try:
-            built.append(certified(beside.version, model, golden[0] if golden else None, config, workers))
+            built.append(certified(beside.version, beside.model_descriptor, golden, config, workers))
         except (EngineError, MemoryError) as error:
             workers.close_version(beside.version.digest)
             refused.append(LoadFailed(beside.version.digest, str(error) or "no memory is left for it"))
+        finally:
+            os.close(beside.model_descriptor)
     return built, refused
 
 
 def certified(
-    request: VersionRequest, model: bytes, golden: bytes | None, config: PolicyConfig, workers: Workers
+    request: VersionRequest, model_descriptor: int, golden: bytes | None, config: PolicyConfig, workers: Workers
 ) -> Version:
-    """Builds a version from verified bytes, warms it up, checks its golden pairs and certifies it; raises `EngineError`."""
+    """Builds a version from verified bytes, which stay open, warms it up, checks its golden pairs and certifies it; raises `EngineError`."""
     rows_max = config.limits.rows_max
-    version = placed(request, model, golden, config, workers)
+    version = placed(request, model_descriptor, golden, config, workers)
     if version.certificate is None:
         inputs = None if golden is None else decode_golden(golden).inputs
         version.certificate = certify(version.engine, version.spec, request.states, inputs, rows_max)
@@ -164,15 +165,15 @@ def certified(
 
 
 def placed(
-    request: VersionRequest, model: bytes, golden: bytes | None, config: PolicyConfig, workers: Workers
+    request: VersionRequest, model_descriptor: int, golden: bytes | None, config: PolicyConfig, workers: Workers
 ) -> Version:
-    """Builds a version where it is to run, inline or in a worker. A bounded one is measured inline first, if need be."""
+    """Builds a version where it is to run, inline or in a worker. A bounded graph is measured inline first, if need be."""
     settings, rows_max = config.engine, config.limits.rows_max
-    placement = request.placement
+    placement = place_by_kind(settings.placement, request.engine.kind, settings.device) or request.placement
     if placement is None and (settings.placement != "auto" or request.unbounded):
         placement = decide(settings.placement, request.unbounded, {}, settings.inline_us_max)
     if placement is None or placement.where == "inline":
-        version = build_version(request, model, golden, rows_max, settings)
+        version = build_version(request, read_descriptor(model_descriptor), golden, rows_max, settings)
         if placement is None:
             measured = measure_until(version.engine, clock_for(settings.threads), settings.inline_us_max * 1e3)
             p99_us = {rows: p99_ns / 1e3 for rows, (_, p99_ns) in measured.items()}
@@ -180,7 +181,7 @@ def placed(
             for rows, (p50_ns, p99_ns) in measured.items():
                 version.service.learn(rows, p50_ns, p99_ns)
     if placement.where == "worker":
-        version = workers.start(request, len(model), rows_max, settings)
+        version = workers.start(request, os.fstat(model_descriptor).st_size, rows_max, settings)
         if golden is not None:
             check_parity(version.engine, request.spec, request.states, golden, request.tolerance, rows_max)
     version.placement = placement

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pillion_protocol import ErrorCode, RemoteProtocolError
@@ -30,14 +30,11 @@ from pilliond.limits import WORKER_HANG_FACTOR, WORKER_START_S_MAX
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.loader import version_of
+from pilliond.versions.loader import version_of, worker_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pilliond.engine.batch_memory import BatchMemory
 
-_BYTES_PER_MB: Final = 1_000_000
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
 _OUT: Final = "the engine of this version keeps failing"
@@ -101,7 +98,7 @@ class WorkerVersion:
 class Workers:
     """Every version of this process that runs in a worker. Owns their engines, not the processes behind them.
 
-    `report` sends a report to the control process. `sink` is the serving loop, once there is one.
+    `report` sends a report to the control process. `code` is `trust.code`. `sink` is the serving loop, once there is one.
     """
 
     def __init__(
@@ -110,6 +107,7 @@ class Workers:
         poller: MessagePoller,
         report: Callable[[Report], None],
         clock: Callable[[], int] = time.monotonic_ns,
+        code: Sequence[str] = (),
     ) -> None:
         self.sink: BatchSink | None = None
         self.on_loaded: Callable[[WorkerVersion, str], None] = _ignore
@@ -118,6 +116,7 @@ class Workers:
         self._poller = poller
         self._report = report
         self._clock = clock
+        self._code = code
         self._versions: dict[bytes, WorkerVersion] = {}
         self._by_engine: dict[WorkerEngine, WorkerVersion] = {}
 
@@ -226,19 +225,7 @@ class Workers:
     # Inside
 
     def _add(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> WorkerVersion:
-        engine = WorkerEngine(
-            request.spec,
-            request.distribution.parameters(),
-            rows_max,
-            request.states,
-            threads=settings.threads,
-            strict_rows=settings.one_shape_rows,
-            memory_bytes_max=settings.worker_memory_mb_max * _BYTES_PER_MB,
-            depth=settings.depth,
-            spin_us=settings.spin_us,
-            descriptors=self._poller,
-            clock=self._clock,
-        )
+        engine = worker_engine(request, rows_max, settings, self._code, descriptors=self._poller, clock=self._clock)
         engine.on_ready = self._on_ready
         engine.on_completed = self._on_completed
         engine.on_lost = self._on_lost

@@ -20,6 +20,8 @@ from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import (
+    ENGINE_DEVICE_MB_MAX,
+    ENGINE_DEVICES_MAX,
     INLINE_US_HARD_MAX,
     OLD_VERSIONS_MAX,
     POLICIES_MAX,
@@ -33,7 +35,7 @@ from pilliond.settings.admin_addresses import AdminAddress, check_admin_address,
 from pilliond.settings.secret_file import credential
 
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
-_LISTS: Final = (("data", "listen"), ("admin", "listen"))
+_LISTS: Final = (("data", "listen"), ("admin", "listen"), ("trust", "code"))
 """Settings whose variable holds a list separated by commas."""
 _OWN_SECTIONS: Final = ("limits", "engine", "versions", "staging", "shadow", "auto_rollback")
 """Sections that an entry of `[[policies]]` may have too, for that policy."""
@@ -230,16 +232,32 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The p99 of every bucket, in µs, below which `auto` calls an engine fast."""
     depth: int = 1
     """Batches that a worker has at once. 2 lets copying and computing overlap, where a device does the computing."""
-    spin_us: int = 0
-    """How long a worker polls for the next batch before it sleeps. Use it on a core that the worker has to itself."""
+    spin_us: int = 200
+    """How long a worker polls for the next batch before it sleeps. It polls only while batches come within that time."""
     worker_cpus: str = ""
     """The CPUs that workers run on, such as `3` or `2,4-6`. Empty: those of the daemon."""
     worker_memory_mb_max: int = 8_192
     """Address space of a worker: what needs more fails, in that worker alone. It is killed if its resident memory is more."""
     hang_ms_min: int = 1_000
     """A worker hangs when a batch takes this long and twenty times as long as its slowest ones; then it is replaced."""
+    python: str = ""
+    """The interpreter that workers run in, with what is installed there: an absolute path. Empty: the daemon's own."""
+    device: str = "auto"
+    """Where the engine computes: `auto`, `cpu` or `cuda:N`."""
+    device_required: bool = False
+    """Whether a version that cannot compute on `device` is refused. Otherwise it computes elsewhere, and everything says so."""
+    device_memory_mb: int = 0
+    """Memory of the device that a version may use. 0: no bound."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """The precision to compute in. It is used only if the golden pairs hold within the tolerance of the card."""
 
     def __post_init__(self) -> None:
+        if self.python and not os.path.isabs(self.python):
+            raise ValueError(f"python: expected an absolute path, got {self.python!r}")
+        if self.device != "auto":
+            check_device("device", self.device)
+        if not 0 <= self.device_memory_mb <= ENGINE_DEVICE_MB_MAX:
+            raise ValueError(f"device_memory_mb: expected 0 to {ENGINE_DEVICE_MB_MAX}, got {self.device_memory_mb}")
         if not 1 <= self.depth <= WORKER_DEPTH_MAX:
             raise ValueError(f"depth: expected 1 to {WORKER_DEPTH_MAX}, got {self.depth}")
         if not 0 <= self.spin_us <= 1_000_000:
@@ -420,6 +438,14 @@ def check_cpus(name: str, text: str) -> None:
     usable = os.sched_getaffinity(0)
     if not cpu_numbers(text) <= usable:
         raise ValueError(f"{name}: expected some of {_as_list(usable)}, got {text!r}")
+
+
+def check_device(name: str, text: str) -> None:
+    """Raises `ValueError` unless the text names a device."""
+    number = text.removeprefix("cuda:")
+    is_cuda = number != text and number.isascii() and number.isdecimal() and str(int(number)) == number
+    if text != "cpu" and not (is_cuda and int(number) < ENGINE_DEVICES_MAX):
+        raise ValueError(f"{name}: expected auto, cpu, or cuda:0 to cuda:{ENGINE_DEVICES_MAX - 1}, got {text!r}")
 
 
 def cpu_numbers(text: str) -> set[int]:

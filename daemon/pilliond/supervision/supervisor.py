@@ -319,6 +319,7 @@ class Supervisor:
             serving=self._settings.serving,
             sessions_max=self._settings.limits.sessions_max,
             group=self._settings.data.group_id(),
+            code=self._settings.trust.code,
         )
 
     def _beside(self) -> list[SealedVersion]:

@@ -340,7 +340,7 @@ def test_a_pipeline_is_fused_in_front_of_the_policy(tmp_path: Path) -> None:
 def test_a_pipeline_of_doubles_is_fused_in_front_of_a_policy_of_floats(tmp_path: Path) -> None:
     pipeline, module = _fitted(), nn.Sequential(nn.Linear(6, 2), nn.Tanh())
     card = ModelCard(
-        schema=2,
+        schema=3,
         name="doubles",
         version="1.0.0",
         description="Sees what MuJoCo shows.",

@@ -51,13 +51,19 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """The engine that runs the policy."""
 
     kind: str
-    version: str
-    provider: str
-    threads: int
     buckets: list[int]
     """Batch sizes for which it is warm, in rows."""
     strict: bool
     """Whether every batch runs in one shape."""
+    version: str = ""
+    """That of the package that runs the model."""
+    provider: str = ""
+    """The execution provider of ONNX Runtime; empty for other engines."""
+    threads: int = 1
+    device: str = ""
+    """Where it computes, `cpu` or `cuda:N`."""
+    fallback: str = ""
+    """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
 
 
 class ServingProcess(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from pillion_protocol import BatchClose
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.admin.monitoring.worker_prometheus import worker_metrics
 from pilliond.ipc import metrics_page as page
+from pilliond.ipc.device_status import device_status
 from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
 from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
 from pilliond.policy_rollout import PolicyRollout
@@ -57,6 +58,14 @@ class PageCollector(Collector):
             engine = str(policy.stable.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX] if is_loaded else ""
             info.add_metric([name, policy.stable.version, policy.stable.digest, engine], 1.0)
         yield info
+        names = ["policy", "version", "engine", "placement", "device", "fallback"]
+        engines = GaugeMetricFamily("pillion_engine_info", "Where each loaded version runs and computes.", labels=names)
+        for version in self._supervisor.versions():
+            kind = str(version.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX]
+            placement = version.placement.where if version.placement else ""
+            device = device_status(version.engine)
+            engines.add_metric([version.policy, version.version, kind, placement, device.device, device.fallback], 1.0)
+        yield engines
         is_ready = self._supervisor.state is ServingState.SERVING
         yield GaugeMetricFamily("pillion_ready", "1 while the daemon answers acts.", value=float(is_ready))
 

@@ -1,0 +1,52 @@
+"""How a worker process is started: with the daemon's own interpreter, or with another one that the settings name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Final
+
+import pillion_worker
+from pilliond.limits import INTERPRETER_CHECK_S_MAX
+from pilliond.linux.sandbox import CHILD_ENVIRONMENT
+
+_BOOTSTRAP: Final = os.path.join(pillion_worker.__path__[0], "bootstrap.py")
+_OF_OUR_PYTHON: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
+"""What the daemon's own interpreter was started with: it would lead another one to the wrong packages."""
+
+
+def worker_command(python: str, descriptor: int) -> list[str]:
+    """Returns the command of a worker with that end of a channel. `python` is `engine.python`."""
+    program = [python, _BOOTSTRAP] if python else [sys.executable, "-P", "-m", "pillion_worker"]
+    return [*program, str(descriptor), str(os.getpid())]
+
+
+def worker_environment(python: str) -> dict[str, str]:
+    """Returns the environment of a worker."""
+    inherited = {name: value for name, value in os.environ.items() if not python or name not in _OF_OUR_PYTHON}
+    return {**inherited, **CHILD_ENVIRONMENT}
+
+
+def why_no_workers(python: str) -> str:
+    """Returns why an interpreter cannot run workers; empty if it can. Starts it, and waits until it has imported numpy."""
+    try:
+        result = subprocess.run(
+            [python, _BOOTSTRAP, "--check"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=INTERPRETER_CHECK_S_MAX,
+            env=worker_environment(python),
+            check=False,
+        )
+    except OSError as error:
+        return f"engine.python: cannot start {python}: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"engine.python: {python} did not answer within {INTERPRETER_CHECK_S_MAX:g} s: is it Python?"
+    try:
+        why_not = json.loads(result.stdout.splitlines()[-1])["why_not"]
+    except (ValueError, LookupError, TypeError):
+        last_line = (result.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
+        return f"engine.python: expected Python 3.9 or later, got {python}, which ended with {result.returncode}: {last_line}"
+    return f"engine.python: {python}: {why_not}" if why_not else ""

@@ -226,6 +226,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether every batch runs in one shape, so that the rest of the batch cannot change an answer."""
     strict_rows: int = 1
     """The rows of that shape; a larger batch takes several runs."""
+    cache_rows_max: int = 0
+    """Rows in the result cache; 0: no cache. Only for a policy whose outputs depend on nothing but the observation."""
+    cache_mb_max: int = 64
+    """Memory of the result cache."""
     placement: Literal["auto", "inline", "worker"] = "auto"
     """Where the engine runs. `auto`: inside the serving process if its graph is bounded and fast, else in a worker."""
     inline_us_max: float = 200.0
@@ -240,10 +244,6 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Address space of a worker: what needs more fails, in that worker alone. It is killed if its resident memory is more."""
     hang_ms_min: int = 1_000
     """A worker hangs when a batch takes this long and twenty times as long as its slowest ones; then it is replaced."""
-    cache_rows_max: int = 0
-    """Rows in the result cache; 0: no cache. Only for a policy whose outputs depend on nothing but the observation."""
-    cache_mb_max: int = 64
-    """Memory of the result cache."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.depth <= WORKER_DEPTH_MAX:
@@ -254,16 +254,16 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"worker_memory_mb_max: expected at least 256, got {self.worker_memory_mb_max}")
         if not 10 <= self.hang_ms_min <= 600_000:
             raise ValueError(f"hang_ms_min: expected 10 to 600000, got {self.hang_ms_min}")
-        if not 0 <= self.cache_rows_max <= CACHE_ROWS_HARD_MAX:
-            raise ValueError(f"cache_rows_max: expected 0 to {CACHE_ROWS_HARD_MAX}, got {self.cache_rows_max}")
-        if not 1 <= self.cache_mb_max <= CACHE_MB_HARD_MAX:
-            raise ValueError(f"cache_mb_max: expected 1 to {CACHE_MB_HARD_MAX}, got {self.cache_mb_max}")
         if self.worker_cpus:
             check_cpus("worker_cpus", self.worker_cpus)
         if not 1 <= self.threads <= 256:
             raise ValueError(f"threads: expected 1 to 256, got {self.threads}")
         if not 1 <= self.strict_rows <= 4_096:
             raise ValueError(f"strict_rows: expected 1 to 4096, got {self.strict_rows}")
+        if not 0 <= self.cache_rows_max <= CACHE_ROWS_HARD_MAX:
+            raise ValueError(f"cache_rows_max: expected 0 to {CACHE_ROWS_HARD_MAX}, got {self.cache_rows_max}")
+        if not 1 <= self.cache_mb_max <= CACHE_MB_HARD_MAX:
+            raise ValueError(f"cache_mb_max: expected 1 to {CACHE_MB_HARD_MAX}, got {self.cache_mb_max}")
         if not 0 < self.inline_us_max <= INLINE_US_HARD_MAX:
             raise ValueError(
                 f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"

@@ -20,11 +20,11 @@ from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import (
-    CACHE_MB_HARD_MAX,
-    CACHE_ROWS_HARD_MAX,
     INLINE_US_HARD_MAX,
     OLD_VERSIONS_MAX,
     POLICIES_MAX,
+    RESULT_CACHE_MB_HARD_MAX,
+    RESULT_CACHE_ROWS_HARD_MAX,
     WORKER_DEPTH_MAX,
     PolicyLimits,
     ServingLimits,
@@ -260,10 +260,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"threads: expected 1 to 256, got {self.threads}")
         if not 1 <= self.strict_rows <= 4_096:
             raise ValueError(f"strict_rows: expected 1 to 4096, got {self.strict_rows}")
-        if not 0 <= self.cache_rows_max <= CACHE_ROWS_HARD_MAX:
-            raise ValueError(f"cache_rows_max: expected 0 to {CACHE_ROWS_HARD_MAX}, got {self.cache_rows_max}")
-        if not 1 <= self.cache_mb_max <= CACHE_MB_HARD_MAX:
-            raise ValueError(f"cache_mb_max: expected 1 to {CACHE_MB_HARD_MAX}, got {self.cache_mb_max}")
+        if not 0 <= self.cache_rows_max <= RESULT_CACHE_ROWS_HARD_MAX:
+            raise ValueError(f"cache_rows_max: expected 0 to {RESULT_CACHE_ROWS_HARD_MAX}, got {self.cache_rows_max}")
+        if not 1 <= self.cache_mb_max <= RESULT_CACHE_MB_HARD_MAX:
+            raise ValueError(f"cache_mb_max: expected 1 to {RESULT_CACHE_MB_HARD_MAX}, got {self.cache_mb_max}")
         if not 0 < self.inline_us_max <= INLINE_US_HARD_MAX:
             raise ValueError(
                 f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"

@@ -63,21 +63,21 @@ ROUNDS_PER_BATCH_MAX: Final = 64
 MESSAGES_PER_POLL_MAX: Final = 16
 """Messages received at once from a source if no other is ready; otherwise one from each."""
 
-CACHE_ROWS_HARD_MAX: Final = 65_536
+RESULT_CACHE_ROWS_HARD_MAX: Final = 65_536
 """The most that `engine.cache_rows_max` can be. The loop waits while the table of a cache is laid out anew, which takes some
 3 ms once in 100,000 entries of this many; and a full garbage collection takes 2 ms longer."""
 
-CACHE_MB_HARD_MAX: Final = 65_536
+RESULT_CACHE_MB_HARD_MAX: Final = 65_536
 """The most that `engine.cache_mb_max` can be."""
 
-CACHE_ENTRY_BYTES: Final = 320
+RESULT_CACHE_ENTRY_BYTES: Final = 320
 """What an entry of a result cache takes beside its bytes, rounded up: the headers of its objects, and its places in the
 table. Measured: 250 to 275."""
 
-CACHE_EVICTIONS_MAX: Final = 256
+RESULT_CACHE_EVICTIONS_MAX: Final = 256
 """Entries that one new entry of a result cache may push out: the loop waits meanwhile."""
 
-CACHE_FREED_MAX: Final = 256
+RESULT_CACHE_FREED_MAX: Final = 256
 """Entries of unloaded versions that a tick frees: the loop waits meanwhile."""
 
 EVENTS_MAX: Final = 256
@@ -503,8 +503,8 @@ ENGINE_BOUNDS: Final = {
     "spin_us": (0, 1_000_000),
     "hang_ms_min": (10, 600_000),
     "device_memory_mb": (0, ENGINE_DEVICE_MB_MAX),
-    "cache_rows_max": (0, CACHE_ROWS_HARD_MAX),
-    "cache_mb_max": (1, CACHE_MB_HARD_MAX),
+    "cache_rows_max": (0, RESULT_CACHE_ROWS_HARD_MAX),
+    "cache_mb_max": (1, RESULT_CACHE_MB_HARD_MAX),
 }
 """The least and the most of settings of `[engine]`, by name."""
 

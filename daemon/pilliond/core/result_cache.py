@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Hashable
 
-from pilliond.limits import CACHE_ENTRY_BYTES, CACHE_EVICTIONS_MAX, CACHE_FREED_MAX
+from pilliond.limits import RESULT_CACHE_ENTRY_BYTES, RESULT_CACHE_EVICTIONS_MAX, RESULT_CACHE_FREED_MAX
 
 Entries = OrderedDict[bytes, tuple[int, int, bytes]]
 """By the bytes of the observations: the number of the last use, the rows, and the bytes of all outputs. In order of use.
@@ -34,7 +34,7 @@ class ResultCache:
         self.rows = 0
         """The rows of all entries."""
         self.nbytes = 0
-        """The bytes of all entries: observations, outputs, and `CACHE_ENTRY_BYTES` for each."""
+        """The bytes of all entries: observations, outputs, and `RESULT_CACHE_ENTRY_BYTES` for each."""
         self._rows_max = rows_max
         self._bytes_max = bytes_max
         self._uses = 0
@@ -59,10 +59,10 @@ class ResultCache:
     def put(self, version: Hashable, observations: bytes, rows: int, outputs: bytes) -> bool:
         """Keeps the outputs of an act of `rows` rows; returns whether there was room.
 
-        An entry that is larger than the bounds finds none. Nor does one for which more than `CACHE_EVICTIONS_MAX` others
+        An entry that is larger than the bounds finds none. Nor does one for which more than `RESULT_CACHE_EVICTIONS_MAX` others
         would have to go, because that would keep the loop waiting. Then those that went leave room for the next one.
         """
-        size = len(observations) + len(outputs) + CACHE_ENTRY_BYTES
+        size = len(observations) + len(outputs) + RESULT_CACHE_ENTRY_BYTES
         if rows > self._rows_max or size > self._bytes_max:
             return False
         entries = self._of_version.get(version)
@@ -72,7 +72,7 @@ class ResultCache:
             self._count_out(observations, entries.pop(observations))
         evictions = 0
         while self.rows + rows > self._rows_max or self.nbytes + size > self._bytes_max:
-            if evictions == CACHE_EVICTIONS_MAX:
+            if evictions == RESULT_CACHE_EVICTIONS_MAX:
                 return False
             self._evict()
             evictions += 1
@@ -89,7 +89,7 @@ class ResultCache:
 
     def free(self) -> None:
         """Frees some of the entries that were forgotten. Call it on every tick: all at once would keep the loop waiting."""
-        for _ in range(CACHE_FREED_MAX):
+        for _ in range(RESULT_CACHE_FREED_MAX):
             if not self._drop_forgotten():
                 return
 
@@ -111,7 +111,7 @@ class ResultCache:
     def _count_out(self, observations: bytes, entry: tuple[int, int, bytes]) -> None:
         _, rows, outputs = entry
         self.rows -= rows
-        self.nbytes -= len(observations) + len(outputs) + CACHE_ENTRY_BYTES
+        self.nbytes -= len(observations) + len(outputs) + RESULT_CACHE_ENTRY_BYTES
 
 
 def _last_use(entries: Entries) -> int:

@@ -226,6 +226,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether every batch runs in one shape, so that the rest of the batch cannot change an answer."""
     strict_rows: int = 1
     """The rows of that shape; a larger batch takes several runs."""
+    cache_rows_max: int = 0
+    """Rows in the result cache; 0: no cache. Only for a policy whose outputs depend on nothing but the observation."""
+    cache_mb_max: int = 64
+    """Memory of the result cache."""
     placement: Literal["auto", "inline", "worker"] = "auto"
     """Where the engine runs. `auto`: inside the serving process if its graph is bounded and fast, else in a worker."""
     inline_us_max: float = 200.0
@@ -250,10 +254,6 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory of the device that a version may use. 0: no bound."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """The precision to compute in. It is used only if the golden pairs hold within the tolerance of the card."""
-    cache_rows_max: int = 0
-    """Rows in the result cache; 0: no cache. Only for a policy whose outputs depend on nothing but the observation."""
-    cache_mb_max: int = 64
-    """Memory of the result cache."""
 
     def __post_init__(self) -> None:
         if self.python and not os.path.isabs(self.python):

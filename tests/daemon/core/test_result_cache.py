@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilliond.core.result_cache import ResultCache
-from pilliond.limits import CACHE_ENTRY_BYTES, CACHE_EVICTIONS_MAX, CACHE_FREED_MAX
+from pilliond.limits import RESULT_CACHE_ENTRY_BYTES, RESULT_CACHE_EVICTIONS_MAX, RESULT_CACHE_FREED_MAX
 
 MANY = 1 << 30
 """More rows and bytes than any test puts in."""
@@ -51,15 +51,15 @@ def test_the_rows_and_bytes_of_every_entry_count() -> None:
     cache = ResultCache(MANY, MANY)
     cache.put("a version", b"12345678", 2, b"123")
     cache.put("another", b"1234", 1, b"")
-    assert (cache.rows, cache.nbytes) == (3, 15 + 2 * CACHE_ENTRY_BYTES)
+    assert (cache.rows, cache.nbytes) == (3, 15 + 2 * RESULT_CACHE_ENTRY_BYTES)
     # The same observations once more: a newer answer replaces the older one.
     cache.put("another", b"1234", 1, b"12345")
-    assert (cache.rows, cache.nbytes) == (3, 20 + 2 * CACHE_ENTRY_BYTES)
+    assert (cache.rows, cache.nbytes) == (3, 20 + 2 * RESULT_CACHE_ENTRY_BYTES)
     assert cache.get("another", b"1234") == b"12345"
 
 
 @pytest.mark.parametrize(
-    ("rows_max", "bytes_max"), [(3, MANY), (MANY, 3 * (CACHE_ENTRY_BYTES + 5))], ids=["rows", "bytes"]
+    ("rows_max", "bytes_max"), [(3, MANY), (MANY, 3 * (RESULT_CACHE_ENTRY_BYTES + 5))], ids=["rows", "bytes"]
 )
 def test_the_entry_that_was_unused_for_longest_goes_first_of_whatever_version(rows_max: int, bytes_max: int) -> None:
     cache = ResultCache(rows_max, bytes_max)
@@ -75,37 +75,37 @@ def test_the_entry_that_was_unused_for_longest_goes_first_of_whatever_version(ro
 
 
 def test_what_is_larger_than_the_bounds_is_not_kept_and_pushes_nothing_out() -> None:
-    cache = ResultCache(2, 2 * CACHE_ENTRY_BYTES)
+    cache = ResultCache(2, 2 * RESULT_CACHE_ENTRY_BYTES)
     assert cache.put("a version", b"1", 1, b"1")
     assert not cache.put("a version", b"2", 3, b"2")
-    assert not cache.put("a version", bytes(2 * CACHE_ENTRY_BYTES), 1, b"3")
+    assert not cache.put("a version", bytes(2 * RESULT_CACHE_ENTRY_BYTES), 1, b"3")
     assert cache.get("a version", b"1") == b"1"
-    assert (cache.rows, cache.nbytes) == (1, CACHE_ENTRY_BYTES + 2)
+    assert (cache.rows, cache.nbytes) == (1, RESULT_CACHE_ENTRY_BYTES + 2)
 
 
 def test_one_entry_pushes_out_no_more_than_the_loop_may_wait_for() -> None:
-    cache = ResultCache(2 * CACHE_EVICTIONS_MAX, MANY)
-    for value in range(2 * CACHE_EVICTIONS_MAX):
+    cache = ResultCache(2 * RESULT_CACHE_EVICTIONS_MAX, MANY)
+    for value in range(2 * RESULT_CACHE_EVICTIONS_MAX):
         cache.put("a version", number(value), 1, b"x")
-    assert not cache.put("a version", b"large", 2 * CACHE_EVICTIONS_MAX, b"y")
-    assert cache.rows == CACHE_EVICTIONS_MAX
+    assert not cache.put("a version", b"large", 2 * RESULT_CACHE_EVICTIONS_MAX, b"y")
+    assert cache.rows == RESULT_CACHE_EVICTIONS_MAX
     # There is room by now.
-    assert cache.put("a version", b"large", 2 * CACHE_EVICTIONS_MAX, b"y")
-    assert cache.rows == 2 * CACHE_EVICTIONS_MAX
+    assert cache.put("a version", b"large", 2 * RESULT_CACHE_EVICTIONS_MAX, b"y")
+    assert cache.rows == 2 * RESULT_CACHE_EVICTIONS_MAX
 
 
 def test_a_version_that_is_unloaded_is_forgotten_at_once_and_freed_piece_by_piece() -> None:
     cache = ResultCache(MANY, MANY)
-    for value in range(CACHE_FREED_MAX + 5):
+    for value in range(RESULT_CACHE_FREED_MAX + 5):
         cache.put("unloaded", number(value), 1, b"x")
     cache.put("loaded", b"observation", 1, b"y")
     cache.keep_only({"loaded"})
     assert cache.get("unloaded", number(0)) is None
-    assert cache.rows == CACHE_FREED_MAX + 6
+    assert cache.rows == RESULT_CACHE_FREED_MAX + 6
     cache.free()
     assert cache.rows == 6
     cache.free()
-    assert (cache.rows, cache.nbytes) == (1, 12 + CACHE_ENTRY_BYTES)
+    assert (cache.rows, cache.nbytes) == (1, 12 + RESULT_CACHE_ENTRY_BYTES)
     # As if it had never been loaded before.
     assert cache.get("unloaded", number(0)) is None
     assert cache.get("loaded", b"observation") == b"y"
@@ -126,7 +126,7 @@ def test_what_the_interpreter_needs_for_an_entry_is_counted() -> None:
     """Of the entry's own objects. The table has a place for each on top, and some that are free."""
     entry = (1 << 31, 1 << 12, bytes(4))
     needed = sys.getsizeof(bytes(4)) + sys.getsizeof(entry) + sum(map(sys.getsizeof, entry)) - 8
-    assert needed < CACHE_ENTRY_BYTES
+    assert needed < RESULT_CACHE_ENTRY_BYTES
 
 
 @given(
@@ -144,13 +144,13 @@ def test_it_is_a_dictionary_that_forgets_what_was_unused_for_longest(
     steps: list[tuple[str, int, int, int, int]],
 ) -> None:
     """It finds what the simplest model finds. Entries of unloaded versions count until they are freed, and hide nothing."""
-    rows_max, bytes_max = 8, 5 * CACHE_ENTRY_BYTES + 60
+    rows_max, bytes_max = 8, 5 * RESULT_CACHE_ENTRY_BYTES + 60
     cache = ResultCache(rows_max, bytes_max)
     model: OrderedDict[tuple[int, bytes], tuple[int, bytes]] = OrderedDict()
     has_unloaded = False
 
     def size(key: tuple[int, bytes]) -> int:
-        return len(key[1]) + len(model[key][1]) + CACHE_ENTRY_BYTES
+        return len(key[1]) + len(model[key][1]) + RESULT_CACHE_ENTRY_BYTES
 
     for action, version, value, rows, outputs in steps:
         key = (version, number(value))

@@ -29,7 +29,8 @@ def load(model: bytes, request: LoadRequest) -> TorchEngine:
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)
     # A worker has one thread and one engine, so this is entered once, not in every run.
-    _INFERENCE.__enter__()
+    if not torch.is_inference_mode_enabled():
+        _INFERENCE.__enter__()
     engine = choose(request, _missing, lambda device, fallback: TorchEngine(model, request, device, fallback))
     assert isinstance(engine, TorchEngine)
     return engine
@@ -126,7 +127,8 @@ class TorchEngine:
 
     def _example(self, names: Sequence[str], rows: int) -> list[torch.Tensor]:
         """Inputs of zeros, on the device."""
-        kinds = {tensor.name: tensor for tensor in [*self._request.observation, *self._request.states]}
+        given: Sequence[Tensor | State] = [*self._request.observation, *self._request.states]
+        kinds = {tensor.name: tensor for tensor in given}
         arrays = [np.zeros((rows, *kinds[name].shape), kinds[name].dtype) for name in names]
         return [torch.from_numpy(array).to(self._device) for array in arrays]
 

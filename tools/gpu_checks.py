@@ -206,7 +206,7 @@ def bare_graph(module: Any, inputs: list[Input], width: int, rows: int) -> Calla
     hosts = [torch.from_numpy(np.zeros((rows, *each.shape), each.dtype)).pin_memory() for each in inputs]
     devices = [host.cuda() for host in hosts]
     result = torch.empty((rows, width), pin_memory=True)
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.inference_mode(), torch.cuda.stream(stream):
         for _ in range(3):
             module(*devices)

@@ -112,7 +112,7 @@ def test_a_program_that_branches_on_the_number_of_rows_is_refused() -> None:
             "model.json",
             '\\"type\\": \\"builtins.tuple\\", \\"context\\": \\"null\\"',
             '\\"type\\": \\"builtins.tuple\\", \\"context\\": \\"{\\\\\\"__enum__\\\\\\": 1}\\"',
-            "arguments that are enums",
+            "arguments by other keys than names",
         ),
         ("weights_config.json", '"use_pickle": false', '"use_pickle": true', "is a pickle: expected tensors only"),
         ("weights_config.json", '"config"', '"other"', "KeyError"),

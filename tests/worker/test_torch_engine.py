@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from pillion_worker.arena import FAILED, OK
 from pilliond.engine.worker import WorkerState
 from tests.worker.support.policies import Policy
 from tests.worker.support.torch_policies import (
-    ANY,
     ByName,
     Failing,
     OfRows,
@@ -24,6 +24,7 @@ from tests.worker.support.torch_policies import (
     policy,
     random_rows,
     recurrent,
+    refusals,
     script,
     seeded,
     summing,
@@ -47,6 +48,8 @@ class Doubling(torch.nn.Module):
 class Counting(torch.nn.Module):
     """Counts its runs."""
 
+    count: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros(1))
@@ -55,6 +58,18 @@ class Counting(torch.nn.Module):
         self.count.add_(1)
         with torch.no_grad():
             return observation[:, :1] + self.count
+
+
+class Forking(torch.nn.Module):
+    """Computes in another thread."""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        future = torch.jit.fork(torch.sum, observation)  # type: ignore[no-untyped-call]
+        total: torch.Tensor = torch.jit.wait(future)  # type: ignore[no-untyped-call]
+        return observation[:, :1] + total
+
+
+SCRIPT = {"model_kind": "torchscript"}
 
 
 def refusal(policy: Policy, **settings: Any) -> str:
@@ -84,10 +99,10 @@ def test_a_program_answers_every_number_of_rows_as_torch_does() -> None:
 
 def test_a_strict_program_runs_in_one_shape() -> None:
     rows = random_rows(7, 3)
-    with TorchHost(summing(), rows_max=7, strict_rows=4) as host:
+    with TorchHost(summing(), rows_max=7, strict_rows=4, threads=2, memory_bytes_max=8 * 2**30) as host:
         host.start()
         described = host.engine.describe()
-        assert (described["buckets"], described["strict"]) == ([4, 8], True)
+        assert (described["buckets"], described["strict"], described["threads"]) == ([4, 8], True, 2)
         assert host.run(rows) == torch.from_numpy(rows).sum(dim=1).tolist()
         assert host.run(rows[:3]) == torch.from_numpy(rows[:3]).sum(dim=1).tolist()
 
@@ -159,77 +174,105 @@ def test_what_a_run_returns_is_checked_each_time() -> None:
         assert host.answers[-1].outcome == OK, "the daemon checks for NaN, where it is asked to"
 
 
-@pytest.mark.parametrize(
-    ("made", "expected"),
-    [
-        (lambda: summing(rows=None, count=1), "exported for exactly 1 rows: export it with dynamic_shapes"),
-        (
-            lambda: summing(rows=torch.export.Dim("rows", min=1, max=4)),
-            "exported for 1 to 4 rows, expected 1 to 8: export it with dynamic_shapes",
-        ),
-        (lambda: export_of(lambda rows: rows), "expected float32 [1, 1], got float32 [1, 3]"),
-        (lambda: export_of(lambda rows: rows[:, :1].double()), "got float64 [1, 1]"),
-        (lambda: export_of(lambda rows: rows.sum()), "of 1 rows: expected [1, ...], got float32 []"),
-        (lambda: export_of(lambda rows: (rows, rows)), "expected 1 outputs (action), got 2"),
-        (lambda: export_of(lambda rows: {"act": rows[:, :1]}), "outputs are not the card's: expected ['action']"),
-        (lambda: export_of(lambda rows: rows[:, :1].bfloat16()), "expected a dtype that numpy has, got bfloat16"),
-        (
-            lambda: summing()._replace(spec=policy(b"", [TensorSpec("a", "float32", [3])] * 2).spec),
-            "inputs are not the card's: expected 2",
-        ),
-        (
-            lambda: summing()._replace(spec=policy(b"", [TensorSpec("a", "float32", [2, 3])]).spec),
-            "got float32 [1, 1, 3]",
-        ),
-        (lambda: policy(b"not a zip"), "is not a readable archive"),
-    ],
-)
-def test_a_program_that_is_not_what_its_card_says_is_refused(made: Any, expected: str) -> None:
-    assert expected in refusal(made())
-
-
-def export_of(function: Any) -> Policy:
-    return policy(export(OfRows(function), torch.zeros(2, 3), rows=ANY))
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"device": "cuda:0"}, "cuda:0 was asked for: torch "),
-        ({"precision": "bfloat16"}, "bfloat16 was asked for: only a CUDA device computes in it"),
-    ],
-)
-def test_a_fallback_says_what_was_asked_for(settings: dict[str, str], reason: str) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
-    with TorchHost(summing(), **settings) as host:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_worker_without_the_device_that_was_asked_for_runs_on_the_cpu_and_says_so() -> None:
+    with TorchHost(summing(), device="cuda:0") as host:
         host.start()
         described = host.engine.describe()
         assert host.run([[1.0, 2.0, 3.0]]) == [6.0]
     assert described["device"] == "cpu"
-    assert described["precision"] == "float32"
-    assert described["fallback"].startswith(reason)
+    assert described["fallback"].startswith("cuda:0 was asked for: torch ")
 
 
-def test_a_device_that_is_no_device_is_refused() -> None:
-    assert "device: expected auto, cpu or cuda:N, got 'gpu'" in refusal(summing(), device="gpu")
+def export_of(function: Any) -> Policy:
+    return policy(export(OfRows(function), torch.zeros(2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [
-        (Counting(), "overwrites 'b_count' (aten.add_.Tensor)"),
-        (OfRows(lambda rows: rows[:, :1].mul_(2)), "overwrites 'observation'"),
-    ],
-)
-def test_a_program_that_writes_where_others_read_is_refused(module: torch.nn.Module, expected: str) -> None:
-    assert expected in refusal(policy(export(module, torch.zeros(2, 3))))
+CASES: dict[str, tuple[Callable[[], Policy], dict[str, Any], str]] = {
+    "one row": (
+        lambda: summing(rows=None, count=1),
+        {},
+        "input 'observation' was exported for exactly 1 rows: export it with dynamic_shapes",
+    ),
+    "few rows": (
+        lambda: summing(rows=torch.export.Dim("rows", min=1, max=4)),
+        {},
+        "was exported for 1 to 4 rows, expected 1 to 8: export it with dynamic_shapes",
+    ),
+    "few rows for its strict shape": (
+        lambda: summing(rows=torch.export.Dim("rows", min=1, max=4)),
+        {"strict_rows": 16},
+        "was exported for 1 to 4 rows, expected 16 to 16",
+    ),
+    "another shape": (lambda: export_of(lambda rows: rows), {}, "expected float32 [1, 1], got float32 [1, 3]"),
+    "another dtype": (lambda: export_of(lambda rows: rows[:, :1].double()), {}, "got float64 [1, 1]"),
+    "no rows": (lambda: export_of(lambda rows: rows.sum()), {}, "of 1 rows: expected [1, ...], got float32 []"),
+    "too many outputs": (lambda: export_of(lambda rows: (rows, rows)), {}, "expected 1 outputs (action), got 2"),
+    "another name": (
+        lambda: export_of(lambda rows: {"act": rows[:, :1]}),
+        {},
+        "outputs are not the card's: expected ['action'], got ['act']",
+    ),
+    "bfloat16": (
+        lambda: export_of(lambda rows: rows[:, :1].bfloat16()),
+        {},
+        "expected a dtype that numpy has, got bfloat16",
+    ),
+    "a parameter of integers": (
+        lambda: export_of(lambda rows: (rows[:, :1], rows.argmax(dim=1)))._replace(parameters=["logits"]),
+        {},
+        "output 'logits' of 1 rows: expected floats, got int64 [1]",
+    ),
+    "too few inputs": (
+        lambda: summing()._replace(spec=policy(b"", [TensorSpec("a", "float32", [3])] * 2).spec),
+        {},
+        "inputs are not the card's: expected 2",
+    ),
+    "another input": (
+        lambda: summing()._replace(spec=policy(b"", [TensorSpec("a", "float32", [2, 3])]).spec),
+        {},
+        "got float32 [1, 1, 3]",
+    ),
+    "counts": (
+        lambda: policy(export(Counting(), torch.zeros(2, 3))),
+        {},
+        "overwrites 'b_count' (aten.add_.Tensor): expected a program that changes nothing but new tensors",
+    ),
+    "overwrites": (lambda: export_of(lambda rows: rows[:, :1].mul_(2)), {}, "overwrites 'observation' (aten.mul_"),
+    "not a zip": (lambda: policy(b"not a zip"), {}, "is not a readable archive"),
+    "not a device": (summing, {"device": "gpu"}, "device: expected auto, cpu or cuda:N, got 'gpu'"),
+    "no script": (lambda: policy(b"PK"), SCRIPT, "torch cannot load the TorchScript"),
+    "a script that overwrites": (lambda: policy(script(Doubling())), SCRIPT, "overwrites an input (aten::mul_)"),
+    "a script that forks": (lambda: policy(script(Forking())), SCRIPT, "operator 'prim::fork' is not one"),
+    "a script of another shape": (lambda: policy(script(Wants4())), SCRIPT, "does not run on 2 rows"),
+}
 
 
-def test_torchscript_that_overwrites_its_input_is_refused() -> None:
-    assert "overwrites an input (aten::mul_)" in refusal(policy(script(Doubling())), kind="torchscript")
+FALLBACKS: dict[str, tuple[Callable[[], Policy], dict[str, Any], str]] = {
+    "no device": (summing, {"device": "cuda:0"}, "cuda:0 was asked for: torch "),
+    "no precision": (summing, {"precision": "bfloat16"}, "bfloat16 was asked for: only a CUDA device computes in it"),
+    "none": (summing, {"device": "auto"}, ""),
+}
+if not torch.cuda.is_available():
+    CASES |= FALLBACKS
 
 
-def test_torchscript_that_is_none_is_refused() -> None:
-    assert "torch cannot load the TorchScript" in refusal(policy(b"PK"), kind="torchscript")
-    assert "does not run on 2 rows" in refusal(policy(script(Wants4())), kind="torchscript")
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Why each of the cases is refused."""
+    return refusals(
+        {name: (made(), settings) for name, (made, settings, _) in CASES.items()}, tmp_path_factory.mktemp("cases")
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_program_that_is_not_what_its_card_says_is_refused_and_a_fallback_is_named(
+    name: str, said: dict[str, str]
+) -> None:
+    expected = CASES[name][-1]
+    assert expected in said[name] if expected else said[name] == ""
+    assert "\n" not in said[name]
+
+
+def test_a_worker_says_why_it_refuses() -> None:
+    assert "exported for exactly 1 rows: export it with" in refusal(summing(rows=None, count=1))

@@ -81,8 +81,6 @@ class OnnxRuntimeEngine:
             "threads": self._request.threads,
             "buckets": self.buckets,
             "strict": bool(self._strict_rows),
-            "device": "cpu",
-            **({"fallback": fallback} if (fallback := _fallback(self._request)) else {}),
         }
         if self._fallback:
             described["fallback"] = self._fallback
@@ -187,13 +185,6 @@ class _Piece:
             if target is not array:
                 self.after.append((array, target))
             self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
-
-
-def _fallback(request: LoadRequest) -> str:
-    """What was asked for and this engine does not do; empty if there is nothing."""
-    asked = [request.device] if request.device.startswith("cuda") else []
-    asked += [request.precision] if request.precision != "float32" else []
-    return f"ONNX runs on the CPU in the precision of its graph, not with {' and '.join(asked)}" if asked else ""
 
 
 def _aligned_or_scratch(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:

@@ -127,7 +127,8 @@ class TorchEngine:
 
     def _example(self, names: Sequence[str], rows: int) -> list[torch.Tensor]:
         """Inputs of zeros, on the device."""
-        kinds = {tensor.name: tensor for tensor in [*self._request.observation, *self._request.states]}
+        given: Sequence[Tensor | State] = [*self._request.observation, *self._request.states]
+        kinds = {tensor.name: tensor for tensor in given}
         arrays = [np.zeros((rows, *kinds[name].shape), kinds[name].dtype) for name in names]
         return [torch.from_numpy(array).to(self._device) for array in arrays]
 

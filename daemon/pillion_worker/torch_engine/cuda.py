@@ -44,9 +44,9 @@ class CudaRunner:
     def __init__(self, call: Call, device: str, precision: str) -> None:
         self.call = _in_precision(call, precision)
         self._device = torch.device(device)
-        self._copy_in = torch.cuda.Stream(self._device)
-        self._compute = torch.cuda.Stream(self._device)
-        self._copy_out = torch.cuda.Stream(self._device)
+        self._copy_in = _stream(self._device)
+        self._compute = _stream(self._device)
+        self._copy_out = _stream(self._device)
         # Graphs of one pool share their memory. They never run at the same time.
         self._pool = torch.cuda.graph_pool_handle()
         self._inputs: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
@@ -57,7 +57,8 @@ class CudaRunner:
     def register(self, arena: memoryview) -> bool:
         """Registers memory as page-locked; returns whether CUDA did. It must stay mapped as long as the process lives."""
         first = np.frombuffer(arena, np.uint8).ctypes.data
-        if int(torch.cuda.cudart().cudaHostRegister(first, arena.nbytes, 0)) != 0:
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if int(runtime.cudaHostRegister(first, arena.nbytes, 0)) != 0:
             return False
         self._registered.append((first, first + arena.nbytes))
         return True
@@ -118,7 +119,6 @@ class CudaRunner:
                     value = made[position]
                     if value.shape != target.shape or value.dtype is not target.dtype:
                         raise EngineError(mismatch(name, target, value))
-                    value.record_stream(copy_out)
                     target.copy_(value, non_blocking=True)
             compute.wait_stream(copy_out)
 
@@ -177,6 +177,10 @@ class CudaRunner:
             # The worker's end tells the serving process; an exception would only fail this batch, and every later one.
             raise SystemExit(os.EX_UNAVAILABLE) from error
         return EngineError(f"torch: {first_line(error)}")
+
+
+def _stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _in_precision(call: Call, precision: str) -> Call:

@@ -107,6 +107,9 @@ _FUNCTIONS: Final = frozenset(
         "int_oo",
     ]
 )
+_PLAIN_STRING: Final = re.compile(r"[A-Za-z_,.> -]{0,128}")
+"""Modes, and the equation of einsum. Without a slash it is no path."""
+
 _TREES: Final = frozenset(("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"))
 _SAMPLE_GLOBALS: Final = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch (\w+Storage|\w+)|torch\.serialization _get_layout"
@@ -195,22 +198,22 @@ def _check_sample(content: bytes) -> None:
         raise EngineError(wrong) from None
 
 
-def _check(value: Any) -> None:
+def _check(value: Any, key: str = "") -> None:
     """Checks all strings that torch would evaluate or look up, and removes guards, which it would run, and traces."""
-    if isinstance(value, list):
+    if isinstance(value, str):
+        _check_text(key, value)
+    elif isinstance(value, list):
         for item in value:
-            _check(item)
+            _check(item, key)
     elif isinstance(value, dict):
-        for key, item in value.items():
-            if key == "metadata":
-                value[key] = {}
-            elif key == "guards_code":
+        for name, item in value.items():
+            if name == "metadata":
+                value[name] = {}
+            elif name == "guards_code":
                 _check_guards(item)
-                value[key] = []
-            elif isinstance(item, str):
-                _check_text(key, item)
+                value[name] = []
             else:
-                _check(item)
+                _check(item, name)
 
 
 def _check_guards(guards: Any) -> None:
@@ -224,8 +227,12 @@ def _check_guards(guards: Any) -> None:
 
 
 def _check_text(key: str, text: str) -> None:
-    if key == "target" and not (_TARGET.fullmatch(text) and _OF_FILES.isdisjoint(text.split("."))):
+    if key in ("target", "as_operator") and not (_TARGET.fullmatch(text) and _OF_FILES.isdisjoint(text.split("."))):
         raise EngineError(f"the .pt2 file: operator {text[:80]!r} is not one of torch's own that only compute")
+    if key == "class_fqn":
+        raise EngineError(f"the .pt2 file: an object of {text[:80]!r}: expected tensors and numbers")
+    if key in ("as_string", "as_strings") and not _PLAIN_STRING.fullmatch(text):
+        raise EngineError(f"the .pt2 file: {text[:80]!r} as the argument of an operator")
     if key == "expr_str" and not _is_size(text):
         raise EngineError(f"the .pt2 file: {text[:80]!r} is not a size")
     if key in ("in_spec", "out_spec") and text:
@@ -250,7 +257,13 @@ def _check_tree(tree: Any) -> None:
             raise EngineError(
                 f"the .pt2 file: arguments of type {str(tree['type'])[:80]!r}: expected tuples, lists, dicts"
             )
-        if "__enum__" in str(tree.get("context")):
-            raise EngineError("the .pt2 file: arguments that are enums: expected tuples, lists, dicts")
+        _check_context(tree.get("context"))
         for item in tree.values():
             _check_tree(item)
+
+
+def _check_context(context: Any) -> None:
+    """Raises `EngineError` unless it names keys alone. It is JSON again, and torch imports the enums that it names."""
+    keys = _json("context", context.encode()) if isinstance(context, str) else context
+    if isinstance(keys, Mapping) or not all(isinstance(key, (str, int)) for key in keys or ()):
+        raise EngineError("the .pt2 file: arguments by other keys than names: expected tuples, lists, dicts")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,8 +18,13 @@ from torch import Tensor, nn
 
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
+from pilliond.engine.load_request import load_request
+from tests.harness import START_S_MAX
 from tests.worker.support.policies import Policy
-from tests.worker.support.processes import Host
+from tests.worker.support.processes import PACKAGES, Host
+
+REFUSALS_S_MAX: Final = 240
+"""For torch to start on a busy machine, and to load some twenty programs."""
 
 OBSERVATION = TensorSpec("observation", "float32", [3])
 ACTION = TensorSpec("action", "float32", [1])
@@ -102,7 +112,7 @@ def script(module: nn.Module) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(module.eval()), file)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.script(module.eval()), file)
     return file.getvalue()
 
 
@@ -131,12 +141,55 @@ def recurrent(module: nn.Module) -> Policy:
 
 
 class TorchHost(Host):
-    """A host whose workers run torch."""
+    """A host whose workers run torch, which takes seconds to start."""
+
+    wait_s_max = START_S_MAX
 
     def __init__(self, policy: Policy, rows_max: int = 8, kind: str = "torch", **settings: Any) -> None:
         device = {name: settings.pop(name) for name in ("device", "precision") if name in settings}
         super().__init__(policy, rows_max, engine="torch", **settings)
         self.engine._request = self.engine._request._replace(model_kind=kind, **device)
+
+
+def refusals(cases: dict[str, tuple[Policy, dict[str, Any]]], folder: Path) -> dict[str, str]:
+    """Why a fresh interpreter refuses each of these policies with these settings, or which fallback it takes; else nothing.
+
+    One process for all: to start torch takes seconds.
+    """
+    for name, (policy, settings) in cases.items():
+        request = load_request(
+            policy.spec,
+            policy.parameters,
+            policy.states,
+            **{"engine": "torch", "model_kind": "torch", "rows_max": 8, **settings},
+        )
+        (folder / f"{name}.model").write_bytes(policy.model)
+        (folder / f"{name}.json").write_text(json.dumps(request.to_packet()))
+    code = """
+import json, pathlib, sys
+from pillion_worker.engines.interface import load_engine
+from pillion_worker.errors import EngineError
+from pillion_worker.tensors import LoadRequest
+said = {}
+for file in pathlib.Path(sys.argv[1]).glob("*.json"):
+    request = LoadRequest.from_packet(json.loads(file.read_text()))
+    try:
+        engine = load_engine(file.with_suffix(".model").read_bytes(), request)
+        said[file.stem] = engine.describe().get("fallback", "")
+    except EngineError as error:
+        said[file.stem] = str(error)
+print(json.dumps(said))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(PACKAGES)},
+        capture_output=True,
+        text=True,
+        timeout=REFUSALS_S_MAX,
+        check=True,
+    )
+    said: dict[str, str] = json.loads(result.stdout)
+    return said
 
 
 def seeded(module_class: type[nn.Module]) -> Any:

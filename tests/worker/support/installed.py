@@ -47,14 +47,26 @@ def install(distribution: str, site: Path, version: str = "", *, editable: Path 
     (info / "RECORD").write_text("".join(f"{name},,\n" for name in names))
 
 
-def make_environment(folder: Path, *distributions: str) -> str:
-    """Makes a virtual environment with these packages, and the numpy of the tests; returns its interpreter."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "numpy.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
+def make_environment(folder: Path, *distributions: str, base: str = sys.executable) -> str:
+    """Makes a virtual environment with these packages, and all that `base` has; returns its interpreter."""
+    subprocess.run([base, "-m", "venv", "--without-pip", str(folder)], check=True)
+    add_packages_of(base, folder)
     for distribution in distributions:
-        install(distribution, site)
+        install(distribution, site_of(folder))
     return str(folder / "bin" / "python")
+
+
+def site_of(environment: Path) -> Path:
+    """The folder of an environment that packages are installed into."""
+    (site,) = environment.glob("lib/python*/site-packages")
+    return site
+
+
+def add_packages_of(python: str, environment: Path) -> None:
+    """Lets an environment see what another interpreter has installed, as a network would be needed for it otherwise."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    (site_of(environment) / "others.pth").write_text(found.stdout)
 
 
 def code(distribution: str, factory: str, *, requires: str = "", **arguments: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Policies that are no ONNX graph: Python policies of the packages that tests install."""
+"""Policies that are no ONNX graph: Python policies of the packages that tests install, and torch programs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ Arrays = dict[str, NDArray[np.float32]]
 
 OBSERVATIONS: NDArray[np.float32] = np.random.default_rng(5).standard_normal((16, 8)).astype(np.float32)
 """What the golden pairs of `perceptron` hold."""
+
+SUMMED: NDArray[np.float32] = np.random.default_rng(6).standard_normal((16, 3)).astype(np.float32)
+"""What the golden pairs of `sum` hold."""
+
+_SUM = """
+schema: 3
+name: sum
+version: {version}
+description: The sum of its observation, times a factor.
+licence: Apache-2.0
+observation:
+- {{name: observation, dtype: float32, shape: [3]}}
+outputs:
+- {{name: action, dtype: float32, shape: [1]}}
+engine: {{kind: {kind}}}
+"""
 
 _PERCEPTRON = """
 schema: 3
@@ -83,9 +99,32 @@ def publish_weights(
     root: Path, policy: str, version: str, weights: Arrays, card: str, golden: Golden | None = None
 ) -> None:
     """Publishes a Python policy of these weights and this card."""
+    publish_model(root, policy, version, "python", save(weights), card, golden)
+
+
+def publish_sum(root: Path, version: str, kind: str, model: bytes, factor: float) -> None:
+    """Publishes a version of `sum`, whose action, float32 [1], is the sum of its observation, float32 [3], times `factor`.
+
+    `model` is that of the engine `kind`.
+    """
+    observation = SUMMED
+    golden = Golden({"observation": observation}, {"action": sum_actions(factor)})
+    publish_model(root, "sum", version, kind, model, _SUM.format(version=version, kind=kind), golden)
+
+
+def sum_actions(factor: float, observations: NDArray[np.float32] = SUMMED) -> NDArray[np.float32]:
+    """What `sum` answers."""
+    actions: NDArray[np.float32] = factor * observations.sum(axis=1, keepdims=True, dtype=np.float32)
+    return actions
+
+
+def publish_model(
+    root: Path, policy: str, version: str, kind: str, model: bytes, card: str, golden: Golden | None = None
+) -> None:
+    """Publishes a policy of an engine of this kind."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / MODEL_NAMES["python"]).write_bytes(save(weights))
+        (folder / MODEL_NAMES[kind]).write_bytes(model)
         (folder / "model_card.yaml").write_text(card)
         if golden is not None:
             (folder / GOLDEN_NAME).write_bytes(encode_golden(golden))

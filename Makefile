@@ -12,7 +12,7 @@ FAST := -p tools.fast_tests -p no:schemathesis -m fast
 FAST_TMPDIR := $(if $(wildcard /dev/shm/.),TMPDIR=/dev/shm)
 
 .PHONY: help setup demo test test-fast test-newest test-oldest coverage check format hooks lock bench hunt \
-        hunt-switches fuzz peers foreign release clean
+        hunt-switches fuzz gpu peers foreign release clean
 
 help:
 	@echo "make demo           replay recorded episodes through a daemon on this machine"
@@ -29,6 +29,7 @@ help:
 	@echo "make hunt           kill ten thousand clients with -9 and count what is left of them"
 	@echo "make hunt-switches  kill the daemon's processes with -9 at every step of switching"
 	@echo "make fuzz           let schemathesis send thousands of requests to a daemon's admin port (FUZZ_ARGS: --examples, --seed)"
+	@echo "make gpu            the figures of the torch engine on a CUDA device; without one it says that nothing was tried"
 	@echo "make peers          the published peers, for pillion bench compare, in .venv-peers"
 	@echo "make foreign        another interpreter with numpy 1 and jax, for tests of engine.python, in .venv-foreign"
 	@echo "make release        check, build and tag a release: VERSION=x.y.z (RELEASE_ARGS: --skip-tests)"
@@ -83,6 +84,9 @@ fuzz: $(VENV)/dev.stamp
 
 hunt-switches: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.daemon.tools.switch_hunt --kills 500
+
+gpu: $(VENV)/dev.stamp
+	$(BIN)/python tools/gpu_checks.py $(GPU_ARGS)
 
 peers: .venv-peers/peers.stamp
 

@@ -18,6 +18,8 @@ from pillion_worker.sandbox import confine, die_with_parent, keep_to_the_log
 _ENVIRONMENT = {
     # A batch is already as parallel as its settings say; more threads would only take cores away.
     "OPENBLAS_NUM_THREADS": "1",
+    # Threads of OpenMP, which torch uses, would spin between batches and take a core from the simulator.
+    "OMP_WAIT_POLICY": "PASSIVE",
     # Newer builds of ONNX Runtime send telemetry every ten seconds, from threads of their own.
     "ORT_DISABLE_TELEMETRY": "1",
 }

@@ -45,3 +45,6 @@ WEIGHTS_HEADER_BYTES_MAX: Final = 16 * 1024**2
 
 TRACEBACK_CHARS_MAX: Final = 20_000
 """What a worker writes to the log of an error in the package of a policy, whose text may be as large as memory."""
+
+PT2_MEMBERS_MAX: Final = 65_536
+"""Members of a file of `torch.export`: a few, and one for each weight. A longer list would only take time to read."""

@@ -66,7 +66,7 @@ def model_name(engine: str) -> str:
 
 def check_one_model(titles: Iterable[str], what: str) -> None:
     """Raises `InvalidArtifactError` unless exactly one of these files is a model. Which one it must be, the card says."""
-    models = [title for title in titles if title in MODEL_NAMES.values()]
+    models = sorted(title for title in titles if title in MODEL_NAMES.values())
     if len(models) != 1:
         raise InvalidArtifactError(
             f"{what}: expected one of {', '.join(MODEL_NAMES.values())}, got {', '.join(models) or 'none'}"

@@ -42,7 +42,7 @@ def read_plain_zip(view: memoryview, what: str) -> dict[str, memoryview]:
 def _read(view: memoryview) -> dict[str, memoryview]:
     """Raises `ValueError` with what was got instead of a plain zip."""
     end = len(view) - _END.size
-    if end < 0 or view[: len(MAGIC)] != MAGIC:
+    if end < 0 or bytes(view[: len(MAGIC)]) != MAGIC:
         raise ValueError("a file that does not begin as a zip")
     magic, *disks, count, total, size, first, comment = _END.unpack_from(view, end)
     if magic != _END_MAGIC or comment or any(disks) or count != total or first + size != end:

@@ -26,15 +26,18 @@ _FORMAT: Final = "archive_format"
 _PLAIN: Final = (_FORMAT, "archive_version", "byteorder", ".data/version", ".data/serialization_id")
 _TENSORS: Final = re.compile(rf"({_WEIGHTS}weight|{_CONSTANTS}tensor)_\d+", re.ASCII)
 
-_HIGHER_ORDER: Final = "associative_scan|cond|map_impl|scan|while_loop|wrap_with_autocast|wrap_with_set_grad_enabled"
+_ARITHMETIC: Final = "add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|lshift|rshift|getitem"
+"""Functions of Python's `operator` that compute sizes. The others call or look up what their arguments name."""
+_DUNDERS: Final = "__and__|__or__|__xor__|__lshift__|__rshift__|__iand__|__ior__|__ixor__|__ilshift__|__irshift__"
 _TARGET: Final = re.compile(
-    r"torch\.ops\.(aten|prims)\.\w+\.\w+"
-    rf"|torch\.ops\.higher_order\.({_HIGHER_ORDER})"
-    r"|torch\.sym_\w+|_operator\.\w+|math\.\w+",
+    rf"torch\.ops\.(aten|prims)\.({_DUNDERS}|(?!__)\w+)\.(?!__)\w+"
+    r"|torch\.ops\.higher_order\.(cond|while_loop|wrap_with_autocast|wrap_with_set_grad_enabled)"
+    rf"|torch\.sym_\w+|_operator\.({_ARITHMETIC})|math\.(?!__)\w+",
     re.ASCII,
 )
-_FORBIDDEN_OPERATORS: Final = {"save", "from_file", "load", "attrgetter", "itemgetter", "methodcaller", "call"}
-"""Operators that read or write files, and functions that make others."""
+_FORBIDDEN_OPERATORS: Final = {"save", "from_file", "load"}
+"""Operators that read or write files."""
+_IN_PLACE: Final = re.compile(r"torch\.ops\.aten\.(\w*[a-z0-9]_|__i\w+__)\.\w+|torch\.ops\.aten\.\w+\.\w*out", re.ASCII)
 
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~]*")
@@ -76,7 +79,7 @@ def inspect_torch_program(view: memoryview, what: str) -> TorchProgram:
     """
     members = members_of(read_plain_zip(view, what), what)
     check_members(members, what)
-    if members.get(_FORMAT) != b"pt2":
+    if bytes(members.get(_FORMAT, b"")) != b"pt2":
         raise InvalidArtifactError(f"{what}: expected the format pt2, got another")
     if len(members.get(SAMPLE, b"")):
         raise InvalidArtifactError(
@@ -218,6 +221,7 @@ def declared(program: dict[str, Any], what: str) -> TorchProgram:
     try:
         module = program["graph_module"]
         tensors, signature = module["graph"]["tensor_values"], module["signature"]
+        _check_writes(module["graph"], what)
         inputs = [
             _tensor(spec["user_input"]["arg"], tensors, "input", what)
             for spec in signature["input_specs"]
@@ -235,15 +239,28 @@ def declared(program: dict[str, Any], what: str) -> TorchProgram:
         raise InvalidArtifactError(f"{what}: {MODEL}: expected a program of torch.export, got {error!r}") from None
 
 
+def _check_writes(graph: dict[str, Any], what: str) -> None:
+    """Raises `InvalidArtifactError` for a program that overwrites a weight, a buffer or an input.
+
+    What overwrites a view of one, the engine refuses.
+    """
+    given = {argument["as_tensor"]["name"] for argument in graph["inputs"] if "as_tensor" in argument}
+    for node in graph["nodes"]:
+        if _IN_PLACE.fullmatch(node["target"]):
+            arguments = [each["arg"] for each in node["inputs"][:1] + [i for i in node["inputs"] if i["name"] == "out"]]
+            for name in (each["as_tensor"]["name"] for each in arguments if "as_tensor" in each):
+                if name in given:
+                    raise InvalidArtifactError(
+                        f"{what}: expected a program that changes nothing but new tensors, but it overwrites {name!r}: "
+                        "export model.eval(), and name what it remembers as a state of the card"
+                    )
+
+
 def _kind_of(spec: dict[str, Any], known: tuple[str, ...], what: str) -> str:
     """The kind of an input or output of the graph. Raises `InvalidArtifactError` for one that is not known."""
     (kind,) = spec
     if kind not in known:
-        why = {
-            "buffer_mutation": "it changes a buffer, and so its next answers: call eval() before the export",
-            "user_input_mutation": "it writes to its input",
-        }.get(kind, f"it has a {kind}")
-        raise InvalidArtifactError(f"{what}: expected a program of tensors that only computes, but {why}")
+        raise InvalidArtifactError(f"{what}: expected a program of tensors that changes nothing, but it has a {kind}")
     return kind
 
 
@@ -252,7 +269,7 @@ def _tensor(argument: dict[str, Any], tensors: dict[str, Any], kind: str, what: 
         raise InvalidArtifactError(f"{what}: {kind}: expected a tensor, got {', '.join(argument)}")
     name = str(argument["as_tensor"]["name"])
     meta = tensors[name]
-    sizes = [size["as_int"] if "as_int" in size else None for size in meta["sizes"]]
+    sizes = [size.get("as_int") for size in meta["sizes"]]
     return DeclaredTensor(name, _DTYPES.get(meta["dtype"], f"torch's dtype {meta['dtype']}"), sizes)
 
 

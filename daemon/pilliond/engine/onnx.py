@@ -52,6 +52,7 @@ class OnnxEngine(InlineEngine):
         )
         self._engine = OnnxRuntimeEngine(model, request)
         self.kind = self._engine.kind
+        self._device, self._precision = request.device, request.precision
         self.strict_rows = strict_rows
         self.buckets = self._engine.buckets
         tensors = private_memory(request, self._engine.outputs)
@@ -71,4 +72,7 @@ class OnnxEngine(InlineEngine):
             self.service.learn(rows, *[time.monotonic_ns() - began_ns] * 2)
 
     def describe(self) -> dict[str, Any]:
-        return self._engine.describe()
+        asked = [self._device] if self._device.startswith("cuda") else []
+        asked += [self._precision] if self._precision != "float32" else []
+        missed = f"{' and '.join(asked)} was asked for: an inline engine computes on the CPU, as its graph says"
+        return {**self._engine.describe(), **({"fallback": missed} if asked else {})}

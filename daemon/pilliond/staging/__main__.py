@@ -74,7 +74,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     settings, rows_max = request.engine, request.rows_max
     resolved = Resolved(request.policy, request.version, request.digest)
     artifact, signed_by = admit(Store(Path(request.store)), resolved, request.trust)
-    placement = place_by_kind(settings.placement, artifact.card.engine.kind)
+    placement = place_by_kind(settings.placement, artifact.card.engine.kind, settings.device)
     is_graph = placement is None
     report(StagingStep.TRYING)
     sealed = seal(artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -61,13 +62,16 @@ def write_folder(
     if draft.unproven:
         _write(folder, draft, None)
         return PublishReport(str(folder), draft.card, len(draft.model), "none", unproven=draft.unproven)
-    # opened when it is needed: until then, only the source is in memory
-    served = functools.cache(lambda: open_model(draft.model, draft.card, draft.allowed_code))
-    given, origin = _observations(draft, served, observations, plays=plays)
-    source: SourcePolicy = draft.source or ServedSource(served(), draft.card.distribution.logits)
-    pairs = run_source(source, draft.card, given)
-    draft.release()
-    parity = compare_model(pairs, served(), draft.card)
+    with contextlib.ExitStack() as opened:
+        # opened when it is needed: until then, only the source is in memory
+        served = functools.cache(
+            lambda: opened.enter_context(contextlib.closing(open_model(draft.model, draft.card, draft.allowed_code)))
+        )
+        given, origin = _observations(draft, served, observations, plays=plays)
+        source: SourcePolicy = draft.source or ServedSource(served(), draft.card.distribution.logits)
+        pairs = run_source(source, draft.card, given)
+        draft.release()
+        parity = compare_model(pairs, served(), draft.card)
     _write(folder, draft, parity)
     return PublishReport(
         folder=str(folder),

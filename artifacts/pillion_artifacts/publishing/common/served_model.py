@@ -32,11 +32,14 @@ class ServedModel(Protocol):
     def run(self, inputs: Arrays) -> Arrays:
         """Returns all outputs by name. Raises `InvalidSourceError` if the model cannot run on these inputs."""
 
+    def close(self) -> None:
+        """Frees the model."""
+
 
 def open_model(data: bytes, card: ModelCard, allowed_code: list[str]) -> ServedModel:
     """Loads a model on the engine of its card, on the CPU. Raises `InvalidSourceError` if the engine refuses it.
 
-    A Python policy runs here, in this process, if its package is among `allowed_code`.
+    The caller closes it. A Python policy runs here, in this process, if its package is among `allowed_code`.
     """
     if card.engine.kind == "onnx":
         return OnnxModel(data)
@@ -54,8 +57,12 @@ class WorkerModel:
         request = _request(card, allowed_code)
         self._states = request.states
         self._inputs = [tensor.name for tensor in request.observation]
-        with _same_torch_threads():
-            self._memory, self._runs = self._on_engine(lambda: _load(data, request))
+        try:
+            with _same_torch_threads():
+                self._memory, self._runs = self._on_engine(lambda: _load(data, request))
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, inputs: Arrays) -> Arrays:
         """As `ServedModel.run`."""
@@ -63,6 +70,11 @@ class WorkerModel:
         bounds = [0, *range(1, rows, PARITY_BATCH_ROWS), rows]
         parts = [self._batch(inputs, first, last) for first, last in itertools.pairwise(bounds)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._runs = []
+        self._thread.shutdown()
 
     def _batch(self, inputs: Arrays, first: int, last: int) -> Arrays:
         memory, rows = self._memory, last - first

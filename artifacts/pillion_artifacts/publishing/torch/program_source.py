@@ -18,6 +18,7 @@ from pillion_artifacts.card.model_card import ACTION, EngineCard, ModelCard, Ten
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.formats.declared_tensor import DeclaredTensor
 from pillion_artifacts.formats.torch_program import inspect_torch_program
+from pillion_artifacts.limits import PARITY_BATCH_ROWS
 from pillion_artifacts.publishing.common.draft import Details, Draft, card_for, derived_card, tool_versions
 from pillion_artifacts.publishing.common.files import digest_of_file, open_source
 from pillion_artifacts.publishing.common.source_policy import SourceRun
@@ -74,7 +75,7 @@ def import_program(path: Path, details: Details, card: ModelCard | None = None) 
     made = msgspec.structs.replace(made, engine=EngineCard("torch"))
     check_card(made)
     check_model(model, made, what)
-    source = SourceWhileItRuns(lambda: _source(_by_position(load_program(model, what)), made))
+    source = SourceWhileItRuns(lambda: _source(_by_position(load_program(model, what)), made, PARITY_BATCH_ROWS))
     return Draft(model, _with_lineage(made, digest_of_file(path)), source, release=source.release)
 
 
@@ -86,7 +87,7 @@ def import_script(path: Path, details: Details, card: ModelCard) -> Draft:
     made = msgspec.structs.replace(card_for(card, details), engine=EngineCard("torchscript"))
     check_card(made)
     check_model(model, made, what)
-    source = SourceWhileItRuns(lambda: _source(load_script(model, what), made))
+    source = SourceWhileItRuns(lambda: _source(load_script(model, what), made, PARITY_BATCH_ROWS))
     return Draft(model, _with_lineage(made, digest_of_file(path)), source, release=source.release)
 
 
@@ -104,8 +105,8 @@ def _saved(module: nn.Module, tensors: tuple[Tensor, ...], what: str) -> io.Byte
     return file
 
 
-def _source(call: Call, card: ModelCard) -> TorchSource:
-    return TorchSource(call, input_names(card), output_names(card), card.distribution.logits)
+def _source(call: Call, card: ModelCard, batch: int | None = None) -> TorchSource:
+    return TorchSource(call, input_names(card), output_names(card), card.distribution.logits, batch)
 
 
 def _by_position(program: torch.export.ExportedProgram) -> Call:

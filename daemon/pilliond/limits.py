@@ -9,13 +9,15 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
   recurrent state    states_mb_max for all episode groups; once per version in a group whose rows lease several
   slots              slots_mb_max for all episode groups; a page takes memory once it was written to
   KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB, of all policies
-  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max
+  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max, and
+                     the worker that it starts for a version that is no ONNX graph what any worker may
   old versions       old_mb_max, their batch memory too; while a version loads, the new version and the old ones at once
   arms, held         models and batch memory as of the stable version, each, of at most ARMS_MAX and EVALUATION_HOLDS_MAX
   workers            worker_memory_mb_max each, as address space and as resident memory, one for each loaded version that
                      is not inline: at most VERSION_CELLS_PER_POLICY - 2. Its arena, which is the batch memory above,
                      counts there and here, and exists once. Not part of `policy_mb`: it is what a worker may not exceed,
-                     8 GB at the default, and a small policy needs 60 to 150 MB.
+                     8 GB at the default, and a small ONNX policy needs 60 to 150 MB. Of addresses, a worker of torch or
+                     Python may take CODE_ADDRESS_MB more.
   metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.5 KB   368 × 760 B = 280 KB, of all policies
 
 In the rows of a batch memory, every tensor counts: observations, outputs, each state before and after, and the parameters of

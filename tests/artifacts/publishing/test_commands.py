@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from pillion_artifacts import Store, parse_card
 from pillion_artifacts.card.yaml_card import dump_card
 from tests.artifacts.publishing.test_inert_pickle import Trap
+from tests.artifacts.publishing.test_torch import Chooser, card_file, save_program
 from tests.artifacts.support.policy_sources import real_policies
 from tests.harness import COMMAND_S_MAX, ROOT, STORE, blob_of
 
@@ -46,6 +48,11 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
     for file in (*(real_policies() / "sb3").iterdir(), *(real_policies() / "onnx").iterdir()):
         shutil.copy(file, tmp_path)
     shutil.copy(CARDS / "schema-1.yaml", tmp_path / "model_card.yaml")
+    save_program(Chooser().eval(), tmp_path / "grasp.pt2", ({0: torch.export.Dim("rows", min=1, max=4096)},))
+    card_file(tmp_path).rename(tmp_path / "grasp.yaml")
+    save_file({"layer": np.zeros((4, 8), np.float32)}, tmp_path / "weights.safetensors")
+    (card,) = blocks("yaml")
+    (tmp_path / "mlp.yaml").write_text(card)
     (commands,) = blocks("sh")
     outputs = []
     for line in commands.splitlines():
@@ -54,8 +61,12 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
         outputs.append(result.stdout)
     assert "acts as its source on" in outputs[0]
     assert "(LunarLander-v3)" in outputs[0]
-    assert json.loads(outputs[3])["intact"] is True
-    assert Store(tmp_path / "policies").policies() == ["go1", "lunar-ppo", "pendulum"]
+    assert "acts as its source on 256 observations" in outputs[3]
+    assert "published without golden pairs" in outputs[4]
+    assert "its package lab-policies is not installed here" in outputs[4]
+    assert json.loads(outputs[5])["intact"] is True
+    assert Store(tmp_path / "policies").policies() == ["go1", "grasp", "lunar-ppo", "mlp", "pendulum"]
+    assert Store(tmp_path / "policies").load("grasp").card.engine.kind == "torch"
     assert Store(tmp_path / "policies").load("go1").card.licence == "Apache-2.0"
     assert parse_card((tmp_path / "new_card.yaml").read_bytes()).name == "old-driver"
 

@@ -170,7 +170,7 @@ CHANNEL_DESCRIPTORS_MAX: Final = 2
 """Descriptors that travel with one message: the model and the golden pairs."""
 
 SHADOW_START_S_MAX: Final = 300.0
-"""From the start of a shadow process until its version is warm: it loads at a low priority."""
+"""From the start of a shadow process until its version is warm, besides the start of its worker: it loads at a low priority."""
 
 SHADOW_LOOK_S_MAX: Final = 0.02
 """Longest sleep of the shadow process between two looks into its ring."""
@@ -194,8 +194,8 @@ they use. Its resident memory is bounded by the setting alone."""
 INTERPRETER_CHECK_S_MAX: Final = 60.0
 """How long an interpreter may take to show that it can run workers: it imports numpy, perhaps from a cold disk."""
 
-TRIAL_START_S_MAX: Final = 300.0
-"""From the start of a worker that is tried until its version is warm: it loads at a low priority."""
+TRIAL_START_FACTOR: Final = 5
+"""How many times `engine.start_s_max` a worker that is tried may take for its start: it loads at a low priority."""
 
 TRIAL_RUN_S_MAX: Final = 120.0
 """How long a run of a worker that is tried may take, at that priority."""
@@ -203,8 +203,8 @@ TRIAL_RUN_S_MAX: Final = 120.0
 WAIT_LOOK_S: Final = 1.0
 """How long a blocking wait for a worker sleeps at once. What was longer was a stop of this process: it counts as twice that."""
 
-WORKER_START_S_MAX: Final = 60.0
-"""From the start of a worker until its version is warm; slower is a lost worker."""
+WORKER_START_S_MAX: Final = 3_600.0
+"""The most that `engine.start_s_max` can be: a large model is read, compiled and warmed in minutes."""
 
 LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
 """The most that one look at a worker counts of the time since the last one. More passed where this process was stopped."""
@@ -258,8 +258,8 @@ POLICIES_MAX: Final = 16
 ANSWER_S_MAX: Final = 60.0
 """From a request to the serving process until it has answered, unless it loads a version."""
 
-LOAD_S_MAX: Final = 360.0
-"""From the request to load a version until it is warm in the serving process: longer than all tries to start its worker."""
+LOAD_MARGIN_S: Final = 10.0
+"""What the request to load a version may take besides the tries to start its worker."""
 
 LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
 """Address space that must be free besides a version's own before it loads, for a thread's stack and heap. The C library
@@ -465,4 +465,3 @@ assert TICK_MS * 5 < TICK_AGE_MS_MAX
 # The truth within two seconds: until it is late, one look to see that, one to begin with, and those that count.
 assert TICK_AGE_MS_MAX + 2 * LOOK_MS + STALLED_MS_MAX < LIVE_AGE_MS_MAX
 assert LOOK_MS < LOOK_MS_MAX
-assert LOAD_S_MAX > WORKER_LOSSES_MAX * (WORKER_START_S_MAX + WORKER_DELAY_S_MAX)

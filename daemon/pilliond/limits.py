@@ -21,7 +21,8 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
   metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.5 KB   368 × 760 B = 280 KB, of all policies
 
 In the rows of a batch memory, every tensor counts: observations, outputs, each state before and after, and the parameters of
-a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded.
+a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded. An
+observation of text counts there once, and takes up to twice as much: its newest rows are kept, see TEXT_ROWS_KEPT_BYTES_MAX.
 """
 
 from __future__ import annotations
@@ -209,6 +210,16 @@ WORKER_START_S_MAX: Final = 3_600.0
 LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
 """The most that one look at a worker counts of the time since the last one. More passed where this process was stopped."""
 
+POLLED_RUN_NS_MAX: Final = 150_000
+"""Batches of a worker that take less, from submission to end, are polled for: the loop would be asleep for less than it takes to
+wake up."""
+
+POLL_NS_MAX: Final = 200_000
+"""How long the loop polls for the end of one such batch before it sleeps after all."""
+
+UNPOLLED_BATCHES: Final = 64
+"""Batches that are not polled for after one that did not end in time. So a worker that shares the loop's core loses little."""
+
 WORKER_HANG_FACTOR: Final = 20
 """A batch that takes this many times as long as the slowest ones before it hangs."""
 
@@ -280,6 +291,10 @@ versions. Policy number n has those from n × this on; the first of them is `mix
 
 VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
 """Metrics indices of all policies."""
+
+TEXT_ROWS_KEPT_BYTES_MAX: Final = 1024 * 1024
+"""Bytes of the newest rows of a text observation that each batch memory keeps, to check only texts that are new: 256 rows
+of 4 KB. It keeps no more than the observation itself takes in the batch."""
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""

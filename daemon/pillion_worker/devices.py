@@ -18,10 +18,10 @@ _TRIAL_RUNS: Final = 20
 
 def cuda_index(device: str) -> int:
     """The number of the CUDA device that a request names; 0 for `auto`. Raises `EngineError` for any other text."""
-    name, _, number = device.partition(":")
-    if device == "auto" or (name == "cuda" and not number):
+    if device in ("auto", "cuda"):
         return 0
-    if name != "cuda" or not number.isdigit():
+    name, _, number = device.partition(":")
+    if name != "cuda" or not (number.isascii() and number.isdigit()):
         raise EngineError(f"device: expected auto, cpu or cuda:N, got {device!r}")
     return int(number)
 

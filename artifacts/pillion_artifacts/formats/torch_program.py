@@ -29,6 +29,9 @@ _TENSORS: Final = re.compile(rf"({_WEIGHTS}weight|{_CONSTANTS}tensor)_\d+", re.A
 _ARITHMETIC: Final = "add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|lshift|rshift|getitem"
 """Functions of Python's `operator` that compute sizes. The others call or look up what their arguments name."""
 _DUNDERS: Final = "__and__|__or__|__xor__|__lshift__|__rshift__|__iand__|__ior__|__ixor__|__ilshift__|__irshift__"
+_BITWISE: Final = "__i?(and|or|xor|lshift|rshift)__"
+"""The only operators of torch with names of this kind; the others are attributes that every object has."""
+
 _TARGET: Final = re.compile(
     rf"torch\.ops\.(aten|prims)\.({_DUNDERS}|(?!__)\w+)\.(?!__)\w+"
     r"|torch\.ops\.higher_order\.(cond|while_loop|wrap_with_autocast|wrap_with_set_grad_enabled)"
@@ -38,6 +41,9 @@ _TARGET: Final = re.compile(
 _FORBIDDEN_OPERATORS: Final = {"save", "from_file", "load"}
 """Operators that read or write files."""
 _IN_PLACE: Final = re.compile(r"torch\.ops\.aten\.(\w*[a-z0-9]_|__i\w+__)\.\w+|torch\.ops\.aten\.\w+\.\w*out", re.ASCII)
+
+_SAME_ROWS: Final = re.compile(r"L(\['\w+'\]|\[\d+\])+\.size\(\)\[0\] == L(\['\w+'\]|\[\d+\])+\.size\(\)\[0\]")
+"""The only guard that always holds: every input has the same number of rows."""
 
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~]*")
@@ -141,19 +147,33 @@ def read_program(data: bytes | memoryview, what: str) -> dict[str, Any]:
         raise InvalidArtifactError(f"{what}: {MODEL}: expected JSON, got {error}") from None
 
 
-def strip(value: Any) -> None:
-    """Removes guards, which torch would run, and traces, from a decoded program."""
+def strip(value: Any, what: str) -> None:
+    """Removes guards, which torch would run, and traces, from a decoded program.
+
+    Raises `InvalidArtifactError` for a guard that does not hold for every number of rows: without it, the program would
+    answer wrongly for the others.
+    """
     if isinstance(value, list):
         for item in value:
-            strip(item)
+            strip(item, what)
     elif isinstance(value, dict):
         for key, item in value.items():
             if key == "metadata":
                 value[key] = {}
             elif key == "guards_code":
+                _check_guards(item, what)
                 value[key] = []
             else:
-                strip(item)
+                strip(item, what)
+
+
+def _check_guards(guards: Any, what: str) -> None:
+    for guard in guards if isinstance(guards, list) else ():
+        if not _SAME_ROWS.fullmatch(str(guard)):
+            raise InvalidArtifactError(
+                f"{what}: it was exported under a condition, {str(guard)[:120]!r}: expected a program for any number of "
+                "rows: do not branch on the number of rows"
+            )
 
 
 def check_texts(value: Any, what: str, key: str = "") -> None:
@@ -205,6 +225,24 @@ def _check_tree(text: str, what: str) -> None:
         raise InvalidArtifactError(f"{what}: arguments: {error}") from None
     if found - _TREES:
         raise InvalidArtifactError(f"{what}: arguments of type {min(map(str, found - _TREES))}")
+    _check_contexts(msgspec.json.decode(text), what)
+
+
+def _check_contexts(tree: Any, what: str) -> None:
+    """Raises `InvalidArtifactError` unless contexts are keys alone: they are JSON again, and torch imports their enums."""
+    if isinstance(tree, list):
+        for item in tree:
+            _check_contexts(item, what)
+    elif isinstance(tree, dict):
+        context = tree.get("context")
+        try:
+            keys = msgspec.json.decode(context) if isinstance(context, str) else context
+        except UNREADABLE as error:
+            raise InvalidArtifactError(f"{what}: arguments: {error}") from None
+        if isinstance(keys, dict) or not all(isinstance(key, str | int) for key in keys or ()):
+            raise InvalidArtifactError(f"{what}: arguments by other keys than names")
+        for item in tree.values():
+            _check_contexts(item, what)
 
 
 def _types(value: Any) -> set[Any]:

@@ -237,6 +237,13 @@ def _in_json(*changes: tuple[str, str]) -> Callable[[bytes], bytes]:
         ("model.json", "torch.ops.aten.tanh.default", "torch.hub.load", "operator 'torch.hub.load' is not one"),
         ("model.json", "torch.ops.aten.tanh.default", "torch.ops.aten.from_file.default", "is not one of torch's own"),
         ("model.json", "torch.ops.aten.tanh.default", "#evil:run", "operator '#evil:run' is not one"),
+        ("model.json", "torch.ops.aten.tanh.default", "torch.ops.aten.__class__.mro", "is not one of torch's own"),
+        (
+            "model.json",
+            '\\"type\\": \\"builtins.tuple\\", \\"context\\": \\"null\\"',
+            '\\"type\\": \\"builtins.tuple\\", \\"context\\": \\"{\\\\\\"__enum__\\\\\\": 1}\\"',
+            "arguments by other keys than names",
+        ),
         ("model.json", "Symbol('s", "__import__('s", "is not a size"),
         ("weights_config.json", '"use_pickle": false', '"use_pickle": true', "is a pickle"),
     ],
@@ -272,11 +279,16 @@ def test_a_program_with_other_members_is_refused(exported: Path) -> None:
 
 
 def test_guards_and_traces_are_removed(exported: Path) -> None:
-    guarded = _changed(exported, "model.json", _in_json(('"guards_code": []', "\"guards_code\": [\"open('x', 'w')\"]")))
+    same_rows = "L['a'].size()[0] == L['b'].size()[0]"
+    guarded = _changed(exported, "model.json", _in_json(('"guards_code": []', f'"guards_code": ["{same_rows}"]')))
     with zipfile.ZipFile(io.BytesIO(disarm(guarded, "it"))) as archive:
         (model,) = (archive.read(name) for name in archive.namelist() if name.endswith("model.json"))
     assert json.loads(model)["guards_code"] == []
     assert b"stack_trace" not in model
+    for guard in ("L['a'].size()[0] % 2 == 0", "open('x', 'w')"):
+        guarded = _changed(exported, "model.json", _in_json(('"guards_code": []', f'"guards_code": ["{guard}"]')))
+        with pytest.raises(InvalidSourceError, match="exported under a condition"):
+            disarm(guarded, "it")
 
 
 def test_torchscript_is_read_only_if_it_is_allowed(tmp_path: Path) -> None:

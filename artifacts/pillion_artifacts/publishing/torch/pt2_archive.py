@@ -30,14 +30,15 @@ _TRACED: Final = "traced_inputs"
 def disarm(source: bytes | BinaryIO, what: str) -> bytes:
     """Returns the same program in a plain zip, without sample inputs, guards and traces.
 
-    One member of the source is in memory at a time. Raises `InvalidSourceError` if anything in it could run.
+    One member of the source is in memory at a time. Raises `InvalidSourceError` if anything in it could run,
+    or if it only holds for some numbers of rows.
     """
     archive = Archive(source, what)
     members = _members(archive)
     try:
         check_members(members, what)
         program = read_program(archive.read(members[MODEL]), what)
-        strip(program)
+        strip(program, what)
         check_texts(program, what)
         for name in CONFIGS:
             if name in members:

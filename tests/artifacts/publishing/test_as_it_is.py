@@ -241,7 +241,7 @@ class TinyClip(nn.Module):
 
 
 class TinyFlava(nn.Module):
-    """Of FLAVA's kind: an image and raw text (bytes, padded with zeros) in one encoder, with a memory of what was."""
+    """Of FLAVA's kind: an image and text (UTF-8, then zeros) in one encoder, with a memory of what was."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,7 +291,7 @@ engine: {kind: torch}
 action_horizon: 4
 observation:
 - {name: image, dtype: uint8, shape: [8, 8, 3], low: [0], high: [255]}
-- {name: text, dtype: uint8, shape: [12], low: [0], high: [255]}
+- {name: text, dtype: uint8, shape: [12], space: Text}
 outputs: [{name: action, dtype: float32, shape: [4, 2], low: [-1], high: [1]}]
 state: [{name: memory, output: memory_next, dtype: float32, shape: [16]}]
 tolerance: {absolute: 1.0e-4, relative: 1.0e-4}
@@ -321,6 +321,9 @@ def test_a_policy_of_image_and_text_is_published_with_golden_pairs(
     store.publish(card.name, "1.0.0", tmp_path / "folder")
     read = store.load(card.name)
     assert read.card.engine == TORCH
+    for name in (tensor.name for tensor in card.observation if tensor.space == "Text"):
+        texts = {bytes(row).rstrip(b"\0").decode() for row in golden_of(report.folder).inputs[name]}
+        assert len(texts) > 10
     program = inspect_torch_program(memoryview(read.model), "it")
     assert [tensor.shape[1:] for tensor in program.inputs] == [list(tensor.shape[1:]) for tensor in example]
 

@@ -203,6 +203,16 @@ WORKER_START_S_MAX: Final = 60.0
 LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
 """The most that one look at a worker counts of the time since the last one. More passed where this process was stopped."""
 
+POLLED_RUN_NS_MAX: Final = 150_000
+"""Batches of a worker that take less, from submission to end, are polled for: the loop would be asleep for less than it takes to
+wake up."""
+
+POLL_NS_MAX: Final = 200_000
+"""How long the loop polls for the end of one such batch before it sleeps after all."""
+
+UNPOLLED_BATCHES: Final = 64
+"""Batches that are not polled for after one that did not end in time. So a worker that shares the loop's core loses little."""
+
 WORKER_HANG_FACTOR: Final = 20
 """A batch that takes this many times as long as the slowest ones before it hangs."""
 

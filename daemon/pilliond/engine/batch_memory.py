@@ -94,13 +94,15 @@ class BatchMemory:
 
     def is_sound(self, rows: int) -> bool:
         """Whether the observations of the first `rows` rows are finite where they must be, and integers within bounds."""
-        checked = self._checked.get(rows)
-        if checked is None:
-            inputs = [array[:rows] for array in self.inputs]
-            finite = finite_values(self._spec.observation, inputs)
-            checked = self._checked[rows] = (finite, ranged_values(self.ranges, inputs))
-        finite, ranged = checked
+        finite, ranged = self._checked.get(rows) or self._check(rows)
         return is_finite(finite) and (not ranged or is_within(ranged))
+
+    def _check(self, rows: int) -> tuple[list[Values], list[RangedValues]]:
+        """Returns the values of the first `rows` rows that are checked, and keeps them for the next time."""
+        inputs = [array[:rows] for array in self.inputs]
+        finite = finite_values(self._spec.observation, inputs)
+        self._checked[rows] = checked = (finite, ranged_values(self.ranges, inputs))
+        return checked
 
     def clear(self, rows: int) -> None:
         """Fills the observations of the first `rows` rows with zeros. Rows that no act fills still run: they must be sound."""

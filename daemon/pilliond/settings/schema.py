@@ -236,8 +236,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The p99 of every bucket, in µs, below which `auto` calls an engine fast."""
     depth: int = 1
     """Batches that a worker has at once. 2 lets copying and computing overlap, where a device does the computing."""
-    spin_us: int = 0
-    """How long a worker polls for the next batch before it sleeps. Use it on a core that the worker has to itself."""
+    spin_us: int = 200
+    """How long a worker polls for the next batch before it sleeps. It polls only while batches come within that time."""
     worker_cpus: str = ""
     """The CPUs that workers run on, such as `3` or `2,4-6`. Empty: those of the daemon."""
     worker_memory_mb_max: int = 8_192

@@ -29,7 +29,7 @@ from pillion_artifacts.formats.torch_program import inspect_torch_program
 from pillion_artifacts.formats.torchscript_file import check_torchscript
 from pillion_artifacts.publishing.sources import Options, import_source
 from pillion_artifacts.publishing.torch.pt2_archive import disarm
-from tests.artifacts.publishing.test_torch import CARD, DRIVE, Chooser, Driver, card_file, save_program
+from tests.artifacts.publishing.test_torch import CARD, DRIVE, Chooser, Driver, _changed, card_file, save_program
 from tests.artifacts.support.several_inputs import (
     CLIP_EXAMPLE,
     FLAVA_EXAMPLE,
@@ -293,6 +293,15 @@ def test_a_program_of_a_fixed_number_of_rows_is_refused(tmp_path: Path) -> None:
     save_program(Chooser().eval(), file)
     options = Options(card=card_file(tmp_path), engine="torch")
     with pytest.raises(InvalidArtifactError, match=r"'observation': expected a dynamic first axis, .*, got \[2, 6\]"):
+        import_source(file, tmp_path / "folder", "x", "1.0.0", options)
+
+
+def test_a_program_with_a_guard_that_may_fail_is_refused(saved: Path, tmp_path: Path) -> None:
+    guarded = in_program('"guards_code": []', '"guards_code": ["L[\'observation\'].size()[0] == 2"]')
+    file = tmp_path / "guarded.pt2"
+    file.write_bytes(_changed(saved, "model.json", guarded))
+    options = Options(card=card_file(tmp_path), engine="torch")
+    with pytest.raises(InvalidSourceError, match="it was exported under a condition, .*: expected a program for any"):
         import_source(file, tmp_path / "folder", "x", "1.0.0", options)
 
 

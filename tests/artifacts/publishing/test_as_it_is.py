@@ -301,7 +301,7 @@ def test_a_program_with_a_guard_that_may_fail_is_refused(saved: Path, tmp_path: 
     file = tmp_path / "guarded.pt2"
     file.write_bytes(_changed(saved, "model.json", guarded))
     options = Options(card=card_file(tmp_path), engine="torch")
-    with pytest.raises(InvalidSourceError, match="it was exported under a condition, .*: expected a program for any"):
+    with pytest.raises(InvalidSourceError, match=r"it was exported under a condition, .*: expected a program for any"):
         import_source(file, tmp_path / "folder", "x", "1.0.0", options)
 
 
@@ -536,3 +536,61 @@ def test_weights_without_a_card_of_a_python_policy_are_refused(tmp_path: Path) -
     (tmp_path / "other.onnx").write_bytes(b"\x08\x07")
     with pytest.raises(InvalidSourceError, match="got ONNX, but the card's engine is python"):
         import_source(tmp_path / "other.onnx", tmp_path / "x", "x", "1.0.0", Options(card=card))
+
+
+# Large programs
+
+
+class Table(nn.Module):
+    """A table of which little is used: large, and quick."""
+
+    def __init__(self, floats: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.rand(floats))
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        logits = observation[:, :4] * self.table[:4]
+        return logits.argmax(1), logits
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from pillion_artifacts import Store
+from pillion_artifacts.publishing.sources import Options, import_source
+
+def kilobytes(word, file="status"):
+    return int(Path(f"/proc/self/{file}").read_text().split(word)[1].split()[0])
+
+def publish(version, source):
+    folder = Path("folder") / version
+    import_source(Path(source), folder, "x", version, Options(card=Path("card.yaml"), engine="torch"))
+    Store(Path("store")).publish("x", version, folder)
+
+publish("1.0.0", "small.pt2")
+Path("/proc/self/clear_refs").write_text("5")
+held, read = kilobytes("VmRSS:"), kilobytes("rchar:", "io")
+publish("1.1.0", "large.pt2")
+print(kilobytes("VmHWM:") - held, (kilobytes("rchar:", "io") - read) // 1000)
+"""
+
+
+def test_a_large_program_is_read_three_times_and_held_three_times(tmp_path: Path) -> None:
+    card_file(tmp_path)
+    for name, floats in (("small", 10), ("large", 25_000_000)):
+        save_program(Table(floats), tmp_path / f"{name}.pt2", ({0: torch.export.Dim("rows", min=1, max=4096)},))
+    size_kb = (tmp_path / "large.pt2").stat().st_size // 1000
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S_MAX,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    held_kb, read_kb = map(int, result.stdout.split())
+    # the file for torch, the copy that torch reads, and the weights; no fourth copy
+    assert size_kb < held_kb < 3.6 * size_kb
+    # its hash, its members, and the store's copy
+    assert size_kb < read_kb < 3.5 * size_kb

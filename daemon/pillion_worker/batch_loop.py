@@ -34,7 +34,8 @@ _NANOSECONDS_PER_US: Final = 1_000
 class BatchLoop:
     """Runs batches in the order of their numbers, until the serving process is gone.
 
-    `runs` holds those of each memory of the arena.
+    `runs` holds those of each memory of the arena. It polls for the next batch for `spin_us` before it sleeps, but only if
+    the last one followed within that time too: where batches come slowly, it leaves its core to others.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class BatchLoop:
         self._spin_ns = spin_us * _NANOSECONDS_PER_US if CAN_SPIN else 0
         self._clock = clock
         self._rung = 0
+        self._finished_ns = 0
+        self._is_followed_soon = False
+        """Whether the last batch followed the one before it within the time to spin."""
 
     def run(self) -> None:
         """Returns when the serving process is gone."""
@@ -65,7 +69,7 @@ class BatchLoop:
         """Waits for a batch; returns False if the serving process is gone."""
         # Rings are counted, not only the cell read: a ring orders what was written before it.
         while self._rung < number:
-            if self._spin_ns and self._spin(number) and number - self._rung < RINGS_MAX:
+            if self._is_followed_soon and self._spin(number) and number - self._rung < RINGS_MAX:
                 break
             rings = wait_for_rings(self._submit)
             if not rings:
@@ -88,7 +92,8 @@ class BatchLoop:
         cells = self._arena.cells
         index = (number - 1) % len(self._runs)
         block = block_of(index)
-        cells[block + STARTED_NS] = self._clock()
+        cells[block + STARTED_NS] = started_ns = self._clock()
+        self._is_followed_soon = started_ns - self._finished_ns < self._spin_ns
         try:
             self._runs[cells[block + MEMORY]][cells[block + ROWS]]()
             outcome = OK
@@ -96,7 +101,7 @@ class BatchLoop:
             text = one_line(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {one_line(error)}"
             cells[block + FAILURE_BYTES] = self._arena.write_failure(index, text)
             outcome = FAILED
-        cells[block + FINISHED_NS] = self._clock()
+        cells[block + FINISHED_NS] = self._finished_ns = self._clock()
         cells[block + OUTCOME] = outcome
         cells[COMPLETED] = number
         ring_loop(self._complete)

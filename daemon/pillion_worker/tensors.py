@@ -56,7 +56,7 @@ class LoadRequest(NamedTuple):
     """Batches in flight."""
 
     spin_us: int = 0
-    """How long the worker looks for the next batch before it sleeps."""
+    """How long the worker polls for the next batch before it sleeps, while batches follow each other within that time."""
 
     model_kind: str = "onnx"
     """The format of the model's bytes: that of the card's engine."""

@@ -9,17 +9,20 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
   recurrent state    states_mb_max for all episode groups; once per version in a group whose rows lease several
   slots              slots_mb_max for all episode groups; a page takes memory once it was written to
   KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB, of all policies
-  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max
+  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max, and
+                     the worker that it starts for a version that is no ONNX graph what any worker may
   old versions       old_mb_max, their batch memory too; while a version loads, the new version and the old ones at once
   arms, held         models and batch memory as of the stable version, each, of at most ARMS_MAX and EVALUATION_HOLDS_MAX
   workers            worker_memory_mb_max each, as address space and as resident memory, one for each loaded version that
                      is not inline: at most VERSION_CELLS_PER_POLICY - 2. Its arena, which is the batch memory above,
                      counts there and here, and exists once. Not part of `policy_mb`: it is what a worker may not exceed,
-                     8 GB at the default, and a small policy needs 60 to 150 MB.
+                     8 GB at the default, and a small ONNX policy needs 60 to 150 MB. Of addresses, a worker of torch or
+                     Python may take CODE_ADDRESS_MB more.
   metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.5 KB   368 × 760 B = 280 KB, of all policies
 
 In the rows of a batch memory, every tensor counts: observations, outputs, each state before and after, and the parameters of
-a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded.
+a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded. An
+observation of text counts there once, and takes up to twice as much: its newest rows are kept, see TEXT_ROWS_KEPT_BYTES_MAX.
 """
 
 from __future__ import annotations
@@ -168,7 +171,7 @@ CHANNEL_DESCRIPTORS_MAX: Final = 2
 """Descriptors that travel with one message: the model and the golden pairs."""
 
 SHADOW_START_S_MAX: Final = 300.0
-"""From the start of a shadow process until its version is warm: it loads at a low priority."""
+"""From the start of a shadow process until its version is warm, besides the start of its worker: it loads at a low priority."""
 
 SHADOW_LOOK_S_MAX: Final = 0.02
 """Longest sleep of the shadow process between two looks into its ring."""
@@ -192,8 +195,8 @@ they use. Its resident memory is bounded by the setting alone."""
 INTERPRETER_CHECK_S_MAX: Final = 60.0
 """How long an interpreter may take to show that it can run workers: it imports numpy, perhaps from a cold disk."""
 
-TRIAL_START_S_MAX: Final = 300.0
-"""From the start of a worker that is tried until its version is warm: it loads at a low priority."""
+TRIAL_START_FACTOR: Final = 5
+"""How many times `engine.start_s_max` a worker that is tried may take for its start: it loads at a low priority."""
 
 TRIAL_RUN_S_MAX: Final = 120.0
 """How long a run of a worker that is tried may take, at that priority."""
@@ -201,11 +204,21 @@ TRIAL_RUN_S_MAX: Final = 120.0
 WAIT_LOOK_S: Final = 1.0
 """How long a blocking wait for a worker sleeps at once. What was longer was a stop of this process: it counts as twice that."""
 
-WORKER_START_S_MAX: Final = 60.0
-"""From the start of a worker until its version is warm; slower is a lost worker."""
+WORKER_START_S_MAX: Final = 3_600.0
+"""The most that `engine.start_s_max` can be: a large model is read, compiled and warmed in minutes."""
 
 LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
 """The most that one look at a worker counts of the time since the last one. More passed where this process was stopped."""
+
+POLLED_RUN_NS_MAX: Final = 150_000
+"""Batches of a worker that take less, from submission to end, are polled for: the loop would be asleep for less than it takes to
+wake up."""
+
+POLL_NS_MAX: Final = 200_000
+"""How long the loop polls for the end of one such batch before it sleeps after all."""
+
+UNPOLLED_BATCHES: Final = 64
+"""Batches that are not polled for after one that did not end in time. So a worker that shares the loop's core loses little."""
 
 WORKER_HANG_FACTOR: Final = 20
 """A batch that takes this many times as long as the slowest ones before it hangs."""
@@ -256,8 +269,8 @@ POLICIES_MAX: Final = 16
 ANSWER_S_MAX: Final = 60.0
 """From a request to the serving process until it has answered, unless it loads a version."""
 
-LOAD_S_MAX: Final = 360.0
-"""From the request to load a version until it is warm in the serving process: longer than all tries to start its worker."""
+LOAD_MARGIN_S: Final = 10.0
+"""What the request to load a version may take besides the tries to start its worker."""
 
 LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
 """Address space that must be free besides a version's own before it loads, for a thread's stack and heap. The C library
@@ -278,6 +291,10 @@ versions. Policy number n has those from n × this on; the first of them is `mix
 
 VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
 """Metrics indices of all policies."""
+
+TEXT_ROWS_KEPT_BYTES_MAX: Final = 1024 * 1024
+"""Bytes of the newest rows of a text observation that each batch memory keeps, to check only texts that are new: 256 rows
+of 4 KB. It keeps no more than the observation itself takes in the batch."""
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
@@ -463,4 +480,3 @@ assert TICK_MS * 5 < TICK_AGE_MS_MAX
 # The truth within two seconds: until it is late, one look to see that, one to begin with, and those that count.
 assert TICK_AGE_MS_MAX + 2 * LOOK_MS + STALLED_MS_MAX < LIVE_AGE_MS_MAX
 assert LOOK_MS < LOOK_MS_MAX
-assert LOAD_S_MAX > WORKER_LOSSES_MAX * (WORKER_START_S_MAX + WORKER_DELAY_S_MAX)

@@ -76,6 +76,7 @@ class ErrorCode(StrEnum):
     """The process that runs this version was lost and is being started again. Send the act again."""
     ENGINE_OUT = "engine_out"
     """The engine of this version failed again and again, and runs no more."""
+    BAD_TEXT = "bad_text"
 
 
 class BatchClose(IntEnum):

@@ -18,10 +18,11 @@ from pillion_worker.limits import REASON_CHARS_MAX
 from pillion_worker.memory import private_memory
 from pillion_worker.tensors import LoadRequest, State, Tensor, TensorMemory
 from tests.worker.support.installed import EXAMPLE, HOSTILE, code, install, mlp_actions, mlp_weights
-from tests.worker.support.packages.pillion_hostile_policies.pillion_hostile_policies import ANSWERS, TRIGGER
+from tests.worker.support.packages.pillion_hostile_policies.pillion_hostile_policies import ANSWERS, TRIGGERS
 
 NO_WEIGHTS = save({})
 MODULE = "a_policy"
+OWN_CHOICE = "auto" if os.path.exists("/dev/nvidiactl") else "cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -212,9 +213,9 @@ def test_an_answer_that_is_not_due_is_refused_when_it_loads_and_fails_its_batch_
         load_engine(NO_WEIGHTS, request(code=code(HOSTILE, "make", always=answer)))
     assert str(refused.value).startswith(WRONG[answer])
 
-    asked = request(code=code(HOSTILE, "make", answer=answer))
+    asked = request()
     memory, runs = bound(load_engine(NO_WEIGHTS, asked), asked)
-    memory.inputs[0][:] = TRIGGER
+    memory.inputs[0][:] = TRIGGERS[answer]
     memory.outputs["action"][:] = -1
     with pytest.raises(EngineError) as failed:
         runs[3]()
@@ -246,9 +247,9 @@ def test_whatever_is_raised_is_an_error_of_one_line(fault: str, capfd: pytest.Ca
     assert log
     assert len(log) < 50_000
 
-    asked = request(code=code(HOSTILE, "make", at_run=fault))
+    asked = request()
     memory, runs = bound(load_engine(NO_WEIGHTS, asked), asked)
-    memory.inputs[0][:] = TRIGGER
+    memory.inputs[0][:] = TRIGGERS[fault]
     with pytest.raises(EngineError) as failed:
         runs[1]()
     text = str(failed.value)
@@ -259,9 +260,9 @@ def test_whatever_is_raised_is_an_error_of_one_line(fault: str, capfd: pytest.Ca
 
 
 def test_a_policy_cannot_write_into_its_inputs() -> None:
-    asked = request(code=code(HOSTILE, "make", at_run="write_into_its_input"))
+    asked = request()
     memory, runs = bound(load_engine(NO_WEIGHTS, asked), asked)
-    memory.inputs[0][:] = TRIGGER
+    memory.inputs[0][:] = TRIGGERS["write_into_its_input"]
     with pytest.raises(EngineError, match="its policy raised ValueError: assignment destination is read-only"):
         runs[1]()
 
@@ -295,7 +296,7 @@ def test_weights_that_cannot_be_read_are_refused_before_anything_is_imported() -
 
 @pytest.mark.parametrize(
     ("device", "shown", "used", "fallback"),
-    [("auto", None, "auto", ""), ("cpu", "", "cpu", ""), ("cuda:77", "", "cpu", "there is no cuda:77")],
+    [("auto", None, OWN_CHOICE, ""), ("cpu", "", "cpu", ""), ("cuda:77", "", "cpu", "there is no cuda:77")],
 )
 def test_a_policy_sees_the_device_that_was_asked_for(device: str, shown: str | None, used: str, fallback: str) -> None:
     described = load_engine(NO_WEIGHTS, request(device=device)).describe()
@@ -315,7 +316,7 @@ def test_it_describes_what_runs() -> None:
         "version": "0.1.0",
         "distribution": HOSTILE,
         "entry_point": "pillion_hostile_policies:make",
-        "device": "auto",
+        "device": OWN_CHOICE,
         "threads": 2,
         "buckets": [1, 2, 3],
         "strict": False,

@@ -19,7 +19,7 @@ from pilliond.ipc.loss_cause import LossCause
 from pilliond.limits import NEVER_NS
 from tests.harness import WAIT_S_MAX, wait_until
 from tests.worker.support.installed import EXAMPLE, HOSTILE, code, make_environment, mlp_actions, mlp_weights
-from tests.worker.support.packages.pillion_hostile_policies.pillion_hostile_policies import LEAK_BYTES, TRIGGER
+from tests.worker.support.packages.pillion_hostile_policies.pillion_hostile_policies import LEAK_BYTES, TRIGGERS
 from tests.worker.support.policies import Policy
 from tests.worker.support.processes import Host
 
@@ -36,11 +36,10 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class PythonHost(Host):
-    """Runs the hostile policy with these arguments."""
+    """Runs the hostile policy."""
 
-    def __init__(self, python: str, **arguments: str) -> None:
-        settings = {"memory_bytes_max": ADDRESS_BYTES_MAX if "leak" in arguments.values() else 0}
-        asked = code(HOSTILE, "make", **arguments)
+    def __init__(self, python: str, at_load: str = "", **settings: Any) -> None:
+        asked = code(HOSTILE, "make", at_load=at_load)
         super().__init__(Policy(save({}), SPEC, [], []), engine="python", code=asked, **settings)
         self.python = python
 
@@ -54,9 +53,9 @@ class PythonHost(Host):
             self.engine.wait_ready(WAIT_S_MAX)
         return str(refused.value)
 
-    def trigger(self) -> None:
-        """Lets the policy do what it was told to, in one batch."""
-        self.submit([TRIGGER])
+    def trigger(self, fault: str) -> None:
+        """Lets the policy do this in one batch."""
+        self.submit([TRIGGERS[fault]])
         count = len(self.answers) + 1
         self.pump(lambda: len(self.answers) == count or bool(self.losses))
 
@@ -117,10 +116,10 @@ def test_a_factory_that_holds_the_interpreter_for_ever_is_given_up(python: str) 
 
 @pytest.mark.parametrize("fault", ["raise", "raise_much", "raise_half_a_character", "exit", "interrupt", "recurse"])
 def test_a_run_that_raises_fails_its_batch_alone(python: str, fault: str) -> None:
-    with PythonHost(python, at_run=fault) as host:
+    with PythonHost(python) as host:
         host.start()
         assert host.run([1.0, 2.0]) == [2.0, 4.0]
-        host.trigger()
+        host.trigger(fault)
         assert host.answers[-1].outcome == FAILED
         assert host.answers[-1].message.startswith("its policy raised ")
         assert len(host.answers[-1].message.encode()) <= FAILURE_BYTES_MAX
@@ -130,9 +129,9 @@ def test_a_run_that_raises_fails_its_batch_alone(python: str, fault: str) -> Non
 
 @pytest.mark.parametrize("fault", ["end", "crash"])
 def test_a_run_that_ends_the_worker_costs_it_its_worker_alone(python: str, fault: str) -> None:
-    with PythonHost(python, at_run=fault) as host:
+    with PythonHost(python) as host:
         host.start()
-        host.trigger()
+        host.trigger(fault)
         assert host.losses == ["its worker ended"]
         assert not host.engine.is_refused
         host.start()
@@ -140,9 +139,9 @@ def test_a_run_that_ends_the_worker_costs_it_its_worker_alone(python: str, fault
 
 
 def test_a_run_that_holds_the_interpreter_for_ever_owes_its_batch_until_it_is_killed(python: str) -> None:
-    with PythonHost(python, at_run="hold_the_gil") as host:
+    with PythonHost(python) as host:
         host.start()
-        host.submit([TRIGGER])
+        host.submit([TRIGGERS["hold_the_gil"]])
         assert host.engine.owes_since_ns < NEVER_NS
         host.engine.lose("it made no progress", LossCause.HUNG)
         host.process.kill()
@@ -152,20 +151,20 @@ def test_a_run_that_holds_the_interpreter_for_ever_owes_its_batch_until_it_is_ki
 
 def test_what_is_not_a_number_is_answered_as_such(python: str) -> None:
     # The serving process refuses those rows alone.
-    with PythonHost(python, answer="nan") as host:
+    with PythonHost(python) as host:
         host.start()
-        host.trigger()
+        host.trigger("nan")
         assert host.answers[-1].outcome == OK
         assert np.isnan(host.answers[-1].memory.outputs["action"][0, 0])
         assert not host.losses
 
 
-@pytest.mark.parametrize("when", ["at_load", "at_run"])
-def test_what_a_policy_prints_goes_to_the_log(python: str, when: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with PythonHost(python, **{when: "print"}) as host:
+@pytest.mark.parametrize("at_load", ["print", ""])
+def test_what_a_policy_prints_goes_to_the_log(python: str, at_load: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with PythonHost(python, at_load) as host:
         host.start()
-        host.trigger()
-        assert host.answers[-1].outcome == OK
+        if not at_load:
+            host.trigger("print")
         assert host.run([3.0]) == [6.0]
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -174,14 +173,17 @@ def test_what_a_policy_prints_goes_to_the_log(python: str, when: str, capfd: pyt
 
 
 @pytest.mark.usefixtures("orphans")
-@pytest.mark.parametrize("when", ["at_load", "at_run"])
+@pytest.mark.parametrize("at_load", [True, False], ids=["at load", "in a run"])
 @pytest.mark.parametrize("fault", ["fork", "fork_and_stay", "fork_and_raise"])
-def test_a_process_that_a_policy_forks_has_no_say_and_ends_with_the_worker(python: str, when: str, fault: str) -> None:
-    with PythonHost(python, **{when: fault}) as host:
+def test_a_process_that_a_policy_forks_has_no_say_and_ends_with_the_worker(
+    python: str, at_load: bool, fault: str
+) -> None:
+    with PythonHost(python, fault if at_load else "") as host:
         host.start()
-        host.trigger()
-        assert [answer.outcome for answer in host.answers] == [OK]
+        if not at_load:
+            host.trigger(fault)
         assert host.run([3.0]) == [6.0]
+        assert all(answer.outcome == OK for answer in host.answers)
         assert not host.losses
         children = psutil.Process(host.process.pid).children()
         if fault == "fork_and_stay":
@@ -199,10 +201,10 @@ def test_a_process_that_a_policy_forks_has_no_say_and_ends_with_the_worker(pytho
 
 
 def test_a_policy_that_leaks_fails_its_batches_at_the_bound_of_its_address_space(python: str) -> None:
-    with PythonHost(python, at_run="leak") as host:
+    with PythonHost(python, memory_bytes_max=ADDRESS_BYTES_MAX) as host:
         host.start()
         for _ in range(ADDRESS_BYTES_MAX // LEAK_BYTES):
-            host.trigger()
+            host.trigger("leak")
             if host.answers[-1].outcome == FAILED:
                 break
         assert host.answers[-1].message.startswith("its policy raised MemoryError: Unable to allocate 95")

@@ -16,7 +16,7 @@ from pillion_artifacts.card import schema_1 as card_schema_1
 from pillion_artifacts.card.engine_checks import check_engine
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.yaml_text import read_yaml
-from pillion_protocol.specs import DType, Space, Spec, TensorSpec
+from pillion_protocol.specs import TEXT, DType, Space, Spec, TensorSpec
 
 SCHEMA: Final = 3
 """The schema of new cards."""
@@ -30,7 +30,11 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 
 
 class TensorCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One observation or output. The fields are those of `pillion_protocol.specs.TensorSpec`."""
+    """One observation or output. The fields are those of `pillion_protocol.specs.TensorSpec`.
+
+    An observation of text has the space `Text`, the dtype uint8 and the shape [bytes]: the room of its UTF-8. `low` is empty
+    or the least number of bytes, `high` is empty.
+    """
 
     name: str
     dtype: DType
@@ -39,6 +43,11 @@ class TensorCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     low: list[float] = []
     high: list[float] = []
     finite: bool = True
+
+    @property
+    def text_bytes_min(self) -> int:
+        """The least number of bytes of an observation of text."""
+        return int(self.low[0]) if self.low else 0
 
 
 class StateCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -240,6 +249,7 @@ def check_card(card: ModelCard) -> None:
         raise InvalidArtifactError(f"model card: version: expected MAJOR.MINOR.PATCH, got {card.version!r}")
     check_engine(card.engine)
     _check_tensors(card)
+    _check_texts(card)
     _check_action(card)
     _check_chunk(card)
     _check_state(card)
@@ -259,17 +269,28 @@ def _convert(fields: Any) -> ModelCard:
         return msgspec.convert(fields, ModelCard)
     match fields.get("schema"):
         case 1:
-            return msgspec.convert(card_schema_1.upgrade(msgspec.convert(fields, card_schema_1.ModelCard)), ModelCard)
+            card = msgspec.convert(card_schema_1.upgrade(msgspec.convert(fields, card_schema_1.ModelCard)), ModelCard)
+            return _without_texts(card, 1)
         case 2:
             # Schema 3 only adds optional fields; a card of schema 2 must not have them.
             for later in ("engine", "action_horizon"):
                 if later in fields:
                     raise InvalidArtifactError(f"model card: {later}: a card of schema 2 has none; expected schema 3")
-            return msgspec.convert({**fields, "schema": SCHEMA}, ModelCard)
+            return _without_texts(msgspec.convert({**fields, "schema": SCHEMA}, ModelCard), 2)
         case 3 | None:
             return msgspec.convert(fields, ModelCard)
         case other:
             raise InvalidArtifactError(f"model card: schema: expected 1 to {SCHEMA}, got {other!r}")
+
+
+def _without_texts(card: ModelCard, schema: int) -> ModelCard:
+    """Returns a card of an older schema. Raises `InvalidArtifactError` if it has a text: what reads that schema knows none."""
+    for tensor in card.observation:
+        if tensor.space == TEXT:
+            raise InvalidArtifactError(
+                f"model card: observation.{tensor.name}.space: a card of schema {schema} has no Text; expected schema 3"
+            )
+    return card
 
 
 def _check_tensors(card: ModelCard) -> None:
@@ -286,6 +307,30 @@ def _check_tensors(card: ModelCard) -> None:
                         f"model card: {field}.{tensor.name}.{bound}: expected 0, 1 or {elements} numbers, "
                         f"got {len(values)}"
                     )
+
+
+def _check_texts(card: ModelCard) -> None:
+    """Raises `InvalidArtifactError` for an output of text, or an observation of text of a wrong form."""
+    for tensor in card.outputs:
+        if tensor.space == TEXT:
+            raise InvalidArtifactError(f"model card: outputs.{tensor.name}.space: only observations are Text")
+    for tensor in card.observation:
+        if tensor.space != TEXT:
+            continue
+        where = f"model card: observation.{tensor.name}"
+        if tensor.dtype != "uint8":
+            raise InvalidArtifactError(f"{where}.dtype: a Text has uint8, got {tensor.dtype}")
+        if len(tensor.shape) != 1:
+            raise InvalidArtifactError(f"{where}.shape: a Text has one number, its room in bytes, got {tensor.shape}")
+        room = tensor.shape[0]
+        if len(tensor.low) > 1 or not all(0 <= least <= room and int(least) == least for least in tensor.low):
+            raise InvalidArtifactError(
+                f"{where}.low: expected none or the least number of bytes, 0 to {room}, got {tensor.low}"
+            )
+        if tensor.high:
+            raise InvalidArtifactError(f"{where}.high: a Text has none: its shape is the bound, got {tensor.high}")
+        if any(stack.observation == tensor.name for stack in card.frame_stack):
+            raise InvalidArtifactError(f"model card: frame_stack.{tensor.name}: a Text has no frames")
 
 
 def _check_action(card: ModelCard) -> None:

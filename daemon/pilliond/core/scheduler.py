@@ -153,9 +153,9 @@ class Scheduler:
         if group.deadline_ns != NEVER_NS:
             queue.deadline_ns = min(queue.deadline_ns, group.deadline_ns)
         self._is_settled = False
-        return bool(version.engine.free) and (
-            share.lock_step_waiting + share.lock_step_running >= share.lock_step_live or queue.rows >= share.rows_max
-        )
+        if share.lock_step_waiting + share.lock_step_running < share.lock_step_live and queue.rows < share.rows_max:
+            return False
+        return bool(version.engine.free)
 
     def put_back(self, version: Version, groups: Sequence[EpisodeGroup], *, in_halves: bool) -> None:
         """Queues acts whose run failed or was lost, to run before all others: together, or each half by itself."""

@@ -17,9 +17,10 @@ from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory, BatchViews
 from pilliond.engine.integer_ranges import IntegerRange, Outside, first_outside
 from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.text_rows import BadText, first_bad_text
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
-from pilliond.limits import BATCHES_PER_OBSERVATION
+from pilliond.limits import BATCHES_PER_OBSERVATION, POLL_NS_MAX, POLLED_RUN_NS_MAX, UNPOLLED_BATCHES
 from pilliond.transport.interface import Reply
 from pilliond.versions.loaded_version import Version
 
@@ -59,6 +60,9 @@ class BatchRunner:
         """By version the numbers of the sessions whose acts ended a worker, until somebody takes them."""
         self.in_flight: list[Running] = []
         """The batches that run on engines outside the loop, oldest first."""
+        self.poll_until_ns = 0
+        """Until when to poll for the end of the youngest batch: a quick one ends sooner than a process wakes up."""
+        self._unpolled = 0
 
     def run(self, groups: list[EpisodeGroup], rows: int, close: BatchClose, replies: list[Reply]) -> None:
         """Runs the acts of a batch whose rows are sound. Appends a reply for every act to `replies`, now or in `complete`."""
@@ -97,10 +101,22 @@ class BatchRunner:
         for group in running.groups:
             group.running = running
         version.engine.submit(memory, running.rows)
-        # The worker is waking up meanwhile. If it was lost at once, the batch is concluded already.
+        # The worker is waking up meanwhile.
+        for group in running.groups:
+            # Should it end, the act runs again: by then the buffer holds another message.
+            group.keep()
+        # If it was lost at once, the batch is concluded already.
         if running.runs_left:
             running.is_counted = True
             self._scheduler.submitted(running.groups, version, running.rows, running.dispatched_ns)
+        if self._unpolled:
+            self._unpolled -= 1
+        elif 0 < version.service.fast_ns(running.rows) < POLLED_RUN_NS_MAX:
+            self.poll_until_ns = running.dispatched_ns + POLL_NS_MAX
+
+    def polled_in_vain(self) -> None:
+        """Notes that no batch ended by `poll_until_ns`. Perhaps the worker needs this process's core: let it sleep for a while."""
+        self._unpolled = UNPOLLED_BATCHES
 
     def exercise(self, version: Version, rows: int) -> bool:
         """Runs so many rows of an engine outside the loop, of whatever its memory holds; returns False while it is busy."""
@@ -302,7 +318,10 @@ class BatchRunner:
     def _without_poisoned(
         self, groups: list[EpisodeGroup], memory: BatchMemory, replies: list[Reply]
     ) -> list[EpisodeGroup]:
-        """Answers the acts that hold a NaN, an infinity or an integer out of bounds with an error; returns the others."""
+        """Answers the acts that hold a NaN, an infinity, an integer out of bounds or no text with an error.
+
+        Returns the others.
+        """
         spec = groups[0].version.spec.observation
         sound = []
         first = 0
@@ -322,7 +341,10 @@ def _poison(spec: list[TensorSpec], ranges: list[IntegerRange], inputs: list[Arr
         if tensor.finite and (row := _first_bad_row(rows)) is not None:
             return _non_finite(tensor.name, row)
     outside = first_outside(ranges, inputs)
-    return None if outside is None else _out_of_bounds(outside)
+    if outside is not None:
+        return _out_of_bounds(outside)
+    bad = first_bad_text(spec, inputs)
+    return None if bad is None else _bad_text(bad)
 
 
 def _gather(groups: list[EpisodeGroup], views: BatchViews) -> None:
@@ -371,6 +393,15 @@ def _out_of_bounds(outside: Outside) -> RemoteProtocolError:
         f"observation {outside.name!r} is out of its bounds",
         f"{outside.low} to {outside.high}",
         f"{outside.value} in row {outside.row}",
+    )
+
+
+def _bad_text(bad: BadText) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        ErrorCode.BAD_TEXT,
+        f"observation {bad.name!r} is no text",
+        bad.fault.expected,
+        f"{bad.fault.actual} in row {bad.row}",
     )
 
 

@@ -39,6 +39,7 @@ from pilliond.versions.loaded_version import Version
 
 _DRAIN_POLL_S: Final = 0.05
 _OK: Final = Sent.OK
+_NOTHING: Final[Events] = []
 _NANOSECONDS: Final = 1_000_000_000
 _TICK_NS: Final = TICK_MS * 1_000_000
 _LINGER_NS: Final = TRAFFIC_LINGER_MS * 1_000_000
@@ -77,7 +78,10 @@ class ServingLoop:
         self._clock = clock
         self._log_event = log_event
         self._busy_poll_ns = busy_poll_us * 1_000
+        policies = list(sessions.policies.values())
+        self._only_share = policies[0].share if len(policies) == 1 else None
         self._runner = BatchRunner(sessions, scheduler, page, clock, log_event, self._send_replies)
+        self._in_flight = self._runner.in_flight
         self._wake_at: Callable[[int], None] = _no_timer
         self._tap: Tap | None = None
         self._replies: list[Reply] = []
@@ -223,7 +227,8 @@ class ServingLoop:
         if scheduler.active:
             self._run_due()
         self._now_ns = now_ns = self._clock()
-        self._iteration_ns_max = max(self._iteration_ns_max, now_ns - began_ns)
+        if now_ns - began_ns > self._iteration_ns_max:  # noqa: PLR1730 - a call less for each act
+            self._iteration_ns_max = now_ns - began_ns
         if len(self._page.acts) >= SAMPLES_MAX:
             self._page.flush()
 
@@ -237,6 +242,8 @@ class ServingLoop:
             ready = self._spin()
             if ready:
                 return ready
+        elif self._in_flight and (ready := self._poll_for_worker()):
+            return ready
         if self._scheduler.active:
             self._wake_at(self._scheduler.deadline_ns())
         return self._poll(None, EVENTS_MAX)
@@ -255,6 +262,19 @@ class ServingLoop:
         self._page.cells[page_cells.SPUN_NS] += now_ns - began_ns
         return ready
 
+    def _poll_for_worker(self) -> Events:
+        """Polls while a quick batch may end any moment. It does not yield the core, as others might keep it for long."""
+        until_ns = self._runner.poll_until_ns
+        poll = self._poll
+        clock = self._clock
+        if clock() >= until_ns:
+            return _NOTHING
+        while not (ready := poll(0, EVENTS_MAX)):
+            if clock() >= until_ns:
+                self._runner.polled_in_vain()
+                break
+        return ready
+
     # Reading
 
     def _receive(self, ready: Events) -> bool:
@@ -266,8 +286,10 @@ class ServingLoop:
         replies = self._replies
         is_closed = False
         messages_max = MESSAGES_PER_POLL_MAX if len(ready) == 1 else 1
-        # Where several policies could run, the scheduler decides which goes first.
-        may_run_alone = len(ready) == 1 or len(sessions.policies) == 1
+        # Where several policies could run, the scheduler decides which goes first. Where several sessions could join, it
+        # would say no to each.
+        share = self._only_share
+        may_run_alone = len(ready) == 1 if share is None else share.lock_step_live <= 1
         for descriptor, _ in ready:
             source = sources.get(descriptor)
             left = messages_max
@@ -284,9 +306,6 @@ class ServingLoop:
                         pass
                     elif may_run_alone and scheduler.closes_alone(group, now_ns):
                         is_closed = True
-                        if not group.version.engine.is_inline:
-                            # Should the worker end, the act runs again: by then the buffer holds another message.
-                            group.keep()
                         self._runner.run([group], group.rows, BatchClose.ALL_SUBMITTED, replies)
                     else:
                         group.keep()

@@ -26,7 +26,7 @@ from pilliond.ipc.control_channel import (
     WorkerStarted,
 )
 from pilliond.ipc.loss_cause import LossCause
-from pilliond.limits import WORKER_HANG_FACTOR, WORKER_START_S_MAX
+from pilliond.limits import WORKER_HANG_FACTOR
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
 from pilliond.versions.loaded_version import Version
@@ -90,7 +90,7 @@ class WorkerVersion:
     def hang_ns(self) -> int:
         """How long its worker may take for what it owes."""
         if self.engine.state is WorkerState.LOADING:
-            return int(WORKER_START_S_MAX * _NS_PER_S)
+            return int(self.settings.start_s_max * _NS_PER_S)
         slowest_ns = self.engine.service.slow_ns(self.engine.buckets[-1])
         return max(self.settings.hang_ms_min * _NS_PER_MS, WORKER_HANG_FACTOR * slowest_ns)
 
@@ -152,7 +152,7 @@ class Workers:
         if not self._attach(worker, descriptors):
             return
         try:
-            engine.wait_ready(WORKER_START_S_MAX)
+            engine.wait_ready(worker.settings.start_s_max)
         except EngineError as error:
             if engine.is_refused:
                 raise

@@ -6,11 +6,15 @@ import fcntl
 import os
 import signal
 import socket
+import struct
+import termios
+import time
 
 import numpy as np
 import pytest
 
 from pillion_worker.arena import FAILED, OK
+from pillion_worker.doorbell import CAN_SPIN
 from pillion_worker.limits import RINGS_MAX
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import Engine, EngineError
@@ -128,6 +132,26 @@ def test_a_spinning_worker_reads_its_rings_before_the_doorbell_is_full() -> None
             host.submit([1])
             host.pump_answers(number + 1)
     assert not host.losses
+
+
+@pytest.mark.skipif(not CAN_SPIN, reason="workers spin on x86-64 only")
+@pytest.mark.parametrize(
+    ("spin_us", "pause_s", "unread"), [(60_000_000, 0.0, [0, 0, 1, 2]), (1_000, 0.01, [0] * 4), (0, 0.0, [0] * 4)]
+)
+def test_a_worker_spins_only_while_batches_follow_each_other_soon(
+    spin_us: int, pause_s: float, unread: list[int]
+) -> None:
+    """A ring that is left in the doorbell announced a batch that a spinning worker saw before."""
+    rings: list[int] = []
+    with Host(summing(), spin_us=spin_us) as host:
+        engine = host.start().engine
+        for number in range(4):
+            host.submit([1])
+            host.pump_answers(number + 1)
+            (waiting,) = struct.unpack("i", fcntl.ioctl(engine._submit, termios.FIONREAD, bytes(4)))
+            rings.append(waiting)
+            time.sleep(pause_s)
+    assert rings == unread
 
 
 def test_a_failed_batch_says_why_and_the_worker_goes_on() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from pillion_protocol import Error, ErrorCode, RemoteProtocolError
 from pilliond.engine.batch_memory import BatchMemory
-from pilliond.limits import TICK_MS, TRAFFIC_LINGER_MS
-from pilliond.linux.epoll import Poller
+from pilliond.limits import POLL_NS_MAX, POLLED_RUN_NS_MAX, TICK_MS, TRAFFIC_LINGER_MS, UNPOLLED_BATCHES
+from pilliond.linux.epoll import Events, Poller
 from pilliond.serving.loop import ServingLoop
 from pilliond.versions.loaded_version import Identity, Version
 from pilliond.versions.mixed_version import MixedVersion
@@ -137,6 +137,60 @@ def test_a_mixed_version_can_be_made_while_one_of_its_workers_is_replaced() -> N
     ]
     loading.memories, loading.free = [], []
     assert not MixedVersion(versions).engine.free
+
+
+class PassingTime:
+    """Stands in for `plane.poller.poll`: a poll takes a microsecond, and a wait is noted."""
+
+    def __init__(self, plane: LatePlane) -> None:
+        self._plane = plane
+        self._poll = plane.poller.poll
+        self.polls = self.waits = 0
+
+    def __call__(self, timeout: float | None = None, maxevents: int = -1) -> Events:
+        if timeout is None:
+            self.waits += 1
+        else:
+            self.polls += 1
+            self._plane.clock.now_ns += 1_000
+        return self._poll(0, maxevents)
+
+
+def acts_of_a_quick_version(plane: LatePlane, poll: PassingTime, numbers: range) -> list[int]:
+    """Sends acts one by one, which are answered too late to be polled for; returns how often each was polled for."""
+    begun = plane.begin(plane.open())
+    found = []
+    for number in numbers:
+        plane.version.service.seed(1, POLLED_RUN_NS_MAX // 2, POLLED_RUN_NS_MAX)
+        plane.deliver(b"peer", act(begun, number), observation())
+        plane.loop.run_once(plane.loop._wait())
+        poll.polls = 0
+        plane.loop._wait()
+        found.append(poll.polls)
+        plane.finish()
+    return found
+
+
+def test_a_quick_batch_is_polled_for_and_after_one_in_vain_not_for_a_while(plane: LatePlane) -> None:
+    poll = plane.loop._poll = PassingTime(plane)
+    found = acts_of_a_quick_version(plane, poll, range(2, UNPOLLED_BATCHES + 4))
+    assert found[0] * 1_000 == pytest.approx(POLL_NS_MAX, abs=2_000)
+    assert found[1:-1] == [0] * UNPOLLED_BATCHES
+    assert found[-1] == found[0]
+    assert poll.waits >= len(found)
+
+
+def test_a_batch_that_is_not_quick_or_not_known_is_waited_for_asleep(plane: LatePlane) -> None:
+    poll = plane.loop._poll = PassingTime(plane)
+    begun = plane.begin(plane.open())
+    for number, fast_ns in ((2, 0), (3, POLLED_RUN_NS_MAX)):
+        plane.version.service.seed(1, fast_ns, fast_ns)
+        plane.deliver(b"peer", act(begun, number), observation())
+        plane.loop.run_once(plane.loop._wait())
+        poll.polls = 0
+        plane.loop._wait()
+        assert poll.polls == 0
+        plane.finish()
 
 
 class Restless:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -72,9 +73,11 @@ class WorkerModel:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Frees the model, and ends the thread."""
         self._runs = []
         self._thread.shutdown()
+        # a torch program refers to itself
+        gc.collect()
 
     def _batch(self, inputs: Arrays, first: int, last: int) -> Arrays:
         memory, rows = self._memory, last - first

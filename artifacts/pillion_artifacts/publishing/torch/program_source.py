@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import warnings
 from collections.abc import Callable
@@ -49,6 +50,8 @@ class SourceWhileItRuns:
     def release(self) -> None:
         """Frees the source, until it runs again."""
         self._source = None
+        # a program refers to itself
+        gc.collect()
 
 
 def program_of_module(module: nn.Module, example: Any, card: ModelCard) -> Draft:

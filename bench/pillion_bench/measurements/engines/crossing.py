@@ -7,7 +7,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from pillion_bench.limits import ANSWER_S_MAX
-from pillion_bench.measurements.engines.daemons import INLINE, SPINNING, WORKER, act_for, engine_daemon, expect_workers
+from pillion_bench.measurements.engines.daemons import (
+    ASLEEP,
+    INLINE,
+    SPINNING,
+    WORKER,
+    act_for,
+    engine_daemon,
+    expect_workers,
+)
 from pillion_bench.measurements.engines.series import Series, order
 from pillion_bench.percentiles import Nanoseconds, nanoseconds
 from pillion_bench.process.placement import Placement
@@ -20,7 +28,8 @@ from pilliond.engine.worker_arena import OwnArena
 POLICY: Final = "lunar-lander"
 
 DOORBELL: Final = "doorbell"
-KINDS: Final = (INLINE, WORKER, SPINNING, DOORBELL)
+KINDS: Final = (INLINE, WORKER, ASLEEP, SPINNING, DOORBELL)
+WORKERS: Final = (WORKER, ASLEEP, SPINNING)
 
 Segment = Callable[[float], Nanoseconds]
 """Measures for so many seconds, and returns the round trips."""
@@ -72,16 +81,15 @@ def _report(series: dict[str, Series]) -> dict[str, Any]:
     return {
         "n": sum(each["n"] for each in figures.values()),
         **{f"{kind}_us": each for kind, each in figures.items()},
-        "added_us": {kind: round(figures[kind]["p50"] - figures[INLINE]["p50"], 2) for kind in (WORKER, SPINNING)},
+        "added_us": {kind: round(figures[kind]["p50"] - figures[INLINE]["p50"], 2) for kind in WORKERS},
         "added_over_doorbell": {
-            kind: added_over_doorbell(*(figures[each]["p50"] for each in (kind, INLINE, DOORBELL)))
-            for kind in (WORKER, SPINNING)
+            kind: added_over_doorbell(*(figures[each]["p50"] for each in (kind, INLINE, DOORBELL))) for kind in WORKERS
         },
         "added_over_doorbell_of_rounds": {
             kind: [
                 added_over_doorbell(*p50s) for p50s in zip(rounds[kind], rounds[INLINE], rounds[DOORBELL], strict=True)
             ]
-            for kind in (WORKER, SPINNING)
+            for kind in WORKERS
         },
         "noise": {kind: each.noise() for kind, each in series.items()},
         "p50_us_of_segments": {kind: each.p50s_us() for kind, each in series.items()},

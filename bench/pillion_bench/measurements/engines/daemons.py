@@ -16,7 +16,7 @@ from pillion_bench.process.placement import CpuSet, Placement, cpu_list
 from pillion_bench.process.worker import Worker
 from pillion_bench.roles.load_driver import LoadOpened, LoadPlan, LoadRequest, LoadResult
 
-INLINE, WORKER, SPINNING = "inline", "worker", "worker_spinning"
+INLINE, WORKER, ASLEEP, SPINNING = "inline", "worker", "worker_asleep", "worker_spinning"
 
 WARM_UP_S: Final = 0.2
 
@@ -27,12 +27,15 @@ _ANY_SPEED: Final = {"PILLION_ENGINE__INLINE_US_MAX": "1000000"}
 def engine_daemon(
     store: Path, policy: str, engine: str, placement: Placement, spin_us: int = 0, rows_max: int = 0, depth: int = 1
 ) -> DaemonProcess:
-    """Returns a daemon that runs `policy` as `INLINE`, `WORKER` or `SPINNING` says.
+    """Returns a daemon that runs `policy` as `INLINE`, `WORKER`, `ASLEEP` or `SPINNING` says.
 
-    Where it spins, both sides of the doorbell poll for `spin_us` before they sleep: the worker and the serving process.
+    A `WORKER` has the default settings; one that is `ASLEEP` sleeps as soon as it has no batch. Where it spins, both sides
+    of the doorbell poll for `spin_us` before they sleep: the worker and the serving process.
     """
     settings = {"PILLION_ENGINE__PLACEMENT": INLINE if engine == INLINE else WORKER}
     settings |= _cpu_settings(placement)
+    if engine == ASLEEP:
+        settings["PILLION_ENGINE__SPIN_US"] = "0"
     if engine == SPINNING:
         settings |= {"PILLION_ENGINE__SPIN_US": str(spin_us), "PILLION_SERVING__BUSY_POLL_US": str(spin_us)}
     if depth > 1:

@@ -8,13 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pillion_bench.measurements.engines.crossing import KINDS
-from pillion_bench.measurements.engines.daemons import SPINNING, WORKER
+from pillion_bench.measurements.engines.crossing import KINDS, WORKERS
 from pillion_bench.measurements.engines.engine import BESIDE, KILL, ROWS, SLOTS
 from pillion_bench.percentiles import QUANTILES
 from pillion_bench.tables import TABLE_STYLE, describe, latency_cells, make_console, print_table
 
-_LABELS = dict(zip(KINDS, ("inline", "in a worker", "in a worker, both sides spin", "bare doorbell"), strict=True))
+_LABELS = dict(
+    zip(
+        KINDS,
+        ("inline", "in a worker", "in a worker that sleeps", "in a worker, both sides spin", "bare doorbell"),
+        strict=True,
+    )
+)
 
 
 def print_engine(report: dict[str, Any]) -> None:
@@ -26,7 +31,7 @@ def print_engine(report: dict[str, Any]) -> None:
         cells = latency_cells(figures, figures["n"])
         table.add_row(label, f"{figures['n']:,}", *cells, f"{report['noise'][kind]:.1%}")
     print_table(console, table)
-    for kind in (WORKER, SPINNING):
+    for kind in WORKERS:
         console.print(
             f"{_LABELS[kind]}: {report['added_us'][kind]:+.1f} µs at p50, {report['added_over_doorbell'][kind]:.2f} x "
             "a bare doorbell"

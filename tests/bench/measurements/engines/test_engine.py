@@ -32,7 +32,7 @@ def test_every_kind_has_its_percentiles_and_its_count(measured: dict[str, Any]) 
 
 
 def test_the_ratio_is_what_a_worker_adds_over_the_doorbell(measured: dict[str, Any]) -> None:
-    for kind in ("worker", "worker_spinning"):
+    for kind in ("worker", "worker_asleep", "worker_spinning"):
         added_us = measured[f"{kind}_us"]["p50"] - measured["inline_us"]["p50"]
         assert measured["added_us"][kind] == pytest.approx(added_us, abs=0.01)
         ratio = added_us / measured["doorbell_us"]["p50"]
@@ -100,8 +100,8 @@ def test_the_table_has_a_line_for_each_part(measured: dict[str, Any], capsys: py
 
 
 def test_the_number_of_segments_follows_the_options() -> None:
-    assert EngineOptions(rounds=2).segments == 16
-    assert EngineOptions(rounds=2, also=PARTS).segments == 16 + 12 + 8 + 2 + 7
+    assert EngineOptions(rounds=2).segments == 20
+    assert EngineOptions(rounds=2, also=PARTS).segments == 20 + 12 + 8 + 2 + 7
 
 
 def test_an_unknown_part_is_refused_with_those_that_there_are() -> None:

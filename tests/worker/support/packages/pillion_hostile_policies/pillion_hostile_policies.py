@@ -1,4 +1,4 @@
-"""Policies that misbehave while they are made, or as soon as the first row of a batch is `TRIGGER`.
+"""Policies that misbehave while they are made, always, or when the first row of a batch is one of `TRIGGERS`.
 
 Otherwise the action, float32 [1], is twice the observation, float32 [1].
 """
@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-TRIGGER = 666.0
 LEAK_BYTES = 100_000_000
 _LEAKED: list[Any] = []
 
@@ -116,21 +115,22 @@ ANSWERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def make(
-    weights: dict[str, Any], at_load: str = "", at_run: str = "", answer: str = "", always: str = ""
-) -> Callable[[dict[str, Any]], Any]:
-    """Makes one: `at_load` and `at_run` are keys of `FAULTS`, `answer` and `always` of `ANSWERS`."""
+TRIGGERS = {name: 666.0 + number for number, name in enumerate([*FAULTS, *ANSWERS])}
+"""The first row that lets a policy do what the name says. Nobody draws these numbers by chance."""
+_NAMES = {value: name for name, value in TRIGGERS.items()}
+
+
+def make(weights: dict[str, Any], at_load: str = "", always: str = "") -> Callable[[dict[str, Any]], Any]:
+    """Makes one: `at_load` is a key of `FAULTS`, `always` one of `ANSWERS`."""
     if at_load:
         FAULTS[at_load](None)
 
     def policy(observations: dict[str, Any]) -> Any:
         rows = observations["observation"]
-        is_triggered = rows[0, 0] == TRIGGER
-        if at_run and is_triggered:
-            FAULTS[at_run](rows)
-        if always or (answer and is_triggered):
-            return ANSWERS[always or answer](rows)
-        return {"action": 2 * rows}
+        name = _NAMES.get(float(rows[0, 0]), always)
+        if name in FAULTS:
+            FAULTS[name](rows)
+        return ANSWERS[name](rows) if name in ANSWERS else {"action": 2 * rows}
 
     return policy
 

@@ -115,7 +115,7 @@ def test_the_commands_of_the_page_serve_a_python_policy_from_its_own_environment
     (robot / "policy" / f"{MODULE}.py").write_text(NUMPY_POLICY)
     (robot / "policy" / "pyproject.toml").write_text(PROJECT)
     (robot / "model_card.yaml").write_text(CARD)
-    (robot / "pillion.toml").write_text(SETTINGS.replace("/home/robot/robot/", f"{robot}/"))
+    (robot / "pillion.toml").write_text(SETTINGS.replace("/opt/robot/", f"{robot}/"))
     save_file(weights, robot / "weights.safetensors")
 
     make, fetch, publish, serve = commands(ENGINES)[2:]

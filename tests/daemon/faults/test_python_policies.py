@@ -93,7 +93,7 @@ def episode(daemon: Daemon) -> Iterator[pillion.Episode]:
 
 def doubles(episode: pillion.Episode, value: float) -> bool:
     """Whether the policy answers as it should."""
-    return episode.act(np.array([value], np.float32)).tolist() == [2 * value]
+    return bool(episode.act(np.array([value], np.float32)).tolist() == [2 * value])
 
 
 def worker_pid(daemon: Daemon) -> int:

@@ -33,13 +33,14 @@ class EnginePlan(msgspec.Struct, frozen=True):
 def run(pipe: Pipe) -> None:
     """Loads the policy, fills the input with observations, and times calls on each request."""
     plan = pipe.receive_plan(EnginePlan)
-    call = _onnx_call(plan) if plan.engine == "onnx" else _torch_call(plan)
+    # The owner of the call's memory must live as long as the call.
+    call, _owner = _onnx_call(plan) if plan.engine == "onnx" else _torch_call(plan)
     pipe.send("ready")
     while (request := pipe.receive(PingRequest)) is not None:
         pipe.send(PingResult(_time_calls(call, request.seconds)))
 
 
-def _onnx_call(plan: EnginePlan) -> Callable[[], object]:
+def _onnx_call(plan: EnginePlan) -> tuple[Callable[[], object], object]:
     from pilliond.engine.onnx import OnnxEngine
     from pilliond.limits import ServingLimits
 
@@ -56,10 +57,10 @@ def _onnx_call(plan: EnginePlan) -> Callable[[], object]:
     view = engine.memories[0].views.make(0, plan.rows)
     for tensor, frame in zip(view.inputs, observations.frames(0, plan.rows), strict=True):
         tensor[:] = frame
-    return engine.runs[plan.rows]
+    return engine.runs[plan.rows], engine
 
 
-def _torch_call(plan: EnginePlan) -> Callable[[], object]:
+def _torch_call(plan: EnginePlan) -> tuple[Callable[[], object], object]:
     """Returns a call of the image policy, on one thread as a worker's: what somebody would write without Pillion."""
     import torch
 
@@ -77,7 +78,7 @@ def _torch_call(plan: EnginePlan) -> Callable[[], object]:
 
     for _ in range(_WARM_UP_CALLS):
         call()
-    return call
+    return call, module
 
 
 def _time_calls(call: Callable[[], object], seconds: float) -> bytes:

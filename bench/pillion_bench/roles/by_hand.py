@@ -22,12 +22,13 @@ class ByHandPlan(msgspec.Struct, frozen=True):
 
 
 class ByHandResult(msgspec.Struct, frozen=True):
-    """How long each step took."""
+    """How long each step took, and the processor time of the whole process."""
 
     import_ns: int
     read_ns: int
     hash_ns: int
     load_ns: int
+    cpu_ns: int
 
 
 def run(pipe: Pipe) -> None:
@@ -43,7 +44,8 @@ def run(pipe: Pipe) -> None:
     loaded = load(data)
     times_ns.append(time.monotonic_ns())
     assert loaded is not None
-    pipe.send(ByHandResult(*(after - before for before, after in pairwise(times_ns))))
+    steps_ns = [after - before for before, after in pairwise(times_ns)]
+    pipe.send(ByHandResult(*steps_ns, time.process_time_ns()))
 
 
 def _library(engine: str) -> Callable[[bytes], Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import msgspec
 import psutil
 
 from pillion_artifacts import Store
@@ -44,6 +45,7 @@ def measure_start(
     """Measures a model of `model_mb`: loading it by hand, starting a daemon with it, and switching a running one to it."""
     by_hand: list[dict[str, float]] = []
     publish_s: list[float] = []
+    start_cpu_s: list[float] = []
     taken_s: dict[str, list[float]] = {kind: [] for kind in START_KINDS}
     with tempfile.TemporaryDirectory(prefix="pillion-bench-") as folder:
         small, large = Path(folder, "small"), Path(folder, "large")
@@ -55,8 +57,9 @@ def measure_start(
             by_hand.append(_by_hand(engine, model, placement))
             taken_s[BY_HAND].append(by_hand[-1]["process"])
             advance(f"{model_mb:g} MB, a daemon that starts")
-            published_s, ready_s = _start(Path(folder, f"start-{number}"), engine, large, placement)
+            published_s, ready_s, cpu_s = _start(Path(folder, f"start-{number}"), engine, large, placement)
             publish_s.append(published_s)
+            start_cpu_s.append(cpu_s)
             taken_s[START].append(published_s + ready_s)
             advance(f"{model_mb:g} MB, a daemon that switches")
             taken_s[SWITCH].append(_switch(Path(folder, f"switch-{number}"), engine, small, large, placement))
@@ -70,6 +73,7 @@ def measure_start(
         "by_hand_s": by_hand_s,
         "publish_s": round(median(publish_s), 4),
         **{f"{kind}_s": round(middle_s[kind], 4) for kind in (START, SWITCH)},
+        "cpu_s": {BY_HAND: by_hand_s["cpu"], START: round(median(start_cpu_s), 4)},
         "over_by_hand": {kind: round(middle_s[kind] / middle_s[BY_HAND], 3) for kind in (START, SWITCH)},
         "over_read_hash_load": {kind: round(middle_s[kind] / bare_s, 3) for kind in (START, SWITCH)},
         "noise": {kind: round(relative_difference(min(each), max(each)), 4) for kind, each in taken_s.items()},
@@ -78,22 +82,22 @@ def measure_start(
 
 
 def _by_hand(engine: str, model: Path, placement: Placement) -> dict[str, float]:
-    """Returns the seconds of each step, and from the start of the process to the loaded model."""
+    """Returns the seconds of each step, of the processor, and from the start of the process to the loaded model."""
     began_s = time.monotonic()
     with Worker("by-hand", ByHandPlan(engine, str(model)), placement.client) as reader:
         result = reader.receive(ByHandResult, BY_HAND_S_MAX)
         process_s = time.monotonic() - began_s
-    steps_ns = {"import": result.import_ns, "read": result.read_ns, "hash": result.hash_ns, "load": result.load_ns}
-    return {**{name: taken_ns / _NS for name, taken_ns in steps_ns.items()}, "process": process_s}
+    parts = {name.removesuffix("_ns"): taken_ns / _NS for name, taken_ns in msgspec.structs.asdict(result).items()}
+    return {**parts, "process": process_s}
 
 
-def _start(root: Path, engine: str, large: Path, placement: Placement) -> tuple[float, float]:
-    """Returns the seconds of the publication, and of the start of a daemon with it, to its first welcome."""
-    began_s = time.monotonic()
+def _start(root: Path, engine: str, large: Path, placement: Placement) -> tuple[float, float, float]:
+    """Returns the seconds of the publication, of the start of a daemon with it, to its first welcome, and of the processor for both."""
+    began_s, began_cpu_s = time.monotonic(), time.process_time()
     Store(root).publish(TABLE, "1.1.0", large)
-    published_s = time.monotonic() - began_s
+    published_s, published_cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
     with engine_daemon(root, TABLE, WORKER, placement, more=settings_of(engine)) as daemon:
-        return published_s, daemon.ready_s
+        return published_s, daemon.ready_s, published_cpu_s + daemon.cpu_s()
 
 
 def _switch(root: Path, engine: str, small: Path, large: Path, placement: Placement) -> float:

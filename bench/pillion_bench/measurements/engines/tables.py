@@ -154,6 +154,8 @@ def _print_start(console: Console, part: dict[str, Any]) -> None:
             f"… from publish until it serves, {label}: {part[f'{kind}_s']:.2f} s, {part['over_by_hand'][kind]:.2f} x "
             f"(between runs {part['noise'][kind]:.1%}); {part['over_read_hash_load'][kind]:.2f} x read, hash and load"
         )
+    cpu_s = part["cpu_s"]
+    console.print(f"… processor time: {cpu_s['start']:.2f} s for publish and start, {cpu_s['by_hand']:.2f} s by hand")
 
 
 def _print_memory(console: Console, part: dict[str, Any]) -> None:

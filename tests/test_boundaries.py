@@ -76,7 +76,7 @@ FLOORS = {
         ["roles"],
         ["recordings"],
         ["process"],
-        ["variants", "tables"],
+        ["variants", "tables", "torch_policies"],
         ["shipped", "errors", "exchange", "host", "percentiles", "progress"],
         ["limits", "__init__"],
     ],

@@ -21,6 +21,7 @@ from tests.worker.support.torch_policies import (
     Shrinking,
     TorchHost,
     export,
+    export_by_keyword,
     policy,
     random_rows,
     recurrent,
@@ -150,23 +151,27 @@ def test_states_travel_beside_the_outputs_and_parameters() -> None:
         np.testing.assert_allclose(memory.outputs["logits"][:3], logits.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def by_name(kind: str) -> Policy:
+def by_name(how: str) -> Policy:
     module = seeded(ByName)
-    example = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 6, dtype=torch.int64)
+    camera, words = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 6, dtype=torch.int64)
     observation = [TensorSpec("camera", "uint8", [3, 4, 4]), TensorSpec("words", "int64", [6])]
     outputs = [TensorSpec("action", "float32", [2]), TensorSpec("value", "float32", [1])]
-    model = script(module) if kind == "torchscript" else export(module, *example)
+    model = {
+        "by position": lambda: export(module, camera, words),
+        "by keyword": lambda: export_by_keyword(module, words=words, camera=camera),
+        "as a script": lambda: script(module),
+    }[how]()
     return policy(model, observation, outputs)
 
 
-@pytest.mark.parametrize("kind", ["torch", "torchscript"])
-def test_outputs_in_a_dictionary_go_by_their_names(kind: str) -> None:
+@pytest.mark.parametrize("how", ["by position", "by keyword", "as a script"])
+def test_several_inputs_and_outputs_in_a_dictionary_go_by_their_names(how: str) -> None:
     random = np.random.default_rng(2)
     camera = random.integers(0, 256, (5, 3, 4, 4)).astype(np.uint8)
     words = random.integers(0, 10, (5, 6)).astype(np.int64)
     with torch.inference_mode():
         expected = seeded(ByName)(torch.from_numpy(camera), torch.from_numpy(words))
-    with TorchHost(by_name(kind), kind=kind) as host:
+    with TorchHost(by_name(how), kind="torchscript" if how == "as a script" else "torch") as host:
         host.start()
         memory = host.engine.free[0]
         memory.inputs[1][:5] = words

@@ -213,6 +213,9 @@ they use. Its resident memory is bounded by the setting alone."""
 INTERPRETER_CHECK_S_MAX: Final = 60.0
 """How long an interpreter may take to show that it can run workers: it imports numpy, perhaps from a cold disk."""
 
+INTERPRETER_CHECK_BYTES_MAX: Final = 16_384
+"""How much of its answer is kept, from the end: its last line is one of a few words."""
+
 TRIAL_START_FACTOR: Final = 5
 """How many times `engine.start_s_max` a worker that is tried may take for its start: it loads at a low priority."""
 

@@ -70,6 +70,33 @@ class Forking(torch.nn.Module):
         return observation[:, :1] + total
 
 
+class Restoring(torch.nn.Module):
+    """Maps a file while it is read. `__setstate__` is no part of the graph of `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = torch.zeros(1)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:  # type: ignore[override]
+        return self.kept, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.kept = torch.from_file("/proc/self/comm", False, 0)
+        self.training = state[1]
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return observation.sum(dim=1, keepdim=True)
+
+
+class Mapping(torch.nn.Module):
+    """Maps a file."""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return observation.sum(dim=1, keepdim=True) + torch.from_file("/proc/self/comm", False, 0).sum()
+
+
 SCRIPT = {"model_kind": "torchscript"}
 
 
@@ -246,9 +273,11 @@ CASES: dict[str, tuple[Callable[[], Policy], dict[str, Any], str]] = {
     "overwrites": (lambda: export_of(lambda rows: rows[:, :1].mul_(2)), {}, "overwrites 'observation' (aten.mul_"),
     "not a zip": (lambda: policy(b"not a zip"), {}, "is not a readable archive"),
     "not a device": (summing, {"device": "gpu"}, "device: expected auto, cpu or cuda:N, got 'gpu'"),
-    "no script": (lambda: policy(b"PK"), SCRIPT, "torch cannot load the TorchScript"),
+    "no script": (lambda: policy(b"PK"), SCRIPT, "the TorchScript is not a readable archive"),
     "a script that overwrites": (lambda: policy(script(Doubling())), SCRIPT, "overwrites an input (aten::mul_)"),
-    "a script that forks": (lambda: policy(script(Forking())), SCRIPT, "operator 'prim::fork' is not one"),
+    "a script that forks": (lambda: policy(script(Forking())), SCRIPT, "its code names 'fork': expected torch's own"),
+    "a script that runs as it is read": (lambda: policy(script(Restoring())), SCRIPT, "its code names 'from_file'"),
+    "a script that maps a file": (lambda: policy(script(Mapping())), SCRIPT, "its code names 'from_file'"),
     "a script of another shape": (lambda: policy(script(Wants4())), SCRIPT, "does not run on 2 rows"),
 }
 

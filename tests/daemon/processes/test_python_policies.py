@@ -112,6 +112,10 @@ def test_one_that_does_not_answer_its_golden_pairs_is_refused(daemon: Daemon, st
     [
         ({"requires": ">=2"}, "its package 'pillion-example-policy': expected version >=2, got 1.2.0"),
         ({"factory": "nothing"}, "its package 'pillion-example-policy': pillion_example_policy has no 'nothing'"),
+        (
+            {"factory": "np.f2py.subprocess.run"},
+            "its package 'pillion-example-policy' does not define pillion_example_policy:np.f2py.subprocess.run, subprocess does",
+        ),
     ],
 )
 def test_one_whose_package_is_not_there_as_its_card_says_is_refused(

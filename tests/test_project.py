@@ -24,6 +24,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 MAKEFILE = (ROOT / "Makefile").read_text()
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
+OF_A_GPU = {"cuda", "tensorrt"}
+"""Extras for an environment of workers. They are not locked, because they exclude that of the daemon."""
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
@@ -87,7 +89,7 @@ def test_a_lock_names_versions_and_hashes_and_no_place(file: str) -> None:
         assert re.search(r"^ +--hash=sha256:[0-9a-f]{64}", block, re.MULTILINE), block
 
 
-@pytest.mark.parametrize("extra", sorted(EXTRAS))
+@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - OF_A_GPU))
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_requirement_of_every_extra_is_locked_once_for_each_python(extra: str, python: str) -> None:
     assert_locked(requirements_of(extra), ["dev.txt", "torch-cuda.txt"], python)
@@ -135,6 +137,15 @@ def test_torch_is_in_its_own_locks_alone_and_a_cpu_build_brings_no_cuda() -> Non
     (cpu,) = locked("torch-cpu.txt")
     (cuda,) = [each for each in locked("torch-cuda.txt") if each.name == "torch"]
     assert (cpu.name, version_of(cpu)) == ("torch", f"{version_of(cuda)}+cpu")
+
+
+@pytest.mark.parametrize("extra", sorted(OF_A_GPU))
+def test_no_extra_of_a_gpu_installs_a_second_onnx_runtime(extra: str) -> None:
+    names = {each.name for each in requirements_of(extra)}
+    assert "onnxruntime-gpu" in names
+    assert "onnxruntime" not in names
+    for other in EXTRAS.keys() - OF_A_GPU:
+        assert not names & {"onnxruntime-gpu"} & {each.name for each in requirements_of(other)}
 
 
 def test_only_the_tools_have_upper_bounds() -> None:

@@ -1,4 +1,4 @@
-"""Compiles the lock with uv: exact versions with hashes, for every extra, the peers of the bench and a foreign interpreter.
+"""Compiles the lock with uv: exact versions with hashes, for every extra that CI installs, the peers of the bench and a foreign interpreter.
 
     make lock                          # renew it: the newest of everything
     make lock LOCK_ARGS=--keep         # change only what pyproject.toml now requires otherwise
@@ -13,6 +13,8 @@ One resolution covers the extras; it is then written to several files, because n
     daemon.txt      what a daemon runs on, with signatures and buckets
     peers.txt       the peers of the bench, in an environment of their own
     foreign.txt     another interpreter for workers, in an environment of its own
+
+The extras `cuda` and `tensorrt` are not locked: they exclude the daemon's, and CI has no GPU.
 
 Every file is complete in itself (but dev.txt goes with one of torch's), so pip installs it with `--no-deps`.
 The index comes from uv's and pip's own configuration. No file names one.

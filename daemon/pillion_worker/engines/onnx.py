@@ -130,15 +130,13 @@ class OnnxRuntimeEngine:
 
     def _run_of(self, pieces: list[_Piece]) -> Callable[[], None]:
         run_session = self._session.run_with_iobinding
-        steps = [(piece.before, piece.to_device, piece.binding, piece.after) for piece in pieces]
+        steps = [(piece.before, piece.binding, piece.after) for piece in pieces]
 
         def run() -> None:
             try:
-                for before, to_device, binding, after in steps:
+                for before, binding, after in steps:
                     for to, source in before:
                         to[:] = source
-                    for value, source in to_device:
-                        value.update_inplace(source)
                     run_session(binding)
                     for to, source in after:
                         to[:] = source
@@ -155,7 +153,7 @@ class _Piece:
     has memory for its name; otherwise it runs in place.
     """
 
-    __slots__ = ("after", "before", "binding", "to_device")
+    __slots__ = ("after", "before", "binding")
 
     def __init__(
         self,
@@ -166,9 +164,7 @@ class _Piece:
         device: str,
     ) -> None:
         self.binding = session.io_binding()
-        self.to_device: list[tuple[Any, Array]] = []
-        """Inputs that live on a device, and what to copy there before each run."""
-        self.before: list[tuple[Array, Array]] = []
+        self.before: list[tuple[Array | _OnDevice, Array]] = []
         self.after: list[tuple[Array, Array]] = []
         for name, array in read.items():
             target = _aligned_or_scratch(name, array, scratch)
@@ -179,12 +175,24 @@ class _Piece:
             else:
                 value = onnxruntime.OrtValue.ortvalue_from_numpy(target, "cuda", cuda_index(device))
                 self.binding.bind_ortvalue_input(name, value)
-                self.to_device.append((value, target))
+                self.before.append((_OnDevice(value), target))
         for name, array in written.items():
             target = _aligned_or_scratch(name, array, scratch)
             if target is not array:
                 self.after.append((array, target))
             self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
+
+
+class _OnDevice:
+    """An input that lives on a device, written to as an array is: runs on the CPU pay nothing for it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __setitem__(self, _: slice, source: Array) -> None:
+        self._value.update_inplace(source)
 
 
 def _aligned_or_scratch(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:

@@ -42,7 +42,6 @@ class TrialWorker:
         self._settings = settings
         self._engine = worker_engine(request, rows_max, settings, code)
         self._engine.run_s_max = TRIAL_RUN_S_MAX
-        self._engine.why_too_large = self._why_too_large
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -71,7 +70,7 @@ class TrialWorker:
             raise EngineError(why)
         try:
             self._spawn(model_descriptor)
-            self._engine.wait_ready(TRIAL_START_FACTOR * self._settings.start_s_max)
+            self._engine.wait_ready(TRIAL_START_FACTOR * self._settings.start_s_max, self._lose_if_too_large)
             version = version_of(request, self._engine, os.fstat(model_descriptor).st_size)
             if golden is not None:
                 check_parity(self._engine, request.spec, request.states, golden, request.tolerance, self._rows_max)
@@ -94,6 +93,10 @@ class TrialWorker:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def _lose_if_too_large(self) -> None:
+        if why := self._why_too_large():
+            self._engine.lose(why, LossCause.MEMORY)
 
     def _why_too_large(self) -> str:
         mb_max = self._settings.worker_memory_mb_max

@@ -19,6 +19,7 @@ from tools.fast_tests import reaches_what_is_slow
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "locks"
+FOREIGN = LOCKS / "foreign.in"
 PYTHONS = ("3.11", "3.12", "3.13")
 MAKEFILE = (ROOT / "Makefile").read_text()
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -103,9 +104,10 @@ def test_a_smaller_lock_holds_all_that_its_extra_needs(extra: str, file: str, py
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_peers_and_the_build_backend_are_locked(python: str) -> None:
-    peers = (ROOT / "bench" / "peers" / "requirements.txt").read_text().splitlines()
-    assert_locked([Requirement(line) for line in peers if line and not line.startswith("#")], ["peers.txt"], python)
+def test_the_peers_the_foreign_interpreter_and_the_build_backend_are_locked(python: str) -> None:
+    for inputs, file in ((ROOT / "bench" / "peers" / "requirements.txt", "peers.txt"), (FOREIGN, "foreign.txt")):
+        lines = inputs.read_text().splitlines()
+        assert_locked([Requirement(line) for line in lines if line and not line.startswith("#")], [file], python)
     backend = list(map(Requirement, PYPROJECT["build-system"]["requires"]))
     assert_locked(backend, ["bench.txt"], python)
     assert_locked(backend, ["dev.txt"], python)

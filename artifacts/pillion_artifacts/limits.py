@@ -66,6 +66,9 @@ ENGINE_ARGUMENTS_MAX: Final = 64
 ENGINE_ARGUMENT_CHARACTERS_MAX: Final = 4_096
 """Of such an argument, of its name, and of the other fields of a card's engine."""
 
+ENGINE_ARGUMENTS_BYTES_MAX: Final = 1 << 16
+"""All arguments as JSON: a worker gets them in one packet of 128 KiB, beside the tensors."""
+
 YAML_DEPTH_MAX: Final = 32
 """Nesting of lists and mappings. The YAML library recurses in C: a text nested too deep would end the process."""
 

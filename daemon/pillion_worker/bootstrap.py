@@ -47,7 +47,7 @@ def why_not() -> str:
 def main(arguments: "list[str]") -> int:
     """Runs a worker, or checks whether one could run; returns the exit code."""
     # The folder of this file is not for imports: it would hide modules of other packages.
-    if sys.path and os.path.abspath(sys.path[0]) == _FOLDER:
+    if not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
         del sys.path[0]
     load_package()
     if arguments == ["--check"]:

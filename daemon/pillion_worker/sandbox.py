@@ -50,11 +50,12 @@ def confine() -> dict[str, str]:
 
 def keep_to_the_log() -> None:
     """Lets what a policy prints go where the log goes, line by line: whatever started the daemon may read its output."""
-    os.dup2(_STDERR, _STDOUT)
     for stream in (sys.stdout, sys.stderr):
         # None where the daemon was started without them.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    # Last: where standard output is a file, reconfiguring asks for the position in it, and the log may have none.
+    os.dup2(_STDERR, _STDOUT)
 
 
 def cut_off_forks(descriptors: Sequence[int]) -> None:

@@ -10,13 +10,15 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
   slots              slots_mb_max for all episode groups; a page takes memory once it was written to
   result cache       engine.cache_mb_max, for all versions; 0 without engine.cache_rows_max
   KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB, of all policies
-  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max
+  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max, and
+                     the worker that it starts for a version that is no ONNX graph what any worker may
   old versions       old_mb_max, their batch memory too; while a version loads, the new version and the old ones at once
   arms, held         models and batch memory as of the stable version, each, of at most ARMS_MAX and EVALUATION_HOLDS_MAX
   workers            worker_memory_mb_max each, as address space and as resident memory, one for each loaded version that
                      is not inline: at most VERSION_CELLS_PER_POLICY - 2. Its arena, which is the batch memory above,
                      counts there and here, and exists once. Not part of `policy_mb`: it is what a worker may not exceed,
-                     8 GB at the default, and a small policy needs 60 to 150 MB.
+                      8 GB at the default, and a small ONNX policy needs 60 to 150 MB. Of addresses, a worker of torch or
+                      Python may take CODE_ADDRESS_MB more.
   metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.6 KB   368 × 760 B = 280 KB, of all policies
 
 In the rows of a batch memory, every tensor counts: observations, outputs, each state before and after, and the parameters of
@@ -187,7 +189,7 @@ CHANNEL_DESCRIPTORS_MAX: Final = 2
 """Descriptors that travel with one message: the model and the golden pairs."""
 
 SHADOW_START_S_MAX: Final = 300.0
-"""From the start of a shadow process until its version is warm: it loads at a low priority."""
+"""From the start of a shadow process until its version is warm, besides the start of its worker: it loads at a low priority."""
 
 SHADOW_LOOK_S_MAX: Final = 0.02
 """Longest sleep of the shadow process between two looks into its ring."""
@@ -211,8 +213,11 @@ they use. Its resident memory is bounded by the setting alone."""
 INTERPRETER_CHECK_S_MAX: Final = 60.0
 """How long an interpreter may take to show that it can run workers: it imports numpy, perhaps from a cold disk."""
 
-TRIAL_START_S_MAX: Final = 300.0
-"""From the start of a worker that is tried until its version is warm: it loads at a low priority."""
+INTERPRETER_CHECK_BYTES_MAX: Final = 16_384
+"""How much of its answer is kept, from the end: its last line is one of a few words."""
+
+TRIAL_START_FACTOR: Final = 5
+"""How many times `engine.start_s_max` a worker that is tried may take for its start: it loads at a low priority."""
 
 TRIAL_RUN_S_MAX: Final = 120.0
 """How long a run of a worker that is tried may take, at that priority."""
@@ -223,8 +228,8 @@ WAIT_LOOK_S: Final = 1.0
 WORKER_MEMORY_MB_MIN: Final = 256
 """The least that `engine.worker_memory_mb_max` can be: an interpreter with numpy and ONNX Runtime needs most of it."""
 
-WORKER_START_S_MAX: Final = 60.0
-"""From the start of a worker until its version is warm; slower is a lost worker."""
+WORKER_START_S_MAX: Final = 3_600.0
+"""The most that `engine.start_s_max` can be: a large model is read, compiled and warmed in minutes."""
 
 LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
 """The most that one look at a worker counts of the time since the last one. More passed where this process was stopped."""
@@ -288,8 +293,8 @@ POLICIES_MAX: Final = 16
 ANSWER_S_MAX: Final = 60.0
 """From a request to the serving process until it has answered, unless it loads a version."""
 
-LOAD_S_MAX: Final = 360.0
-"""From the request to load a version until it is warm in the serving process: longer than all tries to start its worker."""
+LOAD_MARGIN_S: Final = 10.0
+"""What the request to load a version may take besides the tries to start its worker."""
 
 LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
 """Address space that must be free besides a version's own before it loads, for a thread's stack and heap. The C library
@@ -514,4 +519,3 @@ assert TICK_MS * 5 < TICK_AGE_MS_MAX
 # The truth within two seconds: until it is late, one look to see that, one to begin with, and those that count.
 assert TICK_AGE_MS_MAX + 2 * LOOK_MS + STALLED_MS_MAX < LIVE_AGE_MS_MAX
 assert LOOK_MS < LOOK_MS_MAX
-assert LOAD_S_MAX > WORKER_LOSSES_MAX * (WORKER_START_S_MAX + WORKER_DELAY_S_MAX)

@@ -23,7 +23,8 @@ TYPED = {
         r"curl .*/v2/.*": f"{DOCUMENTS}::test_the_examples_of_the_kserve_section_are_answered",
     },
     ENGINES: {
-        r"python3 .*|robot/\.venv/.*|\.venv/bin/.*": "docs/test_engines_page.py::test_the_commands_of_the_page_serve_a_python_policy_from_its_own_environment",
+        r".*robot/pixels.*|.*--policy pixels": "docs/test_engines_page.py::test_the_torch_program_of_the_page_is_served",
+        r"python3 .*|robot/\.venv/.*|\.venv/bin/(?!.*pixels).*": "docs/test_engines_page.py::test_the_commands_of_the_page_serve_a_python_policy_from_its_own_environment",
     },
     CONCEPTS: {},
     GLOSSARY: {},

@@ -6,9 +6,13 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 import pillion
@@ -27,7 +31,7 @@ from tests.worker.support.installed import (
 from tests.worker.support.pythons import foreign_python
 
 MODULE = EXAMPLE.replace("-", "_")
-NUMPY_POLICY, JAX_POLICY = (block for block in blocks(ENGINES, "python") if "weights" in block)
+TORCH_POLICY, NUMPY_POLICY, JAX_POLICY = blocks(ENGINES, "python")
 PROJECT, SETTINGS = blocks(ENGINES, "toml")
 (CARD,) = blocks(ENGINES, "yaml")
 WITHOUT_NETWORK = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "false"}
@@ -52,6 +56,17 @@ def type_it(command: str, folder: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@contextmanager
+def serving(command: str, folder: Path, runtime: Path) -> Iterator[Daemon]:
+    """Runs a `pilliond` command of the page, with `folder` as the working directory and this runtime folder."""
+    program, *arguments = shlex.split(command)
+    assert program == ".venv/bin/pilliond"
+    runtime.mkdir(mode=0o700)
+    environment = {"XDG_RUNTIME_DIR": str(runtime), "PILLION_ADMIN__LISTEN": "unix://"}
+    with running(arguments, folder / "stderr", environment) as daemon:
+        yield daemon
+
+
 def answers_as_it_should(daemon: Daemon, weights: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> None:
     """Fails unless clients get the actions that the weights stand for, alone and in one batch."""
     rows = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
@@ -65,8 +80,30 @@ def answers_as_it_should(daemon: Daemon, weights: dict[str, np.ndarray[tuple[int
             np.testing.assert_allclose(group.act(rows), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_torch_program_of_the_page_is_served(
+    tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(TORCH_POLICY, str(ENGINES), "exec", dont_inherit=True), names)
+    publish, serve = commands(ENGINES)[:2]
+    type_it(publish, tmp_path)
+    rows = np.random.default_rng(1).integers(0, 256, (3, 4, 84, 84), np.uint8)
+    torch = names["torch"]
+    with torch.inference_mode():
+        expected = names["policy"](torch.from_numpy(rows)).numpy()
+    with (
+        serving(serve, tmp_path, short_path / "torch-page") as daemon,
+        pillion.connect(daemon.address) as session,
+        session.begin_many(3) as group,
+    ):
+        np.testing.assert_allclose(group.act(rows), expected, rtol=1e-4, atol=1e-5)
+        assert session.begin(seed=1).act(rows[1]).tolist() == pytest.approx(expected[1].tolist(), rel=1e-4, abs=1e-5)
+
+
 def test_the_package_of_the_page_is_the_one_that_the_tests_use() -> None:
-    assert (FOLDER / MODULE / f"{MODULE}.py").read_text() == NUMPY_POLICY
+    # Which have another factory below it.
+    assert (FOLDER / MODULE / f"{MODULE}.py").read_text().startswith(NUMPY_POLICY)
     assert (FOLDER / MODULE / "pyproject.toml").read_text() == PROJECT
 
 
@@ -79,24 +116,19 @@ def test_the_commands_of_the_page_serve_a_python_policy_from_its_own_environment
     (robot / "policy" / f"{MODULE}.py").write_text(NUMPY_POLICY)
     (robot / "policy" / "pyproject.toml").write_text(PROJECT)
     (robot / "model_card.yaml").write_text(CARD)
-    (robot / "pillion.toml").write_text(SETTINGS.replace("/home/robot/robot/", f"{robot}/"))
+    (robot / "pillion.toml").write_text(SETTINGS.replace("/opt/robot/", f"{robot}/"))
     save_file(weights, robot / "weights.safetensors")
 
-    make, fetch, publish, serve = commands(ENGINES)
+    make, fetch, publish, serve = commands(ENGINES)[2:]
     type_it(make, tmp_path)
     add_packages_of(sys.executable, robot / ".venv")
     type_it(fetch, tmp_path)
     assert (site_of(robot / ".venv") / f"{MODULE}.py").exists()
     type_it(publish, tmp_path)
-    program, *arguments = shlex.split(serve)
-    assert program == ".venv/bin/pilliond"
-    runtime = short_path / "engines-page"
-    runtime.mkdir(mode=0o700)
-    environment = {"XDG_RUNTIME_DIR": str(runtime), "PILLION_ADMIN__LISTEN": "unix://"}
-    with running(arguments, tmp_path / "stderr", environment) as daemon:
+    with serving(serve, tmp_path, short_path / "python-page") as daemon:
         answers_as_it_should(daemon, weights)
         (policy,) = daemon.wait_for_event("ready")["policies"]
-        assert policy["device"] == "auto"
+        assert policy["device"] in ("cpu", "auto")
 
 
 def test_the_jax_policy_of_the_page_is_served(tmp_path: Path, short_path: Path) -> None:

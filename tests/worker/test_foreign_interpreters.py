@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import socket
 import subprocess
 import sys
@@ -123,6 +124,18 @@ def test_a_file_that_is_no_program_is_told(tmp_path: Path) -> None:
     assert why_no_workers(str(file)) == f"engine.python: cannot start {file}: Permission denied"
     file.chmod(0o755)
     assert why_no_workers(str(file)) == f"engine.python: cannot start {file}: Exec format error"
+
+
+def test_what_never_ends_is_told_and_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "python"
+    file.write_text("#!/bin/sh\nexec /usr/bin/yes\n")
+    file.chmod(0o755)
+    monkeypatch.setattr("pilliond.ipc.worker_process.INTERPRETER_CHECK_S_MAX", 1.0)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert why_no_workers(str(file)) == f"engine.python: {file} did not answer within 1 s: is it Python?"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 50_000
+    file.write_text("#!/bin/sh\nexec sleep 100\n")
+    assert why_no_workers(str(file)) == f"engine.python: {file} did not answer within 1 s: is it Python?"
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8"])

@@ -86,7 +86,35 @@ def test_a_module_that_has_no_such_factory_is_refused(site: Path, factory: str, 
 
 
 def test_a_factory_may_be_part_of_a_class(site: Path) -> None:
-    assert find_factory(code(EXAMPLE, "np.zeros")).load().__name__ == "zeros"
+    with (site / f"{MODULE}.py").open("a") as module:
+        module.write("class Maker:\n    @classmethod\n    def make(cls, weights): pass\n")
+    assert find_factory(code(EXAMPLE, "Maker.make")).load().__name__ == "make"
+    assert find_factory(code(EXAMPLE, "Maker")).load().__name__ == "Maker"
+
+
+@pytest.mark.parametrize(
+    ("factory", "home"),
+    [
+        ("np.zeros", "numpy"),
+        ("np.f2py.subprocess.run", "subprocess"),
+        ("Callable", "collections.abc"),
+        ("mlp.__class__", "builtins"),
+        ("mlp.__init_subclass__", "another"),
+        ("run", "subprocess"),
+        ("inherited.run", "subprocess"),
+        ("bound", "functools"),
+    ],
+)
+def test_what_the_package_has_only_imported_is_no_factory(site: Path, factory: str, home: str) -> None:
+    with (site / f"{MODULE}.py").open("a") as module:
+        module.write(
+            "import functools\n"
+            "from subprocess import Popen, run\n"
+            "class inherited(Popen): run = staticmethod(run)\n"
+            "bound = functools.partial(run)\n"
+        )
+    with pytest.raises(EngineError, match=f"^its package '{EXAMPLE}' does not define {MODULE}:{factory}, {home} does$"):
+        find_factory(code(EXAMPLE, factory)).load()
 
 
 def test_a_module_beside_the_package_is_none_of_its_own(site: Path) -> None:

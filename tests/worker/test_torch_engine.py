@@ -21,6 +21,7 @@ from tests.worker.support.torch_policies import (
     Shrinking,
     TorchHost,
     export,
+    export_by_keyword,
     policy,
     random_rows,
     recurrent,
@@ -67,6 +68,33 @@ class Forking(torch.nn.Module):
         future = torch.jit.fork(torch.sum, observation)  # type: ignore[no-untyped-call]
         total: torch.Tensor = torch.jit.wait(future)  # type: ignore[no-untyped-call]
         return observation[:, :1] + total
+
+
+class Restoring(torch.nn.Module):
+    """Maps a file while it is read. `__setstate__` is no part of the graph of `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = torch.zeros(1)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:  # type: ignore[override]
+        return self.kept, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.kept = torch.from_file("/proc/self/comm", False, 0)
+        self.training = state[1]
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return observation.sum(dim=1, keepdim=True)
+
+
+class Mapping(torch.nn.Module):
+    """Maps a file."""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return observation.sum(dim=1, keepdim=True) + torch.from_file("/proc/self/comm", False, 0).sum()
 
 
 SCRIPT = {"model_kind": "torchscript"}
@@ -123,23 +151,27 @@ def test_states_travel_beside_the_outputs_and_parameters() -> None:
         np.testing.assert_allclose(memory.outputs["logits"][:3], logits.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def by_name(kind: str) -> Policy:
+def by_name(how: str) -> Policy:
     module = seeded(ByName)
-    example = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 6, dtype=torch.int64)
+    camera, words = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 6, dtype=torch.int64)
     observation = [TensorSpec("camera", "uint8", [3, 4, 4]), TensorSpec("words", "int64", [6])]
     outputs = [TensorSpec("action", "float32", [2]), TensorSpec("value", "float32", [1])]
-    model = script(module) if kind == "torchscript" else export(module, *example)
+    model = {
+        "by position": lambda: export(module, camera, words),
+        "by keyword": lambda: export_by_keyword(module, words=words, camera=camera),
+        "as a script": lambda: script(module),
+    }[how]()
     return policy(model, observation, outputs)
 
 
-@pytest.mark.parametrize("kind", ["torch", "torchscript"])
-def test_outputs_in_a_dictionary_go_by_their_names(kind: str) -> None:
+@pytest.mark.parametrize("how", ["by position", "by keyword", "as a script"])
+def test_several_inputs_and_outputs_in_a_dictionary_go_by_their_names(how: str) -> None:
     random = np.random.default_rng(2)
     camera = random.integers(0, 256, (5, 3, 4, 4)).astype(np.uint8)
     words = random.integers(0, 10, (5, 6)).astype(np.int64)
     with torch.inference_mode():
         expected = seeded(ByName)(torch.from_numpy(camera), torch.from_numpy(words))
-    with TorchHost(by_name(kind), kind=kind) as host:
+    with TorchHost(by_name(how), kind="torchscript" if how == "as a script" else "torch") as host:
         host.start()
         memory = host.engine.free[0]
         memory.inputs[1][:5] = words
@@ -241,9 +273,11 @@ CASES: dict[str, tuple[Callable[[], Policy], dict[str, Any], str]] = {
     "overwrites": (lambda: export_of(lambda rows: rows[:, :1].mul_(2)), {}, "overwrites 'observation' (aten.mul_"),
     "not a zip": (lambda: policy(b"not a zip"), {}, "is not a readable archive"),
     "not a device": (summing, {"device": "gpu"}, "device: expected auto, cpu or cuda:N, got 'gpu'"),
-    "no script": (lambda: policy(b"PK"), SCRIPT, "torch cannot load the TorchScript"),
+    "no script": (lambda: policy(b"PK"), SCRIPT, "the TorchScript is not a readable archive"),
     "a script that overwrites": (lambda: policy(script(Doubling())), SCRIPT, "overwrites an input (aten::mul_)"),
-    "a script that forks": (lambda: policy(script(Forking())), SCRIPT, "operator 'prim::fork' is not one"),
+    "a script that forks": (lambda: policy(script(Forking())), SCRIPT, "its code names 'fork': expected torch's own"),
+    "a script that runs as it is read": (lambda: policy(script(Restoring())), SCRIPT, "its code names 'from_file'"),
+    "a script that maps a file": (lambda: policy(script(Mapping())), SCRIPT, "its code names 'from_file'"),
     "a script of another shape": (lambda: policy(script(Wants4())), SCRIPT, "does not run on 2 rows"),
 }
 

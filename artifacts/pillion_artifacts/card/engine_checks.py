@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import TYPE_CHECKING, Final
 
 from pillion_artifacts.errors import InvalidArtifactError
-from pillion_artifacts.limits import ENGINE_ARGUMENT_CHARACTERS_MAX, ENGINE_ARGUMENTS_MAX
+from pillion_artifacts.limits import (
+    ENGINE_ARGUMENT_CHARACTERS_MAX,
+    ENGINE_ARGUMENTS_BYTES_MAX,
+    ENGINE_ARGUMENTS_MAX,
+)
 
 if TYPE_CHECKING:
     from pillion_artifacts.card.model_card import EngineCard
@@ -59,6 +64,9 @@ def _check_arguments(arguments: dict[str, str | int | float | bool]) -> None:
             raise _wrong(f"arguments.{name}", f"an integer of {_INTEGER_BITS + 1} bits", value)
         if isinstance(value, float) and not math.isfinite(value):
             raise _wrong(f"arguments.{name}", "a finite number", value)
+    size = len(json.dumps(arguments))
+    if size > ENGINE_ARGUMENTS_BYTES_MAX:
+        raise _wrong("arguments", f"at most {ENGINE_ARGUMENTS_BYTES_MAX} bytes of JSON", size)
 
 
 def _wrong(field: str, expected: str, actual: object) -> InvalidArtifactError:

@@ -31,6 +31,9 @@ from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemo
 _TRIALS: Final = 2
 """Buckets that a new policy is tried in: a policy that mixes up rows and other axes fails in the second."""
 
+_NVIDIA: Final = "/dev/nvidiactl"
+"""It is there where a GPU can be used."""
+
 _Policy = Callable[[dict[str, Array]], Any]
 
 
@@ -177,12 +180,12 @@ class PythonEngine:
 
 
 def _show_device(device: str) -> str:
-    """Shows the policy only the device that was asked for, before its package is imported; returns what it may use.
+    """Shows the policy only the device that was asked for, before its package is imported; returns where it may compute.
 
-    Which of the devices it sees it computes on is the policy's own choice.
+    That is `auto` if it sees every GPU of the host: which of the devices it computes on is the policy's own choice.
     """
     if device == "auto":
-        return device
+        return device if os.path.exists(_NVIDIA) else "cpu"
     index = device.partition(":")[2]
     is_there = bool(index) and os.path.exists(f"/dev/nvidia{index}")
     os.environ["CUDA_VISIBLE_DEVICES"] = index if is_there else ""
@@ -191,7 +194,7 @@ def _show_device(device: str) -> str:
 
 def _fallback(request: LoadRequest, device: str) -> str:
     """What was asked for and a Python policy does not get; empty if there is nothing."""
-    reasons = [f"there is no {request.device}"] if device != request.device else []
+    reasons = [f"there is no {request.device}"] if device != request.device != "auto" else []
     if request.precision != "float32":
         reasons.append(f"a Python policy computes in its own precision, not in {request.precision}")
     if request.device_memory_bytes_max:

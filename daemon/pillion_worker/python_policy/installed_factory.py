@@ -29,15 +29,22 @@ class InstalledFactory(NamedTuple):
     attribute: str
 
     def load(self) -> Callable[..., Any]:
-        """Imports the module, and returns the factory. Raises `EngineError`, and whatever the module raises."""
+        """Imports the module, and returns the factory, which the package itself defines.
+
+        Raises `EngineError`, and whatever the module raises.
+        """
+        package = f"its package {self.distribution!r}"
         found: Any = importlib.import_module(self.module)
         for part in self.attribute.split("."):
             if not hasattr(found, part):
-                raise EngineError(f"its package {self.distribution!r}: {self.module} has no {self.attribute!r}")
+                raise EngineError(f"{package}: {self.module} has no {self.attribute!r}")
             found = getattr(found, part)
         if not callable(found):
-            kind = type(found).__name__
-            raise EngineError(f"its package {self.distribution!r}: {self.attribute}: expected a function, got {kind}")
+            raise EngineError(f"{package}: {self.attribute}: expected a function, got {type(found).__name__}")
+        # What a package has imported is within reach of a card, too: `np.f2py.subprocess.run` would run the names of weights.
+        home = getattr(found, "__module__", None)
+        if not isinstance(home, str) or not _has_module(distribution(self.distribution), home):
+            raise EngineError(f"{package} does not define {self.module}:{self.attribute}, {home or 'another'} does")
         function: Callable[..., Any] = found
         return function
 
@@ -80,8 +87,17 @@ def _check_owner(found: Distribution, name: str, module: str) -> None:
     origin = _origin_of(module)
     if origin is None:
         raise EngineError(f"its package {name!r} has no module {module!r} that is a file")
-    if not _is_file_of(found, origin) and not _is_in_project(found, origin):
+    if not _owns(found, origin):
         raise EngineError(f"its package {name!r} has no module {module!r}: {origin} is not one of its files")
+
+
+def _has_module(found: Distribution, module: str) -> bool:
+    origin = _origin_of(module)
+    return origin is not None and _owns(found, origin)
+
+
+def _owns(found: Distribution, origin: str) -> bool:
+    return _is_file_of(found, origin) or _is_in_project(found, origin)
 
 
 def _origin_of(module: str) -> str | None:

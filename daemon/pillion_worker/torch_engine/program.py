@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from pillion_worker.errors import EngineError
 from pillion_worker.torch_engine.pt2_archive import OPERATORS, disarm
+from pillion_worker.torch_engine.script_code import check_code
 
 Call = Callable[..., Sequence[Any]]
 """Takes the inputs by position, rows first, and returns the outputs by position."""
@@ -24,9 +25,6 @@ _EXPECTED_STATELESS: Final = (
     "expected a program that changes nothing but new tensors: export model.eval(), name what it remembers as a state of the "
     "card, and use no operators in place on inputs"
 )
-
-_REFUSED_IN_SCRIPTS: Final = ("save", "load", "from_file", "fork", "rpc_async", "rpc_sync", "rpc_remote")
-"""What reads or writes files, or computes elsewhere."""
 
 
 class Program(NamedTuple):
@@ -203,6 +201,7 @@ def _by_position(places: Mapping[str, Any]) -> list[str] | None:
 
 
 def _load_script(model: bytes, device: str, example: Sequence[torch.Tensor]) -> Program:
+    check_code(model)
     try:
         with warnings.catch_warnings():
             # The card says TorchScript, so torch's deprecation warning says nothing new.
@@ -210,10 +209,6 @@ def _load_script(model: bytes, device: str, example: Sequence[torch.Tensor]) -> 
             module = torch.jit.load(io.BytesIO(model), map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 - as above
         raise EngineError(f"torch cannot load the TorchScript: {first_line(error)}") from None
-    for kind in _kinds(module.inlined_graph):
-        namespace, _, name = kind.partition("::")
-        if namespace not in ("prim", "aten", "prims") or name in _REFUSED_IN_SCRIPTS:
-            raise EngineError(f"the TorchScript: operator {kind!r} is not one of torch's own that only compute")
     _check_script_writes(module.inlined_graph)
     forward = module.forward
     flatten, names = _flattening(run_trial(forward, example))
@@ -240,14 +235,6 @@ def run_trial(call: Callable[..., Any], example: Sequence[torch.Tensor]) -> Any:
         raise EngineError(
             f"the program does not run on {rows} rows of its card's shapes: {first_line(error)}"
         ) from None
-
-
-def _kinds(block: Any) -> Iterator[str]:
-    """The operators of a graph of TorchScript, in all its branches."""
-    for node in block.nodes():
-        yield node.kind()
-        for inner in node.blocks():
-            yield from _kinds(inner)
 
 
 def _flattening(made: Any) -> tuple[Callable[[Any], Sequence[Any]] | None, list[str] | None]:

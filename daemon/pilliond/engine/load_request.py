@@ -78,13 +78,14 @@ def _address_mb_max(settings: EngineSettings, kind: str) -> int:
     """The address space of a worker in MB; 0: not limited."""
     if kind == "onnx":
         return settings.worker_memory_mb_max
-    if settings.device != "cpu" and _has_cuda():
+    if settings.device != "cpu" and has_cuda():
         # CUDA reserves addresses for all memory of the host and of its devices.
         return 0
     return settings.worker_memory_mb_max + CODE_ADDRESS_MB
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
+    """Whether the host seems to have a CUDA device that a worker could use."""
     return Path("/dev/nvidiactl").exists()
 
 

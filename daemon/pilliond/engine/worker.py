@@ -226,9 +226,17 @@ class WorkerEngine:
         except OSError as error:
             self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Waits until the worker is ready, without a loop. Raises `EngineError` if it does not get there."""
-        if not self._wait_while(lambda: self.state is WorkerState.LOADING, timeout_s):
+    def wait_ready(self, timeout_s: float, check: Callable[[], None] = lambda: None) -> None:
+        """Waits until the worker is ready, without a loop. Raises `EngineError` if it does not get there.
+
+        `check` is called every `WAIT_LOOK_S` or more often; what it raises ends the wait.
+        """
+
+        def is_loading() -> bool:
+            check()
+            return self.state is WorkerState.LOADING
+
+        if not self._wait_while(is_loading, timeout_s):
             self.lose(f"its worker was not ready within {timeout_s:g} s", LossCause.HUNG)
         if self.state is not WorkerState.READY:
             raise EngineError(self.reason)

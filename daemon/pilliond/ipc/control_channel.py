@@ -380,6 +380,17 @@ def receive_control_message(end: socket.socket) -> tuple[ControlMessage | None, 
     return (_control_message_decoder.decode(data) if data else None), descriptors
 
 
+def is_to_stop(end: socket.socket) -> bool:
+    """Whether the next message, which stays unread, is `Drain`, or the control process is gone. Never waits."""
+    try:
+        data = end.recv(CHANNEL_MESSAGE_BYTES_MAX, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+    return not data or isinstance(_control_message_decoder.decode(data), Drain)
+
+
 async def receive_report(end: socket.socket) -> Report | None:
     """Returns the next report, or None if the serving process is gone."""
     try:

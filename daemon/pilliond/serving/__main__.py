@@ -32,7 +32,7 @@ from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.engine.parity import check_parity
 from pilliond.engine.stopwatch import clock_for, measure_until
-from pilliond.errors import BadPolicyError, DaemonError
+from pilliond.errors import BadPolicyError, DaemonError, StartCancelledError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
@@ -318,6 +318,8 @@ def main() -> int:
         return os.EX_SOFTWARE
     try:
         uvloop.run(serve(end, config))
+    except StartCancelledError:
+        return os.EX_OK
     except DaemonError as error:
         channel.send(end, Failed(str(error), error.exit_code))
         return error.exit_code

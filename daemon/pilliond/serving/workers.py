@@ -16,8 +16,10 @@ from pillion_worker.arena import OK
 from pilliond.core.progress import Progress
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerEngine, WorkerState
+from pilliond.errors import StartCancelledError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc.control_channel import (
+    Drain,
     GiveUp,
     NeedWorker,
     Report,
@@ -26,7 +28,7 @@ from pilliond.ipc.control_channel import (
     WorkerStarted,
 )
 from pilliond.ipc.loss_cause import LossCause
-from pilliond.limits import WORKER_HANG_FACTOR, WORKER_START_S_MAX
+from pilliond.limits import WORKER_HANG_FACTOR
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
 from pilliond.versions.loaded_version import Version
@@ -90,7 +92,7 @@ class WorkerVersion:
     def hang_ns(self) -> int:
         """How long its worker may take for what it owes."""
         if self.engine.state is WorkerState.LOADING:
-            return int(WORKER_START_S_MAX * _NS_PER_S)
+            return int(self.settings.start_s_max * _NS_PER_S)
         slowest_ns = self.engine.service.slow_ns(self.engine.buckets[-1])
         return max(self.settings.hang_ms_min * _NS_PER_MS, WORKER_HANG_FACTOR * slowest_ns)
 
@@ -138,25 +140,36 @@ class Workers:
         return self._make_version(worker)
 
     def _start_one(self, worker: WorkerVersion) -> None:
-        """Waits for one worker; asks for the next if it ends before it is ready. Raises `EngineError` if none is to come."""
+        """Waits for one worker; asks for the next if it ends before it is ready.
+
+        Raises `EngineError` if none is to come, and `StartCancelledError` if the daemon is to stop meanwhile.
+        """
         digest, engine = worker.request.digest, worker.engine
         message, descriptors = channel.receive_control_message(self._end)
-        while isinstance(message, WorkerStarted) and message.digest != digest:
-            # It replaces one that was ready and was lost while the versions after it load.
-            self.started(message, descriptors)
+        while isinstance(message, WorkerStarted | GiveUp) and message.digest != digest:
+            # It is about one that was ready and was lost while the versions after it load.
+            if isinstance(message, GiveUp):
+                self.give_up(message)
+            else:
+                self.started(message, descriptors)
             message, descriptors = channel.receive_control_message(self._end)
-        if not isinstance(message, WorkerStarted | GiveUp) or message.digest != digest:
-            raise EngineError("the control process ended, or the daemon is stopping")
+        if message is None or isinstance(message, Drain):
+            raise StartCancelledError("the daemon is stopping")
         if isinstance(message, GiveUp):
             raise EngineError(message.reason)
+        assert isinstance(message, WorkerStarted), message
         if not self._attach(worker, descriptors):
             return
         try:
-            engine.wait_ready(WORKER_START_S_MAX)
+            engine.wait_ready(worker.settings.start_s_max, self._check_goes_on)
         except EngineError as error:
             if engine.is_refused:
                 raise
             self._report(NeedWorker(digest, str(error), cause=engine.cause))
+
+    def _check_goes_on(self) -> None:
+        if channel.is_to_stop(self._end):
+            raise StartCancelledError("the daemon is stopping")
 
     def load(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> None:
         """Begins to load a version in a worker; `on_loaded` follows. Raises `EngineError` if it loads already."""

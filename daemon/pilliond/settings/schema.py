@@ -23,9 +23,13 @@ from pilliond.limits import (
     ENGINE_BOUNDS,
     ENGINE_DEVICES_MAX,
     INLINE_US_HARD_MAX,
+    LOAD_MARGIN_S,
     OLD_VERSIONS_MAX,
     POLICIES_MAX,
+    WORKER_DELAY_S_MAX,
+    WORKER_LOSSES_MAX,
     WORKER_MEMORY_MB_MIN,
+    WORKER_START_S_MAX,
     PolicyLimits,
     ServingLimits,
     policy_mb,
@@ -244,6 +248,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Address space of a worker: what needs more fails, in that worker alone. It is killed if its resident memory is more."""
     hang_ms_min: int = 1_000
     """A worker hangs when a batch takes this long and twenty times as long as its slowest ones; then it is replaced."""
+    start_s_max: float = 60.0
+    """How long a worker may take from its start until its version is warm, in seconds. One that takes longer is replaced."""
     python: str = ""
     """The interpreter that workers run in, with what is installed there: an absolute path. Empty: the daemon's own."""
     device: str = "auto"
@@ -253,9 +259,11 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_memory_mb: int = 0
     """Memory of the device that a version may use. 0: no bound."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """The precision to compute in. It is used only if the golden pairs hold within the tolerance of the card."""
+    """The precision to compute in. A version whose golden pairs do not hold in it, within its tolerance, is refused."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.start_s_max <= WORKER_START_S_MAX:
+            raise ValueError(f"start_s_max: expected 1 to {WORKER_START_S_MAX:g}, got {self.start_s_max:g}")
         if self.python and not os.path.isabs(self.python):
             raise ValueError(f"python: expected an absolute path, got {self.python!r}")
         if self.device != "auto":
@@ -273,6 +281,11 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"
             )
+
+    @property
+    def load_s_max(self) -> float:
+        """From the request to load a version until it is warm: all tries to start its worker."""
+        return WORKER_LOSSES_MAX * (self.start_s_max + WORKER_DELAY_S_MAX) + LOAD_MARGIN_S
 
     @property
     def one_shape_rows(self) -> int:

@@ -58,6 +58,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     Raises `BadPolicyError` or `EngineError`.
     """
     from pillion_artifacts import Resolved, Store
+    from pilliond.engine.load_request import has_cuda
     from pilliond.engine.stopwatch import clock_for
     from pilliond.ipc import staging_channel
     from pilliond.ipc.sealed_version import seal
@@ -87,7 +88,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
         certificate, service_us = examine(version, states, golden, request, clock_for(settings.threads))
         p99_us = {each.rows: each.p99_us for each in service_us}
         placement = decide(settings.placement, sealed.unbounded, p99_us, settings.inline_us_max)
-    if placement.where == "worker" and (settings.python or not is_graph):
+    if placement.where == "worker" and (settings.python or not is_graph or (settings.device != "cpu" and has_cuda())):
         # What runs there is another engine than this process has.
         with TrialWorker(sealed.request(), rows_max, settings, request.trust.code) as worker:
             version = worker.start(sealed.model_descriptor, golden)

@@ -22,7 +22,7 @@ from pilliond.ipc.device_status import device_status
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.worker_process import worker_command, worker_environment
-from pilliond.limits import LOAD_S_MAX, WORKER_END_S_MAX, WORKER_LOOK_S
+from pilliond.limits import WORKER_END_S_MAX, WORKER_LOOK_S
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.schema import EngineSettings, cpu_numbers
 from pilliond.supervision.worker_losses import WorkerLosses
@@ -152,9 +152,9 @@ class WorkerPool:
         info.settled = asyncio.get_running_loop().create_future()
         self._start(info)
         try:
-            reason = await asyncio.wait_for(info.settled, LOAD_S_MAX)
+            reason = await asyncio.wait_for(info.settled, info.settings.load_s_max)
         except TimeoutError:
-            raise SwitchError(f"its worker did not serve within {LOAD_S_MAX:g} s") from None
+            raise SwitchError(f"its worker did not serve within {info.settings.load_s_max:g} s") from None
         finally:
             info.settled = None
         if reason:

@@ -19,7 +19,7 @@ from pilliond.engine.parity import check_parity
 from pilliond.ipc.control_channel import VersionRequest
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.worker_process import why_no_workers, worker_command, worker_environment
-from pilliond.limits import TRIAL_RUN_S_MAX, TRIAL_START_S_MAX, WORKER_END_S_MAX
+from pilliond.limits import TRIAL_RUN_S_MAX, TRIAL_START_FACTOR, WORKER_END_S_MAX
 from pilliond.linux.sandbox import without_memory_limit
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions.loaded_version import Version
@@ -70,7 +70,7 @@ class TrialWorker:
             raise EngineError(why)
         try:
             self._spawn(model_descriptor)
-            self._engine.wait_ready(TRIAL_START_S_MAX)
+            self._engine.wait_ready(TRIAL_START_FACTOR * self._settings.start_s_max)
             version = version_of(request, self._engine, os.fstat(model_descriptor).st_size)
             if golden is not None:
                 check_parity(self._engine, request.spec, request.states, golden, request.tolerance, self._rows_max)

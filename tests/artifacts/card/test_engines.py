@@ -72,6 +72,10 @@ def test_every_usual_specifier_is_accepted(requires: str) -> None:
         (("layers: 2", "layers: 36893488147419103232"), r"engine\.arguments"),
         (("name: big", f"name: {'x' * 5000}"), "name: expected at most 4096 characters"),
         (("layers: 2", ", ".join(f"a{number}: 1" for number in range(70))), "arguments: expected at most 64"),
+        (
+            ("layers: 2", ", ".join(f"a{number}: {'é' * 4000}" for number in range(3))),
+            r"arguments: expected at most 65536 bytes of JSON, got 7\d{4}",
+        ),
         (("kind: python", "kind: torch"), "entry_point: expected none for the engine torch"),
         (("kind: python", "kind: jax"), r"'jax'.*\$\.engine\.kind"),
         (

@@ -21,7 +21,7 @@ from safetensors.numpy import save, save_file
 from torch import Tensor, nn
 
 import pillion_artifacts
-from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, Store, parse_card
+from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, Store
 from pillion_artifacts.card.golden_pairs import Golden, decode_golden
 from pillion_artifacts.card.model_card import EngineCard, TensorCard
 from pillion_artifacts.formats.plain_zip import PlainZip, read_plain_zip
@@ -29,7 +29,15 @@ from pillion_artifacts.formats.torch_program import inspect_torch_program
 from pillion_artifacts.formats.torchscript_file import check_torchscript
 from pillion_artifacts.publishing.sources import Options, import_source
 from pillion_artifacts.publishing.torch.pt2_archive import disarm
-from tests.artifacts.publishing.test_torch import CARD, DRIVE, Chooser, Driver, card_file, save_program
+from tests.artifacts.publishing.test_torch import CARD, DRIVE, Chooser, Driver, _changed, card_file, save_program
+from tests.artifacts.support.several_inputs import (
+    CLIP_EXAMPLE,
+    FLAVA_EXAMPLE,
+    TinyClip,
+    TinyFlava,
+    clip_card,
+    flava_card,
+)
 from tests.harness import COMMAND_S_MAX
 from tests.worker.support.installed import EXAMPLE, install, mlp_weights
 
@@ -218,94 +226,6 @@ def test_a_preprocessor_and_an_unknown_engine_are_refused(tmp_path: Path) -> Non
 # Several inputs
 
 
-class TinyClip(nn.Module):
-    """Of CLIP's kind: an image and the tokens of a sentence, each in an encoder of its own, compared by their cosine."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 16, 8, stride=8)
-        self.words = nn.Embedding(50, 16)
-        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-        self.see = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        self.read = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        self.act = nn.Linear(33, 3)
-
-    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = image.permute(0, 3, 1, 2).float() / 255
-        seen = self.see(self.patches(pixels).flatten(2).transpose(1, 2)).mean(1)
-        hidden = tokens == 0
-        read = self.read(self.words(tokens), src_key_padding_mask=hidden)
-        read = read.masked_fill(hidden[..., None], 0.0).sum(1) / (~hidden).sum(1, keepdim=True).clamp(min=1)
-        likeness = nn.functional.cosine_similarity(seen, read)[:, None]
-        return torch.tanh(self.act(torch.cat([seen, read, likeness], 1))), likeness
-
-
-class TinyFlava(nn.Module):
-    """Of FLAVA's kind: an image and raw text (bytes, padded with zeros) in one encoder, with a memory of what was."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Linear(4 * 4 * 3, 16)
-        self.letters = nn.Embedding(256, 16)
-        self.kind = nn.Embedding(2, 16)
-        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-        self.join = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        self.plan = nn.Linear(32, 4 * 2)
-
-    def forward(self, image: Tensor, text: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        blocks = (image.float() / 255).unfold(1, 4, 4).unfold(2, 4, 4).flatten(3).flatten(1, 2)
-        seen = self.patches(blocks) + self.kind.weight[0]
-        read = self.letters(text.long()) + self.kind.weight[1]
-        hidden = torch.cat([torch.zeros_like(seen[..., 0], dtype=torch.bool), text == 0], 1)
-        joined = self.join(torch.cat([seen, read], 1), src_key_padding_mask=hidden)[:, 0]
-        after = 0.5 * memory + 0.5 * joined
-        return torch.tanh(self.plan(torch.cat([joined, after], 1))).reshape(-1, 4, 2), after
-
-
-def clip_card() -> ModelCard:
-    return parse_card(b"""
-schema: 3
-name: clip
-version: 1.0.0
-description: Looks, and follows a sentence.
-licence: MIT
-engine: {kind: torch}
-observation:
-- {name: image, dtype: uint8, shape: [16, 16, 3], low: [0], high: [255]}
-- {name: tokens, dtype: int64, shape: [7], low: [0], high: [49]}
-outputs:
-- {name: action, dtype: float32, shape: [3], low: [-1], high: [1]}
-- {name: likeness, dtype: float32, shape: [1]}
-tolerance: {absolute: 1.0e-4, relative: 1.0e-4}
-""")
-
-
-def flava_card() -> ModelCard:
-    return parse_card(b"""
-schema: 3
-name: flava
-version: 1.0.0
-description: Looks, reads, and plans four actions.
-licence: MIT
-engine: {kind: torch}
-action_horizon: 4
-observation:
-- {name: image, dtype: uint8, shape: [8, 8, 3], low: [0], high: [255]}
-- {name: text, dtype: uint8, shape: [12], low: [0], high: [255]}
-outputs: [{name: action, dtype: float32, shape: [4, 2], low: [-1], high: [1]}]
-state: [{name: memory, output: memory_next, dtype: float32, shape: [16]}]
-tolerance: {absolute: 1.0e-4, relative: 1.0e-4}
-""")
-
-
-CLIP_EXAMPLE = (torch.zeros(2, 16, 16, 3, dtype=torch.uint8), torch.ones(2, 7, dtype=torch.int64))
-FLAVA_EXAMPLE = (
-    torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
-    torch.ones(2, 12, dtype=torch.uint8),
-    torch.zeros(2, 16),
-)
-
-
 @pytest.mark.parametrize(
     ("module", "example", "card"),
     [(TinyClip, CLIP_EXAMPLE, clip_card()), (TinyFlava, FLAVA_EXAMPLE, flava_card())],
@@ -321,6 +241,9 @@ def test_a_policy_of_image_and_text_is_published_with_golden_pairs(
     store.publish(card.name, "1.0.0", tmp_path / "folder")
     read = store.load(card.name)
     assert read.card.engine == TORCH
+    for name in (tensor.name for tensor in card.observation if tensor.space == "Text"):
+        texts = {bytes(row).rstrip(b"\0").decode() for row in golden_of(report.folder).inputs[name]}
+        assert len(texts) > 10
     program = inspect_torch_program(memoryview(read.model), "it")
     assert [tensor.shape[1:] for tensor in program.inputs] == [list(tensor.shape[1:]) for tensor in example]
 
@@ -370,6 +293,15 @@ def test_a_program_of_a_fixed_number_of_rows_is_refused(tmp_path: Path) -> None:
     save_program(Chooser().eval(), file)
     options = Options(card=card_file(tmp_path), engine="torch")
     with pytest.raises(InvalidArtifactError, match=r"'observation': expected a dynamic first axis, .*, got \[2, 6\]"):
+        import_source(file, tmp_path / "folder", "x", "1.0.0", options)
+
+
+def test_a_program_with_a_guard_that_may_fail_is_refused(saved: Path, tmp_path: Path) -> None:
+    guarded = in_program('"guards_code": []', '"guards_code": ["L[\'observation\'].size()[0] == 2"]')
+    file = tmp_path / "guarded.pt2"
+    file.write_bytes(_changed(saved, "model.json", guarded))
+    options = Options(card=card_file(tmp_path), engine="torch")
+    with pytest.raises(InvalidSourceError, match=r"it was exported under a condition, .*: expected a program for any"):
         import_source(file, tmp_path / "folder", "x", "1.0.0", options)
 
 
@@ -604,3 +536,61 @@ def test_weights_without_a_card_of_a_python_policy_are_refused(tmp_path: Path) -
     (tmp_path / "other.onnx").write_bytes(b"\x08\x07")
     with pytest.raises(InvalidSourceError, match="got ONNX, but the card's engine is python"):
         import_source(tmp_path / "other.onnx", tmp_path / "x", "x", "1.0.0", Options(card=card))
+
+
+# Large programs
+
+
+class Table(nn.Module):
+    """A table of which little is used: large, and quick."""
+
+    def __init__(self, floats: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.rand(floats))
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        logits = observation[:, :4] * self.table[:4]
+        return logits.argmax(1), logits
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from pillion_artifacts import Store
+from pillion_artifacts.publishing.sources import Options, import_source
+
+def kilobytes(word, file="status"):
+    return int(Path(f"/proc/self/{file}").read_text().split(word)[1].split()[0])
+
+def publish(version, source):
+    folder = Path("folder") / version
+    import_source(Path(source), folder, "x", version, Options(card=Path("card.yaml"), engine="torch"))
+    Store(Path("store")).publish("x", version, folder)
+
+publish("1.0.0", "small.pt2")
+Path("/proc/self/clear_refs").write_text("5")
+held, read = kilobytes("VmRSS:"), kilobytes("rchar:", "io")
+publish("1.1.0", "large.pt2")
+print(kilobytes("VmHWM:") - held, (kilobytes("rchar:", "io") - read) // 1000)
+"""
+
+
+def test_a_large_program_is_read_three_times_and_held_three_times(tmp_path: Path) -> None:
+    card_file(tmp_path)
+    for name, floats in (("small", 10), ("large", 25_000_000)):
+        save_program(Table(floats), tmp_path / f"{name}.pt2", ({0: torch.export.Dim("rows", min=1, max=4096)},))
+    size_kb = (tmp_path / "large.pt2").stat().st_size // 1000
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S_MAX,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    held_kb, read_kb = map(int, result.stdout.split())
+    # the file for torch, the copy that torch reads, and the weights; no fourth copy
+    assert size_kb < held_kb < 3.6 * size_kb
+    # its hash, its members, and the store's copy
+    assert size_kb < read_kb < 3.5 * size_kb

@@ -55,7 +55,7 @@ def test_a_worker_of_torch_may_reserve_more_addresses_and_one_with_cuda_any(monk
         return memory_bytes_max // 1_000_000
 
     for has_cuda in (False, True):
-        monkeypatch.setattr(module, "_has_cuda", lambda has_cuda=has_cuda: has_cuda)
+        monkeypatch.setattr(module, "has_cuda", lambda has_cuda=has_cuda: has_cuda)
         assert most("onnx", "auto") == 1_000
         assert most("torch", "cpu") == 1_000 + CODE_ADDRESS_MB
         assert most("python", "auto") == (0 if has_cuda else 1_000 + CODE_ADDRESS_MB)

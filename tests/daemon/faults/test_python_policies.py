@@ -16,7 +16,6 @@ from pillion.errors import RefusedError
 from pillion_artifacts import Store
 from pillion_artifacts.store.aliases import move_alias
 from tests.conftest import StartDaemon
-from tests.daemon.support.worker_faults import the_worker
 from tests.harness import Daemon, copy_examples
 from tests.worker.support.installed import HOSTILE, make_environment
 from tests.worker.support.packages.pillion_hostile_policies.pillion_hostile_policies import TRIGGERS
@@ -94,7 +93,14 @@ def episode(daemon: Daemon) -> Iterator[pillion.Episode]:
 
 def doubles(episode: pillion.Episode, value: float) -> bool:
     """Whether the policy answers as it should."""
-    return episode.act(np.array([value], np.float32)).tolist() == [2 * value]
+    return bool(episode.act(np.array([value], np.float32)).tolist() == [2 * value])
+
+
+def worker_pid(daemon: Daemon) -> int:
+    """The worker of 1.0.0, beside those of versions that were staged."""
+    (policy,) = [each for each in daemon.health()["policies"] if each["policy"] == "hostile"]
+    (version,) = [each for each in policy["versions"] if each["version"] == "1.0.0"]
+    return int(version["worker"]["pid"])
 
 
 def act(episode: pillion.Episode, fault: str) -> str:
@@ -172,19 +178,19 @@ def test_what_a_policy_prints_is_in_the_log(daemon: Daemon, episode: pillion.Epi
     "fault", ["raise", "raise_much", "exit", "interrupt", "recurse", "wrong_name", "wrong_dtype", "no_dict", "a_list"]
 )
 def test_a_run_that_fails_is_refused_alone(daemon: Daemon, episode: pillion.Episode, fault: str) -> None:
-    worker = the_worker(daemon)
+    worker = worker_pid(daemon)
     for value in range(3):
         assert act(episode, fault) == "internal"
         assert doubles(episode, value)
-    assert the_worker(daemon) == worker
+    assert worker_pid(daemon) == worker
 
 
 @pytest.mark.parametrize("fault", ["end", "crash", "hold_the_gil"])
 def test_a_run_that_ends_or_hangs_costs_its_worker_alone(daemon: Daemon, episode: pillion.Episode, fault: str) -> None:
-    worker = the_worker(daemon)
+    worker = worker_pid(daemon)
     assert act(episode, fault) in ("internal", "engine_restarting")
     assert doubles(episode, 3.0)
-    assert the_worker(daemon) != worker
+    assert worker_pid(daemon) != worker
 
 
 def test_a_policy_that_leaks_is_replaced_at_the_bound_of_its_memory(daemon: Daemon, episode: pillion.Episode) -> None:

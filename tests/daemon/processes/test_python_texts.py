@@ -11,7 +11,7 @@ import pillion
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.other_engines import publish_weights
 from tests.harness import Daemon
-from tests.worker.support.installed import EXAMPLE, make_environment
+from tests.worker.support.installed import PROMPTED, make_environment
 
 SCALE = np.array([1.0, 10.0], np.float32)
 PROMPTS = ["pick up the cup", "größer", "箱 を 開けて", "x"]
@@ -25,7 +25,7 @@ observation:
 - {{name: prompt, dtype: uint8, shape: [32], space: Text, low: [1]}}
 outputs:
 - {{name: action, dtype: float32, shape: [2]}}
-engine: {{kind: python, entry_point: "{EXAMPLE.replace("-", "_")}:follow", distribution: {EXAMPLE}}}
+engine: {{kind: python, entry_point: "{PROMPTED.replace("-", "_")}:follow", distribution: {PROMPTED}}}
 """
 
 
@@ -37,8 +37,8 @@ def action_of(prompt: str) -> list[float]:
 def daemon(tmp_path: Path, start_daemon: StartDaemon) -> Daemon:
     """Serves the policy. It was certified with drawn texts: it would fail to decode anything else."""
     publish_weights(tmp_path / "store", "follower", "1.0.0", {"scale": SCALE}, CARD)
-    python = make_environment(tmp_path / "environment", EXAMPLE)
-    settings = {"trust__code": EXAMPLE, "engine__python": python}
+    python = make_environment(tmp_path / "environment", PROMPTED)
+    settings = {"trust__code": PROMPTED, "engine__python": python}
     return start_daemon(policy="follower", store=tmp_path / "store", settings=settings)
 
 

@@ -67,6 +67,7 @@ def test_a_list_in_the_environment_is_separated_by_commas(tmp_path: Path) -> Non
         ('[log]\nlevel = "loud"\n', r"^log\.level: "),
         ("[engine]\nthreads = 0\n", "threads: expected 1 to 256"),
         ('[engine]\nplacement = "outside"\n', r"^engine\.placement: "),
+        ("[engine]\nstart_s_max = 0.5\n", "start_s_max: expected 1 to 3600, got 0.5"),
         ('[engine]\npython = "python3"\n', "python: expected an absolute path, got 'python3'"),
         ('[engine]\ndevice = "gpu"\n', "device: expected auto, cpu, or cuda:0 to cuda:63, got 'gpu'"),
         ('[engine]\ndevice = "cuda"\n', "device: expected auto, cpu, or cuda:0 to cuda:63, got 'cuda'"),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 FOLDER: Final = Path(__file__).with_name("packages")
 EXAMPLE: Final = "pillion-example-policy"
 HOSTILE: Final = "pillion-hostile-policies"
+PROMPTED: Final = "pillion-prompt-policy"
 
 
 def install(distribution: str, site: Path, version: str = "", *, editable: Path | None = None) -> None:

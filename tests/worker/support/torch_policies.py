@@ -97,13 +97,22 @@ class Shrinking(nn.Module):
         return action
 
 
-def export(module: nn.Module, *example: Tensor, rows: Any = ANY, strict: bool = False) -> bytes:
+def export(module: nn.Module, *example: Tensor, rows: Any = ANY) -> bytes:
     """A file of `torch.export`, whose axis 0 is `rows` in every input; None: as long as in the example."""
-    file = io.BytesIO()
     shapes = None if rows is None else tuple({0: rows} for _ in example)
+    return _saved(module, example, None, shapes)
+
+
+def export_by_keyword(module: nn.Module, **example: Tensor) -> bytes:
+    """The same, with inputs by keyword, in the order of the example."""
+    return _saved(module, (), example, {name: {0: ANY} for name in example})
+
+
+def _saved(module: nn.Module, example: tuple[Tensor, ...], by_name: dict[str, Any] | None, shapes: Any) -> bytes:
+    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(torch.export.export(module.eval(), example, dynamic_shapes=shapes, strict=strict), file)
+        torch.export.save(torch.export.export(module.eval(), example, by_name, dynamic_shapes=shapes), file)
     return file.getvalue()
 
 

@@ -51,7 +51,10 @@ def disarm(source: bytes | BinaryIO, what: str) -> bytes:
 
 
 def repack(source: bytes | BinaryIO, what: str) -> bytes:
-    """Returns the same TorchScript in a plain zip, without the notes for its debugger and the inputs it was traced with. Raises `InvalidSourceError`."""
+    """Returns the same TorchScript in a plain zip, without notes for its debugger and the inputs that it was traced with.
+
+    Raises `InvalidSourceError`.
+    """
     archive = Archive(source, what)
     members = {
         name: whole

@@ -23,14 +23,3 @@ def mlp(weights: Arrays, activation: str = "tanh") -> Callable[[Arrays], Arrays]
         return {"action": x @ weight + bias}
 
     return policy
-
-
-def follow(weights: Arrays) -> Callable[[dict[str, NDArray[np.uint8]]], Arrays]:
-    """Makes a policy of prompts: how many characters and words each has, times `scale` [2]."""
-    scale = weights["scale"]
-
-    def policy(observations: dict[str, NDArray[np.uint8]]) -> Arrays:
-        texts = [bytes(row).rstrip(b"\0").decode() for row in observations["prompt"]]
-        return {"action": np.array([[len(text), len(text.split())] for text in texts], np.float32) * scale}
-
-    return policy

@@ -135,6 +135,16 @@ def make(weights: dict[str, Any], at_load: str = "", always: str = "") -> Callab
     return policy
 
 
+def counting(weights: dict[str, Any], step: float = 0.0) -> Callable[[dict[str, Any]], Any]:
+    """Makes a harmless one with a state: its action is the sum of the observations so far, and of as many steps."""
+
+    def policy(observations: dict[str, Any]) -> Any:
+        total = observations["total"] + observations["observation"] + np.float32(step)
+        return {"action": total, "next_total": total}
+
+    return policy
+
+
 def no_policy(weights: dict[str, Any]) -> Any:
     """Returns something that cannot be called."""
     return weights

@@ -21,7 +21,7 @@ def one_line(error: BaseException) -> str:
     """Returns the text of an error, whoever made it: printable, on one line, of at most `REASON_CHARS_MAX` characters."""
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 - an error of a foreign package may fail in its own text
+    except BaseException:  # noqa: BLE001 - an error of a foreign package may fail in its own text, or exit
         return "(its text cannot be read)"
     # Cut first: the text may be as large as memory.
     words = text[: 2 * REASON_CHARS_MAX].encode("utf-8", "replace").decode().split()

@@ -107,6 +107,7 @@ def test_a_program_that_branches_on_the_number_of_rows_is_refused() -> None:
         ("model.json", "torch.ops.aten.tanh.default", "_operator.methodcaller", "operator '_operator.methodcaller'"),
         ("model.json", "torch.ops.aten.tanh.default", "#evil:run", "operator '#evil:run' is not one"),
         ("model.json", "Symbol('s", "__import__('s", "is not a size"),
+        ("model.json", "Symbol('s", "s0.ｎａｍｅ(Symbol('s", "is not a size"),
         ("model.json", "builtins.tuple", "collections.namedtuple", "arguments of type 'collections.namedtuple'"),
         (
             "model.json",

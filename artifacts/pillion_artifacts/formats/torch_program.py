@@ -46,9 +46,10 @@ _SAME_ROWS: Final = re.compile(r"L(\['\w+'\]|\[\d+\])+\.size\(\)\[0\] == L(\['\w
 """The only guard that always holds: every input has the same number of rows."""
 
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
-_EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~]*")
-_SYMBOL: Final = re.compile(r"Symbol\('(s|u|zuf|zf)\d+'(, [a-z]+=(True|False))*\)")
-_ALONE: Final = re.compile(r"(s|u|zuf|zf)\d+")
+_EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~]*", re.ASCII)
+"""Python reads a letter of another alphabet, such as a wide one, as the plain one: none may stand here."""
+_SYMBOL: Final = re.compile(r"Symbol\('(s|u|zuf|zf)\d+'(, [a-z]+=(True|False))*\)", re.ASCII)
+_ALONE: Final = re.compile(r"(s|u|zuf|zf)\d+", re.ASCII)
 _FUNCTIONS: Final = {
     *("Integer", "Rational", "Float", "Add", "Mul", "Pow"),
     *("Max", "Min", "FloorDiv", "CleanDiv", "CeilDiv", "Mod", "PythonMod", "ModularIndexing", "IntTrueDiv", "Abs"),

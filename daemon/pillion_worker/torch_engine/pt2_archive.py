@@ -23,7 +23,7 @@ _WEIGHTS: Final = "data/weights/"
 _CONSTANTS: Final = "data/constants/"
 _CONFIGS: Final = (f"{_WEIGHTS}model_weights_config.json", f"{_CONSTANTS}model_constants_config.json")
 _PLAIN: Final = ("archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id")
-_TENSORS: Final = re.compile(rf"({_WEIGHTS}weight|{_CONSTANTS}tensor)_\d+")
+_TENSORS: Final = re.compile(rf"({_WEIGHTS}weight|{_CONSTANTS}tensor)_\d+", re.ASCII)
 
 OPERATORS: Final = frozenset(
     [
@@ -57,7 +57,8 @@ _TARGET: Final = re.compile(
     r"|torch\.ops\.higher_order\.(cond|while_loop|wrap_with_set_grad_enabled|wrap_with_autocast)"
     r"|torch\.sym_\w+"
     rf"|_operator\.({'|'.join(sorted(OPERATORS))})"
-    r"|math\.(?!__)\w+"
+    r"|math\.(?!__)\w+",
+    re.ASCII,
 )
 _OF_FILES: Final = {"save", "load", "from_file"}
 """Operators that read or write files."""
@@ -65,10 +66,11 @@ _OF_FILES: Final = {"save", "load", "from_file"}
 _SAME_ROWS: Final = re.compile(r"L(\['\w+'\]|\[\d+\])+\.size\(\)\[0\] == L(\['\w+'\]|\[\d+\])+\.size\(\)\[0\]")
 """The only guard that always holds: every input of a batch has the same number of rows."""
 
-_SYMBOL: Final = re.compile(r"Symbol\('(s|u|zuf|zf)\d+'(, [a-z]+=(True|False))*\)")
-_ARITHMETIC: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~.]*")
+_SYMBOL: Final = re.compile(r"Symbol\('(s|u|zuf|zf)\d+'(, [a-z]+=(True|False))*\)", re.ASCII)
+_ARITHMETIC: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~.]*", re.ASCII)
+"""Python reads a letter of another alphabet, such as a wide one, as the plain one: none may stand here."""
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
-_IS_SYMBOL: Final = re.compile(r"(s|u|zuf|zf)\d+")
+_IS_SYMBOL: Final = re.compile(r"(s|u|zuf|zf)\d+", re.ASCII)
 _FUNCTIONS: Final = frozenset(
     [
         "Integer",

@@ -137,6 +137,8 @@ class WorkerEngine:
         self.strict_rows = strict_rows
         self.run_s_max = WORKER_RUN_S_MAX
         """How long a blocking run may take."""
+        self.why_too_large: Callable[[], str] = lambda: ""
+        """Says why the memory of the worker is too much; empty if it is not. Called now and then in a blocking wait."""
         self.state = WorkerState.LOST
         self.reason = "it has no worker yet"
         """Why it is lost or out."""
@@ -369,7 +371,10 @@ class WorkerEngine:
                 return False
             began_s = time.monotonic()
             self._wait_for_events(min(left_s, WAIT_LOOK_S))
-            left_s -= min(time.monotonic() - began_s, 2 * WAIT_LOOK_S)
+            waited_s = time.monotonic() - began_s
+            if waited_s >= WAIT_LOOK_S and (why := self.why_too_large()):
+                self.lose(why, LossCause.MEMORY)
+            left_s -= min(waited_s, 2 * WAIT_LOOK_S)
         return True
 
     def _wait_for_events(self, timeout_s: float) -> None:

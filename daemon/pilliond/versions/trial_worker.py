@@ -33,7 +33,7 @@ _CPU_CLOCK: Final = 2
 class TrialWorker:
     """One version in a worker. Owns the process and its engine; `close` ends both.
 
-    `code` is `trust.code`. No pool bounds the resident memory of this worker: call `check_memory` now and then.
+    `code` is `trust.code`. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory` now and then afterwards.
     """
 
     def __init__(self, request: VersionRequest, rows_max: int, settings: EngineSettings, code: Sequence[str]) -> None:
@@ -42,6 +42,7 @@ class TrialWorker:
         self._settings = settings
         self._engine = worker_engine(request, rows_max, settings, code)
         self._engine.run_s_max = TRIAL_RUN_S_MAX
+        self._engine.why_too_large = self._why_too_large
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -83,13 +84,8 @@ class TrialWorker:
 
     def check_memory(self) -> None:
         """Raises `EngineError` if the worker has more resident memory than the settings allow, as the pool would end it then."""
-        mb_max = self._settings.worker_memory_mb_max
-        pages = int(_first_line(f"/proc/{self.pid}/statm").split()[1])
-        resident_mb = pages * os.sysconf("SC_PAGE_SIZE") // _BYTES_PER_MB
-        if resident_mb > mb_max:
-            raise EngineError(
-                f"its worker has {resident_mb} MB of resident memory, engine.worker_memory_mb_max is {mb_max}"
-            )
+        if why := self._why_too_large():
+            raise EngineError(why)
 
     def close(self) -> None:
         """Ends the worker. Safe to repeat."""
@@ -98,6 +94,14 @@ class TrialWorker:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def _why_too_large(self) -> str:
+        mb_max = self._settings.worker_memory_mb_max
+        pages = int(_first_line(f"/proc/{self.pid}/statm").split()[1])
+        resident_mb = pages * os.sysconf("SC_PAGE_SIZE") // _BYTES_PER_MB
+        if resident_mb <= mb_max:
+            return ""
+        return f"its worker has {resident_mb} MB of resident memory, engine.worker_memory_mb_max is {mb_max}"
 
     def _spawn(self, model_descriptor: int) -> None:
         python = self._settings.python

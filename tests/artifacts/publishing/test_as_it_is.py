@@ -382,6 +382,7 @@ def in_program(old: str, new: str) -> Callable[[bytes], bytes]:
         ("model.json", in_program("torch.ops.aten.tanh.default", "_operator.methodcaller"), "operator '_operator.meth"),
         ("model.json", in_program("aten.tanh.default", "aten.from_file.default"), "is not one of torch's own"),
         ("model.json", in_program("Symbol('s", "__import__('s"), "is not a size"),
+        ("model.json", in_program("Symbol('s", "ｎａｍｅ(Symbol('s"), "is not a size"),
         ("model.json", in_program('"guards_code":[]', '"guards_code":["evil()"]'), "expected no guards_code, got some"),
         ("model.json", lambda _: b"[]", "models/model.json: expected JSON"),
         ("model.json", lambda _: b"{}", "expected a program of torch.export, got KeyError"),

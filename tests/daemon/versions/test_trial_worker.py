@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,23 @@ def test_a_worker_that_is_too_large_is_told(sealed: SealedVersion, monkeypatch: 
             EngineError, match=r"^its worker has \d+ MB of resident memory, engine.worker_memory_mb_max is 256$"
         ):
             worker.check_memory()
+
+
+def test_a_worker_that_grows_too_large_while_it_loads_is_told_before_it_is_done(
+    sealed: SealedVersion, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    # A policy that takes memory in its factory: the worker has not answered yet.
+    grow = "import sys, time; taken = b'x' * 400_000_000; time.sleep(100)"
+    python.write_text(
+        f'#!/bin/sh\nfor last; do :; done\n[ $last = --check ] && exec {sys.executable} "$@"\n'
+        f'exec {sys.executable} -c "{grow}"\n'
+    )
+    python.chmod(0o755)
+    settings = EngineSettings(python=str(python), worker_memory_mb_max=256)
+    worker = TrialWorker(sealed.request(), ROWS_MAX, settings, [])
+    with worker, pytest.raises(EngineError, match=r"^its worker has 4\d\d MB of resident memory, engine.worker_memory"):
+        worker.start(sealed.model_descriptor)
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/true"])

@@ -20,7 +20,7 @@ class UnreadableError(Exception):
     """Its text cannot be read."""
 
     def __str__(self) -> str:
-        raise RuntimeError("no text")
+        raise SystemExit("no text")
 
 
 def _raise(rows: Any) -> NoReturn:

@@ -177,7 +177,9 @@ def _import_weights(source: Path, details: Details, card: ModelCard | None, opti
     from pillion_artifacts.publishing.common.python_policy import import_weights
 
     if card is None or card.engine.kind != "python" or options.engine:
-        raise InvalidSourceError(f"{source.name}: weights without a network: expected --card with a card whose engine is python")
+        raise InvalidSourceError(
+            f"{source.name}: weights without a network: expected --card with a card whose engine is python"
+        )
     return import_weights(source, details, card, options.allowed_code)
 
 

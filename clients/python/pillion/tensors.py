@@ -83,7 +83,9 @@ class _Text(_Tensor):
             texts = value
         elif isinstance(value, list | tuple) and len(value) == len(each := tuple(_only_texts(value))):
             if len(each) != rows:
-                raise self._invalid("a str" if rows is None else f"{rows} texts", f"a {type(value).__name__} of {len(each)}")
+                raise self._invalid(
+                    "a str" if rows is None else f"{rows} texts", f"a {type(value).__name__} of {len(each)}"
+                )
             texts = each
         elif isinstance(value, np.ndarray) and value.dtype == np.uint8:
             return super().array(value, rows)

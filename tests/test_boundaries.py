@@ -66,7 +66,7 @@ FLOORS = {
         ["oci", "card"],
         ["formats"],
         ["names", "yaml_text"],
-        ["errors", "limits", "version_range", "json_schema"],
+        ["errors", "limits", "version_range", "json_schema", "validation_text"],
     ],
     "pillion_bench": [
         ["cli"],

@@ -47,7 +47,7 @@ def fault_of_text(row: bytes, bytes_min: int) -> TextFault | None:
     try:
         encoded.decode()
     except UnicodeDecodeError as error:
-        return TextFault("UTF-8", f"0x{encoded[error.start]:02x} as byte {error.start}, which is not")
+        return TextFault("UTF-8", f"0x{encoded[error.start]:02x} at byte {error.start}")
     return None
 
 

@@ -92,7 +92,7 @@ def test_stable_baselines_predict_takes_texts(reader_daemon: Daemon) -> None:
         ("a\0b", "text without zero bytes, got one at character 1"),
         ("a\ud800", r"text that UTF-8 can hold, got '\\ud800' at character 1"),
         (b"left", "expected a str, or an array of uint8 .*, got bytes"),
-        (["left"], "expected a str, got 1 of them"),
+        (["left"], "expected a str, got a list of 1"),
         (7, "expected a str, .*, got int"),
         (None, "expected a str, .*, got NoneType"),
         (np.zeros(ROOM, np.float32), "expected a str, .*, got an array of float32"),
@@ -113,9 +113,9 @@ def test_what_is_no_text_of_the_spec_is_not_sent(reader_daemon: Daemon, prompt: 
     ("prompts", "message"),
     [
         ("left", "expected 2 texts, got a single str"),
-        (["left"], "expected 2 texts, got 1 of them"),
+        (("left",), "expected 2 texts, got a tuple of 1"),
         (["left", ""], "expected at least 1 byte of UTF-8, got '' of 0 bytes in row 1"),
-        (["left", b"up"], "expected 2 texts, .*, got list"),
+        (["left", b"up"], "expected 2 texts, .*, got a list with bytes in row 1"),
     ],
 )
 def test_a_group_needs_a_text_for_each_row(reader_daemon: Daemon, prompts: Any, message: str) -> None:
@@ -127,7 +127,7 @@ def test_a_group_needs_a_text_for_each_row(reader_daemon: Daemon, prompts: Any, 
         # a list that another group has sent is no reason to take it from this one
         other = session.begin_many(1)
         other.act(observed(["left"], ["a"], speed[:1]))
-        with pytest.raises(pillion.InvalidObservationError, match="expected 2 texts, got 1 of them"):
+        with pytest.raises(pillion.InvalidObservationError, match="expected 2 texts, got a list of 1"):
             group.act(observed(["left"], ["", ""], speed))
 
 
@@ -140,7 +140,7 @@ def test_encoded_rows_are_sent_as_they_are_and_the_daemon_refuses_what_is_no_tex
             episode.act(observed(encoded))
         error = refused.value
         assert (error.code, error.expected) == ("bad_text", "UTF-8")
-        assert error.actual == "0xff as byte 1, which is not in row 0"
+        assert error.actual == "0xff at byte 1 in row 0"
         assert episode.act(observed("left")).tolist() == action_of("left", "", 3.0)
 
 

@@ -78,7 +78,7 @@ class Restoring(torch.nn.Module):
         self.kept = torch.zeros(1)
 
     @torch.jit.export
-    def __getstate__(self) -> tuple[torch.Tensor, bool]:  # type: ignore[override]
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
         return self.kept, self.training
 
     @torch.jit.export

@@ -15,6 +15,7 @@ import semver
 from pillion_artifacts.card import schema_1 as card_schema_1
 from pillion_artifacts.card.engine_checks import check_engine
 from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.validation_text import text_of
 from pillion_artifacts.yaml_text import read_yaml
 from pillion_protocol.specs import TEXT, DType, Space, Spec, TensorSpec
 
@@ -238,7 +239,7 @@ def parse_card(text: bytes) -> ModelCard:
     try:
         card = _convert(read_yaml(text, "model card"))
     except msgspec.ValidationError as error:
-        raise InvalidArtifactError(f"model card: {error}") from None
+        raise InvalidArtifactError(f"model card: {text_of(error, ModelCard)}") from None
     check_card(card)
     return card
 
@@ -265,6 +266,8 @@ def schema_of(text: bytes) -> int | None:
 
 def _convert(fields: Any) -> ModelCard:
     """Raises `msgspec.ValidationError` or `InvalidArtifactError`."""
+    if fields is None:
+        raise InvalidArtifactError("model card: expected its fields, got an empty file")
     if not isinstance(fields, dict):
         return msgspec.convert(fields, ModelCard)
     match fields.get("schema"):

@@ -177,7 +177,9 @@ def _import_weights(source: Path, details: Details, card: ModelCard | None, opti
     from pillion_artifacts.publishing.common.python_policy import import_weights
 
     if card is None or card.engine.kind != "python" or options.engine:
-        raise InvalidSourceError(f"{source.name}: weights without a network: expected a card whose engine is python")
+        raise InvalidSourceError(
+            f"{source.name}: weights without a network: expected --card with a card whose engine is python"
+        )
     return import_weights(source, details, card, options.allowed_code)
 
 
@@ -230,7 +232,8 @@ def _kind(source: Path) -> str:
         return "TorchScript"
     if "data.pkl" in inner:
         raise InvalidSourceError(
-            f"{source.name}: weights without a network: publish the module itself with pillion_artifacts.export"
+            f"{source.name}: a file of torch.save, whose pickle is never executed: "
+            "publish the module itself with pillion_artifacts.export"
         )
     raise InvalidSourceError(f"{source.name}: a zip that no importer can read: it has {', '.join(sorted(names)[:4])}")
 

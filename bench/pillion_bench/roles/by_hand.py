@@ -44,8 +44,8 @@ def run(pipe: Pipe) -> None:
     loaded = load(data)
     times_ns.append(time.monotonic_ns())
     assert loaded is not None
-    steps_ns = [after - before for before, after in pairwise(times_ns)]
-    pipe.send(ByHandResult(*steps_ns, time.process_time_ns()))
+    import_ns, read_ns, hash_ns, load_ns = (after - before for before, after in pairwise(times_ns))
+    pipe.send(ByHandResult(import_ns, read_ns, hash_ns, load_ns, time.process_time_ns()))
 
 
 def _library(engine: str) -> Callable[[bytes], Any]:

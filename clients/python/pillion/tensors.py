@@ -83,14 +83,16 @@ class _Text(_Tensor):
             texts = value
         elif isinstance(value, list | tuple) and len(value) == len(each := tuple(_only_texts(value))):
             if len(each) != rows:
-                raise self._invalid("a str" if rows is None else f"{rows} texts", f"{len(each)} of them")
+                raise self._invalid(
+                    "a str" if rows is None else f"{rows} texts", f"a {type(value).__name__} of {len(each)}"
+                )
             texts = each
         elif isinstance(value, np.ndarray) and value.dtype == np.uint8:
             return super().array(value, rows)
         else:
-            kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
             raise self._invalid(
-                f"{'a str' if rows is None else f'{rows} texts'}, or an array of uint8 with their encoded rows", kind
+                f"{'a str' if rows is None else f'{rows} texts'}, or an array of uint8 with their encoded rows",
+                _kind_of(value),
             )
         array = self._kept.get(texts)
         return self._encoded(texts) if array is None else array
@@ -179,6 +181,17 @@ class TensorCodec:
         """Returns the shape and dtype of the first output, the action."""
         tensor = self._outputs[0]
         return tensor.shape if rows is None else (rows, *tensor.shape), tensor.wire_dtype
+
+
+def _kind_of(value: object) -> str:
+    """What was given as text; of a list, the first element that is none."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    kind = type(value).__name__
+    if isinstance(value, list | tuple):
+        row, other = next((row, each) for row, each in enumerate(value) if not isinstance(each, str))
+        return f"a {kind} with {type(other).__name__} in row {row}"
+    return kind
 
 
 def _only_texts(values: Sequence[Any]) -> Iterator[str]:

@@ -269,6 +269,8 @@ def _log(error: BaseException) -> None:
 
 
 def _line_of(error: BaseException) -> str:
-    """Where an error was raised, as far as it is known."""
+    """Where an error was raised, as far as it is known. Empty if the call itself failed: this file is not the package's."""
     frames = traceback.extract_tb(error.__traceback__, limit=-1) if error.__traceback__ else []
-    return f" ({os.path.basename(frames[0].filename)}, line {frames[0].lineno})" if frames else ""
+    if not frames or frames[0].filename == __file__:
+        return ""
+    return f" ({os.path.basename(frames[0].filename)}, line {frames[0].lineno})"

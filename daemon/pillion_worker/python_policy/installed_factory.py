@@ -86,7 +86,7 @@ def _check_owner(found: Distribution, name: str, module: str) -> None:
     """Without this, a card could name any module of the interpreter beside a package that is allowed."""
     origin = _origin_of(module)
     if origin is None:
-        raise EngineError(f"its package {name!r} has no module {module!r} that is a file")
+        raise EngineError(f"its package {name!r} has no module {module!r}")
     if not _owns(found, origin):
         raise EngineError(f"its package {name!r} has no module {module!r}: {origin} is not one of its files")
 

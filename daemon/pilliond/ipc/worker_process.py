@@ -33,6 +33,8 @@ def worker_environment(python: str) -> dict[str, str]:
 
 def why_no_workers(python: str) -> str:
     """Returns why an interpreter cannot run workers; empty if it can. Starts it, and waits until it has imported numpy."""
+    if os.path.isdir(python):
+        return f"engine.python: expected an interpreter, such as {python}/bin/python, got the folder {python}"
     try:
         code, output, errors = _ends_of_output([python, _BOOTSTRAP, "--check"], worker_environment(python))
     except OSError as error:

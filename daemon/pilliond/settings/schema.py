@@ -16,6 +16,7 @@ import msgspec
 
 from pillion_artifacts import ArtifactError
 from pillion_artifacts.names import parse_reference
+from pillion_artifacts.validation_text import text_of
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
@@ -494,7 +495,7 @@ def _as_list(numbers: Iterable[int]) -> str:
 
 def _with_path(error: msgspec.ValidationError) -> str:
     """Puts the path first, as an operator looks for it. Where msgspec words its error otherwise, the text stays as it is."""
-    text, _, path = str(error).partition(" - at `$.")
+    text, _, path = text_of(error, Settings).partition(" - at `$.")
     return f"{path.rstrip('`')}: {text}" if path else text
 
 

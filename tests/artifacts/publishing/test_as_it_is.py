@@ -507,7 +507,9 @@ def test_a_python_policy_runs_for_its_golden_pairs_only_if_it_is_allowed_and_ins
         artifact = Store(tmp_path / folder / "store").load("mlp")
         assert artifact.model == save(mlp_weights())
         if where is None:
-            assert published["unproven"] == f"its package {EXAMPLE} is not installed here"
+            assert (
+                published["unproven"] == f"its package {EXAMPLE} is not installed here: install it beside this command"
+            )
             assert "golden.safetensors" not in artifact.files
         else:
             assert published["parity"]["differences"] == {"action": 0.0}
@@ -529,9 +531,7 @@ def test_a_python_policy_of_other_weights_is_refused_when_it_runs(tmp_path: Path
 def test_weights_without_a_card_of_a_python_policy_are_refused(tmp_path: Path) -> None:
     save_file(mlp_weights(), tmp_path / "weights.safetensors")
     for options in (Options(), Options(card=card_file(tmp_path))):
-        with pytest.raises(
-            InvalidSourceError, match="weights without a network: expected a card whose engine is python"
-        ):
+        with pytest.raises(InvalidSourceError, match="weights without a network: expected --card with a card whose"):
             import_source(tmp_path / "weights.safetensors", tmp_path / "x", "x", "1.0.0", options)
     card = card_file(tmp_path, python_card())
     (tmp_path / "other.onnx").write_bytes(b"\x08\x07")

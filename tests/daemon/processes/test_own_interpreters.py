@@ -90,6 +90,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_start_with_an_interpreter_that_runs_no_worker_is_refused_in_one_line(store: Path, bare: str) -> None:
     for python, why in (
         ("/nowhere/python", "cannot start /nowhere/python: No such file or directory"),
+        ("/usr", "expected an interpreter, such as /usr/bin/python, got the folder /usr"),
         ("/bin/true", "expected Python 3.9 or later, got /bin/true, which ended with 0: it said nothing"),
         (bare, f"{bare}: it is Python {sys.version.split()[0]}, and a worker does not start there: "),
     ):

@@ -49,7 +49,7 @@ def sent(plane: ReaderPlane) -> dict[int, tuple[Message, list[list[float]]]]:
 @pytest.mark.parametrize(
     ("bad", "expected", "actual"),
     [
-        (b"a\xff", "UTF-8", "0xff as byte 1, which is not in row 1"),
+        (b"a\xff", "UTF-8", "0xff at byte 1 in row 1"),
         (b"a\0b", "nothing but zero bytes after the text", "others after the zero byte 1 in row 1"),
         (b"", "at least 1 byte of UTF-8", "0 bytes in row 1"),
     ],
@@ -94,7 +94,7 @@ def test_a_bad_text_of_a_full_batch_is_found() -> None:
     plane.deliver(b"peer", act(full, 2, rows=8), *frames(*[b"left"] * 7, b"lef\xc3"))
     error, _ = sent(plane)[2]
     assert isinstance(error, Error)
-    assert error.actual == "0xc3 as byte 3, which is not in row 7"
+    assert error.actual == "0xc3 at byte 3 in row 7"
     plane.transport.sent.clear()
     plane.deliver(b"peer", act(full, 3, rows=8), *frames(*[b"left"] * 7, "lefé".encode()))
     assert sent(plane)[3][1] == [action_of("left", "", 0.0)] * 7 + [action_of("lefé", "", 0.0)]

@@ -41,7 +41,7 @@ def _why_not_run(distribution: str, allowed: list[str]) -> str:
     try:
         version(distribution)
     except PackageNotFoundError:
-        return f"its package {distribution} is not installed here"
+        return f"its package {distribution} is not installed here: install it beside this command"
     return ""
 
 

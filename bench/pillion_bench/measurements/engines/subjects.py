@@ -18,7 +18,9 @@ from pillion_artifacts.card.layers import CARD_NAME, MODEL_NAMES
 from pillion_artifacts.card.model_card import EngineCard, TensorCard
 from pillion_bench.shipped import IMAGE, examples_folder
 
-ONNX, TORCH, PYTHON = "onnx", "torch", "python"
+ONNX: Final = "onnx"
+TORCH: Final = "torch"
+PYTHON: Final = "python"
 ENGINES: Final = (ONNX, TORCH, PYTHON)
 
 TABLE: Final = "table"

@@ -77,6 +77,14 @@ def test_everything_else_is_refused_before_it_is_imported(site: Path, fields: di
     assert MODULE not in sys.modules
 
 
+def test_a_module_within_a_package_of_others_is_refused_before_that_is_imported(site: Path) -> None:
+    (site / "others").mkdir()
+    (site / "others" / "__init__.py").write_text("raise SystemExit('it was imported')")
+    (site / "others" / "inner.py").write_text("def mlp(weights): pass")
+    with pytest.raises(EngineError, match=r"has no module 'others\.inner': .* is not one of its files"):
+        find_factory(changed(entry_point="others.inner:mlp"))
+
+
 @pytest.mark.parametrize(
     ("factory", "why"), [("absent", "has no 'absent'"), ("ACTIVATIONS", "expected a function, got dict")]
 )

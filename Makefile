@@ -12,7 +12,7 @@ FAST := -p tools.fast_tests -p no:schemathesis -m fast
 FAST_TMPDIR := $(if $(wildcard /dev/shm/.),TMPDIR=/dev/shm)
 
 .PHONY: help setup demo test test-fast test-newest test-oldest coverage check format hooks lock bench hunt \
-        hunt-switches fuzz peers release clean
+        hunt-switches fuzz gpu peers foreign release clean
 
 help:
 	@echo "make demo           replay recorded episodes through a daemon on this machine"
@@ -29,7 +29,9 @@ help:
 	@echo "make hunt           kill ten thousand clients with -9 and count what is left of them"
 	@echo "make hunt-switches  kill the daemon's processes with -9 at every step of switching"
 	@echo "make fuzz           let schemathesis send thousands of requests to a daemon's admin port (FUZZ_ARGS: --examples, --seed)"
+	@echo "make gpu            the figures of the torch engine on a CUDA device; without one it says that nothing was tried"
 	@echo "make peers          the published peers, for pillion bench compare, in .venv-peers"
+	@echo "make foreign        another interpreter with numpy 1 and jax, for tests of engine.python, in .venv-foreign"
 	@echo "make release        check, build and tag a release: VERSION=x.y.z (RELEASE_ARGS: --skip-tests)"
 	@echo "make setup          the virtual environment with everything"
 	@echo "make clean          remove the virtual environments, the caches and the builds"
@@ -83,13 +85,18 @@ fuzz: $(VENV)/dev.stamp
 hunt-switches: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.daemon.tools.switch_hunt --kills 500
 
+gpu: $(VENV)/dev.stamp
+	$(BIN)/python tools/gpu_checks.py $(GPU_ARGS)
+
 peers: .venv-peers/peers.stamp
+
+foreign: .venv-foreign/foreign.stamp
 
 release: $(VENV)/dev.stamp
 	$(BIN)/python tools/release.py "$(VERSION)" $(RELEASE_ARGS)
 
 clean:
-	rm -rf .venv .venv-peers .venv-newest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
+	rm -rf .venv .venv-peers .venv-foreign .venv-newest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -129,4 +136,11 @@ test-newest test-oldest: test-%: $(VENV)/dev.stamp
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python $(PIP_LOCKED) --requirement locks/peers.txt
 	.venv-peers/bin/python -m pip check
+	@touch $@
+
+# What workers run in where engine.python names it: nothing of the daemon, and other versions.
+.venv-foreign/foreign.stamp: locks/foreign.txt
+	$(PYTHON) -m venv .venv-foreign
+	.venv-foreign/bin/python $(PIP_LOCKED) --requirement locks/foreign.txt
+	.venv-foreign/bin/python -m pip check
 	@touch $@

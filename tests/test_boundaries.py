@@ -25,7 +25,7 @@ it imports nothing of the client."""
 MAY_IMPORT = {
     "pillion_protocol": set[str](),
     "pillion": {"pillion_protocol", CLI_SUPPORT},
-    "pillion_artifacts": {"pillion_protocol", CLI_SUPPORT},
+    "pillion_artifacts": {"pillion_protocol", "pillion_worker", CLI_SUPPORT},
     "pillion_worker": set[str](),
     "pilliond": {"pillion_protocol", "pillion_artifacts", "pillion_worker", CLI_SUPPORT},
     "pillion_bench": {*PACKAGES, CLI_SUPPORT},
@@ -64,8 +64,9 @@ FLOORS = {
         ["publishing/onnx"],
         ["publishing/common"],
         ["oci", "card"],
+        ["formats"],
         ["names", "yaml_text"],
-        ["errors", "limits", "version_range", "json_schema"],
+        ["errors", "limits", "version_range", "json_schema", "validation_text"],
     ],
     "pillion_bench": [
         ["cli"],
@@ -75,7 +76,7 @@ FLOORS = {
         ["roles"],
         ["recordings"],
         ["process"],
-        ["variants", "tables"],
+        ["variants", "tables", "torch_policies"],
         ["shipped", "errors", "exchange", "host", "percentiles", "progress"],
         ["limits", "__init__"],
     ],
@@ -221,6 +222,13 @@ def test_the_client_and_the_wire_need_three_packages() -> None:
     client = (imported("pillion", command_line) | imported("pillion_protocol")) - ours
     assert client == {"msgspec", "numpy", "zmq"}
     assert {name for file in command_line for name in imported_by(file)} - ours == {"click", "msgspec", "rich"}
+
+
+def test_only_publishing_runs_the_engines_of_the_worker() -> None:
+    files = PACKAGES["pillion_artifacts"].rglob("*.py")
+    importers = [file for file in files if "pillion_worker" in imported_by(file)]
+    assert importers
+    assert all(file.is_relative_to(PUBLISHING) for file in importers)
 
 
 @pytest.mark.parametrize("package", ["pilliond", "pillion_artifacts"])

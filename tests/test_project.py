@@ -19,10 +19,13 @@ from tools.fast_tests import reaches_what_is_slow
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "locks"
+FOREIGN = LOCKS / "foreign.in"
 PYTHONS = ("3.11", "3.12", "3.13")
 MAKEFILE = (ROOT / "Makefile").read_text()
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
+OF_A_GPU = {"cuda", "tensorrt"}
+"""Extras for an environment of workers. They are not locked, because they exclude that of the daemon."""
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
@@ -86,7 +89,7 @@ def test_a_lock_names_versions_and_hashes_and_no_place(file: str) -> None:
         assert re.search(r"^ +--hash=sha256:[0-9a-f]{64}", block, re.MULTILINE), block
 
 
-@pytest.mark.parametrize("extra", sorted(EXTRAS))
+@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - OF_A_GPU))
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_requirement_of_every_extra_is_locked_once_for_each_python(extra: str, python: str) -> None:
     assert_locked(requirements_of(extra), ["dev.txt", "torch-cuda.txt"], python)
@@ -101,9 +104,10 @@ def test_a_smaller_lock_holds_all_that_its_extra_needs(extra: str, file: str, py
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_peers_and_the_build_backend_are_locked(python: str) -> None:
-    peers = (ROOT / "bench" / "peers" / "requirements.txt").read_text().splitlines()
-    assert_locked([Requirement(line) for line in peers if line and not line.startswith("#")], ["peers.txt"], python)
+def test_the_peers_the_foreign_interpreter_and_the_build_backend_are_locked(python: str) -> None:
+    for inputs, file in ((ROOT / "bench" / "peers" / "requirements.txt", "peers.txt"), (FOREIGN, "foreign.txt")):
+        lines = inputs.read_text().splitlines()
+        assert_locked([Requirement(line) for line in lines if line and not line.startswith("#")], [file], python)
     backend = list(map(Requirement, PYPROJECT["build-system"]["requires"]))
     assert_locked(backend, ["bench.txt"], python)
     assert_locked(backend, ["dev.txt"], python)
@@ -133,6 +137,15 @@ def test_torch_is_in_its_own_locks_alone_and_a_cpu_build_brings_no_cuda() -> Non
     (cpu,) = locked("torch-cpu.txt")
     (cuda,) = [each for each in locked("torch-cuda.txt") if each.name == "torch"]
     assert (cpu.name, version_of(cpu)) == ("torch", f"{version_of(cuda)}+cpu")
+
+
+@pytest.mark.parametrize("extra", sorted(OF_A_GPU))
+def test_no_extra_of_a_gpu_installs_a_second_onnx_runtime(extra: str) -> None:
+    names = {each.name for each in requirements_of(extra)}
+    assert "onnxruntime-gpu" in names
+    assert "onnxruntime" not in names
+    for other in EXTRAS.keys() - OF_A_GPU:
+        assert not names & {"onnxruntime-gpu"} & {each.name for each in requirements_of(other)}
 
 
 def test_only_the_tools_have_upper_bounds() -> None:

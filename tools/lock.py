@@ -1,4 +1,4 @@
-"""Compiles the lock with uv: exact versions with hashes, for every extra and for the peers of the bench.
+"""Compiles the lock with uv: exact versions with hashes, for every extra that CI installs, the peers of the bench and a foreign interpreter.
 
     make lock                          # renew it: the newest of everything
     make lock LOCK_ARGS=--keep         # change only what pyproject.toml now requires otherwise
@@ -12,6 +12,9 @@ One resolution covers the extras; it is then written to several files, because n
     torch-cuda.txt  PyPI's builds of torch, with the CUDA packages that they need
     daemon.txt      what a daemon runs on, with signatures and buckets
     peers.txt       the peers of the bench, in an environment of their own
+    foreign.txt     another interpreter for workers, in an environment of its own
+
+The extras `cuda` and `tensorrt` are not locked: they exclude the daemon's, and CI has no GPU.
 
 Every file is complete in itself (but dev.txt goes with one of torch's), so pip installs it with `--no-deps`.
 The index comes from uv's and pip's own configuration. No file names one.
@@ -33,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "locks"
 TORCH = LOCKS / "torch.in"
 EDITABLE = LOCKS / "editable.in"
+FOREIGN = LOCKS / "foreign.in"
 PEERS = ROOT / "bench" / "peers" / "requirements.txt"
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -77,6 +81,7 @@ def main() -> None:
         write(into / "torch-cuda.txt", chosen(everything, is_of_torch))
         write(into / "torch-cpu.txt", {"torch": [cpu_builds()]})
         write(into / "peers.txt", compiled("peers.txt", str(PEERS)))
+        write(into / "foreign.txt", compiled("foreign.txt", str(FOREIGN)))
 
 
 def is_of_torch(name: str) -> bool:

@@ -48,6 +48,27 @@ GRAPH_NODES_MAX: Final = 100_000
 CONSTANT_ELEMENTS_MAX: Final = 4_096
 """Elements of a constant whose least and greatest are looked for: divisors and limits are small."""
 
+PROGRAM_BYTES_MAX: Final = 1 << 26
+"""The graph of a torch program, without its weights: a transformer of hundreds of layers has some 10 MB."""
+
+ZIP_MEMBERS_MAX: Final = 10_000
+"""Members of a zip."""
+
+ZIP_NAME_CHARACTERS_MAX: Final = 256
+"""Of the name of a member of a published zip: torch names its members after modules."""
+
+SAFETENSORS_HEADER_BYTES_MAX: Final = 1 << 24
+"""The header of a safetensors file: about 100 bytes for each tensor."""
+
+ENGINE_ARGUMENTS_MAX: Final = 64
+"""Arguments of a Python policy's factory in a card. A factory with more has a configuration, which is the package's."""
+
+ENGINE_ARGUMENT_CHARACTERS_MAX: Final = 4_096
+"""Of such an argument, of its name, and of the other fields of a card's engine."""
+
+ENGINE_ARGUMENTS_BYTES_MAX: Final = 1 << 16
+"""All arguments as JSON: a worker gets them in one packet of 128 KiB, beside the tensors."""
+
 YAML_DEPTH_MAX: Final = 32
 """Nesting of lists and mappings. The YAML library recurses in C: a text nested too deep would end the process."""
 
@@ -126,9 +147,6 @@ SOURCE_BYTES_MAX: Final = 2 << 30
 ZIP_BYTES_MAX: Final = 4 << 30
 """All members of a zip when unpacked, so that a zip bomb is refused before it is unpacked."""
 
-ZIP_MEMBERS_MAX: Final = 10_000
-"""Members of a zip."""
-
 ZIP_VERSION_BYTES_MAX: Final = 100
 """The member of a Stable-Baselines3 zip with its version number."""
 
@@ -146,6 +164,15 @@ DRAWN_BOUND_MAX: Final = 1e6
 
 PARITY_ROWS: Final = 256
 """Observations that source and published model are compared on."""
+
+LARGE_MODEL_BYTES: Final = 64 << 20
+"""From this size on, a model is compared on PARITY_ROWS_OF_LARGE observations: each takes it long."""
+
+PARITY_ROWS_OF_LARGE: Final = 32
+"""Observations that source and published model of that size are compared on."""
+
+PARITY_BATCH_ROWS: Final = 32
+"""Rows of one run of a worker's engine while it is compared with its source."""
 
 PARITY_STEPS: Final = 16
 """Steps of each episode that a recurrent policy is compared on."""
@@ -168,4 +195,4 @@ assert PICKLE_BYTES_MAX < SOURCE_BYTES_MAX
 assert 4 * REASON_CHARACTERS_MAX < AUDIT_TAIL_BYTES
 assert GOLDEN_ROWS_MAX <= PARITY_ROWS
 assert GOLDEN_KEPT_BYTES_MAX <= GOLDEN_BYTES_MAX
-assert PARITY_ROWS % PARITY_STEPS == 0
+assert PARITY_ROWS % PARITY_STEPS == PARITY_ROWS_OF_LARGE % PARITY_STEPS == 0

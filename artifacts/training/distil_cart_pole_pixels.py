@@ -227,7 +227,7 @@ def main() -> None:
     onnx_model, timesteps = distil(teacher.model, observation, arguments)
 
     card = ModelCard(
-        schema=2,
+        schema=3,
         name="cart-pole-pixels",
         version="1.0.0",
         description="Balances a pole on a cart from the last four frames of the screen, in shades of grey.",

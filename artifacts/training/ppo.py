@@ -89,7 +89,7 @@ def train_and_publish(recipe: Recipe, arguments: argparse.Namespace) -> None:
     assert isinstance(action, spaces.Discrete)
     onnx_model = export_onnx(recipe.make_module(model.policy), observation)
     card = ModelCard(
-        schema=2,
+        schema=3,
         name=recipe.name,
         version="1.0.0",
         description=recipe.description,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 # Processes
-DAEMON_START_S_MAX: Final = 30.0
-"""From the start of a daemon to its first welcome. A slower start is a failed start."""
+DAEMON_START_S_MAX: Final = 90.0
+"""From the start of a daemon to its first welcome. A slower start is a failed start. torch takes seconds to start, twice."""
 
 DAEMON_STOP_S_MAX: Final = 12.0
 """From SIGTERM to the end of a daemon, a little above its own bound for a drain. Then it is killed."""
@@ -32,6 +32,9 @@ FIRST_ANSWER_S_MAX: Final = 20.0
 
 IDLE_CONNECT_S_MAX: Final = 60.0
 """How long the idle clients of `pillion bench idle` may take to connect."""
+
+BY_HAND_S_MAX: Final = 120.0
+"""How long it may take to load a model by hand: torch may need seconds to start, and the model may be large."""
 
 BUDGET_ACT_S_MAX: Final = 0.5
 """How long one act of `pillion bench budget` may take on average, with the pause after it."""

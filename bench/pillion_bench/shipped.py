@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import pillion_artifacts
 import pillion_bench
+
+IMAGE: Final = "cart-pole-pixels"
+"""The image policy."""
 
 
 def examples_folder() -> Path:

@@ -7,15 +7,19 @@ if the parent had ended already.
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import sys
 
-from pillion_worker.sandbox import confine, die_with_parent
+from pillion_worker.bootstrap import refuse
+from pillion_worker.sandbox import confine, die_with_parent, keep_to_the_log
 
 _ENVIRONMENT = {
     # A batch is already as parallel as its settings say; more threads would only take cores away.
     "OPENBLAS_NUM_THREADS": "1",
+    # Threads of OpenMP, which torch uses, would spin between batches and take a core from the simulator.
+    "OMP_WAIT_POLICY": "PASSIVE",
     # Newer builds of ONNX Runtime send telemetry every ten seconds, from threads of their own.
     "ORT_DISABLE_TELEMETRY": "1",
 }
@@ -27,13 +31,17 @@ def main(arguments: list[str]) -> int:
     die_with_parent(parent_pid)
     # A terminal sends it to the whole daemon; the control process decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_to_the_log()
     confinement = confine()
     # The kernel forgets the request where privileges change.
     die_with_parent(parent_pid)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # numpy starts threads, and then the process could not be confined any more.
-    from pillion_worker.worker import work
+    try:
+        from pillion_worker.worker import work
+    except ImportError as error:
+        return refuse(descriptor, f"a worker does not start on Python {platform.python_version()}: {error}")
 
     with socket.socket(fileno=descriptor) as channel:
         try:

@@ -22,7 +22,7 @@ from pillion_worker.arena import (
     block_of,
 )
 from pillion_worker.doorbell import CAN_SPIN, ring_loop, wait_for_rings
-from pillion_worker.errors import EngineError
+from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import RINGS_MAX
 
 Runs = Sequence[Callable[[], None]]
@@ -98,7 +98,7 @@ class BatchLoop:
             self._runs[cells[block + MEMORY]][cells[block + ROWS]]()
             outcome = OK
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, only this batch fails
-            text = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+            text = one_line(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {one_line(error)}"
             cells[block + FAILURE_BYTES] = self._arena.write_failure(index, text)
             outcome = FAILED
         cells[block + FINISHED_NS] = self._finished_ns = self._clock()

@@ -39,3 +39,12 @@ REASON_CHARS_MAX: Final = 2_000
 
 RINGS_MAX: Final = 1_024
 """Rings that a spinning worker leaves unread, and that it reads at once; far fewer than a pipe holds."""
+
+WEIGHTS_HEADER_BYTES_MAX: Final = 16 * 1024**2
+"""The header of a weights file: room for the names and shapes of 100,000 tensors."""
+
+TRACEBACK_CHARS_MAX: Final = 20_000
+"""What a worker writes to the log of an error in the package of a policy, whose text may be as large as memory."""
+
+PT2_MEMBERS_MAX: Final = 65_536
+"""Members of a file of `torch.export`: a few, and one for each weight. A longer list would only take time to read."""

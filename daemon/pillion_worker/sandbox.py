@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
+_STDOUT: Final = 1
+_STDERR: Final = 2
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
@@ -42,6 +46,41 @@ def confine() -> dict[str, str]:
     privileges = _drop_capabilities()
     _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     return {"network": network, "privileges": privileges}
+
+
+def keep_to_the_log() -> None:
+    """Lets what a policy prints go where the log goes, line by line: whatever started the daemon may read its output."""
+    for stream in (sys.stdout, sys.stderr):
+        # None where the daemon was started without them.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    # Last: where standard output is a file, reconfiguring asks for the position in it, and the log may have none.
+    os.dup2(_STDERR, _STDOUT)
+
+
+def cut_off_forks(descriptors: Sequence[int]) -> None:
+    """Keeps these descriptors from the processes that a policy forks or starts; forked ones also end with their parent.
+
+    Else the serving process would take the words of such a process for the worker's, or would not see that the worker is
+    gone. Forks are those of Python code: what native code forks is not seen here.
+    """
+    prctl, parent = _libc().prctl, os.getpid()
+
+    def cut_off() -> None:
+        nonlocal parent
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in descriptors:
+            os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            # It had ended before the call, as in `die_with_parent`.
+            os._exit(os.EX_TEMPFAIL)
+        parent = os.getpid()
+
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    os.register_at_fork(after_in_child=cut_off)
 
 
 def limit_memory(bytes_max: int) -> None:

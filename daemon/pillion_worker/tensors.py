@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_worker.channel import PROTOCOL
+
 Array = NDArray[Any]
 
 
@@ -34,7 +36,7 @@ class LoadRequest(NamedTuple):
     """What a worker is asked to load."""
 
     engine: str
-    """The name of a module in `engines/`."""
+    """The name of a module in `engines/`: `onnx`, `torch` or `python`."""
 
     observation: list[Tensor]
     outputs: list[Tensor]
@@ -56,6 +58,22 @@ class LoadRequest(NamedTuple):
     spin_us: int = 0
     """How long the worker polls for the next batch before it sleeps, while batches follow each other within that time."""
 
+    model_kind: str = "onnx"
+    """The format of the model's bytes: that of the card's engine."""
+
+    code: Mapping[str, Any] = {}
+    """Of a Python policy: `entry_point`, `distribution`, `requires`, `arguments`, and `allowed`, the packages that the
+    settings allow."""
+
+    device: str = "auto"
+    """Where to compute: `auto`, `cpu`, or `cuda:N`."""
+
+    device_memory_bytes_max: int = 0
+    """The device memory that the version may use; 0: not limited."""
+
+    precision: str = "float32"
+    """The precision that was asked for: `float32`, `tf32`, `bfloat16` or `float16`."""
+
     @property
     def room(self) -> int:
         """The rows that each buffer has: `rows_max`, rounded up to whole strict shapes."""
@@ -66,12 +84,12 @@ class LoadRequest(NamedTuple):
         fields: dict[str, Any] = self._asdict()
         for name in ("observation", "outputs", "states"):
             fields[name] = [tensor._asdict() for tensor in fields[name]]
-        return {"type": "load", **fields}
+        return {"type": "load", "protocol": PROTOCOL, **fields}
 
     @classmethod
     def from_packet(cls, packet: Mapping[str, Any]) -> LoadRequest:
         """Reads it from a message of the channel. Raises `KeyError` or `TypeError` if a field is missing or unknown."""
-        fields = {name: value for name, value in packet.items() if name != "type"}
+        fields = {name: value for name, value in packet.items() if name not in ("type", "protocol")}
         for name, kind in (("observation", Tensor), ("outputs", Tensor), ("states", State)):
             fields[name] = [kind(**tensor) for tensor in fields[name]]
         return cls(**fields)

@@ -15,10 +15,10 @@ from pillion_worker.batch_loop import BatchLoop, Runs
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.engines.interface import Engine, load_engine
-from pillion_worker.errors import EngineError
+from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
-from pillion_worker.sandbox import limit_memory
+from pillion_worker.sandbox import cut_off_forks, limit_memory
 from pillion_worker.tensors import LoadRequest
 
 
@@ -30,8 +30,14 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
     loading = receive_packet(channel, packets.LOAD, 1)
     if loading is None:
         return os.EX_OK
+    protocol = loading[0].get("protocol")
+    if protocol != packets.PROTOCOL:
+        reason = f"the worker speaks protocol {packets.PROTOCOL}, the daemon {protocol}: it was updated, restart it"
+        send_packet(channel, {"type": packets.FAILED, "message": reason})
+        return os.EX_DATAERR
     request = LoadRequest.from_packet(loading[0])
     limit_memory(request.memory_bytes_max)
+    cut_off_forks([channel.fileno()])
     try:
         engine = load_engine(_read_all(loading[1][0]), request)
     except Exception as error:  # noqa: BLE001 - an engine's package may fail in its own ways, and the reason must arrive
@@ -53,6 +59,7 @@ def _serve(
     try:
         arena = Arena(arena_descriptor, layout)
         os.close(arena_descriptor)
+        cut_off_forks([submit, complete])
         if arena.cells[VERSION] != LAYOUT_VERSION:
             raise EngineError(f"this worker's arena is of another version than the daemon's: {LAYOUT_VERSION}")
         memory = _hold(engine, arena.bytes)
@@ -105,8 +112,9 @@ def _read_all(descriptor: int) -> bytes:
 
 
 def _reason(error: Exception) -> str:
+    text = one_line(error)
     if isinstance(error, EngineError):
-        return str(error)
+        return text
     if isinstance(error, (MemoryError, OSError)):
-        return f"no memory is left for it: {error}"
-    return f"{type(error).__name__}: {error}"
+        return f"no memory is left for it: {text}"
+    return f"{type(error).__name__}: {text}"

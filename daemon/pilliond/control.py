@@ -24,9 +24,11 @@ from structlog.typing import FilteringBoundLogger
 from pillion_artifacts import ArtifactError, Store
 from pilliond.admin.app import Admin
 from pilliond.admin.http.access import Access
-from pilliond.errors import BadPolicyError
+from pilliond.errors import BadPolicyError, SettingsError
 from pilliond.ipc.control_channel import Ready
+from pilliond.ipc.device_status import device_status
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.ipc.worker_process import why_no_workers
 from pilliond.linux.cpu_priority import lower_priority
 from pilliond.linux.service_manager import ServiceManager
 from pilliond.linux.spawner import Spawner
@@ -125,14 +127,17 @@ def ready_fields(stable: SealedVersion, workers: WorkerPool) -> dict[str, Any]:
         "placement": stable.placement.where if stable.placement else "",
         "placement_reason": stable.placement.reason if stable.placement else "",
         **({"worker_pid": worker.pid, "memory": worker.memory} if worker else {}),
+        **device_status(stable.engine).for_log(),
     }
 
 
 def load_policies(settings: Settings) -> list[tuple[str, SealedVersion]]:
     """Returns what `load_policy` returns for each policy of the settings, the default one first.
 
-    The caller closes the versions. Raises `BadPolicyError`, or `SettingsError` if the policies together may take too much memory.
+    The caller closes the versions. Raises `BadPolicyError`, or `SettingsError` if the policies together may take too much memory
+    or a worker could not run.
     """
+    check_interpreters(settings)
     loaded: list[tuple[str, SealedVersion]] = []
     try:
         # One by one, so that those before a bad one are closed.
@@ -143,6 +148,13 @@ def load_policies(settings: Settings) -> list[tuple[str, SealedVersion]]:
             stable.close()
         raise
     return loaded
+
+
+def check_interpreters(settings: Settings) -> None:
+    """Raises `SettingsError` if an interpreter of the settings cannot run workers."""
+    for python in sorted({policy.engine.python for policy in settings.served()} - {""}):
+        if why := why_no_workers(python):
+            raise SettingsError(why)
 
 
 def _row_bytes(version: SealedVersion) -> int:

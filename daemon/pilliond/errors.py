@@ -6,6 +6,7 @@ DaemonError (70: ours)
 │   ├── AddressInUseError (another process listens there)
 │   └── FolderError (the folder of a socket cannot be made)
 ├── BadPolicyError (65: the artifact or its model)
+├── StartCancelledError (0: the daemon is stopping before it was ready)
 ├── SwitchError (70: a version cannot be loaded or switched to; nothing has changed)
 │   ├── NotReadyError (the serving process is not there to be asked)
 │   └── BusyError (another operation is running)
@@ -58,6 +59,12 @@ class BadPolicyError(DaemonError):
     """The policy is missing, not intact, or does not run."""
 
     exit_code = os.EX_DATAERR
+
+
+class StartCancelledError(DaemonError):
+    """The daemon is stopping before its serving process was ready. That is no fault."""
+
+    exit_code = os.EX_OK
 
 
 class SwitchError(DaemonError):

@@ -8,18 +8,22 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
   last replies       one per episode group, the size of its outputs
   recurrent state    states_mb_max for all episode groups; once per version in a group whose rows lease several
   slots              slots_mb_max for all episode groups; a page takes memory once it was written to
+  result cache       engine.cache_mb_max, for all versions; 0 without engine.cache_rows_max
   KServe requests    KSERVE_REQUESTS_MAX × KSERVE_BODY_BYTES_MAX, in the control process   32 × 16 MB = 512 MB, of all policies
-  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max
+  shadow             shadow.ring_mb, shared by three processes; its own process takes at most staging.memory_mb_max, and
+                     the worker that it starts for a version that is no ONNX graph what any worker may
   old versions       old_mb_max, their batch memory too; while a version loads, the new version and the old ones at once
   arms, held         models and batch memory as of the stable version, each, of at most ARMS_MAX and EVALUATION_HOLDS_MAX
   workers            worker_memory_mb_max each, as address space and as resident memory, one for each loaded version that
                      is not inline: at most VERSION_CELLS_PER_POLICY - 2. Its arena, which is the batch memory above,
                      counts there and here, and exists once. Not part of `policy_mb`: it is what a worker may not exceed,
-                     8 GB at the default, and a small policy needs 60 to 150 MB.
-  metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.5 KB   368 × 760 B = 280 KB, of all policies
+                      8 GB at the default, and a small ONNX policy needs 60 to 150 MB. Of addresses, a worker of torch or
+                      Python may take CODE_ADDRESS_MB more.
+  metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.6 KB   368 × 760 B = 280 KB, of all policies
 
 In the rows of a batch memory, every tensor counts: observations, outputs, each state before and after, and the parameters of
-a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded.
+a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded. An
+observation of text counts there once, and takes up to twice as much: its newest rows are kept, see TEXT_ROWS_KEPT_BYTES_MAX.
 """
 
 from __future__ import annotations
@@ -60,6 +64,23 @@ ROUNDS_PER_BATCH_MAX: Final = 64
 
 MESSAGES_PER_POLL_MAX: Final = 16
 """Messages received at once from a source if no other is ready; otherwise one from each."""
+
+RESULT_CACHE_ROWS_HARD_MAX: Final = 65_536
+"""The most that `engine.cache_rows_max` can be. The loop waits while the table of a cache is laid out anew, which takes some
+3 ms once in 100,000 entries of this many; and a full garbage collection takes 2 ms longer."""
+
+RESULT_CACHE_MB_HARD_MAX: Final = 65_536
+"""The most that `engine.cache_mb_max` can be."""
+
+RESULT_CACHE_ENTRY_BYTES: Final = 320
+"""What an entry of a result cache takes beside its bytes, rounded up: the headers of its objects, and its places in the
+table. Measured: 250 to 275."""
+
+RESULT_CACHE_EVICTIONS_MAX: Final = 256
+"""Entries that one new entry of a result cache may push out: the loop waits meanwhile."""
+
+RESULT_CACHE_FREED_MAX: Final = 256
+"""Entries of unloaded versions that a tick frees: the loop waits meanwhile."""
 
 EVENTS_MAX: Final = 256
 """Descriptors that one poll reports; the next poll reports the others."""
@@ -168,7 +189,7 @@ CHANNEL_DESCRIPTORS_MAX: Final = 2
 """Descriptors that travel with one message: the model and the golden pairs."""
 
 SHADOW_START_S_MAX: Final = 300.0
-"""From the start of a shadow process until its version is warm: it loads at a low priority."""
+"""From the start of a shadow process until its version is warm, besides the start of its worker: it loads at a low priority."""
 
 SHADOW_LOOK_S_MAX: Final = 0.02
 """Longest sleep of the shadow process between two looks into its ring."""
@@ -179,8 +200,36 @@ SHADOW_OUTPUTS_MAX: Final = 64
 WORKER_DEPTH_MAX: Final = 4
 """Batches of one worker at once: each has memory of its own."""
 
-WORKER_START_S_MAX: Final = 60.0
-"""From the start of a worker until its version is warm; slower is a lost worker."""
+ENGINE_DEVICES_MAX: Final = 64
+"""CUDA devices of a host: `engine.device` names one of the first so many."""
+
+ENGINE_DEVICE_MB_MAX: Final = 4_000_000
+"""The most that `engine.device_memory_mb` can be: more than any device has, so that a number of bytes is noticed."""
+
+CODE_ADDRESS_MB: Final = 24_576
+"""Address space of a worker of torch or Python besides `engine.worker_memory_mb_max`: their libraries reserve far more than
+they use. Its resident memory is bounded by the setting alone."""
+
+INTERPRETER_CHECK_S_MAX: Final = 60.0
+"""How long an interpreter may take to show that it can run workers: it imports numpy, perhaps from a cold disk."""
+
+INTERPRETER_CHECK_BYTES_MAX: Final = 16_384
+"""How much of its answer is kept, from the end: its last line is one of a few words."""
+
+TRIAL_START_FACTOR: Final = 5
+"""How many times `engine.start_s_max` a worker that is tried may take for its start: it loads at a low priority."""
+
+TRIAL_RUN_S_MAX: Final = 120.0
+"""How long a run of a worker that is tried may take, at that priority."""
+
+WAIT_LOOK_S: Final = 1.0
+"""How long a blocking wait for a worker sleeps at once. What was longer was a stop of this process: it counts as twice that."""
+
+WORKER_MEMORY_MB_MIN: Final = 256
+"""The least that `engine.worker_memory_mb_max` can be: an interpreter with numpy and ONNX Runtime needs most of it."""
+
+WORKER_START_S_MAX: Final = 3_600.0
+"""The most that `engine.start_s_max` can be: a large model is read, compiled and warmed in minutes."""
 
 LOOK_NS_MAX: Final = 3 * TICK_MS * 1_000_000
 """The most that one look at a worker counts of the time since the last one. More passed where this process was stopped."""
@@ -230,6 +279,9 @@ WORKER_END_S_MAX: Final = 1.0
 ENGINE_TEXT_CHARACTERS_MAX: Final = 100
 """How much of what a worker says of its engine is shown: a broken one may say anything."""
 
+ENGINE_REASON_CHARACTERS_MAX: Final = 300
+"""How much of its reason for a fallback is shown: a sentence."""
+
 WORKER_RUN_S_MAX: Final = 30.0
 """How long a run of a worker may take before it serves, where somebody waits for it: golden pairs, certificates."""
 
@@ -241,8 +293,8 @@ POLICIES_MAX: Final = 16
 ANSWER_S_MAX: Final = 60.0
 """From a request to the serving process until it has answered, unless it loads a version."""
 
-LOAD_S_MAX: Final = 360.0
-"""From the request to load a version until it is warm in the serving process: longer than all tries to start its worker."""
+LOAD_MARGIN_S: Final = 10.0
+"""What the request to load a version may take besides the tries to start its worker."""
 
 LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
 """Address space that must be free besides a version's own before it loads, for a thread's stack and heap. The C library
@@ -263,6 +315,10 @@ versions. Policy number n has those from n × this on; the first of them is `mix
 
 VERSION_CELLS_MAX: Final = POLICIES_MAX * VERSION_CELLS_PER_POLICY
 """Metrics indices of all policies."""
+
+TEXT_ROWS_KEPT_BYTES_MAX: Final = 1024 * 1024
+"""Bytes of the newest rows of a text observation that each batch memory keeps, to check only texts that are new: 256 rows
+of 4 KB. It keeps no more than the observation itself takes in the batch."""
 
 CERTIFIED_OBSERVATIONS_MAX: Final = 64
 """Observations that the certifier tries; of golden pairs, the first ones."""
@@ -432,15 +488,30 @@ class ServingLimits(PolicyLimits, frozen=True, forbid_unknown_fields=True):
         return PolicyLimits(**{name: getattr(self, name) for name in PolicyLimits.__struct_fields__})
 
 
-def policy_mb(limits: PolicyLimits, row_bytes: int, old_mb_max: int, ring_mb: int, depth: int = 1) -> int:
+def policy_mb(
+    limits: PolicyLimits, row_bytes: int, old_mb_max: int, ring_mb: int, depth: int = 1, cache_mb: int = 0
+) -> int:
     """Returns the most MB that one policy may take within its limits: the sum at the top, without its stable version.
 
     `row_bytes` are the bytes of one row of its observations, outputs and states (before and after), `old_mb_max` those of
-    its old versions in MB, `ring_mb` the shared memory of its shadow in MB, `depth` the batches of a worker at once.
+    its old versions in MB, `ring_mb` the shared memory of its shadow in MB, `depth` the batches of a worker at once,
+    `cache_mb` its result cache in MB.
     """
     rows_bytes = (depth * limits.rows_max + limits.queue_rows_max) * row_bytes
-    return -(-rows_bytes // 1_000_000) + limits.states_mb_max + limits.slots_mb_max + old_mb_max + ring_mb
+    return -(-rows_bytes // 1_000_000) + limits.states_mb_max + limits.slots_mb_max + old_mb_max + ring_mb + cache_mb
 
+
+ENGINE_BOUNDS: Final = {
+    "threads": (1, 256),
+    "strict_rows": (1, 4_096),
+    "depth": (1, WORKER_DEPTH_MAX),
+    "spin_us": (0, 1_000_000),
+    "hang_ms_min": (10, 600_000),
+    "device_memory_mb": (0, ENGINE_DEVICE_MB_MAX),
+    "cache_rows_max": (0, RESULT_CACHE_ROWS_HARD_MAX),
+    "cache_mb_max": (1, RESULT_CACHE_MB_HARD_MAX),
+}
+"""The least and the most of settings of `[engine]`, by name."""
 
 assert HEARTBEAT_MS * 2 < SILENT_MS_MAX
 assert TICK_MS < HEARTBEAT_MS
@@ -448,4 +519,3 @@ assert TICK_MS * 5 < TICK_AGE_MS_MAX
 # The truth within two seconds: until it is late, one look to see that, one to begin with, and those that count.
 assert TICK_AGE_MS_MAX + 2 * LOOK_MS + STALLED_MS_MAX < LIVE_AGE_MS_MAX
 assert LOOK_MS < LOOK_MS_MAX
-assert LOAD_S_MAX > WORKER_LOSSES_MAX * (WORKER_START_S_MAX + WORKER_DELAY_S_MAX)

@@ -76,16 +76,19 @@ class ErrorCode(StrEnum):
     """The process that runs this version was lost and is being started again. Send the act again."""
     ENGINE_OUT = "engine_out"
     """The engine of this version failed again and again, and runs no more."""
+    BAD_TEXT = "bad_text"
 
 
 class BatchClose(IntEnum):
-    """Why the daemon closed a batch and ran it."""
+    """Why the daemon closed a batch and ran it; or why it needed none."""
 
     ENGINE_FREE = 1
     FULL = 2
     ALL_SUBMITTED = 3
     WAIT_ELAPSED = 4
     DRAIN = 5
+    CACHED = 6
+    """No batch ran: the version had answered an act with the same observations before."""
 
 
 class Fallback(StrEnum):

@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 DType = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
-Space = Literal["Box", "Discrete", "MultiDiscrete", "MultiBinary"]
+Space = Literal["Box", "Discrete", "MultiDiscrete", "MultiBinary", "Text"]
+
+TEXT: Final = "Text"
+"""The space of text observations."""
 
 _ITEM_BYTES: dict[str, int] = {
     "float16": 2,
@@ -39,12 +42,17 @@ class TensorSpec(msgspec.Struct, array_like=True, frozen=True, dict=True, forbid
     `low` and `high` are inclusive bounds: empty (no bound), one number (for every element), or one for each element
     in C order. Discrete(n, start) has shape [] and the bounds [start] and [start + n - 1]. If `finite` is true, an
     observation with a NaN or an infinity is refused. An observation of integers out of its bounds is refused.
+
+    An observation of text has the space `Text`, the dtype uint8 and the shape [bytes_max]: the UTF-8 bytes of the text, then
+    zero bytes (see `pillion_protocol.texts`). Its `low` is empty or the least number of bytes, its `high` is empty.
+
+    `space` is one of `Space`, or a newer one that a reader may treat as a Box.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     dtype: DType
     shape: list[Annotated[int, msgspec.Meta(ge=1)]] = []
-    space: Space = "Box"
+    space: str = "Box"
     low: list[float] = []
     high: list[float] = []
     finite: bool = True
@@ -53,6 +61,16 @@ class TensorSpec(msgspec.Struct, array_like=True, frozen=True, dict=True, forbid
     def row_bytes(self) -> int:
         """The bytes of one row on the wire."""
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+    @cached_property
+    def is_text(self) -> bool:
+        """Whether its rows hold text."""
+        return self.space == TEXT and self.dtype == "uint8" and len(self.shape) == 1
+
+    @cached_property
+    def text_bytes_min(self) -> int:
+        """The least number of bytes of an observation of text."""
+        return int(self.low[0]) if self.low and math.isfinite(self.low[0]) else 0
 
 
 class Spec(msgspec.Struct, array_like=True, frozen=True):

@@ -47,6 +47,14 @@ DICTIONARY = Spec(
         TensorSpec("log_probability", "float32"),
     ],
 )
+INSTRUCTED = Spec(
+    observation=[
+        TensorSpec("camera", "uint8", [3, 8, 8], "Box", [0.0], [255.0]),
+        TensorSpec("prompt", "uint8", [48], "Text", [1.0]),
+        TensorSpec("note", "uint8", [4], "Text"),
+    ],
+    outputs=[TensorSpec("action", "float32", [2])],
+)
 # fmt: off
 SMALL_BY_HAND = (
     "92"                                        # [observation, outputs]

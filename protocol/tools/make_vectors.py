@@ -18,7 +18,7 @@ from conversation_vectors import conversation
 from lane_vectors import lane
 from message_vectors import malformed, messages
 from sampling_vectors import sampling
-from tensor_vectors import specs, tensors
+from tensor_vectors import specs, tensors, texts
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 
@@ -30,6 +30,7 @@ def files() -> dict[str, bytes]:
         "malformed.json": _json(malformed()),
         "spec.json": _json(specs()),
         "tensors.json": _json(tensors()),
+        "texts.json": _json(texts()),
         "sampling.json": _json(sampling()),
         "conversation.json": _json(conversation()),
         "lane.json": _json(lane()),

@@ -9,8 +9,8 @@ from pathlib import Path
 from tests.harness import ROOT
 
 DOCS = ROOT / "docs"
-CONCEPTS, GLOSSARY, INTERNALS, OPERATING, REFERENCE = (
-    DOCS / f"{name}.md" for name in ("concepts", "glossary", "internals", "operating", "reference")
+CONCEPTS, ENGINES, GLOSSARY, INTERNALS, OPERATING, REFERENCE = (
+    DOCS / f"{name}.md" for name in ("concepts", "engines", "glossary", "internals", "operating", "reference")
 )
 
 BUILT = {"build", "dist", "out", "shared"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import CONCEPTS, GLOSSARY, INTERNALS, OPERATING, REFERENCE, commands
+from tests.docs.pages import CONCEPTS, ENGINES, GLOSSARY, INTERNALS, OPERATING, REFERENCE, commands
 from tests.harness import ROOT
 
 DOCUMENTS = "daemon/admin/test_documents.py"
@@ -21,6 +21,10 @@ TYPED = {
     REFERENCE: {
         r"curl .* -o daemon/openapi\.json": "daemon/admin/test_openapi.py::test_the_file_in_the_repository_is_what_the_command_of_the_reference_makes",
         r"curl .*/v2/.*": f"{DOCUMENTS}::test_the_examples_of_the_kserve_section_are_answered",
+    },
+    ENGINES: {
+        r".*robot/pixels.*|.*--policy pixels": "docs/test_engines_page.py::test_the_torch_program_of_the_page_is_served",
+        r"python3 .*|robot/\.venv/.*|\.venv/bin/(?!.*pixels).*": "docs/test_engines_page.py::test_the_commands_of_the_page_serve_a_python_policy_from_its_own_environment",
     },
     CONCEPTS: {},
     GLOSSARY: {},

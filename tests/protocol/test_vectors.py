@@ -17,6 +17,8 @@ from pillion.conversation import Conversation
 from pillion.tensors import TensorCodec
 from pillion_artifacts import Store
 from pillion_protocol import (
+    ErrorCode,
+    LocalProtocolError,
     RemoteProtocolError,
     Spec,
     TensorSpec,
@@ -28,6 +30,7 @@ from pillion_protocol import (
     spec_hash,
 )
 from pillion_protocol.codec import STRUCTS
+from pillion_protocol.texts import encode_text, fault_of_text
 from pilliond.engine.sampling import (
     mix,
     next_seeds,
@@ -39,7 +42,7 @@ from pilliond.engine.sampling import (
 from tests.harness import ROOT, STORE
 
 FOLDER = ROOT / "protocol" / "vectors"
-NAMES = ("messages", "malformed", "spec", "tensors", "sampling", "conversation", "lane")
+NAMES = ("messages", "malformed", "spec", "tensors", "texts", "sampling", "conversation", "lane")
 
 
 @cache
@@ -145,6 +148,27 @@ def test_the_tensor_vectors_cover_every_dtype() -> None:
         f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
     }
     assert {entry["dtype"] for entry in vectors("tensors")} == spec_dtypes
+
+
+@pytest.mark.parametrize("entry", named(vectors("texts")["texts"]))
+def test_a_text_has_the_row_beside_it(entry: dict[str, Any]) -> None:
+    row = bytes.fromhex(entry["bytes"])
+    assert encode_text(entry["text"], entry["bytes_min"], entry["bytes_max"]) == row
+    assert fault_of_text(row, entry["bytes_min"]) is None
+    assert row.rstrip(b"\0").decode() == entry["text"]
+
+
+@pytest.mark.parametrize("entry", named(vectors("texts")["bad_rows"]))
+def test_a_row_that_holds_no_text_is_found(entry: dict[str, Any]) -> None:
+    row = bytes.fromhex(entry["bytes"])
+    assert fault_of_text(row, entry["bytes_min"]) is not None
+
+
+@pytest.mark.parametrize("entry", named(vectors("texts")["bad_texts"]))
+def test_a_text_that_fits_into_no_row_is_not_encoded(entry: dict[str, Any]) -> None:
+    with pytest.raises(LocalProtocolError) as refused:
+        encode_text(entry["text"], entry["bytes_min"], entry["bytes_max"])
+    assert refused.value.code == ErrorCode.BAD_TEXT
 
 
 def unsigned(*values: Any) -> Any:

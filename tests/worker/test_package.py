@@ -17,10 +17,12 @@ from tests.worker.support.pythons import python_3_9
 
 WORKER = PACKAGES["pillion_worker"]
 ENGINES = WORKER / "engines"
+OF_ENGINES = {ENGINES: {"interface.py"}, WORKER / "torch_engine": {"pt2_archive.py"}}
+"""Folders that need an engine's package, with the modules that do not."""
 BEFORE_THE_ENGINE = [
     ".".join(file.relative_to(WORKER.parent).with_suffix("").parts)
     for file in sorted(WORKER.rglob("*.py"))
-    if file.name != "__init__.py" and (file.parent != ENGINES or file.name == "interface.py")
+    if file.name != "__init__.py" and file.name in OF_ENGINES.get(file.parent, {file.name})
 ]
 
 

@@ -113,6 +113,16 @@ def test_a_worker_whose_parent_is_gone_does_not_start() -> None:
     assert result.returncode == os.EX_TEMPFAIL
 
 
+def test_a_worker_starts_where_output_is_a_file_and_the_log_is_not(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "pillion_worker", str(theirs.fileno()), str(os.getpid())]
+    with open(tmp_path / "output", "w") as output, theirs:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=output, stderr=subprocess.PIPE)
+    ours.close()
+    _, log = process.communicate(timeout=WAIT_S_MAX)
+    assert (process.returncode, log) == (os.EX_OK, b"")
+
+
 def test_a_worker_goes_on_when_a_terminal_interrupts_the_daemon() -> None:
     with Host(summing()) as host:
         host.start()

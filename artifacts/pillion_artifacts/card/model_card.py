@@ -13,11 +13,13 @@ import msgspec
 import semver
 
 from pillion_artifacts.card import schema_1 as card_schema_1
+from pillion_artifacts.card.engine_checks import check_engine
 from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.validation_text import text_of
 from pillion_artifacts.yaml_text import read_yaml
-from pillion_protocol.specs import DType, Space, Spec, TensorSpec
+from pillion_protocol.specs import TEXT, DType, Space, Spec, TensorSpec
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """The schema of new cards."""
 
 ACTION: Final = "action"
@@ -29,7 +31,11 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 
 
 class TensorCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One observation or output. The fields are those of `pillion_protocol.specs.TensorSpec`."""
+    """One observation or output. The fields are those of `pillion_protocol.specs.TensorSpec`.
+
+    An observation of text has the space `Text`, the dtype uint8 and the shape [bytes]: the room of its UTF-8. `low` is empty
+    or the least number of bytes, `high` is empty.
+    """
 
     name: str
     dtype: DType
@@ -38,6 +44,11 @@ class TensorCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     low: list[float] = []
     high: list[float] = []
     finite: bool = True
+
+    @property
+    def text_bytes_min(self) -> int:
+        """The least number of bytes of an observation of text."""
+        return int(self.low[0]) if self.low else 0
 
 
 class StateCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,6 +135,22 @@ class Wrapper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kwargs: dict[str, Any] = {}
 
 
+class EngineCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What runs the model. Each kind has a model file of its own, see `layers`.
+
+    `onnx`: ONNX Runtime. `torch`: torch runs a program of torch.export as it is. `torchscript`: torch runs a TorchScript
+    program. `python`: `entry_point` (`MODULE:FACTORY`) of the installed package `distribution` makes the policy from the
+    weights. `requires` says which versions of the package will do (PEP 440, such as `>=1.2,<2`; empty: any), and
+    `arguments` are the factory's keyword arguments. No code is ever taken from the artifact.
+    """
+
+    kind: Literal["onnx", "torch", "torchscript", "python"] = "onnx"
+    entry_point: str = ""
+    distribution: str = ""
+    requires: str = ""
+    arguments: dict[str, str | int | float | bool] = {}
+
+
 class Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to make the environment that the policy was trained for. Wrappers are applied in order.
 
@@ -173,19 +200,22 @@ class Contributor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The description of a policy version."""
 
-    schema: Literal[2]
+    schema: Literal[3]
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=128)]
     version: str
     description: str
     licence: str
     observation: Annotated[list[TensorCard], msgspec.Meta(min_length=1)]
     outputs: Annotated[list[TensorCard], msgspec.Meta(min_length=1)]
+    engine: EngineCard = EngineCard()
+    action_horizon: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """The action is a chunk of that many actions: its first axis is time, oldest first. 0: it is one action."""
     distribution: Distribution = Distribution()
     state: list[StateCard] = []
     frame_stack: list[FrameStack] = []
     preprocessing: list[Preprocessing] = []
     safe_action: list[float] | None = None
-    """The action's elements in C order, for sessions that request it as their fallback."""
+    """The action's elements in C order, of a chunk those of all its actions; for sessions that request it as fallback."""
     tolerance: Tolerance = Tolerance()
     environment: Environment | None = None
     metrics: dict[str, Metric] = {}
@@ -209,7 +239,7 @@ def parse_card(text: bytes) -> ModelCard:
     try:
         card = _convert(read_yaml(text, "model card"))
     except msgspec.ValidationError as error:
-        raise InvalidArtifactError(f"model card: {error}") from None
+        raise InvalidArtifactError(f"model card: {text_of(error, ModelCard)}") from None
     check_card(card)
     return card
 
@@ -218,8 +248,11 @@ def check_card(card: ModelCard) -> None:
     """Raises `InvalidArtifactError` if parts of a card contradict each other."""
     if not semver.Version.is_valid(card.version):
         raise InvalidArtifactError(f"model card: version: expected MAJOR.MINOR.PATCH, got {card.version!r}")
+    check_engine(card.engine)
     _check_tensors(card)
+    _check_texts(card)
     _check_action(card)
+    _check_chunk(card)
     _check_state(card)
     _check_references(card)
 
@@ -233,15 +266,34 @@ def schema_of(text: bytes) -> int | None:
 
 def _convert(fields: Any) -> ModelCard:
     """Raises `msgspec.ValidationError` or `InvalidArtifactError`."""
+    if fields is None:
+        raise InvalidArtifactError("model card: expected its fields, got an empty file")
     if not isinstance(fields, dict):
         return msgspec.convert(fields, ModelCard)
     match fields.get("schema"):
         case 1:
-            return msgspec.convert(card_schema_1.upgrade(msgspec.convert(fields, card_schema_1.ModelCard)), ModelCard)
-        case 2 | None:
+            card = msgspec.convert(card_schema_1.upgrade(msgspec.convert(fields, card_schema_1.ModelCard)), ModelCard)
+            return _without_texts(card, 1)
+        case 2:
+            # Schema 3 only adds optional fields; a card of schema 2 must not have them.
+            for later in ("engine", "action_horizon"):
+                if later in fields:
+                    raise InvalidArtifactError(f"model card: {later}: a card of schema 2 has none; expected schema 3")
+            return _without_texts(msgspec.convert({**fields, "schema": SCHEMA}, ModelCard), 2)
+        case 3 | None:
             return msgspec.convert(fields, ModelCard)
         case other:
-            raise InvalidArtifactError(f"model card: schema: expected 1 or {SCHEMA}, got {other!r}")
+            raise InvalidArtifactError(f"model card: schema: expected 1 to {SCHEMA}, got {other!r}")
+
+
+def _without_texts(card: ModelCard, schema: int) -> ModelCard:
+    """Returns a card of an older schema. Raises `InvalidArtifactError` if it has a text: what reads that schema knows none."""
+    for tensor in card.observation:
+        if tensor.space == TEXT:
+            raise InvalidArtifactError(
+                f"model card: observation.{tensor.name}.space: a card of schema {schema} has no Text; expected schema 3"
+            )
+    return card
 
 
 def _check_tensors(card: ModelCard) -> None:
@@ -258,6 +310,30 @@ def _check_tensors(card: ModelCard) -> None:
                         f"model card: {field}.{tensor.name}.{bound}: expected 0, 1 or {elements} numbers, "
                         f"got {len(values)}"
                     )
+
+
+def _check_texts(card: ModelCard) -> None:
+    """Raises `InvalidArtifactError` for an output of text, or an observation of text of a wrong form."""
+    for tensor in card.outputs:
+        if tensor.space == TEXT:
+            raise InvalidArtifactError(f"model card: outputs.{tensor.name}.space: only observations are Text")
+    for tensor in card.observation:
+        if tensor.space != TEXT:
+            continue
+        where = f"model card: observation.{tensor.name}"
+        if tensor.dtype != "uint8":
+            raise InvalidArtifactError(f"{where}.dtype: a Text has uint8, got {tensor.dtype}")
+        if len(tensor.shape) != 1:
+            raise InvalidArtifactError(f"{where}.shape: a Text has one number, its room in bytes, got {tensor.shape}")
+        room = tensor.shape[0]
+        if len(tensor.low) > 1 or not all(0 <= least <= room and int(least) == least for least in tensor.low):
+            raise InvalidArtifactError(
+                f"{where}.low: expected none or the least number of bytes, 0 to {room}, got {tensor.low}"
+            )
+        if tensor.high:
+            raise InvalidArtifactError(f"{where}.high: a Text has none: its shape is the bound, got {tensor.high}")
+        if any(stack.observation == tensor.name for stack in card.frame_stack):
+            raise InvalidArtifactError(f"model card: frame_stack.{tensor.name}: a Text has no frames")
 
 
 def _check_action(card: ModelCard) -> None:
@@ -277,6 +353,21 @@ def _check_action(card: ModelCard) -> None:
     if card.safe_action is not None and len(card.safe_action) != math.prod(action.shape):
         raise InvalidArtifactError(
             f"model card: safe_action: expected {math.prod(action.shape)} numbers, got {len(card.safe_action)}"
+        )
+
+
+def _check_chunk(card: ModelCard) -> None:
+    """Raises `InvalidArtifactError` if the action is not the chunk that the card says it is."""
+    horizon, action = card.action_horizon, card.action()
+    if horizon < 0:
+        raise InvalidArtifactError(f"model card: action_horizon: expected 0 or more, got {horizon}")
+    if horizon and action.space == "Discrete":
+        raise InvalidArtifactError(
+            "model card: action_horizon: expected a chunk of actions, but a Discrete action is one"
+        )
+    if horizon and action.shape[:1] != [horizon]:
+        raise InvalidArtifactError(
+            f"model card: action_horizon: expected an action of shape [{horizon}, …], got {list(action.shape)}"
         )
 
 

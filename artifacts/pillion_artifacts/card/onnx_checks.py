@@ -13,6 +13,7 @@ import msgspec
 
 from pillion_artifacts.card.protobuf import fields, merged, number, submessages, text
 from pillion_artifacts.errors import InvalidArtifactError
+from pillion_artifacts.formats.declared_tensor import DeclaredTensor
 from pillion_artifacts.limits import GRAPH_DEPTH_MAX
 
 _EXTERNAL: Final = 1
@@ -27,19 +28,11 @@ STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft
 """Domains of the operators that ONNX Runtime has. Others need a library that the artifact does not contain."""
 
 
-class GraphTensor(msgspec.Struct, frozen=True):
-    """An input or output of the graph. A size of None is dynamic; an empty dtype or shape is undeclared."""
-
-    name: str
-    dtype: str
-    shape: list[int | None]
-
-
 class OnnxFile(msgspec.Struct, frozen=True):
     """The inputs and outputs of the graph."""
 
-    inputs: list[GraphTensor]
-    outputs: list[GraphTensor]
+    inputs: list[DeclaredTensor]
+    outputs: list[DeclaredTensor]
 
 
 def inspect_onnx(data: bytes | memoryview, what: str) -> OnnxFile:
@@ -134,7 +127,7 @@ def _check_tensor(tensor: memoryview) -> None:
         raise InvalidArtifactError(f"expected every weight in the file itself, got {name!r} in {location!r}")
 
 
-def _tensor(value: memoryview) -> GraphTensor:
+def _tensor(value: memoryview) -> DeclaredTensor:
     shape: list[int | None] = []
     dtype = ""
     for kind in submessages(value, 2):
@@ -142,4 +135,4 @@ def _tensor(value: memoryview) -> GraphTensor:
             dtype = DTYPES.get(number(tensor, 1), "")
             for dimensions in submessages(tensor, 2):
                 shape = [number(dimension, 1) or None for dimension in submessages(dimensions, 1)]
-    return GraphTensor(text(value, 1), dtype, shape)
+    return DeclaredTensor(text(value, 1), dtype, shape)

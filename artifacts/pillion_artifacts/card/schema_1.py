@@ -76,6 +76,6 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def upgrade(card: ModelCard) -> dict[str, Any]:
-    """The same card with the fields of schema 2, which only adds optional ones."""
+    """The same card with the fields of the current schema; each later schema only adds optional ones."""
     fields: dict[str, Any] = msgspec.to_builtins(card)
-    return {**fields, "schema": 2}
+    return {**fields, "schema": 3}

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 import yaml
 
-from pillion_artifacts.card.model_card import ModelCard, parse_card
+from pillion_artifacts.card.model_card import SCHEMA, ModelCard, parse_card
 from pillion_artifacts.json_schema import canonical
 
 SCHEMA_NAME: Final = "model_card.schema.json"
@@ -18,7 +18,8 @@ _LINE_CHARACTERS: Final = 110
 
 
 def dump_card(card: ModelCard) -> bytes:
-    """Writes a card as YAML, without its empty fields. `parse_card` reads the same card back."""
+    """Writes a card as YAML of the current schema, without its empty fields. `parse_card` reads the same card back."""
+    card = msgspec.structs.replace(card, schema=SCHEMA)
     text = yaml.dump(
         _fields(card),
         Dumper=_Dumper,

@@ -8,6 +8,7 @@ import msgspec
 import semver
 
 from pillion.cli_support import columns, format_bytes, short_digest
+from pillion_artifacts.card.model_card import ACTION
 from pillion_artifacts.errors import InvalidNameError
 from pillion_artifacts.maintenance.garbage_collection import Collection
 from pillion_artifacts.names import checked_alias, checked_policy, checked_version, version_name
@@ -114,6 +115,8 @@ def print_description(description: dict[str, Any]) -> None:
     print(f"aliases     {', '.join(description['aliases']) or 'none'}")
     print(f"pinned      {'yes' if description['pinned'] else 'no'}")
     print(f"signatures  {description['signatures']}")
+    print(f"engine      {_engine_line(description['card']['engine'])}")
+    print(f"action      {_action_line(description['card'])}")
     print()
     files = [(file["name"], format_bytes(file["size_bytes"]), file["digest"]) for file in description["files"]]
     print(columns(("FILE", "SIZE", "DIGEST"), files))
@@ -182,6 +185,18 @@ def _row(entry: Descriptor, aliases: dict[str, list[str]], pinned: set[str], sig
         pinned=entry.digest in pinned,
         signatures=signatures.get(entry.digest, 0),
     )
+
+
+def _engine_line(engine: dict[str, Any]) -> str:
+    if engine["kind"] != "python":
+        return str(engine["kind"])
+    return f"python: {engine['entry_point']} of {engine['distribution']} {engine['requires']}".rstrip()
+
+
+def _action_line(card: dict[str, Any]) -> str:
+    action = next(output for output in card["outputs"] if output["name"] == ACTION)
+    shape = f"{action['dtype']} {action['shape']}"
+    return f"a chunk of {card['action_horizon']} actions, {shape}" if card["action_horizon"] else shape
 
 
 def _subject(record: Record) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pillion.cli_support import spinner
-from pillion_artifacts.card.layers import MODEL_NAME
 from pillion_artifacts.card.model_card import SCHEMA, schema_of
 from pillion_artifacts.card.yaml_card import migrate_card
 from pillion_artifacts.cli.progress import bytes_bar
@@ -31,9 +30,13 @@ class Published(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str
     digest: str
     parity: dict[str, Any] = {}
+    unproven: str = ""
+    """Why a converted file has no golden pairs; empty: it has."""
 
     def __str__(self) -> str:
         line = f"{self.policy}@v{self.version} {self.digest}"
+        if self.unproven:
+            return f"{line}\npublished without golden pairs, so nothing proves how it acts: {self.unproven}"
         if not self.parity:
             return line
         worst = ", ".join(f"{name} {value:.1e}" for name, value in self.parity["differences"].items())
@@ -60,6 +63,8 @@ def publish_source(store: Store, source: Path, name: str, options: dict[str, Any
     with tempfile.TemporaryDirectory(prefix="pillion-") as folder, spinner(f"importing {source.name}"):
         report = _import(source, Path(folder), policy, version, options)
         published = _publish_folder(store, Path(folder), policy, version, by, reason)
+    if report.unproven:
+        return msgspec.structs.replace(published, unproven=report.unproven)
     return msgspec.structs.replace(published, parity=_parity(report))
 
 
@@ -67,7 +72,7 @@ def _import(source: Path, folder: Path, policy: str, version: str, options: dict
     try:
         if not source.exists():
             raise InvalidSourceError(
-                f"{source}: expected a folder with {MODEL_NAME}, or a file that can be imported, got nothing"
+                f"{source}: expected a folder with a model, or a file that can be imported, got nothing"
             )
         return import_source(source, folder, policy, version, Options(**options))
     except ArtifactError as error:

@@ -15,11 +15,19 @@ from pillion_artifacts.cli.options import PATH, change_options, open_store, stor
     epilog=examples(
         "pillion artifact publish ./lander lunar-lander@v1.0.0",
         "pillion artifact publish model.zip walker@v0.3.0 --env Walker2d-v5 --licence MIT",
+        "pillion artifact publish model.pt2 grasp@v1.0.0 --engine torch --card card.yaml",
     )
 )
 @click.argument("source", metavar="SOURCE", type=PATH)
 @click.argument("name", metavar="NAME@vX.Y.Z")
-@click.option("--card", metavar="FILE", type=PATH, help="Model card of an ONNX or torch file: its inputs and outputs.")
+@click.option(
+    "--engine",
+    type=click.Choice(["onnx", "torch"]),
+    help="What will run a torch file: torch as it is, onnx after a conversion. Default: as the card says, else onnx.",
+)
+@click.option(
+    "--card", metavar="FILE", type=PATH, help="Model card of an ONNX, torch or weights file: inputs and outputs."
+)
 @click.option(
     "--details", metavar="FILE", type=PATH, help="More fields for the card of a zip: metrics, lineage, contributors."
 )
@@ -53,6 +61,13 @@ from pillion_artifacts.cli.options import PATH, change_options, open_store, stor
     is_flag=True,
     help="Accept TorchScript, which may run code when it is read.",
 )
+@click.option(
+    "--allow-code",
+    "allowed_code",
+    metavar="PACKAGE",
+    multiple=True,
+    help="Run a Python policy of this installed package here, for its golden pairs; repeatable.",
+)
 @change_options
 @store_option
 @json_option
@@ -64,20 +79,23 @@ def publish(
     store: Path,
     as_json: bool,
     vecnormalize: Path | None,
+    engine: str | None,
+    allowed_code: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Publish a policy as a new version.
 
-    SOURCE is a folder or a file. A folder holds model.onnx and model_card.yaml, and may hold golden.safetensors,
-    preprocessor.onnx, preprocessor.json and tuned.json. A file is converted to such a folder: ONNX, a zip of
-    Stable-Baselines3 or sb3-contrib, torch.export (.pt2) or TorchScript. Reading a file runs no code in it, unless
-    --allow-torchscript is given. The converted model must act as its source does.
+    SOURCE is a folder or a file. A folder holds model_card.yaml and the model of its engine (model.onnx, model.pt2,
+    model.torchscript or model.safetensors), and may hold golden.safetensors, preprocessor.onnx, preprocessor.json and
+    tuned.json. A file is made into such a folder: ONNX, a zip of Stable-Baselines3 or sb3-contrib, torch.export (.pt2),
+    TorchScript, or the weights (.safetensors) of a Python policy that --card describes. Reading a file runs no code in
+    it, unless --allow-torchscript or --allow-code is given. The published model must act as its source does.
 
     A published version never changes.
     """
     from pillion_artifacts.cli.publication import publish_source
 
-    chosen = {**options, "statistics": vecnormalize}
+    chosen = {**options, "statistics": vecnormalize, "engine": engine or "", "allowed_code": list(allowed_code)}
     published = publish_source(open_store(store), source, name, chosen, by, reason)
     if as_json:
         print_json(published)

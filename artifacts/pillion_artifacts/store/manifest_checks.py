@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pillion_artifacts.card.layers import KINDS, LayerKind, kind_of
+from pillion_artifacts.card.layers import KINDS, LayerKind, check_one_model, kind_of
 from pillion_artifacts.errors import InvalidArtifactError
 from pillion_artifacts.oci.manifest import Manifest, decode_manifest
 
@@ -25,6 +25,7 @@ def check_layers(manifest: Manifest, what: str) -> None:
     for required in (kind for kind in KINDS if kind.required):
         if required.title not in titles:
             raise InvalidArtifactError(f"{what}: manifest: expected one layer {required.title}, got none")
+    check_one_model(titles, f"{what}: manifest")
 
 
 def _kind(title: str, what: str) -> LayerKind:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
-from pillion_artifacts.card.layers import CARD_NAME, KINDS, MODEL_NAME, kind_of
+from pillion_artifacts.card.content_checks import check_card, check_file, check_files
+from pillion_artifacts.card.layers import CARD_NAME, KINDS, check_one_model, kind_of
 from pillion_artifacts.errors import InvalidArtifactError, VersionExistsError
 from pillion_artifacts.names import ref_name, version_name
 from pillion_artifacts.oci.blobs import Progress, map_file
@@ -51,11 +51,9 @@ def check_staged(staged: dict[str, Staged], policy: str, version: str) -> None:
     """Raises `InvalidArtifactError` if one of the staged files, by name, should reach no loader."""
     what = version_name(policy, version)
     card = check_card(staged[CARD_NAME].path.read_bytes(), policy, version)
+    check_files(staged, card, what)
     for title, copy in staged.items():
-        if title == MODEL_NAME:
-            check_model(map_file(copy.path), card, f"{what}: {title}")
-        else:
-            check_graph(map_file(copy.path), title, f"{what}: {title}")
+        check_file(map_file(copy.path), title, card, f"{what}: {title}")
 
 
 def check_is_new(root: Path, index: Index, policy: str, version: str, digest: str) -> None:
@@ -95,9 +93,11 @@ def attestation_entry(manifest: AttestationManifest, data: bytes) -> Descriptor:
 
 def _check_names(folder: Path, what: str) -> None:
     if not folder.is_dir():
-        raise InvalidArtifactError(f"{what}: expected a folder with {MODEL_NAME} and {CARD_NAME}, got {str(folder)!r}")
+        raise InvalidArtifactError(f"{what}: expected a folder with a model and {CARD_NAME}, got {str(folder)!r}")
     for entry in sorted(folder.iterdir()):
         try:
             kind_of(entry.name)
         except InvalidArtifactError as error:
             raise InvalidArtifactError(f"{what}: {error}") from None
+    # before anything is copied
+    check_one_model((entry.name for entry in folder.iterdir()), what)

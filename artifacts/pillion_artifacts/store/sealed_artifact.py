@@ -12,8 +12,8 @@ from typing import Final, Self
 
 import msgspec
 
-from pillion_artifacts.card.content_checks import check_graph, check_model
-from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, GOLDEN_NAME, MODEL_NAME, kind_of
+from pillion_artifacts.card.content_checks import check_file, check_files
+from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, GOLDEN_NAME, kind_of, model_name
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.oci.blobs import check_content, check_size, chunks_of, map_descriptor, open_blob, write_all
@@ -36,8 +36,8 @@ class SealedArtifact(msgspec.Struct, frozen=True):
 
     @property
     def model(self) -> int:
-        """The memfd of the ONNX file."""
-        return self.files[MODEL_NAME]
+        """The memfd of the model file of the card's engine."""
+        return self.files[model_name(self.card.engine.kind)]
 
     @property
     def golden(self) -> int:
@@ -65,6 +65,7 @@ def seal_artifact(store: Store, resolved: Resolved) -> SealedArtifact:
     """
     manifest = store.manifest(resolved)
     card = store.card(resolved, manifest)
+    check_files([layer.title for layer in manifest.layers], card, str(resolved))
     sealed = SealedArtifact(resolved.policy, resolved.version, resolved.digest, card, {})
     try:
         for layer in manifest.layers:
@@ -87,10 +88,7 @@ def _seal_layer(store: Store, layer: Descriptor, sealed: SealedArtifact, what: s
             write_all(descriptor, chunk)
     check_content(hashed.hexdigest(), os.fstat(descriptor).st_size, layer, what)
     content = map_descriptor(descriptor)
-    if layer.title == MODEL_NAME:
-        check_model(content, sealed.card, what)
-    else:
-        check_graph(content, layer.title, what)
+    check_file(content, layer.title, sealed.card, what)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import msgspec
 import semver
 from msgspec.structs import asdict
 
-from pillion_artifacts.card.content_checks import check_card, check_graph, check_model
-from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, CARD_NAME, MODEL_NAME, kind_of
+from pillion_artifacts.card.content_checks import check_card, check_file, check_files
+from pillion_artifacts.card.layers import CARD_MEDIA_TYPE, CARD_NAME, kind_of, model_name
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import DigestMismatchError, InvalidArtifactError, MissingFileError, PolicyNotFoundError
 from pillion_artifacts.limits import CARD_BYTES_MAX, INDEX_BYTES_MAX, MANIFEST_BYTES_MAX, REASON_CHARACTERS_MAX
@@ -77,7 +77,7 @@ class Artifact(msgspec.Struct, frozen=True):
     """`sha256:` and 64 hexadecimal digits: the hash of the manifest, which hashes the rest."""
     card: ModelCard
     model: bytes
-    """The ONNX file. The loader gets exactly the bytes that were hashed."""
+    """The model file of the card's engine. The loader gets exactly the bytes that were hashed."""
     files: dict[str, bytes] = {}
     """The other files by name, also checked: `golden.safetensors`, `tuned.json`, a preprocessor."""
 
@@ -143,10 +143,10 @@ class Store:
             for layer in manifest.layers
         }
         card = check_card(contents.pop(CARD_NAME), resolved.policy, resolved.version)
-        model = contents.pop(MODEL_NAME)
-        check_model(model, card, f"{what}: {MODEL_NAME}")
+        check_files(contents, card, what)
         for title, data in contents.items():
-            check_graph(data, title, f"{what}: {title}")
+            check_file(data, title, card, f"{what}: {title}")
+        model = contents.pop(model_name(card.engine.kind))
         return Artifact(resolved.policy, resolved.version, resolved.digest, card, model, contents)
 
     def manifest(self, resolved: Resolved) -> Manifest:

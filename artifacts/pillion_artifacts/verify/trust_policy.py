@@ -50,6 +50,10 @@ class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether a policy without a rule is refused."""
     keys: list[TrustedKey] = []
     rules: list[TrustRule] = []
+    code: list[str] = []
+    """The installed packages (distribution names) that Python policies may come from. Empty: none is loaded."""
+    torchscript: bool = False
+    """Whether TorchScript, which is a program, may run."""
 
     def __post_init__(self) -> None:
         names = [key.name for key in self.keys]

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from pillion_artifacts.card.content_checks import check_graph, check_model
-from pillion_artifacts.card.layers import MODEL_NAME
+from pillion_artifacts.card.content_checks import check_file, check_files
 from pillion_artifacts.errors import ArtifactError
 from pillion_artifacts.oci.blobs import Progress, blob_path, check_blob, map_file, no_progress
 from pillion_artifacts.oci.manifest import Descriptor, Manifest
@@ -95,12 +94,9 @@ class Verifier:
     def _check_contents(self, resolved: Resolved, manifest: Manifest) -> None:
         root, what = self._store.root, str(resolved)
         card = self._store.card(resolved, manifest)
+        check_files([layer.title for layer in manifest.layers], card, what)
         for layer in manifest.layers:
-            content = map_file(blob_path(root, layer.digest))
-            if layer.title == MODEL_NAME:
-                check_model(content, card, f"{what}: {layer.title}")
-            else:
-                check_graph(content, layer.title, f"{what}: {layer.title}")
+            check_file(map_file(blob_path(root, layer.digest)), layer.title, card, f"{what}: {layer.title}")
 
 
 def all_versions(store: Store) -> list[Resolved]:

@@ -18,7 +18,7 @@ from pillion_bench.cli.recording import record
 
 def explain(error: Exception) -> Failure | None:
     """Returns the failure that `error` means; None if it is a bug."""
-    if missing := missing_package(error, {"matplotlib": "plot"}, "bench"):
+    if missing := missing_package(error, {"matplotlib": "plot", "torch": "torch"}, "bench"):
         return missing
     from pillion import InvalidObservationError, PillionError
     from pillion_bench.errors import BenchError

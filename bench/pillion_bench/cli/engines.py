@@ -29,27 +29,58 @@ _MILLISECONDS = click.FloatRange(min=0.0)
     metavar="PARTS",
     default="",
     callback=names,
-    help="Also measure, between commas: rows, beside, kill, slots; or all.",
+    help="Also measure, between commas: rows, beside, kill, slots, cache, interpreter, start, memory; or all.",
+)
+@click.option(
+    "--engine",
+    "kind",
+    type=click.Choice(["onnx", "torch", "python"]),
+    default="onnx",
+    show_default=True,
+    help="The engine to measure.",
+)
+@click.option(
+    "--python", metavar="PATH", default="", help="Interpreter of the part interpreter; default: make an environment."
+)
+@click.option(
+    "--model-mb",
+    metavar="MB",
+    type=click.FloatRange(min=1.0, max=2_000.0),
+    default=300.0,
+    show_default=True,
+    help="Size of the model of the part start.",
 )
 @pin_option
 @json_option
-def engine(seconds: float, rounds: int, spin_us: int, also: list[str], pin: str, as_json: bool) -> None:
+def engine(
+    seconds: float,
+    rounds: int,
+    spin_us: int,
+    also: list[str],
+    kind: str,
+    python: str,
+    model_mb: float,
+    pin: str,
+    as_json: bool,
+) -> None:
     """Measure what an engine in a worker adds to an act.
 
     It compares an inline engine, one in a worker, and one in a worker where both sides spin, with a bare doorbell between two
-    processes. The client is on the CPU of the serving process, and the worker on the other one.
+    processes. The client is on the CPU of the serving process, and the worker on the other one. A bare torch call stands for
+    the inline engine where --engine is not onnx.
     """
-    from pillion_bench.measurements.engines.engine import PARTS, EngineOptions, measure_engine
+    from pillion_bench.measurements.engines.engine import EngineOptions, measure_engine, parts_of
     from pillion_bench.measurements.engines.tables import print_engine
     from pillion_bench.process.placement import parse_placement
     from pillion_bench.progress import progress_bar
 
-    parts = PARTS if also == ["all"] else tuple(also)
-    if unknown := [part for part in parts if part not in PARTS]:
+    known = parts_of(kind)
+    parts = known if also == ["all"] else tuple(also)
+    if unknown := [part for part in parts if part not in known]:
         raise click.BadParameter(
-            f"expected some of {', '.join(PARTS)}, or all; got {unknown[0]!r}", param_hint="--also"
+            f"expected some of {', '.join(known)}, or all; got {unknown[0]!r}", param_hint="--also"
         )
-    options = EngineOptions(seconds, rounds, spin_us, also=parts)
+    options = EngineOptions(seconds, rounds, spin_us, also=parts, engine=kind, python=python, model_mb=model_mb)
     with progress_bar(options.segments) as advance:
         report = measure_engine(parse_placement(pin), options, advance)
     show(report, as_json, print_engine)

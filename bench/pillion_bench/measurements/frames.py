@@ -112,7 +112,7 @@ def measure_frames(placement: Placement, options: FrameOptions, advance: Callabl
 def publish_frame_policy(store: Store, size: int) -> None:
     """Publishes `frame-SIZE@1.0.0`: takes uint8 [size], returns its first element as float32 [1]."""
     card = ModelCard(
-        schema=2,
+        schema=3,
         name=_policy(size),
         version="1.0.0",
         description=f"Takes {size} bytes and returns the first.",

@@ -18,7 +18,10 @@ from pillion_bench.limits import DAEMON_START_S_MAX, DAEMON_STOP_S_MAX
 from pillion_bench.process.placement import CpuSet, pinned
 
 WORKER_PACKAGE: Final = "pillion_worker"
-"""What the command line of an inference worker names."""
+"""What the command line of an inference worker names; in another interpreter, as a part of a path."""
+
+SERVING_PACKAGE: Final = "pilliond.serving"
+"""What the command line of a serving process names."""
 
 _POLL_S: Final = 0.005
 
@@ -88,11 +91,18 @@ class DaemonProcess:
 
     def worker_pids(self) -> list[int]:
         """Returns the process ids of the inference workers, the oldest first."""
+        return self._pids_of(WORKER_PACKAGE)
+
+    def serving_pids(self) -> list[int]:
+        """Returns the process ids of the serving processes, the oldest first."""
+        return self._pids_of(SERVING_PACKAGE)
+
+    def _pids_of(self, package: str) -> list[int]:
         import psutil
 
         children = psutil.Process(self.pid).children(recursive=True)
-        workers = [child for child in children if WORKER_PACKAGE in child.cmdline()]
-        return [child.pid for child in sorted(workers, key=psutil.Process.create_time)]
+        found = [child for child in children if any(package in word for word in child.cmdline())]
+        return [child.pid for child in sorted(found, key=psutil.Process.create_time)]
 
     def log_lines(self) -> int:
         """Returns the number of lines that it has logged so far."""

@@ -32,6 +32,7 @@ ROLES: Final = {
     "lane-echo": "pillion_bench.roles.echo:serve_lane",
     "lane-ping": "pillion_bench.roles.echo:ping_lane",
     "engine": "pillion_bench.roles.bare_engine:run",
+    "by-hand": "pillion_bench.roles.by_hand:run",
     "frame": "pillion_bench.roles.frame_driver:run",
     "doorbell-echo": "pillion_bench.roles.doorbell:serve",
     "doorbell-ping": "pillion_bench.roles.doorbell:ping",

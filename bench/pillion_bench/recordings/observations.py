@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_artifacts.card.drawn_texts import draw_texts
 from pillion_bench.errors import RecordingError
 from pillion_bench.recordings.recording import Recording
 from pillion_bench.shipped import recordings
@@ -54,12 +55,14 @@ def real_observations(policy: str, spec: Spec) -> Observations:
 
 
 def drawn_observations(spec: Spec) -> Observations:
-    """Returns random observations, the same at each call: uniform within the spec's bounds, normal without bounds."""
+    """Returns random observations, the same at each call: uniform within the spec's bounds, normal without; or texts."""
     generator = np.random.default_rng(_DRAW_SEED)
     return Observations([_draw(tensor, generator) for tensor in spec.observation], "drawn from the spec's bounds")
 
 
 def _draw(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
+    if tensor.is_text:
+        return draw_texts(tensor.text_bytes_min, tensor.shape[0], _DRAWN_ROWS, generator)
     shape = (_DRAWN_ROWS, *tensor.shape)
     dtype = np.dtype(tensor.dtype)
     if dtype.kind == "b":

@@ -20,6 +20,8 @@ from pillion_artifacts.card.environments import make_environment
 from pillion_artifacts.card.model_card import Environment, Tolerance
 from pillion_bench.errors import BadOptionError, PlayError
 from pillion_bench.recordings.recording import Array, Recording
+from pillion_protocol import LocalProtocolError, TensorSpec
+from pillion_protocol.texts import encode_text
 
 if TYPE_CHECKING:
     import gymnasium
@@ -163,13 +165,16 @@ def _play(
 
 
 def named_observation(session: pillion.Session, observation: Any) -> dict[str, Array]:
-    """Returns the observation under the spec's names and in its dtypes; raises `PlayError` if it does not fit."""
+    """Returns the observation under the spec's names and in its dtypes; raises `PlayError` if it does not fit.
+
+    A text becomes the bytes of its row, as it travels.
+    """
     tensors = session.spec.observation
     named = observation if isinstance(observation, Mapping) else {tensors[0].name: observation}
     if named.keys() != {tensor.name for tensor in tensors}:
         expected = ", ".join(tensor.name for tensor in tensors)
         raise PlayError(f"the environment's observations: expected {expected}, got {', '.join(named)}")
-    sent = {tensor.name: np.array(named[tensor.name], dtype=tensor.dtype) for tensor in tensors}
+    sent = {tensor.name: _sent(tensor, named[tensor.name]) for tensor in tensors}
     for tensor in tensors:
         if list(sent[tensor.name].shape) != list(tensor.shape):
             raise PlayError(
@@ -177,6 +182,15 @@ def named_observation(session: pillion.Session, observation: Any) -> dict[str, A
                 f"got {list(sent[tensor.name].shape)}"
             )
     return sent
+
+
+def _sent(tensor: TensorSpec, value: Any) -> Array:
+    if not (tensor.is_text and isinstance(value, str)):
+        return np.array(value, dtype=tensor.dtype)
+    try:
+        return np.frombuffer(encode_text(value, tensor.text_bytes_min, tensor.shape[0]), np.uint8)
+    except LocalProtocolError as error:
+        raise PlayError(f"the environment's observation {tensor.name!r}: {error}") from None
 
 
 def environment_action(env: gymnasium.Env[Any, Any], action: Array) -> Any:

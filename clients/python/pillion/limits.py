@@ -13,6 +13,9 @@ RESEND_S: Final = 1.0
 READ_FIRST_AFTER_S: Final = 0.001
 """After a pause this long the blocking client reads pending messages before it sends. In a tight loop this costs 2 %."""
 
+TEXTS_KEPT_BYTES_MAX: Final = 1024 * 1024
+"""Bytes of encoded texts that a session keeps for each observation of text: a prompt is encoded once, not at each step."""
+
 SEED_BITS: Final = 62
 """Bits of a random seed; the wire takes 63."""
 

@@ -17,7 +17,8 @@ class Timings:
 
     `received_ns` is when the daemon had read the act. `queued_ns` (admitted), `dispatched_ns` (its batch went to the
     engine) and `ran_ns` (the engine finished) count from then. `round_trip_ns` is measured by the client: from before it
-    sends the request until after it has read the answer. `batch_rows` is the number of rows in the batch.
+    sends the request until after it has read the answer. `batch_rows` is the number of rows in the batch. An answer from the
+    result cache ran in no batch: its `batch_close` is `cached`, and `batch_rows` and `engine_ns` are 0.
     """
 
     received_ns: int

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pillion.errors import EpisodeLostError, InvalidObservationError
 from pillion.limits import TIMEOUT_S
 from pillion.session import EpisodeGroup, connect
-from pillion.tensors import Array
+from pillion.tensors import TEXT_KINDS, Array
 
-Observations = NDArray[Any] | dict[str, NDArray[Any]]
+Observations = NDArray[Any] | str | list[str] | dict[str, Any]
 
 
 class Policy:
@@ -46,8 +46,8 @@ class Policy:
     ) -> tuple[Array, tuple[NDArray[Any], ...] | None]:
         """Returns the actions, and `state` unchanged.
 
-        `observation` has the spec's shape, or a leading axis of rows; so have the actions. `episode_start` (bool [rows])
-        marks rows that begin a new episode. The daemon keeps the hidden state of a recurrent policy, and `episode_start`
+        `observation` has the spec's shape, or a leading axis of rows; so have the actions. A text is a `str`, or a list
+        of them for several rows. `episode_start` (bool [rows]) marks rows that begin a new episode. The daemon keeps the hidden state of a recurrent policy, and `episode_start`
         resets it. Raises the same errors as `EpisodeGroup.act`. After a restart of the daemon it begins new
         episodes by itself.
         """
@@ -99,6 +99,6 @@ class Policy:
         else:
             arrays = {specs[0].name: np.asarray(observation)}
         first = arrays.get(specs[0].name)
-        if first is None or first.ndim != len(specs[0].shape):
+        if first is None or first.ndim != (0 if first.dtype.kind in TEXT_KINDS else len(specs[0].shape)):
             return arrays, False
         return {name: array[None] for name, array in arrays.items()}, True

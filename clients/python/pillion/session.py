@@ -188,13 +188,13 @@ class Episode(EpisodeBase):
         """Returns the action for one observation, with the shape and dtype of the spec's first output.
 
         `observation` has the spec's shape and dtype, or is a mapping of such arrays if the spec names several. A dtype
-        that loses only precision is converted. `deterministic` False draws from the policy's distribution.
+        that loses only precision is converted. An observation of space `Text` is a `str`. `deterministic` False draws from the policy's distribution.
 
         `budget_us` is how long the answer is useful, in µs; 0 is no limit. It counts from this call; over `tcp://`, from
         when the daemon reads the act. An act that cannot be sent or started within it is not run. If one finishes after
         it, `last.late_us` says by how much. `traceparent` is a W3C trace context.
 
-        Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `out_of_bounds`, `deadline_exceeded`, …),
+        Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `out_of_bounds`, `bad_text`, …),
         `EngineRestartingError`, `EngineOutError`, `EpisodeLostError`, `RequestTimeoutError`.
         """
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
@@ -232,7 +232,7 @@ class EpisodeGroup(EpisodeBase):
         budget_us: int = 0,
         traceparent: str = "",
     ) -> Array:
-        """Returns the actions of all rows. `observations` and the result have a leading axis of `rows`.
+        """Returns the actions of all rows. `observations` and the result have a leading axis of `rows`; texts are a list.
 
         `episode_start` (bool [rows]) marks the rows that begin a new episode with this observation. `seeds` then has one
         seed for each of them; without `seeds` the daemon derives them. Everything else is as for `Episode.act`.

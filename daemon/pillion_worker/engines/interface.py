@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -40,9 +41,16 @@ class Engine(Protocol):
 
 
 def load_engine(model: bytes, request: LoadRequest) -> Engine:
-    """Loads a model with the engine of that name. Raises `EngineError` if the model and its request do not agree."""
+    """Loads a model with the engine of that name. Raises `EngineError` if the model and its request do not agree, or
+    the interpreter lacks the engine's package.
+    """
     names = {module.name for module in pkgutil.iter_modules(pillion_worker.engines.__path__)} - {"interface"}
     if request.engine not in names:
         raise EngineError(f"engine: expected one of {', '.join(sorted(names))}, got {request.engine!r}")
-    module = importlib.import_module(f"pillion_worker.engines.{request.engine}")
+    try:
+        module = importlib.import_module(f"pillion_worker.engines.{request.engine}")
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"its engine needs the package {error.name!r}, which {sys.executable} does not have"
+        ) from None
     return cast("Engine", module.load(model, request))

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one session, bound once per bucket of rows to the memory of each batch. Hot path.
+"""ONNX Runtime: one session, bound once per bucket of rows to the memory of each batch. Hot path.
 
 A kernel may round the first and last elements of an array differently from those in between: vectorised kernels process
 elements one by one up to the next aligned address. Then the answer for a row depends on the number of rows in the run and
@@ -15,16 +15,29 @@ import onnxruntime
 
 from pillion_worker.arena import ALIGNMENT_BYTES
 from pillion_worker.buckets import buckets_for
+from pillion_worker.devices import choose, cuda_index
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import aligned_zeros
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
 _ORT_ERROR_ONLY: Final = 3
+_CPU: Final = "CPUExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
+_TENSORRT: Final = "TensorrtExecutionProvider"
 
 
 def load(model: bytes, request: LoadRequest) -> OnnxRuntimeEngine:
     """Loads a model. Raises `EngineError` if the graph disagrees with the request."""
-    return OnnxRuntimeEngine(model, request)
+    engine = choose(request, _missing, lambda device, fallback: OnnxRuntimeEngine(model, request, device, fallback))
+    assert isinstance(engine, OnnxRuntimeEngine)
+    return engine
+
+
+def _missing(_: int) -> str:
+    """Why the installed ONNX Runtime has no such CUDA device; empty if it may have one."""
+    if _CUDA in onnxruntime.get_available_providers():
+        return ""
+    return f"onnxruntime {onnxruntime.__version__} has no {_CUDA}"
 
 
 class OnnxRuntimeEngine:
@@ -35,11 +48,16 @@ class OnnxRuntimeEngine:
 
     kind = "onnxruntime"
 
-    def __init__(self, model: bytes, request: LoadRequest) -> None:
+    def __init__(self, model: bytes, request: LoadRequest, device: str = "cpu", fallback: str = "") -> None:
         self._request = request
+        self._device = device
+        self._fallback = fallback
         self._strict_rows = request.strict_rows
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
-        self._session = _open_session(model, request.threads)
+        self._session = _open_session(model, request, device)
+        if device != "cpu" and _CUDA not in self._session.get_providers():
+            # ONNX Runtime goes on without a provider that does not start.
+            self._device, self._fallback = "cpu", f"{device} was asked for: onnxruntime could not start {_CUDA} there"
         self._names = [tensor.name for tensor in request.observation]
         _check_inputs(self._session, [*self._names, *(state.name for state in request.states)])
         self.outputs = _actual_outputs(self._session, request)
@@ -55,14 +73,18 @@ class OnnxRuntimeEngine:
         return False
 
     def describe(self) -> dict[str, Any]:
-        return {
+        described = {
             "kind": self.kind,
             "version": onnxruntime.__version__,
             "provider": self._session.get_providers()[0],
+            "device": self._device,
             "threads": self._request.threads,
             "buckets": self.buckets,
             "strict": bool(self._strict_rows),
         }
+        if self._fallback:
+            described["fallback"] = self._fallback
+        return described
 
     def _bucket_runs(self, memory: TensorMemory) -> list[Callable[[], None]]:
         runs = [self._run_of([self._piece(memory, 0, rows, {})]) for rows in self.buckets]
@@ -84,6 +106,7 @@ class OnnxRuntimeEngine:
             {name: array[first : first + rows] for name, array in read.items()},
             {name: array[first : first + rows] for name, array in written.items()},
             scratch,
+            self._device,
         )
 
     def _tensors(self, memory: TensorMemory) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -138,15 +161,21 @@ class _Piece:
         read: Mapping[str, Array],
         written: Mapping[str, Array],
         scratch: Mapping[str, Array],
+        device: str,
     ) -> None:
         self.binding = session.io_binding()
-        self.before: list[tuple[Array, Array]] = []
+        self.before: list[tuple[Array | _OnDevice, Array]] = []
         self.after: list[tuple[Array, Array]] = []
         for name, array in read.items():
             target = _aligned_or_scratch(name, array, scratch)
             if target is not array:
                 self.before.append((target, array))
-            self.binding.bind_input(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
+            if device == "cpu":
+                self.binding.bind_input(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
+            else:
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(target, "cuda", cuda_index(device))
+                self.binding.bind_ortvalue_input(name, value)
+                self.before.append((_OnDevice(value), target))
         for name, array in written.items():
             target = _aligned_or_scratch(name, array, scratch)
             if target is not array:
@@ -154,20 +183,48 @@ class _Piece:
             self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
 
 
+class _OnDevice:
+    """An input that lives on a device, written to as an array is: runs on the CPU pay nothing for it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __setitem__(self, _: slice, source: Array) -> None:
+        self._value.update_inplace(source)
+
+
 def _aligned_or_scratch(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:
     return array if array.ctypes.data % ALIGNMENT_BYTES == 0 or name not in scratch else scratch[name]
 
 
-def _open_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
+def _providers(request: LoadRequest, device: str) -> list[Any]:
+    """The execution providers for a device, the best first; each takes the operators that those before it do not have."""
+    if device == "cpu":
+        return [_CPU]
+    settings: dict[str, Any] = {"device_id": cuda_index(device)}
+    tensorrt = {**settings, "trt_fp16_enable": request.precision == "float16"}
+    cuda = {**settings, "use_tf32": int(request.precision != "float32")}
+    if request.device_memory_bytes_max:
+        cuda["gpu_mem_limit"] = request.device_memory_bytes_max
+        tensorrt["trt_max_workspace_size"] = request.device_memory_bytes_max
+    # TensorRT always computes float32 in tf32, where it may.
+    is_rounded = request.precision != "float32"
+    offered = onnxruntime.get_available_providers()
+    return [*([(_TENSORRT, tensorrt)] if _TENSORRT in offered and is_rounded else []), (_CUDA, cuda), _CPU]
+
+
+def _open_session(model: bytes, request: LoadRequest, device: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = request.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ORT_ERROR_ONLY
     # A spinning pool would take the core from the simulator.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=_providers(request, device))
     except Exception as error:  # noqa: BLE001 - as in `run`
         raise EngineError(f"onnxruntime cannot load the model: {error}") from None
 

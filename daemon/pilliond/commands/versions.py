@@ -245,7 +245,11 @@ def _print_status(state: dict[str, Any]) -> None:
     print_table(rows)
     for version in state["resident"]:
         if version["placement_reason"]:
-            click.echo(f"{version['version']} runs {_PLACES[version['placement']]}: {version['placement_reason']}")
+            device = f" on {version['device']}" if version["device"] else ""
+            place = f"{_PLACES[version['placement']]}{device}"
+            click.echo(f"{version['version']} runs {place}: {version['placement_reason']}")
+        if version["fallback"]:
+            click.echo(f"{version['version']} falls back: {version['fallback']}")
         if version["worker"]:
             click.echo(f"{version['version']} {_worker_line(version['worker'])}")
     shadow = state["shadow"]

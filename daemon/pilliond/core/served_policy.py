@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
+from pilliond.core.result_cache import ResultCache
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import PolicyShare
 from pilliond.ipc.metrics_page import policy_number
@@ -41,6 +42,7 @@ class ServedPolicy:
     """
 
     __slots__ = (
+        "cache",
         "engine",
         "episodes_live",
         "limits",
@@ -68,6 +70,8 @@ class ServedPolicy:
         self.engine = engine
         self.share = PolicyShare(limits.rows_max, limits.batch_wait_us_max * 1_000, limits.queue_rows_max)
         self.slots = SlotGrants(limits.slots_mb_max * _BYTES_PER_MB)
+        self.cache = ResultCache(engine.cache_rows_max, engine.cache_mb * _BYTES_PER_MB) if engine.cache_mb else None
+        """The answers that its versions gave, if its settings ask for a result cache."""
         self.tap: Tap | None = None
         """Copies its answered batches, while it has a shadow."""
         self.sessions_live = 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.integer_ranges import RangedValues, integer_ranges, is_within, ranged_values
+from pilliond.engine.text_rows import TextRows
 
 Array = NDArray[Any]
 
@@ -58,9 +59,17 @@ class BatchMemory:
 
     The caller writes the raw bytes of n rows into `views`, runs the engine on them, and reads rows 0 to n - 1 of `outputs`.
     An engine reads and writes only this memory: never memory that a client can still write to.
+
+    If the spec has observations of text, the new object is one that checks them too. All others do not even ask.
     """
 
     __slots__ = ("_checked", "_spec", "inputs", "outputs", "ranges", "states", "user", "views")
+
+    def __new__(cls, spec: Spec, *_: object) -> Self:
+        has_texts = any(tensor.is_text for tensor in spec.observation)
+        kind: type[Any] = _TextBatchMemory if has_texts else cls
+        made: Self = super().__new__(kind)
+        return made
 
     def __init__(
         self,
@@ -108,6 +117,32 @@ class BatchMemory:
         """Fills the observations of the first `rows` rows with zeros. Rows that no act fills still run: they must be sound."""
         for array in self.inputs:
             array[:rows] = 0
+
+
+class _TextBatchMemory(BatchMemory):
+    """The memory of a batch with observations of text."""
+
+    __slots__ = ("_texts",)
+
+    def __init__(
+        self,
+        spec: Spec,
+        inputs: list[Array],
+        outputs: dict[str, Array],
+        states: list[tuple[Array, Array]],
+    ) -> None:
+        super().__init__(spec, inputs, outputs, states)
+        observed = zip(spec.observation, inputs, strict=True)
+        self._texts = [TextRows(tensor, array) for tensor, array in observed if tensor.is_text]
+
+    def is_sound(self, rows: int) -> bool:
+        """As for any batch; and whether the observations of text hold text."""
+        if not super().is_sound(rows):
+            return False
+        for texts in self._texts:  # noqa: SIM110 - a generator costs as much as the check
+            if not texts.is_text(rows):
+                return False
+        return True
 
 
 def finite_values(spec: list[TensorSpec], inputs: list[Array]) -> list[Values]:

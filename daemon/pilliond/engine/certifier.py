@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_artifacts.card.drawn_texts import draw_texts
 from pillion_artifacts.card.golden_pairs import Arrays, is_equal
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
@@ -85,7 +86,9 @@ def _observations(spec: Spec, states: list[StateCard], golden: Arrays | None) ->
 
 
 def _draw(tensor: TensorSpec, random: np.random.Generator) -> NDArray[np.generic]:
-    """Draws observations within the bounds, where those are finite."""
+    """Draws observations within the bounds, where those are finite; or texts."""
+    if tensor.is_text:
+        return draw_texts(tensor.text_bytes_min, tensor.shape[0], CERTIFIED_OBSERVATIONS_MAX, random)
     shape = (CERTIFIED_OBSERVATIONS_MAX, *tensor.shape)
     dtype = np.dtype(tensor.dtype)
     low, high = (_bound(side, tensor.shape) for side in (tensor.low or [-np.inf], tensor.high or [np.inf]))

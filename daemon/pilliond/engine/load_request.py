@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from pillion_artifacts.card.model_card import StateCard
+from pillion_artifacts.card.model_card import EngineCard, StateCard
 from pillion_protocol import Spec, TensorSpec
 from pillion_worker.tensors import LoadRequest, State, Tensor
+from pilliond.limits import CODE_ADDRESS_MB
+from pilliond.settings.schema import EngineSettings
+
+_BYTES_PER_MB: Final = 1_000_000
+_MODULES: Final = {"onnx": "onnx", "torch": "torch", "torchscript": "torch", "python": "python"}
+"""The module of `pillion_worker.engines` for each kind of a card's engine."""
 
 
 def load_request(spec: Spec, parameters: list[str], states: Sequence[StateCard], **settings: Any) -> LoadRequest:
@@ -19,6 +26,67 @@ def load_request(spec: Spec, parameters: list[str], states: Sequence[StateCard],
         states=[State(state.name, state.output, state.dtype, list(state.shape)) for state in states],
         **settings,
     )
+
+
+def engine_fields(card: EngineCard, allowed: Sequence[str]) -> dict[str, Any]:
+    """Returns the fields of a `LoadRequest` that a card's engine decides. `allowed` is `trust.code`."""
+    code: dict[str, Any] = {}
+    if card.kind == "python":
+        code = {
+            "entry_point": card.entry_point,
+            "distribution": card.distribution,
+            "requires": card.requires,
+            "arguments": card.arguments,
+            "allowed": list(allowed),
+        }
+    return {"engine": _MODULES[card.kind], "model_kind": card.kind, "code": code}
+
+
+def worker_fields(settings: EngineSettings, kind: str) -> dict[str, Any]:
+    """Returns the fields of a worker's `LoadRequest` that the settings decide."""
+    return {
+        "threads": settings.threads,
+        "strict_rows": settings.one_shape_rows,
+        "memory_bytes_max": _address_mb_max(settings, kind) * _BYTES_PER_MB,
+        "depth": settings.depth,
+        "spin_us": settings.spin_us,
+        **device_fields(settings),
+    }
+
+
+def device_fields(settings: EngineSettings) -> dict[str, Any]:
+    """Returns the fields of a `LoadRequest` that say where and how precisely to compute."""
+    return {
+        "device": settings.device,
+        "device_memory_bytes_max": settings.device_memory_mb * _BYTES_PER_MB,
+        "precision": settings.precision,
+    }
+
+
+def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> str:
+    """Returns why an engine, as it describes itself, is not on the device that is required; empty if it is, or none is."""
+    device = described.get("device", "")
+    if not settings.device_required or settings.device in ("auto", device):
+        return ""
+    why = described.get("fallback", "")
+    return (
+        f"engine.device_required: expected {settings.device}, got {device or 'no device'}{f' ({why})' if why else ''}"
+    )
+
+
+def _address_mb_max(settings: EngineSettings, kind: str) -> int:
+    """The address space of a worker in MB; 0: not limited."""
+    if kind == "onnx":
+        return settings.worker_memory_mb_max
+    if settings.device != "cpu" and has_cuda():
+        # CUDA reserves addresses for all memory of the host and of its devices.
+        return 0
+    return settings.worker_memory_mb_max + CODE_ADDRESS_MB
+
+
+def has_cuda() -> bool:
+    """Whether the host seems to have a CUDA device that a worker could use."""
+    return Path("/dev/nvidiactl").exists()
 
 
 def _tensors(specs: list[TensorSpec]) -> list[Tensor]:

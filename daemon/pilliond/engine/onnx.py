@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec
@@ -16,14 +16,17 @@ from pilliond.engine.interface import InlineEngine
 from pilliond.engine.load_request import load_request
 from pilliond.engine.service_time import ServiceTimes
 
+_ANYWHERE: Final[Mapping[str, Any]] = {}
+
 
 class OnnxEngine(InlineEngine):
     """One ONNX policy on the CPU.
 
     `model` holds the verified bytes of the file. `spec` states its inputs and outputs, `parameters` the further graph
     outputs (logits, log_std) that the distribution reads, `states` its recurrent state. `strict_rows` is as in
-    `Engine`; rows that do not fill the shape leave the old contents behind them. Raises `EngineError` if the graph
-    disagrees with its card: a model that lies about its shapes never serves.
+    `Engine`; rows that do not fill the shape leave the old contents behind them. `device` are the fields of a
+    `LoadRequest` that say where to compute. Raises `EngineError` if the graph disagrees with its card: a model that lies
+    about its shapes never serves.
     """
 
     def __init__(
@@ -35,12 +38,21 @@ class OnnxEngine(InlineEngine):
         threads: int = 1,
         states: Sequence[StateCard] = (),
         strict_rows: int = 0,
+        device: Mapping[str, Any] = _ANYWHERE,
     ) -> None:
         request = load_request(
-            spec, parameters, states, engine="onnx", rows_max=rows_max, threads=threads, strict_rows=strict_rows
+            spec,
+            parameters,
+            states,
+            engine="onnx",
+            rows_max=rows_max,
+            threads=threads,
+            strict_rows=strict_rows,
+            **device,
         )
         self._engine = OnnxRuntimeEngine(model, request)
         self.kind = self._engine.kind
+        self._device, self._precision = request.device, request.precision
         self.strict_rows = strict_rows
         self.buckets = self._engine.buckets
         tensors = private_memory(request, self._engine.outputs)
@@ -60,4 +72,7 @@ class OnnxEngine(InlineEngine):
             self.service.learn(rows, *[time.monotonic_ns() - began_ns] * 2)
 
     def describe(self) -> dict[str, Any]:
-        return self._engine.describe()
+        asked = [self._device] if self._device.startswith("cuda") else []
+        asked += [self._precision] if self._precision != "float32" else []
+        missed = f"{' and '.join(asked)} was asked for: an inline engine computes on the CPU, as its graph says"
+        return {**self._engine.describe(), **({"fallback": missed} if asked else {})}

@@ -10,6 +10,7 @@ from pillion_artifacts.card.model_card import StateCard, Tolerance
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.integer_ranges import first_outside, integer_ranges
 from pilliond.engine.interface import Engine, EngineError
+from pilliond.engine.text_rows import first_bad_text
 
 
 def check_parity(
@@ -23,7 +24,7 @@ def check_parity(
     """Raises `EngineError` if the engine's answers differ from those of the policy's source: output, row, difference.
 
     `golden` is the artifact's safetensors file. Overwrites the engine's buffers. Nothing runs if a golden observation is out
-    of its bounds: the engine may not survive it, and no session could send it.
+    of its bounds or no text: the engine may not survive it, and no session could send it.
     """
 
     def run(inputs: Arrays) -> Arrays:
@@ -58,9 +59,15 @@ def _check_inputs(expected: Sequence[TensorSpec | StateCard], inputs: Arrays) ->
 
 
 def _check_bounds(spec: Spec, inputs: Arrays) -> None:
-    outside = first_outside(integer_ranges(spec.observation), [inputs[tensor.name] for tensor in spec.observation])
+    observed = [inputs[tensor.name] for tensor in spec.observation]
+    outside = first_outside(integer_ranges(spec.observation), observed)
     if outside is not None:
         raise InvalidArtifactError(
             f"golden pairs: observation {outside.name!r}: expected {outside.low} to {outside.high}, "
             f"got {outside.value} in row {outside.row}"
+        )
+    bad = first_bad_text(spec.observation, observed)
+    if bad is not None:
+        raise InvalidArtifactError(
+            f"golden pairs: observation {bad.name!r}: expected {bad.fault.expected}, got {bad.fault.actual} in row {bad.row}"
         )

@@ -52,7 +52,7 @@ from pilliond.engine.worker_messages import (
     check_ready,
 )
 from pilliond.ipc.loss_cause import LossCause
-from pilliond.limits import NEVER_NS, WORKER_RUN_S_MAX
+from pilliond.limits import NEVER_NS, WAIT_LOOK_S, WORKER_RUN_S_MAX
 from pilliond.linux.epoll import DescriptorSet
 
 _GONE: Final = "its worker ended"
@@ -105,6 +105,9 @@ class WorkerEngine:
     Owns the arena, its doorbells and its end of the channel, and adds the channel and one doorbell to `descriptors` while
     they are open. Not the process: whoever starts it also ends it, above all when it is lost.
 
+    `request` are the other fields of `LoadRequest`. `check_described` gets what the loaded engine says of itself, and returns
+    why it is refused; empty if it is not.
+
     `on_ready(engine)` follows a successful `attach`. `on_completed(engine, memory, outcome, message, started_ns,
     finished_ns)` follows each batch: its results are in `memory` until it is released and submitted again. A message says
     why a batch failed, and is empty for no other.
@@ -124,16 +127,16 @@ class WorkerEngine:
         states: Sequence[StateCard] = (),
         *,
         engine: str = "onnx",
-        threads: int = 1,
         strict_rows: int = 0,
-        memory_bytes_max: int = 0,
-        depth: int = 1,
-        spin_us: int = 0,
         descriptors: DescriptorSet | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        check_described: Callable[[dict[str, Any]], str] = lambda _: "",
+        **request: Any,
     ) -> None:
         self.kind = engine
         self.strict_rows = strict_rows
+        self.run_s_max = WORKER_RUN_S_MAX
+        """How long a blocking run may take."""
         self.state = WorkerState.LOST
         self.reason = "it has no worker yet"
         """Why it is lost or out."""
@@ -161,12 +164,10 @@ class WorkerEngine:
             states,
             engine=engine,
             rows_max=rows_max,
-            threads=threads,
             strict_rows=strict_rows,
-            memory_bytes_max=memory_bytes_max,
-            depth=depth,
-            spin_us=spin_us,
+            **request,
         )
+        self._check_described = check_described
         self._descriptors = descriptors
         self._clock = clock
         self._description: dict[str, Any] = {}
@@ -225,12 +226,18 @@ class WorkerEngine:
         except OSError as error:
             self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Waits until the worker is ready, without a loop. Raises `EngineError` if it does not get there."""
-        until_s = time.monotonic() + timeout_s
-        while self.state is WorkerState.LOADING:
-            if not self._wait_for_events(until_s - time.monotonic()):
-                self.lose(f"its worker was not ready within {timeout_s:g} s", LossCause.HUNG)
+    def wait_ready(self, timeout_s: float, check: Callable[[], None] = lambda: None) -> None:
+        """Waits until the worker is ready, without a loop. Raises `EngineError` if it does not get there.
+
+        `check` is called every `WAIT_LOOK_S` or more often; what it raises ends the wait.
+        """
+
+        def is_loading() -> bool:
+            check()
+            return self.state is WorkerState.LOADING
+
+        if not self._wait_while(is_loading, timeout_s):
+            self.lose(f"its worker was not ready within {timeout_s:g} s", LossCause.HUNG)
         if self.state is not WorkerState.READY:
             raise EngineError(self.reason)
 
@@ -341,9 +348,8 @@ class WorkerEngine:
         callback, self.on_completed = self.on_completed, lambda _, *completed: answers.append(Completed(*completed))
         try:
             self.submit(self.memories[0], rows)
-            while not answers and self.state is WorkerState.READY:
-                if not self._wait_for_events(WORKER_RUN_S_MAX):
-                    self.lose(f"its worker did not answer within {WORKER_RUN_S_MAX:g} s", LossCause.HUNG)
+            if not self._wait_while(lambda: not answers and self.state is WorkerState.READY, self.run_s_max):
+                self.lose(f"its worker did not answer within {self.run_s_max:g} s", LossCause.HUNG)
         finally:
             self.on_completed = callback
         if not answers:
@@ -352,25 +358,39 @@ class WorkerEngine:
         if answers[0].outcome == FAILED:
             raise EngineError(answers[0].message)
 
-    def _wait_for_events(self, timeout_s: float) -> bool:
-        """Waits for either descriptor, and handles what it says; returns False if nothing came in time."""
+    def _wait_while(self, is_so: Callable[[], bool], timeout_s: float) -> bool:
+        """Handles events while something is so; returns False if it was for too long.
+
+        Time in which this process was stopped counts as little: then its worker was probably stopped, too.
+        """
+        left_s = timeout_s
+        while is_so():
+            if left_s <= 0:
+                return False
+            began_s = time.monotonic()
+            self._wait_for_events(min(left_s, WAIT_LOOK_S))
+            left_s -= min(time.monotonic() - began_s, 2 * WAIT_LOOK_S)
+        return True
+
+    def _wait_for_events(self, timeout_s: float) -> None:
+        """Waits for either descriptor, and handles what it says, if anything came in time."""
         sources = {self._channel.fileno(): self._handshake.receive} if self._channel else {}
         if self._own is not None:
             sources[self._doorbell.descriptor] = self.receive
         poller = select.poll()
         for descriptor in sources:
             poller.register(descriptor, select.POLLIN)
-        ready = poller.poll(max(0.0, timeout_s) * _MILLISECONDS)
-        for descriptor, _ in ready:
+        for descriptor, _ in poller.poll(max(0.0, timeout_s) * _MILLISECONDS):
             if self.state in (WorkerState.LOADING, WorkerState.READY):
                 sources[descriptor]()
-        return bool(ready)
 
     # The handshake, and its end
 
     def _on_loaded(self, loaded: Loaded) -> None:
-        outputs = actual_outputs(loaded, self._request)
         request = self._request
+        outputs = actual_outputs(loaded, request)
+        if why := self._check_described(loaded.description):
+            raise EngineError(why)
         layout = ArenaLayout(request.observation, outputs, request.states, request.room, request.depth)
         try:
             self._map(layout)
@@ -432,7 +452,7 @@ class WorkerEngine:
         if self.state not in (WorkerState.LOADING, WorkerState.READY):
             return
         self.state = WorkerState.LOST
-        self.reason = reason = reason[:REASON_CHARS_MAX]
+        self.reason = reason = " ".join(reason.split())[:REASON_CHARS_MAX]
         self.cause = cause
         self.free.clear()
         self._disconnect()

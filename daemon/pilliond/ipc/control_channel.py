@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pillion_artifacts.card.model_card import Distribution, StateCard, Tolerance
+from pillion_artifacts.card.model_card import Distribution, EngineCard, StateCard, Tolerance
 from pillion_protocol import Spec
 from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.loss_cause import LossCause
@@ -54,6 +54,8 @@ class VersionRequest(msgspec.Struct, frozen=True):
     """Where its engine runs; None: the serving process decides when it starts."""
     service_us: list[ServiceTime] = []
     """What each bucket of rows took when it was staged; empty: it was not staged."""
+    engine: EngineCard = EngineCard()
+    """What runs the model."""
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -100,6 +102,8 @@ class StartupConfig(msgspec.Struct, frozen=True):
     """Sessions at once, of all policies."""
     group: int | None
     """The id of the group whose members may connect, besides this user and root."""
+    code: list[str] = []
+    """`trust.code`: the packages that Python policies may come from."""
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -374,6 +378,17 @@ def receive_control_message(end: socket.socket) -> tuple[ControlMessage | None, 
     """Returns the next message (None if the control process is gone) and its descriptors, which the caller owns."""
     data, descriptors, _, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, CHANNEL_DESCRIPTORS_MAX)
     return (_control_message_decoder.decode(data) if data else None), descriptors
+
+
+def is_to_stop(end: socket.socket) -> bool:
+    """Whether the next message, which stays unread, is `Drain`, or the control process is gone. Never waits."""
+    try:
+        data = end.recv(CHANNEL_MESSAGE_BYTES_MAX, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+    return not data or isinstance(_control_message_decoder.decode(data), Drain)
 
 
 async def receive_report(end: socket.socket) -> Report | None:

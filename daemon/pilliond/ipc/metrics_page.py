@@ -89,6 +89,8 @@ class PolicyCells:
         self.sessions = _cells()
         self.episodes = _cells()
         self.requests = _cells(len(OUTCOMES))
+        self.cache_hits, self.cache_misses, self.cache_rows, self.cache_bytes = (_cells() for _ in range(4))
+        """Of the result cache: acts that it answered and that it did not know, and what it holds."""
         self.queue_wait = Histogram(LATENCY_BUCKETS_NS)
         self.batch_rows = Histogram(ROW_BUCKETS)
 
@@ -127,7 +129,9 @@ POLICY_CELLS: Final = tuple(PolicyCells() for _ in range(POLICIES_MAX))
 UNKNOWN_POLICY: Final = PolicyCells()
 """Of acts that cannot be told from which policy they are: they name no session that there is."""
 
-_GAUGES_OF_POLICIES: Final = [gauge for cells in POLICY_CELLS for gauge in (cells.sessions, cells.episodes)]
+_GAUGES_OF_POLICIES: Final = [
+    gauge for cells in POLICY_CELLS for gauge in (cells.sessions, cells.episodes, cells.cache_rows, cells.cache_bytes)
+]
 GAUGES: Final = (SESSIONS, EPISODES, QUEUE_ROWS, SPINNING, SLOT_BYTES, *_GAUGES_OF_POLICIES)
 """Cells that are 0 while no serving process runs."""
 

@@ -83,6 +83,7 @@ class SealedVersion:
             unbounded=self.unbounded,
             placement=self.placement,
             service_us=self.service_us,
+            engine=card.engine,
         )
 
     def copy(self, lock: DaemonLock | None = None) -> SealedVersion:
@@ -104,11 +105,12 @@ class SealedVersion:
 
 
 def seal(artifact: SealedArtifact, lock: DaemonLock | None = None, signed_by: list[str] | None = None) -> SealedVersion:
-    """Makes a sealed version of a sealed artifact, and looks whether its graph is bounded.
+    """Makes a sealed version of a sealed artifact, and looks whether its graph is bounded, if it is one of ONNX.
 
     Takes over the artifact's descriptors and the lock.
     """
-    golden = artifact.golden
+    golden, card = artifact.golden, artifact.card
+    is_graph = card.engine.kind == "onnx"
     for descriptor in artifact.files.values():
         if descriptor not in (artifact.model, golden):
             os.close(descriptor)
@@ -116,10 +118,10 @@ def seal(artifact: SealedArtifact, lock: DaemonLock | None = None, signed_by: li
         artifact.policy,
         artifact.version,
         artifact.digest,
-        artifact.card,
+        card,
         artifact.model,
         golden,
         lock,
         signed_by,
-        unbounded=why_unbounded(map_descriptor(artifact.model), artifact.card.observation),
+        unbounded=why_unbounded(map_descriptor(artifact.model), card.observation) if is_graph else "",
     )

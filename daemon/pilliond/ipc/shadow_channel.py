@@ -29,6 +29,8 @@ class ShadowRequest(msgspec.Struct, frozen=True, tag=True):
     engine: EngineSettings
     memory_mb_max: int
     states_mb_max: int
+    code: list[str] = []
+    """`trust.code`: the packages that Python policies may come from."""
 
 
 class ShadowReady(msgspec.Struct, frozen=True, tag=True):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import psutil
@@ -11,7 +14,14 @@ import psutil
 from pillion_worker.sandbox import die_with_parent
 from pilliond.limits import BACKGROUND_NICENESS
 
-__all__ = ["CHILD_ENVIRONMENT", "die_with_parent", "limit_memory", "run_when_idle", "step_aside"]
+__all__ = [
+    "CHILD_ENVIRONMENT",
+    "die_with_parent",
+    "limit_memory",
+    "run_when_idle",
+    "step_aside",
+    "without_memory_limit",
+]
 
 _BYTES_PER_MB: Final = 1_000_000
 _LOWEST: Final = 19
@@ -34,17 +44,32 @@ def step_aside() -> None:
     psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
 
 
-def run_when_idle() -> None:
-    """Lowers the priority to the lowest: this process runs only when no other wants the CPU.
+def run_when_idle(pid: int | None = None) -> None:
+    """Lowers the priority of a process, this one or a child, to the lowest: it runs only when no other wants the CPU.
 
     Any process that wakes up preempts a `SCHED_IDLE` process at once; the highest niceness alone does not achieve that.
     """
-    os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    # Each thread has a priority of its own.
+    for thread in os.listdir(f"/proc/{pid or 'self'}/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, int(thread), _LOWEST)
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
 
 
 def limit_memory(memory_mb_max: int) -> None:
     """Limits the address space of this process: allocations beyond it fail here, and no other process runs short."""
     bytes_max = memory_mb_max * _BYTES_PER_MB
-    resource.setrlimit(resource.RLIMIT_AS, (bytes_max, bytes_max))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_max, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+@contextmanager
+def without_memory_limit() -> Iterator[None]:
+    """Lifts that limit, for a child that is started meanwhile and gets another one."""
+    limited, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (limited, most))

@@ -57,10 +57,11 @@ class ShadowProcess:
             self._spawn(self._request(live_tolerance))
         except OSError as error:
             raise SwitchError(f"cannot start a shadow: {error.strerror}") from None
+        most_s = SHADOW_START_S_MAX + self._settings.engine.start_s_max
         try:
-            why = await asyncio.wait_for(self.ended(), SHADOW_START_S_MAX)
+            why = await asyncio.wait_for(self.ended(), most_s)
         except TimeoutError:
-            why = f"it was not ready within {SHADOW_START_S_MAX:g} s"
+            why = f"it was not ready within {most_s:g} s"
         if why:
             raise SwitchError(f"shadow {self.version.version}: {why}")
 
@@ -123,4 +124,5 @@ class ShadowProcess:
             engine=settings.engine,
             memory_mb_max=settings.staging.memory_mb_max,
             states_mb_max=settings.shadow.states_mb_max,
+            code=settings.trust.code,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -96,6 +97,8 @@ class Stager:
                 pass_fds=[staging_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
+                # A pause is for the worker in which it tries a version, too.
+                process_group=0,
             )
         staging_channel.send(end, self._request(target))
         return end
@@ -151,8 +154,6 @@ class Stager:
 
     async def _watch(self, operation: Operation, metrics_index: int, guard: StagingGuard) -> None:
         """Stops, continues or kills the staging process, as the guard decides."""
-        process = self._process
-        assert process is not None
         while True:
             await asyncio.sleep(_LOOK_S)
             before_s, pauses = guard.paused_s, guard.pauses
@@ -160,18 +161,24 @@ class Stager:
             self.paused_s += guard.paused_s - before_s
             self.pauses += guard.pauses - pauses
             if pace is Pace.GIVE_UP:
-                process.kill()
+                self._signal(signal.SIGKILL)
                 return
             if pace is Pace.PAUSE and operation.step is not Step.PAUSED:
-                process.send_signal(signal.SIGSTOP)
+                self._signal(signal.SIGSTOP)
                 operation.advance(Step.PAUSED)
             elif pace is Pace.GO and operation.step is Step.PAUSED:
-                process.send_signal(signal.SIGCONT)
+                self._signal(signal.SIGCONT)
                 operation.advance(self._step)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the staging process and to what it has started."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     async def _reap(self) -> None:
         assert self._process is not None
-        self._process.kill()
+        self._signal(signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
         self._process = None
 

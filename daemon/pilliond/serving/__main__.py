@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,13 +26,13 @@ from pillion_artifacts.card.golden_pairs import decode_golden
 from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
-from pilliond.core.served_policy import ServedPolicy
+from pilliond.core.served_policy import ServedPolicy, Tap
 from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.engine.parity import check_parity
 from pilliond.engine.stopwatch import clock_for, measure_until
-from pilliond.errors import BadPolicyError, DaemonError
+from pilliond.errors import BadPolicyError, DaemonError, StartCancelledError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
@@ -49,6 +50,7 @@ from pilliond.linux.cpu_priority import request_short_slices, slice_us
 from pilliond.linux.sandbox import die_with_parent
 from pilliond.serving.control_handler import ControlHandler
 from pilliond.serving.loop import ServingLoop
+from pilliond.serving.result_caching import CacheFiller, CachingSessions
 from pilliond.serving.workers import Workers
 from pilliond.settings.addresses import carrier_of
 from pilliond.settings.schema import ServingSettings, cpu_numbers
@@ -57,7 +59,7 @@ from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import build_version, read_descriptor
-from pilliond.versions.placement import decide
+from pilliond.versions.placement import decide, place_by_kind
 
 
 async def serve(end: socket.socket, config: StartupConfig) -> None:
@@ -66,7 +68,7 @@ async def serve(end: socket.socket, config: StartupConfig) -> None:
     page = MetricsPage(config.page_descriptor)
     page.cells[metrics_page.PHASE] = Phase.WARMING
     poller = MessagePoller()
-    workers = Workers(end, poller, partial(channel.send, end))
+    workers = Workers(end, poller, partial(channel.send, end), code=config.code)
     loaded = [load_policy(policy, workers) for policy in config.policies]
     carriers: dict[str, Transport] = {
         "lane": LaneTransport(loaded[0].stable.observation_bytes, poller, page, config.group),
@@ -125,10 +127,9 @@ def ready_report(listen: list[str], loaded: list[LoadedPolicy]) -> Ready:
 def load_version(config: PolicyConfig, workers: Workers) -> Version:
     """Builds the stable version, as `certified`; raises `BadPolicyError`."""
     request, golden_descriptor = config.version, config.golden_descriptor
-    model = read_descriptor(config.model_descriptor)
     golden = read_descriptor(golden_descriptor) if golden_descriptor >= 0 else None
     try:
-        return certified(request, model, golden, config, workers)
+        return certified(request, config.model_descriptor, golden, config, workers)
     except EngineError as error:
         raise BadPolicyError(f"{request.policy}@{request.version}: {error}") from None
 
@@ -137,24 +138,26 @@ def load_beside(config: PolicyConfig, workers: Workers) -> tuple[list[Version], 
     """Builds the versions to load beside it; returns them, and those that cannot be loaded, without which it serves."""
     built, refused = [], []
     for beside in config.beside:
-        descriptors = [each for each in (beside.model_descriptor, beside.golden_descriptor) if each >= 0]
-        model, *golden = [read_descriptor(descriptor) for descriptor in descriptors]
-        for descriptor in descriptors:
-            os.close(descriptor)
+        golden: bytes | None = None
+        if beside.golden_descriptor >= 0:
+            golden = read_descriptor(beside.golden_descriptor)
+            os.close(beside.golden_descriptor)
         try:
-            built.append(certified(beside.version, model, golden[0] if golden else None, config, workers))
+            built.append(certified(beside.version, beside.model_descriptor, golden, config, workers))
         except (EngineError, MemoryError) as error:
             workers.close_version(beside.version.digest)
             refused.append(LoadFailed(beside.version.digest, str(error) or "no memory is left for it"))
+        finally:
+            os.close(beside.model_descriptor)
     return built, refused
 
 
 def certified(
-    request: VersionRequest, model: bytes, golden: bytes | None, config: PolicyConfig, workers: Workers
+    request: VersionRequest, model_descriptor: int, golden: bytes | None, config: PolicyConfig, workers: Workers
 ) -> Version:
-    """Builds a version from verified bytes, warms it up, checks its golden pairs and certifies it; raises `EngineError`."""
+    """Builds a version from verified bytes, which stay open, warms it up, checks its golden pairs and certifies it; raises `EngineError`."""
     rows_max = config.limits.rows_max
-    version = placed(request, model, golden, config, workers)
+    version = placed(request, model_descriptor, golden, config, workers)
     if version.certificate is None:
         inputs = None if golden is None else decode_golden(golden).inputs
         version.certificate = certify(version.engine, version.spec, request.states, inputs, rows_max)
@@ -164,15 +167,15 @@ def certified(
 
 
 def placed(
-    request: VersionRequest, model: bytes, golden: bytes | None, config: PolicyConfig, workers: Workers
+    request: VersionRequest, model_descriptor: int, golden: bytes | None, config: PolicyConfig, workers: Workers
 ) -> Version:
-    """Builds a version where it is to run, inline or in a worker. A bounded one is measured inline first, if need be."""
+    """Builds a version where it is to run, inline or in a worker. A bounded graph is measured inline first, if need be."""
     settings, rows_max = config.engine, config.limits.rows_max
-    placement = request.placement
+    placement = place_by_kind(settings.placement, request.engine.kind, settings.device) or request.placement
     if placement is None and (settings.placement != "auto" or request.unbounded):
         placement = decide(settings.placement, request.unbounded, {}, settings.inline_us_max)
     if placement is None or placement.where == "inline":
-        version = build_version(request, model, golden, rows_max, settings)
+        version = build_version(request, read_descriptor(model_descriptor), golden, rows_max, settings)
         if placement is None:
             measured = measure_until(version.engine, clock_for(settings.threads), settings.inline_us_max * 1e3)
             p99_us = {rows: p99_ns / 1e3 for rows, (_, p99_ns) in measured.items()}
@@ -180,7 +183,7 @@ def placed(
             for rows, (p50_ns, p99_ns) in measured.items():
                 version.service.learn(rows, p50_ns, p99_ns)
     if placement.where == "worker":
-        version = workers.start(request, len(model), rows_max, settings)
+        version = workers.start(request, os.fstat(model_descriptor).st_size, rows_max, settings)
         if golden is not None:
             check_parity(version.engine, request.spec, request.states, golden, request.tolerance, rows_max)
     version.placement = placement
@@ -202,7 +205,7 @@ def make_loop(
         for its, its_config in zip(loaded, config.policies, strict=True)
     ]
     scheduler = Scheduler()
-    sessions = Sessions(config.epoch, policies, config.sessions_max, page)
+    sessions = make_sessions(config.epoch, policies, config.sessions_max, page, time.monotonic_ns)
 
     def log_event(name: str, fields: EventFields) -> None:
         try:
@@ -219,14 +222,40 @@ def make_loop(
     for policy, its_config, its in zip(policies, config.policies, loaded, strict=True):
         policy.residency = Residency(policy.router, sessions, scheduler, its_config.residency, its_config.watch_s)
         resume(policy.residency, its_config, its.versions)
+    set_tap = connect_cache(loop, sessions) if isinstance(sessions, CachingSessions) else loop.set_tap
     control_handler = ControlHandler(
-        end, config.epoch, poller, sessions, page, loop.stop, loop.set_tap, workers, loop.exercise
+        end, config.epoch, poller, sessions, page, loop.stop, set_tap, workers, loop.exercise
     )
     workers.sink = loop
     workers.set_report(control_handler.send)
     loop.on_tick = control_handler.sweep
+    if isinstance(sessions, CachingSessions):
+        loop.on_tick = partial(sweep_with_cache, control_handler, sessions)
     poller.add(end.fileno(), control_handler)
     return loop, control_handler
+
+
+def make_sessions(
+    epoch: int, policies: list[ServedPolicy], sessions_max: int, page: MetricsPage, clock: Callable[[], int]
+) -> Sessions:
+    """Returns the sessions. Only if a policy has a result cache, they are those that ask it: each act pays for that."""
+    if any(policy.cache is not None for policy in policies):
+        return CachingSessions(epoch, policies, sessions_max, page, clock)
+    return Sessions(epoch, policies, sessions_max, page)
+
+
+def connect_cache(loop: ServingLoop, sessions: CachingSessions) -> Callable[[Tap | None], None]:
+    """Lets the loop send what the caches answer, and fill them; returns the function that sets the tap of a shadow."""
+    sessions.send_replies = loop.send_replies
+    filler = CacheFiller(sessions)
+    loop.set_tap(filler)
+    return filler.set_shadow
+
+
+def sweep_with_cache(control_handler: ControlHandler, sessions: CachingSessions) -> None:
+    """Unloads versions that are no longer needed, and then frees what was cached of them."""
+    control_handler.sweep()
+    sessions.sweep_cache()
 
 
 def resume(residency: Residency, config: PolicyConfig, versions: list[Version]) -> None:
@@ -289,6 +318,8 @@ def main() -> int:
         return os.EX_SOFTWARE
     try:
         uvloop.run(serve(end, config))
+    except StartCancelledError:
+        return os.EX_OK
     except DaemonError as error:
         channel.send(end, Failed(str(error), error.exit_code))
         return error.exit_code

@@ -17,6 +17,7 @@ from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory, BatchViews
 from pilliond.engine.integer_ranges import IntegerRange, Outside, first_outside
 from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.text_rows import BadText, first_bad_text
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
 from pilliond.limits import BATCHES_PER_OBSERVATION, POLL_NS_MAX, POLLED_RUN_NS_MAX, UNPOLLED_BATCHES
@@ -317,7 +318,10 @@ class BatchRunner:
     def _without_poisoned(
         self, groups: list[EpisodeGroup], memory: BatchMemory, replies: list[Reply]
     ) -> list[EpisodeGroup]:
-        """Answers the acts that hold a NaN, an infinity or an integer out of bounds with an error; returns the others."""
+        """Answers the acts that hold a NaN, an infinity, an integer out of bounds or no text with an error.
+
+        Returns the others.
+        """
         spec = groups[0].version.spec.observation
         sound = []
         first = 0
@@ -337,7 +341,10 @@ def _poison(spec: list[TensorSpec], ranges: list[IntegerRange], inputs: list[Arr
         if tensor.finite and (row := _first_bad_row(rows)) is not None:
             return _non_finite(tensor.name, row)
     outside = first_outside(ranges, inputs)
-    return None if outside is None else _out_of_bounds(outside)
+    if outside is not None:
+        return _out_of_bounds(outside)
+    bad = first_bad_text(spec, inputs)
+    return None if bad is None else _bad_text(bad)
 
 
 def _gather(groups: list[EpisodeGroup], views: BatchViews) -> None:
@@ -386,6 +393,15 @@ def _out_of_bounds(outside: Outside) -> RemoteProtocolError:
         f"observation {outside.name!r} is out of its bounds",
         f"{outside.low} to {outside.high}",
         f"{outside.value} in row {outside.row}",
+    )
+
+
+def _bad_text(bad: BadText) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        ErrorCode.BAD_TEXT,
+        f"observation {bad.name!r} is no text",
+        bad.fault.expected,
+        f"{bad.fault.actual} in row {bad.row}",
     )
 
 

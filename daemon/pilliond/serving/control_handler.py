@@ -166,7 +166,8 @@ class ControlHandler:
             os.close(descriptor)
             self.send(LoadFailed(message.version.digest, "a version is being loaded, or this one is loaded already"))
             return
-        if message.version.placement is not None and message.version.placement.where == "worker":
+        placement = message.version.placement
+        if message.version.engine.kind != "onnx" or (placement is not None and placement.where == "worker"):
             model_bytes = os.fstat(descriptor).st_size
             os.close(descriptor)
             try:

@@ -176,6 +176,10 @@ class ServingLoop:
         """Copies every answered batch to `tap` from now on; None: to nothing."""
         self._tap = self._runner.tap = tap
 
+    def send_replies(self) -> None:
+        """Sends the replies that wait, for whoever must not let them wait."""
+        self._send_replies()
+
     # Engines outside the loop
 
     def complete(self, memory: BatchMemory, message: str | None) -> None:

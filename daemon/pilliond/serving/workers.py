@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pillion_protocol import ErrorCode, RemoteProtocolError
@@ -16,8 +16,10 @@ from pillion_worker.arena import OK
 from pilliond.core.progress import Progress
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerEngine, WorkerState
+from pilliond.errors import StartCancelledError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc.control_channel import (
+    Drain,
     GiveUp,
     NeedWorker,
     Report,
@@ -26,18 +28,15 @@ from pilliond.ipc.control_channel import (
     WorkerStarted,
 )
 from pilliond.ipc.loss_cause import LossCause
-from pilliond.limits import WORKER_HANG_FACTOR, WORKER_START_S_MAX
+from pilliond.limits import WORKER_HANG_FACTOR
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.loader import version_of
+from pilliond.versions.loader import version_of, worker_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pilliond.engine.batch_memory import BatchMemory
 
-_BYTES_PER_MB: Final = 1_000_000
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
 _OUT: Final = "the engine of this version keeps failing"
@@ -93,7 +92,7 @@ class WorkerVersion:
     def hang_ns(self) -> int:
         """How long its worker may take for what it owes."""
         if self.engine.state is WorkerState.LOADING:
-            return int(WORKER_START_S_MAX * _NS_PER_S)
+            return int(self.settings.start_s_max * _NS_PER_S)
         slowest_ns = self.engine.service.slow_ns(self.engine.buckets[-1])
         return max(self.settings.hang_ms_min * _NS_PER_MS, WORKER_HANG_FACTOR * slowest_ns)
 
@@ -101,7 +100,7 @@ class WorkerVersion:
 class Workers:
     """Every version of this process that runs in a worker. Owns their engines, not the processes behind them.
 
-    `report` sends a report to the control process. `sink` is the serving loop, once there is one.
+    `report` sends a report to the control process. `code` is `trust.code`. `sink` is the serving loop, once there is one.
     """
 
     def __init__(
@@ -110,6 +109,7 @@ class Workers:
         poller: MessagePoller,
         report: Callable[[Report], None],
         clock: Callable[[], int] = time.monotonic_ns,
+        code: Sequence[str] = (),
     ) -> None:
         self.sink: BatchSink | None = None
         self.on_loaded: Callable[[WorkerVersion, str], None] = _ignore
@@ -118,6 +118,7 @@ class Workers:
         self._poller = poller
         self._report = report
         self._clock = clock
+        self._code = code
         self._versions: dict[bytes, WorkerVersion] = {}
         self._by_engine: dict[WorkerEngine, WorkerVersion] = {}
 
@@ -139,25 +140,36 @@ class Workers:
         return self._make_version(worker)
 
     def _start_one(self, worker: WorkerVersion) -> None:
-        """Waits for one worker; asks for the next if it ends before it is ready. Raises `EngineError` if none is to come."""
+        """Waits for one worker; asks for the next if it ends before it is ready.
+
+        Raises `EngineError` if none is to come, and `StartCancelledError` if the daemon is to stop meanwhile.
+        """
         digest, engine = worker.request.digest, worker.engine
         message, descriptors = channel.receive_control_message(self._end)
-        while isinstance(message, WorkerStarted) and message.digest != digest:
-            # It replaces one that was ready and was lost while the versions after it load.
-            self.started(message, descriptors)
+        while isinstance(message, WorkerStarted | GiveUp) and message.digest != digest:
+            # It is about one that was ready and was lost while the versions after it load.
+            if isinstance(message, GiveUp):
+                self.give_up(message)
+            else:
+                self.started(message, descriptors)
             message, descriptors = channel.receive_control_message(self._end)
-        if not isinstance(message, WorkerStarted | GiveUp) or message.digest != digest:
-            raise EngineError("the control process ended, or the daemon is stopping")
+        if message is None or isinstance(message, Drain):
+            raise StartCancelledError("the daemon is stopping")
         if isinstance(message, GiveUp):
             raise EngineError(message.reason)
+        assert isinstance(message, WorkerStarted), message
         if not self._attach(worker, descriptors):
             return
         try:
-            engine.wait_ready(WORKER_START_S_MAX)
+            engine.wait_ready(worker.settings.start_s_max, self._check_goes_on)
         except EngineError as error:
             if engine.is_refused:
                 raise
             self._report(NeedWorker(digest, str(error), cause=engine.cause))
+
+    def _check_goes_on(self) -> None:
+        if channel.is_to_stop(self._end):
+            raise StartCancelledError("the daemon is stopping")
 
     def load(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> None:
         """Begins to load a version in a worker; `on_loaded` follows. Raises `EngineError` if it loads already."""
@@ -226,19 +238,7 @@ class Workers:
     # Inside
 
     def _add(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> WorkerVersion:
-        engine = WorkerEngine(
-            request.spec,
-            request.distribution.parameters(),
-            rows_max,
-            request.states,
-            threads=settings.threads,
-            strict_rows=settings.one_shape_rows,
-            memory_bytes_max=settings.worker_memory_mb_max * _BYTES_PER_MB,
-            depth=settings.depth,
-            spin_us=settings.spin_us,
-            descriptors=self._poller,
-            clock=self._clock,
-        )
+        engine = worker_engine(request, rows_max, settings, self._code, descriptors=self._poller, clock=self._clock)
         engine.on_ready = self._on_ready
         engine.on_completed = self._on_completed
         engine.on_lost = self._on_lost

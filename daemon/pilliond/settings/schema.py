@@ -16,14 +16,21 @@ import msgspec
 
 from pillion_artifacts import ArtifactError
 from pillion_artifacts.names import parse_reference
+from pillion_artifacts.validation_text import text_of
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import (
+    ENGINE_BOUNDS,
+    ENGINE_DEVICES_MAX,
     INLINE_US_HARD_MAX,
+    LOAD_MARGIN_S,
     OLD_VERSIONS_MAX,
     POLICIES_MAX,
-    WORKER_DEPTH_MAX,
+    WORKER_DELAY_S_MAX,
+    WORKER_LOSSES_MAX,
+    WORKER_MEMORY_MB_MIN,
+    WORKER_START_S_MAX,
     PolicyLimits,
     ServingLimits,
     policy_mb,
@@ -33,7 +40,7 @@ from pilliond.settings.admin_addresses import AdminAddress, check_admin_address,
 from pilliond.settings.secret_file import credential
 
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
-_LISTS: Final = (("data", "listen"), ("admin", "listen"))
+_LISTS: Final = (("data", "listen"), ("admin", "listen"), ("trust", "code"))
 """Settings whose variable holds a list separated by commas."""
 _OWN_SECTIONS: Final = ("limits", "engine", "versions", "staging", "shadow", "auto_rollback")
 """Sections that an entry of `[[policies]]` may have too, for that policy."""
@@ -224,6 +231,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether every batch runs in one shape, so that the rest of the batch cannot change an answer."""
     strict_rows: int = 1
     """The rows of that shape; a larger batch takes several runs."""
+    cache_rows_max: int = 0
+    """Rows in the result cache; 0: no cache. Only for a policy whose outputs depend on nothing but the observation."""
+    cache_mb_max: int = 64
+    """Memory of the result cache."""
     placement: Literal["auto", "inline", "worker"] = "auto"
     """Where the engine runs. `auto`: inside the serving process if its graph is bounded and fast, else in a worker."""
     inline_us_max: float = 200.0
@@ -238,31 +249,54 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Address space of a worker: what needs more fails, in that worker alone. It is killed if its resident memory is more."""
     hang_ms_min: int = 1_000
     """A worker hangs when a batch takes this long and twenty times as long as its slowest ones; then it is replaced."""
+    start_s_max: float = 60.0
+    """How long a worker may take from its start until its version is warm, in seconds. One that takes longer is replaced."""
+    python: str = ""
+    """The interpreter that workers run in, with what is installed there: an absolute path. Empty: the daemon's own."""
+    device: str = "auto"
+    """Where the engine computes: `auto`, `cpu` or `cuda:N`."""
+    device_required: bool = False
+    """Whether a version that cannot compute on `device` is refused. Otherwise it computes elsewhere, and everything says so."""
+    device_memory_mb: int = 0
+    """Memory of the device that a version may use. 0: no bound."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """The precision to compute in. A version whose golden pairs do not hold in it, within its tolerance, is refused."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.depth <= WORKER_DEPTH_MAX:
-            raise ValueError(f"depth: expected 1 to {WORKER_DEPTH_MAX}, got {self.depth}")
-        if not 0 <= self.spin_us <= 1_000_000:
-            raise ValueError(f"spin_us: expected 0 to 1000000, got {self.spin_us}")
-        if self.worker_memory_mb_max < 256:
-            raise ValueError(f"worker_memory_mb_max: expected at least 256, got {self.worker_memory_mb_max}")
-        if not 10 <= self.hang_ms_min <= 600_000:
-            raise ValueError(f"hang_ms_min: expected 10 to 600000, got {self.hang_ms_min}")
+        if not 1 <= self.start_s_max <= WORKER_START_S_MAX:
+            raise ValueError(f"start_s_max: expected 1 to {WORKER_START_S_MAX:g}, got {self.start_s_max:g}")
+        if self.python and not os.path.isabs(self.python):
+            raise ValueError(f"python: expected an absolute path, got {self.python!r}")
+        if self.device != "auto":
+            check_device("device", self.device)
+        for name, (least, most) in ENGINE_BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected {least} to {most}, got {getattr(self, name)}")
+        if self.worker_memory_mb_max < WORKER_MEMORY_MB_MIN:
+            raise ValueError(
+                f"worker_memory_mb_max: expected at least {WORKER_MEMORY_MB_MIN}, got {self.worker_memory_mb_max}"
+            )
         if self.worker_cpus:
             check_cpus("worker_cpus", self.worker_cpus)
-        if not 1 <= self.threads <= 256:
-            raise ValueError(f"threads: expected 1 to 256, got {self.threads}")
-        if not 1 <= self.strict_rows <= 4_096:
-            raise ValueError(f"strict_rows: expected 1 to 4096, got {self.strict_rows}")
         if not 0 < self.inline_us_max <= INLINE_US_HARD_MAX:
             raise ValueError(
                 f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"
             )
 
     @property
+    def load_s_max(self) -> float:
+        """From the request to load a version until it is warm: all tries to start its worker."""
+        return WORKER_LOSSES_MAX * (self.start_s_max + WORKER_DELAY_S_MAX) + LOAD_MARGIN_S
+
+    @property
     def one_shape_rows(self) -> int:
         """The rows of the strict shape; 0 if batches run in buckets."""
         return self.strict_rows if self.strict else 0
+
+    @property
+    def cache_mb(self) -> int:
+        """The most MB of the result cache; 0 if there is none."""
+        return self.cache_mb_max if self.cache_rows_max else 0
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -356,7 +390,9 @@ def check_memory(settings: Settings, rows_bytes: Iterable[int]) -> None:
     """Checks the sum of what several policies may take, given the bytes of a row of each; raises `SettingsError`."""
     served = settings.served()
     sums = [
-        policy_mb(own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb, own.engine.depth)
+        policy_mb(
+            own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb, own.engine.depth, own.engine.cache_mb
+        )
         for own, row_bytes in zip(served, rows_bytes, strict=True)
     ]
     if len(served) > 1 and sum(sums) > settings.limits.policies_mb_max:
@@ -422,6 +458,14 @@ def check_cpus(name: str, text: str) -> None:
         raise ValueError(f"{name}: expected some of {_as_list(usable)}, got {text!r}")
 
 
+def check_device(name: str, text: str) -> None:
+    """Raises `ValueError` unless the text names a device."""
+    number = text.removeprefix("cuda:")
+    is_cuda = number != text and number.isascii() and number.isdecimal() and str(int(number)) == number
+    if text != "cpu" and not (is_cuda and int(number) < ENGINE_DEVICES_MAX):
+        raise ValueError(f"{name}: expected auto, cpu, or cuda:0 to cuda:{ENGINE_DEVICES_MAX - 1}, got {text!r}")
+
+
 def cpu_numbers(text: str) -> set[int]:
     """Returns the CPUs in a list such as `2,4-6`; raises `ValueError`."""
     numbers: set[int] = set()
@@ -451,7 +495,7 @@ def _as_list(numbers: Iterable[int]) -> str:
 
 def _with_path(error: msgspec.ValidationError) -> str:
     """Puts the path first, as an operator looks for it. Where msgspec words its error otherwise, the text stays as it is."""
-    text, _, path = str(error).partition(" - at `$.")
+    text, _, path = text_of(error, Settings).partition(" - at `$.")
     return f"{path.rstrip('`')}: {text}" if path else text
 
 

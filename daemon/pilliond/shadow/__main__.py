@@ -1,7 +1,7 @@
 """The shadow process: runs a version on the batches that the live one answered, and compares. It answers no client.
 
 The control process starts it as `python -m pilliond.shadow DESCRIPTOR`. It loads at a low priority, and runs at the
-lowest until it is killed. Its counts are in the shared page, so they survive it.
+lowest until it is killed, as does the worker that it starts for a version that is no ONNX graph. Its counts are in the shared page, so they survive it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pilliond.linux.sandbox import die_with_parent, limit_memory, run_when_idle, step_aside
@@ -37,10 +39,10 @@ def main() -> int:
     request, model_descriptor, page_descriptor = shadow_channel.receive_request(end)
     limit_memory(request.memory_mb_max)
     try:
-        replayer = prepare(request, model_descriptor, page_descriptor)
-        run_when_idle()
-        shadow_channel.send_report(end, ShadowReady())
-        replayer.run()
+        with prepared(request, model_descriptor, page_descriptor) as replayer:
+            run_when_idle()
+            shadow_channel.send_report(end, ShadowReady())
+            replayer.run()
     except (DaemonError, EngineError, RingError) as error:
         shadow_channel.send_report(end, ShadowFailed(str(error)))
     except (MemoryError, ImportError, OSError) as error:
@@ -50,18 +52,28 @@ def main() -> int:
     return os.EX_SOFTWARE
 
 
-def prepare(request: ShadowRequest, model_descriptor: int, page_descriptor: int) -> Replayer:
-    """Returns a replayer with the requested version, warm; raises `EngineError`."""
+@contextmanager
+def prepared(request: ShadowRequest, model_descriptor: int, page_descriptor: int) -> Iterator[Replayer]:
+    """Makes a replayer with the requested version, warm; raises `EngineError`. Where the version needs a worker, starts one."""
     from pilliond.ipc.shadow_page import ShadowPage
     from pilliond.shadow.replayer import Replayer
     from pilliond.versions.loader import build_version, read_descriptor
+    from pilliond.versions.placement import place_by_kind
+    from pilliond.versions.trial_worker import TrialWorker
 
-    model = read_descriptor(model_descriptor)
-    version = build_version(request.version, model, None, request.rows_max, request.engine)
+    settings, rows_max = request.engine, request.rows_max
     page = ShadowPage(page_descriptor)
-    for descriptor in (model_descriptor, page_descriptor):
-        os.close(descriptor)
-    return Replayer(request, version, page)
+    os.close(page_descriptor)
+    if place_by_kind(settings.placement, request.version.engine.kind, settings.device) is None:
+        version = build_version(request.version, read_descriptor(model_descriptor), None, rows_max, settings)
+        os.close(model_descriptor)
+        yield Replayer(request, version, page)
+        return
+    with TrialWorker(request.version, rows_max, settings, request.code) as worker:
+        version = worker.start(model_descriptor)
+        os.close(model_descriptor)
+        run_when_idle(worker.pid)
+        yield Replayer(request, version, page, worker.cpu_clock, worker.check_memory)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,23 @@ _UNIT: Final = 2.0**-53
 
 
 class Replayer:
-    """Runs the batches in the ring of `page` and counts its findings there. It polls the ring, so that the writer need not wake it."""
+    """Runs the batches in the ring of `page` and counts its findings there. It polls the ring, so that the writer need not wake it.
 
-    def __init__(self, request: ShadowRequest, version: Version, page: ShadowPage) -> None:
+    Where the version runs in a worker, `worker_clock` counts the CPU time of that, in ns, and `check_memory` raises
+    `EngineError` if it takes too much memory.
+    """
+
+    def __init__(
+        self,
+        request: ShadowRequest,
+        version: Version,
+        page: ShadowPage,
+        worker_clock: Callable[[], int] = lambda: 0,
+        check_memory: Callable[[], None] = lambda: None,
+    ) -> None:
         self._version = version
+        self._worker_clock = worker_clock
+        self._check_memory = check_memory
         self._page = page
         self._ring = ShadowRing(page, version.spec)
         self._comparison = Comparison(version.spec, request.live_tolerance, request.distance_max, page)
@@ -43,10 +56,14 @@ class Replayer:
         self._salt = np.uint64(salt_of(f"{request.version.policy} shadow"))
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Polls the ring for ever; raises `RingError`."""
+        """Polls the ring for ever; raises `RingError`, and `EngineError` if its worker is lost."""
         look_s = LOOK_S
         while True:
-            look_s = LOOK_S if self.look() else min(2 * look_s, SHADOW_LOOK_S_MAX)
+            if self.look():
+                look_s = LOOK_S
+                self._check_memory()
+            else:
+                look_s = min(2 * look_s, SHADOW_LOOK_S_MAX)
             sleep(look_s)
 
     def look(self) -> int:
@@ -77,6 +94,8 @@ class Replayer:
             self._page.cells[cell.FAILED_ROWS] += rows
             if self._states is not None:
                 self._states.lose(batch)
+            if not self._version.engine.is_ready:
+                raise
             return
         outputs = self._version.engine.outputs
         actual = [outputs[tensor.name][:rows] for tensor in self._version.spec.outputs]
@@ -100,7 +119,7 @@ class Replayer:
             buffer[:rows] = observation[runnable]
         for (before, _), state in zip(version.states, states, strict=True):
             before[:rows] = state[runnable]
-        began_ns, began_cpu_ns = time.monotonic_ns(), time.process_time_ns()
+        began_ns, began_cpu_ns = time.monotonic_ns(), self._cpu_ns()
         version.engine.runs[rows]()
         drawn = np.repeat([act.is_drawn for act in batch.acts], [act.rows for act in batch.acts])[runnable]
         if drawn.any():
@@ -108,7 +127,10 @@ class Replayer:
             version.resample(
                 version.engine.memories[0], chosen, batch.seeds[runnable][chosen], batch.steps[runnable][chosen]
             )
-        self._observe(time.monotonic_ns() - began_ns, time.process_time_ns() - began_cpu_ns)
+        self._observe(time.monotonic_ns() - began_ns, self._cpu_ns() - began_cpu_ns)
+
+    def _cpu_ns(self) -> int:
+        return time.process_time_ns() + self._worker_clock()
 
     def _observe(self, wall_ns: int, cpu_ns: int) -> None:
         cells = self._page.cells

@@ -1,7 +1,8 @@
 """The staging process: tries a version apart from the live one, at a low priority, and passes on its sealed memory.
 
 The control process starts it as `python -m pilliond.staging DESCRIPTOR`, one for each version. It verifies and loads the version,
-warms every bucket, runs the golden pairs, measures the batch certificate and the service times, and decides where it runs. A version that fails, fails here.
+warms every bucket, runs the golden pairs, measures the batch certificate and the service times, and decides where it runs.
+A version that is no ONNX graph is tried in a worker, which this process starts for itself. A version that fails, fails here.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
 
 if TYPE_CHECKING:
-    from pillion_artifacts.card.golden_pairs import Arrays
+    from collections.abc import Callable
+
+    from pillion_artifacts.card.model_card import StateCard
+    from pilliond.ipc.batch_certificate import Certificate
+    from pilliond.ipc.placement import ServiceTime
     from pilliond.ipc.staging_channel import Staged, StageRequest
+    from pilliond.versions.loaded_version import Version
 
 
 def main() -> int:
@@ -51,40 +58,63 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     Raises `BadPolicyError` or `EngineError`.
     """
     from pillion_artifacts import Resolved, Store
-    from pillion_artifacts.card.golden_pairs import decode_golden
-    from pilliond.engine.certifier import certify
-    from pilliond.engine.stopwatch import clock_for, measure
-    from pilliond.errors import BadPolicyError
+    from pilliond.engine.load_request import has_cuda
+    from pilliond.engine.stopwatch import clock_for
     from pilliond.ipc import staging_channel
-    from pilliond.ipc.placement import ServiceTime
     from pilliond.ipc.sealed_version import seal
     from pilliond.ipc.staging_channel import Staged, StageStep, StagingStep
     from pilliond.staging.preflight import admit
     from pilliond.versions.loader import build_version, read_descriptor
-    from pilliond.versions.placement import decide
+    from pilliond.versions.placement import decide, place_by_kind
+    from pilliond.versions.trial_worker import TrialWorker
 
     def report(step: StagingStep) -> None:
         staging_channel.send(end, StageStep(step))
 
     report(StagingStep.VERIFYING)
+    settings, rows_max = request.engine, request.rows_max
     resolved = Resolved(request.policy, request.version, request.digest)
     artifact, signed_by = admit(Store(Path(request.store)), resolved, request.trust)
+    placement = place_by_kind(settings.placement, artifact.card.engine.kind, settings.device)
+    is_graph = placement is None
     report(StagingStep.TRYING)
     sealed = seal(artifact)
+    states = artifact.card.state
     golden = read_descriptor(sealed.golden_descriptor) if sealed.golden_descriptor >= 0 else None
-    model = read_descriptor(sealed.model_descriptor)
-    version = build_version(sealed.request(), model, golden, request.rows_max, request.engine)
-    report(StagingStep.CERTIFYING)
-    observations: Arrays | None = None if golden is None else decode_golden(golden).inputs
-    certificate = certify(version.engine, version.spec, artifact.card.state, observations, request.rows_max)
-    if shortfall := certificate.shortfall(request.certificate):
-        raise BadPolicyError(shortfall)
-    measured = measure(version.engine, clock_for(request.engine.threads))
-    service_us = [ServiceTime(rows, p50_ns / 1e3, p99_ns / 1e3) for rows, (p50_ns, p99_ns) in measured.items()]
-    p99_us = {each.rows: each.p99_us for each in service_us}
-    placement = decide(request.engine.placement, sealed.unbounded, p99_us, request.engine.inline_us_max)
+    if placement is None:
+        model = read_descriptor(sealed.model_descriptor)
+        version = build_version(sealed.request(), model, golden, rows_max, settings)
+        report(StagingStep.CERTIFYING)
+        certificate, service_us = examine(version, states, golden, request, clock_for(settings.threads))
+        p99_us = {each.rows: each.p99_us for each in service_us}
+        placement = decide(settings.placement, sealed.unbounded, p99_us, settings.inline_us_max)
+    if placement.where == "worker" and (settings.python or not is_graph or (settings.device != "cpu" and has_cuda())):
+        # What runs there is another engine than this process has.
+        with TrialWorker(sealed.request(), rows_max, settings, request.trust.code) as worker:
+            version = worker.start(sealed.model_descriptor, golden)
+            report(StagingStep.CERTIFYING)
+            certificate, service_us = examine(version, states, golden, request, time.monotonic_ns)
+            worker.check_memory()
     staged = Staged(artifact.card, signed_by, certificate, sealed.unbounded, placement, service_us)
     return staged, sealed.descriptors()
+
+
+def examine(
+    version: Version, states: list[StateCard], golden: bytes | None, request: StageRequest, clock: Callable[[], int]
+) -> tuple[Certificate, list[ServiceTime]]:
+    """Measures the batch certificate and the service times of a version; raises `BadPolicyError` or `EngineError`."""
+    from pillion_artifacts.card.golden_pairs import decode_golden
+    from pilliond.engine.certifier import certify
+    from pilliond.engine.stopwatch import measure
+    from pilliond.errors import BadPolicyError
+    from pilliond.ipc.placement import ServiceTime
+
+    observations = None if golden is None else decode_golden(golden).inputs
+    certificate = certify(version.engine, version.spec, states, observations, request.rows_max)
+    if shortfall := certificate.shortfall(request.certificate):
+        raise BadPolicyError(shortfall)
+    measured = measure(version.engine, clock)
+    return certificate, [ServiceTime(rows, p50_ns / 1e3, p99_ns / 1e3) for rows, (p50_ns, p99_ns) in measured.items()]
 
 
 if __name__ == "__main__":

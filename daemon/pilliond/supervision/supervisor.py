@@ -43,7 +43,6 @@ from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import (
     ANSWER_S_MAX,
     DRAIN_S_MAX,
-    LOAD_S_MAX,
     START_S_MAX,
 )
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
@@ -250,7 +249,9 @@ class Supervisor:
     ) -> R:
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._pending[kind] = (digest, answer)
-        most_s = LOAD_S_MAX if isinstance(message, Load) else ANSWER_S_MAX
+        most_s = ANSWER_S_MAX
+        if isinstance(message, Load):
+            most_s = self.policies[message.version.policy].settings.engine.load_s_max
         try:
             channel.send(self._end, message, descriptors)
             return await asyncio.wait_for(answer, most_s)
@@ -319,6 +320,7 @@ class Supervisor:
             serving=self._settings.serving,
             sessions_max=self._settings.limits.sessions_max,
             group=self._settings.data.group_id(),
+            code=self._settings.trust.code,
         )
 
     def _beside(self) -> list[SealedVersion]:
@@ -413,7 +415,11 @@ class Supervisor:
         self._answer(report)
 
     def _start_s_max(self) -> float:
-        return START_S_MAX * (len(self.policies) + len(self._beside()))
+        """How long the serving process may take until it is ready: it loads one version after the other."""
+        return sum(
+            max(START_S_MAX, policy.settings.engine.start_s_max) * (1 + len(policy.version_table.beside()))
+            for policy in self.policies.values()
+        )
 
     def _resume_shadows(self) -> None:
         for policy in self.policies.values():

@@ -8,7 +8,6 @@ import errno
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,10 +18,11 @@ from structlog.typing import FilteringBoundLogger
 
 from pilliond.errors import SwitchError
 from pilliond.ipc.control_channel import ControlMessage, GiveUp, NeedWorker, WorkerReady, WorkerStarted
+from pilliond.ipc.device_status import device_status
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.limits import LOAD_S_MAX, WORKER_END_S_MAX, WORKER_LOOK_S
-from pilliond.linux.sandbox import CHILD_ENVIRONMENT
+from pilliond.ipc.worker_process import worker_command, worker_environment
+from pilliond.limits import WORKER_END_S_MAX, WORKER_LOOK_S
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.schema import EngineSettings, cpu_numbers
 from pilliond.supervision.worker_losses import WorkerLosses
@@ -135,7 +135,8 @@ class WorkerPool:
         info = self._workers.get(digest)
         if info is not None:
             info.state = "ready"
-            self._log.info("worker_ready", version=str(info.version), pid=info.pid, restarts=info.restarts)
+            device = device_status(info.version.engine).for_log()
+            self._log.info("worker_ready", version=str(info.version), pid=info.pid, restarts=info.restarts, **device)
             info.settle("")
 
     async def retry(self, digest: bytes) -> None:
@@ -151,9 +152,9 @@ class WorkerPool:
         info.settled = asyncio.get_running_loop().create_future()
         self._start(info)
         try:
-            reason = await asyncio.wait_for(info.settled, LOAD_S_MAX)
+            reason = await asyncio.wait_for(info.settled, info.settings.load_s_max)
         except TimeoutError:
-            raise SwitchError(f"its worker did not serve within {LOAD_S_MAX:g} s") from None
+            raise SwitchError(f"its worker did not serve within {info.settings.load_s_max:g} s") from None
         finally:
             info.settled = None
         if reason:
@@ -217,7 +218,7 @@ class WorkerPool:
     def _start_one(self, info: WorkerInfo) -> None:
         serving_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with serving_end, worker_end:
-            info.process = self._spawn(worker_end.fileno())
+            info.process = self._spawn(worker_end.fileno(), info.settings.python)
             self._pin(info.process.pid, info.settings)
             version = info.version
             self._tell(WorkerStarted(version.key), [version.model_descriptor, serving_end.fileno()])
@@ -230,13 +231,18 @@ class WorkerPool:
         info.restarts += 1
         info.timer = asyncio.get_running_loop().call_later(delay_s, self._start, info)
 
-    def _spawn(self, descriptor: int) -> subprocess.Popen[bytes]:
-        return self._spawner.spawn(
-            [sys.executable, "-P", "-m", "pillion_worker", str(descriptor), str(os.getpid())],
-            pass_fds=[descriptor],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **CHILD_ENVIRONMENT},
-        )
+    def _spawn(self, descriptor: int, python: str) -> subprocess.Popen[bytes]:
+        try:
+            return self._spawner.spawn(
+                worker_command(python, descriptor),
+                pass_fds=[descriptor],
+                stdin=subprocess.DEVNULL,
+                env=worker_environment(python),
+            )
+        except OSError as error:
+            if not python or error.errno in _SHORTAGES:
+                raise
+            raise OSError(error.errno, f"engine.python is {python}: {error.strerror}") from error
 
     def _pin(self, pid: int, settings: EngineSettings) -> None:
         if not settings.worker_cpus:

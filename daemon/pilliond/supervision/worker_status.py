@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from pilliond.ipc.device_status import device_status, engine_text
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
 from pilliond.supervision.worker_pool import WorkerInfo, WorkerPool, resident_bytes_of
 
 
@@ -41,18 +41,24 @@ class EngineStatus(msgspec.Struct, frozen=True):
     placement: str
     """`inline` or `worker`; empty if that is not known yet."""
     placement_reason: str
+    device: str
+    """Where it computes, `cpu` or `cuda:N`; empty if that is not known yet."""
+    fallback: str
+    """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
     worker: WorkerStatus | None
     """None for a version that runs inline."""
 
 
 def engine_status(version: SealedVersion, workers: WorkerPool) -> EngineStatus:
     """Returns where a loaded version runs."""
-    placement = version.placement
+    placement, device = version.placement, device_status(version.engine)
     return EngineStatus(
         version=version.version,
         digest=version.digest,
         placement=placement.where if placement else "",
         placement_reason=placement.reason if placement else "",
+        device=device.device,
+        fallback=device.fallback,
         worker=worker_status(version, workers),
     )
 
@@ -71,15 +77,9 @@ def _status(info: WorkerInfo, engine: dict[str, Any]) -> WorkerStatus:
         pid=info.pid,
         restarts=info.restarts,
         resident_bytes=0 if info.pid is None else resident_bytes_of(info.pid),
-        memory=_text(engine, "memory"),
+        memory=engine_text(engine, "memory"),
         depth=depth if isinstance(depth, int) else 0,
-        python=_text(engine, "python"),
-        network=_text(engine, "network"),
-        privileges=_text(engine, "privileges"),
+        python=engine_text(engine, "python"),
+        network=engine_text(engine, "network"),
+        privileges=engine_text(engine, "privileges"),
     )
-
-
-def _text(engine: dict[str, Any], name: str) -> str:
-    """A worker may say anything of itself: only short text gets through."""
-    value = engine.get(name, "")
-    return value[:ENGINE_TEXT_CHARACTERS_MAX] if isinstance(value, str) else ""

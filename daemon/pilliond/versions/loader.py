@@ -6,15 +6,18 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import msgspec
 
 from pillion_protocol import Spec
 from pilliond.engine.interface import Engine, EngineError
+from pilliond.engine.load_request import device_fields, engine_fields, why_device_missing, worker_fields
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
+from pilliond.engine.worker import WorkerEngine
 from pilliond.ipc.control_channel import VersionRequest
 from pilliond.limits import LOAD_COPIES, LOAD_MARGIN_BYTES, PolicyLimits
 from pilliond.linux.epoll import DescriptorSet
@@ -26,14 +29,41 @@ from pilliond.versions.loaded_version import Identity, Version
 def build_version(
     request: VersionRequest, model: bytes, golden: bytes | None, rows_max: int, settings: EngineSettings
 ) -> Version:
-    """Builds and warms a version from verified bytes, and checks its golden pairs, if any. Raises `EngineError`."""
+    """Builds and warms an ONNX version from verified bytes, in this process, and checks its golden pairs, if any.
+
+    Raises `EngineError`.
+    """
+    assert request.engine.kind == "onnx", request.engine.kind
     parameters = request.distribution.parameters()
     one_shape = settings.one_shape_rows
-    engine = OnnxEngine(model, request.spec, parameters, rows_max, settings.threads, request.states, one_shape)
+    engine = OnnxEngine(
+        model, request.spec, parameters, rows_max, settings.threads, request.states, one_shape, device_fields(settings)
+    )
+    if why := why_device_missing(settings, engine.describe()):
+        raise EngineError(why)
     engine.warm_up()
     if golden is not None:
         check_parity(engine, request.spec, request.states, golden, request.tolerance, rows_max)
     return version_of(request, engine, len(model))
+
+
+def worker_engine(
+    request: VersionRequest, rows_max: int, settings: EngineSettings, code: Sequence[str], **options: Any
+) -> WorkerEngine:
+    """Returns the engine of a version that runs in a worker, without a worker. `code` is `trust.code`.
+
+    `options` are `descriptors` and `clock` of `WorkerEngine`.
+    """
+    return WorkerEngine(
+        request.spec,
+        request.distribution.parameters(),
+        rows_max,
+        request.states,
+        check_described=partial(why_device_missing, settings),
+        **engine_fields(request.engine, code),
+        **worker_fields(settings, request.engine.kind),
+        **options,
+    )
 
 
 def version_of(request: VersionRequest, engine: Engine, model_bytes: int) -> Version:

@@ -1,17 +1,35 @@
-"""Where a version runs: small and bounded ones inside the serving process, all others in a worker."""
+"""Where a version runs: small and bounded ONNX graphs inside the serving process, all others in a worker."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
+from pilliond.engine.interface import EngineError
 from pilliond.ipc.placement import Placement
 
 Setting = Literal["auto", "inline", "worker"]
 
+_KINDS: Final = {"torch": "a torch program", "torchscript": "a TorchScript program", "python": "a Python policy"}
+"""The kinds of a card's engine that only a worker runs, in words."""
+
+
+def place_by_kind(setting: Setting, kind: str, device: str = "auto") -> Placement | None:
+    """Returns where a version runs because of what it is; None for an ONNX graph, of which `decide` decides.
+
+    `kind` is that of the card's engine. A graph that is to run on another device than the CPU is no longer the serving
+    process's. Raises `EngineError` if `setting`, which is `engine.placement`, asks for another place.
+    """
+    if kind not in _KINDS:
+        is_elsewhere = setting == "auto" and device.startswith("cuda")
+        return Placement("worker", f"engine.device is {device}") if is_elsewhere else None
+    if setting == "inline":
+        raise EngineError(f"engine.placement is inline, and it is {_KINDS[kind]}: expected auto or worker")
+    return Placement("worker", f"it is {_KINDS[kind]}")
+
 
 def decide(setting: Setting, unbounded: str, p99_us_by_bucket: Mapping[int, float], inline_us_max: float) -> Placement:
-    """Decides where a version runs.
+    """Decides where an ONNX version runs.
 
     `setting` is `engine.placement`, `unbounded` says why its graph is not bounded (empty: it is), `p99_us_by_bucket` holds
     the measured p99 of each bucket of rows, in µs. With `auto`, a version runs inline if its graph is bounded and every p99

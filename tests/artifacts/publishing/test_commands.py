@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from pillion_artifacts import Store, parse_card
 from pillion_artifacts.card.yaml_card import dump_card
 from tests.artifacts.publishing.test_inert_pickle import Trap
+from tests.artifacts.publishing.test_torch import Chooser, card_file, save_program
 from tests.artifacts.support.policy_sources import real_policies
 from tests.harness import COMMAND_S_MAX, ROOT, STORE, blob_of
 
@@ -46,6 +48,11 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
     for file in (*(real_policies() / "sb3").iterdir(), *(real_policies() / "onnx").iterdir()):
         shutil.copy(file, tmp_path)
     shutil.copy(CARDS / "schema-1.yaml", tmp_path / "model_card.yaml")
+    save_program(Chooser().eval(), tmp_path / "grasp.pt2", ({0: torch.export.Dim("rows", min=1, max=4096)},))
+    card_file(tmp_path).rename(tmp_path / "grasp.yaml")
+    save_file({"layer": np.zeros((4, 8), np.float32)}, tmp_path / "weights.safetensors")
+    (card,) = blocks("yaml")
+    (tmp_path / "mlp.yaml").write_text(card)
     (commands,) = blocks("sh")
     outputs = []
     for line in commands.splitlines():
@@ -54,8 +61,12 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
         outputs.append(result.stdout)
     assert "acts as its source on" in outputs[0]
     assert "(LunarLander-v3)" in outputs[0]
-    assert json.loads(outputs[3])["intact"] is True
-    assert Store(tmp_path / "policies").policies() == ["go1", "lunar-ppo", "pendulum"]
+    assert "acts as its source on 256 observations" in outputs[3]
+    assert "published without golden pairs" in outputs[4]
+    assert "its package lab-policies is not installed here" in outputs[4]
+    assert json.loads(outputs[5])["intact"] is True
+    assert Store(tmp_path / "policies").policies() == ["go1", "grasp", "lunar-ppo", "mlp", "pendulum"]
+    assert Store(tmp_path / "policies").load("grasp").card.engine.kind == "torch"
     assert Store(tmp_path / "policies").load("go1").card.licence == "Apache-2.0"
     assert parse_card((tmp_path / "new_card.yaml").read_bytes()).name == "old-driver"
 
@@ -128,9 +139,7 @@ def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path)
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     result = pillion("artifact", "publish", "nothing.onnx", "nothing@v1.0.0", "--store", "store", cwd=tmp_path)
     assert result.returncode == 65
-    assert result.stderr.startswith(
-        "pillion: nothing@v1.0.0: nothing.onnx: expected a folder with model.onnx, or a file"
-    )
+    assert result.stderr.startswith("pillion: nothing@v1.0.0: nothing.onnx: expected a folder with a model, or a file")
 
 
 def test_a_card_is_migrated_to_standard_output(tmp_path: Path) -> None:
@@ -138,7 +147,7 @@ def test_a_card_is_migrated_to_standard_output(tmp_path: Path) -> None:
     plain = pillion("artifact", "migrate", "card.yaml", cwd=tmp_path)
     assert plain.stdout == dump_card(parse_card((tmp_path / "card.yaml").read_bytes())).decode()
     result = json.loads(pillion("artifact", "migrate", "card.yaml", "--json", cwd=tmp_path).stdout)
-    assert (result["was"], result["schema"], result["text"]) == (1, 2, plain.stdout)
+    assert (result["was"], result["schema"], result["text"]) == (1, 3, plain.stdout)
     (tmp_path / "card.yaml").write_text("schema: 7\n")
     refused = pillion("artifact", "migrate", "card.yaml", cwd=tmp_path)
-    assert (refused.returncode, refused.stderr) == (65, "pillion: model card: schema: expected 1 or 2, got 7\n")
+    assert (refused.returncode, refused.stderr) == (65, "pillion: model card: schema: expected 1 to 3, got 7\n")

@@ -237,6 +237,13 @@ def _in_json(*changes: tuple[str, str]) -> Callable[[bytes], bytes]:
         ("model.json", "torch.ops.aten.tanh.default", "torch.hub.load", "operator 'torch.hub.load' is not one"),
         ("model.json", "torch.ops.aten.tanh.default", "torch.ops.aten.from_file.default", "is not one of torch's own"),
         ("model.json", "torch.ops.aten.tanh.default", "#evil:run", "operator '#evil:run' is not one"),
+        ("model.json", "torch.ops.aten.tanh.default", "torch.ops.aten.__class__.mro", "is not one of torch's own"),
+        (
+            "model.json",
+            '\\"type\\": \\"builtins.tuple\\", \\"context\\": \\"null\\"',
+            '\\"type\\": \\"builtins.tuple\\", \\"context\\": \\"{\\\\\\"__enum__\\\\\\": 1}\\"',
+            "arguments by other keys than names",
+        ),
         ("model.json", "Symbol('s", "__import__('s", "is not a size"),
         ("weights_config.json", '"use_pickle": false', '"use_pickle": true', "is a pickle"),
     ],
@@ -272,11 +279,16 @@ def test_a_program_with_other_members_is_refused(exported: Path) -> None:
 
 
 def test_guards_and_traces_are_removed(exported: Path) -> None:
-    guarded = _changed(exported, "model.json", _in_json(('"guards_code": []', "\"guards_code\": [\"open('x', 'w')\"]")))
+    same_rows = "L['a'].size()[0] == L['b'].size()[0]"
+    guarded = _changed(exported, "model.json", _in_json(('"guards_code": []', f'"guards_code": ["{same_rows}"]')))
     with zipfile.ZipFile(io.BytesIO(disarm(guarded, "it"))) as archive:
         (model,) = (archive.read(name) for name in archive.namelist() if name.endswith("model.json"))
     assert json.loads(model)["guards_code"] == []
     assert b"stack_trace" not in model
+    for guard in ("L['a'].size()[0] % 2 == 0", "open('x', 'w')"):
+        guarded = _changed(exported, "model.json", _in_json(('"guards_code": []', f'"guards_code": ["{guard}"]')))
+        with pytest.raises(InvalidSourceError, match="exported under a condition"):
+            disarm(guarded, "it")
 
 
 def test_torchscript_is_read_only_if_it_is_allowed(tmp_path: Path) -> None:
@@ -299,7 +311,7 @@ def test_weights_alone_and_pickles_are_refused_by_name(tmp_path: Path) -> None:
     trap = Trap(tmp_path)
     file = tmp_path / "source.pth"
     torch.save(Chooser().state_dict(), file)
-    with pytest.raises(InvalidSourceError, match="weights without a network"):
+    with pytest.raises(InvalidSourceError, match=r"a file of torch\.save, whose pickle is never executed"):
         import_source(file, tmp_path / "folder", "x", "1.0.0", Options())
     file.write_bytes(pickle.dumps(trap.evil))
     with pytest.raises(InvalidSourceError, match="a pickle, which is never executed"):
@@ -340,7 +352,7 @@ def test_a_pipeline_is_fused_in_front_of_the_policy(tmp_path: Path) -> None:
 def test_a_pipeline_of_doubles_is_fused_in_front_of_a_policy_of_floats(tmp_path: Path) -> None:
     pipeline, module = _fitted(), nn.Sequential(nn.Linear(6, 2), nn.Tanh())
     card = ModelCard(
-        schema=2,
+        schema=3,
         name="doubles",
         version="1.0.0",
         description="Sees what MuJoCo shows.",

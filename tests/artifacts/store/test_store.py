@@ -201,7 +201,7 @@ def forge(store: Store, manifest: bytes) -> str:
         (("dtype: float32", "dtype: float99"), r"'float99'.*\$\.observation\[0\]\.dtype"),
         (("version: 1.0.0", "version: one"), "expected MAJOR.MINOR.PATCH, got 'one'"),
         (("version: 1.0.0", "version: 1.0.0\nversion: 1.0.0"), "key 'version' is given twice"),
-        (("schema: 1", "schema: 3"), "schema: expected 1 or 2, got 3"),
+        (("schema: 1", "schema: 4"), "schema: expected 1 to 3, got 4"),
         (("name: lunar-lander", "name: ../etc"), r"model card: .*\$\.name"),
         (("schema: 1", "schema: [1"), "not YAML"),
         (

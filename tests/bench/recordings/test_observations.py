@@ -6,6 +6,7 @@ import numpy as np
 
 from pillion_bench.recordings.observations import Observations, drawn_observations, real_observations
 from pillion_protocol import Spec, TensorSpec
+from pillion_protocol.texts import fault_of_text
 
 OUTPUTS = [TensorSpec("action", "int64")]
 SPEC = Spec(
@@ -15,6 +16,7 @@ SPEC = Spec(
         TensorSpec("image", "uint8", [4, 4]),
         TensorSpec("gear", "int64", [], "Discrete", [1.0], [5.0]),
         TensorSpec("lit", "bool", [2], "MultiBinary"),
+        TensorSpec("prompt", "uint8", [12], "Text", [1.0]),
     ],
     outputs=OUTPUTS,
 )
@@ -22,14 +24,15 @@ SPEC = Spec(
 
 def test_random_observations_are_within_the_spec() -> None:
     observations = drawn_observations(SPEC)
-    near, free, image, gear, lit = observations.arrays(0, 200)
-    for array, tensor in zip((near, free, image, gear, lit), SPEC.observation, strict=True):
+    near, free, image, gear, lit, prompt = observations.arrays(0, 200)
+    for array, tensor in zip((near, free, image, gear, lit, prompt), SPEC.observation, strict=True):
         assert array.dtype == tensor.dtype
         assert list(array.shape) == [200, *tensor.shape]
     assert (np.abs(near[:, 0]) <= 1).all()
     assert ((near[:, 1] >= 5) & (near[:, 1] <= 6)).all()
     assert np.isfinite(free).all()
     assert set(gear.tolist()) <= {1, 2, 3, 4, 5}
+    assert all(fault_of_text(row.tobytes(), 1) is None for row in prompt)
     assert observations.source == "drawn from the spec's bounds"
 
 

@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+import pillion
 from pillion_artifacts import Store
-from pillion_bench.errors import BadOptionError
-from pillion_bench.recordings.record import environment_action, environment_for, find_policy
+from pillion_artifacts.card.model_card import Environment, Tolerance
+from pillion_bench.errors import BadOptionError, PlayError
+from pillion_bench.recordings.record import (
+    RecordOptions,
+    _sent,
+    environment_action,
+    environment_for,
+    find_policy,
+    record,
+)
 from pillion_bench.recordings.recording import Recording
+from pillion_protocol import TensorSpec
 from tests.bench.conftest import run_pillion
+from tests.conftest import StartDaemon
+from tests.daemon.support.policies.texts import NOTE_ROOM, action_of, publish_reader
 from tests.harness import STORE, Daemon
 
 
@@ -100,3 +112,51 @@ def test_an_environment_that_cannot_be_played_is_refused_in_one_line(
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+class Instructed(gymnasium.Env[Any, Any]):
+    """Says what to do, in words."""
+
+    observation_space = spaces.Dict(
+        {
+            "speed": spaces.Box(-1.0, 1.0, (2,)),
+            "prompt": spaces.Text(20, charset="abcdefghijklmnopqrstuvwxyzöß"),
+            "note": spaces.Text(5, min_length=0),
+        }
+    )
+    action_space = spaces.Box(-np.inf, np.inf, (4,))
+    prompts = ("go", "größer", "stop")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.number = 0
+        return self._observed(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.number += 1
+        return self._observed(), float(action[0]), self.number == len(self.prompts), False, {}
+
+    def _observed(self) -> Any:
+        return {"speed": np.zeros(2, np.float32), "prompt": self.prompts[self.number % len(self.prompts)], "note": ""}
+
+
+def test_the_texts_of_an_environment_are_recorded_as_they_travel(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    publish_reader(tmp_path / "store", tmp_path / "made")
+    daemon = start_daemon(policy="reader", store=tmp_path / "store")
+    gymnasium.register("Instructed-v0", lambda **_: Instructed())
+    try:
+        with pillion.connect(daemon.address) as session:
+            made = record(session, Environment("Instructed-v0"), Tolerance(), RecordOptions(), lambda *_: None)
+    finally:
+        del gymnasium.registry["Instructed-v0"]
+    made.save(tmp_path / "recording.safetensors")
+    recording = Recording.load(tmp_path / "recording.safetensors")
+    texts = [bytes(row).rstrip(b"\0").decode() for row in recording.observation["prompt"]]
+    assert texts == [*Instructed.prompts]
+    assert recording.observation["note"].tolist() == [[0] * NOTE_ROOM] * 3
+    assert recording.action["action"].tolist() == [action_of(text, "", 0.0) for text in texts]
+
+
+def test_a_text_of_an_environment_that_does_not_fit_is_named() -> None:
+    with pytest.raises(PlayError, match=r"observation 'prompt': .*at most 4 bytes of UTF-8, got 'größer' of 8 bytes"):
+        _sent(TensorSpec("prompt", "uint8", [4], "Text"), "größer")

@@ -215,7 +215,7 @@ def test_a_version_that_a_worker_refuses_says_why() -> None:
 def test_an_engine_that_no_worker_has_is_refused() -> None:
     with Host(summing(), engine="../../os") as host:
         host.attach()
-        with pytest.raises(EngineError, match=r"engine: expected one of onnx, got '\.\./\.\./os'"):
+        with pytest.raises(EngineError, match=r"engine: expected one of onnx, .*got '\.\./\.\./os'"):
             host.engine.wait_ready(WAIT_S_MAX)
 
 

@@ -30,17 +30,20 @@ EVERY = 64
 """One number in so many changes: one cache line of eight."""
 
 
-@pytest.fixture(scope="module", params=["inline", "worker"])
+@pytest.fixture(scope="module", params=["inline", "worker", "cached"])
 def table_daemon(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     short_path: Path,
     module_daemon: StartDaemon,
 ) -> Daemon:
-    """A daemon whose policy looks integers up, in either place."""
+    """A daemon whose policy looks integers up, in either place; or inline, with a result cache."""
     store = tmp_path_factory.mktemp("table") / "store"
     publish_wide_table(store)
-    settings = {"engine__placement": request.param, "limits__batch_wait_us_max": 100_000, "limits__rows_max": 2 * ROWS}
+    placement = "worker" if request.param == "worker" else "inline"
+    settings = {"engine__placement": placement, "limits__batch_wait_us_max": 100_000, "limits__rows_max": 2 * ROWS}
+    if request.param == "cached":
+        settings["engine__cache_rows_max"] = 10_000
     listen = [f"lane://{short_path}/races-{request.param}.sock"]
     daemon = module_daemon(policy="wide-table", store=store, listen=listen, settings=settings)
     assert len(worker_pids(daemon)) == (request.param == "worker")
@@ -60,8 +63,8 @@ def write(group: RawEpisodeGroup, value: int) -> None:
 
 
 @contextmanager
-def flipping(group: RawEpisodeGroup, to: int) -> Iterator[None]:
-    """Changes numbers in the group's slot without a pause, between `SANE` and `to`."""
+def flipping(group: RawEpisodeGroup, to: int, sane: int = SANE) -> Iterator[None]:
+    """Changes numbers in the group's slot without a pause, between `sane` and `to`."""
     view = group.layout.slots(memoryview(group.map()))[0]
     numbers = np.frombuffer(group.layout.observations(view)[0], np.int64)[::EVERY]
     is_stopping = threading.Event()
@@ -69,7 +72,7 @@ def flipping(group: RawEpisodeGroup, to: int) -> Iterator[None]:
     def flip() -> None:
         while not is_stopping.is_set():
             numbers[:] = to
-            numbers[:] = SANE
+            numbers[:] = sane
 
     thread = threading.Thread(target=flip, name="flipper")
     thread.start()
@@ -117,6 +120,19 @@ def test_an_answer_holds_only_values_that_were_written(table_daemon: Daemon) -> 
             outcomes = Counter(act(group) for _ in range(ACTS))
     assert set(outcomes) <= {"1.5", "1.5 and 2.5"}, outcomes
     assert len(outcomes) == 2, outcomes
+
+
+def test_what_was_answered_while_the_slot_changed_is_no_answer_to_anything_else(table_daemon: Daemon) -> None:
+    """A cache that looked up one reading of the slot and ran another would remember the wrong one."""
+    with RawLane(table_daemon.address) as lane:
+        group = begun(lane, 0)
+        for value in range(ENTRIES - 1):
+            write(group, value)
+            with flipping(group, ENTRIES - 1, sane=value):
+                for _ in range(ACTS // 4):
+                    act(group)
+            write(group, value)
+            assert [act(group) for _ in range(3)] == [f"{value / 2:g}"] * 3
 
 
 def test_what_is_gathered_again_after_a_refusal_in_the_batch_is_checked_again(table_daemon: Daemon) -> None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import pillion
@@ -21,7 +22,7 @@ from pillion_artifacts import Store
 from pillion_artifacts.store.aliases import move_alias
 from pillion_artifacts.store.daemon_locks import locked_digests
 from tests.conftest import StartDaemon
-from tests.harness import ROOT, START_S_MAX, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish
+from tests.harness import ROOT, START_S_MAX, STORE, WAIT_S_MAX, Daemon, blob_of, copy_examples, publish, wait_until
 
 OBSERVATION = np.zeros(8, np.float32)
 RESIDENT_BYTES_MAX = 250 * 1024 * 1024
@@ -358,3 +359,20 @@ def test_systemd_accepts_the_unit(tmp_path: Path, with_credentials: bool) -> Non
     unit.write_text(text.replace("#LoadCredential=", "LoadCredential=") if with_credentials else text)
     checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_a_stop_ends_a_start_whose_worker_never_gets_ready(short_path: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *--check*) exec {sys.executable} "$@";; esac\nexec sleep 300\n')
+    python.chmod(0o755)
+    arguments = ["--store", str(STORE), "--policy", "lunar-lander", "--listen", f"lane://{short_path}/stopped.sock"]
+    settings = {"PILLION_ENGINE__PLACEMENT": "worker", "PILLION_ENGINE__PYTHON": str(python)}
+    daemon = Daemon([*arguments, "--admin", ""], tmp_path / "stderr", settings)
+    try:
+        own = psutil.Process(daemon.pid)
+        wait_until(lambda: any(child.name() == "sleep" for child in own.children(recursive=True)))
+        assert daemon.stop() == os.EX_OK
+    finally:
+        if daemon.process.poll() is None:
+            daemon.kill()
+    assert [event["event"] for event in map(json.loads, daemon.stderr.splitlines())] == ["draining", "stopped"]

@@ -34,6 +34,15 @@ def test_variables_that_are_not_settings_are_ignored(tmp_path: Path) -> None:
     assert load(tmp_path, environment=environment) == load(tmp_path)
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda:0", "cuda:63"])
+def test_a_device_is_named_as_torch_names_it(tmp_path: Path, device: str) -> None:
+    assert load(tmp_path, f'[engine]\ndevice = "{device}"\n').engine.device == device
+
+
+def test_packages_that_are_trusted_may_come_from_the_environment(tmp_path: Path) -> None:
+    assert load(tmp_path, environment={"PILLION_TRUST__CODE": "openpi,my-policy"}).trust.code == ["openpi", "my-policy"]
+
+
 def test_a_list_in_the_environment_is_separated_by_commas(tmp_path: Path) -> None:
     settings = load(tmp_path, environment={"PILLION_DATA__LISTEN": "ipc:///tmp/a.sock,tcp://127.0.0.1:0"})
     assert settings.data_addresses() == ["ipc:///tmp/a.sock", "tcp://127.0.0.1:0"]
@@ -58,8 +67,19 @@ def test_a_list_in_the_environment_is_separated_by_commas(tmp_path: Path) -> Non
         ('[log]\nlevel = "loud"\n', r"^log\.level: "),
         ("[engine]\nthreads = 0\n", "threads: expected 1 to 256"),
         ('[engine]\nplacement = "outside"\n', r"^engine\.placement: "),
+        ("[engine]\nstart_s_max = 0.5\n", "start_s_max: expected 1 to 3600, got 0.5"),
+        ('[engine]\npython = "python3"\n', "python: expected an absolute path, got 'python3'"),
+        ('[engine]\ndevice = "gpu"\n', "device: expected auto, cpu, or cuda:0 to cuda:63, got 'gpu'"),
+        ('[engine]\ndevice = "cuda"\n', "device: expected auto, cpu, or cuda:0 to cuda:63, got 'cuda'"),
+        ('[engine]\ndevice = "cuda:64"\n', "device: expected auto, cpu, or cuda:0 to cuda:63, got 'cuda:64'"),
+        ('[engine]\ndevice = "cuda:007"\n', "device: expected auto, cpu, or cuda:0 to cuda:63, got 'cuda:007'"),
+        ("[engine]\ndevice_memory_mb = -1\n", "device_memory_mb: expected 0 to 4000000, got -1"),
+        ('[engine]\nprecision = "int8"\n', r"^engine\.precision: "),
         ("[engine]\ninline_us_max = 0\n", "inline_us_max: expected more than 0, at most 1000000, got 0"),
         ("[engine]\ninline_us_max = nan\n", "inline_us_max: expected more than 0"),
+        ("[engine]\ncache_rows_max = -1\n", "cache_rows_max: expected 0 to 65536, got -1"),
+        ("[engine]\ncache_rows_max = 65537\n", "cache_rows_max: expected 0 to 65536, got 65537"),
+        ("[engine]\ncache_mb_max = 0\n", "cache_mb_max: expected 1 to 65536, got 0"),
     ],
 )
 def test_an_error_names_the_path_of_its_setting(tmp_path: Path, text: str, message: str) -> None:

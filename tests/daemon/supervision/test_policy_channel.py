@@ -32,8 +32,7 @@ from pilliond.ipc.metrics_page import VERSION_CELLS, Phase
 from pilliond.limits import VERSION_CELLS_PER_POLICY
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.restore import admitted
-from pilliond.settings.schema import load_settings
-from pilliond.supervision import supervisor as supervisor_module
+from pilliond.settings.schema import EngineSettings, load_settings
 from pilliond.supervision.supervisor import Supervisor
 from tests.daemon.support.policies.shadow import publish_times
 
@@ -145,7 +144,7 @@ def test_an_abandoned_load_is_unloaded_and_late_reports_about_it_are_dropped(
 ) -> None:
     publish_times(tmp_path / "store", "left", "2.0.0", 3.0)
     version = admitted(Store(tmp_path / "store"), "left@2.0.0", TrustPolicy())
-    monkeypatch.setattr(supervisor_module, "LOAD_S_MAX", 0.01)
+    monkeypatch.setattr(EngineSettings, "load_s_max", 0.01)
 
     async def scenario() -> None:
         with pytest.raises(SwitchError, match="did not answer within"):

@@ -27,14 +27,15 @@ from pillion_protocol import (
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
 from pilliond.core.served_policy import ServedPolicy
-from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.engine.service_time import ServiceTimes
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
+from pilliond.serving.__main__ import connect_cache, make_sessions
 from pilliond.serving.loop import ServingLoop
+from pilliond.serving.result_caching import CachingSessions
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import Sent
 from pilliond.versions.loaded_version import Identity, Version
@@ -153,6 +154,8 @@ class StringPeerTransport(ListTransport):
 class DataPlane:
     """The data plane of a serving process, without sockets or threads."""
 
+    engine_settings = EngineSettings()
+
     def __init__(
         self,
         limits: ServingLimits | None = None,
@@ -166,10 +169,10 @@ class DataPlane:
         self.router = Router(self.version)
         self.page = MetricsPage(make_page())
         self.clock = Clock()
-        self.policy = ServedPolicy(self.router, self.limits, EngineSettings())
+        self.policy = ServedPolicy(self.router, self.limits, self.engine_settings)
         self.share = self.policy.share
         self.scheduler = Scheduler()
-        self.sessions = Sessions(7, self.served(), self.limits.sessions_max, self.page)
+        self.sessions = make_sessions(7, self.served(), self.limits.sessions_max, self.page, self.clock)
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
         self.other_transport = StringPeerTransport(1, self.poller)
@@ -183,6 +186,8 @@ class DataPlane:
             self.clock,
             lambda name, fields: self.events.append(name),
         )
+        if isinstance(self.sessions, CachingSessions):
+            self.set_tap = connect_cache(self.loop, self.sessions)
 
     def first_version(self, safe_action: list[float] | None) -> Version:
         """Returns the version that serves first."""

@@ -22,12 +22,18 @@ OK = "ok"
 WRONG = "wrong"
 
 
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process is a worker, in the daemon's interpreter or in another one."""
+    words = process.cmdline()
+    return "pillion_worker" in words or any(word.endswith("pillion_worker/bootstrap.py") for word in words)
+
+
 def worker_pids(daemon: Daemon) -> list[int]:
     """Returns the workers of a daemon that live, the newest last."""
     found = []
     for child in psutil.Process(daemon.pid).children():
         try:
-            if "pillion_worker" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+            if is_worker(child) and child.status() != psutil.STATUS_ZOMBIE:
                 found.append((child.create_time(), child.pid))
         except psutil.NoSuchProcess:
             continue
@@ -40,7 +46,7 @@ def workers_at_a_glance(daemon: Daemon) -> set[int]:
     for tasks in Path(f"/proc/{daemon.pid}/task").glob("*/children"):
         for pid in tasks.read_text().split():
             try:
-                if "pillion_worker" in psutil.Process(int(pid)).cmdline():
+                if is_worker(psutil.Process(int(pid))):
                     found.add(int(pid))
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue

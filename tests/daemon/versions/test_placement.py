@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pilliond.engine.interface import EngineError
 from pilliond.ipc.placement import Placement
-from pilliond.versions.placement import decide
+from pilliond.versions.placement import Setting, decide, place_by_kind
 
 FAST = {1: 10.0, 8: 20.0, 256: 60.0}
 LOOP = "its graph has a Loop"
@@ -35,3 +36,29 @@ def test_an_operator_may_decide(unbounded: str) -> None:
     inline = decide("inline", unbounded, {1: 1e6}, 200.0)
     assert inline.where == "inline"
     assert (LOOP in inline.reason) == bool(unbounded)
+
+
+KINDS = {"torch": "a torch program", "torchscript": "a TorchScript program", "python": "a Python policy"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_onnx_graph_runs_in_a_worker(kind: str) -> None:
+    settings: tuple[Setting, ...] = ("auto", "worker")
+    for setting in settings:
+        assert place_by_kind(setting, kind) == Placement("worker", f"it is {KINDS[kind]}")
+    with pytest.raises(
+        EngineError, match=rf"^engine\.placement is inline, and it is {KINDS[kind]}: expected auto or worker$"
+    ):
+        place_by_kind("inline", kind)
+
+
+def test_of_an_onnx_graph_the_kind_decides_nothing() -> None:
+    settings: tuple[Setting, ...] = ("auto", "inline", "worker")
+    for setting in settings:
+        assert place_by_kind(setting, "onnx") is None
+
+
+def test_an_onnx_graph_that_is_to_run_on_another_device_runs_in_a_worker() -> None:
+    assert place_by_kind("auto", "onnx", "cuda:1") == Placement("worker", "engine.device is cuda:1")
+    assert place_by_kind("auto", "onnx", "cpu") is None
+    assert place_by_kind("inline", "onnx", "cuda:1") is None

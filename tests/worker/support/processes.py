@@ -54,6 +54,9 @@ class Answer(NamedTuple):
 class Host:
     """An engine, a poller, the processes of its workers, and all that the engine reported."""
 
+    wait_s_max = WAIT_S_MAX
+    """How long anything may take."""
+
     def __init__(self, policy: Policy, rows_max: int = 8, **settings: Any) -> None:
         self.policy = policy
         self.poller = Poller[Any]()
@@ -108,7 +111,7 @@ class Host:
 
     def pump(self, until: Callable[[], bool]) -> None:
         """Serves the descriptors until something is so."""
-        deadline_s = time.monotonic() + WAIT_S_MAX
+        deadline_s = time.monotonic() + self.wait_s_max
         while not until():
             assert time.monotonic() < deadline_s, "it did not get there"
             for descriptor, _ in self.poller.poll(0.1, EVENTS_MAX):

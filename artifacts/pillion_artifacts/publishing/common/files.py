@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pillion_artifacts.errors import InvalidArtifactError, InvalidSourceError
 from pillion_artifacts.limits import SOURCE_BYTES_MAX, ZIP_BYTES_MAX, ZIP_MEMBERS_MAX
-from pillion_artifacts.oci.blobs import read_small
+from pillion_artifacts.oci.blobs import check_size, hash_file, open_regular, read_small
 
 PICKLE_MAGIC: Final = b"\x80"
 ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -25,13 +28,30 @@ def read_file(path: Path, bytes_max: int = SOURCE_BYTES_MAX) -> bytes:
         raise InvalidSourceError(str(error)) from None
 
 
-class Archive:
-    """A zip in memory. Raises `InvalidSourceError` if it is no zip, or a bomb."""
+@contextmanager
+def open_source(path: Path, bytes_max: int = SOURCE_BYTES_MAX) -> Iterator[BinaryIO]:
+    """Opens a regular file, without reading it whole. Raises as `read_file`."""
+    try:
+        with open_regular(path, path.name) as file:
+            check_size(os.fstat(file.fileno()).st_size, bytes_max, path.name)
+            yield file
+    except InvalidArtifactError as error:
+        raise InvalidSourceError(str(error)) from None
 
-    def __init__(self, data: bytes, what: str) -> None:
+
+def digest_of_file(path: Path) -> str:
+    """The digest of a file, which is read in chunks. Raises as `read_file`."""
+    with open_source(path) as file:
+        return f"sha256:{hash_file(file)[0]}"
+
+
+class Archive:
+    """A zip in memory, or in an open file. Raises `InvalidSourceError` if it is no zip, or a bomb."""
+
+    def __init__(self, source: bytes | BinaryIO, what: str) -> None:
         self.what = what
         try:
-            self._zip = zipfile.ZipFile(io.BytesIO(data))
+            self._zip = zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source)
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise InvalidSourceError(f"{what}: not a zip: {error}") from None
         members = self._zip.infolist()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from pillion_artifacts.card.golden_pairs import Arrays, encode_golden
-from pillion_artifacts.card.layers import CARD_NAME, GOLDEN_NAME, MODEL_NAME
+from pillion_artifacts.card.layers import CARD_NAME, GOLDEN_NAME, MODEL_NAMES, model_name
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.card.yaml_card import dump_card
 from pillion_artifacts.errors import InvalidSourceError
-from pillion_artifacts.limits import PARITY_ROWS
+from pillion_artifacts.limits import LARGE_MODEL_BYTES, PARITY_ROWS, PARITY_ROWS_OF_LARGE
 from pillion_artifacts.publishing.common.draft import Draft
 from pillion_artifacts.publishing.common.observations import draw_observations, play_environment
-from pillion_artifacts.publishing.common.onnx_model import OnnxModel
-from pillion_artifacts.publishing.common.parity import Parity, compare_models
+from pillion_artifacts.publishing.common.parity import Parity, compare_model, run_source
+from pillion_artifacts.publishing.common.served_model import ServedModel, open_model
+from pillion_artifacts.publishing.common.source_policy import SourcePolicy, SourceRun, margin_of
 
 
 class PublishReport(msgspec.Struct, frozen=True):
@@ -27,23 +31,47 @@ class PublishReport(msgspec.Struct, frozen=True):
     model_bytes: int
     observations: str
     """The origin of the compared observations."""
-    rows: int
-    ties: int
-    golden_rows: int
-    differences: dict[str, float]
+    rows: int = 0
+    ties: int = 0
+    golden_rows: int = 0
+    differences: dict[str, float] = {}
+    unproven: str = ""
+    """Why nothing was compared, and there are no golden pairs; empty: something was."""
+
+
+class ServedSource:
+    """A model as its own source, where nothing else runs it: its pairs say that it answers the same again, elsewhere."""
+
+    def __init__(self, model: ServedModel, logits: str) -> None:
+        self._model = model
+        self._logits = logits
+
+    def run(self, inputs: Arrays) -> SourceRun:
+        outputs = self._model.run(inputs)
+        return SourceRun(outputs, margin_of(outputs[self._logits]) if self._logits else None)
 
 
 def write_folder(
     folder: Path, draft: Draft, observations: Arrays | None = None, *, plays: bool = False
 ) -> PublishReport:
-    """Compares the draft's model with its source, then writes the folder, which need not exist.
+    """Compares the draft's model, on the engine that will serve it, with its source, then writes the folder.
 
-    `observations` are real observations by name. Without them, plays the card's environment if `plays`, and otherwise
-    draws observations. Raises `ParityError` before it writes anything if model and source differ.
+    The folder need not exist. `observations` are real observations by name. Without them, plays the card's environment if
+    `plays`, and otherwise draws observations. Raises `ParityError` before it writes anything if model and source differ.
     """
-    model = OnnxModel(draft.model)
-    given, origin = _observations(draft, model, observations, plays=plays)
-    parity = compare_models(draft.source, model, draft.card, given)
+    if draft.unproven:
+        _write(folder, draft, None)
+        return PublishReport(str(folder), draft.card, len(draft.model), "none", unproven=draft.unproven)
+    with contextlib.ExitStack() as opened:
+        # opened when it is needed: until then, only the source is in memory
+        served = functools.cache(
+            lambda: opened.enter_context(contextlib.closing(open_model(draft.model, draft.card, draft.allowed_code)))
+        )
+        given, origin = _observations(draft, served, observations, plays=plays)
+        source: SourcePolicy = draft.source or ServedSource(served(), draft.card.distribution.logits)
+        pairs = run_source(source, draft.card, given)
+        draft.release()
+        parity = compare_model(pairs, served(), draft.card)
     _write(folder, draft, parity)
     return PublishReport(
         folder=str(folder),
@@ -57,8 +85,11 @@ def write_folder(
     )
 
 
-def _observations(draft: Draft, model: OnnxModel, given: Arrays | None, *, plays: bool) -> tuple[Arrays, str]:
+def _observations(
+    draft: Draft, served: Callable[[], ServedModel], given: Arrays | None, *, plays: bool
+) -> tuple[Arrays, str]:
     cards = draft.card.observation
+    rows = PARITY_ROWS if len(draft.model) < LARGE_MODEL_BYTES else PARITY_ROWS_OF_LARGE
     if given is not None:
         missing = [card.name for card in cards if card.name not in given]
         if missing:
@@ -67,18 +98,22 @@ def _observations(draft: Draft, model: OnnxModel, given: Arrays | None, *, plays
     if plays and draft.card.environment is not None:
         state = {part.name: np.zeros((1, *part.shape), part.dtype) for part in draft.card.state}
         played = play_environment(
-            draft.card.environment, cards, lambda row: model.run({**row, **state})["action"][0], PARITY_ROWS
+            draft.card.environment, cards, lambda row: served().run({**row, **state})["action"][0], rows
         )
         return played, draft.card.environment.id
-    drawn = draw_observations(cards, PARITY_ROWS)
+    drawn = draw_observations(cards, rows)
     for name in draft.centres:
         spread = np.random.default_rng(PARITY_ROWS).standard_normal(drawn[name].shape) * draft.spreads[name]
         drawn[name] = (draft.centres[name] + spread).astype(drawn[name].dtype)
     return drawn, "drawn from the card's bounds"
 
 
-def _write(folder: Path, draft: Draft, parity: Parity) -> None:
+def _write(folder: Path, draft: Draft, parity: Parity | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MODEL_NAME).write_bytes(draft.model)
+    # what an earlier run left here is of another model
+    for name in (*MODEL_NAMES.values(), GOLDEN_NAME):
+        (folder / name).unlink(missing_ok=True)
+    (folder / model_name(draft.card.engine.kind)).write_bytes(draft.model)
     (folder / CARD_NAME).write_bytes(dump_card(draft.card))
-    (folder / GOLDEN_NAME).write_bytes(encode_golden(parity.golden))
+    if parity is not None:
+        (folder / GOLDEN_NAME).write_bytes(encode_golden(parity.golden))

@@ -9,10 +9,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_artifacts.card.drawn_texts import draw_texts
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import Environment, TensorCard
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.limits import DRAWN_BOUND_MAX
+from pillion_protocol import LocalProtocolError
+from pillion_protocol.specs import TEXT
+from pillion_protocol.texts import encode_text
 
 _SEED: Final = 7
 _WHITE: Final = 255
@@ -23,12 +27,17 @@ Act = Callable[[Arrays], NDArray[Any]]
 
 
 def draw_observations(cards: list[TensorCard], rows: int, seed: int = _SEED) -> Arrays:
-    """Draws `rows` rows of each observation: uniform within bounds, normal without bounds. A seed fixes the result."""
+    """Draws `rows` rows of each observation: uniform within bounds, normal without bounds, or texts.
+
+    A seed fixes the result.
+    """
     generator = np.random.default_rng(seed)
     return {card.name: _draw(card, rows, generator) for card in cards}
 
 
 def _draw(card: TensorCard, rows: int, generator: np.random.Generator) -> NDArray[Any]:
+    if card.space == TEXT:
+        return draw_texts(card.text_bytes_min, card.shape[0], rows, generator)
     shape = (rows, *card.shape)
     dtype = np.dtype(card.dtype)
     if dtype.kind == "b":
@@ -78,13 +87,24 @@ def _row(observation: Any, cards: list[TensorCard], environment: str) -> Arrays:
     by_name = observation if isinstance(observation, dict) else {cards[0].name: observation}
     row: Arrays = {}
     for card in cards:
-        values = np.asarray(by_name.get(card.name))
+        value = by_name.get(card.name)
+        values = _encoded(value, card, environment) if isinstance(value, str) else np.asarray(value)
         if list(values.shape) != list(card.shape):
             raise InvalidSourceError(
                 f"{environment}: observation {card.name!r}: expected shape {list(card.shape)}, got {list(values.shape)}"
             )
         row[card.name] = values.astype(card.dtype)[None]
     return row
+
+
+def _encoded(text: str, card: TensorCard, environment: str) -> NDArray[Any]:
+    """The row of a text, from a Gymnasium space `Text`."""
+    if card.space != TEXT:
+        raise InvalidSourceError(f"{environment}: observation {card.name!r}: expected a {card.space}, got a text")
+    try:
+        return np.frombuffer(encode_text(text, card.text_bytes_min, card.shape[0]), np.uint8)
+    except LocalProtocolError as error:
+        raise InvalidSourceError(f"{environment}: observation {card.name!r}: {error}") from None
 
 
 def _to_space(space: Any, action: NDArray[Any]) -> Any:

@@ -35,6 +35,9 @@ class OnnxModel:
             raise InvalidSourceError(f"the model does not run: {first_line(error)}") from None
         return dict(zip(self.outputs, actual, strict=True))
 
+    def close(self) -> None:
+        """Does nothing: the session is freed with this object."""
+
 
 def serialize(model: onnx.ModelProto) -> bytes:
     """Encodes a model; the same model has the same bytes. Raises `InvalidSourceError` if it is too large."""

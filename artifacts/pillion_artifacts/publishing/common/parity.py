@@ -12,7 +12,7 @@ from pillion_artifacts.card.golden_pairs import Arrays, Golden, compare
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.errors import ParityError
 from pillion_artifacts.limits import GOLDEN_KEPT_BYTES_MAX, GOLDEN_ROWS_MAX, PARITY_STEPS
-from pillion_artifacts.publishing.common.onnx_model import OnnxModel
+from pillion_artifacts.publishing.common.served_model import ServedModel
 from pillion_artifacts.publishing.common.source_policy import SourcePolicy
 
 
@@ -29,19 +29,32 @@ class Parity(msgspec.Struct, frozen=True):
     """The kept rows."""
 
 
-def compare_models(source: SourcePolicy, model: OnnxModel, card: ModelCard, observation: Arrays) -> Parity:
-    """Runs both on all rows. Raises `ParityError` if an output differs by more than the card's tolerance."""
+class Pairs(msgspec.Struct, frozen=True):
+    """What the source answered, without the rows that rounding decides."""
+
+    golden: Golden
+    ties: int
+
+
+def run_source(source: SourcePolicy, card: ModelCard, observation: Arrays) -> Pairs:
+    """Runs the source on all rows. Raises `ParityError` if nothing it answers can be compared."""
     pairs, margin = _run_source(source, card, observation)
     is_tie = _ties(margin, card, len(margin) if margin is not None else 0)
     if margin is not None and is_tie.all():
         raise ParityError("every observation is a tie between actions: nothing can be compared")
     kept = pairs if margin is None else _rows(pairs, np.flatnonzero(~is_tie))
     _check_is_number(kept.outputs)
+    return Pairs(kept, int(is_tie.sum()))
+
+
+def compare_model(pairs: Pairs, model: ServedModel, card: ModelCard) -> Parity:
+    """Runs the model on the same rows. Raises `ParityError` if an output differs by more than the card's tolerance."""
+    kept = pairs.golden
     actual = model.run(kept.inputs)
     differences = {
         name: compare(name, expected, actual[name], card.tolerance.of(name)) for name, expected in kept.outputs.items()
     }
-    return Parity(kept.rows, int(is_tie.sum()), differences, _golden_part(kept))
+    return Parity(kept.rows, pairs.ties, differences, _golden_part(kept))
 
 
 def _check_is_number(outputs: Arrays) -> None:

@@ -10,11 +10,11 @@ import onnx
 from onnx import helper
 
 from pillion_artifacts.card.golden_pairs import Arrays
-from pillion_artifacts.card.model_card import ACTION, SCHEMA, ModelCard, TensorCard, check_card
+from pillion_artifacts.card.model_card import ACTION, ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError
 from pillion_artifacts.limits import PROOF_BATCHES
 from pillion_artifacts.oci.manifest import digest_of
-from pillion_artifacts.publishing.common.draft import NO_LICENCE, Details, Draft, tool_versions
+from pillion_artifacts.publishing.common.draft import Details, Draft, card_for, derived_card, tool_versions
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import OnnxModel, serialize
 from pillion_artifacts.publishing.common.source_policy import SourceRun, margin_of
@@ -169,18 +169,6 @@ def _finish_card(model: onnx.ModelProto, details: Details, card: ModelCard | Non
     return made
 
 
-def card_for(card: ModelCard, details: Details) -> ModelCard:
-    """The publisher's card, with the name and version of the publication."""
-    return msgspec.structs.replace(
-        card,
-        name=details.name,
-        version=details.version,
-        description=details.description or card.description,
-        licence=card.licence if details.licence == NO_LICENCE else details.licence,
-        environment=details.environment or card.environment,
-    )
-
-
 def _derived_card(model: onnx.ModelProto, details: Details, what: str) -> ModelCard:
     """A card from the graph: names, dtypes and shapes. A graph has no bounds."""
 
@@ -188,21 +176,7 @@ def _derived_card(model: onnx.ModelProto, details: Details, what: str) -> ModelC
         return [TensorCard(port.name, port.dtype, port.shape) for port in ports(values, what)]  # type: ignore[arg-type]  # parse_card refuses what is not a DType
 
     outputs = [card for card in cards(list(model.graph.output)) if card.name == ACTION]
-    return ModelCard(
-        schema=SCHEMA,
-        name=details.name,
-        version=details.version,
-        description=details.description or f"Published from {what}.",
-        licence=details.licence,
-        observation=cards(graph_inputs(model)),
-        outputs=outputs,
-        safe_action=details.safe_action,
-        tolerance=details.tolerance,
-        environment=details.environment,
-        metrics=details.metrics,
-        lineage=details.lineage,
-        contributors=details.contributors,
-    )
+    return derived_card(cards(graph_inputs(model)), outputs, details, what)
 
 
 def _prove(before: OnnxModel, after: OnnxModel, batch: int, card: ModelCard) -> None:

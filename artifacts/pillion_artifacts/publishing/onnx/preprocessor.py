@@ -122,6 +122,7 @@ def _fuse(
         preprocessing=[step, *draft.card.preprocessing],
     )
     check_card(card)
+    assert draft.source is not None, "only an ONNX graph has a preprocessor, and that always has a source"
     source = PreprocessedSource(draft.source, observation.name, transform, replaced.dtype)
     return Draft(serialize(fused), card, source)
 

@@ -15,13 +15,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from pillion_artifacts.card.content_checks import input_names, output_names
 from pillion_artifacts.card.golden_pairs import Arrays
 from pillion_artifacts.card.model_card import ModelCard, TensorCard, check_card
 from pillion_artifacts.errors import InvalidSourceError, first_line
 from pillion_artifacts.limits import EXPORT_ROWS_MAX
 from pillion_artifacts.oci.manifest import digest_of
 from pillion_artifacts.publishing.common.draft import Details, Draft, tool_versions
-from pillion_artifacts.publishing.common.files import read_file
+from pillion_artifacts.publishing.common.files import digest_of_file, open_source, read_file
 from pillion_artifacts.publishing.common.observations import draw_observations
 from pillion_artifacts.publishing.common.onnx_model import serialize
 from pillion_artifacts.publishing.common.source_policy import SourceRun, margin_of
@@ -65,8 +66,10 @@ class TorchSource:
     def _run_batch(self, inputs: Arrays, taken: Any) -> Arrays:
         with torch.no_grad():
             actual = self._call(*(torch.from_numpy(inputs[name][taken]) for name in self._inputs))
-        tensors = [actual] if isinstance(actual, Tensor) else list(actual)
-        return {name: tensor.detach().numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+        tensors = [actual] if isinstance(actual, Tensor) else actual
+        if not isinstance(tensors, dict):
+            tensors = dict(zip(self._outputs, tensors, strict=True))
+        return {name: tensors[name].detach().numpy() for name in self._outputs}
 
 
 def draft_of_module(module: nn.Module, example: Any, card: ModelCard) -> Draft:
@@ -78,15 +81,13 @@ def draft_of_module(module: nn.Module, example: Any, card: ModelCard) -> Draft:
     """
     check_card(card)
     inputs, outputs = input_names(card), output_names(card)
-    was_training = module.training
-    module.eval()
-    try:
-        model = _export(module, _example(example, inputs), inputs, outputs)
-    finally:
-        module.train(was_training)
-    check_ports(model, card, type(module).__name__)
+    what = type(module).__name__
+    tensors = example_tensors(example, inputs)
+    model = _to_onnx(lambda: _graph_of(exported(module, tensors)), what)
+    rename_ports(model, inputs, outputs, what)
+    check_ports(model, card, what)
     lineage = msgspec.structs.replace(card.lineage, tool_versions=card.lineage.tool_versions or tool_versions("torch"))
-    source = TorchSource(_evaluating(module), inputs, outputs, card.distribution.logits)
+    source = TorchSource(evaluating(module), inputs, outputs, card.distribution.logits)
     return Draft(serialize(model), msgspec.structs.replace(card, lineage=lineage), source)
 
 
@@ -95,14 +96,14 @@ def import_exported(path: Path, details: Details, card: ModelCard | None = None,
 
     `card` as for `import_onnx`; its names replace the program's by position. Raises as `import_onnx`.
     """
-    data = read_file(path)
-    program = _load_program(disarm(data, path.name), path.name)
+    with open_source(path) as file:
+        program = load_program(disarm(file, path.name), path.name)
     inputs = list(program.graph_signature.user_inputs) if card is None else input_names(card)
     count = len(program.graph_signature.user_outputs)
     outputs = _program_outputs(count, card, action, path.name)
     model = _to_onnx(lambda: torch.onnx.export(program, dynamo=True, verbose=False), path.name)
     rename_ports(model, [str(name) for name in inputs], outputs, path.name)
-    draft = draft_of_model(model, path.name, details, card, action, digest_of(data))
+    draft = draft_of_model(model, path.name, details, card, action, digest_of_file(path))
     return _with_source(draft, program.module(), model, [str(name) for name in inputs], outputs)
 
 
@@ -113,21 +114,10 @@ def import_torchscript(path: Path, details: Details, card: ModelCard) -> Draft:
     """
     data = read_file(path)
     inputs, outputs = input_names(card), output_names(card)
-    module = _load_script(data, path.name)
+    module = load_script(data, path.name)
     model = _to_onnx(lambda: _export_script(module, _drawn(card), inputs, outputs), path.name)
     draft = draft_of_model(model, path.name, details, card, "", digest_of(data))
     return _with_source(draft, module, model, inputs, outputs)
-
-
-def input_names(card: ModelCard) -> list[str]:
-    """The inputs of a module in order: observations, then states."""
-    return [tensor.name for tensor in card.observation] + [state.name for state in card.state]
-
-
-def output_names(card: ModelCard) -> list[str]:
-    """The outputs of a module in order: outputs, next states, then other parameters of the distribution."""
-    names = [tensor.name for tensor in card.outputs] + [state.output for state in card.state]
-    return names + [name for name in card.distribution.parameters() if name not in names]
 
 
 def _with_source(draft: Draft, module: Call, model: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> Draft:
@@ -142,7 +132,9 @@ def _with_source(draft: Draft, module: Call, model: onnx.ModelProto, inputs: lis
     )
 
 
-def _evaluating(module: nn.Module) -> Call:
+def evaluating(module: nn.Module) -> Call:
+    """Calls a module as if it were in evaluation mode."""
+
     def call(*inputs: Tensor) -> Any:
         was_training = module.training
         module.eval()
@@ -154,7 +146,7 @@ def _evaluating(module: nn.Module) -> Call:
     return call
 
 
-def _example(example: Any, names: list[str]) -> tuple[Tensor, ...]:
+def example_tensors(example: Any, names: list[str]) -> tuple[Tensor, ...]:
     """The example by position, with at least two rows: torch would treat a single row as a fixed batch."""
     parts = [example[name] for name in names if name in example] if isinstance(example, dict) else example
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
@@ -164,16 +156,19 @@ def _example(example: Any, names: list[str]) -> tuple[Tensor, ...]:
     return tuple(tensor if len(tensor) > 1 else tensor.repeat_interleave(_EXAMPLE_ROWS, dim=0) for tensor in tensors)
 
 
-def _export(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+def exported(module: nn.Module, tensors: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """The program of a module that is evaluated, with any number of rows. Raises whatever torch raises."""
     rows = torch.export.Dim(ROWS, min=1, max=EXPORT_ROWS_MAX)
+    was_training = module.training
+    module.eval()
+    try:
+        return torch.export.export(module, tensors, dynamic_shapes=tuple({0: rows} for _ in tensors))
+    finally:
+        module.train(was_training)
 
-    def export() -> Any:
-        program = torch.export.export(module, example, dynamic_shapes=tuple({0: rows} for _ in example))
-        return torch.onnx.export(program, dynamo=True, opset_version=_EXPORT_OPSET, verbose=False)
 
-    model = _to_onnx(export, type(module).__name__)
-    rename_ports(model, inputs, outputs, type(module).__name__)
-    return model
+def _graph_of(program: torch.export.ExportedProgram) -> Any:
+    return torch.onnx.export(program, dynamo=True, opset_version=_EXPORT_OPSET, verbose=False)
 
 
 def _to_onnx(export: Callable[[], Any], what: str) -> onnx.ModelProto:
@@ -210,18 +205,20 @@ def _export_script(module: Any, example: tuple[Tensor, ...], inputs: list[str], 
 
 def _drawn(card: ModelCard) -> tuple[Tensor, ...]:
     states = [TensorCard(state.name, state.dtype, state.shape) for state in card.state]
-    drawn = draw_observations([*card.observation, *states], _EXAMPLE_ROWS)
-    return tuple(torch.from_numpy(drawn[name]) for name in input_names(card))
+    values = draw_observations([*card.observation, *states], _EXAMPLE_ROWS)
+    return tuple(torch.from_numpy(values[name]) for name in input_names(card))
 
 
-def _load_program(data: bytes, what: str) -> torch.export.ExportedProgram:
+def load_program(data: bytes, what: str) -> torch.export.ExportedProgram:
+    """Loads a disarmed program. Raises `InvalidSourceError`."""
     try:
         return torch.export.load(io.BytesIO(data))
     except Exception as error:  # noqa: BLE001 - a wrong file fails in many ways
         raise InvalidSourceError(f"{what}: torch.export cannot load it: {first_line(error)}") from None
 
 
-def _load_script(data: bytes, what: str) -> Any:
+def load_script(data: bytes, what: str) -> Any:
+    """Loads TorchScript, which runs it. Raises `InvalidSourceError`."""
     with warnings.catch_warnings():
         # the publisher asked for TorchScript, so its deprecation warning says nothing new
         warnings.simplefilter("ignore")

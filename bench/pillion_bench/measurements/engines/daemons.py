@@ -5,6 +5,7 @@ The clients are on the serving process's CPUs, and workers on the others: a work
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,19 +21,30 @@ INLINE, WORKER, ASLEEP, SPINNING = "inline", "worker", "worker_asleep", "worker_
 
 WARM_UP_S: Final = 0.2
 
+_NONE: Final[Mapping[str, str]] = {}
+
 _ANY_SPEED: Final = {"PILLION_ENGINE__INLINE_US_MAX": "1000000"}
 """A noisy host must not move a bounded policy into a worker."""
 
 
 def engine_daemon(
-    store: Path, policy: str, engine: str, placement: Placement, spin_us: int = 0, rows_max: int = 0, depth: int = 1
+    store: Path,
+    policy: str,
+    engine: str,
+    placement: Placement,
+    spin_us: int = 0,
+    rows_max: int = 0,
+    depth: int = 1,
+    cache_rows: int = 0,
+    more: Mapping[str, str] = _NONE,
+    has_admin: bool = False,
 ) -> DaemonProcess:
-    """Returns a daemon that runs `policy` as `INLINE`, `WORKER`, `ASLEEP` or `SPINNING` says.
+    """Returns a daemon that runs `policy` as `INLINE`, `WORKER`, `ASLEEP` or `SPINNING` says, with `more` settings.
 
     A `WORKER` has the default settings; one that is `ASLEEP` sleeps as soon as it has no batch. Where it spins, both sides
     of the doorbell poll for `spin_us` before they sleep: the worker and the serving process.
     """
-    settings = {"PILLION_ENGINE__PLACEMENT": INLINE if engine == INLINE else WORKER}
+    settings = {**more, "PILLION_ENGINE__PLACEMENT": INLINE if engine == INLINE else WORKER}
     settings |= _cpu_settings(placement)
     if engine == ASLEEP:
         settings["PILLION_ENGINE__SPIN_US"] = "0"
@@ -40,9 +52,11 @@ def engine_daemon(
         settings |= {"PILLION_ENGINE__SPIN_US": str(spin_us), "PILLION_SERVING__BUSY_POLL_US": str(spin_us)}
     if depth > 1:
         settings["PILLION_ENGINE__DEPTH"] = str(depth)
+    if cache_rows:
+        settings["PILLION_ENGINE__CACHE_ROWS_MAX"] = str(cache_rows)
     if rows_max:
         settings["PILLION_LIMITS__ROWS_MAX"] = str(rows_max)
-    return DaemonProcess(store, policy, _cpus(placement), "lane", settings)
+    return DaemonProcess(store, policy, _cpus(placement), "lane", settings, has_admin)
 
 
 def mixed_daemon(store: Path, inline: str, unbounded: str, placement: Placement) -> DaemonProcess:

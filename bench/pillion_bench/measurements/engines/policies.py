@@ -63,7 +63,7 @@ def turns_for(run_ms: float, cpus: CpuSet | None) -> int:
 
 def _card() -> ModelCard:
     return ModelCard(
-        schema=2,
+        schema=3,
         name=POLICY,
         version="1.0.0",
         description="Multiplies its observation again and again, and returns the sum.",

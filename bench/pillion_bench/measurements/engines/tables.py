@@ -8,28 +8,29 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pillion_bench.measurements.engines.crossing import KINDS, WORKERS
-from pillion_bench.measurements.engines.engine import BESIDE, KILL, ROWS, SLOTS
+from pillion_bench.measurements.engines.crossing import WORKERS, kinds_of
+from pillion_bench.measurements.engines.engine import BESIDE, CACHE, INTERPRETER, KILL, MEMORY, ROWS, SLOTS, START
 from pillion_bench.percentiles import QUANTILES
 from pillion_bench.tables import TABLE_STYLE, describe, latency_cells, make_console, print_table
 
-_LABELS = dict(
-    zip(
-        KINDS,
-        ("inline", "in a worker", "in a worker that sleeps", "in a worker, both sides spin", "bare doorbell"),
-        strict=True,
-    )
-)
+_LABELS = {
+    "inline": "inline",
+    "bare": "bare torch call",
+    "worker": "in a worker",
+    "worker_asleep": "in a worker that sleeps",
+    "worker_spinning": "in a worker, both sides spin",
+    "doorbell": "bare doorbell",
+}
 
 
 def print_engine(report: dict[str, Any]) -> None:
     """Prints the first table, and a line or two for each other part."""
     console = make_console()
     table = _table(f"{report['policy']}, one lane client: round trip, µs", "A/A noise")
-    for kind, label in _LABELS.items():
+    for kind in kinds_of(report["engine"]):
         figures = report[f"{kind}_us"]
         cells = latency_cells(figures, figures["n"])
-        table.add_row(label, f"{figures['n']:,}", *cells, f"{report['noise'][kind]:.1%}")
+        table.add_row(_LABELS[kind], f"{figures['n']:,}", *cells, f"{report['noise'][kind]:.1%}")
     print_table(console, table)
     for kind in WORKERS:
         console.print(
@@ -41,6 +42,10 @@ def print_engine(report: dict[str, Any]) -> None:
         BESIDE: _print_beside,
         KILL: _print_kills,
         SLOTS: _print_slots,
+        CACHE: _print_cached,
+        INTERPRETER: _print_interpreter,
+        START: _print_start,
+        MEMORY: _print_memory,
     }
     for part, print_part in parts.items():
         if part in report:
@@ -114,6 +119,50 @@ def _print_slots(console: Console, part: dict[str, Any]) -> None:
     console.print(
         f"the copy of a stack is {part['stack_share_of_image_round_trip']:.1%} of the round trip of "
         f"{part['image_policy']} ({part['image_round_trip_us']['p50']:,.0f} µs)"
+    )
+
+
+def _print_cached(console: Console, part: dict[str, Any]) -> None:
+    table = _table(f"a policy of {part['run_ms']:g} ms, one lane client: round trip, µs", "A/A noise")
+    for kind, label in (("inline", "inline"), ("cached", "from the result cache")):
+        figures = part[f"{kind}_us"]
+        cells = latency_cells(figures, figures["n"])
+        table.add_row(label, f"{figures['n']:,}", *cells, f"{part['noise'][kind]:.1%}")
+    print_table(console, table)
+    console.print(
+        f"from the result cache: {part['cached_over_inline']:.2f} x inline at p50, of which the engine takes "
+        f"{part['engine_us']['p50']:,.0f} µs; "
+        f"{part['hits']:,} of {part['cached_us']['n']:,} acts were found"
+    )
+
+
+def _print_interpreter(console: Console, part: dict[str, Any]) -> None:
+    console.print(
+        f"{part['policy']}, a worker in another interpreter: {part['foreign_us']['p50']:,.1f} µs at p50, "
+        f"{part['foreign_over_own']:.3f} x one in the daemon's own (A/A noise {part['noise']['foreign']:.1%})"
+    )
+
+
+def _print_start(console: Console, part: dict[str, Any]) -> None:
+    by_hand = part["by_hand_s"]
+    console.print(
+        f"a model of {part['model_bytes'] / 1e6:,.0f} MB by hand: {by_hand['process']:.2f} s, of which import "
+        f"{by_hand['import']:.2f}, read {by_hand['read']:.2f}, hash {by_hand['hash']:.2f}, load {by_hand['load']:.2f}"
+    )
+    for kind, label in (("start", "with the start of a daemon"), ("switch", "with a switch of a daemon that runs")):
+        console.print(
+            f"… from publish until it serves, {label}: {part[f'{kind}_s']:.2f} s, {part['over_by_hand'][kind]:.2f} x "
+            f"(between runs {part['noise'][kind]:.1%}); {part['over_read_hash_load'][kind]:.2f} x read, hash and load"
+        )
+    cpu_s = part["cpu_s"]
+    console.print(f"… processor time: {cpu_s['start']:.2f} s for publish and start, {cpu_s['by_hand']:.2f} s by hand")
+
+
+def _print_memory(console: Console, part: dict[str, Any]) -> None:
+    console.print(
+        f"the serving process has {part['serving_mb']['worker']:,.1f} MB resident, {part['added_mb']:+.1f} MB over that "
+        f"beside a worker of ONNX (A/A noise {max(part['noise_mb'].values()):.1f} MB); "
+        f"the worker has {part['worker_mb']:,.1f} MB"
     )
 
 

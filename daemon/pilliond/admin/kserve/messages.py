@@ -28,6 +28,9 @@ DATATYPES: Final = {
 }
 """The protocol's name for each dtype of a spec."""
 
+TEXT_DATATYPE: Final = "BYTES"
+"""The protocol's name for texts: one element of any length for each row."""
+
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 

@@ -12,11 +12,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_protocol import Spec, TensorSpec
+from pillion_protocol import LocalProtocolError, Spec, TensorSpec
 from pillion_protocol.specs import DType
+from pillion_protocol.texts import encode_text
 from pilliond.admin.kserve.errors import KServeError, bad_request
 from pilliond.admin.kserve.messages import (
     DATATYPES,
+    TEXT_DATATYPE,
     BinarySize,
     InferRequest,
     InputTensor,
@@ -30,16 +32,24 @@ from pilliond.limits import KSERVE_BODY_BYTES_MAX, KSERVE_HEADER_BYTES_MAX, KSER
 Array = NDArray[Any]
 
 _NESTED: Final = re.compile(rb"\s*\[\s*\[")
+_LENGTH_BYTES: Final = 4
+
+_texts_decoder = msgspec.json.Decoder(list[str])
 
 
 def metadata_of(tensors: list[TensorSpec]) -> list[TensorMetadata]:
     """Returns the tensors of a spec as the protocol describes them."""
-    return [TensorMetadata(tensor.name, DATATYPES[tensor.dtype], [-1, *tensor.shape]) for tensor in tensors]
+    return [TensorMetadata(tensor.name, _datatype(tensor), [-1, *_dimensions(tensor)]) for tensor in tensors]
 
 
 def config_of(tensors: list[TensorSpec]) -> list[TensorConfig]:
     """Returns the tensors of a spec as Triton's configuration describes them."""
-    return [TensorConfig(tensor.name, f"TYPE_{DATATYPES[tensor.dtype]}", tensor.shape) for tensor in tensors]
+    return [
+        TensorConfig(
+            tensor.name, "TYPE_STRING" if tensor.is_text else f"TYPE_{DATATYPES[tensor.dtype]}", _dimensions(tensor)
+        )
+        for tensor in tensors
+    ]
 
 
 def body_bytes_max(spec: Spec, rows_max: int) -> int:
@@ -51,6 +61,7 @@ def body_bytes_max(spec: Spec, rows_max: int) -> int:
 def decode_inputs(request: InferRequest, binary: memoryview, spec: Spec, rows_max: int) -> tuple[int, dict[str, Array]]:
     """Returns the number of rows, and the observations by name, each of shape [rows, …] in the spec's dtype.
 
+    A text is an element of `BYTES`: a string in JSON, or its length (4 bytes, little-endian) and its UTF-8 as binary data.
     `binary` is the data after the JSON: the inputs that are not in it, one after another. Raises `KServeError` (400) for
     anything that does not fit the spec.
     """
@@ -67,9 +78,10 @@ def decode_inputs(request: InferRequest, binary: memoryview, spec: Spec, rows_ma
         _check_form(each, tensor, rows)
         size = each.parameters.binary_data_size
         if size is None:
-            arrays[each.name] = _from_json(each, tensor, rows)
+            arrays[each.name] = (_texts_from_json if tensor.is_text else _from_json)(each, tensor, rows)
         else:
-            arrays[each.name] = _from_bytes(each, tensor, rows, binary[offset : offset + size])
+            data = binary[offset : offset + size]
+            arrays[each.name] = (_texts_from_bytes if tensor.is_text else _from_bytes)(each, tensor, rows, data)
             offset += size
     if offset != len(binary):
         raise bad_request(f"binary data: expected {offset} bytes behind the JSON, got {len(binary)}")
@@ -139,8 +151,17 @@ def _rows(inputs: list[InputTensor], rows_max: int) -> int:
     return rows
 
 
+def _datatype(tensor: TensorSpec) -> str:
+    return TEXT_DATATYPE if tensor.is_text else DATATYPES[tensor.dtype]
+
+
+def _dimensions(tensor: TensorSpec) -> list[int]:
+    """The shape of one row, in elements of its datatype."""
+    return [] if tensor.is_text else tensor.shape
+
+
 def _check_form(given: InputTensor, tensor: TensorSpec, rows: int) -> None:
-    datatype, shape = DATATYPES[tensor.dtype], [rows, *tensor.shape]
+    datatype, shape = _datatype(tensor), [rows, *_dimensions(tensor)]
     if given.datatype != datatype:
         raise bad_request(f"input {tensor.name!r}: expected datatype {datatype}, got {given.datatype[:20]}")
     if given.shape != shape:
@@ -181,6 +202,49 @@ def _from_json(given: InputTensor, tensor: TensorSpec, rows: int) -> Array:
     if array.shape != shape and (array.ndim != 1 or array.size != math.prod(shape)):
         raise bad_request(f"input {tensor.name!r}: expected data of shape {list(shape)}, got {list(array.shape)}")
     return array.reshape(shape)
+
+
+def _texts_from_json(given: InputTensor, tensor: TensorSpec, rows: int) -> Array:
+    try:
+        texts = _texts_decoder.decode(given.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise bad_request(f"input {tensor.name!r}: data: {error}") from None
+    return _text_rows(texts, tensor, rows)
+
+
+def _texts_from_bytes(given: InputTensor, tensor: TensorSpec, rows: int, data: memoryview) -> Array:
+    """Raises `KServeError` (400) unless `data` is one length and so many bytes of UTF-8 for each row."""
+    announced = given.parameters.binary_data_size
+    texts: list[str] = []
+    offset = 0
+    while offset < len(data) and len(texts) <= rows:
+        begin = offset + _LENGTH_BYTES
+        offset = begin + int.from_bytes(data[offset:begin], "little")
+        try:
+            texts.append(str(data[begin:offset], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise bad_request(f"input {tensor.name!r}, row {len(texts)}: expected UTF-8, got {error.reason}") from None
+    if offset != announced or len(data) != announced:
+        raise bad_request(
+            f"input {tensor.name!r}: expected {rows} lengths of {_LENGTH_BYTES} bytes, each with as many bytes of text "
+            f"behind it, got {len(data)} bytes (binary_data_size {announced})"
+        )
+    return _text_rows(texts, tensor, rows)
+
+
+def _text_rows(texts: list[str], tensor: TensorSpec, rows: int) -> Array:
+    if len(texts) != rows:
+        raise bad_request(f"input {tensor.name!r}: expected {rows} texts, got {len(texts)}")
+    encoded = []
+    for row, text in enumerate(texts):
+        try:
+            encoded.append(encode_text(text, tensor.text_bytes_min, tensor.shape[0]))
+        except LocalProtocolError as error:
+            raise bad_request(
+                f"input {tensor.name!r}, row {row}: expected {error.expected}, got {error.actual}"
+            ) from None
+    array: Array = np.frombuffer(b"".join(encoded), np.uint8).reshape(rows, -1)
+    return array
 
 
 @cache

@@ -20,6 +20,8 @@ from pilliond.supervision.worker_status import EngineStatus, engine_status
 
 _MS: Final = 1e6
 _S: Final = 1e9
+_NOT_SAID: Final = {"version": "", "provider": "", "threads": 1, "device": "", "fallback": ""}
+"""What an engine need not say of itself."""
 
 
 class LoopLag(msgspec.Struct, frozen=True):
@@ -52,12 +54,18 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
     kind: str
     version: str
+    """That of the package that runs the model."""
     provider: str
+    """The execution provider of ONNX Runtime; empty for other engines."""
     threads: int
     buckets: list[int]
     """Batch sizes for which it is warm, in rows."""
     strict: bool
     """Whether every batch runs in one shape."""
+    device: str
+    """Where it computes, `cpu` or `cuda:N`."""
+    fallback: str
+    """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
 
 
 class ServingProcess(msgspec.Struct, frozen=True):
@@ -203,7 +211,7 @@ def _policy(supervisor: Supervisor, policy: PolicyRollout) -> PolicyHealth:
 def _engine(described: dict[str, Any]) -> EngineInfo | None:
     """Returns what an engine says of itself; None if a worker says something else than an engine does."""
     try:
-        return msgspec.convert(described, EngineInfo)
+        return msgspec.convert({**_NOT_SAID, **described}, EngineInfo)
     except msgspec.ValidationError:
         return None
 

@@ -11,6 +11,7 @@ import msgspec
 import pilliond
 from pillion_artifacts.card.model_card import TensorCard
 from pillion_protocol import PROTOCOL_VERSION
+from pilliond.ipc.device_status import device_status
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.supervision.supervisor import Supervisor
 
@@ -24,6 +25,10 @@ class PolicyInfo(msgspec.Struct, frozen=True):
     placement: str
     """Where it runs, `inline` or `worker`; empty if that is not known yet. `/health` has the state of its worker."""
     placement_reason: str
+    device: str
+    """Where it computes, `cpu` or `cuda:N`; empty if that is not known yet."""
+    fallback: str
+    """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
     observation: list[TensorCard]
     outputs: list[TensorCard]
     description: str
@@ -46,6 +51,8 @@ class Info(msgspec.Struct, frozen=True):
     digest: str
     placement: str
     placement_reason: str
+    device: str
+    fallback: str
     observation: list[TensorCard]
     outputs: list[TensorCard]
     description: str
@@ -70,12 +77,15 @@ def info_of(supervisor: Supervisor) -> Info:
 
 
 def _policy(stable: SealedVersion) -> PolicyInfo:
+    device = device_status(stable.engine)
     return PolicyInfo(
         policy=stable.policy,
         policy_version=stable.version,
         digest=stable.digest,
         placement=stable.placement.where if stable.placement else "",
         placement_reason=stable.placement.reason if stable.placement else "",
+        device=device.device,
+        fallback=device.fallback,
         observation=stable.card.observation,
         outputs=stable.card.outputs,
         description=stable.card.description,

@@ -14,6 +14,7 @@ from pillion_protocol import BatchClose
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.admin.monitoring.worker_prometheus import worker_metrics
 from pilliond.ipc import metrics_page as page
+from pilliond.ipc.device_status import device_status
 from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
 from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
 from pilliond.policy_rollout import PolicyRollout
@@ -36,6 +37,7 @@ class PageCollector(Collector):
         yield from self._identity()
         yield from self._requests()
         yield from self._batches()
+        yield from self._result_caches()
         yield from self._versions()
         yield self._service_times()
         yield from worker_metrics(self._supervisor)
@@ -57,6 +59,14 @@ class PageCollector(Collector):
             engine = str(policy.stable.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX] if is_loaded else ""
             info.add_metric([name, policy.stable.version, policy.stable.digest, engine], 1.0)
         yield info
+        names = ["policy", "version", "engine", "placement", "device", "fallback"]
+        engines = GaugeMetricFamily("pillion_engine_info", "Where each loaded version runs and computes.", labels=names)
+        for version in self._supervisor.versions():
+            kind = str(version.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX]
+            placement = version.placement.where if version.placement else ""
+            device = device_status(version.engine)
+            engines.add_metric([version.policy, version.version, kind, placement, device.device, device.fallback], 1.0)
+        yield engines
         is_ready = self._supervisor.state is ServingState.SERVING
         yield GaugeMetricFamily("pillion_ready", "1 while the daemon answers acts.", value=float(is_ready))
 
@@ -104,6 +114,9 @@ class PageCollector(Collector):
             "pillion_batch_close", "Batches, by the reason why they were closed.", labels=["reason"]
         )
         for reason in BatchClose:
+            if reason is BatchClose.CACHED:
+                # Of acts that needed no batch.
+                continue
             closes.add_metric([reason.name.lower()], cells[page.BATCH_CLOSES + reason])
         yield closes
         yield self._of_policies("pillion_batch_rows", "Rows in a batch.", lambda cells: cells.batch_rows, 1.0)
@@ -112,6 +125,22 @@ class PageCollector(Collector):
             "Duration of one run of the engine.",
             lambda cells: cells.inference_duration,
         )
+
+    def _result_caches(self) -> Iterator[Metric]:
+        text = "Acts that were answered from the result cache."
+        hits = CounterMetricFamily("pillion_result_cache_hits", text, labels=["policy"])
+        text = "Acts that were looked up in the result cache, and not found."
+        misses = CounterMetricFamily("pillion_result_cache_misses", text, labels=["policy"])
+        rows = GaugeMetricFamily("pillion_result_cache_rows", "Rows in the result cache.", labels=["policy"])
+        text = "Memory of the result cache: observations, outputs and what the interpreter needs for them."
+        held = GaugeMetricFamily("pillion_result_cache_bytes", text, labels=["policy"])
+        cells = self._page.cells
+        for name, its in self._policy_cells():
+            hits.add_metric([name], cells[its.cache_hits])
+            misses.add_metric([name], cells[its.cache_misses])
+            rows.add_metric([name], cells[its.cache_rows])
+            held.add_metric([name], cells[its.cache_bytes])
+        yield from (hits, misses, rows, held)
 
     def _versions(self) -> Iterator[Metric]:
         cells = self._page.cells

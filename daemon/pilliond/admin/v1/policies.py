@@ -24,6 +24,7 @@ from pilliond.admin.v1.policy_state import (
     VersionList,
 )
 from pilliond.errors import SwitchError
+from pilliond.ipc.device_status import device_status
 from pilliond.ipc.metrics_page import VERSION_CELLS, Phase
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import ARMS_MAX, OPERATION_DIGITS_MAX
@@ -236,6 +237,7 @@ class PolicyRoutes:
         )
 
     def _resident(self, channel: PolicyChannel, version: SealedVersion) -> Resident:
+        device = device_status(version.engine)
         return Resident(
             version=version.version,
             digest=version.digest,
@@ -245,6 +247,8 @@ class PolicyRoutes:
             certificate=version.certificate,
             placement=version.placement.where if version.placement else "",
             placement_reason=version.placement.reason if version.placement else "",
+            device=device.device,
+            fallback=device.fallback,
             worker=worker_status(version, self._supervisor.workers),
         )
 

@@ -24,6 +24,10 @@ class Resident(msgspec.Struct, frozen=True):
     placement: str
     """Where it runs, `inline` or `worker`; empty if that is not known yet."""
     placement_reason: str
+    device: str
+    """Where it computes, `cpu` or `cuda:N`; empty if that is not known yet."""
+    fallback: str
+    """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
     worker: WorkerStatus | None
     """None for a version that runs inline."""
 

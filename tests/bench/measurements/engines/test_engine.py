@@ -7,19 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pillion_bench.measurements.engines.crossing import KINDS, added_over_doorbell
-from pillion_bench.measurements.engines.engine import PARTS, EngineOptions
+from pillion_bench.measurements.engines.crossing import added_over_doorbell, kinds_of
+from pillion_bench.measurements.engines.engine import EngineOptions, parts_of
 from pillion_bench.measurements.engines.series import Series, order
+from pillion_bench.measurements.engines.subjects import ONNX
 from pillion_bench.measurements.engines.tables import print_engine
 from pillion_bench.measurements.engines.worker_kill import Kill, report_kills
 from pillion_bench.roles.steady_driver import SteadyResult
 from tests.bench.conftest import report_of, run_pillion
 
+KINDS = kinds_of(ONNX)
+
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """One short round of every part."""
-    return report_of("engine", "--seconds", "0.4", "--rounds", "1", "--also", "all")
+    return report_of("engine", "--seconds", "0.4", "--rounds", "1", "--also", "all", "--model-mb", "5")
 
 
 def test_every_kind_has_its_percentiles_and_its_count(measured: dict[str, Any]) -> None:
@@ -92,22 +95,60 @@ def test_the_daemons_copy_is_measured_for_each_size_of_slot(measured: dict[str, 
     assert part["stack_share_of_image_round_trip"] == pytest.approx(share, abs=1e-3)
 
 
+def test_an_act_is_measured_inline_and_from_the_result_cache(measured: dict[str, Any]) -> None:
+    part = measured["cache"]
+    assert part["n"] == part["inline_us"]["n"] + part["cached_us"]["n"]
+    # Nearly all are found: a driver on a busy machine may count some of its first acts.
+    assert 0.9 * part["cached_us"]["n"] <= part["hits"] <= part["cached_us"]["n"]
+    ratio = part["cached_us"]["p50"] / part["inline_us"]["p50"]
+    assert part["cached_over_inline"] == pytest.approx(ratio, abs=1e-3)
+
+
+def test_a_worker_of_another_interpreter_is_measured_beside_one_of_the_daemons(measured: dict[str, Any]) -> None:
+    part = measured["interpreter"]
+    assert part["n"] == part["own_us"]["n"] + part["foreign_us"]["n"]
+    ratio = part["foreign_us"]["p50"] / part["own_us"]["p50"]
+    assert part["foreign_over_own"] == pytest.approx(ratio, abs=1e-3)
+    assert len(part["foreign_over_own_of_rounds"]) == 1
+
+
+def test_a_start_and_a_switch_are_measured_over_loading_by_hand(measured: dict[str, Any]) -> None:
+    part = measured["start"]
+    assert part["model_bytes"] == pytest.approx(5e6, rel=0.05)
+    by_hand = part["by_hand_s"]
+    assert by_hand["process"] > by_hand["import"] + by_hand["read"] + by_hand["hash"] + by_hand["load"]
+    assert part["start_s"] > part["publish_s"]
+    for kind in ("start", "switch"):
+        assert part["over_by_hand"][kind] == pytest.approx(part[f"{kind}_s"] / by_hand["process"], rel=1e-2)
+        assert part["over_read_hash_load"][kind] > part["over_by_hand"][kind]
+    assert min(part["cpu_s"].values()) > 0
+
+
 def test_the_table_has_a_line_for_each_part(measured: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     print_engine(measured)
     printed = capsys.readouterr().out
-    for text in ("x a bare doorbell", "rows/s through a worker", "beside / alone", "worker killed", "bytes in a slot"):
+    for text in (
+        "x a bare doorbell",
+        "rows/s through a worker",
+        "beside / alone",
+        "worker killed",
+        "bytes in a slot",
+        "x inline at p50",
+        "x one in the daemon's own",
+        "from publish until it serves",
+    ):
         assert text in printed
 
 
 def test_the_number_of_segments_follows_the_options() -> None:
     assert EngineOptions(rounds=2).segments == 20
-    assert EngineOptions(rounds=2, also=PARTS).segments == 20 + 12 + 8 + 2 + 7
+    assert EngineOptions(rounds=2, also=parts_of(ONNX)).segments == 20 + 12 + 8 + 2 + 7 + 8 + 8 + 6
 
 
 def test_an_unknown_part_is_refused_with_those_that_there_are() -> None:
     done = run_pillion("bench", "engine", "--also", "rows,nothing")
     assert done.returncode == 64
-    assert "expected some of rows, beside, kill, slots, or all; got 'nothing'" in done.stderr
+    assert "expected some of rows, beside, kill, slots, cache, interpreter, start, or all; got 'nothing'" in done.stderr
 
 
 def test_the_first_action_is_that_of_a_batch_after_the_worker_was_gone() -> None:

@@ -25,6 +25,7 @@ from pillion_bench.variants import POLICY, publish_variant
 from pilliond.limits import KSERVE_REQUESTS_MAX
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.recurrent import publish_summing
+from tests.daemon.support.policies.texts import action_of, publish_reader
 from tests.daemon.support.tokens import make_token
 from tests.harness import START_S_MAX, Daemon, publish
 
@@ -129,6 +130,25 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+def test_texts_are_bytes(start_daemon: StartDaemon, connect: Connect, tmp_path: Path) -> None:
+    publish_reader(tmp_path / "store", tmp_path / "made")
+    client = connect(start_daemon(policy="reader", store=tmp_path / "store"))
+    (_, prompt, _) = client.get_model_metadata("reader")["inputs"]
+    assert prompt == {"name": "prompt", "datatype": "BYTES", "shape": [-1]}
+    speed = tensor(np.zeros((2, 2), np.float32), "speed")
+    for binary in (True, False):
+        texts = [["left", "größer"], ["", "é"]]
+        prompts, notes = (
+            tensor(np.array(each, object), name, binary=binary)
+            for name, each in zip(("prompt", "note"), texts, strict=True)
+        )
+        actions = client.infer("reader", [speed, prompts, notes]).as_numpy("action")
+        assert actions.tolist() == [action_of(prompt, note, 0.0) for prompt, note in zip(*texts, strict=True)]
+    with pytest.raises(InferenceServerException, match="row 1: expected at most 24 bytes of UTF-8") as refused:
+        client.infer("reader", [speed, tensor(np.array(["a", "b" * 25], object), "prompt"), notes])
+    assert refused.value.status() == "400"
 
 
 # Looking

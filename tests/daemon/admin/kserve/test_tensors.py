@@ -12,13 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from numpy.typing import NDArray
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from pillion_protocol import Spec, TensorSpec
 from pillion_protocol.specs import DType
 from pilliond.admin.kserve.errors import KServeError
-from pilliond.admin.kserve.messages import DATATYPES, InferRequest, OutputTensor, RequestedOutput
-from pilliond.admin.kserve.tensors import body_bytes_max, decode_inputs, encode_outputs, metadata_of
+from pilliond.admin.kserve.messages import (
+    DATATYPES,
+    InferRequest,
+    OutputTensor,
+    RequestedOutput,
+    TensorConfig,
+    TensorMetadata,
+)
+from pilliond.admin.kserve.tensors import body_bytes_max, config_of, decode_inputs, encode_outputs, metadata_of
 from pilliond.limits import KSERVE_BODY_BYTES_MAX
 
 Array = NDArray[Any]
@@ -132,3 +139,72 @@ def test_a_body_may_be_as_long_as_the_rows_of_the_policy_need() -> None:
     numbers = msgspec.json.encode([[-np.pi * 1e-300] * 8] * 256)
     assert len(numbers) < body_bytes_max(small, 256) < 200_000
     assert body_bytes_max(Spec([TensorSpec("x", "uint8", [4, 84, 84])], []), 256) == KSERVE_BODY_BYTES_MAX
+
+
+# Texts
+
+TEXTS = ["pick up", "é猫", 'a "quoted" \\ text\n', "x" * 24]
+TEXT = TensorSpec("x", "uint8", [24], "Text", [1.0])
+
+
+def text_request(rows: int, size: int | None = None, data: Any = None, **fields: Any) -> InferRequest:
+    given_: dict[str, Any] = {"name": "x", "shape": [rows], "datatype": "BYTES", **fields}
+    given_ |= {"data": data} if size is None else {"parameters": {"binary_data_size": size}}
+    return msgspec.json.decode(msgspec.json.encode({"inputs": [given_]}), type=InferRequest)
+
+
+def decoded_texts(asked: InferRequest, binary: bytes = b"") -> list[str]:
+    count, arrays = decode_inputs(asked, memoryview(binary), Spec([TEXT], []), 8)
+    assert arrays["x"].shape == (count, 24)
+    assert arrays["x"].dtype == np.uint8
+    return [bytes(row).rstrip(b"\0").decode() for row in arrays["x"]]
+
+
+def test_texts_are_bytes_as_tritons_client_writes_them_or_strings() -> None:
+    binary: bytes = serialize_byte_tensor(np.array([text.encode() for text in TEXTS], object)).item()
+    assert decoded_texts(text_request(len(TEXTS), len(binary)), binary) == TEXTS
+    assert decoded_texts(text_request(len(TEXTS), data=TEXTS)) == TEXTS
+    assert metadata_of([TEXT])[0] == TensorMetadata("x", "BYTES", [-1])
+    assert config_of([TEXT])[0] == TensorConfig("x", "TYPE_STRING", [])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (["a", "b", "c"], "expected 2 texts, got 3"),
+        (["a"], "expected 2 texts, got 1"),
+        (["a", ""], "row 1: expected at least 1 byte of UTF-8"),
+        (["a", "b" * 25], "row 1: expected at most 24 bytes of UTF-8, got 'b.*' of 25 bytes"),
+        (["a\0", "b"], "row 0: expected text without zero bytes"),
+        (["a", 1], "data: Expected `str`"),
+        ([["a"], ["b"]], "data: Expected `str`"),
+    ],
+)
+def test_texts_in_json_that_do_not_fit_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(KServeError, match=message) as refused:
+        decoded_texts(text_request(2, data=data))
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("binary", "message"),
+    [
+        (b"\1\0\0\0a", "expected 2 texts, got 1"),
+        (b"\1\0\0\0a" * 3, "expected 2 texts, got 3"),
+        (b"\1\0\0\0a\2\0\0\0b", "expected 2 lengths of 4 bytes"),
+        (b"\1\0\0\0a\xff\xff\xff\xffb", "expected 2 lengths of 4 bytes"),
+        (b"\1\0\0\0a\1\0", "expected 2 lengths of 4 bytes"),
+        (b"\1\0\0\0a\1\0\0\0\xff", "row 1: expected UTF-8"),
+    ],
+)
+def test_texts_as_bytes_that_do_not_fit_are_refused(binary: bytes, message: str) -> None:
+    with pytest.raises(KServeError, match=message) as refused:
+        decoded_texts(text_request(2, len(binary)), binary)
+    assert refused.value.status == 400
+
+
+def test_texts_have_no_other_datatype_and_no_further_axis() -> None:
+    with pytest.raises(KServeError, match="expected datatype BYTES, got UINT8"):
+        decoded_texts(text_request(2, data=["a", "b"], datatype="UINT8"))
+    with pytest.raises(KServeError, match=r"expected shape \[2\], got \[2, 1\]"):
+        decoded_texts(text_request(2, data=["a", "b"], shape=[2, 1]))

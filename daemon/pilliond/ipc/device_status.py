@@ -1,0 +1,34 @@
+"""Where an engine computes, as it says itself. A worker may say anything of itself: only short text gets through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from pilliond.limits import ENGINE_REASON_CHARACTERS_MAX, ENGINE_TEXT_CHARACTERS_MAX
+
+
+class DeviceStatus(msgspec.Struct, frozen=True):
+    """Where a loaded version computes."""
+
+    device: str
+    """`cpu` or `cuda:N`; empty if that is not known yet."""
+    fallback: str
+    """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
+
+    def for_log(self) -> dict[str, str]:
+        """Returns the fields of a log record."""
+        return {"device": self.device, **({"fallback": self.fallback} if self.fallback else {})}
+
+
+def device_status(engine: Mapping[str, Any]) -> DeviceStatus:
+    """Returns where an engine computes. `engine` is how it describes itself; empty if it is not known yet."""
+    return DeviceStatus(engine_text(engine, "device"), engine_text(engine, "fallback", ENGINE_REASON_CHARACTERS_MAX))
+
+
+def engine_text(engine: Mapping[str, Any], name: str, characters_max: int = ENGINE_TEXT_CHARACTERS_MAX) -> str:
+    """Returns the beginning of a text that an engine says of itself; empty if it says none of that name."""
+    value = engine.get(name, "")
+    return value[:characters_max] if isinstance(value, str) else ""

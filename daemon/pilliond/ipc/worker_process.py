@@ -1,0 +1,82 @@
+"""How a worker process is started: with the daemon's own interpreter, or with another one that the settings name."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from typing import Final
+
+import pillion_worker
+from pilliond.limits import INTERPRETER_CHECK_BYTES_MAX, INTERPRETER_CHECK_S_MAX
+from pilliond.linux.sandbox import CHILD_ENVIRONMENT
+
+_BOOTSTRAP: Final = os.path.join(pillion_worker.__path__[0], "bootstrap.py")
+_OF_OUR_PYTHON: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
+"""What the daemon's own interpreter was started with: it would lead another one to the wrong packages."""
+
+
+def worker_command(python: str, descriptor: int) -> list[str]:
+    """Returns the command of a worker with that end of a channel. `python` is `engine.python`."""
+    program = [python, _BOOTSTRAP] if python else [sys.executable, "-P", "-m", "pillion_worker"]
+    return [*program, str(descriptor), str(os.getpid())]
+
+
+def worker_environment(python: str) -> dict[str, str]:
+    """Returns the environment of a worker."""
+    inherited = {name: value for name, value in os.environ.items() if not python or name not in _OF_OUR_PYTHON}
+    return {**inherited, **CHILD_ENVIRONMENT}
+
+
+def why_no_workers(python: str) -> str:
+    """Returns why an interpreter cannot run workers; empty if it can. Starts it, and waits until it has imported numpy."""
+    if os.path.isdir(python):
+        return f"engine.python: expected an interpreter, such as {python}/bin/python, got the folder {python}"
+    try:
+        code, output, errors = _ends_of_output([python, _BOOTSTRAP, "--check"], worker_environment(python))
+    except OSError as error:
+        return f"engine.python: cannot start {python}: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"engine.python: {python} did not answer within {INTERPRETER_CHECK_S_MAX:g} s: is it Python?"
+    try:
+        why_not = json.loads(output.splitlines()[-1])["why_not"]
+    except (ValueError, LookupError, TypeError):
+        last_line = (errors.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
+        return f"engine.python: expected Python 3.9 or later, got {python}, which ended with {code}: {last_line}"
+    return f"engine.python: {python}: {why_not}" if why_not else ""
+
+
+def _ends_of_output(command: list[str], environment: dict[str, str]) -> tuple[int, bytes, bytes]:
+    """Runs a command; returns its exit code, and the ends of its output and of its errors. Raises `OSError` and `TimeoutExpired`.
+
+    What is no Python may write for ever, and `subprocess.run` would keep all of it.
+    """
+    until_s = time.monotonic() + INTERPRETER_CHECK_S_MAX
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    with (
+        subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe, env=environment) as process,
+        selectors.DefaultSelector() as selector,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        ends = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
+        for descriptor in ends:
+            selector.register(descriptor, selectors.EVENT_READ)
+        try:
+            while selector.get_map():
+                ready = selector.select(until_s - time.monotonic())
+                if time.monotonic() >= until_s:
+                    raise subprocess.TimeoutExpired(command, INTERPRETER_CHECK_S_MAX)
+                for key, _ in ready:
+                    if piece := os.read(key.fd, INTERPRETER_CHECK_BYTES_MAX):
+                        ends[key.fd] = (ends[key.fd] + piece)[-INTERPRETER_CHECK_BYTES_MAX:]
+                    else:
+                        selector.unregister(key.fd)
+            code = process.wait(max(0.0, until_s - time.monotonic()))
+        finally:
+            process.kill()
+        output, errors = ends.values()
+        return code, output, errors

@@ -1,0 +1,136 @@
+"""A worker that a process starts for itself, to try a version in: the staging process and the shadow process.
+
+The worker gets the priority of the process that starts it, and dies with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from pilliond.engine.interface import EngineError
+from pilliond.engine.parity import check_parity
+from pilliond.ipc.control_channel import VersionRequest
+from pilliond.ipc.loss_cause import LossCause
+from pilliond.ipc.worker_process import why_no_workers, worker_command, worker_environment
+from pilliond.limits import TRIAL_RUN_S_MAX, TRIAL_START_FACTOR, WORKER_END_S_MAX
+from pilliond.linux.sandbox import without_memory_limit
+from pilliond.settings.schema import EngineSettings
+from pilliond.versions.loaded_version import Version
+from pilliond.versions.loader import version_of, worker_engine
+
+_BYTES_PER_MB: Final = 1_000_000
+_CPU_CLOCK: Final = 2
+"""CPUCLOCK_SCHED of the kernel: the clock of a process that counts the time of all its threads."""
+
+
+class TrialWorker:
+    """One version in a worker. Owns the process and its engine; `close` ends both.
+
+    `code` is `trust.code`. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory` now and then afterwards.
+    """
+
+    def __init__(self, request: VersionRequest, rows_max: int, settings: EngineSettings, code: Sequence[str]) -> None:
+        self._request = request
+        self._rows_max = rows_max
+        self._settings = settings
+        self._engine = worker_engine(request, rows_max, settings, code)
+        self._engine.run_s_max = TRIAL_RUN_S_MAX
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the worker, which was started."""
+        assert self._process is not None
+        return self._process.pid
+
+    def cpu_clock(self) -> int:
+        """Returns the CPU time that the worker has used, in ns."""
+        # It is a zombie when it has ended, whose clock stands still, until `close`.
+        return time.clock_gettime_ns(~self.pid << 3 | _CPU_CLOCK)
+
+    def start(self, model_descriptor: int, golden: bytes | None = None) -> Version:
+        """Starts the worker, waits until the version is warm, and checks its golden pairs, if any. Raises `EngineError`."""
+        request, python = self._request, self._settings.python
+        if python and (why := why_no_workers(python)):
+            raise EngineError(why)
+        try:
+            self._spawn(model_descriptor)
+            self._engine.wait_ready(TRIAL_START_FACTOR * self._settings.start_s_max, self._lose_if_too_large)
+            version = version_of(request, self._engine, os.fstat(model_descriptor).st_size)
+            if golden is not None:
+                check_parity(self._engine, request.spec, request.states, golden, request.tolerance, self._rows_max)
+        except OSError as error:
+            raise EngineError(f"cannot start a worker: {error.strerror}") from None
+        except EngineError as error:
+            raise EngineError(f"{error}{self._how_it_ended()}") from None
+        self.check_memory()
+        return version
+
+    def check_memory(self) -> None:
+        """Raises `EngineError` if the worker has more resident memory than the settings allow, as the pool would end it then."""
+        if why := self._why_too_large():
+            raise EngineError(why)
+
+    def close(self) -> None:
+        """Ends the worker. Safe to repeat."""
+        self._engine.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _lose_if_too_large(self) -> None:
+        if why := self._why_too_large():
+            self._engine.lose(why, LossCause.MEMORY)
+
+    def _why_too_large(self) -> str:
+        mb_max = self._settings.worker_memory_mb_max
+        pages = int(_first_line(f"/proc/{self.pid}/statm").split()[1])
+        resident_mb = pages * os.sysconf("SC_PAGE_SIZE") // _BYTES_PER_MB
+        if resident_mb <= mb_max:
+            return ""
+        return f"its worker has {resident_mb} MB of resident memory, engine.worker_memory_mb_max is {mb_max}"
+
+    def _spawn(self, model_descriptor: int) -> None:
+        python = self._settings.python
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs, without_memory_limit():
+                self._process = subprocess.Popen(
+                    worker_command(python, theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=worker_environment(python),
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self._engine.attach(ours, model_descriptor)
+
+    def _how_it_ended(self) -> str:
+        """How the worker ended, for the end of a message; empty if it was not that."""
+        if self._process is None or self._engine.cause is not LossCause.ENDED or self._engine.is_ready:
+            return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return f" with {self._process.wait(WORKER_END_S_MAX)}"
+        return ""
+
+
+def _first_line(path: str) -> str:
+    with open(path) as file:
+        return file.readline()

@@ -1,0 +1,35 @@
+"""`make gpu` says clearly when it tried nothing, and exports what it would measure."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pillion_worker.torch_engine.pt2_archive import disarm
+from tests.harness import WAIT_S_MAX
+from tools.gpu_checks import NOTHING_TRIED, exported, nature_cnn
+
+SCRIPT = Path(__file__).parents[1] / "tools" / "gpu_checks.py"
+
+
+def test_without_a_cuda_device_it_says_that_nothing_was_tried() -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=WAIT_S_MAX, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("no CUDA device: nothing was tried")
+    assert NOTHING_TRIED in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_what_it_measures_is_a_program_that_a_worker_takes() -> None:
+    module, inputs, width = nature_cnn()
+    program = torch.export.load(disarm(exported(module, inputs)))
+    made = program.module()(torch.from_numpy(np.zeros((3, *inputs[0].shape), inputs[0].dtype)))
+    assert made.shape == (3, width)

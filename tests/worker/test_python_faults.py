@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,9 +65,20 @@ class PythonHost(Host):
 
 @pytest.fixture
 def orphans() -> Iterator[None]:
-    """Fails if a process of the test stays that has no parent in it."""
+    """Fails if a process that the test started, or that one of those started, stays."""
+    before = set(psutil.Process().children(recursive=True))
     yield
-    wait_until(lambda: not psutil.Process().children(recursive=True))
+    wait_until(lambda: before.issuperset(psutil.Process().children(recursive=True)))
+
+
+def is_cut_off(process: psutil.Process) -> bool:
+    """Whether a process has no socket open. The only one of a worker is its channel."""
+    folder = Path(f"/proc/{process.pid}/fd")
+    try:
+        return not any(os.readlink(entry).startswith("socket:") for entry in folder.iterdir())
+    except FileNotFoundError:
+        # It closes some right now.
+        return False
 
 
 def test_a_policy_of_another_environment_answers(python: str) -> None:
@@ -190,6 +204,8 @@ def test_a_process_that_a_policy_forks_has_no_say_and_ends_with_the_worker(
             assert children
             # The worker is seen to be gone, though a process that it forked is not.
             for child in children:
+                # A process that was not given the CPU since it was forked has still to cut itself off.
+                wait_until(partial(is_cut_off, child))
                 child.suspend()
         host.process.kill()
         host.pump(lambda: bool(host.losses))

@@ -114,7 +114,7 @@ def test_tables_show_the_same_as_the_json(daemon: Daemon) -> None:
     assert text.startswith(f"{POLICY}: ready, 1 sessions, follows stable\n")
     assert re.search(r"^1\.0\.0 +stable +\d +(inline|worker) +exact +nobody", text, re.MULTILINE)
     assert re.search(r"^1\.1\.0 +resident +0 +(inline|worker) +exact", text, re.MULTILINE)
-    assert re.search(r"^1\.1\.0 runs (inline: it is bounded|in a worker: \d+ rows take)", text, re.MULTILINE)
+    assert re.search(r"^1\.1\.0 runs (inline: it is bounded|in a worker on cpu: \d+ rows take)", text, re.MULTILINE)
     assert re.search(
         r"^1\.1\.0 +resident +(inline|worker) +[0-9a-f]{12}", pillion_command(daemon, "versions").stdout, re.MULTILINE
     )

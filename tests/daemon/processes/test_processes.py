@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def has_child(pid: int, name: str) -> bool:
+    """Returns whether a process of that name was started by another one, or by one of its children."""
+    # Those that end meanwhile hide others: then the next look finds them.
+    with suppress(psutil.NoSuchProcess):
+        return any(child.name() == name for child in psutil.Process(pid).children(recursive=True))
+    return False
 
 
 def wait_until_gone(pid: int) -> None:
@@ -369,8 +378,7 @@ def test_a_stop_ends_a_start_whose_worker_never_gets_ready(short_path: Path, tmp
     settings = {"PILLION_ENGINE__PLACEMENT": "worker", "PILLION_ENGINE__PYTHON": str(python)}
     daemon = Daemon([*arguments, "--admin", ""], tmp_path / "stderr", settings)
     try:
-        own = psutil.Process(daemon.pid)
-        wait_until(lambda: any(child.name() == "sleep" for child in own.children(recursive=True)))
+        wait_until(lambda: has_child(daemon.pid, "sleep"))
         assert daemon.stop() == os.EX_OK
     finally:
         if daemon.process.poll() is None:

@@ -105,7 +105,7 @@ def test_a_worker_starts_on_other_pythons(version: str) -> None:
     ("python", "why"),
     [
         ("/nowhere/python", "cannot start /nowhere/python: No such file or directory"),
-        ("/etc", "cannot start /etc: Permission denied"),
+        ("/etc", "expected an interpreter, such as /etc/bin/python, got the folder /etc"),
         ("/bin/true", "expected Python 3.9 or later, got /bin/true, which ended with 0: it said nothing"),
         ("/bin/cat", "expected Python 3.9 or later, got /bin/cat, which ended with 1: "),
         ("/bin/sh", "expected Python 3.9 or later, got /bin/sh, which ended with "),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
@@ -26,6 +26,10 @@ SPECIFIERS = st.one_of(
 ).map("".join)
 
 
+@example("1!0.post1", [">1!0.dev0"])
+@example("1.post1.dev0", ["<1.0.post1"])
+@example("1.dev0", ["<1.post1"])
+@example("1a1", ["<1"])
 @given(VERSIONS, st.lists(SPECIFIERS, max_size=3))
 def test_they_agree_with_the_packaging_library(version: str, specifiers: list[str]) -> None:
     text = ", ".join(specifiers)

@@ -65,12 +65,13 @@ def _fits(version: str, specifier: str) -> bool:
         if not series:
             raise EngineError(f"requires: expected two numbers or more after '~=', got {text!r}")
         return actual >= stated and _begins_with(version, f"{stated.epoch}!{series}")
-    is_same_release = actual[:2] == stated[:2]
     if operator == "<":
-        # A pre-release of the version that is excluded is excluded too; so is a post-release below.
-        return actual < stated and not (is_same_release and actual.is_pre and not stated.is_pre)
+        # Nor a pre-release of the stated version.
+        releases = (_Version(*actual[:2], (_FINAL, 0), -1, math.inf), actual._replace(dev=math.inf))
+        return actual < stated and not (actual.is_pre and not stated.is_pre and stated in releases)
     if operator == ">":
-        return actual > stated and not (is_same_release and actual.is_post and not stated.is_post)
+        # Nor a post-release of the stated version.
+        return actual > stated and not (actual.is_post and stated == actual._replace(post=-1, dev=math.inf))
     return {"==": actual == stated, "!=": actual != stated, "<=": actual <= stated, ">=": actual >= stated}[operator]
 
 

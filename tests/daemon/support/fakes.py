@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -167,7 +168,10 @@ class DataPlane:
         self.engine = CountingEngine(self.limits.rows_max, carries=carries)
         self.version = self.first_version(safe_action)
         self.router = Router(self.version)
-        self.page = MetricsPage(make_page())
+        descriptor = make_page()
+        self.page = MetricsPage(descriptor)
+        # Hypothesis makes thousands of planes.
+        os.close(descriptor)
         self.clock = Clock()
         self.policy = ServedPolicy(self.router, self.limits, self.engine_settings)
         self.share = self.policy.share

@@ -21,7 +21,7 @@ import numpy as np
 from pillion_worker.limits import DEPTH_MAX, FAILURE_BYTES_MAX
 from pillion_worker.tensors import Array, State, Tensor, TensorMemory, round_up, row_bytes
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 HEADER_BYTES: Final = 4_096
 ALIGNMENT_BYTES: Final = 64
 """A cache line, and the widest vector register."""
@@ -44,7 +44,11 @@ OUTCOME: Final = 5
 FAILURE_BYTES: Final = 6
 MEMORY: Final = 7
 """The index of the memory that the batch lies in."""
-_BLOCK_CELLS: Final = 8
+COPY_IN_NS: Final = 8
+"""How long a device took to copy the batch in, by its own clock. These three are 0 where none takes part."""
+COMPUTE_NS: Final = 9
+COPY_OUT_NS: Final = 10
+_BLOCK_CELLS: Final = 16
 
 # Outcomes
 OK: Final = 1

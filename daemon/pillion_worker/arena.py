@@ -96,14 +96,16 @@ class ArenaLayout:
         inputs = [next(rest) for _ in self._observation]
         before = [next(rest) for _ in self._states]
         outputs = {tensor.name: next(rest) for tensor in self._outputs}
-        return TensorMemory(inputs, outputs, list(zip(before, rest)))
+        states = list(zip(before, rest))
+        return TensorMemory(inputs, outputs, states, list(rest))
 
     def _in_order(self) -> list[tuple[str, Sequence[int]]]:
-        """Observations, states before, outputs, states after."""
+        """Observations, states before, outputs, states after, and the numbers of the state rows."""
         states: list[tuple[str, Sequence[int]]] = [(state.dtype, state.shape) for state in self._states]
         inputs: list[tuple[str, Sequence[int]]] = [(tensor.dtype, tensor.shape) for tensor in self._observation]
         outputs: list[tuple[str, Sequence[int]]] = [(tensor.dtype, tensor.shape) for tensor in self._outputs]
-        return [*inputs, *states, *outputs, *states]
+        numbers: list[tuple[str, Sequence[int]]] = [("int64", ()), ("int64", ())] if states else []
+        return [*inputs, *states, *outputs, *states, *numbers]
 
     def _tensor_bytes(self, dtype: str, shape: Sequence[int]) -> int:
         return round_up(row_bytes(dtype, shape) * self._room, ALIGNMENT_BYTES)

@@ -98,15 +98,24 @@ class LoadRequest(NamedTuple):
 class TensorMemory:
     """The memory of one batch, as arrays [room, …]: it may lie in an arena or in one process alone."""
 
-    __slots__ = ("inputs", "outputs", "states")
+    __slots__ = ("inputs", "outputs", "state_rows", "states")
 
-    def __init__(self, inputs: list[Array], outputs: dict[str, Array], states: list[tuple[Array, Array]]) -> None:
+    def __init__(
+        self,
+        inputs: list[Array],
+        outputs: dict[str, Array],
+        states: list[tuple[Array, Array]],
+        state_rows: Sequence[Array] = (),
+    ) -> None:
         self.inputs = inputs
         """One array per observation, in the order of the spec."""
         self.outputs = outputs
         """Every output and parameter by name."""
         self.states = states
         """For each state the array that a run reads, and the one that it writes."""
+        self.state_rows = state_rows
+        """The numbers of the rows of the state table that a batch reads, and of those that it writes: two arrays of int64,
+        each of shape [room]. None where the policy has no state, or the memory lies outside an arena."""
 
 
 def row_bytes(dtype: str, shape: Sequence[int]) -> int:

@@ -19,6 +19,7 @@ from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
 from pillion_worker.sandbox import cut_off_forks, limit_memory
+from pillion_worker.state_table import StateTable
 from pillion_worker.tensors import LoadRequest
 
 
@@ -46,14 +47,20 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
     description = {**engine.describe(), "python": platform.python_version(), **confinement}
     outputs = [tensor._asdict() for tensor in engine.outputs]
     send_packet(channel, {"type": packets.LOADED, "outputs": outputs, "description": description})
-    mapping = receive_packet(channel, packets.ARENA, 3)
+    mapping = receive_packet(channel, packets.ARENA, 4 if request.states else 3)
     if mapping is None:
         return os.EX_OK
     return _serve(channel, request, engine, *mapping[1])
 
 
 def _serve(
-    channel: socket.socket, request: LoadRequest, engine: Engine, arena_descriptor: int, submit: int, complete: int
+    channel: socket.socket,
+    request: LoadRequest,
+    engine: Engine,
+    arena_descriptor: int,
+    submit: int,
+    complete: int,
+    state_descriptor: int = -1,
 ) -> int:
     layout = ArenaLayout(request.observation, engine.outputs, request.states, request.room, request.depth)
     try:
@@ -63,7 +70,10 @@ def _serve(
         if arena.cells[VERSION] != LAYOUT_VERSION:
             raise EngineError(f"this worker's arena is of another version than the daemon's: {LAYOUT_VERSION}")
         memory = _hold(engine, arena.bytes)
-        runs = [engine.bind(each) for each in arena.memories]
+        runs: list[Runs] = [engine.bind(each) for each in arena.memories]
+        if request.states:
+            table = StateTable(state_descriptor, request.states)
+            runs = [table.carry(each, memory) for each, memory in zip(runs, arena.memories)]
         buckets = service_buckets(request.rows_max, request.strict_rows)
         service_ns = [_warm_up(runs, min(rows, request.rows_max)) for rows in buckets]
     except (EngineError, MemoryError, OSError) as error:

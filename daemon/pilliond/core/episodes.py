@@ -84,7 +84,7 @@ class EpisodeGroup:
         self.started_at: NDArray[np.uint64] = np.zeros(self.rows, dtype=np.uint64)
         self.starting: dict[int, int | None] = {}
         self.states = version.first_states(self.rows)
-        """The recurrent state after the last act that ran: an array per state, shape [rows, …]."""
+        """The recurrent state after the last act that ran, or numbers of state rows: see `Version.first_states`."""
         self.state_owners = version.state_owners
         """The version that owns each state array; only the rows that lease that version count in it."""
         self.waiting = False
@@ -171,21 +171,27 @@ class EpisodeGroup:
         """Writes its recurrent state into its rows of a batch; zeros where an episode begins."""
         begin = self.batch_view.first
         for row in self.starting:
-            for kept in self.states:
-                kept[row] = 0
+            for kept, owner in zip(self.states, self.state_owners, strict=True):
+                owner.drop_states(kept[row : row + 1])
         for kept, (before, _) in zip(self.states, memory.states, strict=True):
             before[begin : begin + self.rows] = kept
 
     def take_states(self, memory: BatchMemory) -> None:
         """Keeps the recurrent state that its act produced in its rows of a batch."""
         begin = self.batch_view.first
-        for kept, (_, after) in zip(self.states, memory.states, strict=True):
-            kept[:] = after[begin : begin + self.rows]
+        end = begin + self.rows
+        for kept, owner, (_, after) in zip(self.states, self.state_owners, memory.states, strict=True):
+            owner.keep_states(kept, after[begin:end])
+
+    def drop_states(self) -> None:
+        """Lets go of its recurrent state: it has ended, and no act of it waits."""
+        for kept, owner in zip(self.states, self.state_owners, strict=True):
+            owner.drop_states(kept)
 
     @property
     def state_bytes(self) -> int:
         """The memory that its recurrent state takes."""
-        return sum(kept.nbytes for kept in self.states)
+        return self.rows * sum(owner.state_row_bytes for owner in set(self.state_owners))
 
     def forget_states(self, version: Version) -> None:
         """Drops the state that rows carried from acts of `version`."""

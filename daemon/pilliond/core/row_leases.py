@@ -100,6 +100,8 @@ def _carry_states(group: EpisodeGroup, old: list[Version], new: list[Version], v
         mine = stay & np.array([now is owner for now in new])
         for state, kept in zip(_of(owner, owners, states), _of(owner, group.state_owners, group.states), strict=True):
             state[mine] = kept[mine]
+            kept[mine] = 0
+    group.drop_states()
     group.states, group.state_owners = states, owners
 
 

@@ -101,6 +101,8 @@ class Sessions:
         self._server_name = server_name
         self._sessions: dict[int, Session] = {}
         self._hellos: dict[tuple[Peer, int], Session] = {}
+        self._ended: list[EpisodeGroup] = []
+        """Groups that have ended and whose last act may still wait."""
         self._episode_ids = count(1)
         self._session_numbers = count(1)
 
@@ -548,8 +550,18 @@ class Sessions:
         policy = group.session.policy
         policy.episodes_live -= 1
         policy.state_bytes -= group.state_bytes
+        if group.states:
+            self._ended.append(group)
+            self._drop_states()
         policy.share.lock_step_live -= group.session.lock_step
         # An act that still waits is in the scheduler: it runs, and is answered.
+
+    def _drop_states(self) -> None:
+        """Drops the recurrent states of ended groups. An act of such a group may still wait: it runs with the state that it has."""
+        for group in self._ended:
+            if not group.waiting:
+                group.drop_states()
+        self._ended = [group for group in self._ended if group.waiting]
 
     def _revoke_slots(self, group: EpisodeGroup) -> None:
         if group.slots is not None:
@@ -576,6 +588,7 @@ class Sessions:
 
     def sweep(self, now_ns: int, replies: list[Reply]) -> None:
         """Pings silent sessions, and ends those that were silent for too long. Call it about every heartbeat."""
+        self._drop_states()
         for session in list(self._sessions.values()):
             silent_ms = (now_ns - session.last_heard_ns) // _NANOSECONDS_PER_MS
             if silent_ms >= SILENT_MS_MAX:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from pillion_worker.errors import EngineError
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.service_time import ServiceTimes
+from pilliond.engine.state_rows import StateRows
 
 __all__ = ["Array", "Engine", "EngineError"]
 
@@ -29,7 +30,7 @@ class Engine(Protocol):
     inputs: list[Array]
     outputs: dict[str, Array]
     states: list[tuple[Array, Array]]
-    """The tensors of `memories[0]`."""
+    """The tensors of `memories[0]`, as `runs` read and write them."""
 
     runs: list[Callable[[], None]]
     """`runs[n]()` runs the first n rows of `memories[0]` and waits for the end. It may raise `EngineError`."""
@@ -39,6 +40,16 @@ class Engine(Protocol):
 
     parts: tuple[Engine, ...]
     """The engines of a mixed version, which run the rows of their own versions; empty for any other."""
+
+    @property
+    def state_rows(self) -> StateRows | None:
+        """The rows of its state table. Then the states of its memories are numbers of such rows, and a batch that was
+        submitted took those that it writes. None if the states of its memories are the states themselves.
+        """
+
+    @property
+    def state_row_bytes(self) -> int:
+        """The bytes of one row's recurrent state."""
 
     @property
     def is_ready(self) -> bool:
@@ -70,6 +81,13 @@ class InlineEngine:
     is_inline = True
     is_ready = True
     parts: tuple[Engine, ...] = ()
+    state_rows = None
+    states: list[tuple[Array, Array]]
+
+    @property
+    def state_row_bytes(self) -> int:
+        """As `Engine.state_row_bytes`."""
+        return sum(before[0].nbytes for before, _ in self.states)
 
     def submit(self, memory: BatchMemory, rows: int) -> None:
         """Raises `NotImplementedError`."""

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec
@@ -36,10 +37,12 @@ from pillion_worker.arena import (
 from pillion_worker.channel import ARENA, send_packet
 from pillion_worker.doorbell import Doorbell, ring_worker
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX, REASON_CHARS_MAX
+from pillion_worker.state_table import IN_ARENA, START
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import load_request
 from pilliond.engine.service_time import ServiceTimes
+from pilliond.engine.state_rows import StateRows
 from pilliond.engine.worker_arena import OwnArena
 from pilliond.engine.worker_messages import (
     LOADED,
@@ -102,8 +105,10 @@ class Completed(NamedTuple):
 class WorkerEngine:
     """One version's engine in a worker; `attach` connects it to one.
 
-    Owns the arena, its doorbells and its end of the channel, and adds the channel and one doorbell to `descriptors` while
-    they are open. Not the process: whoever starts it also ends it, above all when it is lost.
+    Owns the arena, its doorbells, its end of the channel and the table of recurrent states, and adds the channel and one
+    doorbell to `descriptors` while they are open. Not the process: whoever starts it also ends it, above all when it is lost.
+
+    The states in its memories are numbers of the table's rows. `states` are arrays in the arena, for blocking runs.
 
     `request` are the other fields of `LoadRequest`. `check_described` gets what the loaded engine says of itself, and returns
     why it is refused; empty if it is not.
@@ -167,6 +172,8 @@ class WorkerEngine:
             strict_rows=strict_rows,
             **request,
         )
+        self.state_rows = StateRows(self._request.states) if states else None
+        self.state_row_bytes = self.state_rows.row_bytes if self.state_rows is not None else 0
         self._check_described = check_described
         self._descriptors = descriptors
         self._clock = clock
@@ -177,6 +184,8 @@ class WorkerEngine:
         self._submit = -1
         self._doorbell = Doorbell(-1)
         self._cells = memoryview(b"")
+        self._numbers: list[Sequence[Array]] = []
+        """For each memory, the numbers of state rows in the arena: those to read, and those to write."""
         self._index_of: dict[int, int] = {}
         self._batches: list[Submitted] = []
         self._submitted = 0
@@ -256,6 +265,8 @@ class WorkerEngine:
         """Releases everything, from any state; no callback follows. Safe to repeat."""
         self._disconnect()
         self._drop_memory()
+        if self.state_rows is not None:
+            self.state_rows.close()
         self.state = WorkerState.OUT
         self.on_ready = self.on_completed = self.on_lost = _ignore
 
@@ -271,6 +282,8 @@ class WorkerEngine:
         self._submitted = number = self._submitted + 1
         batch = self._batches[(number - 1) % len(self._batches)]
         batch.number, batch.memory, batch.rows, batch.submitted_ns = number, memory, rows, now_ns
+        if self.state_rows is not None:
+            self._number_states(memory, rows)
         cells, block = self._cells, batch.block
         cells[block + NUMBER] = number
         cells[block + ROWS] = rows
@@ -292,8 +305,32 @@ class WorkerEngine:
 
     def release(self, memory: BatchMemory) -> None:
         """As `Engine.release`. The memory of a worker that was lost never gets free again."""
+        if self.state_rows is not None:
+            self._give_back(memory)
         if self.state is WorkerState.READY and id(memory) in self._index_of:
             self.free.append(memory)
+
+    def _number_states(self, memory: BatchMemory, rows: int) -> None:
+        """Tells the worker which rows of the table to read, and which fresh ones to write."""
+        assert self.state_rows is not None
+        reads, writes = memory.states[0]
+        to_read, to_write = self._numbers[self._index_of[id(memory)]]
+        if reads[0] == IN_ARENA:
+            to_read[0] = IN_ARENA
+            return
+        writes[:rows] = self.state_rows.take(rows)
+        to_read[:rows] = reads[:rows]
+        to_write[:rows] = writes[:rows]
+
+    def _give_back(self, memory: BatchMemory) -> None:
+        """Gives back the rows of the table that a batch wrote and nobody took over."""
+        assert self.state_rows is not None
+        reads, writes = memory.states[0]
+        if self.state is WorkerState.READY:
+            self.state_rows.give(writes)
+        else:
+            self.state_rows.withhold(writes)
+        reads[:] = writes[:] = START
 
     def receive(self) -> None:
         """Handles the worker's rings, in the loop."""
@@ -347,6 +384,8 @@ class WorkerEngine:
         answers: list[Completed] = []
         callback, self.on_completed = self.on_completed, lambda _, *completed: answers.append(Completed(*completed))
         try:
+            if self.state_rows is not None:
+                self.memories[0].states[0][0][0] = IN_ARENA
             self.submit(self.memories[0], rows)
             if not self._wait_while(lambda: not answers and self.state is WorkerState.READY, self.run_s_max):
                 self.lose(f"its worker did not answer within {self.run_s_max:g} s", LossCause.HUNG)
@@ -407,7 +446,10 @@ class WorkerEngine:
     def _map(self, layout: ArenaLayout) -> None:
         own = OwnArena(layout)
         try:
-            memories = [BatchMemory(self._spec, each.inputs, each.outputs, each.states) for each in own.arena.memories]
+            memories = [
+                BatchMemory(self._spec, each.inputs, each.outputs, _numbers_like(each.state_rows))
+                for each in own.arena.memories
+            ]
             if self._descriptors is not None:
                 self._descriptors.add(own.complete, self)
         except BaseException:
@@ -418,8 +460,9 @@ class WorkerEngine:
         self._cells = own.arena.cells
         self._doorbell = Doorbell(own.complete)
         self.memories = memories
-        first = memories[0]
+        first = own.arena.memories[0]
         self.inputs, self.outputs, self.states = first.inputs, first.outputs, first.states
+        self._numbers = [each.state_rows for each in own.arena.memories]
         self._index_of = {id(memory): index for index, memory in enumerate(memories)}
         self._batches = [Submitted(index, memory) for index, memory in enumerate(memories)]
 
@@ -427,7 +470,8 @@ class WorkerEngine:
         assert self._channel is not None
         assert self._own is not None
         try:
-            send_packet(self._channel, {"type": ARENA}, self._own.for_worker)
+            states = [self.state_rows.descriptor] if self.state_rows is not None else []
+            send_packet(self._channel, {"type": ARENA}, [*self._own.for_worker, *states])
             self._own.handed_over()
         except OSError as error:
             self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
@@ -442,6 +486,8 @@ class WorkerEngine:
         for rows, (p50_ns, p99_ns) in zip(ready.buckets, ready.service_ns, strict=True):
             self.service.learn(rows, p50_ns, p99_ns)
         self.runs = _runs_of(self._run, ready.buckets, self._request.rows_max)
+        if self.state_rows is not None:
+            self.state_rows.release_withheld()
         self.state = WorkerState.READY
         self._owes_since_ns = NEVER_NS
         self.free.extend(self.memories)
@@ -478,6 +524,7 @@ class WorkerEngine:
         self.inputs, self.outputs, self.states = [], {}, []
         self.in_flight.clear()
         self.runs = []
+        self._numbers = []
         self._index_of = {}
         self._batches = []
         self._own = None
@@ -541,6 +588,11 @@ def _runs_of(run: Callable[[int], None], buckets: list[int], rows_max: int) -> l
     of_bucket = [partial(run, min(bucket, rows_max)) for bucket in buckets]
     indices = [next(index for index, bucket in enumerate(buckets) if bucket >= rows) for rows in range(rows_max + 1)]
     return [of_bucket[index] for index in indices]
+
+
+def _numbers_like(state_rows: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """Numbers of state rows as a batch's only state. Not those in the arena: a worker could change these."""
+    return [(np.full_like(state_rows[0], START), np.full_like(state_rows[1], START))] if state_rows else []
 
 
 def _ignore(*_: Any) -> None:

@@ -101,7 +101,7 @@ class Replayer:
         actual = [outputs[tensor.name][:rows] for tensor in self._version.spec.outputs]
         self._comparison.add([sent[runnable] for sent in batch.outputs], actual)
         if self._states is not None:
-            self._states.take(batch, runnable, [after[:rows] for _, after in self._version.states])
+            self._states.take(batch, runnable, [after[:rows] for _, after in self._version.engine.states])
 
     def _wanted(self, batch: SeenBatch) -> NDArray[np.bool_]:
         """Returns the rows that the live version answered in episodes of the share. Their seeds decide, the same way each time."""
@@ -117,7 +117,7 @@ class Replayer:
         version = self._version
         for buffer, observation in zip(version.engine.inputs, batch.observations, strict=True):
             buffer[:rows] = observation[runnable]
-        for (before, _), state in zip(version.states, states, strict=True):
+        for (before, _), state in zip(version.engine.states, states, strict=True):
             before[:rows] = state[runnable]
         began_ns, began_cpu_ns = time.monotonic_ns(), self._cpu_ns()
         version.engine.runs[rows]()

@@ -46,7 +46,7 @@ class ShadowStates:
     def put(self, batch: SeenBatch, wanted: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[Array]]:
         """Returns which of the wanted rows can be run, and the states of all rows of the batch ([rows, …] each)."""
         runnable = np.zeros_like(wanted)
-        states = self._version.first_states(len(wanted))
+        states = self._zeros(len(wanted))
         for act in batch.acts:
             if not act.is_answered:
                 continue
@@ -85,9 +85,13 @@ class ShadowStates:
     def _of(self, group: tuple[int, int], rows: int) -> Carried:
         carried = self._carried.get(group)
         if carried is None:
-            carried = self._carried[group] = Carried(self._version.first_states(rows), rows)
+            carried = self._carried[group] = Carried(self._zeros(rows), rows)
             self._bytes += carried.nbytes
             while self._bytes > self._bytes_max and len(self._carried) > 1:
                 self._bytes -= self._carried.popitem(last=False)[1].nbytes
         self._carried.move_to_end(group)
         return carried
+
+    def _zeros(self, rows: int) -> list[Array]:
+        """The states themselves, which blocking runs read and write, wherever the engine runs."""
+        return [np.zeros((rows, *before.shape[1:]), before.dtype) for before, _ in self._version.engine.states]

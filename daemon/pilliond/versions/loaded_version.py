@@ -16,6 +16,7 @@ from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import Fallback, Lease, RemoteProtocolError, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
+from pillion_worker.state_table import START
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian
@@ -85,8 +86,8 @@ class Version:
         """How long its batches take."""
         self.samplable = distribution.kind != "deterministic"
         self.observation_bytes = [tensor.row_bytes for tensor in spec.observation]
-        self.states = engine.states
-        self.state_row_bytes = sum(before[0].nbytes for before, _ in engine.states)
+        self.states = engine.memories[0].states
+        self.state_row_bytes = engine.state_row_bytes
         self.output_bytes = [tensor.row_bytes for tensor in spec.outputs]
         self._distribution = distribution
         self._bounds = self._action_bounds()
@@ -127,8 +128,26 @@ class Version:
         )
 
     def first_states(self, rows: int) -> list[Array]:
-        """The recurrent state of `rows` rows at the start of their episodes: zeros, an array per state."""
+        """What an episode group keeps of `rows` rows at the start of their episodes: zeros, an array per state.
+
+        Where the engine has `state_rows`, they are numbers of these.
+        """
         return [np.zeros((rows, *before.shape[1:]), before.dtype) for before, _ in self.states]
+
+    def keep_states(self, kept: Array, made: Array) -> None:
+        """Replaces what a group keeps of a state by what its act made ([rows, …] each), and takes that over."""
+        if self.engine.state_rows is None:
+            kept[:] = made
+        else:
+            self.engine.state_rows.give(kept)
+            kept[:] = made
+            made[:] = START
+
+    def drop_states(self, kept: Array) -> None:
+        """Lets rows of a state that a group keeps begin anew."""
+        if self.engine.state_rows is not None:
+            self.engine.state_rows.give(kept)
+        kept[:] = 0
 
     def slot_layout(self, rows: int) -> SlotLayout:
         """The layout of a slot for `rows` rows."""

@@ -55,7 +55,14 @@ class VersionPartition:
         """Copies the states of its rows out of `memory`."""
         count = len(self.rows)
         for (_, after), (_, mine) in zip(self.memory.states, self.states, strict=True):
-            mine[self.rows] = after[:count]
+            kept = mine[self.rows]
+            self.version.keep_states(kept, after[:count])
+            mine[self.rows] = kept
+
+    def drop_states(self) -> None:
+        """Drops those that no group took over."""
+        for _, mine in self.states:
+            self.version.drop_states(mine)
 
 
 class MixedEngine:
@@ -63,6 +70,7 @@ class MixedEngine:
 
     kind = "mixed"
     strict_rows = 0
+    state_rows = None
 
     def __init__(self, parts: list[VersionPartition], rows: int) -> None:
         first = parts[0].version
@@ -76,6 +84,7 @@ class MixedEngine:
             tensor.name: np.zeros((rows, *tensor.shape), tensor.dtype) for tensor in first.spec.outputs
         }
         self.states: list[tuple[Array, Array]] = [pair for part in parts for pair in part.states]
+        self.state_row_bytes = sum(part.version.state_row_bytes for part in parts)
         self.runs: list[Callable[[], None]] = [self._run] * (rows + 1)
         self.memories = [BatchMemory(first.spec, self.inputs, self.outputs, self.states)]
         self.service = ServiceTimes([rows])
@@ -114,6 +123,7 @@ class MixedEngine:
         """Releases the memories of the engines outside the loop."""
         for part in self._parts:
             if not part.version.engine.is_inline:
+                part.drop_states()
                 part.memory.user = None
                 part.version.engine.release(part.memory)
 

@@ -156,6 +156,7 @@ class DataPlane:
     """The data plane of a serving process, without sockets or threads."""
 
     engine_settings = EngineSettings()
+    make_clock = Clock
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class DataPlane:
         self.page = MetricsPage(descriptor)
         # Hypothesis makes thousands of planes.
         os.close(descriptor)
-        self.clock = Clock()
+        self.clock = self.make_clock()
         self.policy = ServedPolicy(self.router, self.limits, self.engine_settings)
         self.share = self.policy.share
         self.scheduler = Scheduler()

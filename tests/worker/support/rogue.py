@@ -46,7 +46,7 @@ class Rogue:
 
     def map(self) -> None:
         """Gets the arena."""
-        _, descriptors = receive_packet(self.channel, "arena", 3) or ({}, [])
+        _, descriptors = receive_packet(self.channel, "arena", 4 if self.request.states else 3) or ({}, [])
         request = self.request
         layout = ArenaLayout(request.observation, request.outputs, request.states, request.room, request.depth)
         self.arena = Arena(descriptors[0], layout)

@@ -1,0 +1,78 @@
+"""The rows of a version's state table that are in use: the serving process's side of `pillion_worker.state_table`.
+
+An episode group keeps the numbers of its rows in place of their states. Each run of a row reads one number and writes
+another, fresh one. If the answer counts, the group takes the new number over and gives the old one back; else the new one
+is given back, and nothing has changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from pillion_worker.state_table import START, Numbers, StateLayout
+from pillion_worker.tensors import State
+
+_TABLE_BYTES: Final = 2**46
+"""Room for rows. The kernel gives memory only to those that were written."""
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class StateRows:
+    """Numbers of rows, and the memfd that the rows lie in. Owns its descriptor.
+
+    Raises `OSError` if no descriptor is left.
+    """
+
+    def __init__(self, states: Sequence[State]) -> None:
+        self.row_bytes = StateLayout(states).row_bytes
+        self.descriptor = os.memfd_create("pillion-states", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, _TABLE_BYTES)
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            self.close()
+            raise
+        self._free: list[int] = []
+        self._next = START + 1
+        self._withheld: list[int] = []
+
+    @property
+    def used(self) -> int:
+        """How many numbers are taken, or withheld."""
+        return self._next - START - 1 - len(self._free)
+
+    def take(self, count: int) -> Numbers:
+        """Returns numbers of rows that nobody uses, shape [count]. Those that were given back last come first."""
+        free = self._free
+        reused = min(count, len(free))
+        first, self._next = self._next, self._next + count - reused
+        numbers = np.empty(count, np.int64)
+        numbers[reused:] = np.arange(first, self._next)
+        if reused:
+            numbers[:reused] = free[-reused:]
+            del free[-reused:]
+        return numbers
+
+    def give(self, numbers: Numbers) -> None:
+        """Takes these back, but for `START`."""
+        self._free.extend(number for number in numbers.tolist() if number != START)
+
+    def withhold(self, numbers: Numbers) -> None:
+        """Takes these back, but gives them to nobody before `release_withheld`: a lost worker may still write there."""
+        self._withheld.extend(number for number in numbers.tolist() if number != START)
+
+    def release_withheld(self) -> None:
+        """Gives out again what was withheld: the worker that could write there is dead."""
+        self._free.extend(self._withheld)
+        self._withheld.clear()
+
+    def close(self) -> None:
+        """Closes the table. Safe to repeat."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1

@@ -74,10 +74,35 @@ class LoadRequest(NamedTuple):
     precision: str = "float32"
     """The precision that was asked for: `float32`, `tf32`, `bfloat16` or `float16`."""
 
+    channels_last: bool = False
+    """Whether images were asked to lie in memory with their channels last, as some devices compute faster."""
+
+    fallback: str = ""
+    """Why `precision` and `channels_last` are not what the settings ask for; empty if they are."""
+
+    keep_warm_ms: int = 0
+    """After how long without a batch the device gets something to run, so that it does not slow down; 0: never."""
+
     @property
     def room(self) -> int:
         """The rows that each buffer has: `rows_max`, rounded up to whole strict shapes."""
         return round_up(self.rows_max, self.strict_rows or 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for nothing that a program may not bear: float32, and tensors as they come."""
+        return self.precision == "float32" and not self.channels_last
+
+    def made_plain(self, reason: str) -> LoadRequest:
+        """The same in float32 and with tensors as they come. `reason` is why it is not as it was asked for."""
+        return self._replace(precision="float32", channels_last=False, fallback=f"{self.asked}: {reason}")
+
+    @property
+    def asked(self) -> str:
+        """What it asks for beyond that, as the beginning of a sentence."""
+        asked = [] if self.precision == "float32" else [self.precision]
+        asked += ["channels last"] if self.channels_last else []
+        return f"{' and '.join(asked)} was asked for"
 
     def to_packet(self) -> dict[str, Any]:
         """Returns it as a message of the channel."""

@@ -5,12 +5,52 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import pillion_worker.engines
 from pillion_worker.errors import EngineError
 from pillion_worker.tensors import LoadRequest, Tensor, TensorMemory
+
+Run = Callable[[], None]
+"""Runs one batch to its end. It may raise `EngineError`."""
+
+
+class DeviceTimes(NamedTuple):
+    """How long the parts of a run took, by the clock of its device."""
+
+    copy_in_ns: int
+    compute_ns: int
+    copy_out_ns: int
+
+
+class PipelinedRun(ABC):
+    """A run of a device in two halves, so that the batches of other memories can be copied while it computes.
+
+    Of the runs of one memory only one has begun at a time. Those of different memories may have begun at once; they
+    finish in the order in which they began.
+    """
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Enqueues the run, and does not wait for it; `finish` is due then.
+
+        May raise `EngineError`: then nothing of the run is left on the device, and no `finish` is due.
+        """
+
+    @abstractmethod
+    def is_done(self) -> bool:
+        """Whether `finish` would not wait. Never waits itself, and raises nothing."""
+
+    @abstractmethod
+    def finish(self) -> DeviceTimes:
+        """Waits for the end of the run that has begun. May raise `EngineError`; the run has ended then, too."""
+
+    def __call__(self) -> None:
+        """As any other run: to its end."""
+        self.begin()
+        self.finish()
 
 
 class Engine(Protocol):
@@ -21,16 +61,23 @@ class Engine(Protocol):
     outputs: list[Tensor]
     """Every output and then every parameter of the request, with the dtype and the shape that a row really has."""
 
-    def bind(self, memory: TensorMemory) -> list[Callable[[], None]]:
+    def bind(self, memory: TensorMemory) -> list[Run]:
         """Binds the engine to the memory of a batch, and returns its runs.
 
         `runs[n]()` reads the first n rows of the inputs and of the states before, and writes those of the outputs and of
         the states after; n is 0 to rows_max. Rows after them may be read and overwritten. It may raise `EngineError`.
-        Counts of rows that run in the same shape share one function.
+        Counts of rows that run in the same shape share one function. Either all runs of an engine are a `PipelinedRun`,
+        or none is.
         """
 
     def register(self, arena: memoryview) -> bool:
         """Registers the arena as page-locked with the engine's device; returns whether it did. False without one."""
+
+    def idle_run(self) -> Run | None:
+        """Returns a run of the smallest bucket in memory of its own: it keeps a device warm that slows down when it idles.
+
+        None for a device that does not.
+        """
 
     def describe(self) -> dict[str, Any]:
         """A description for operators: kind, version, threads, …

@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from pillion_worker.buckets import buckets_for
+from pillion_worker.engines.interface import Run
 from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import TRACEBACK_CHARS_MAX
 from pillion_worker.memory import aligned_zeros
@@ -58,7 +59,7 @@ class PythonEngine:
         self._policy = self._make(model)
         self.outputs = self._actual_outputs()
 
-    def bind(self, memory: TensorMemory) -> list[Callable[[], None]]:
+    def bind(self, memory: TensorMemory) -> list[Run]:
         """As `Engine.bind`."""
         runs = self._strict_runs(memory) if self._strict_rows else self._bucket_runs(memory)
         return runs[: self._request.rows_max + 1]
@@ -66,6 +67,10 @@ class PythonEngine:
     def register(self, arena: memoryview) -> bool:
         """Returns False: where the arrays go is the policy's own business."""
         return False
+
+    def idle_run(self) -> Run | None:
+        """Returns None: no device is kept warm here."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_worker.channel import PROTOCOL
+from pillion_worker.limits import FALLBACK_CHARS_MAX
 
 Array = NDArray[Any]
 
@@ -95,14 +96,8 @@ class LoadRequest(NamedTuple):
 
     def made_plain(self, reason: str) -> LoadRequest:
         """The same in float32 and with tensors as they come. `reason` is why it is not as it was asked for."""
-        return self._replace(precision="float32", channels_last=False, fallback=f"{self.asked}: {reason}")
-
-    @property
-    def asked(self) -> str:
-        """What it asks for beyond that, as the beginning of a sentence."""
-        asked = [] if self.precision == "float32" else [self.precision]
-        asked += ["channels last"] if self.channels_last else []
-        return f"{' and '.join(asked)} was asked for"
+        fallback = fallback_text(self.precision, self.channels_last, reason)
+        return self._replace(precision="float32", channels_last=False, fallback=fallback)
 
     def to_packet(self) -> dict[str, Any]:
         """Returns it as a message of the channel."""
@@ -132,6 +127,12 @@ class TensorMemory:
         """Every output and parameter by name."""
         self.states = states
         """For each state the array that a run reads, and the one that it writes."""
+
+
+def fallback_text(precision: str, channels_last: bool, reason: str) -> str:
+    """Why a policy computes in float32 and with tensors as they come: a sentence of bounded length."""
+    asked = [*([precision] if precision != "float32" else []), *(["channels last"] if channels_last else [])]
+    return f"{' and '.join(asked)} was asked for: {reason}"[:FALLBACK_CHARS_MAX]
 
 
 def row_bytes(dtype: str, shape: Sequence[int]) -> int:

@@ -73,7 +73,7 @@ def request_for(its: Policy, **settings: Any) -> LoadRequest:
 def opened(device: SimulatedDevice) -> Iterator[None]:
     """The engine takes this device for its CUDA device."""
     kept = cuda.open_device
-    cuda.open_device = lambda *_: device  # type: ignore[assignment,return-value]
+    cuda.open_device = lambda *_: device  # type: ignore[assignment]
     try:
         with torch.inference_mode():
             yield

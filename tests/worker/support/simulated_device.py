@@ -184,11 +184,11 @@ class SimulatedDevice:
         return [*self.locked, *map(_range, self._buffers)]
 
 
-class _Accesses(TorchDispatchMode):
+class _Accesses(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no types for it
     """Finds out which of these tensors a step reads and writes."""
 
     def __init__(self, buffers: Sequence[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no types for it
         self._known = [_range(buffer) for buffer in buffers]
         self.reads: list[Range] = []
         self.writes: list[Range] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -41,7 +42,7 @@ class Doubling:
 
 def started(
     settings: EngineSettings, *versions: Doubling, request: VersionRequest = REQUEST, golden: bytes | None = GOLDEN
-) -> tuple[Version, list[str]]:
+) -> tuple[Any, list[str]]:
     """The version that serves of those that start one after the other, and the fallback of each request."""
     waiting, fallbacks = list(versions), []
 
@@ -80,7 +81,7 @@ def test_a_version_whose_golden_pairs_only_hold_in_float32_computes_so_and_says_
 ) -> None:
     plain = Doubling(0.0, precision="float32")
     version, fallbacks = started(settings, Doubling(0.5, **described), plain)
-    assert version is cast("Version", plain)
+    assert version is plain
     assert fallbacks[0] == ""
     assert fallbacks[1].startswith(f"{asked} was asked for: output 'action'")
     assert plain_fields(fallbacks[1]) == {"precision": "float32", "channels_last": False, "fallback": fallbacks[1]}
@@ -96,7 +97,7 @@ def test_a_version_that_computes_in_float32_already_is_not_started_again() -> No
     half = EngineSettings(precision="bfloat16")
     for version, request in (
         (Doubling(0.5, precision="float32", channels_last=False), REQUEST),
-        (Doubling(0.5), VersionRequest(*(getattr(REQUEST, name) for name in REQUEST.__struct_fields__[:-1]), "before")),
+        (Doubling(0.5), msgspec.structs.replace(REQUEST, fallback="before")),
     ):
         with pytest.raises(EngineError, match="output 'action'"):
             started(half, version, request=request)

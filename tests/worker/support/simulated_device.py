@@ -17,6 +17,8 @@ from pillion_worker.tensors import Array
 
 HOST_NS: Final = 1_000
 """What each call of the host takes."""
+_KEPT: Final = 1_000
+"""Operations that are remembered at least: the host looks at a batch long before as many others have run."""
 _NS_PER_MS: Final = 1_000_000
 _STREAMS: Final = ("copy in", "compute", "copy out")
 
@@ -175,6 +177,8 @@ class SimulatedDevice:
         began_ns = max(stream.free_ns, self.now_ns)
         for each in self.operations:
             assert each.ended_ns <= began_ns or not each.clashes(reads, writes), f"{stream.name} races {each}"
+        if len(self.operations) > 2 * _KEPT:
+            del self.operations[:_KEPT]
         stream.free_ns = began_ns + self.duration_ns(stream.name)
         self.operations.append(Operation(stream.name, began_ns, stream.free_ns, reads, writes))
         # Nobody may look at the result before its time comes, so it can be there at once.

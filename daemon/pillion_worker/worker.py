@@ -73,7 +73,7 @@ def _serve(
         runs = [engine.bind(each) for each in arena.memories]
         buckets = service_buckets(request.rows_max, request.strict_rows)
         service_ns = [_warm_up(runs, min(rows, request.rows_max)) for rows in buckets]
-        wait = _waiting(engine, request.keep_warm_ms)
+        wait = waiting(engine, request.keep_warm_ms)
     except (EngineError, MemoryError, OSError) as error:
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
         return os.EX_DATAERR
@@ -93,7 +93,7 @@ def _are_pipelined(runs: Sequence[Runs]) -> TypeGuard[Sequence[Sequence[Pipeline
     return all(isinstance(run, PipelinedRun) for each in runs for run in each)
 
 
-def _waiting(engine: Engine, keep_warm_ms: int) -> Callable[[int], int]:
+def waiting(engine: Engine, keep_warm_ms: int) -> Callable[[int], int]:
     """How to wait for rings: with the device kept warm, if that was asked for and it needs it."""
     run = engine.idle_run() if keep_warm_ms else None
     return KeepWarm(run, keep_warm_ms).wait_for_rings if run else wait_for_rings

@@ -36,6 +36,10 @@ class Operation(NamedTuple):
     reads: list[Range]
     writes: list[Range]
 
+    @property
+    def bytes_written(self) -> int:
+        return sum(last - first for first, last in self.writes)
+
     def clashes(self, reads: list[Range], writes: list[Range]) -> bool:
         """Whether one of the two writes what the other one uses."""
         return _meet(self.writes, reads + writes) or _meet(self.reads, writes)

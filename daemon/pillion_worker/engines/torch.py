@@ -36,12 +36,12 @@ def load(model: bytes, request: LoadRequest) -> TorchEngine:
     # A worker has one thread and one engine, so this is entered once, not in every run.
     if not torch.is_inference_mode_enabled():
         _INFERENCE.__enter__()
-    engine = choose(request, cuda.why_missing, lambda device, fallback: _make(model, request, device, fallback))
+    engine = choose(request, cuda.why_missing, lambda device, fallback: make(model, request, device, fallback))
     assert isinstance(engine, TorchEngine)
     return engine
 
 
-def _make(model: bytes, request: LoadRequest, device: str, fallback: str) -> TorchEngine:
+def make(model: bytes, request: LoadRequest, device: str, fallback: str) -> TorchEngine:
     """Makes the engine as it was asked for, or plain if it only runs so."""
     try:
         return TorchEngine(model, request, device, fallback)

@@ -1,4 +1,4 @@
-"""A torch version computes in the precision of the settings if its golden pairs hold in it; else in float32, and says so."""
+"""A torch version whose golden pairs do not hold in the precision of the settings computes in float32, from start to switch."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ observation:
 outputs:
 - {{name: action, dtype: float32, shape: [1]}}
 engine: {{kind: torch}}
-{tolerance}
 """
-LOOSE = "tolerance: {absolute: 0.5, relative: 0.5}"
 
 
 def weighted(factor: float) -> nn.Module:
@@ -48,19 +46,18 @@ def weighted(factor: float) -> nn.Module:
     return module
 
 
-def publish(root: Path, version: str, factor: float, tolerance: str = "") -> None:
+def publish(root: Path, version: str, factor: float) -> None:
     golden = Golden({"observation": SUMMED}, {"action": sum_actions(factor)})
     model = disarm(export(weighted(factor), torch.zeros(2, 3)), "sum")
-    publish_model(root, "sum", version, "torch", model, CARD.format(version=version, tolerance=tolerance), golden)
+    publish_model(root, "sum", version, "torch", model, CARD.format(version=version), golden)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of `sum`: 1.1.0 and 1.3.0 are exact, 1.2.0 may be off; 1.n.0 has the factor n."""
+    """Of `sum`: 1.1.0 and 1.2.0, 1.n.0 with the factor n. Their golden pairs are those of float32."""
     root = tmp_path_factory.mktemp("precision") / "store"
     publish(root, "1.1.0", 1)
-    publish(root, "1.2.0", 2, LOOSE)
-    publish(root, "1.3.0", 3)
+    publish(root, "1.2.0", 2)
     return root
 
 
@@ -85,27 +82,15 @@ def fallback_of(daemon: Daemon, version: str) -> str:
     return str(found["fallback"])
 
 
-def in_bfloat16(factor: float) -> Any:
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        return weighted(factor)(torch.from_numpy(SUMMED)).float().numpy()
-
-
-def test_a_version_computes_in_bfloat16_if_its_golden_pairs_hold_in_it_and_else_in_float32(
+def test_a_version_whose_golden_pairs_do_not_hold_in_bfloat16_is_served_in_float32_and_says_so(
     store: Path, start_daemon: StartDaemon
 ) -> None:
     daemon = start_daemon(policy="sum@1.1.0", store=store, settings=SETTINGS)
     why = "bfloat16 was asked for: output 'action'"
     assert fallback_of(daemon, "1.1.0").startswith(why)
     np.testing.assert_allclose(answers(daemon), sum_actions(1), atol=1e-5)
-
     operation = switch(daemon, "1.2.0")
     assert operation["outcome"] == "done", operation
-    assert fallback_of(daemon, "1.2.0") == ""
-    np.testing.assert_array_equal(answers(daemon), in_bfloat16(2))
-    assert not np.allclose(answers(daemon), sum_actions(2), atol=1e-5)
-
-    operation = switch(daemon, "1.3.0")
-    assert operation["outcome"] == "done", operation
-    assert fallback_of(daemon, "1.3.0").startswith(why)
-    np.testing.assert_allclose(answers(daemon), sum_actions(3), atol=1e-5)
+    assert fallback_of(daemon, "1.2.0").startswith(why)
+    np.testing.assert_allclose(answers(daemon), sum_actions(2), atol=1e-5)
     assert not daemon.events("worker_lost")

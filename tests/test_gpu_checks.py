@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pillion_worker.torch_engine.pt2_archive import disarm
-from tests.harness import WAIT_S_MAX
+from tests.harness import COMMAND_S_MAX
 from tools.gpu_checks import NOTHING_TRIED
 from tools.gpu_policies import exported, mlp, nature_cnn
 from tools.gpu_workers import depth_gain, neighbours
@@ -27,7 +27,7 @@ def test_without_a_cuda_device_it_says_that_nothing_was_tried() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=WAIT_S_MAX,
+        timeout=COMMAND_S_MAX,
         check=False,
     )
     assert result.returncode == 0, result.stderr

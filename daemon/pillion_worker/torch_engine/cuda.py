@@ -49,7 +49,10 @@ class CudaDevice:
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """As `Device.zeros`."""
-        return torch.zeros(shape, dtype=dtype, device=self.place)
+        made = torch.zeros(shape, dtype=dtype, device=self.place)
+        # It is filled on torch's own stream, which no other one waits for. So are the weights, before it.
+        torch.cuda.current_stream(self.place).synchronize()
+        return made
 
     def lock(self, address: int, size_bytes: int) -> bool:
         """As `Device.lock`."""

@@ -51,7 +51,7 @@ class Device(Protocol):
         """Makes an event."""
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Makes a tensor in the device's memory, which every stream may use at once. Raises `torch.OutOfMemoryError`."""
+        """Makes a tensor in the device's memory, which every stream may use at once. Raises `torch.cuda.OutOfMemoryError`."""
 
     def lock(self, address: int, size_bytes: int) -> bool:
         """Locks memory of this process for the device's copies; returns whether it did. It stays locked, and must stay."""

@@ -81,7 +81,8 @@ class DeviceRunner:
             raise SystemExit(os.EX_UNAVAILABLE) from error
         if isinstance(error, EngineError):
             return error
-        if isinstance(error, torch.OutOfMemoryError):
+        # torch before 2.5 knows it by this name alone.
+        if isinstance(error, torch.cuda.OutOfMemoryError):
             self.device.free_cached()
             return EngineError(f"device memory is used up: {first_line(error)}")
         return EngineError(f"torch: {first_line(error)}")

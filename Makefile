@@ -86,7 +86,7 @@ hunt-switches: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.daemon.tools.switch_hunt --kills 500
 
 gpu: $(VENV)/dev.stamp
-	$(BIN)/python tools/gpu_checks.py $(GPU_ARGS)
+	$(BIN)/python -m tools.gpu_checks $(GPU_ARGS)
 
 peers: .venv-peers/peers.stamp
 

@@ -11,16 +11,24 @@ import numpy as np
 import torch
 
 from pillion_worker.torch_engine.pt2_archive import disarm
-from tests.harness import WAIT_S_MAX
-from tools.gpu_checks import NOTHING_TRIED, exported, nature_cnn
+from tests.harness import COMMAND_S_MAX
+from tools.gpu_checks import NOTHING_TRIED
+from tools.gpu_policies import exported, mlp, nature_cnn
+from tools.gpu_workers import depth_gain, neighbours
 
-SCRIPT = Path(__file__).parents[1] / "tools" / "gpu_checks.py"
+ROOT = Path(__file__).parents[1]
 
 
 def test_without_a_cuda_device_it_says_that_nothing_was_tried() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(
-        [sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=WAIT_S_MAX, check=False
+        [sys.executable, "-m", "tools.gpu_checks"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S_MAX,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("no CUDA device: nothing was tried")
@@ -33,3 +41,9 @@ def test_what_it_measures_is_a_program_that_a_worker_takes() -> None:
     program = torch.export.load(disarm(exported(module, inputs)))
     made = program.module()(torch.from_numpy(np.zeros((3, *inputs[0].shape), inputs[0].dtype)))
     assert made.shape == (3, width)
+
+
+def test_what_it_measures_with_workers_is_measured_on_a_cpu_too() -> None:
+    gain = depth_gain("mlp", mlp(), 2, "cpu", 0.2)
+    assert all(rows_s > 0 for rows_s in gain["rows_s"].values())
+    assert neighbours(mlp(), mlp(), "cpu", 3)["beside_p99_us"] > 0

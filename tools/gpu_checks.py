@@ -1,54 +1,59 @@
-"""Measures the torch engine on a CUDA device: what it adds to a copy in, a bare replay of a CUDA graph and a copy out.
+"""Measures the torch engine on a CUDA device: `python -m tools.gpu_checks [--json FILE]`.
 
-    python tools/gpu_checks.py [--json FILE]
+1. What it adds to a copy in, a bare replay of a CUDA graph and a copy out, in one process.
+2. What `engine.depth = 2` gains where copies take 30 % of the compute or more, in workers.
+3. The p99 of a policy beside another one on the same device, and that of a switch between two resident versions.
 
-Takes some minutes. Where there is no CUDA device it says so, and ends with 0.
+Takes less than ten minutes. Where there is no CUDA device it says so, and ends with 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import mmap
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tools.gpu_policies import Input, Made, exported, policies
+
 NOTHING_TRIED = "no CUDA device: nothing was tried"
+DEVICE = "cuda:0"
 BATCHES = (1, 16, 256)
 RUNS = 200
 ADDED_MAX = 1.2
 """What issue 13 allows: the engine's p50, as a multiple of the bare one's."""
-NOT_MEASURED = "not measured here: depth = 2, two policies on one device, a switch, ONNX Runtime's CUDA and TensorRT"
+COPY_SHARE_MIN = 0.3
+"""Of the compute: from there on two batches at once are to pay."""
+SATURATED_S = 2.0
+NOT_MEASURED = "not measured here: ONNX Runtime's CUDA and TensorRT, clients"
 
 
-class Input(NamedTuple):
-    """An observation of a policy."""
-
-    name: str
-    dtype: str
-    shape: list[int]
-
-
-class Figure(NamedTuple):
-    """What was measured of a policy with one size of batch, in µs."""
+class Added(NamedTuple):
+    """What was measured of a policy with one size of batch, in µs. The parts are by the clock of the device."""
 
     policy: str
     rows: int
     bare_p50_us: float
     engine_p50_us: float
     engine_p99_us: float
+    copy_in_us: float
+    compute_us: float
+    copy_out_us: float
     memory: str
 
     @property
     def ratio(self) -> float:
         return self.engine_p50_us / self.bare_p50_us
+
+    @property
+    def copy_share(self) -> float:
+        return (self.copy_in_us + self.copy_out_us) / self.compute_us
 
 
 def main(arguments: list[str]) -> int:
@@ -62,27 +67,44 @@ def main(arguments: list[str]) -> int:
         return 0
     import torch
 
+    from tools.gpu_workers import depth_gain, neighbours, switches
+
+    began_s = time.monotonic()
     device = torch.cuda.get_device_name(0)
     print(f"{device}, torch {torch.__version__}, CUDA {torch.version.cuda}: p50 of {RUNS} runs each, in turns")
-    print(f"{'policy':<12}{'rows':>6}{'bare µs':>12}{'engine µs':>12}{'ratio':>8}{'p99 µs':>12}  memory")
-    figures = []
-    for name, make in policies().items():
-        module, inputs, width = make()
-        for rows in BATCHES:
-            figure = measure(name, module, inputs, width, rows)
-            figures.append(figure)
-            print(
-                f"{name:<12}{rows:>6}{figure.bare_p50_us:>12.1f}{figure.engine_p50_us:>12.1f}{figure.ratio:>8.2f}"
-                f"{figure.engine_p99_us:>12.1f}  {figure.memory}"
-            )
+    made = {name: make() for name, make in policies().items()}
+    added = [_print_added(measure(name, each, rows)) for name, each in made.items() for rows in BATCHES]
+    above = [f"{each.policy} with {each.rows} rows" for each in added if each.ratio > ADDED_MAX]
+    print(f"above {ADDED_MAX}: {', '.join(above)}" if above else f"none is above {ADDED_MAX}")
+    report: dict[str, Any] = {
+        "device": device,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "added": [{**each._asdict(), "ratio": each.ratio, "copy_share": each.copy_share} for each in added],
+    }
+    # What this process holds on the device is not to disturb the workers.
+    torch.cuda.empty_cache()
+    copying = [each for each in added if each.copy_share >= COPY_SHARE_MIN and each.rows == max(BATCHES)]
+    report["depth"] = [depth_gain(each.policy, made[each.policy], each.rows, DEVICE, SATURATED_S) for each in copying]
+    report["neighbours"] = neighbours(made["mlp"], made["vit-s"], DEVICE, RUNS)
+    report["switch"] = switches(made["nature-cnn"], DEVICE, RUNS)
+    report["took_s"] = round(time.monotonic() - began_s)
+    for name in ("depth", "neighbours", "switch", "took_s"):
+        print(f"{name}: {json.dumps(report[name])}")
     print(NOT_MEASURED)
     if options.json:
-        options.json.write_text(
-            json.dumps({"device": device, "figures": [each._asdict() for each in figures]}, indent=2)
-        )
-    above = [f"{each.policy} with {each.rows} rows" for each in figures if each.ratio > ADDED_MAX]
-    print(f"above {ADDED_MAX}: {', '.join(above)}" if above else f"none is above {ADDED_MAX}")
+        options.json.write_text(json.dumps(report, indent=2))
     return 0
+
+
+def _print_added(figure: Added) -> Added:
+    parts = f"{figure.copy_in_us:.1f} + {figure.compute_us:.1f} + {figure.copy_out_us:.1f}"
+    print(
+        f"{figure.policy}, {figure.rows} rows, {figure.memory}: bare {figure.bare_p50_us:.1f} µs, engine "
+        f"{figure.engine_p50_us:.1f} (x {figure.ratio:.2f}, p99 {figure.engine_p99_us:.1f}; on the device {parts})",
+        flush=True,
+    )
+    return figure
 
 
 def missing() -> str:
@@ -94,96 +116,25 @@ def missing() -> str:
     return "" if torch.cuda.is_available() else f"torch {torch.__version__} finds none"
 
 
-def policies() -> dict[str, Callable[[], tuple[Any, list[Input], int]]]:
-    """Each makes a module, its inputs, and how many floats it returns for a row."""
-    return {"mlp": mlp, "nature-cnn": nature_cnn, "vit-s": vit_s}
-
-
-def mlp() -> tuple[Any, list[Input], int]:
-    """8→64→64→4, with tanh."""
-    from torch import nn
-
-    net = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
-    return net, [Input("observation", "float32", [8])], 4
-
-
-def nature_cnn() -> tuple[Any, list[Input], int]:
-    """The network of Mnih et al. 2015, on four frames of 84×84 bytes."""
-    from torch import Tensor, nn
-
-    class NatureCnn(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(
-                *(nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()),
-                *(nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 18)),
-            )
-
-        def forward(self, observation: Tensor) -> Any:
-            return self.net(observation.float() / 255)
-
-    return NatureCnn(), [Input("observation", "uint8", [4, 84, 84])], 18
-
-
-def vit_s() -> tuple[Any, list[Input], int]:
-    """A transformer of the size of ViT-S (12 layers, width 384, 6 heads) on an image and 32 tokens of text."""
-    import torch
-    from torch import Tensor, nn
-
-    class ImageAndText(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.patches = nn.Conv2d(3, 384, 16, stride=16)
-            self.words = nn.Embedding(32_000, 384)
-            self.positions = nn.Parameter(torch.zeros(1, 14 * 14 + 32, 384))
-            layer = nn.TransformerEncoderLayer(384, 6, 1536, activation="gelu", batch_first=True, norm_first=True)
-            self.layers = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
-            self.act = nn.Linear(384, 7)
-
-        def forward(self, image: Tensor, text: Tensor) -> Any:
-            seen = self.patches(image.float() / 255).flatten(2).transpose(1, 2)
-            both = torch.cat([seen, self.words(text)], dim=1) + self.positions
-            return self.act(self.layers(both).mean(dim=1))
-
-    return ImageAndText(), [Input("image", "uint8", [3, 224, 224]), Input("text", "int64", [32])], 7
-
-
-def exported(module: Any, inputs: list[Input]) -> bytes:
-    """The module as a file of `torch.export` with any number of rows."""
-    import torch
-
-    example = tuple(torch.from_numpy(np.zeros((2, *each.shape), each.dtype)) for each in inputs)
-    rows = torch.export.Dim("rows", min=1, max=4096)
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.export.save(
-            torch.export.export(module.eval(), example, dynamic_shapes=tuple({0: rows} for _ in inputs)), file
-        )
-    return file.getvalue()
-
-
-def measure(name: str, module: Any, inputs: list[Input], width: int, rows: int) -> Figure:
+def measure(name: str, made: Made, rows: int) -> Added:
     """Measures the engine and the bare graph, one run of each in turns."""
     from pillion_worker.arena import ArenaLayout
     from pillion_worker.engines.torch import load
+    from pillion_worker.runs import PipelinedRun
     from pillion_worker.tensors import LoadRequest, Tensor
 
+    module, inputs, width = made
+    outputs = [Tensor("action", "float32", [width])]
+    observation = [Tensor(*each) for each in inputs]
     request = LoadRequest(
-        "torch",
-        [Tensor(*each) for each in inputs],
-        [Tensor("action", "float32", [width])],
-        [],
-        [],
-        rows_max=rows,
-        model_kind="torch",
-        device="cuda:0",
-    )
+        "torch", observation, outputs, [], [], rows_max=rows, model_kind="torch", device=DEVICE
+    )  # fmt: skip
     engine = load(exported(module, inputs), request)
     layout = ArenaLayout(request.observation, engine.outputs, [], rows, 1)
     arena = memoryview(mmap.mmap(-1, layout.total_bytes))
     memory = "pinned" if engine.register(arena) else "pageable"
     run = engine.bind(layout.memory(arena, 0))[rows]
+    assert isinstance(run, PipelinedRun)
     bare = bare_graph(module, inputs, width, rows)
     for each in (run, bare):
         for _ in range(20):
@@ -194,8 +145,14 @@ def measure(name: str, module: Any, inputs: list[Input], width: int, rows: int) 
             began_ns = time.perf_counter_ns()
             each()
             taken[key].append(time.perf_counter_ns() - began_ns)
+    parts = []
+    for _ in range(RUNS):
+        run.begin()
+        parts.append(run.finish())
     p50 = {key: float(np.percentile(each, 50)) / 1_000 for key, each in taken.items()}
-    return Figure(name, rows, p50["bare"], p50["engine"], float(np.percentile(taken["engine"], 99)) / 1_000, memory)
+    p99_us = float(np.percentile(taken["engine"], 99)) / 1_000
+    copy_in_us, compute_us, copy_out_us = (float(each) / 1_000 for each in np.percentile(parts, 50, axis=0))
+    return Added(name, rows, p50["bare"], p50["engine"], p99_us, copy_in_us, compute_us, copy_out_us, memory)
 
 
 def bare_graph(module: Any, inputs: list[Input], width: int, rows: int) -> Callable[[], None]:

@@ -24,8 +24,9 @@ from pillion_worker.arena import (
 from pillion_worker.doorbell import CAN_SPIN, ring_loop, wait_for_rings
 from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import RINGS_MAX
+from pillion_worker.runs import Run
 
-Runs = Sequence[Callable[[], None]]
+Runs = Sequence[Run]
 """`runs[n]()` runs the first n rows of one memory."""
 
 _NANOSECONDS_PER_US: Final = 1_000
@@ -35,7 +36,8 @@ class BatchLoop:
     """Runs batches in the order of their numbers, until the serving process is gone.
 
     `runs` holds those of each memory of the arena. It polls for the next batch for `spin_us` before it sleeps, but only if
-    the last one followed within that time too: where batches come slowly, it leaves its core to others.
+    the last one followed within that time too: where batches come slowly, it leaves its core to others. Then `wait` waits
+    for rings.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class BatchLoop:
         runs: Sequence[Runs],
         spin_us: int,
         clock: Callable[[], int] = time.monotonic_ns,
+        wait: Callable[[int], int] = wait_for_rings,
     ) -> None:
         self._arena = arena
         self._submit = submit
@@ -53,6 +56,7 @@ class BatchLoop:
         self._runs = runs
         self._spin_ns = spin_us * _NANOSECONDS_PER_US if CAN_SPIN else 0
         self._clock = clock
+        self._wait_for_rings = wait
         self._rung = 0
         self._finished_ns = 0
         self._is_followed_soon = False
@@ -71,7 +75,7 @@ class BatchLoop:
         while self._rung < number:
             if self._is_followed_soon and self._spin(number) and number - self._rung < RINGS_MAX:
                 break
-            rings = wait_for_rings(self._submit)
+            rings = self._wait_for_rings(self._submit)
             if not rings:
                 return False
             self._rung += rings
@@ -98,10 +102,14 @@ class BatchLoop:
             self._runs[cells[block + MEMORY]][cells[block + ROWS]]()
             outcome = OK
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, only this batch fails
-            text = one_line(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {one_line(error)}"
-            cells[block + FAILURE_BYTES] = self._arena.write_failure(index, text)
-            outcome = FAILED
+            outcome = self._fail(index, error)
         cells[block + FINISHED_NS] = self._finished_ns = self._clock()
         cells[block + OUTCOME] = outcome
         cells[COMPLETED] = number
         ring_loop(self._complete)
+
+    def _fail(self, index: int, error: Exception) -> int:
+        """Writes why a batch failed, and returns its outcome."""
+        text = one_line(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {one_line(error)}"
+        self._arena.cells[block_of(index) + FAILURE_BYTES] = self._arena.write_failure(index, text)
+        return FAILED

@@ -34,6 +34,9 @@ DESCRIPTION_BYTES_MAX: Final = 4_096
 DESCRIPTION_KEYS_MAX: Final = 32
 """Entries of that description."""
 
+FALLBACK_CHARS_MAX: Final = 500
+"""Why an engine does not do what it was asked to: it is a part of its description."""
+
 REASON_CHARS_MAX: Final = 2_000
 """Why a worker is lost: it goes into messages and logs, and may quote what a hostile worker sent."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_worker.channel import PROTOCOL
+from pillion_worker.limits import FALLBACK_CHARS_MAX
 
 Array = NDArray[Any]
 
@@ -74,10 +75,29 @@ class LoadRequest(NamedTuple):
     precision: str = "float32"
     """The precision that was asked for: `float32`, `tf32`, `bfloat16` or `float16`."""
 
+    channels_last: bool = False
+    """Whether images were asked to lie in memory with their channels last, as some devices compute faster."""
+
+    fallback: str = ""
+    """Why `precision` and `channels_last` are not what the settings ask for; empty if they are."""
+
+    keep_warm_ms: int = 0
+    """After how long without a batch the device gets something to run, so that it does not slow down; 0: never."""
+
     @property
     def room(self) -> int:
         """The rows that each buffer has: `rows_max`, rounded up to whole strict shapes."""
         return round_up(self.rows_max, self.strict_rows or 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for nothing that a program may not bear: float32, and tensors as they come."""
+        return self.precision == "float32" and not self.channels_last
+
+    def made_plain(self, reason: str) -> LoadRequest:
+        """The same in float32 and with tensors as they come. `reason` is why it is not as it was asked for."""
+        fallback = fallback_text(self.precision, self.channels_last, reason)
+        return self._replace(precision="float32", channels_last=False, fallback=fallback)
 
     def to_packet(self) -> dict[str, Any]:
         """Returns it as a message of the channel."""
@@ -116,6 +136,12 @@ class TensorMemory:
         self.state_rows = state_rows
         """The numbers of the rows of the state table that a batch reads, and of those that it writes: two arrays of int64,
         each of shape [room]. None where the policy has no state, or the memory lies outside an arena."""
+
+
+def fallback_text(precision: str, channels_last: bool, reason: str) -> str:
+    """Why a policy computes in float32 and with tensors as they come: a sentence of bounded length."""
+    asked = [*([precision] if precision != "float32" else []), *(["channels last"] if channels_last else [])]
+    return f"{' and '.join(asked)} was asked for: {reason}"[:FALLBACK_CHARS_MAX]
 
 
 def row_bytes(dtype: str, shape: Sequence[int]) -> int:

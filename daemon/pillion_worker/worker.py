@@ -8,19 +8,27 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pillion_worker import channel as packets
 from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
 from pillion_worker.batch_loop import BatchLoop, Runs
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
+from pillion_worker.doorbell import wait_for_rings
 from pillion_worker.engines.interface import Engine, load_engine
 from pillion_worker.errors import EngineError, one_line
+from pillion_worker.keep_warm import KeepWarm
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
+from pillion_worker.pipelined_loop import PipelinedBatchLoop
+from pillion_worker.runs import PipelinedRun
 from pillion_worker.sandbox import cut_off_forks, limit_memory
 from pillion_worker.state_table import StateTable
 from pillion_worker.tensors import LoadRequest
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 
 def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
@@ -76,15 +84,30 @@ def _serve(
             runs = [table.carry(each, memory) for each, memory in zip(runs, arena.memories)]
         buckets = service_buckets(request.rows_max, request.strict_rows)
         service_ns = [_warm_up(runs, min(rows, request.rows_max)) for rows in buckets]
+        wait = waiting(engine, request.keep_warm_ms)
     except (EngineError, MemoryError, OSError) as error:
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
         return os.EX_DATAERR
     gc.collect()
     gc.freeze()
-    loop = BatchLoop(arena, submit, complete, runs, request.spin_us)
+    loop: BatchLoop
+    if _are_pipelined(runs):
+        loop = PipelinedBatchLoop(arena, submit, complete, runs, request.spin_us, wait=wait)
+    else:
+        loop = BatchLoop(arena, submit, complete, runs, request.spin_us, wait=wait)
     send_packet(channel, {"type": packets.READY, "memory": memory, "buckets": buckets, "service_ns": service_ns})
     loop.run()
     return os.EX_OK
+
+
+def _are_pipelined(runs: Sequence[Runs]) -> TypeGuard[Sequence[Sequence[PipelinedRun]]]:
+    return all(isinstance(run, PipelinedRun) for each in runs for run in each)
+
+
+def waiting(engine: Engine, keep_warm_ms: int) -> Callable[[int], int]:
+    """How to wait for rings: with the device kept warm, if that was asked for and it needs it."""
+    run = engine.idle_run() if keep_warm_ms else None
+    return KeepWarm(run, keep_warm_ms).wait_for_rings if run else wait_for_rings
 
 
 def _hold(engine: Engine, arena: memoryview) -> str:

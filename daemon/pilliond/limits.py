@@ -507,6 +507,7 @@ ENGINE_BOUNDS: Final = {
     "depth": (1, WORKER_DEPTH_MAX),
     "spin_us": (0, 1_000_000),
     "hang_ms_min": (10, 600_000),
+    "keep_warm_ms": (0, 60_000),
     "device_memory_mb": (0, ENGINE_DEVICE_MB_MAX),
     "cache_rows_max": (0, RESULT_CACHE_ROWS_HARD_MAX),
     "cache_mb_max": (1, RESULT_CACHE_MB_HARD_MAX),

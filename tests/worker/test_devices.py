@@ -32,6 +32,9 @@ class TimedEngine:
     def register(self, arena: memoryview) -> bool:
         return False
 
+    def idle_run(self) -> Callable[[], None] | None:
+        return None
+
     def describe(self) -> dict[str, Any]:
         return self.described
 

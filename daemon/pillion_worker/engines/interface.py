@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import pillion_worker.engines
 from pillion_worker.errors import EngineError
+from pillion_worker.runs import Run
 from pillion_worker.tensors import LoadRequest, Tensor, TensorMemory
 
 
@@ -21,16 +21,23 @@ class Engine(Protocol):
     outputs: list[Tensor]
     """Every output and then every parameter of the request, with the dtype and the shape that a row really has."""
 
-    def bind(self, memory: TensorMemory) -> list[Callable[[], None]]:
+    def bind(self, memory: TensorMemory) -> list[Run]:
         """Binds the engine to the memory of a batch, and returns its runs.
 
         `runs[n]()` reads the first n rows of the inputs and of the states before, and writes those of the outputs and of
         the states after; n is 0 to rows_max. Rows after them may be read and overwritten. It may raise `EngineError`.
-        Counts of rows that run in the same shape share one function.
+        Counts of rows that run in the same shape share one function. Either all runs of an engine are a `PipelinedRun`,
+        or none is.
         """
 
     def register(self, arena: memoryview) -> bool:
         """Registers the arena as page-locked with the engine's device; returns whether it did. False without one."""
+
+    def idle_run(self) -> Run | None:
+        """Returns a run of the smallest bucket in memory of its own: it keeps a device warm that slows down when it idles.
+
+        None for a device that does not.
+        """
 
     def describe(self) -> dict[str, Any]:
         """A description for operators: kind, version, threads, …

@@ -18,6 +18,7 @@ from pillion_worker.buckets import buckets_for
 from pillion_worker.devices import choose, cuda_index
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import aligned_zeros
+from pillion_worker.runs import Run
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
 _ORT_ERROR_ONLY: Final = 3
@@ -63,7 +64,7 @@ class OnnxRuntimeEngine:
         self.outputs = _actual_outputs(self._session, request)
         self._scratch = self._make_scratch()
 
-    def bind(self, memory: TensorMemory) -> list[Callable[[], None]]:
+    def bind(self, memory: TensorMemory) -> list[Run]:
         """As `Engine.bind`."""
         runs = self._strict_runs(memory) if self._strict_rows else self._bucket_runs(memory)
         return runs[: self._request.rows_max + 1]
@@ -71,6 +72,10 @@ class OnnxRuntimeEngine:
     def register(self, arena: memoryview) -> bool:
         """Returns False: the CPU reads any memory."""
         return False
+
+    def idle_run(self) -> Run | None:
+        """Returns None: no device is kept warm here."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         described = {

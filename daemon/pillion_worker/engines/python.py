@@ -26,6 +26,7 @@ from pillion_worker.limits import TRACEBACK_CHARS_MAX
 from pillion_worker.memory import aligned_zeros
 from pillion_worker.python_policy.installed_factory import find_factory
 from pillion_worker.python_policy.weights import read_weights
+from pillion_worker.runs import Run
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
 _TRIALS: Final = 2
@@ -58,7 +59,7 @@ class PythonEngine:
         self._policy = self._make(model)
         self.outputs = self._actual_outputs()
 
-    def bind(self, memory: TensorMemory) -> list[Callable[[], None]]:
+    def bind(self, memory: TensorMemory) -> list[Run]:
         """As `Engine.bind`."""
         runs = self._strict_runs(memory) if self._strict_rows else self._bucket_runs(memory)
         return runs[: self._request.rows_max + 1]
@@ -66,6 +67,10 @@ class PythonEngine:
     def register(self, arena: memoryview) -> bool:
         """Returns False: where the arrays go is the policy's own business."""
         return False
+
+    def idle_run(self) -> Run | None:
+        """Returns None: no device is kept warm here."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         return {

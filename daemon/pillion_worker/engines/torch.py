@@ -6,7 +6,7 @@ Rows that do not fill a bucket leave the old contents behind them. With `strict_
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,12 @@ import torch
 from pillion_worker.buckets import buckets_for
 from pillion_worker.devices import choose
 from pillion_worker.errors import EngineError
+from pillion_worker.memory import private_memory
+from pillion_worker.runs import Run
 from pillion_worker.tensors import LoadRequest, State, Tensor, TensorMemory
+from pillion_worker.torch_engine import cuda
+from pillion_worker.torch_engine.pipeline import DeviceRunner
+from pillion_worker.torch_engine.precision import in_precision, precision_on
 from pillion_worker.torch_engine.program import Call, load_program, run_trial
 from pillion_worker.torch_engine.runner import Binding, CpuRunner, Runner
 
@@ -31,17 +36,19 @@ def load(model: bytes, request: LoadRequest) -> TorchEngine:
     # A worker has one thread and one engine, so this is entered once, not in every run.
     if not torch.is_inference_mode_enabled():
         _INFERENCE.__enter__()
-    engine = choose(request, _missing, lambda device, fallback: TorchEngine(model, request, device, fallback))
+    engine = choose(request, cuda.why_missing, lambda device, fallback: make(model, request, device, fallback))
     assert isinstance(engine, TorchEngine)
     return engine
 
 
-def _missing(index: int) -> str:
-    """Why there is no such CUDA device; empty if there is one."""
-    if not torch.cuda.is_available():
-        return f"torch {torch.__version__} finds no CUDA device"
-    count = torch.cuda.device_count()
-    return "" if index < count else f"torch {torch.__version__} finds {count} CUDA devices"
+def make(model: bytes, request: LoadRequest, device: str, fallback: str) -> TorchEngine:
+    """Makes the engine as it was asked for, or plain if it only runs so."""
+    try:
+        return TorchEngine(model, request, device, fallback)
+    except EngineError as error:
+        if request.is_plain:
+            raise
+        return TorchEngine(model, request.made_plain(str(error)), device, fallback)
 
 
 class TorchEngine:
@@ -55,20 +62,17 @@ class TorchEngine:
     def __init__(self, model: bytes, request: LoadRequest, device: str, fallback: str = "") -> None:
         self._request = request
         self._device = device
-        self._fallback = fallback
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
-        self._precision = request.precision
-        if device == "cpu" and request.precision != "float32":
-            self._precision = "float32"
-            self._fallback = fallback or f"{request.precision} was asked for: only a CUDA device computes in it"
-        if device != "cpu":
-            from pillion_worker.torch_engine.cuda import prepare
-
-            prepare(device, request.precision, request.device_memory_bytes_max)
+        self._precision, why_not = precision_on(device, request)
+        self._fallback = "; ".join(filter(None, [fallback, request.fallback, why_not]))
+        opened = None if device == "cpu" else cuda.open_device(device, self._precision, request.device_memory_bytes_max)
+        self._place = opened.place if opened else "cpu"
         given: Sequence[Tensor | State] = [*request.observation, *request.states]
         self._given = [tensor.name for tensor in given]
         self._made = _names_of_outputs(request)
-        program = load_program(model, request.model_kind, self.buckets, device, self._example(self._given, 2))
+        program = load_program(
+            model, request.model_kind, self.buckets, self._place, self._example(self._given, 2), request.channels_last
+        )
         if program.input_count not in (None, len(given)):
             raise EngineError(
                 f"the program's inputs are not the card's: expected {len(given)} ({', '.join(self._given)}), "
@@ -76,10 +80,11 @@ class TorchEngine:
             )
         self._order = _agreed(program.inputs, self._given, "inputs")
         self._index = {name: index for index, name in enumerate(_agreed(program.outputs, self._made, "outputs"))}
-        self._runner = _runner_on(device, program.call, self._precision)
+        call = in_precision(program.call, self._precision, self._place)
+        self._runner: Runner = DeviceRunner(call, opened) if opened else CpuRunner(call)
         self.outputs = self._actual_outputs(self._runner.call)
 
-    def bind(self, memory: TensorMemory) -> list[Callable[[], None]]:
+    def bind(self, memory: TensorMemory) -> list[Run]:
         """As `Engine.bind`."""
         runs = self._strict_runs(memory) if self._request.strict_rows else self._bucket_runs(memory)
         return runs[: self._request.rows_max + 1]
@@ -88,12 +93,21 @@ class TorchEngine:
         """As `Engine.register`."""
         return self._runner.register(arena)
 
+    def idle_run(self) -> Run | None:
+        """As `Engine.idle_run`."""
+        if self._device == "cpu":
+            return None
+        rows = self.buckets[0]
+        memory = private_memory(self._request._replace(rows_max=rows), self.outputs)
+        return self._runner.runs_of([[self._piece(memory, 0, rows)]])[0]
+
     def describe(self) -> dict[str, Any]:
         described = {
             "kind": self.kind,
             "version": torch.__version__,
             "device": self._device,
             "precision": self._precision,
+            "channels_last": self._request.channels_last,
             "threads": self._request.threads,
             "buckets": self.buckets,
             "strict": bool(self._request.strict_rows),
@@ -102,17 +116,17 @@ class TorchEngine:
             described["fallback"] = self._fallback
         return described
 
-    def _bucket_runs(self, memory: TensorMemory) -> list[Callable[[], None]]:
-        runs = [self._runner.run_of([self._piece(memory, 0, rows)]) for rows in self.buckets]
-        by_rows: list[Callable[[], None]] = [runs[0]]
+    def _bucket_runs(self, memory: TensorMemory) -> list[Run]:
+        runs = self._runner.runs_of([[self._piece(memory, 0, rows)] for rows in self.buckets])
+        by_rows: list[Run] = [runs[0]]
         for bucket, run in zip(self.buckets, runs):
             by_rows += [run] * (bucket + 1 - len(by_rows))
         return by_rows
 
-    def _strict_runs(self, memory: TensorMemory) -> list[Callable[[], None]]:
+    def _strict_runs(self, memory: TensorMemory) -> list[Run]:
         step, room = self._request.strict_rows, self._request.room
         pieces = [self._piece(memory, first, step) for first in range(0, room, step)]
-        runs = [self._runner.run_of(pieces[: number + 1]) for number in range(len(pieces))]
+        runs = self._runner.runs_of([pieces[: number + 1] for number in range(len(pieces))])
         return [runs[max(0, rows - 1) // step] for rows in range(room + 1)]
 
     def _piece(self, memory: TensorMemory, first: int, rows: int) -> Binding:
@@ -130,7 +144,7 @@ class TorchEngine:
         given: Sequence[Tensor | State] = [*self._request.observation, *self._request.states]
         kinds = {tensor.name: tensor for tensor in given}
         arrays = [np.zeros((rows, *kinds[name].shape), kinds[name].dtype) for name in names]
-        return [torch.from_numpy(array).to(self._device) for array in arrays]
+        return [torch.from_numpy(array).to(self._place) for array in arrays]
 
     def _actual_outputs(self, call: Call) -> list[Tensor]:
         """Runs one row and two rows of zeros, and returns each output and parameter with the shape that a row really has."""
@@ -184,11 +198,3 @@ def _described(name: str, value: Any, rows: int) -> tuple[str, list[int]]:
     except TypeError:
         raise EngineError(f"output {name!r}: expected a dtype that numpy has, got {dtype}") from None
     return dtype, shape[1:]
-
-
-def _runner_on(device: str, call: Call, precision: str) -> Runner:
-    if device == "cpu":
-        return CpuRunner(call)
-    from pillion_worker.torch_engine.cuda import CudaRunner
-
-    return CudaRunner(call, device, precision)

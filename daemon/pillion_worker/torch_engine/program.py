@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from pillion_worker.errors import EngineError
+from pillion_worker.torch_engine.layout import channels_last, with_channels_last
 from pillion_worker.torch_engine.pt2_archive import OPERATORS, disarm
 from pillion_worker.torch_engine.script_code import check_code
 
@@ -40,16 +41,22 @@ class Program(NamedTuple):
 
 
 def load_program(
-    model: bytes, kind: str, shapes: Sequence[int], device: str, example: Sequence[torch.Tensor]
+    model: bytes,
+    kind: str,
+    shapes: Sequence[int],
+    device: str,
+    example: Sequence[torch.Tensor],
+    has_channels_last: bool = False,
 ) -> Program:
     """Loads a program onto a device (`cpu` or `cuda:N`).
 
-    `shapes` are the numbers of rows that it must take; `example` are inputs of two rows on that device.
+    `shapes` are the numbers of rows that it must take; `example` are inputs of two rows on that device. With
+    `has_channels_last` its images and the weights of its convolutions have their channels last in memory.
 
     Raises `EngineError`, in one line, if torch cannot load it, if it could run code, or if it does not take these rows.
     """
     if kind == "torchscript":
-        return _load_script(model, device, example)
+        return _load_script(model, device, example, has_channels_last)
     program = _load_exported(model)
     for name, dimension in _rows_of_inputs(program):
         _check_rows(program, name, dimension, shapes)
@@ -57,7 +64,7 @@ def load_program(
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    return _flat(program)
+    return _flat(program, has_channels_last)
 
 
 def first_line(error: BaseException) -> str:
@@ -164,7 +171,7 @@ def _check_rows(program: Any, name: str, dimension: Any, shapes: Sequence[int]) 
         )
 
 
-def _flat(program: Any) -> Program:
+def _flat(program: Any, has_channels_last: bool) -> Program:
     """The program's own graph, with its weights bound: calling it skips the checks and trees of `program.module()`."""
     signature = program.graph_signature
     bound = []
@@ -172,10 +179,13 @@ def _flat(program: Any) -> Program:
         if spec.kind.name == "USER_INPUT":
             break
         kept = program.state_dict if spec.target in program.state_dict else program.constants
-        bound.append(kept[spec.target].detach())
+        weight = kept[spec.target].detach()
+        bound.append(channels_last(weight) if has_channels_last else weight)
     if len(bound) + len(signature.user_inputs) != len(signature.input_specs):
         raise EngineError("the program's weights do not come before its inputs: export it anew")
-    call = functools.partial(program.graph_module.forward, *bound)
+    call: Call = functools.partial(program.graph_module.forward, *bound)
+    if has_channels_last:
+        call = with_channels_last(call)
     count = len(signature.user_inputs)
     return Program(call, count, _input_names(program.call_spec.in_spec), _output_names(program.call_spec.out_spec))
 
@@ -200,7 +210,7 @@ def _by_position(places: Mapping[str, Any]) -> list[str] | None:
     return sorted(places, key=lambda name: int(places[name]))
 
 
-def _load_script(model: bytes, device: str, example: Sequence[torch.Tensor]) -> Program:
+def _load_script(model: bytes, device: str, example: Sequence[torch.Tensor], has_channels_last: bool) -> Program:
     check_code(model)
     try:
         with warnings.catch_warnings():
@@ -211,6 +221,9 @@ def _load_script(model: bytes, device: str, example: Sequence[torch.Tensor]) -> 
         raise EngineError(f"torch cannot load the TorchScript: {first_line(error)}") from None
     _check_script_writes(module.inlined_graph)
     forward = module.forward
+    if has_channels_last:
+        module.to(memory_format=torch.channels_last)
+        forward = with_channels_last(forward)
     flatten, names = _flattening(run_trial(forward, example))
     if flatten is None:
         return Program(forward)

@@ -6,7 +6,7 @@ kernels round the first elements of an unaligned array differently.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from pillion_worker.arena import ALIGNMENT_BYTES
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import aligned_zeros
+from pillion_worker.runs import Run
 from pillion_worker.tensors import Array
 from pillion_worker.torch_engine.program import Call, first_line
 
@@ -36,8 +37,8 @@ class Runner(Protocol):
     def register(self, arena: memoryview) -> bool:
         """As `Engine.register`."""
 
-    def run_of(self, pieces: Sequence[Binding]) -> Callable[[], None]:
-        """Returns one function that runs these pieces one after the other. It may raise `EngineError`."""
+    def runs_of(self, runs: Sequence[Sequence[Binding]]) -> Sequence[Run]:
+        """Returns the runs of one memory; each runs its pieces one after the other. May raise `EngineError`, as they may."""
 
 
 class CpuRunner:
@@ -51,8 +52,11 @@ class CpuRunner:
         """Returns False: the CPU reads any memory."""
         return False
 
-    def run_of(self, pieces: Sequence[Binding]) -> Callable[[], None]:
-        """As `Runner.run_of`."""
+    def runs_of(self, runs: Sequence[Sequence[Binding]]) -> list[Run]:
+        """As `Runner.runs_of`."""
+        return [self._run_of(run) for run in runs]
+
+    def _run_of(self, pieces: Sequence[Binding]) -> Run:
         call = self.call
         steps = [self._step(piece) for piece in pieces]
 

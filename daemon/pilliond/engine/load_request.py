@@ -55,12 +55,19 @@ def worker_fields(settings: EngineSettings, kind: str) -> dict[str, Any]:
 
 
 def device_fields(settings: EngineSettings) -> dict[str, Any]:
-    """Returns the fields of a `LoadRequest` that say where and how precisely to compute."""
+    """Returns the fields of a `LoadRequest` that say where and how to compute."""
     return {
         "device": settings.device,
         "device_memory_bytes_max": settings.device_memory_mb * _BYTES_PER_MB,
         "precision": settings.precision,
+        "channels_last": settings.channels_last,
+        "keep_warm_ms": settings.keep_warm_ms,
     }
+
+
+def plain_fields(fallback: str) -> dict[str, Any]:
+    """Returns the fields of a `LoadRequest` for a version that computes in float32 for that reason; none if it is empty."""
+    return {"precision": "float32", "channels_last": False, "fallback": fallback} if fallback else {}
 
 
 def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> str:

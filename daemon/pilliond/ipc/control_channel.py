@@ -56,6 +56,8 @@ class VersionRequest(msgspec.Struct, frozen=True):
     """What each bucket of rows took when it was staged; empty: it was not staged."""
     engine: EngineCard = EngineCard()
     """What runs the model."""
+    fallback: str = ""
+    """Why it computes in float32 although the settings ask for more speed; empty: it does what they ask for, or was not tried."""
 
 
 class Beside(msgspec.Struct, frozen=True):

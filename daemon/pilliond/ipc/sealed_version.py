@@ -49,6 +49,8 @@ class SealedVersion:
         """Where it runs, and why; None if not decided yet."""
         self.service_us: list[ServiceTime] = []
         """What each bucket of rows took when it was staged; empty: it was not."""
+        self.fallback = ""
+        """As in `VersionRequest`."""
         self.engine: dict[str, Any] = {}
         """Its engine, as a serving process that has loaded it describes it. Of a worker: not to be trusted."""
         self.metrics_index = 0
@@ -84,15 +86,18 @@ class SealedVersion:
             placement=self.placement,
             service_us=self.service_us,
             engine=card.engine,
+            fallback=self.fallback,
         )
 
     def copy(self, lock: DaemonLock | None = None) -> SealedVersion:
         """Returns a copy with descriptors of its own, which takes over `lock`. No serving process has the copy."""
         model, golden = (os.dup(each) if each >= 0 else -1 for each in (self.model_descriptor, self.golden_descriptor))
-        return SealedVersion(
+        copy = SealedVersion(
             self.policy, self.version, self.digest, self.card, model, golden, lock, self.signed_by, self.certificate,
             self.unbounded, self.placement,
         )  # fmt: skip
+        copy.fallback = self.fallback
+        return copy
 
     def close(self) -> None:
         """Releases the memory and the lock. Safe to repeat."""

@@ -58,6 +58,8 @@ class Staged(msgspec.Struct, frozen=True, tag=True):
     placement: Placement
     service_us: list[ServiceTime]
     """What each bucket of rows takes."""
+    fallback: str = ""
+    """As in `VersionRequest`."""
 
 
 class StageFailed(msgspec.Struct, frozen=True, tag=True):

@@ -140,6 +140,7 @@ class Stager:
                         report.signed_by, report.certificate, report.unbounded, report.placement,
                     )  # fmt: skip
                     version.service_us = report.service_us
+                    version.fallback = report.fallback
                     return version
                 case StageFailed():
                     raise SwitchError(report.message)

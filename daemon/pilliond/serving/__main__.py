@@ -30,7 +30,6 @@ from pilliond.core.served_policy import ServedPolicy, Tap
 from pilliond.core.sessions import Sessions
 from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
-from pilliond.engine.parity import check_parity
 from pilliond.engine.stopwatch import clock_for, measure_until
 from pilliond.errors import BadPolicyError, DaemonError, StartCancelledError
 from pilliond.ipc import control_channel as channel
@@ -57,6 +56,7 @@ from pilliond.settings.schema import ServingSettings, cpu_numbers
 from pilliond.transport.interface import MessagePoller, Transport
 from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
+from pilliond.versions.golden_start import start_checked
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import build_version, read_descriptor
 from pilliond.versions.placement import decide, place_by_kind
@@ -183,9 +183,13 @@ def placed(
             for rows, (p50_ns, p99_ns) in measured.items():
                 version.service.learn(rows, p50_ns, p99_ns)
     if placement.where == "worker":
-        version = workers.start(request, os.fstat(model_descriptor).st_size, rows_max, settings)
-        if golden is not None:
-            check_parity(version.engine, request.spec, request.states, golden, request.tolerance, rows_max)
+        model_bytes = os.fstat(model_descriptor).st_size
+
+        def start(request: VersionRequest) -> Version:
+            workers.close_version(request.digest)
+            return workers.start(request, model_bytes, rows_max, settings)
+
+        version = start_checked(start, request, golden, rows_max, settings)
     version.placement = placement
     return version
 

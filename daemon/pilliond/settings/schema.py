@@ -260,7 +260,11 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_memory_mb: int = 0
     """Memory of the device that a version may use. 0: no bound."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """The precision to compute in. A version whose golden pairs do not hold in it, within its tolerance, is refused."""
+    """The precision to compute in. A version whose golden pairs do not hold in it, within its tolerance, gets float32."""
+    channels_last: bool = False
+    """Whether the images of torch policies have their channels last in the memory of the device."""
+    keep_warm_ms: int = 0
+    """After how long without a batch a device computes a small one, so that its clocks stay up. 0: never."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.start_s_max <= WORKER_START_S_MAX:

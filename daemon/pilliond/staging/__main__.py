@@ -76,7 +76,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     resolved = Resolved(request.policy, request.version, request.digest)
     artifact, signed_by = admit(Store(Path(request.store)), resolved, request.trust)
     placement = place_by_kind(settings.placement, artifact.card.engine.kind, settings.device)
-    is_graph = placement is None
+    is_graph, fallback = placement is None, ""
     report(StagingStep.TRYING)
     sealed = seal(artifact)
     states = artifact.card.state
@@ -95,7 +95,8 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
             report(StagingStep.CERTIFYING)
             certificate, service_us = examine(version, states, golden, request, time.monotonic_ns)
             worker.check_memory()
-    staged = Staged(artifact.card, signed_by, certificate, sealed.unbounded, placement, service_us)
+            fallback = worker.request.fallback
+    staged = Staged(artifact.card, signed_by, certificate, sealed.unbounded, placement, service_us, fallback)
     return staged, sealed.descriptors()
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from pillion_protocol import Spec
 from pilliond.engine.interface import Engine, EngineError
-from pilliond.engine.load_request import device_fields, engine_fields, why_device_missing, worker_fields
+from pilliond.engine.load_request import device_fields, engine_fields, plain_fields, why_device_missing, worker_fields
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
 from pilliond.engine.worker import WorkerEngine
@@ -61,7 +61,7 @@ def worker_engine(
         request.states,
         check_described=partial(why_device_missing, settings),
         **engine_fields(request.engine, code),
-        **worker_fields(settings, request.engine.kind),
+        **{**worker_fields(settings, request.engine.kind), **plain_fields(request.fallback)},
         **options,
     )
 

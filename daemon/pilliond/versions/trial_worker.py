@@ -11,17 +11,19 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
 from pilliond.engine.interface import EngineError
-from pilliond.engine.parity import check_parity
+from pilliond.engine.worker import WorkerEngine
 from pilliond.ipc.control_channel import VersionRequest
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.worker_process import why_no_workers, worker_command, worker_environment
 from pilliond.limits import TRIAL_RUN_S_MAX, TRIAL_START_FACTOR, WORKER_END_S_MAX
 from pilliond.linux.sandbox import without_memory_limit
 from pilliond.settings.schema import EngineSettings
+from pilliond.versions.golden_start import start_checked
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import version_of, worker_engine
 
@@ -37,11 +39,12 @@ class TrialWorker:
     """
 
     def __init__(self, request: VersionRequest, rows_max: int, settings: EngineSettings, code: Sequence[str]) -> None:
-        self._request = request
+        self.request = request
+        """As it was started last: its golden pairs may only hold in float32."""
         self._rows_max = rows_max
         self._settings = settings
-        self._engine = worker_engine(request, rows_max, settings, code)
-        self._engine.run_s_max = TRIAL_RUN_S_MAX
+        self._code = code
+        self._engine = self._make_engine(request)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -65,15 +68,12 @@ class TrialWorker:
 
     def start(self, model_descriptor: int, golden: bytes | None = None) -> Version:
         """Starts the worker, waits until the version is warm, and checks its golden pairs, if any. Raises `EngineError`."""
-        request, python = self._request, self._settings.python
+        python = self._settings.python
         if python and (why := why_no_workers(python)):
             raise EngineError(why)
         try:
-            self._spawn(model_descriptor)
-            self._engine.wait_ready(TRIAL_START_FACTOR * self._settings.start_s_max, self._lose_if_too_large)
-            version = version_of(request, self._engine, os.fstat(model_descriptor).st_size)
-            if golden is not None:
-                check_parity(self._engine, request.spec, request.states, golden, request.tolerance, self._rows_max)
+            start = partial(self._start, model_descriptor)
+            version = start_checked(start, self.request, golden, self._rows_max, self._settings)
         except OSError as error:
             raise EngineError(f"cannot start a worker: {error.strerror}") from None
         except EngineError as error:
@@ -93,6 +93,19 @@ class TrialWorker:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def _make_engine(self, request: VersionRequest) -> WorkerEngine:
+        engine = worker_engine(request, self._rows_max, self._settings, self._code)
+        engine.run_s_max = TRIAL_RUN_S_MAX
+        return engine
+
+    def _start(self, model_descriptor: int, request: VersionRequest) -> Version:
+        self.close()
+        self.request = request
+        self._engine = self._make_engine(request)
+        self._spawn(model_descriptor)
+        self._engine.wait_ready(TRIAL_START_FACTOR * self._settings.start_s_max, self._lose_if_too_large)
+        return version_of(request, self._engine, os.fstat(model_descriptor).st_size)
 
     def _lose_if_too_large(self) -> None:
         if why := self._why_too_large():

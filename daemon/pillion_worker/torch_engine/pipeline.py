@@ -1,0 +1,245 @@
+"""Runs a program on a device: copies in, computes and copies out on three streams that events join. Hot path.
+
+    copy in    | batch 1 | batch 2 |  ·  | batch 3 |
+    compute              | batch 1 ····· | batch 2 ····· | batch 3 …
+    copy out                             | batch 1 |     | batch 2 |
+
+Each memory of batches has tensors of its own on the device, at addresses that never change: a copy in fills them, the compute
+of each bucket is one captured graph that reads and writes them, a copy out reads them. So batches of different memories only
+meet in the streams, and nothing is written that another batch still reads.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from pillion_worker.errors import EngineError
+from pillion_worker.runs import DeviceTimes, PipelinedRun
+from pillion_worker.tensors import Array
+from pillion_worker.torch_engine.device import Device
+from pillion_worker.torch_engine.program import Call, first_line
+from pillion_worker.torch_engine.runner import Binding, mismatch
+
+_NS_PER_MS: Final = 1_000_000
+_Key = tuple[str, int, int]
+"""A tensor of a piece: whether it is read or written, its position in the program, and the address of its first row."""
+
+
+class DeviceRunner:
+    """One device. Its streams live as long as it does; tensors and graphs as long as the runs that use them."""
+
+    def __init__(self, call: Call, device: Device) -> None:
+        self.call = call
+        self.device = device
+        self.copy_in, self.compute, self.copy_out = device.stream(), device.stream(), device.stream()
+        self._locked: list[tuple[int, int]] = []
+        self._pages: list[memoryview] = []
+        self.graphs = 0
+        """How many graphs were captured."""
+
+    def register(self, arena: memoryview) -> bool:
+        """Registers memory as page-locked; returns whether it is. It must stay mapped as long as the process lives."""
+        first = np.frombuffer(arena, np.uint8).ctypes.data
+        if not self.device.lock(first, arena.nbytes):
+            return False
+        self._locked.append((first, first + arena.nbytes))
+        return True
+
+    def runs_of(self, runs: Sequence[Sequence[Binding]]) -> list[PipelinedRun]:
+        """As `Runner.runs_of`."""
+        try:
+            return _Memory(self, runs).runs
+        except Exception as error:
+            raise self.failure(error) from error
+
+    def page_locked(self, array: Array) -> Array:
+        """The array itself if the device can copy it as it lies, else page-locked memory of its shape, or what there is."""
+        first = array.ctypes.data
+        if any(start <= first and first + array.nbytes <= end for start, end in self._locked):
+            return array
+        pages = memoryview(mmap.mmap(-1, max(1, array.nbytes)))
+        self.register(pages)
+        # What is locked once must never be other memory.
+        self._pages.append(pages)
+        return np.frombuffer(pages, array.dtype, array.size).reshape(array.shape)
+
+    def failure(self, error: Exception) -> EngineError:
+        """The error of a batch, when nothing of it is left on the device.
+
+        Ends the process instead if the device is lost to it: only a new one can get it back.
+        """
+        try:
+            self.device.synchronize()
+        except RuntimeError:
+            # The worker's end tells the serving process; an exception would only fail this batch, and every later one.
+            raise SystemExit(os.EX_UNAVAILABLE) from error
+        if isinstance(error, EngineError):
+            return error
+        # torch before 2.5 knows it by this name alone.
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            self.device.free_cached()
+            return EngineError(f"device memory is used up: {first_line(error)}")
+        return EngineError(f"torch: {first_line(error)}")
+
+
+class _Memory:
+    """The runs of one memory, and what they share: its tensors on the device and its events.
+
+    Only one of these runs has begun at a time, so nothing here waits for the batch before.
+    """
+
+    def __init__(self, runner: DeviceRunner, runs: Sequence[Sequence[Binding]]) -> None:
+        self._runner = runner
+        device = runner.device
+        pieces = {id(piece): piece for run in runs for piece in run}
+        largest = _largest(pieces.values())
+        self._on_host = {key: runner.page_locked(array) for key, array in largest.items()}
+        self._on_device = {
+            key: device.zeros(array.shape, torch.from_numpy(array).dtype) for key, array in largest.items()
+        }
+        self.events = [device.event() for _ in range(6)]
+        # The largest graph first: the others find room in its memory.
+        by_size = sorted(pieces.items(), key=lambda item: -len(item[1].inputs[0]))
+        self._launches = {identity: self._launch_of(piece) for identity, piece in by_size}
+        self.runs: list[PipelinedRun] = [self._run_of(run) for run in runs]
+
+    def _run_of(self, run: Sequence[Binding]) -> PipelinedRun:
+        read = [each for piece in run for each in _read(piece)]
+        written = [each for piece in run for each in _written(piece)]
+        return _DeviceRun(
+            self._runner,
+            self.events,
+            _staged((self._host(key, array), array) for key, array in read),
+            [(self._device(key, array), torch.from_numpy(self._host(key, array))) for key, array in read],
+            [self._launches[id(piece)] for piece in run],
+            [(torch.from_numpy(self._host(key, array)), self._device(key, array)) for key, array in written],
+            _staged((array, self._host(key, array)) for key, array in written),
+        )
+
+    def _launch_of(self, piece: Binding) -> Callable[[], None]:
+        """Returns what enqueues the compute of a piece, from its tensors on the device to others there."""
+        runner, call = self._runner, self._runner.call
+        inputs = tuple(self._device(key, array) for key, array in _read(piece))
+        outputs = [
+            (position, name, self._device(key, array))
+            for (position, name, array), (key, _) in zip(piece.outputs, _written(piece))
+        ]
+
+        def step() -> None:
+            made = call(*inputs)
+            for position, name, target in outputs:
+                value = made[position]
+                # copy_ would repeat a single row, and convert another dtype.
+                if value.shape != target.shape or value.dtype is not target.dtype:
+                    raise EngineError(mismatch(name, target, value))
+                target.copy_(value)
+
+        launch, is_graph = runner.device.launcher(step, runner.compute)
+        runner.graphs += is_graph
+        return launch
+
+    def _host(self, key: _Key, array: Array) -> Array:
+        whole = self._on_host[key]
+        return array if whole.ctypes.data == array.ctypes.data else whole[: len(array)]
+
+    def _device(self, key: _Key, array: Array) -> torch.Tensor:
+        return self._on_device[key][: len(array)]
+
+
+class _DeviceRun(PipelinedRun):
+    """The run of some pieces, which all lie in one memory."""
+
+    def __init__(
+        self,
+        runner: DeviceRunner,
+        events: Sequence[Any],
+        before: Sequence[tuple[Array, Array]],
+        copies_in: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        launches: Sequence[Callable[[], None]],
+        copies_out: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        after: Sequence[tuple[Array, Array]],
+    ) -> None:
+        self._streams = runner.copy_in, runner.compute, runner.copy_out
+        self._events = events
+        self._end = events[-1]
+        self._before = before
+        self._copy_in = runner.device.copier(copies_in, runner.copy_in)
+        self._launches = launches
+        self._copy_out = runner.device.copier(copies_out, runner.copy_out)
+        self._after = after
+        self._failure = runner.failure
+
+    def begin(self) -> None:
+        """As `PipelinedRun.begin`."""
+        copy_in, compute, copy_out = self._streams
+        copying_in, copied_in, computing, computed, copying_out, copied_out = self._events
+        try:
+            for to, source in self._before:
+                to[:] = source
+            copying_in.record(copy_in)
+            self._copy_in()
+            copied_in.record(copy_in)
+            compute.wait_event(copied_in)
+            computing.record(compute)
+            for launch in self._launches:
+                launch()
+            computed.record(compute)
+            copy_out.wait_event(computed)
+            copying_out.record(copy_out)
+            self._copy_out()
+            copied_out.record(copy_out)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def is_done(self) -> bool:
+        """As `PipelinedRun.is_done`."""
+        try:
+            done: bool = self._end.query()
+        except RuntimeError:
+            # `finish` says what it is.
+            return True
+        return done
+
+    def finish(self) -> DeviceTimes:
+        """As `PipelinedRun.finish`."""
+        copying_in, copied_in, computing, computed, copying_out, copied_out = self._events
+        try:
+            copied_out.synchronize()
+            for to, source in self._after:
+                to[:] = source
+            return DeviceTimes(_ns(copying_in, copied_in), _ns(computing, computed), _ns(copying_out, copied_out))
+        except Exception as error:
+            raise self._failure(error) from error
+
+
+def _ns(begin: Any, end: Any) -> int:
+    return int(begin.elapsed_time(end) * _NS_PER_MS)
+
+
+def _read(piece: Binding) -> list[tuple[_Key, Array]]:
+    return [(("read", position, array.ctypes.data), array) for position, array in enumerate(piece.inputs)]
+
+
+def _written(piece: Binding) -> list[tuple[_Key, Array]]:
+    return [(("written", position, array.ctypes.data), array) for position, _, array in piece.outputs]
+
+
+def _largest(pieces: Iterable[Binding]) -> dict[_Key, Array]:
+    """Each tensor, with as many rows as the largest piece has that begins there."""
+    largest: dict[_Key, Array] = {}
+    for piece in pieces:
+        for key, array in [*_read(piece), *_written(piece)]:
+            if key not in largest or len(array) > len(largest[key]):
+                largest[key] = array
+    return largest
+
+
+def _staged(copies: Iterable[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+    """The copies on the host (to, from): none of memory that the device reads as it lies."""
+    return [(to, source) for to, source in copies if to is not source]

@@ -40,7 +40,7 @@ class PageCollector(Collector):
         yield from self._result_caches()
         yield from self._versions()
         yield self._service_times()
-        yield from self._device_durations()
+        yield self._device_durations()
         yield from worker_metrics(self._supervisor)
         yield from self._rollouts()
         yield from shadow_metrics([policy.releases.shadows for policy in self._policies.values()])
@@ -167,8 +167,8 @@ class PageCollector(Collector):
                 family.add_metric([*of_bucket, "slow"], slow_ns / _NANOSECONDS)
         return family
 
-    def _device_durations(self) -> Iterator[Metric]:
-        """Yields the times of the versions on a device, and of the acts that several versions ran; nothing without one."""
+    def _device_durations(self) -> Metric:
+        """Returns the times of the versions on a device and, where there is one, of the acts that several versions ran."""
         text = "How long a device took for one batch, by its own clock: to copy it in, to compute it, to copy it out."
         family = HistogramMetricFamily("pillion_device_duration_seconds", text, labels=["policy", "version", "phase"])
         for policy, channel in self._supervisor.policies.items():
@@ -178,8 +178,7 @@ class PageCollector(Collector):
             for version, index in {"mixed": table.mixed_index, **indices}.items() if found else ():
                 for phase, histogram in zip(DEVICE_PHASES, page.VERSION_CELLS[index].device_duration, strict=True):
                     family.add_metric([policy, version, phase], *self._buckets(histogram, _NANOSECONDS))
-        if family.samples:
-            yield family
+        return family
 
     def _rollouts(self) -> Iterator[Metric]:
         switches = CounterMetricFamily("pillion_switches", "Switches and rollbacks, by outcome.", labels=["policy", "outcome"])  # fmt: skip

@@ -19,7 +19,7 @@ these bounds for itself, unless the line says otherwise; `policy_mb` is the sum 
                      counts there and here, and exists once. Not part of `policy_mb`: it is what a worker may not exceed,
                       8 GB at the default, and a small ONNX policy needs 60 to 150 MB. Of addresses, a worker of torch or
                       Python may take CODE_ADDRESS_MB more.
-  metrics page       VERSION_CELLS_MAX × ~760 B + POLICIES_MAX × ~0.6 KB   368 × 760 B = 280 KB, of all policies
+  metrics page       VERSION_CELLS_MAX × ~1.3 KB + POLICIES_MAX × ~0.6 KB   368 × 1.3 KB = 480 KB, of all policies
 
 In the rows of a batch memory, every tensor counts: observations, outputs, each state before and after, and the parameters of
 a distribution. `policy_mb` counts the parameters as nothing: their shape is only known once the model is loaded. An

@@ -15,7 +15,8 @@ HEAD_BYTES_MAX: Final = 64 * 1024
 """Bytes in a head. The largest is a begin with a seed for each of several thousand rows."""
 
 HEAD_SPACE_BYTES: Final = 128
-"""Where the tensors of a packet begin, if the head has at most 126 bytes. All acts and actions of a lock-step loop do."""
+"""Where the tensors of a packet begin, if the head has at most 126 bytes. All acts of a lock-step loop do, and all actions
+of policies that are not on a device."""
 
 PACKET_BYTES_MAX: Final = 160 * 1024
 """Bytes in a packet of the lane. Linux's default socket buffer (212,992 bytes) holds such a packet whole."""

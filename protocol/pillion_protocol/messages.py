@@ -227,6 +227,10 @@ class Action(Message, frozen=True):
     the first action after it changed, and is else empty.
 
     `late_us` is how long after the end of the act's budget the engine finished, in µs, rounded up; 0 is in time.
+
+    `copy_in_ns`, `compute_ns` and `copy_out_ns` are how long a device took to copy the batch in, to compute it and to copy
+    it out, in ns by its own clock; 0 if none took part, or if it does not say. Together they are at most `ran_ns` -
+    `dispatched_ns`.
     """
 
     episode: Unsigned
@@ -244,6 +248,9 @@ class Action(Message, frozen=True):
     leases: list[Lease] = []
     row_leases: list[Unsigned] = []
     late_us: Unsigned = 0
+    copy_in_ns: Unsigned = 0
+    compute_ns: Unsigned = 0
+    copy_out_ns: Unsigned = 0
 
 
 class End(Message, frozen=True):

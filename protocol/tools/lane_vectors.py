@@ -28,6 +28,15 @@ STEPS_BY_HAND: dict[str, tuple[str, Message]] = {
         + "cf000000e8d4a51000 cf0000000000000fa0 cf0000000000002710 cf0000000000004e20 cd0003 01 a0 00 cf0000000000000000",
         Action(SESSION, EPOCH, 10, 1, 2, DIGEST, 10**12, 4_000, 10_000, 20_000, 3, 1),
     ),
+    "action of a batch that ran on a device, every integer as wide as it may become": (
+        "06 dc0015 cf0000000000001234 cf0000000000000005 cf000000000000000a cf0000000000000001 cd0002 c420" + DIGEST_HEX
+        + "cf000000e8d4a51000 cf0000000000000fa0 cf0000000000002710 cf0000000000004e20 cd0003 01 a0 00 cf0000000000000000"
+        + "90 90 00 cf00000000000007d0 cf0000000000001770 cf00000000000003e8",
+        Action(
+            SESSION, EPOCH, 10, 1, 2, DIGEST, 10**12, 4_000, 10_000, 20_000, 3, 1,
+            copy_in_ns=2_000, compute_ns=6_000, copy_out_ns=1_000,
+        ),
+    ),
 }
 BROKEN_PACKETS: list[tuple[str, str, int, str]] = [
     ("a single byte", "00", 0, "malformed"),
@@ -47,7 +56,7 @@ def lane() -> dict[str, Any]:
         (f"conversation, line {number}", bytes.fromhex(line["frames"][0]), list(map(bytes.fromhex, line["frames"][1:])))
         for number, line in enumerate(conversation())
     ]
-    numbers = [*[struct.pack("<4f", 1.0, -2.5, 0.5, 0.25)] * 2, struct.pack("<2q", 2, 3)]
+    numbers = [*[struct.pack("<4f", 1.0, -2.5, 0.5, 0.25)] * 2, *[struct.pack("<2q", 2, 3)] * 2]
     for (name, (data, _)), tensor in zip(STEPS_BY_HAND.items(), numbers, strict=True):
         pairs.append((name, bytes.fromhex(data), [tensor]))
     for length in (126, 127, 190, 191):

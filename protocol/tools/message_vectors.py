@@ -76,11 +76,24 @@ BY_HAND: dict[str, tuple[str, Message]] = {
         Act(SESSION, EPOCH, 10, 1, 3, 1000, True, b"\x01\x00\x01", [11, 12]),
     ),
     "action": (
-        "06 dc0012" + OPENING + "0a 01 03 c420" + DIGEST_HEX
-        + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00 90 90 00",
+        "06 dc0015" + OPENING + "0a 01 03 c420" + DIGEST_HEX
+        + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00 90 90 00 00 00 00",
         Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1),
     ),
     "action, late": (
+        "06 dc0015" + OPENING + "0a 01 03 c420" + DIGEST_HEX
+        + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00 90 90 cd07d0 00 00 00",
+        Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1, late_us=2000),
+    ),
+    "action, of a batch that ran on a device": (
+        "06 dc0015" + OPENING + "0a 01 03 c420" + DIGEST_HEX
+        + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00 90 90 00 cd07d0 cd1770 cd03e8",
+        Action(
+            SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1,
+            copy_in_ns=2_000, compute_ns=6_000, copy_out_ns=1_000,
+        ),
+    ),
+    "action, without the times of a device": (
         "06 dc0012" + OPENING + "0a 01 03 c420" + DIGEST_HEX
         + "cf000000e8d4a51000 cd0fa0 cd2710 cd4e20 03 01 a0 00 00 90 90 cd07d0",
         Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1, late_us=2000),
@@ -96,7 +109,8 @@ BY_HAND: dict[str, tuple[str, Message]] = {
         Action(SESSION, EPOCH, 10, 1, 3, DIGEST, 10**12, 4000, 10_000, 20_000, 3, 1),
     ),
     "action, a fallback": (
-        "06 dc0012" + OPENING + "0b 01 01 c420" + DIGEST_HEX + "01 02 03 03 00 00 a57a65726f73 00 00 90 90 00",
+        "06 dc0015" + OPENING + "0b 01 01 c420" + DIGEST_HEX
+        + "01 02 03 03 00 00 a57a65726f73 00 00 90 90 00 00 00 00",
         Action(SESSION, EPOCH, 11, 1, 1, DIGEST, 1, 2, 3, 3, 0, 0, "zeros"),
     ),
     "end": ("07 94" + OPENING + "0c 01", End(SESSION, EPOCH, 12, 1)),

@@ -165,7 +165,7 @@ class EpisodeBase:
             self._versions.update((lease.digest, lease.version) for lease in action.leases)
         if action.slot:
             return action, self._outputs_in_slot(action)
-        self._step.expect(reply.head)
+        self._step.pattern.learn(reply.head)
         return action, reply.tensors
 
     def _outputs_in_slot(self, action: Action) -> Frames:

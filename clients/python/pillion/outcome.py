@@ -19,6 +19,10 @@ class Timings:
     engine) and `ran_ns` (the engine finished) count from then. `round_trip_ns` is measured by the client: from before it
     sends the request until after it has read the answer. `batch_rows` is the number of rows in the batch. An answer from the
     result cache ran in no batch: its `batch_close` is `cached`, and `batch_rows` and `engine_ns` are 0.
+
+    If a device computed the batch, `copy_in_ns`, `compute_ns` and `copy_out_ns` are how long it took to copy the batch in,
+    to compute it and to copy it out, by its own clock. They are parts of `engine_ns`; its rest is the way to the worker and
+    to the device. All three are 0 on the CPU, and where the engine does not measure them.
     """
 
     received_ns: int
@@ -29,6 +33,9 @@ class Timings:
     batch_rows: int
     batch_close: str
     """Why the batch was closed: a name of `pillion_protocol.BatchClose` in lower case, or a newer number."""
+    copy_in_ns: int = 0
+    compute_ns: int = 0
+    copy_out_ns: int = 0
 
     @property
     def engine_ns(self) -> int:
@@ -126,6 +133,9 @@ class Outcome:
             round_trip_ns=self._round_trip_ns,
             batch_rows=action.batch_rows,
             batch_close=_CLOSES.get(action.batch_close, str(action.batch_close)),
+            copy_in_ns=action.copy_in_ns,
+            compute_ns=action.compute_ns,
+            copy_out_ns=action.copy_out_ns,
         )
 
 

@@ -130,7 +130,7 @@ class Session(SessionBase):
         if carrier.must_read_before_send:
             return self._exchange(sequence, frames, budget_s)
         received = carrier.exchange(frames)
-        if received is not None and type(frames) is ActStep and frames.is_answered_by(received[0]):
+        if received is not None and type(frames) is ActStep and frames.pattern.fits(received[0], frames.sequence):
             return received
         return self._await(received, sequence, frames, started_ns / 1e9, budget_s)
 

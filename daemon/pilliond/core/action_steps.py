@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from pillion_protocol import Action, Lease, decode, encode
-from pillion_protocol.steps import ActionStep
+from pillion_protocol.action_steps import NO_DEVICE_TIMES, ActionStep, DeviceTimes
 
 if TYPE_CHECKING:
     from pilliond.core.episodes import EpisodeGroup
@@ -44,9 +44,20 @@ class ExplicitActionStep(list[Any]):
         """Names the slot that holds the outputs; 0, 0 means that they follow in the message."""
         self._slot, self._generation = slot, generation
 
-    def fill(self, sequence: int, *run: int) -> None:
-        """Encodes the action with this number; `run` is as for `ActionStep.fill`."""
-        self[1] = self.in_slot[1] = self._make(sequence, run, self._slot, self._generation)
+    def fill(
+        self,
+        sequence: int,
+        received_ns: int,
+        queued_ns: int,
+        dispatched_ns: int,
+        ran_ns: int,
+        batch_rows: int,
+        batch_close: int,
+        times: DeviceTimes = NO_DEVICE_TIMES,
+    ) -> None:
+        """Encodes the action with these numbers, as `ActionStep.fill` writes them."""
+        run = (received_ns, queued_ns, dispatched_ns, ran_ns, batch_rows, batch_close)
+        self[1] = self.in_slot[1] = self._make(sequence, run, self._slot, self._generation, times)
         if self._next_step is not None:
             self._group.step = self._next_step
 
@@ -69,6 +80,7 @@ def _head(
     run: tuple[int, ...],
     slot: int,
     generation: int,
+    times: DeviceTimes,
 ) -> bytes:
     received_ns, queued_ns, dispatched_ns, ran_ns, batch_rows, batch_close = run
     action = Action(
@@ -88,5 +100,8 @@ def _head(
         generation=generation,
         leases=leases,
         row_leases=row_leases,
+        copy_in_ns=times.copy_in_ns,
+        compute_ns=times.compute_ns,
+        copy_out_ns=times.copy_out_ns,
     )
     return encode(action)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pillion_protocol.action_steps import ActionStep
 from pillion_protocol.lane import Frame
-from pillion_protocol.steps import ActionStep
 from pilliond.engine.batch_memory import BatchMemory, BatchView
 from pilliond.engine.sampling import next_seeds
 from pilliond.limits import NEVER_NS

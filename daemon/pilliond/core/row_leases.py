@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pillion_protocol.steps import ActionStep
+from pillion_protocol.action_steps import ActionStep
 from pilliond.core.action_steps import ExplicitActionStep
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.engine.interface import Array

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pillion_protocol.action_steps import NO_DEVICE_TIMES, DeviceTimes
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.engine.batch_memory import BatchMemory
 
@@ -17,6 +18,7 @@ class Running:
 
     __slots__ = (
         "close",
+        "device_times",
         "dispatched_ns",
         "groups",
         "is_counted",
@@ -53,6 +55,13 @@ class Running:
         """Whether the scheduler knows that it runs."""
         self.lost = False
         """Whether a worker ended before it answered."""
+        self.device_times = NO_DEVICE_TIMES
+        """How long a device took for it. If the engines of a mixed version took different ones: of the one that took longest."""
+
+    def took_device(self, times: DeviceTimes) -> None:
+        """Notes how long the device of one of its engines took."""
+        if sum(times) > sum(self.device_times):
+            self.device_times = times
 
     def take_awaited(self) -> list[EpisodeGroup]:
         """Ends the run for its groups; returns those whose act still waits for it.

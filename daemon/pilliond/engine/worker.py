@@ -21,6 +21,7 @@ import numpy as np
 
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec
+from pillion_protocol.action_steps import NO_DEVICE_TIMES, DeviceTimes
 from pillion_worker.arena import (
     COMPLETED,
     FAILED,
@@ -39,6 +40,7 @@ from pillion_worker.doorbell import Doorbell, ring_worker
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX, REASON_CHARS_MAX
 from pillion_worker.state_table import IN_ARENA, START
 from pilliond.engine.batch_memory import Array, BatchMemory
+from pilliond.engine.device_times import read_device_times
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import load_request
 from pilliond.engine.service_time import ServiceTimes
@@ -54,6 +56,7 @@ from pilliond.engine.worker_messages import (
     actual_outputs,
     check_ready,
 )
+from pilliond.ipc.device_status import device_status
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.limits import NEVER_NS, WAIT_LOOK_S, WORKER_RUN_S_MAX
 from pilliond.linux.epoll import DescriptorSet
@@ -100,6 +103,8 @@ class Completed(NamedTuple):
     """Why it failed; else empty."""
     started_ns: int
     finished_ns: int
+    times: DeviceTimes
+    """How long its device took; `NO_DEVICE_TIMES` if it failed."""
 
 
 class WorkerEngine:
@@ -114,7 +119,7 @@ class WorkerEngine:
     why it is refused; empty if it is not.
 
     `on_ready(engine)` follows a successful `attach`. `on_completed(engine, memory, outcome, message, started_ns,
-    finished_ns)` follows each batch: its results are in `memory` until it is released and submitted again. A message says
+    finished_ns, times)` follows each batch: its results are in `memory` until it is released and submitted again. A message says
     why a batch failed, and is empty for no other.
     `on_lost(engine, reason)` comes once for each worker that ends or is rogue; then `in_flight` holds the batches that were
     not completed, until the next `attach`. All are called in the loop, by `receive`.
@@ -158,7 +163,7 @@ class WorkerEngine:
         self.runs: list[Callable[[], None]] = []
         self.service = ServiceTimes([rows_max])
         self.on_ready: Callable[[WorkerEngine], None] = _ignore
-        self.on_completed: Callable[[WorkerEngine, BatchMemory, int, str, int, int], None] = _ignore
+        self.on_completed: Callable[[WorkerEngine, BatchMemory, int, str, int, int, DeviceTimes], None] = _ignore
         self.on_lost: Callable[[WorkerEngine, str], None] = _ignore
         self.memory_kind = ""
         """`pinned` (registered with a device), `locked` or `pageable`; empty before the worker is ready."""
@@ -178,6 +183,8 @@ class WorkerEngine:
         self._descriptors = descriptors
         self._clock = clock
         self._description: dict[str, Any] = {}
+        self._is_on_device = False
+        """Whether the loaded engine computes on a device, as its worker says: only then are the device's times read."""
         self._channel: socket.socket | None = None
         self._handshake = _Handshake(self)
         self._own: OwnArena | None = None
@@ -371,10 +378,13 @@ class WorkerEngine:
         self._completed = batch.number
         self._owes_since_ns = now_ns if self.in_flight else NEVER_NS
         if outcome == OK:
-            return Completed(batch.memory, OK, "", started_ns, finished_ns)
+            times = NO_DEVICE_TIMES
+            if self._is_on_device:
+                times = read_device_times(self._cells, block, finished_ns - started_ns)
+            return Completed(batch.memory, OK, "", started_ns, finished_ns, times)
         assert self._own is not None
         message = self._own.arena.failure(batch.index, length) or "its worker does not say why"
-        return Completed(batch.memory, FAILED, message, started_ns, finished_ns)
+        return Completed(batch.memory, FAILED, message, started_ns, finished_ns, NO_DEVICE_TIMES)
 
     # Blocking runs, for start-up alone
 
@@ -439,6 +449,7 @@ class WorkerEngine:
         except (OverflowError, ValueError) as error:
             raise EngineError(f"{_NO_MEMORY} ({layout.total_bytes} bytes): {error}") from error
         self._description = loaded.description
+        self._is_on_device = device_status(loaded.description).is_on_device
         self.kind = str(loaded.description.get("kind", self.kind))
         self._tell_arena()
         self._handshake.due = READY

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from pilliond.limits import ENGINE_REASON_CHARACTERS_MAX, ENGINE_TEXT_CHARACTERS_MAX
+
+CPU: Final = "cpu"
 
 
 class DeviceStatus(msgspec.Struct, frozen=True):
@@ -17,6 +19,11 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """`cpu` or `cuda:N`; empty if that is not known yet."""
     fallback: str
     """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether it computes on a device other than the CPU."""
+        return self.device not in ("", CPU)
 
     def for_log(self) -> dict[str, str]:
         """Returns the fields of a log record."""

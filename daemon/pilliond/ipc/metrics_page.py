@@ -28,6 +28,17 @@ LATENCY_BUCKETS_NS: Final = tuple(
 )  # fmt: skip
 """Upper bucket edges, inclusive. They start at 10 µs: most of what this daemon does is faster than usual buckets."""
 
+DEVICE_BUCKETS_NS: Final = tuple(
+    microseconds * 1_000
+    for microseconds in (
+        1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 1_000_000,
+    )
+)  # fmt: skip
+"""Upper bucket edges, inclusive. They start at 1 µs: a small batch is copied within a few."""
+
+DEVICE_PHASES: Final = ("copy_in", "compute", "copy_out")
+"""What a device does with a batch, in the order of `DeviceTimes`."""
+
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
 
 OUTCOMES: Final = ("ok", "fallback", *(code.value for code in ErrorCode))
@@ -77,6 +88,8 @@ class VersionCells:
         """Rows that the version ran."""
         self.request_duration = Histogram(LATENCY_BUCKETS_NS)
         self.inference_duration = Histogram(LATENCY_BUCKETS_NS)
+        self.device_duration = tuple(Histogram(DEVICE_BUCKETS_NS) for _ in DEVICE_PHASES)
+        """By the number of the phase."""
         self.service_times = _cells(3 * SERVICE_BUCKETS_MAX)
         """For each bucket, the smallest first: its rows (0: there is no such bucket), then *fast* and *slow* in ns."""
         self.end = self.service_times + 3 * SERVICE_BUCKETS_MAX
@@ -169,6 +182,8 @@ class MetricsPage:
         self.batches: list[int] = []
         """Five numbers per batch that ran: its rows, why it was closed, its run time in ns, the metrics index of its
         version, and how many of its acts are in `acts`."""
+        self.device_batches: list[int] = []
+        """Four numbers per batch that ran on a device: the metrics index of its version, and its `DeviceTimes`."""
 
     def close(self) -> None:
         self.flush()
@@ -200,6 +215,16 @@ class MetricsPage:
             cells[of_policy.requests] += int(runs[:, 4].sum())
             self._observe(of_policy.queue_wait, acts[indices == index, 0])
             self._observe(of_policy.batch_rows, runs[:, 0])
+        if self.device_batches:
+            self._flush_device_batches()
+
+    def _flush_device_batches(self) -> None:
+        batches = np.array(self.device_batches, np.int64).reshape(-1, 1 + len(DEVICE_PHASES))
+        self.device_batches.clear()
+        for index in set(batches[:, 0].tolist()):
+            runs = batches[batches[:, 0] == index]
+            for phase, histogram in enumerate(VERSION_CELLS[index].device_duration):
+                self._observe(histogram, runs[:, 1 + phase])
 
     def _observe(self, histogram: Histogram, values: NDArray[np.int64]) -> None:
         self._add(histogram.first, np.searchsorted(histogram.edges_array, values), len(histogram.edges))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, TensorSpec, encode
-from pillion_protocol.steps import ActionStep
+from pillion_protocol.action_steps import NO_DEVICE_TIMES, ActionStep, DeviceTimes
 from pilliond.core.action_steps import ExplicitActionStep, late_reply
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.running import Running
@@ -126,10 +126,14 @@ class BatchRunner:
         self._submit(Running(version, free[-1], [], rows, BatchClose.ENGINE_FREE, self._clock()))
         return True
 
-    def complete(self, memory: BatchMemory, message: str | None, replies: list[Reply]) -> None:
+    def complete(
+        self, memory: BatchMemory, message: str | None, replies: list[Reply], times: DeviceTimes = NO_DEVICE_TIMES
+    ) -> None:
         """Takes the outcome of a run that an engine outside the loop was given: a message says why it failed."""
         running: Running = memory.user
         running.runs_left -= 1
+        if times is not NO_DEVICE_TIMES:
+            running.took_device(times)
         if message is not None:
             running.message = message
         if not running.runs_left:
@@ -161,9 +165,20 @@ class BatchRunner:
             except EngineError as error:
                 self._failed(version, groups, str(error), replies)
             else:
-                self._answer(version, memory, groups, running.rows, running.close, running.dispatched_ns, replies)
+                self._answer(
+                    version,
+                    memory,
+                    groups,
+                    running.rows,
+                    running.close,
+                    running.dispatched_ns,
+                    replies,
+                    running.device_times,
+                )
                 # Before the bookkeeping: the client waits. And before the memory is used again: the tap copies from it.
                 self._send()
+                if running.device_times is not NO_DEVICE_TIMES:
+                    self._page.device_batches += (version.metrics_index, *running.device_times)
         self.in_flight.remove(running)
         if running.is_counted:
             self._scheduler.completed(running.groups)
@@ -225,6 +240,7 @@ class BatchRunner:
         close: BatchClose,
         dispatched_ns: int,
         replies: list[Reply],
+        times: DeviceTimes = NO_DEVICE_TIMES,
     ) -> None:
         """Answers the acts of a batch that ran; samples their actions where they ask for it."""
         for group in groups:
@@ -265,6 +281,7 @@ class BatchRunner:
                 ran_ns - received_ns,
                 rows,
                 close,
+                times,
             )
             reply[0] = group.session.peer
             if ran_ns > group.deadline_ns:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pillion_protocol import BatchClose, RemoteProtocolError
+from pillion_protocol.action_steps import NO_DEVICE_TIMES, DeviceTimes
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.scheduler import Batch, Scheduler
 from pilliond.core.served_policy import Tap
@@ -182,10 +183,10 @@ class ServingLoop:
 
     # Engines outside the loop
 
-    def complete(self, memory: BatchMemory, message: str | None) -> None:
+    def complete(self, memory: BatchMemory, message: str | None, times: DeviceTimes = NO_DEVICE_TIMES) -> None:
         """As `BatchRunner.complete`."""
         self._has_completed = True
-        self._runner.complete(memory, message, self._replies)
+        self._runner.complete(memory, message, self._replies, times)
 
     def lose(self, memories: Sequence[BatchMemory]) -> int:
         """As `BatchRunner.lose`."""

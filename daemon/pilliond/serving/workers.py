@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pillion_protocol import ErrorCode, RemoteProtocolError
+from pillion_protocol.action_steps import DeviceTimes
 from pillion_worker.arena import OK
 from pilliond.core.progress import Progress
 from pilliond.engine.interface import EngineError
@@ -48,8 +49,8 @@ _DESCRIPTORS: Final = 2
 class BatchSink(Protocol):
     """The serving loop, as far as workers need it."""
 
-    def complete(self, memory: BatchMemory, message: str | None) -> None:
-        """Takes the outcome of a run; a message says why it failed."""
+    def complete(self, memory: BatchMemory, message: str | None, times: DeviceTimes) -> None:
+        """Takes the outcome of a run, and how long a device took for it; a message says why it failed."""
 
     def lose(self, memories: Sequence[BatchMemory]) -> int:
         """Takes the runs that a lost worker had not completed; returns how many acts of them will run again."""
@@ -281,11 +282,18 @@ class Workers:
                 self.on_loaded(worker, "")
 
     def _on_completed(
-        self, engine: WorkerEngine, memory: BatchMemory, outcome: int, message: str, started_ns: int, finished_ns: int
+        self,
+        engine: WorkerEngine,
+        memory: BatchMemory,
+        outcome: int,
+        message: str,
+        started_ns: int,
+        finished_ns: int,
+        times: DeviceTimes,
     ) -> None:
         self._by_engine[engine].batches += 1
         assert self.sink is not None
-        self.sink.complete(memory, message if outcome != OK else None)
+        self.sink.complete(memory, message if outcome != OK else None, times)
 
     def _on_lost(self, engine: WorkerEngine, reason: str) -> None:
         worker = self._by_engine[engine]

@@ -12,7 +12,8 @@ from typing import ClassVar, Final, cast
 from pillion_protocol import Error, ErrorCode, RemoteProtocolError, encode
 from pillion_protocol.lane import Frame, pack, unpack
 from pillion_protocol.limits import PACKET_BYTES_MAX, TENSOR_BYTES_MAX
-from pillion_protocol.steps import ACT_STEP_BYTES, TIMED_ACT_STEP_BYTES, Packed
+from pillion_protocol.packed import Packed
+from pillion_protocol.steps import ACT_STEP_BYTES, TIMED_ACT_STEP_BYTES
 from pilliond.errors import AddressInUseError, ListenError
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.limits import LANE_BACKLOG_MAX, LANE_SEND_BUFFER_BYTES

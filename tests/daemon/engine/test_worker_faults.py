@@ -25,6 +25,7 @@ OUTCOMES = {
     "another size of the arena": OK,
     "times before the batch": OK,
     "times to come": OK,
+    "a device that took for ever": OK,
 }
 REFUSED = {
     "an impossible parameter": "too many elements",
@@ -84,6 +85,8 @@ def test_what_a_worker_may_write_does_no_harm(mode: str) -> None:
         (answer,) = host.answers
         assert answer.outcome == OUTCOMES[mode]
         assert batch.submitted_ns <= answer.started_ns <= answer.finished_ns < 2**62
+        took_ns = answer.finished_ns - answer.started_ns if mode == "a device that took for ever" else 0
+        assert sum(answer.times) == took_ns
         assert not host.losses
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pillion_protocol import Error, ErrorCode, RemoteProtocolError
+from pillion_protocol.action_steps import NO_DEVICE_TIMES, DeviceTimes
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.limits import POLL_NS_MAX, POLLED_RUN_NS_MAX, TICK_MS, TRAFFIC_LINGER_MS, UNPOLLED_BATCHES
 from pilliond.linux.epoll import Events, Poller
@@ -73,9 +74,9 @@ class LatePlane(DataPlane):
     def first_version(self, safe_action: list[float] | None) -> Version:
         return Version(Identity("counter", "1.2.3", DIGEST), SPEC, GAUSSIAN, self.late, safe_action)
 
-    def finish(self) -> list[Any]:
+    def finish(self, times: DeviceTimes = NO_DEVICE_TIMES) -> list[Any]:
         """Completes the oldest batch, and returns what was sent: the message and its first tensor."""
-        self.loop.complete(self.late.compute(), None)
+        self.loop.complete(self.late.compute(), None, times)
         self.run()
         sent = [list(message) for message in self.transport.sent]
         self.transport.sent.clear()

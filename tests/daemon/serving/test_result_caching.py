@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillion_protocol import Action, BatchClose, Begun, Error, ErrorCode, Fallback, RemoteProtocolError, decode
+from pillion_protocol.action_steps import DeviceTimes
 from pillion_protocol.slots import write_generation
 from pillion_protocol.steps import ActStep
 from pilliond.engine.batch_memory import BatchMemory
@@ -103,6 +104,16 @@ def test_the_reply_says_that_no_batch_ran_and_when_it_was_made(plane: CachingPla
     assert action.received_ns == 5_000
     assert action.queued_ns <= action.dispatched_ns == action.ran_ns
     assert (action.sequence, action.episode, action.digest) == (3, begun.episode, plane.version.digest)
+
+
+def test_a_hit_has_no_times_of_a_device(plane: CachingPlane, begun: Begun) -> None:
+    plane.asked(begun, 2)
+    # As a batch of a device leaves it.
+    step = plane.sessions._groups[begun.episode].step
+    step.fill(2, 5, 6, 7, 8, 1, 1, DeviceTimes(2_000, 50_000, 3_000))
+    action = action_of(decode(plane.asked(begun, 3)[0]))
+    assert action.batch_close == BatchClose.CACHED
+    assert (action.copy_in_ns, action.compute_ns, action.copy_out_ns) == (0, 0, 0)
 
 
 def test_an_act_of_several_rows_is_found_as_a_whole(plane: CachingPlane) -> None:

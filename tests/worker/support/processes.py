@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 import pillion_worker
+from pillion_protocol.action_steps import DeviceTimes
 from pillion_worker.arena import OK
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.worker import WorkerEngine, WorkerState
@@ -24,6 +25,7 @@ from pilliond.linux.epoll import Poller
 from tests.harness import WAIT_S_MAX
 from tests.worker.support.policies import Policy
 
+ON_DEVICE = [str(Path(__file__).with_name("on_device.py"))]
 ROGUE = [str(Path(__file__).with_name("rogue.py"))]
 WORKER = ["-m", "pillion_worker"]
 PACKAGES = Path(pillion_worker.__file__ or "").parents[1]
@@ -49,6 +51,7 @@ class Answer(NamedTuple):
     message: str
     started_ns: int
     finished_ns: int
+    times: DeviceTimes
 
 
 class Host:

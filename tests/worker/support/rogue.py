@@ -11,6 +11,9 @@ from typing import Any
 
 from pillion_worker.arena import (
     COMPLETED,
+    COMPUTE_NS,
+    COPY_IN_NS,
+    COPY_OUT_NS,
     FAILED,
     FAILURE_BYTES,
     FINISHED_NS,
@@ -29,6 +32,14 @@ from pillion_worker.tensors import LoadRequest
 
 MOST = 2**64 - 1
 BLOCK = block_of(0)
+CELLS = {
+    "started": STARTED_NS,
+    "finished": FINISHED_NS,
+    "length": FAILURE_BYTES,
+    "copy_in": COPY_IN_NS,
+    "compute": COMPUTE_NS,
+    "copy_out": COPY_OUT_NS,
+}
 
 
 class Rogue:
@@ -59,9 +70,9 @@ class Rogue:
         fields = {"memory": "locked", "buckets": [self.request.rows_max], "service_ns": [[1, 1]]}
         send_packet(self.channel, {"type": "ready", **fields, **changes})
 
-    def get_ready(self) -> None:
+    def get_ready(self, **description: str) -> None:
         """Does what any worker does."""
-        self.say_loaded()
+        self.say_loaded(description=description)
         self.map()
         self.say_ready()
 
@@ -72,7 +83,7 @@ class Rogue:
     def answer(self, *, completed: int = 1, number: int = 1, outcome: int = OK, rings: int = 1, **cells: int) -> None:
         """Answers the first batch."""
         for name, value in cells.items():
-            self.cells[BLOCK + {"started": STARTED_NS, "finished": FINISHED_NS, "length": FAILURE_BYTES}[name]] = value
+            self.cells[BLOCK + CELLS[name]] = value
         self.cells[BLOCK + NUMBER] = number
         self.cells[BLOCK + OUTCOME] = outcome
         self.cells[COMPLETED] = completed
@@ -166,6 +177,12 @@ def _deep_description(rogue: Rogue) -> None:
     rogue.say_loaded(description={"kind": nested})
 
 
+def _claim_a_slow_device(rogue: Rogue) -> None:
+    rogue.get_ready(device="cuda:0")
+    rogue.wait()
+    rogue.answer(started=0, finished=MOST, copy_in=7, compute=MOST, copy_out=MOST)
+
+
 def _claim_to_be_slow(rogue: Rogue) -> None:
     rogue.say_ready(service_ns=[[1_000, 3_000]])
 
@@ -231,6 +248,7 @@ HARMLESS: _Modes = {
     "another size of the arena": _when_ready(_try_to_shrink),
     "times before the batch": _with_batch(started=0, finished=0),
     "times to come": _with_batch(started=MOST, finished=MOST),
+    "a device that took for ever": _claim_a_slow_device,
 }
 MODES = {**BEFORE_BATCHES, **WITH_A_BATCH, **HARMLESS, "slow claims": _with_arena(_claim_to_be_slow)}
 

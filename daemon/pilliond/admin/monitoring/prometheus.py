@@ -15,7 +15,7 @@ from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.admin.monitoring.worker_prometheus import worker_metrics
 from pilliond.ipc import metrics_page as page
 from pilliond.ipc.device_status import device_status
-from pilliond.ipc.metrics_page import OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
+from pilliond.ipc.metrics_page import DEVICE_PHASES, OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
 from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
 from pilliond.policy_rollout import PolicyRollout
 from pilliond.supervision.serving_state import ServingState
@@ -40,6 +40,7 @@ class PageCollector(Collector):
         yield from self._result_caches()
         yield from self._versions()
         yield self._service_times()
+        yield self._device_durations()
         yield from worker_metrics(self._supervisor)
         yield from self._rollouts()
         yield from shadow_metrics([policy.releases.shadows for policy in self._policies.values()])
@@ -164,6 +165,19 @@ class PageCollector(Collector):
                 of_bucket = [version.policy, version.version, str(rows)]
                 family.add_metric([*of_bucket, "fast"], fast_ns / _NANOSECONDS)
                 family.add_metric([*of_bucket, "slow"], slow_ns / _NANOSECONDS)
+        return family
+
+    def _device_durations(self) -> Metric:
+        """Returns the times of the versions on a device and, where there is one, of the acts that several versions ran."""
+        text = "How long a device took for one batch, by its own clock: to copy it in, to compute it, to copy it out."
+        family = HistogramMetricFamily("pillion_device_duration_seconds", text, labels=["policy", "version", "phase"])
+        for policy, channel in self._supervisor.policies.items():
+            table = channel.version_table
+            found = [version for version in table if device_status(version.engine).is_on_device]
+            indices = {version.version: version.metrics_index for version in found}
+            for version, index in {"mixed": table.mixed_index, **indices}.items() if found else ():
+                for phase, histogram in zip(DEVICE_PHASES, page.VERSION_CELLS[index].device_duration, strict=True):
+                    family.add_metric([policy, version, phase], *self._buckets(histogram, _NANOSECONDS))
         return family
 
     def _rollouts(self) -> Iterator[Metric]:

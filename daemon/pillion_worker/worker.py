@@ -79,7 +79,7 @@ def _serve(
             raise EngineError(f"this worker's arena is of another version than the daemon's: {LAYOUT_VERSION}")
         memory = _hold(engine, arena.bytes)
         runs: list[Runs] = [engine.bind(each) for each in arena.memories]
-        if request.states:
+        if request.states and not engine.keeps_states:
             table = StateTable(state_descriptor, request.states)
             runs = [table.carry(each, memory) for each, memory in zip(runs, arena.memories)]
         buckets = service_buckets(request.rows_max, request.strict_rows)

@@ -142,13 +142,15 @@ def test_states_travel_beside_the_outputs_and_parameters() -> None:
         action, (hidden_next, cell_next), logits = module(*map(torch.from_numpy, (observation, hidden, cell)))
     with TorchHost(recurrent(module)) as host:
         host.start()
-        memory = host.engine.free[0]
-        for (before, _), value in zip(memory.states, (hidden, cell), strict=True):
+        engine = host.engine
+        engine.inputs[0][:3] = observation
+        for (before, _), value in zip(engine.states, (hidden, cell), strict=True):
             before[:3] = value
-        assert host.run(observation) == action.tolist()
-        for (_, after), expected in zip(memory.states, (hidden_next, cell_next), strict=True):
+        engine.runs[3]()
+        assert engine.outputs["action"][:3].tolist() == action.tolist()
+        for (_, after), expected in zip(engine.states, (hidden_next, cell_next), strict=True):
             np.testing.assert_allclose(after[:3], expected.numpy(), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(memory.outputs["logits"][:3], logits.numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(engine.outputs["logits"][:3], logits.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def by_name(how: str) -> Policy:

@@ -21,6 +21,14 @@ class Engine(Protocol):
     outputs: list[Tensor]
     """Every output and then every parameter of the request, with the dtype and the shape that a row really has."""
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the runs that it binds to an arena keep recurrent states on its device, by `TensorMemory.state_rows`.
+
+        If not, they read and write `TensorMemory.states`. The states are lost with the process; `describe` then says
+        `states: device`.
+        """
+
     def bind(self, memory: TensorMemory) -> list[Run]:
         """Binds the engine to the memory of a batch, and returns its runs.
 

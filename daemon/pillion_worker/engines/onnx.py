@@ -69,6 +69,11 @@ class OnnxRuntimeEngine:
         runs = self._strict_runs(memory) if self._strict_rows else self._bucket_runs(memory)
         return runs[: self._request.rows_max + 1]
 
+    @property
+    def keeps_states(self) -> bool:
+        """As `Engine.keeps_states`."""
+        return False
+
     def register(self, arena: memoryview) -> bool:
         """Returns False: the CPU reads any memory."""
         return False

@@ -19,6 +19,7 @@ from pillion_worker.memory import private_memory
 from pillion_worker.runs import Run
 from pillion_worker.tensors import LoadRequest, State, Tensor, TensorMemory
 from pillion_worker.torch_engine import cuda
+from pillion_worker.torch_engine.device_states import DeviceStates
 from pillion_worker.torch_engine.pipeline import DeviceRunner
 from pillion_worker.torch_engine.precision import in_precision, precision_on
 from pillion_worker.torch_engine.program import Call, load_program, run_trial
@@ -82,12 +83,23 @@ class TorchEngine:
         self._index = {name: index for index, name in enumerate(_agreed(program.outputs, self._made, "outputs"))}
         call = in_precision(program.call, self._precision, self._place)
         self._runner: Runner = DeviceRunner(call, opened) if opened else CpuRunner(call)
+        self._states = DeviceStates(opened, request.states) if opened and request.states else None
         self.outputs = self._actual_outputs(self._runner.call)
 
     def bind(self, memory: TensorMemory) -> list[Run]:
         """As `Engine.bind`."""
-        runs = self._strict_runs(memory) if self._request.strict_rows else self._bucket_runs(memory)
-        return runs[: self._request.rows_max + 1]
+        pieces, of_rows = self._strict_pieces(memory) if self._request.strict_rows else self._bucket_pieces(memory)
+        del of_rows[self._request.rows_max + 1 :]
+        if self._states is not None and memory.state_rows:
+            assert isinstance(self._runner, DeviceRunner)
+            return [*self._runner.carried_runs_of(pieces, of_rows, self._states, memory.state_rows)]
+        runs = self._runner.runs_of(pieces)
+        return [runs[index] for index in of_rows]
+
+    @property
+    def keeps_states(self) -> bool:
+        """As `Engine.keeps_states`."""
+        return self._states is not None
 
     def register(self, arena: memoryview) -> bool:
         """As `Engine.register`."""
@@ -112,31 +124,35 @@ class TorchEngine:
             "buckets": self.buckets,
             "strict": bool(self._request.strict_rows),
         }
+        if self.keeps_states:
+            described["states"] = "device"
         if self._fallback:
             described["fallback"] = self._fallback
         return described
 
-    def _bucket_runs(self, memory: TensorMemory) -> list[Run]:
-        runs = self._runner.runs_of([[self._piece(memory, 0, rows)] for rows in self.buckets])
-        by_rows: list[Run] = [runs[0]]
-        for bucket, run in zip(self.buckets, runs):
-            by_rows += [run] * (bucket + 1 - len(by_rows))
-        return by_rows
+    def _bucket_pieces(self, memory: TensorMemory) -> tuple[list[list[Binding]], list[int]]:
+        """The pieces of each run, and for each count of rows the index of its run."""
+        of_rows = [0]
+        for index, bucket in enumerate(self.buckets):
+            of_rows += [index] * (bucket + 1 - len(of_rows))
+        return [[self._piece(memory, 0, rows)] for rows in self.buckets], of_rows
 
-    def _strict_runs(self, memory: TensorMemory) -> list[Run]:
+    def _strict_pieces(self, memory: TensorMemory) -> tuple[list[list[Binding]], list[int]]:
         step, room = self._request.strict_rows, self._request.room
         pieces = [self._piece(memory, first, step) for first in range(0, room, step)]
-        runs = self._runner.runs_of([pieces[: number + 1] for number in range(len(pieces))])
-        return [runs[max(0, rows - 1) // step] for rows in range(room + 1)]
+        runs = [pieces[: number + 1] for number in range(len(pieces))]
+        return runs, [max(0, rows - 1) // step for rows in range(room + 1)]
 
     def _piece(self, memory: TensorMemory, first: int, rows: int) -> Binding:
         read = dict(zip(self._given, [*memory.inputs, *(before for before, _ in memory.states)]))
         written = dict(memory.outputs)
         for state, (_, after) in zip(self._request.states, memory.states):
             written[state.output] = after
+        names = list(written)
         return Binding(
             [read[name][first : first + rows] for name in self._order],
             [(self._index[name], name, array[first : first + rows]) for name, array in written.items()],
+            [(self._order.index(state.name), names.index(state.output)) for state in self._request.states],
         )
 
     def _example(self, names: Sequence[str], rows: int) -> list[torch.Tensor]:

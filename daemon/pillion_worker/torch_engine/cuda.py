@@ -73,13 +73,18 @@ class CudaDevice:
 
         return enqueue
 
-    def launcher(self, step: Callable[[], None], stream: Any) -> tuple[Callable[[], None], bool]:
-        """As `Device.launcher`."""
+    def enqueuer(self, step: Callable[[], None], stream: Any) -> Callable[[], None]:
+        """As `Device.enqueuer`."""
 
         def enqueue() -> None:
             torch.cuda.set_stream(stream)
             step()
 
+        return enqueue
+
+    def launcher(self, step: Callable[[], None], stream: Any) -> tuple[Callable[[], None], bool]:
+        """As `Device.launcher`."""
+        enqueue = self.enqueuer(step, stream)
         for _ in range(WARM_UP_RUNS):
             enqueue()
         stream.synchronize()

@@ -59,6 +59,9 @@ class Device(Protocol):
     def copier(self, copies: Copies, stream: Stream) -> Callable[[], None]:
         """Returns a function that enqueues these copies on a stream."""
 
+    def enqueuer(self, step: Callable[[], None], stream: Stream) -> Callable[[], None]:
+        """Returns a function that enqueues `step` on a stream, operator by operator: it may do something else each time."""
+
     def launcher(self, step: Callable[[], None], stream: Stream) -> tuple[Callable[[], None], bool]:
         """Returns a function that enqueues `step` on a stream, and whether it is one graph that was captured of it.
 

@@ -14,21 +14,36 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
 from pillion_worker.errors import EngineError
 from pillion_worker.runs import DeviceTimes, PipelinedRun
+from pillion_worker.state_table import Numbers
 from pillion_worker.tensors import Array
 from pillion_worker.torch_engine.device import Device
+from pillion_worker.torch_engine.device_states import CarriedRun, DeviceStates
 from pillion_worker.torch_engine.program import Call, first_line
 from pillion_worker.torch_engine.runner import Binding, mismatch
 
 _NS_PER_MS: Final = 1_000_000
 _Key = tuple[str, int, int]
 """A tensor of a piece: whether it is read or written, its position in the program, and the address of its first row."""
+
+
+_Part = tuple[int, list[torch.Tensor]]
+"""Rows of states that lie together: the number of the first in the batch, and a tensor for each state."""
+
+
+class _Carried(NamedTuple):
+    """What a run does more to carry states in a table."""
+
+    staged: list[tuple[Array, Array]]
+    copies_in: list[tuple[torch.Tensor, torch.Tensor]]
+    gather: Callable[[], None]
+    scatter: Callable[[], None]
 
 
 class DeviceRunner:
@@ -55,6 +70,23 @@ class DeviceRunner:
         """As `Runner.runs_of`."""
         try:
             return _Memory(self, runs).runs
+        except Exception as error:
+            raise self.failure(error) from error
+
+    def carried_runs_of(
+        self,
+        runs: Sequence[Sequence[Binding]],
+        of_rows: Sequence[int],
+        states: DeviceStates,
+        numbers: Sequence[Numbers],
+    ) -> list[PipelinedRun]:
+        """As `runs_of`, with the states of a batch in a table on the device.
+
+        `of_rows[n]` is the index into `runs` for n rows. `numbers` are those of the rows to read and to write, as in
+        `TensorMemory.state_rows`.
+        """
+        try:
+            return _Memory(self, runs).carried(runs, of_rows, states, numbers)
         except Exception as error:
             raise self.failure(error) from error
 
@@ -109,15 +141,70 @@ class _Memory:
         self._launches = {identity: self._launch_of(piece) for identity, piece in by_size}
         self.runs: list[PipelinedRun] = [self._run_of(run) for run in runs]
 
-    def _run_of(self, run: Sequence[Binding]) -> PipelinedRun:
-        read = [each for piece in run for each in _read(piece)]
-        written = [each for piece in run for each in _written(piece)]
+    def carried(
+        self,
+        runs: Sequence[Sequence[Binding]],
+        of_rows: Sequence[int],
+        states: DeviceStates,
+        numbers: Sequence[Numbers],
+    ) -> list[PipelinedRun]:
+        """As `DeviceRunner.carried_runs_of`."""
+        device = self._runner.device
+        on_host = [self._runner.page_locked(each) for each in numbers]
+        on_device = [device.zeros(each.shape, torch.int64) for each in numbers]
+
+        def run_of(rows: int, index: int) -> PipelinedRun:
+            run = runs[index]
+            reads, writes = (each[:rows] for each in on_device)
+            inputs, outputs = self._states_of(run, rows)
+            return CarriedRun(
+                self._run_of(
+                    run,
+                    _Carried(
+                        [(host[:rows], each[:rows]) for host, each in zip(on_host, numbers)],
+                        [(to[:rows], torch.from_numpy(host[:rows])) for to, host in zip(on_device, on_host)],
+                        device.enqueuer(lambda: _each(states.gather, reads, inputs), self._runner.compute),
+                        device.enqueuer(lambda: _each(states.scatter, writes, outputs), self._runner.compute),
+                    ),
+                ),
+                self.runs[index],
+                states,
+                numbers,
+                rows,
+            )
+
+        # No rows carry no states.
+        return [run_of(rows, index) if rows else self.runs[index] for rows, index in enumerate(of_rows)]
+
+    def _states_of(self, run: Sequence[Binding], rows: int) -> tuple[list[_Part], list[_Part]]:
+        """The states before and after of these rows on the device: for each piece its first row, and a tensor per state."""
+        inputs, outputs = [], []
+        first = 0
+        for piece in run:
+            count = min(len(piece.inputs[0]), rows - first)
+            if count > 0:
+                read, written = _read(piece), _written(piece)
+                inputs.append((first, [self._device(*read[before])[:count] for before, _ in piece.states]))
+                outputs.append((first, [self._device(*written[after])[:count] for _, after in piece.states]))
+            first += len(piece.inputs[0])
+        return inputs, outputs
+
+    def _run_of(self, run: Sequence[Binding], carried: _Carried | None = None) -> PipelinedRun:
+        read = [each for piece in run for each in _read(piece, without_states=carried is not None)]
+        written = [each for piece in run for each in _written(piece, without_states=carried is not None)]
+        before = _staged((self._host(key, array), array) for key, array in read)
+        copies_in = [(self._device(key, array), torch.from_numpy(self._host(key, array))) for key, array in read]
+        launches = [self._launches[id(piece)] for piece in run]
+        if carried is not None:
+            before += _staged(carried.staged)
+            copies_in += carried.copies_in
+            launches = [carried.gather, *launches, carried.scatter]
         return _DeviceRun(
             self._runner,
             self.events,
-            _staged((self._host(key, array), array) for key, array in read),
-            [(self._device(key, array), torch.from_numpy(self._host(key, array))) for key, array in read],
-            [self._launches[id(piece)] for piece in run],
+            before,
+            copies_in,
+            launches,
             [(torch.from_numpy(self._host(key, array)), self._device(key, array)) for key, array in written],
             _staged((array, self._host(key, array)) for key, array in written),
         )
@@ -222,12 +309,27 @@ def _ns(begin: Any, end: Any) -> int:
     return int(begin.elapsed_time(end) * _NS_PER_MS)
 
 
-def _read(piece: Binding) -> list[tuple[_Key, Array]]:
-    return [(("read", position, array.ctypes.data), array) for position, array in enumerate(piece.inputs)]
+def _each(act: Callable[[torch.Tensor, list[torch.Tensor]], None], numbers: torch.Tensor, parts: list[_Part]) -> None:
+    for first, tensors in parts:
+        act(numbers[first : first + len(tensors[0])], tensors)
 
 
-def _written(piece: Binding) -> list[tuple[_Key, Array]]:
-    return [(("written", position, array.ctypes.data), array) for position, _, array in piece.outputs]
+def _read(piece: Binding, *, without_states: bool = False) -> list[tuple[_Key, Array]]:
+    states = {before for before, _ in piece.states} if without_states else set()
+    return [
+        (("read", position, array.ctypes.data), array)
+        for position, array in enumerate(piece.inputs)
+        if position not in states
+    ]
+
+
+def _written(piece: Binding, *, without_states: bool = False) -> list[tuple[_Key, Array]]:
+    states = {after for _, after in piece.states} if without_states else set()
+    return [
+        (("written", position, array.ctypes.data), array)
+        for index, (position, _, array) in enumerate(piece.outputs)
+        if index not in states
+    ]
 
 
 def _largest(pieces: Iterable[Binding]) -> dict[_Key, Array]:

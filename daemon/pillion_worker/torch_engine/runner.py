@@ -26,6 +26,8 @@ class Binding(NamedTuple):
     """What a run reads, in the order of the program."""
     outputs: list[tuple[int, str, Array]]
     """What it writes: the position among the program's outputs, the name, and the array."""
+    states: Sequence[tuple[int, int]] = ()
+    """For each recurrent state its index in `inputs`, and that of the next state in `outputs`."""
 
 
 class Runner(Protocol):

@@ -136,6 +136,14 @@ class SimulatedDevice:
 
         return lambda: self._enqueue(stream, copy, reads, writes)
 
+    def enqueuer(self, step: Callable[[], None], stream: SimulatedStream) -> Callable[[], None]:
+        def enqueue() -> None:
+            with _Accesses(self._buffers) as used:
+                step()
+            self._enqueue(stream, lambda: None, used.reads, used.writes)
+
+        return enqueue
+
     def launcher(self, step: Callable[[], None], stream: SimulatedStream) -> tuple[Callable[[], None], bool]:
         with _Accesses(self._buffers) as used:
             step()
@@ -202,7 +210,9 @@ class _Accesses(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has
         self.writes: list[Range] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for argument, value in zip(function._schema.arguments, args, strict=False):
+        named = {argument.name: argument for argument in function._schema.arguments}
+        given = [*zip(named.values(), args, strict=False), *((named[name], each) for name, each in (kwargs or {}).items())]
+        for argument, value in given:
             values = value if isinstance(value, (list, tuple)) else [value]
             for tensor in (each for each in values if isinstance(each, torch.Tensor)):
                 first, last = _range(tensor)

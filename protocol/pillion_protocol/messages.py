@@ -77,6 +77,8 @@ class ErrorCode(StrEnum):
     ENGINE_OUT = "engine_out"
     """The engine of this version failed again and again, and runs no more."""
     BAD_TEXT = "bad_text"
+    STATE_LOST = "state_lost"
+    """The recurrent state of a row was lost with the process that held it. Begin the row's episode anew."""
 
 
 class BatchClose(IntEnum):

@@ -210,6 +210,7 @@ def test_last_says_how_late_the_work_finished(fields: list[object], late_us: int
     [
         (ErrorCode.ENGINE_RESTARTING, pillion.EngineRestartingError),
         (ErrorCode.ENGINE_OUT, pillion.EngineOutError),
+        (ErrorCode.STATE_LOST, pillion.StateLostError),
         (ErrorCode.INTERNAL, pillion.RefusedError),
     ],
 )

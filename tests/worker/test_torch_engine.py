@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pillion_protocol import TensorSpec
+from pillion_artifacts.card.model_card import StateCard
+from pillion_protocol import Spec, TensorSpec
 from pillion_worker.arena import FAILED, OK
 from pilliond.engine.worker import WorkerState
 from tests.worker.support.policies import Policy
@@ -151,6 +152,57 @@ def test_states_travel_beside_the_outputs_and_parameters() -> None:
         for (_, after), expected in zip(engine.states, (hidden_next, cell_next), strict=True):
             np.testing.assert_allclose(after[:3], expected.numpy(), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(engine.outputs["logits"][:3], logits.numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Looking(torch.nn.Module):
+    """Attends to its last `LOOKS_BACK` observations: its states are their keys and values, and how many there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (torch.nn.Linear(3, 3) for _ in range(3))
+
+    def forward(
+        self, observation: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, count: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        places = torch.arange(LOOKS_BACK)
+        is_here = (places == (count % LOOKS_BACK)[:, None])[..., None]
+        keys = torch.where(is_here, self.key(observation)[:, None], keys)
+        values = torch.where(is_here, self.value(observation)[:, None], values)
+        scores = (keys * self.query(observation)[:, None]).sum(dim=2)
+        scores = torch.where(places <= count[:, None], scores, -torch.inf)
+        return (scores.softmax(dim=1)[..., None] * values).sum(dim=1), keys, values, count + 1
+
+
+LOOKS_BACK = 4
+
+
+def test_a_cache_of_keys_and_values_with_a_bound_is_a_state_like_any_other() -> None:
+    module = seeded(Looking)
+    states = [
+        StateCard("keys", "keys_next", "float32", [LOOKS_BACK, 3]),
+        StateCard("values", "values_next", "float32", [LOOKS_BACK, 3]),
+        StateCard("count", "count_next", "int64", []),
+    ]
+    example = [
+        torch.zeros(2, 3),
+        *(torch.zeros(2, *state.shape, dtype=getattr(torch, state.dtype)) for state in states),
+    ]
+    spec = Spec([TensorSpec("observation", "float32", [3])], [TensorSpec("action", "float32", [3])])
+    with TorchHost(Policy(export(module, *example), spec, [], states)) as host:
+        host.start()
+        kept = [state[:2] for state in example[1:]]
+        number = np.zeros(2, np.int64)
+        for _ in range(3 * LOOKS_BACK):
+            observation = random_rows(2, 3)
+            with torch.inference_mode():
+                action, *kept = module(torch.from_numpy(observation), *kept)
+            memory = host.engine.free[0]
+            ((reads, writes),) = memory.states
+            reads[:2] = number
+            actual = np.reshape(host.run(observation), (2, 3))
+            np.testing.assert_allclose(actual, action.numpy(), rtol=1e-5, atol=1e-6)
+            number = host.written[-1][:2]
+            assert not writes.any()
 
 
 def by_name(how: str) -> Policy:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PillionError,
         RefusedError,
         RequestTimeoutError,
+        StateLostError,
         UnavailableError,
     )
     from pillion.outcome import Outcome, Timings
@@ -46,6 +47,7 @@ __all__ = [
     "RefusedError",
     "RequestTimeoutError",
     "Session",
+    "StateLostError",
     "Timings",
     "UnavailableError",
     "aio",
@@ -65,6 +67,7 @@ _MODULES = {
     "RefusedError": "errors",
     "RequestTimeoutError": "errors",
     "Session": "session",
+    "StateLostError": "errors",
     "Timings": "outcome",
     "UnavailableError": "errors",
     "connect": "session",

@@ -4,6 +4,7 @@ PillionError
 ├── InvalidObservationError (ValueError)     the caller's input does not fit the session's spec; nothing was sent
 ├── RefusedError                             the daemon answered with a typed error; see `code`
 │   ├── EngineRestartingError                the engine of this version is being started again; send the act again
+│   ├── StateLostError                       the recurrent state of an episode was lost; begin it anew
 │   └── EngineOutError                       the engine of this version keeps failing; begin a new episode
 ├── EpisodeLostError                         the daemon's session of this episode is gone; begin a new episode
 └── UnavailableError (ConnectionError)       no daemon responds
@@ -60,9 +61,18 @@ class EngineOutError(RefusedError):
     """
 
 
+class StateLostError(RefusedError):
+    """The recurrent state of this episode was lost with the process of the device that held it.
+
+    The policy would go on as if the episode began now, so the act was not run. Begin a new episode; in a group, mark the rows
+    that `actual` names in `episode_start`.
+    """
+
+
 _BY_CODE: Final[dict[str, type[RefusedError]]] = {
     ErrorCode.ENGINE_RESTARTING: EngineRestartingError,
     ErrorCode.ENGINE_OUT: EngineOutError,
+    ErrorCode.STATE_LOST: StateLostError,
 }
 
 

@@ -195,7 +195,7 @@ class Episode(EpisodeBase):
         it, `last.late_us` says by how much. `traceparent` is a W3C trace context.
 
         Raises `InvalidObservationError`, `RefusedError` (`non_finite`, `out_of_bounds`, `bad_text`, …),
-        `EngineRestartingError`, `EngineOutError`, `EpisodeLostError`, `RequestTimeoutError`.
+        `EngineRestartingError`, `EngineOutError`, `StateLostError`, `EpisodeLostError`, `RequestTimeoutError`.
         """
         sequence, frames = self._request(observation, deterministic, budget_us, None, None, traceparent)
         sent_ns = time.monotonic_ns()

@@ -183,6 +183,13 @@ class EpisodeGroup:
         for kept, owner, (_, after) in zip(self.states, self.state_owners, memory.states, strict=True):
             owner.keep_states(kept, after[begin:end])
 
+    def rows_without_state(self) -> list[int]:
+        """The rows whose recurrent state was lost, and that do not begin with the waiting act."""
+        lost = np.zeros(self.rows, bool)
+        for kept, owner in zip(self.states, self.state_owners, strict=True):
+            lost |= owner.are_lost(kept)
+        return [row for row in np.flatnonzero(lost).tolist() if row not in self.starting]
+
     def drop_states(self) -> None:
         """Lets go of its recurrent state: it has ended, and no act of it waits."""
         for kept, owner in zip(self.states, self.state_owners, strict=True):

@@ -132,6 +132,16 @@ def too_many_groups(episodes_max: int) -> RemoteProtocolError:
     )
 
 
+def state_lost(rows: list[int]) -> RemoteProtocolError:
+    """The recurrent state of these rows went with the worker whose device held it."""
+    return RemoteProtocolError(
+        ErrorCode.STATE_LOST,
+        "the recurrent state was lost with the process of the device that held it",
+        "an act that begins these rows anew",
+        f"rows {', '.join(map(str, rows))} in the middle of an episode",
+    )
+
+
 def no_state_memory(states_mb_max: int, state_bytes: int) -> RemoteProtocolError:
     """The recurrent state of another episode group does not fit into its budget."""
     return RemoteProtocolError(

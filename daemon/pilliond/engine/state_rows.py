@@ -13,13 +13,22 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pillion_worker.state_table import START, Numbers, StateLayout
 from pillion_worker.tensors import State
 
 _TABLE_BYTES: Final = 2**46
 """Room for rows. The kernel gives memory only to those that were written."""
+_GENERATION_BITS: Final = 32
+"""Above these bits a number says how often the states were lost before it was given out."""
+_ROW_MASK: Final = (1 << _GENERATION_BITS) - 1
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def row_numbers(numbers: Numbers) -> Numbers:
+    """These as the worker knows them: it has a table of its own for each generation."""
+    return numbers & _ROW_MASK
 
 
 class StateRows:
@@ -40,17 +49,19 @@ class StateRows:
         self._free: list[int] = []
         self._next = START + 1
         self._withheld: list[int] = []
+        self._generation = 0
 
     @property
     def used(self) -> int:
         """How many numbers are taken, or withheld."""
-        return self._next - START - 1 - len(self._free)
+        return (self._next & _ROW_MASK) - START - 1 - len(self._free)
 
     def take(self, count: int) -> Numbers:
         """Returns numbers of rows that nobody uses, shape [count]. Those that were given back last come first."""
         free = self._free
         reused = min(count, len(free))
         first, self._next = self._next, self._next + count - reused
+        assert self._next & _ROW_MASK, "more rows than numbers"
         numbers = np.empty(count, np.int64)
         numbers[reused:] = np.arange(first, self._next)
         if reused:
@@ -59,17 +70,37 @@ class StateRows:
         return numbers
 
     def give(self, numbers: Numbers) -> None:
-        """Takes these back, but for `START`."""
-        self._free.extend(number for number in numbers.tolist() if number != START)
+        """Takes these back, but for `START` and those whose states were lost."""
+        self._free.extend(self._valid(numbers))
 
     def withhold(self, numbers: Numbers) -> None:
         """Takes these back, but gives them to nobody before `release_withheld`: a lost worker may still write there."""
-        self._withheld.extend(number for number in numbers.tolist() if number != START)
+        self._withheld.extend(self._valid(numbers))
 
     def release_withheld(self) -> None:
         """Gives out again what was withheld: the worker that could write there is dead."""
         self._free.extend(self._withheld)
         self._withheld.clear()
+
+    def lose_all(self) -> None:
+        """Notes that every state was lost, with the worker whose device held them."""
+        self._generation += 1
+        self._next = (self._generation << _GENERATION_BITS) + START + 1
+        self._free.clear()
+        self._withheld.clear()
+
+    def are_lost(self, numbers: Numbers) -> NDArray[np.bool_]:
+        """Which of these stand for states that were lost."""
+        return (numbers != START) & (numbers >> _GENERATION_BITS != self._generation)
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether states were lost since the version was loaded."""
+        return self._generation > 0
+
+    def _valid(self, numbers: Numbers) -> list[int]:
+        generation = self._generation
+        return [number for number in numbers.tolist() if number != START and number >> _GENERATION_BITS == generation]
 
     def close(self) -> None:
         """Closes the table. Safe to repeat."""

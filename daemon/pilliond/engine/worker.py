@@ -44,7 +44,7 @@ from pilliond.engine.device_times import read_device_times
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import load_request
 from pilliond.engine.service_time import ServiceTimes
-from pilliond.engine.state_rows import StateRows
+from pilliond.engine.state_rows import StateRows, row_numbers
 from pilliond.engine.worker_arena import OwnArena
 from pilliond.engine.worker_messages import (
     LOADED,
@@ -326,8 +326,8 @@ class WorkerEngine:
             to_read[0] = IN_ARENA
             return
         writes[:rows] = self.state_rows.take(rows)
-        to_read[:rows] = reads[:rows]
-        to_write[:rows] = writes[:rows]
+        to_read[:rows] = row_numbers(reads[:rows])
+        to_write[:rows] = row_numbers(writes[:rows])
 
     def _give_back(self, memory: BatchMemory) -> None:
         """Gives back the rows of the table that a batch wrote and nobody took over."""
@@ -513,6 +513,8 @@ class WorkerEngine:
         self.cause = cause
         self.free.clear()
         self._disconnect()
+        if self.state_rows is not None and self._description.get("states") == "device":
+            self.state_rows.lose_all()
         self.on_lost(self, reason)
 
     def _disconnect(self) -> None:

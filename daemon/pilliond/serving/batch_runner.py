@@ -8,6 +8,7 @@ import numpy as np
 
 from pillion_protocol import Action, BatchClose, ErrorCode, RemoteProtocolError, TensorSpec, encode
 from pillion_protocol.action_steps import NO_DEVICE_TIMES, ActionStep, DeviceTimes
+from pilliond.core import rejections
 from pilliond.core.action_steps import ExplicitActionStep, late_reply
 from pilliond.core.episodes import EpisodeGroup
 from pilliond.core.running import Running
@@ -67,6 +68,11 @@ class BatchRunner:
     def run(self, groups: list[EpisodeGroup], rows: int, close: BatchClose, replies: list[Reply]) -> None:
         """Runs the acts of a batch whose rows are sound. Appends a reply for every act to `replies`, now or in `complete`."""
         version = groups[0].version
+        if version.states and version.has_lost_states:
+            groups = self._without_lost(groups, replies)
+            if not groups:
+                return
+            rows = sum(group.rows for group in groups)
         engine = version.engine
         memory = engine.free[-1]
         _gather(groups, memory.views)
@@ -331,6 +337,17 @@ class BatchRunner:
         group.answered(late, written)
         replies.append(late)
         self._page.outcome("fallback", group.version.metrics_index)
+
+    def _without_lost(self, groups: list[EpisodeGroup], replies: list[Reply]) -> list[EpisodeGroup]:
+        """Answers the acts of rows whose recurrent state was lost with an error. Returns the others."""
+        whole = []
+        for group in groups:
+            lost = group.rows_without_state()
+            if lost:
+                self._sessions.answer_error(group, rejections.state_lost(lost), replies)
+            else:
+                whole.append(group)
+        return whole
 
     def _without_poisoned(
         self, groups: list[EpisodeGroup], memory: BatchMemory, replies: list[Reply]

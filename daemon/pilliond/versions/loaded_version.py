@@ -143,6 +143,16 @@ class Version:
             kept[:] = made
             made[:] = START
 
+    @property
+    def has_lost_states(self) -> bool:
+        """Whether episodes that began on it may have lost their states."""
+        return self.engine.state_rows is not None and self.engine.state_rows.has_lost
+
+    def are_lost(self, kept: Array) -> NDArray[np.bool_]:
+        """Which rows of a state that a group keeps were lost; shape [rows]."""
+        rows = self.engine.state_rows
+        return np.zeros(len(kept), bool) if rows is None else rows.are_lost(kept)
+
     def drop_states(self, kept: Array) -> None:
         """Lets rows of a state that a group keeps begin anew."""
         if self.engine.state_rows is not None:

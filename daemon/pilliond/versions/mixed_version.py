@@ -183,6 +183,11 @@ class MixedVersion(Version):
         return [part.version for part in self.parts for _ in part.version.states]
 
     @property
+    def has_lost_states(self) -> bool:
+        """As `Version.has_lost_states`, of any part."""
+        return any(part.version.has_lost_states for part in self.parts)
+
+    @property
     def named(self) -> list[Lease]:
         """The lease of each part; `row_leases` indexes this list."""
         return [part.version.lease for part in self.parts]

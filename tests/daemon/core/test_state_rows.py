@@ -286,6 +286,41 @@ def test_a_worker_that_is_replaced_leaves_the_states_as_they_were(hosts: list[Ho
     assert host.engine.state_rows.used == 0
 
 
+def test_an_act_whose_state_was_lost_with_a_device_is_refused_until_its_rows_begin_anew(hosts: list[Host]) -> None:
+    (host, *_) = hosts
+    plane = TablePlane(hosts)
+    welcome = plane.open()
+    begun, other = plane.begin(welcome, 1, ROWS), plane.begin(welcome, 2, 1)
+
+    def sent(group: Begun, sequence: int, starts: bytes = b"") -> list[Any]:
+        rows = ROWS if group is begun else 1
+        plane.deliver(b"peer", act(group, sequence, rows, episode_start=starts), observation(rows))
+        plane.run()
+        return [
+            np.frombuffer(message[2], np.float32).tolist() if len(message) > 2 else decode(bytes(message[1]))
+            for message in plane.answer()
+        ]
+
+    assert sent(begun, 3) == [[4.0] * ROWS]
+    assert sent(begun, 4) == [[8.0] * ROWS]
+    host.engine._description["states"] = "device"
+    host.process.kill()
+    host.pump(lambda: not host.engine.is_ready)
+    host.start()
+    (refused,) = sent(begun, 5)
+    assert (refused.code, refused.actual) == ("state_lost", "rows 0, 1, 2 in the middle of an episode")
+    assert sent(other, 6) == [[4.0]]
+    (refused,) = sent(begun, 7, b"\0\1\0")
+    assert (refused.code, refused.actual) == ("state_lost", "rows 0, 2 in the middle of an episode")
+    assert sent(begun, 8, b"\1\0\1") == [[4.0] * ROWS]
+    assert sent(begun, 9) == [[8.0] * ROWS]
+    assert sent(other, 10) == [[8.0]]
+    for group, sequence in ((begun, 11), (other, 12)):
+        plane.ask(b"peer", End(group.session, group.epoch, sequence, group.episode))
+    assert host.engine.state_rows is not None
+    assert host.engine.state_rows.used == 0
+
+
 @pytest.fixture
 def rows() -> Iterator[StateRows]:
     made = StateRows([])

@@ -70,12 +70,15 @@ class Host:
         self.engine.on_lost = lambda engine, reason: self.losses.append(reason)
         self.engine.on_ready = lambda engine: self.readies.append(engine.state)
         self.answers: list[Answer] = []
+        self.written: list[Array] = []
+        """For each answer of a recurrent policy, the numbers of the state rows that it wrote."""
         self.losses: list[str] = []
         self.readies: list[WorkerState] = []
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def _complete(self, engine: WorkerEngine, memory: BatchMemory, *answer: Any) -> None:
         self.answers.append(Answer(memory, *answer))
+        self.written += [memory.states[0][1].copy()] if engine.state_rows is not None else []
         engine.release(memory)
 
     def __enter__(self) -> Self:

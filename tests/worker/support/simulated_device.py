@@ -211,7 +211,10 @@ class _Accesses(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = {argument.name: argument for argument in function._schema.arguments}
-        given = [*zip(named.values(), args, strict=False), *((named[name], each) for name, each in (kwargs or {}).items())]
+        given = [
+            *zip(named.values(), args, strict=False),
+            *((named[name], each) for name, each in (kwargs or {}).items()),
+        ]
         for argument, value in given:
             values = value if isinstance(value, (list, tuple)) else [value]
             for tensor in (each for each in values if isinstance(each, torch.Tensor)):

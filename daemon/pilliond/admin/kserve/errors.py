@@ -32,6 +32,7 @@ STATUSES: Final = {
     ErrorCode.SESSION_UNKNOWN: HTTPStatus.GONE,
     ErrorCode.EPOCH_STALE: HTTPStatus.GONE,
     ErrorCode.EPISODE_UNKNOWN: HTTPStatus.GONE,
+    ErrorCode.STATE_LOST: HTTPStatus.GONE,
     # Temporary.
     ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -549,6 +549,7 @@ class Sessions:
         policy.episodes_live -= 1
         policy.state_bytes -= group.state_bytes
         policy.share.lock_step_live -= group.session.lock_step
+        policy.share.forget_answered(group)
         # An act that still waits is in the scheduler: it runs, and is answered.
 
     def _revoke_slots(self, group: EpisodeGroup) -> None:

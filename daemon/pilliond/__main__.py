@@ -59,10 +59,7 @@ def command(
 
     Settings come from the defaults, then --config, then variables PILLION_SECTION__KEY, then these options.
     """
-    # Imported here, so that --help and a usage error are quick.
-    import uvloop
-
-    from pilliond.control import serve
+    # Imported here and below, so that --help, a usage error and refused settings are quick.
     from pilliond.settings.schema import load_settings
 
     several = len(policy) > 1
@@ -76,7 +73,13 @@ def command(
         section: {key: value for key, value in keys.items() if value is not None} for section, keys in flags.items()
     }
     given["policies"] = [{"policy": name} for name in policy] if several else []
-    uvloop.run(serve(load_settings(config, os.environ, given)))
+    settings = load_settings(config, os.environ, given)
+
+    import uvloop
+
+    from pilliond.control import serve
+
+    uvloop.run(serve(settings))
 
 
 def main() -> int:

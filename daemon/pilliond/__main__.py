@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -75,10 +76,14 @@ def command(
     given["policies"] = [{"policy": name} for name in policy] if several else []
     settings = load_settings(config, os.environ, given)
 
+    # What is imported stays. Looking through it for garbage would take a tenth of the start, and a pause now and then.
+    gc.disable()
     import uvloop
 
     from pilliond.control import serve
 
+    gc.freeze()
+    gc.enable()
     uvloop.run(serve(settings))
 
 

@@ -8,7 +8,7 @@ PIP_LOCKED := -m pip install --quiet --progress-bar on --require-hashes --no-dep
 PIP_PROJECT := -m pip install --quiet --no-deps --no-build-isolation --editable .
 
 # tools/fast_tests.py says which tests are fast. In memory, where there is such a folder: an fsync on a disk waits.
-FAST := -p tools.fast_tests -p no:schemathesis -m fast
+FAST := -p tools.fast_tests -m fast
 FAST_TMPDIR := $(if $(wildcard /dev/shm/.),TMPDIR=/dev/shm)
 
 .PHONY: help setup demo test test-fast test-newest test-oldest coverage check format hooks lock bench hunt \

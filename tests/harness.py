@@ -171,7 +171,8 @@ class Daemon:
         """Returns the log records of that name, oldest first."""
         records = []
         for line in self.stderr.splitlines(keepends=True):
-            if line.startswith("{") and line.endswith("\n"):
+            # Most lines are others: to parse each of them again and again would keep the daemon waiting.
+            if line.startswith("{") and line.endswith("\n") and json.dumps(name) in line:
                 record = json.loads(line)
                 if record.get("event") == name:
                     records.append(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,6 @@ _KEPT = {
     "PATH",
     "LD_LIBRARY_PATH",
     "PYTHONPATH",
-    "PYTHONDONTWRITEBYTECODE",
     "PYTHONPYCACHEPREFIX",
     "PILLION_REQUIRE_SYSTEM_PACKAGES",
     "PILLION_SHARED_POLICIES",
@@ -29,6 +29,8 @@ def isolate() -> tempfile.TemporaryDirectory[str]:
     for name in set(os.environ) - _KEPT:
         if not name.startswith(_KEPT_PREFIXES):
             del os.environ[name]
+    # The suite starts some thousand Python processes: each would compile the daemon anew.
+    sys.dont_write_bytecode = False
     tempfile.tempdir = None  # so that TMPDIR is forgotten
     own = tempfile.TemporaryDirectory(prefix="pillion-tests-")
     for name, folder in (("HOME", "home"), ("XDG_RUNTIME_DIR", "run")):

@@ -28,12 +28,13 @@ HOSTILE = {
     "COLUMNS": "20",
     "LC_ALL": "C",
     "NOTIFY_SOCKET": "/nonexistent/notify",
+    "PYTHONDONTWRITEBYTECODE": "1",
 }
 SHOW = """
-import json, os, tempfile
+import json, os, sys, tempfile
 from tests.isolation import isolate
 with isolate():
-    print(json.dumps([dict(os.environ), os.listdir(os.environ["HOME"]), tempfile.gettempdir()]))
+    print(json.dumps([dict(os.environ), os.listdir(os.environ["HOME"]), tempfile.gettempdir(), sys.dont_write_bytecode]))
 """
 
 
@@ -42,10 +43,11 @@ def test_no_variable_of_the_host_reaches_a_test() -> None:
         [sys.executable, "-c", SHOW], env={**os.environ, **HOSTILE}, cwd=ROOT, capture_output=True, text=True,
         timeout=START_S_MAX, check=True,
     )  # fmt: skip
-    seen, at_home, temporary = json.loads(result.stdout)
+    seen, at_home, temporary, is_compiled_anew = json.loads(result.stdout)
     assert not HOSTILE.items() & seen.items()
     assert set(HOSTILE) & set(seen) == {"HOME", "XDG_RUNTIME_DIR"}
     assert at_home == []
+    assert not is_compiled_anew
     assert temporary != HOSTILE["TMPDIR"]
     assert not Path(seen["HOME"]).exists()
 

@@ -81,6 +81,12 @@ def is_cut_off(process: psutil.Process) -> bool:
         return False
 
 
+def exit_code(process: psutil.Process) -> int:
+    """The exit code of a process that has ended, and that nobody has waited for yet."""
+    status = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[-1])
+    return os.waitstatus_to_exitcode(status)
+
+
 def test_a_policy_of_another_environment_answers(python: str) -> None:
     weights = mlp_weights()
     spec = Spec([TensorSpec("observation", "float32", [8])], [TensorSpec("action", "float32", [4])])
@@ -214,6 +220,28 @@ def test_a_process_that_a_policy_forks_has_no_say_and_ends_with_the_worker(
         assert not any(child.is_running() for child in children)
         host.start()
         assert host.run([3.0]) == [6.0]
+
+
+@pytest.mark.usefixtures("orphans")
+@pytest.mark.parametrize("at_load", [True, False], ids=["at load", "in a run"])
+def test_a_forked_process_that_comes_back_from_a_call_ends_there_and_writes_nothing(python: str, at_load: bool) -> None:
+    fault = "fork_and_come_back_late"
+    with PythonHost(python, fault if at_load else "") as host:
+        host.start()
+        if not at_load:
+            host.trigger(fault)
+        (child,) = psutil.Process(host.process.pid).children()
+        wait_until(lambda: child.status() == psutil.STATUS_STOPPED)
+        memories: list[Any] = []
+        while len(memories) < len(host.engine.memories):
+            assert host.run([3.0]) == [6.0]
+            memories.append(host.answers[-1].memory)
+        assert set(map(id, memories)) == set(map(id, host.engine.memories))
+        child.resume()
+        wait_until(lambda: child.status() == psutil.STATUS_ZOMBIE)
+        assert exit_code(child) == os.EX_SOFTWARE
+        assert [memory.outputs["action"][0, 0] for memory in memories] == [6.0] * len(memories)
+        assert not host.losses
 
 
 def test_a_policy_that_leaks_fails_its_batches_at_the_bound_of_its_address_space(python: str) -> None:

@@ -163,12 +163,14 @@ class PythonEngine:
             try:
                 # A policy may change its own dict.
                 returned = policy(dict(given))
-                for name, target, dtype, shape in due:
-                    # Checked before it is copied: numpy would cast the one and repeat the other.
-                    target[...] = _checked(returned, name, dtype, shape)
+                # Checked before it is copied: numpy would cast the one and repeat the other.
+                arrays = [_checked(returned, name, dtype, shape) for name, _, dtype, shape in due]
+                # Before anything is written: by now the memory may hold another batch of the worker.
+                self._end_forked()
+                for (_, target, _, _), array in zip(due, arrays):
+                    target[...] = array
             except BaseException as error:  # noqa: BLE001 - only this batch fails
                 self._fail("its policy", error)
-            self._end_forked()
 
         return run
 

@@ -29,6 +29,7 @@ class PolicyShare:
     """What the scheduler knows of one policy: its bounds, what waits, and how much of the loop it has used."""
 
     __slots__ = (
+        "lock_step_answered",
         "lock_step_live",
         "lock_step_running",
         "lock_step_waiting",
@@ -48,9 +49,31 @@ class PolicyShare:
         """Episode groups of lock-step sessions: a batch need not wait for more once each of them has acted."""
         self.lock_step_waiting = 0
         self.lock_step_running = 0
-        """Those whose act runs on an engine outside the loop."""
+        """Those whose act runs on an engine outside the loop, and those in `lock_step_answered`."""
+        self.lock_step_answered: set[EpisodeGroup] = set()
+        """Those that have acted since the last batch, and were answered without one."""
         self.used_ns = 0
         """The loop's time that its inline engines have used. Only differences between policies that wait matter."""
+
+    def note_answered(self, group: EpisodeGroup) -> None:
+        """Notes that a lock-step group has acted and was answered without a batch: until the next one, none waits for it."""
+        if group not in self.lock_step_answered:
+            self.lock_step_answered.add(group)
+            self.lock_step_running += 1
+        if not self.rows_waiting and self.lock_step_running >= self.lock_step_live:
+            # All have acted, and there is nothing to run: from now on they may act again.
+            self.forget_all_answered()
+
+    def forget_answered(self, group: EpisodeGroup) -> None:
+        """Forgets that a group was answered: it acts again, or has ended."""
+        if group in self.lock_step_answered:
+            self.lock_step_answered.remove(group)
+            self.lock_step_running -= 1
+
+    def forget_all_answered(self) -> None:
+        """Begins anew: whoever is to be waited for must act again."""
+        self.lock_step_running -= len(self.lock_step_answered)
+        self.lock_step_answered.clear()
 
 
 class EngineQueue:
@@ -148,6 +171,8 @@ class Scheduler:
                 queue.lock_step += 1
                 share.lock_step_waiting += 1
             queue.waiting.append(group)
+        if share.lock_step_answered:
+            share.forget_answered(group)
         if share.wait_ns_max:
             queue.wait_until_ns = min(queue.wait_until_ns, self._wait_until_ns(queue, group, now_ns))
         if group.deadline_ns != NEVER_NS:
@@ -279,6 +304,12 @@ class Scheduler:
 
     # What runs
 
+    def answered(self, group: EpisodeGroup) -> None:
+        """Notes that an act was answered without a batch: no batch of its policy waits for it."""
+        if group.session.lock_step:
+            group.session.share.note_answered(group)
+            self._is_settled = False
+
     def submitted(self, groups: Iterable[EpisodeGroup], version: Version, rows: int, now_ns: int) -> None:
         """Notes that acts run on an engine outside the loop since `now_ns`."""
         queue = self._queues.get(version)
@@ -363,6 +394,8 @@ class Scheduler:
         return BatchClose.WAIT_ELAPSED if now_ns >= self._close_by_ns(queue) else None
 
     def _form(self, queue: EngineQueue, now_ns: int, close: BatchClose) -> Batch:
+        if queue.share.lock_step_answered:
+            queue.share.forget_all_answered()
         if not queue.again and now_ns < queue.deadline_ns and queue.rows <= queue.share.rows_max:
             return self._form_of_all(queue, close)
         groups, expired = self._pop_again(queue, now_ns) if queue.again else self._pop_waiting(queue, now_ns)

@@ -554,6 +554,7 @@ class Sessions:
             self._ended.append(group)
             self._drop_states()
         policy.share.lock_step_live -= group.session.lock_step
+        policy.share.forget_answered(group)
         # An act that still waits is in the scheduler: it runs, and is answered.
 
     def _drop_states(self) -> None:

@@ -250,7 +250,7 @@ def make_sessions(
 
 def connect_cache(loop: ServingLoop, sessions: CachingSessions) -> Callable[[Tap | None], None]:
     """Lets the loop send what the caches answer, and fill them; returns the function that sets the tap of a shadow."""
-    sessions.send_replies = loop.send_replies
+    sessions.send_cached = loop.send_cached
     filler = CacheFiller(sessions)
     loop.set_tap(filler)
     return filler.set_shadow

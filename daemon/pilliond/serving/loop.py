@@ -177,8 +177,9 @@ class ServingLoop:
         """Copies every answered batch to `tap` from now on; None: to nothing."""
         self._tap = self._runner.tap = tap
 
-    def send_replies(self) -> None:
-        """Sends the replies that wait, for whoever must not let them wait."""
+    def send_cached(self, group: EpisodeGroup) -> None:
+        """Sends the reply of an act that the result cache answered, and lets no other act wait for it."""
+        self._scheduler.answered(group)
         self._send_replies()
 
     # Engines outside the loop

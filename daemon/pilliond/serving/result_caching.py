@@ -44,8 +44,8 @@ class CachingSessions(Sessions):
     ) -> None:
         super().__init__(epoch, policies, sessions_max, page)
         self._clock = clock
-        self.send_replies: Callable[[], None] = _nothing
-        """Sends the replies that wait. The next act of a group writes over its reply, and may be read at once."""
+        self.send_cached: Callable[[EpisodeGroup], None] = _nothing
+        """Sends the reply of a group, whose act was found. Its next act writes over it, and may be read at once."""
         self.unanswered: dict[EpisodeGroup, bytes] = {}
         """The observations of the acts that were looked up and not found, until they are answered or `sweep_cache`."""
 
@@ -73,7 +73,7 @@ class CachingSessions(Sessions):
         cells[its.cache_hits] += 1
         # The outcome "ok". Other acts are counted with their batch.
         cells[its.requests] += 1
-        self.send_replies()
+        self.send_cached(group)
         return None
 
     def _answer(self, group: EpisodeGroup, outputs: bytes, admitted_ns: int, replies: list[Reply]) -> bool:
@@ -161,7 +161,7 @@ class CacheFiller:
         """Has nothing to release: the shadow's tap belongs to whoever set it."""
 
 
-def _nothing() -> None:
+def _nothing(group: EpisodeGroup) -> None:
     """Stands in for the loop's function until that is known."""
 
 

@@ -23,28 +23,44 @@ PATH = f"/v1/policies/{POLICY}"
 OBSERVATION = np.linspace(-1, 1, 25, dtype=np.float32).reshape(5, 5)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
+def _publish(root: Path) -> Store:
     """Versions 1.0.0 and 1.1.0; `stable` is the first."""
     for number in range(2):
-        publish_variant(tmp_path / "store", f"1.{number}.0", number * 100.0)
-    store = Store(tmp_path / "store")
+        publish_variant(root, f"1.{number}.0", number * 100.0)
+    store = Store(root)
     move_alias(store, POLICY, "stable", "1.0.0", expected="", by="a test", reason="the first")
     return store
 
 
 @pytest.fixture
-def daemon(store: Store, start_daemon: StartDaemon, short_path: Path) -> Daemon:
+def store(tmp_path: Path) -> Store:
+    """A store for one test."""
+    return _publish(tmp_path / "store")
+
+
+def _serving(store: Store, start: StartDaemon, short_path: Path) -> Daemon:
     """Serves `stable` on both carriers."""
     listen = [f"lane://{short_path / f'looks-{os.urandom(4).hex()}.sock'}", f"ipc://{short_path}/{os.urandom(4).hex()}"]
-    return start_daemon(policy=f"{POLICY}@stable", store=store.root, listen=listen)
+    return start(policy=f"{POLICY}@stable", store=store.root, listen=listen)
+
+
+@pytest.fixture
+def daemon(store: Store, start_daemon: StartDaemon, short_path: Path) -> Daemon:
+    """A daemon for one test."""
+    return _serving(store, start_daemon, short_path)
+
+
+@pytest.fixture(scope="module")
+def session_daemon(tmp_path_factory: pytest.TempPathFactory, module_daemon: StartDaemon, short_path: Path) -> Daemon:
+    """A daemon of which tests see their own sessions, and nothing else."""
+    return _serving(_publish(tmp_path_factory.mktemp("sessions") / "store"), module_daemon, short_path)
 
 
 # Sessions
 
 
-def test_every_session_is_listed_with_its_groups_rows_and_acts(daemon: Daemon) -> None:
-    lane, zmq = daemon.addresses
+def test_every_session_is_listed_with_its_groups_rows_and_acts(session_daemon: Daemon) -> None:
+    lane, zmq = session_daemon.addresses
     with (
         pillion.connect(lane, lock_step=True) as first,
         pillion.connect(zmq, fallback="zeros", lock_step=False) as second,
@@ -54,7 +70,7 @@ def test_every_session_is_listed_with_its_groups_rows_and_acts(daemon: Daemon) -
             group.act(np.stack([OBSERVATION] * 3))
         with second.begin() as ended:
             ended.act(OBSERVATION)
-        reply = json_of(daemon, "sessions")
+        reply = json_of(session_daemon, "sessions")
         mine, other = reply["sessions"]
         assert reply["next"] is None
         assert (mine["carrier"], mine["version"], mine["lock_step"], mine["fallback"]) == (
@@ -68,34 +84,34 @@ def test_every_session_is_listed_with_its_groups_rows_and_acts(daemon: Daemon) -
         assert (other["groups"], other["rows"], other["acts"]) == (0, 0, 1)
         assert mine["id"] < other["id"]
         assert all(session["idle_s"] >= 0 and not session["is_evaluation"] for session in reply["sessions"])
-        table = pillion_command(daemon, "sessions").stdout
+        table = pillion_command(session_daemon, "sessions").stdout
         assert re.search(rf"^\d+ +lane +{POLICY} +1\.0\.0 +1 +3 +4 +yes +error", table, re.MULTILINE)
-    assert json_of(daemon, "sessions")["sessions"] == []
+    assert json_of(session_daemon, "sessions")["sessions"] == []
 
 
-def test_the_list_of_sessions_never_shows_the_session_number_of_the_wire(daemon: Daemon) -> None:
-    with pillion.connect(daemon.address) as session:
+def test_the_list_of_sessions_never_shows_the_session_number_of_the_wire(session_daemon: Daemon) -> None:
+    with pillion.connect(session_daemon.address) as session:
         secret = session._conversation.session
         assert secret > 1_000_000
-        assert str(secret) not in daemon.get("/v1/sessions")[1]
+        assert str(secret) not in session_daemon.get("/v1/sessions")[1]
 
 
-def test_many_sessions_are_listed_page_by_page_and_none_is_left_out(daemon: Daemon) -> None:
+def test_many_sessions_are_listed_page_by_page_and_none_is_left_out(session_daemon: Daemon) -> None:
     with ExitStack() as stack:
-        sessions = [stack.enter_context(pillion.connect(daemon.address)) for _ in range(300)]
+        sessions = [stack.enter_context(pillion.connect(session_daemon.address)) for _ in range(300)]
         sessions[7].begin()
-        whole = daemon.ask("GET", "/v1/sessions?limit=1000")[1]
+        whole = session_daemon.ask("GET", "/v1/sessions?limit=1000")[1]
         assert (len(whole["sessions"]), whole["next"]) == (300, None)
         paged, after = [], 0
         while after is not None:
-            page = daemon.ask("GET", f"/v1/sessions?limit=70&after={after}")[1]
+            page = session_daemon.ask("GET", f"/v1/sessions?limit=70&after={after}")[1]
             assert len(page["sessions"]) <= 70
             paged += page["sessions"]
             after = page["next"]
         numbers = [session["id"] for session in paged]
         assert numbers == sorted(set(numbers)) == [session["id"] for session in whole["sessions"]]
         assert [session["groups"] for session in paged].count(1) == 1
-        result = pillion_command(daemon, "sessions", "--limit", "20")
+        result = pillion_command(session_daemon, "sessions", "--limit", "20")
         assert result.stdout.splitlines()[-1] == f"there are more: --after {numbers[19]}"
 
 

@@ -39,13 +39,24 @@ def json_of(daemon: Daemon, *words: str) -> dict[str, Any]:
     return reply
 
 
-@pytest.fixture
-def daemon(tmp_path: Path, start_daemon: StartDaemon) -> Daemon:
+def _serving(root: Path, start: StartDaemon) -> Daemon:
     """Serves `stable`, which is the first of two versions."""
     for number in range(2):
-        publish_variant(tmp_path / "store", f"1.{number}.0", number * 100.0)
-    move_alias(Store(tmp_path / "store"), POLICY, "stable", "1.0.0", expected="")
-    return start_daemon(policy=f"{POLICY}@stable", store=tmp_path / "store")
+        publish_variant(root, f"1.{number}.0", number * 100.0)
+    move_alias(Store(root), POLICY, "stable", "1.0.0", expected="")
+    return start(policy=f"{POLICY}@stable", store=root)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, start_daemon: StartDaemon) -> Daemon:
+    """A daemon for one test."""
+    return _serving(tmp_path / "store", start_daemon)
+
+
+@pytest.fixture(scope="module")
+def unchanged_daemon(tmp_path_factory: pytest.TempPathFactory, module_daemon: StartDaemon) -> Daemon:
+    """A daemon that is asked only for what cannot be done."""
+    return _serving(tmp_path_factory.mktemp("unchanged") / "store", module_daemon)
 
 
 def test_an_operator_switches_inspects_and_rolls_back(daemon: Daemon, tmp_path: Path) -> None:
@@ -133,9 +144,9 @@ def test_tables_show_the_same_as_the_json(daemon: Daemon) -> None:
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_an_exit_code(
-    daemon: Daemon, words: list[str], exit_code: int, text: str
+    unchanged_daemon: Daemon, words: list[str], exit_code: int, text: str
 ) -> None:
-    result = pillion_command(daemon, *words)
+    result = pillion_command(unchanged_daemon, *words)
     assert (result.returncode, result.stdout) == (exit_code, "")
     assert text in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -113,6 +113,44 @@ def test_a_lock_step_group_whose_act_runs_elsewhere_is_not_waited_for() -> None:
     assert bench.scheduler.take(1) is None
 
 
+def test_a_lock_step_group_that_was_answered_without_a_batch_is_not_waited_for() -> None:
+    bench = Bench(wait_ns_max=1_000)
+    other = bench.group()
+    for _ in range(2):
+        bench.add()
+        assert bench.scheduler.take(1) is None
+        bench.scheduler.answered(other)
+        bench.scheduler.answered(other)
+        assert bench.take(1).close is BatchClose.ALL_SUBMITTED
+    bench.scheduler.answered(other)
+    assert bench.scheduler.add(bench.group(), 1)
+    assert bench.take(1).close is BatchClose.ALL_SUBMITTED
+
+
+def test_a_group_that_was_answered_without_a_batch_counts_once_and_until_it_acts_again() -> None:
+    bench = Bench(wait_ns_max=1_000, lock_step_live=3)
+    other = bench.group()
+    bench.scheduler.answered(other)
+    bench.scheduler.add(other, 0)
+    bench.scheduler.answered(bench.group(lock_step=False))
+    bench.add()
+    assert bench.scheduler.take(1) is None
+    bench.scheduler.answered(bench.group())
+    assert bench.take(1).rows == 2
+    assert bench.share.lock_step_running == 0
+
+
+def test_where_all_were_answered_without_a_batch_the_next_act_waits_for_the_others_again() -> None:
+    bench = Bench(wait_ns_max=1_000)
+    first, second = bench.group(), bench.group()
+    bench.scheduler.answered(first)
+    bench.scheduler.answered(second)
+    bench.scheduler.add(first, 0)
+    assert bench.scheduler.take(1) is None
+    bench.scheduler.add(second, 1)
+    assert bench.take(1).rows == 2
+
+
 def test_a_batch_waits_no_longer_than_its_bound() -> None:
     bench = Bench(wait_ns_max=1_000)
     bench.add(10)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pillion_protocol import Action, BatchClose, Begun, Error, ErrorCode, Fallback, RemoteProtocolError, decode
+from pillion_protocol import Action, BatchClose, Begun, Error, ErrorCode, Fallback, Goodbye, RemoteProtocolError, decode
 from pillion_protocol.action_steps import DeviceTimes
 from pillion_protocol.slots import write_generation
 from pillion_protocol.steps import ActStep
@@ -143,6 +143,32 @@ def test_both_paths_of_an_act_are_looked_up(plane: CachingPlane, begun: Begun) -
         (reply,) = plane.replies()
         closes.append(action_of(reply).batch_close)
     assert closes == [BatchClose.ALL_SUBMITTED, *[BatchClose.CACHED] * 3]
+
+
+@pytest.mark.parametrize("is_hit_first", [True, False])
+def test_an_act_does_not_wait_for_a_lock_step_group_that_the_cache_has_answered(is_hit_first: bool) -> None:
+    plane = CachingPlane(ServingLimits(rows_max=8, queue_rows_max=16, batch_wait_us_max=1_000))
+    hit, missed = (plane.begin(plane.open(peer, lock_step=True), peer=peer) for peer in (b"hit", b"missed"))
+
+    def closes(sequence: int, value: float) -> list[int]:
+        """Both act, one after the other; that of `missed` is new to the cache."""
+        one, other = (
+            (b"hit", act(hit, sequence), observation()),
+            (b"missed", act(missed, sequence), observation(value=value)),
+        )
+        sent = []
+        for message in (one, other) if is_hit_first else (other, one):
+            plane.deliver(*message)
+            sent += plane.replies()
+        return sorted(action_of(reply).batch_close for reply in sent)
+
+    assert closes(2, 1.0) == [BatchClose.ALL_SUBMITTED] * 2
+    assert closes(3, 2.0) == closes(4, 3.0) == sorted([BatchClose.ALL_SUBMITTED, BatchClose.CACHED])
+    assert plane.stable_engine.batches == [2, 1, 1]
+    plane.ask(b"hit", act(hit, 5), observation())
+    assert plane.share.lock_step_running == 1
+    plane.ask(b"hit", Goodbye(hit.session, hit.epoch, 6))
+    assert plane.share.lock_step_running == 0
 
 
 def test_acts_that_ask_for_a_sample_are_neither_answered_nor_kept(plane: CachingPlane, begun: Begun) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 
 from pilliond.errors import SettingsError
 from pilliond.settings.schema import load_settings
+from tests.harness import START_S_MAX
 
 
 def load(tmp_path: Path, text: str = "", environment: dict[str, str] | None = None, **flags: Any) -> Any:
@@ -98,3 +102,11 @@ def test_by_default_only_this_host_can_connect(tmp_path: Path) -> None:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(SettingsError, match="No such file"):
         load_settings(Path("/nonexistent/pillion.toml"), {}, {})
+
+
+def test_what_refuses_its_settings_has_not_loaded_the_daemon() -> None:
+    script = "import sys, pilliond.__main__ as it; print(it.main(), 'pilliond.control' in sys.modules)"
+    command = [sys.executable, "-c", script, "--admin", "http://0.0.0.0:0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=True)
+    assert "admin.listen: http://0.0.0.0:0" in result.stderr
+    assert result.stdout == f"{os.EX_CONFIG} False\n"

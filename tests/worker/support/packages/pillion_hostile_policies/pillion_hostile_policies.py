@@ -5,6 +5,7 @@ Otherwise the action, float32 [1], is twice the observation, float32 [1].
 
 import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -68,6 +69,11 @@ def _print(rows: Any) -> None:
 def _fork(rows: Any) -> None:
     # The child comes back, too.
     os.fork()
+
+
+def _fork_and_come_back_late(rows: Any) -> None:
+    if os.fork() == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _fork_and_stay(rows: Any) -> None:

@@ -120,7 +120,7 @@ def measure(name: str, made: Made, rows: int) -> Added:
     """Measures the engine and the bare graph, one run of each in turns."""
     from pillion_worker.arena import ArenaLayout
     from pillion_worker.engines.torch import load
-    from pillion_worker.runs import PipelinedRun
+    from pillion_worker.runs.interface import PipelinedRun
     from pillion_worker.tensors import LoadRequest, Tensor
 
     module, inputs, width = made

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pillion_worker.errors import EngineError
-from pillion_worker.runs import DeviceTimes, PipelinedRun
+from pillion_worker.runs.interface import DeviceTimes, PipelinedRun
 from pillion_worker.tensors import Array
 from pillion_worker.torch_engine.device import Device
 from pillion_worker.torch_engine.program import Call, first_line

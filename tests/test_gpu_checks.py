@@ -13,7 +13,7 @@ import torch
 from pillion_worker.torch_engine.pt2_archive import disarm
 from tests.harness import COMMAND_S_MAX
 from tools.gpu_checks import NOTHING_TRIED
-from tools.gpu_policies import exported, mlp, nature_cnn
+from tools.gpu_policies import mlp, nature_cnn
 from tools.gpu_workers import depth_gain, neighbours
 
 ROOT = Path(__file__).parents[1]
@@ -37,10 +37,11 @@ def test_without_a_cuda_device_it_says_that_nothing_was_tried() -> None:
 
 
 def test_what_it_measures_is_a_program_that_a_worker_takes() -> None:
-    module, inputs, width = nature_cnn()
-    program = torch.export.load(disarm(exported(module, inputs)))
-    made = program.module()(torch.from_numpy(np.zeros((3, *inputs[0].shape), inputs[0].dtype)))
-    assert made.shape == (3, width)
+    made = nature_cnn()
+    program = torch.export.load(disarm(made.program))
+    (pixels,) = made.inputs
+    actions = program.module()(torch.from_numpy(np.zeros((3, *pixels.shape), pixels.dtype)))
+    assert actions.shape == (3, made.width)
 
 
 def test_what_it_measures_with_workers_is_measured_on_a_cpu_too() -> None:

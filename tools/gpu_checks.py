@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tools.gpu_policies import Input, Made, exported, policies
+from tools.gpu_policies import Made, policies
 
 NOTHING_TRIED = "no CUDA device: nothing was tried"
 DEVICE = "cuda:0"
@@ -120,22 +120,21 @@ def measure(name: str, made: Made, rows: int) -> Added:
     """Measures the engine and the bare graph, one run of each in turns."""
     from pillion_worker.arena import ArenaLayout
     from pillion_worker.engines.torch import load
-    from pillion_worker.runs import PipelinedRun
+    from pillion_worker.runs.interface import PipelinedRun
     from pillion_worker.tensors import LoadRequest, Tensor
 
-    module, inputs, width = made
-    outputs = [Tensor("action", "float32", [width])]
-    observation = [Tensor(*each) for each in inputs]
+    outputs = [Tensor("action", "float32", [made.width])]
+    observation = [Tensor(*each) for each in made.inputs]
     request = LoadRequest(
         "torch", observation, outputs, [], [], rows_max=rows, model_kind="torch", device=DEVICE
     )  # fmt: skip
-    engine = load(exported(module, inputs), request)
+    engine = load(made.program, request)
     layout = ArenaLayout(request.observation, engine.outputs, [], rows, 1)
     arena = memoryview(mmap.mmap(-1, layout.total_bytes))
     memory = "pinned" if engine.register(arena) else "pageable"
     run = engine.bind(layout.memory(arena, 0))[rows]
     assert isinstance(run, PipelinedRun)
-    bare = bare_graph(module, inputs, width, rows)
+    bare = bare_graph(made, rows)
     for each in (run, bare):
         for _ in range(20):
             each()
@@ -155,14 +154,14 @@ def measure(name: str, made: Made, rows: int) -> Added:
     return Added(name, rows, p50["bare"], p50["engine"], p99_us, copy_in_us, compute_us, copy_out_us, memory)
 
 
-def bare_graph(module: Any, inputs: list[Input], width: int, rows: int) -> Callable[[], None]:
+def bare_graph(made: Made, rows: int) -> Callable[[], None]:
     """A run without Pillion: pinned copy in, replay of a CUDA graph of the module, copy out, wait."""
     import torch
 
-    module = module.eval().cuda()
-    hosts = [torch.from_numpy(np.zeros((rows, *each.shape), each.dtype)).pin_memory() for each in inputs]
+    module = made.module.eval().cuda()
+    hosts = [torch.from_numpy(np.zeros((rows, *each.shape), each.dtype)).pin_memory() for each in made.inputs]
     devices = [host.cuda() for host in hosts]
-    result = torch.empty((rows, width), pin_memory=True)
+    result = torch.empty((rows, made.width), pin_memory=True)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.inference_mode(), torch.cuda.stream(stream):
         for _ in range(3):
@@ -170,14 +169,14 @@ def bare_graph(module: Any, inputs: list[Input], width: int, rows: int) -> Calla
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            made = module(*devices)
+            actions = module(*devices)
 
     def run() -> None:
         with torch.cuda.stream(stream):
             for device, host in zip(devices, hosts, strict=True):
                 device.copy_(host, non_blocking=True)
             graph.replay()
-            result.copy_(made, non_blocking=True)
+            result.copy_(actions, non_blocking=True)
         stream.synchronize()
 
     return run

@@ -18,8 +18,15 @@ class Input(NamedTuple):
     shape: list[int]
 
 
-Made = tuple[Any, list[Input], int]
-"""A module, its inputs, and how many floats it returns for a row."""
+class Made(NamedTuple):
+    """A policy of this host, ready to run."""
+
+    module: Any
+    inputs: list[Input]
+    width: int
+    """How many floats it returns for a row."""
+    program: bytes
+    """The module as a file of `torch.export` with any number of rows."""
 
 
 def policies() -> dict[str, Callable[[], Made]]:
@@ -32,7 +39,7 @@ def mlp() -> Made:
     from torch import nn
 
     net = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
-    return net, [Input("observation", "float32", [8])], 4
+    return _made(net, [Input("observation", "float32", [8])], 4)
 
 
 def nature_cnn() -> Made:
@@ -50,7 +57,7 @@ def nature_cnn() -> Made:
         def forward(self, observation: Tensor) -> Any:
             return self.net(observation.float() / 255)
 
-    return NatureCnn(), [Input("observation", "uint8", [4, 84, 84])], 18
+    return _made(NatureCnn(), [Input("observation", "uint8", [4, 84, 84])], 18)
 
 
 def vit_s() -> Made:
@@ -73,11 +80,11 @@ def vit_s() -> Made:
             both = torch.cat([seen, self.words(text)], dim=1) + self.positions
             return self.act(self.layers(both).mean(dim=1))
 
-    return ImageAndText(), [Input("image", "uint8", [3, 224, 224]), Input("text", "int64", [32])], 7
+    return _made(ImageAndText(), [Input("image", "uint8", [3, 224, 224]), Input("text", "int64", [32])], 7)
 
 
-def exported(module: Any, inputs: list[Input]) -> bytes:
-    """The module as a file of `torch.export` with any number of rows."""
+def _made(module: Any, inputs: list[Input], width: int) -> Made:
+    """Exports the module, which for a large one takes longer than to measure it."""
     import torch
 
     example = tuple(torch.from_numpy(np.zeros((2, *each.shape), each.dtype)) for each in inputs)
@@ -88,4 +95,4 @@ def exported(module: Any, inputs: list[Input]) -> bytes:
         torch.export.save(
             torch.export.export(module.eval(), example, dynamic_shapes=tuple({0: rows} for _ in inputs)), file
         )
-    return file.getvalue()
+    return Made(module, inputs, width, file.getvalue())

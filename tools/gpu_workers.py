@@ -12,7 +12,7 @@ from pillion_protocol import TensorSpec
 from pillion_worker.arena import OK
 from tests.worker.support.policies import Policy
 from tests.worker.support.torch_policies import TorchHost, policy
-from tools.gpu_policies import Made, exported
+from tools.gpu_policies import Made
 
 SWITCHES = 20
 AFTER_SWITCH = 50
@@ -69,9 +69,8 @@ def switches(made: Made, device: str, runs: int) -> dict[str, Any]:
 
 def served_policy(made: Made) -> Policy:
     """The policy of a module, for a worker."""
-    module, inputs, width = made
-    observation = [TensorSpec(each.name, each.dtype, each.shape) for each in inputs]
-    return policy(exported(module.cpu(), inputs), observation, [TensorSpec("action", "float32", [width])])
+    observation = [TensorSpec(each.name, each.dtype, each.shape) for each in made.inputs]
+    return policy(made.program, observation, [TensorSpec("action", "float32", [made.width])])
 
 
 def latencies(host: TorchHost, runs: int, other: TorchHost | None = None) -> list[int]:

@@ -24,7 +24,7 @@ from pillion_worker.arena import (
 from pillion_worker.doorbell import CAN_SPIN, ring_loop, wait_for_rings
 from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import RINGS_MAX
-from pillion_worker.runs import Run
+from pillion_worker.runs.interface import Run
 
 Runs = Sequence[Run]
 """`runs[n]()` runs the first n rows of one memory."""

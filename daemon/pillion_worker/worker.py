@@ -18,13 +18,13 @@ from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.doorbell import wait_for_rings
 from pillion_worker.engines.interface import Engine, load_engine
 from pillion_worker.errors import EngineError, one_line
-from pillion_worker.keep_warm import KeepWarm
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
-from pillion_worker.pipelined_loop import PipelinedBatchLoop
-from pillion_worker.runs import PipelinedRun
+from pillion_worker.runs.interface import PipelinedRun
+from pillion_worker.runs.keep_warm import KeepWarm
+from pillion_worker.runs.pipelined_loop import PipelinedBatchLoop
+from pillion_worker.runs.state_table import StateTable
 from pillion_worker.sandbox import cut_off_forks, limit_memory
-from pillion_worker.state_table import StateTable
 from pillion_worker.tensors import LoadRequest
 
 if TYPE_CHECKING:

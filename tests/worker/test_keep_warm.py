@@ -11,8 +11,8 @@ import pytest
 from pillion_worker.doorbell import wait_for_rings
 from pillion_worker.engines.torch import TorchEngine
 from pillion_worker.errors import EngineError
-from pillion_worker.keep_warm import KeepWarm
 from pillion_worker.memory import private_memory
+from pillion_worker.runs.keep_warm import KeepWarm
 from pillion_worker.worker import waiting
 from tests.worker.support.pipelines import opened, request_for, scaling
 from tests.worker.support.simulated_device import SimulatedDevice

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 import pillion_worker.engines
 from pillion_worker.errors import EngineError
-from pillion_worker.runs import Run
+from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import LoadRequest, Tensor, TensorMemory
 
 

@@ -18,7 +18,7 @@ from pillion_worker.buckets import buckets_for
 from pillion_worker.devices import choose, cuda_index
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import aligned_zeros
-from pillion_worker.runs import Run
+from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
 _ORT_ERROR_ONLY: Final = 3

@@ -26,7 +26,7 @@ from pillion_worker.limits import TRACEBACK_CHARS_MAX
 from pillion_worker.memory import aligned_zeros
 from pillion_worker.python_policy.installed_factory import find_factory
 from pillion_worker.python_policy.weights import read_weights
-from pillion_worker.runs import Run
+from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
 _TRIALS: Final = 2

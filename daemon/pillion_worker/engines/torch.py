@@ -16,7 +16,7 @@ from pillion_worker.buckets import buckets_for
 from pillion_worker.devices import choose
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import private_memory
-from pillion_worker.runs import Run
+from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import LoadRequest, State, Tensor, TensorMemory
 from pillion_worker.torch_engine import cuda
 from pillion_worker.torch_engine.device_states import DeviceStates

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from pillion_worker.runs import DeviceTimes, PipelinedRun
-from pillion_worker.state_table import IN_ARENA, START, Numbers
+from pillion_worker.runs.interface import DeviceTimes, PipelinedRun
+from pillion_worker.runs.state_table import IN_ARENA, START, Numbers
 from pillion_worker.tensors import State
 from pillion_worker.torch_engine.device import Device
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from pillion_worker.errors import EngineError
-from pillion_worker.runs import DeviceTimes, PipelinedRun
-from pillion_worker.state_table import Numbers
+from pillion_worker.runs.interface import DeviceTimes, PipelinedRun
+from pillion_worker.runs.state_table import Numbers
 from pillion_worker.tensors import Array
 from pillion_worker.torch_engine.device import Device
 from pillion_worker.torch_engine.device_states import CarriedRun, DeviceStates

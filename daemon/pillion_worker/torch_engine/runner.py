@@ -14,7 +14,7 @@ import torch
 from pillion_worker.arena import ALIGNMENT_BYTES
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import aligned_zeros
-from pillion_worker.runs import Run
+from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import Array
 from pillion_worker.torch_engine.program import Call, first_line
 

@@ -1,4 +1,4 @@
-"""The rows of a version's state table that are in use: the serving process's side of `pillion_worker.state_table`.
+"""The rows of a version's state table that are in use: the serving process's side of `pillion_worker.runs.state_table`.
 
 An episode group keeps the numbers of its rows in place of their states. Each run of a row reads one number and writes
 another, fresh one. If the answer counts, the group takes the new number over and gives the old one back; else the new one
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_worker.state_table import START, Numbers, StateLayout
+from pillion_worker.runs.state_table import START, Numbers, StateLayout
 from pillion_worker.tensors import State
 
 _TABLE_BYTES: Final = 2**46

@@ -38,7 +38,7 @@ from pillion_worker.arena import (
 from pillion_worker.channel import ARENA, send_packet
 from pillion_worker.doorbell import Doorbell, ring_worker
 from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX, REASON_CHARS_MAX
-from pillion_worker.state_table import IN_ARENA, START
+from pillion_worker.runs.state_table import IN_ARENA, START
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.device_times import read_device_times
 from pilliond.engine.interface import Engine, EngineError

@@ -16,7 +16,7 @@ from pillion_artifacts.version_range import VersionRange
 from pillion_protocol import Fallback, Lease, RemoteProtocolError, Spec, TensorSpec, encode_spec, spec_hash
 from pillion_protocol.lane import Frame
 from pillion_protocol.slots import SlotLayout
-from pillion_worker.state_table import START
+from pillion_worker.runs.state_table import START
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.engine.sampling import sample_categorical, sample_diagonal_gaussian, sample_squashed_gaussian

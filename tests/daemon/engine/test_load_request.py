@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from pillion_artifacts.card.model_card import EngineCard
@@ -26,12 +27,14 @@ def request_for(card: EngineCard, settings: EngineSettings) -> LoadRequest:
 
 def test_a_request_for_each_kind_survives_the_channel() -> None:
     settings = EngineSettings(device="cuda:1", device_memory_mb=2_000, precision="bfloat16", depth=2, threads=3)
+    settings = msgspec.structs.replace(settings, channels_last=True, keep_warm_ms=50)
     for kind, engine in (("onnx", "onnx"), ("torch", "torch"), ("torchscript", "torch"), ("python", "python")):
         card = PYTHON if kind == "python" else EngineCard(kind)  # type: ignore[arg-type] # one of its literals
         request = request_for(card, settings)
         assert (request.engine, request.model_kind) == (engine, kind)
         assert (request.device, request.device_memory_bytes_max, request.precision) == ("cuda:1", 2 * 10**9, "bfloat16")
         assert (request.depth, request.threads) == (2, 3)
+        assert (request.channels_last, request.keep_warm_ms, request.fallback) == (True, 50, "")
         packet = request.to_packet()
         assert packet["protocol"] == PROTOCOL
         assert LoadRequest.from_packet(packet) == request

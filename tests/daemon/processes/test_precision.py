@@ -1,12 +1,10 @@
-"""A torch version whose golden pairs do not hold in the precision of the settings computes in float32, from start to switch."""
+"""A torch version whose golden pairs do not hold in the precision of the settings computes in float32."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -15,10 +13,9 @@ from pillion_artifacts.card.golden_pairs import Golden
 from pillion_artifacts.publishing.torch.pt2_archive import disarm
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.other_engines import SUMMED, publish_model, sum_actions
-from tests.harness import COMMAND_S_MAX, Daemon, wait_until
+from tests.harness import COMMAND_S_MAX
 from tests.worker.support.torch_policies import export
 
-PATH = "/v1/policies/sum"
 SETTINGS = {
     "engine__start_s_max": COMMAND_S_MAX,
     "engine__device": "cpu",
@@ -52,45 +49,15 @@ def publish(root: Path, version: str, factor: float) -> None:
     publish_model(root, "sum", version, "torch", model, CARD.format(version=version), golden)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of `sum`: 1.1.0 and 1.2.0, 1.n.0 with the factor n. Their golden pairs are those of float32."""
-    root = tmp_path_factory.mktemp("precision") / "store"
-    publish(root, "1.1.0", 1)
-    publish(root, "1.2.0", 2)
-    return root
-
-
-def switch(daemon: Daemon, version: str) -> dict[str, Any]:
-    """The end of a switch, for which torch may take a while."""
-    begun = daemon.ask("POST", f"{PATH}/switch", {"version": version})[1]
-
-    def operation() -> dict[str, Any]:
-        return daemon.ask("GET", f"/v1/operations/{begun['number']}")[1]
-
-    wait_until(lambda: operation()["outcome"] != "running", COMMAND_S_MAX)
-    return operation()
-
-
-def answers(daemon: Daemon) -> Any:
-    with pillion.connect(daemon.address) as session, session.begin_many(len(SUMMED)) as group:
-        return group.act(SUMMED)
-
-
-def fallback_of(daemon: Daemon, version: str) -> str:
-    (found,) = [each for each in daemon.health()["policies"][0]["versions"] if each["version"] == version]
-    return str(found["fallback"])
-
-
 def test_a_version_whose_golden_pairs_do_not_hold_in_bfloat16_is_served_in_float32_and_says_so(
-    store: Path, start_daemon: StartDaemon
+    tmp_path: Path, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy="sum@1.1.0", store=store, settings=SETTINGS)
-    why = "bfloat16 was asked for: output 'action'"
-    assert fallback_of(daemon, "1.1.0").startswith(why)
-    np.testing.assert_allclose(answers(daemon), sum_actions(1), atol=1e-5)
-    operation = switch(daemon, "1.2.0")
-    assert operation["outcome"] == "done", operation
-    assert fallback_of(daemon, "1.2.0").startswith(why)
-    np.testing.assert_allclose(answers(daemon), sum_actions(2), atol=1e-5)
+    publish(tmp_path / "store", "1.1.0", 1)
+    daemon = start_daemon(policy="sum@1.1.0", store=tmp_path / "store", settings=SETTINGS)
+    (version,) = daemon.health()["policies"][0]["versions"]
+    assert (version["device"], version["worker"]["restarts"]) == ("cpu", 0)
+    assert version["fallback"].startswith("bfloat16 was asked for: output 'action'")
+    assert daemon.events("ready")[0]["fallback"] == version["fallback"]
+    with pillion.connect(daemon.address) as session, session.begin_many(len(SUMMED)) as group:
+        np.testing.assert_allclose(group.act(SUMMED), sum_actions(1), atol=1e-5)
     assert not daemon.events("worker_lost")

@@ -79,6 +79,7 @@ def test_a_list_in_the_environment_is_separated_by_commas(tmp_path: Path) -> Non
         ('[engine]\ndevice = "cuda:007"\n', "device: expected auto, cpu, or cuda:0 to cuda:63, got 'cuda:007'"),
         ("[engine]\ndevice_memory_mb = -1\n", "device_memory_mb: expected 0 to 4000000, got -1"),
         ('[engine]\nprecision = "int8"\n', r"^engine\.precision: "),
+        ("[engine]\nkeep_warm_ms = 60001\n", "keep_warm_ms: expected 0 to 60000, got 60001"),
         ("[engine]\ninline_us_max = 0\n", "inline_us_max: expected more than 0, at most 1000000, got 0"),
         ("[engine]\ninline_us_max = nan\n", "inline_us_max: expected more than 0"),
         ("[engine]\ncache_rows_max = -1\n", "cache_rows_max: expected 0 to 65536, got -1"),

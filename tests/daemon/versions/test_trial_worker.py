@@ -14,11 +14,13 @@ import psutil
 import pytest
 
 from pillion_artifacts import Store
+from pillion_artifacts.card.golden_pairs import Golden, encode_golden
 from pillion_artifacts.store.sealed_artifact import seal_artifact
 from pilliond.engine.interface import EngineError
 from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions import trial_worker as module
+from pilliond.versions.loader import worker_engine
 from pilliond.versions.trial_worker import TrialWorker
 from tests.harness import STORE, wait_until
 
@@ -56,6 +58,33 @@ def test_it_ends_with_its_worker_and_says_how(sealed: SealedVersion) -> None:
         with pytest.raises(EngineError, match="its worker ended"):
             version.engine.runs[1]()
         assert not version.engine.is_ready
+
+
+def test_a_version_whose_golden_pairs_do_not_hold_as_the_settings_ask_is_tried_again_in_float32(
+    sealed: SealedVersion,
+) -> None:
+    rows = {sealed.card.observation[0].name: np.zeros((1, 8), np.float32)}
+    # ONNX Runtime computes the same on the CPU, whatever it is asked for: so the second try fails, too.
+    with TrialWorker(sealed.request(), ROWS_MAX, EngineSettings(precision="tf32"), []) as worker:
+        version = worker.start(sealed.model_descriptor)
+        version.engine.inputs[0][:1] = 0
+        version.engine.runs[1]()
+        logits = version.engine.outputs["logits"][:1].copy()
+        right, wrong = (encode_golden(Golden(rows, {"logits": each})) for each in (logits, logits + 1))
+        with pytest.raises(EngineError, match="output 'logits'"):
+            worker.start(sealed.model_descriptor, wrong)
+        assert worker.request.fallback.startswith("tf32 was asked for: output 'logits'")
+        sealed.fallback = worker.request.fallback
+        assert worker_request(sealed) == ("float32", False, sealed.fallback)
+        worker.start(sealed.model_descriptor, right)
+        assert worker.request.fallback == sealed.fallback, "what was tried is known"
+
+
+def worker_request(sealed: SealedVersion) -> tuple[str, bool, str]:
+    """The precision, the memory format and the fallback that the serving process asks a worker for."""
+    settings = EngineSettings(precision="tf32", channels_last=True)
+    request = worker_engine(sealed.request(), ROWS_MAX, settings, [])._request
+    return request.precision, request.channels_last, request.fallback
 
 
 def test_its_worker_has_a_limit_of_its_own_and_not_that_of_the_process_that_starts_it(sealed: SealedVersion) -> None:

@@ -29,7 +29,7 @@ from pillion_worker.arena import (
 )
 from pillion_worker.doorbell import ring_worker, wait_for_rings
 from pillion_worker.engines.torch import TorchEngine
-from pillion_worker.pipelined_loop import PipelinedBatchLoop
+from pillion_worker.runs.pipelined_loop import PipelinedBatchLoop
 from pillion_worker.tensors import Array, LoadRequest, TensorMemory
 from pillion_worker.torch_engine import cuda
 from pilliond.engine.load_request import load_request

@@ -12,8 +12,8 @@ from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
 from pillion_worker.arena import ArenaLayout
 from pillion_worker.engines.torch import TorchEngine
-from pillion_worker.runs import PipelinedRun
-from pillion_worker.state_table import IN_ARENA, START
+from pillion_worker.runs.interface import PipelinedRun
+from pillion_worker.runs.state_table import IN_ARENA, START
 from pillion_worker.tensors import TensorMemory
 from pilliond.engine.worker_arena import OwnArena
 from tests.worker.support.pipelines import ROWS_MAX, opened, request_for

@@ -27,7 +27,7 @@ from pillion_worker.arena import (
 from pillion_worker.batch_loop import BatchLoop
 from pillion_worker.doorbell import CAN_SPIN, ring_loop, wait_for_rings
 from pillion_worker.limits import RINGS_MAX
-from pillion_worker.runs import DeviceTimes, PipelinedRun
+from pillion_worker.runs.interface import DeviceTimes, PipelinedRun
 
 _LOOKS: Final = 16
 """A batch that runs for longer than the time to spin is looked after this often while its age doubles: what that adds to

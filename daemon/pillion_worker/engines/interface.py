@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import pillion_worker.engines
 from pillion_worker.errors import EngineError
+from pillion_worker.model_source import Model
 from pillion_worker.tensors import LoadRequest, Tensor, TensorMemory
 
 
@@ -40,7 +41,7 @@ class Engine(Protocol):
         """
 
 
-def load_engine(model: bytes, request: LoadRequest) -> Engine:
+def load_engine(model: Model, request: LoadRequest) -> Engine:
     """Loads a model with the engine of that name. Raises `EngineError` if the model and its request do not agree, or
     the interpreter lacks the engine's package.
     """

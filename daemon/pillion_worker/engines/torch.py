@@ -15,6 +15,7 @@ import torch
 from pillion_worker.buckets import buckets_for
 from pillion_worker.devices import choose
 from pillion_worker.errors import EngineError
+from pillion_worker.model_source import Model
 from pillion_worker.tensors import LoadRequest, State, Tensor, TensorMemory
 from pillion_worker.torch_engine.program import Call, load_program, run_trial
 from pillion_worker.torch_engine.runner import Binding, CpuRunner, Runner
@@ -22,7 +23,7 @@ from pillion_worker.torch_engine.runner import Binding, CpuRunner, Runner
 _INFERENCE: Final = torch.inference_mode()
 
 
-def load(model: bytes, request: LoadRequest) -> TorchEngine:
+def load(model: Model, request: LoadRequest) -> TorchEngine:
     """Loads a model. Raises `EngineError` if the program disagrees with the request, or could run code of its file."""
     # A thread that takes part in a batch may not take a core for anything else.
     torch.set_num_threads(request.threads)
@@ -52,7 +53,7 @@ class TorchEngine:
 
     kind = "torch"
 
-    def __init__(self, model: bytes, request: LoadRequest, device: str, fallback: str = "") -> None:
+    def __init__(self, model: Model, request: LoadRequest, device: str, fallback: str = "") -> None:
         self._request = request
         self._device = device
         self._fallback = fallback

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pillion_worker.errors import EngineError
 from pillion_worker.limits import PT2_MEMBERS_MAX
+from pillion_worker.model_source import Model, open_model
 
 _MODEL: Final = "models/model.json"
 _SAMPLE: Final = "data/sample_inputs/model.pt"
@@ -119,13 +120,13 @@ _SAMPLE_GLOBALS: Final = re.compile(
 _NAMING_OPCODES: Final = ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4")
 
 
-def disarm(data: bytes) -> io.BytesIO:
+def disarm(model: Model) -> io.BytesIO:
     """Returns the same program in a new archive, without anything that could run. Raises `EngineError`.
 
     Sample inputs and traces are left out.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with open_model(model) as file, zipfile.ZipFile(file) as archive:
             return _repacked(archive)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, RecursionError) as error:
         raise EngineError(f"the .pt2 file is not a readable archive: {error}") from None

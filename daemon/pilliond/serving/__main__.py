@@ -23,6 +23,7 @@ import numpy as np
 import uvloop
 
 from pillion_artifacts.card.golden_pairs import decode_golden
+from pillion_worker.model_source import path_of
 from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
@@ -175,7 +176,7 @@ def placed(
     if placement is None and (settings.placement != "auto" or request.unbounded):
         placement = decide(settings.placement, request.unbounded, {}, settings.inline_us_max)
     if placement is None or placement.where == "inline":
-        version = build_version(request, read_descriptor(model_descriptor), golden, rows_max, settings)
+        version = build_version(request, path_of(model_descriptor), golden, rows_max, settings)
         if placement is None:
             measured = measure_until(version.engine, clock_for(settings.threads), settings.inline_us_max * 1e3)
             p99_us = {rows: p99_ns / 1e3 for rows, (_, p99_ns) in measured.items()}

@@ -115,6 +115,9 @@ AUDIT_FAULTS_MAX: Final = 8
 
 # Copying, waiting, keeping
 
+EARLY_SYNC_BYTES: Final = 32 * 1024**2
+"""How much of a file is written before the disk is told to begin with it."""
+
 CHUNK_BYTES: Final = 1 << 20
 """The part of a file that is in memory while it is copied or hashed."""
 

@@ -3,6 +3,9 @@
 When torch reads a program, it unpickles sample inputs and some constants, evaluates the expressions of sizes, looks
 operators and argument types up by name, and compiles guards. A published program has no pickle, no guard and no trace;
 every text that torch would evaluate or look up is on a list of harmless ones. `publishing` removes what need not be there.
+
+The worker has the same lists in `pillion_worker.torch_engine.pt2_archive`, because it may not need this package. A test compares
+what both accept.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ _TENSORS: Final = re.compile(rf"({_WEIGHTS}weight|{_CONSTANTS}tensor)_\d+", re.A
 _ARITHMETIC: Final = "add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|lshift|rshift|getitem"
 """Functions of Python's `operator` that compute sizes. The others call or look up what their arguments name."""
 _DUNDERS: Final = "__and__|__or__|__xor__|__lshift__|__rshift__|__iand__|__ior__|__ixor__|__ilshift__|__irshift__"
-_BITWISE: Final = "__i?(and|or|xor|lshift|rshift)__"
 """The only operators of torch with names of this kind; the others are attributes that every object has."""
 
 _TARGET: Final = re.compile(
@@ -46,13 +48,16 @@ _SAME_ROWS: Final = re.compile(r"L(\['\w+'\]|\[\d+\])+\.size\(\)\[0\] == L(\['\w
 """The only guard that always holds: every input has the same number of rows."""
 
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
-_EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~]*", re.ASCII)
+_EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~.]*", re.ASCII)
 """Python reads a letter of another alphabet, such as a wide one, as the plain one: none may stand here."""
+_ATTRIBUTE: Final = re.compile(r"\.\s*[A-Za-z_]|\)\s*\.|\w\s*\.\s*\(")
+"""A dot that is not that of a number."""
 _SYMBOL: Final = re.compile(r"Symbol\('(s|u|zuf|zf)\d+'(, [a-z]+=(True|False))*\)", re.ASCII)
 _ALONE: Final = re.compile(r"(s|u|zuf|zf)\d+", re.ASCII)
 _FUNCTIONS: Final = {
     *("Integer", "Rational", "Float", "Add", "Mul", "Pow"),
     *("Max", "Min", "FloorDiv", "CleanDiv", "CeilDiv", "Mod", "PythonMod", "ModularIndexing", "IntTrueDiv", "Abs"),
+    *("ToFloat", "FloatTrueDiv", "TruncToInt", "FloorToInt", "CeilToInt"),
     *("Eq", "Ne", "Ge", "Gt", "Le", "Lt", "And", "Or", "Not", "True", "False", "oo", "int_oo"),
 }
 _STRING_ARGUMENT: Final = re.compile(r"[A-Za-z_,.> -]{0,128}")
@@ -215,7 +220,8 @@ def _is_expression(text: str) -> bool:
     """Whether `text` has only sizes and arithmetic. sympy evaluates it as Python."""
     text = _SYMBOL.sub("s0", text)
     words = _WORD.findall(text)
-    return bool(_EXPRESSION.fullmatch(text)) and all(word in _FUNCTIONS or _ALONE.fullmatch(word) for word in words)
+    is_arithmetic = _EXPRESSION.fullmatch(text) and not _ATTRIBUTE.search(text)
+    return bool(is_arithmetic) and all(word in _FUNCTIONS or _ALONE.fullmatch(word) for word in words)
 
 
 def _check_tree(text: str, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     import click
@@ -14,6 +14,9 @@ except ModuleNotFoundError:
     sys.exit(os.EX_UNAVAILABLE)
 
 import pilliond
+
+if TYPE_CHECKING:
+    from pilliond.settings.schema import Settings
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -60,9 +63,6 @@ def command(
     Settings come from the defaults, then --config, then variables PILLION_SECTION__KEY, then these options.
     """
     # Imported here, so that --help and a usage error are quick.
-    import uvloop
-
-    from pilliond.control import serve
     from pilliond.settings.schema import load_settings
 
     several = len(policy) > 1
@@ -76,7 +76,29 @@ def command(
         section: {key: value for key, value in keys.items() if value is not None} for section, keys in flags.items()
     }
     given["policies"] = [{"policy": name} for name in policy] if several else []
-    uvloop.run(serve(load_settings(config, os.environ, given)))
+    settings = load_settings(config, os.environ, given)
+    run(settings)
+
+
+def run(settings: Settings) -> None:
+    """Runs the daemon. Its first serving process starts at once, and imports its modules while this one does."""
+    from pilliond.linux.spawner import Spawner
+    from pilliond.supervision.serving_process import ServingProcess
+
+    spawner = Spawner()
+    try:
+        spawner.start()
+        first = ServingProcess(spawner)
+        try:
+            import uvloop
+
+            from pilliond.control import serve
+
+            uvloop.run(serve(settings, spawner, first))
+        finally:
+            first.close()
+    finally:
+        spawner.close()
 
 
 def main() -> int:

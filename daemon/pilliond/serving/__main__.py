@@ -60,7 +60,7 @@ from pilliond.transport.lane import LaneTransport
 from pilliond.transport.zmq import ZmqTransport
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import build_version, read_descriptor
-from pilliond.versions.placement import decide, place_by_kind
+from pilliond.versions.placement import decide, place_beforehand
 
 
 async def serve(end: socket.socket, config: StartupConfig) -> None:
@@ -172,9 +172,9 @@ def placed(
 ) -> Version:
     """Builds a version where it is to run, inline or in a worker. A bounded graph is measured inline first, if need be."""
     settings, rows_max = config.engine, config.limits.rows_max
-    placement = place_by_kind(settings.placement, request.engine.kind, settings.device) or request.placement
-    if placement is None and (settings.placement != "auto" or request.unbounded):
-        placement = decide(settings.placement, request.unbounded, {}, settings.inline_us_max)
+    placement = place_beforehand(
+        settings.placement, request.engine.kind, settings.device, request.unbounded, request.placement
+    )
     if placement is None or placement.where == "inline":
         version = build_version(request, path_of(model_descriptor), golden, rows_max, settings)
         if placement is None:

@@ -81,6 +81,8 @@ class TorchProgram(msgspec.Struct, frozen=True):
     """The names of its inputs, if it takes them by keyword or in one dictionary."""
     output_keys: list[str] = []
     """The keys of its outputs, if it returns a dictionary."""
+    rows_max: int | None = None
+    """The most rows that it takes at once; None: it does not say."""
 
 
 def inspect_torch_program(view: memoryview, what: str) -> TorchProgram:
@@ -279,9 +281,21 @@ def declared(program: dict[str, Any], what: str) -> TorchProgram:
         ]
         call = next(entry["signature"] for entry in module["module_call_graph"] if entry["fqn"] == "")
         given, made = msgspec.json.decode(call["in_spec"])[1], msgspec.json.decode(call["out_spec"])[1]
-        return TorchProgram(inputs, outputs, _input_keys(given, len(inputs)), _keys(made, len(outputs)))
+        rows_max = _rows_max(program, [tensors[tensor.name] for tensor in inputs])
+        return TorchProgram(inputs, outputs, _input_keys(given, len(inputs)), _keys(made, len(outputs)), rows_max)
     except (*UNREADABLE, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
         raise InvalidArtifactError(f"{what}: {MODEL}: expected a program of torch.export, got {error!r}") from None
+
+
+def _rows_max(program: dict[str, Any], inputs: list[dict[str, Any]]) -> int | None:
+    """The least of the bounds that the program sets to the first axis of its inputs."""
+    bounds = []
+    for tensor in inputs:
+        size = tensor["sizes"][0] if tensor["sizes"] else {}
+        symbol = re.match(r"Symbol\('(\w+)'", size.get("as_expr", {}).get("expr_str", ""), re.ASCII)
+        most = program.get("range_constraints", {}).get(symbol.group(1), {}).get("max_val") if symbol else None
+        bounds += [most] if isinstance(most, int) else []
+    return min(bounds, default=None)
 
 
 def _check_writes(graph: dict[str, Any], what: str) -> None:

@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from itertools import count
 from math import prod
 from pathlib import Path
@@ -33,7 +34,7 @@ from pilliond.linux.spawner import Spawner
 from pilliond.policy_rollout import PolicyRollout
 from pilliond.rollout.restore import admitted
 from pilliond.rollout.route_file import RouteFile
-from pilliond.settings.schema import Settings, check_memory
+from pilliond.settings.schema import AdminSettings, Settings, check_memory
 from pilliond.supervision.serving_process import ServingProcess
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
@@ -64,39 +65,56 @@ async def _serve(
     watchdog = Watchdog(supervisor, settings.serving.hang_s_max, service_manager, log)
     handle_signals(supervisor, service_manager, log)
     supervisor.start()
+    try:
+        async with admin_port(settings.admin, supervisor, policies, watchdog, log) as admin_addresses:
+
+            def on_ready(ready: Ready) -> None:
+                service_manager.ready()
+                stables = [policy.stable for policy in supervisor.policies.values()]
+                fields = [ready_fields(stable, supervisor.workers) for stable in stables]
+                log.info(
+                    "ready",
+                    **fields[0],
+                    listen=ready.listen,
+                    admin=admin_addresses,
+                    policies=fields,
+                )
+
+            watching = asyncio.create_task(look_after(watchdog, supervisor.workers, policies.values()))
+            watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
+            try:
+                await supervisor.run(on_ready)
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+            if not watching.cancelled():
+                watching.result()
+            log.info("stopped")
+    finally:
+        service_manager.close()
+
+
+@asynccontextmanager
+async def admin_port(
+    settings: AdminSettings,
+    supervisor: Supervisor,
+    policies: dict[str, PolicyRollout],
+    watchdog: Watchdog,
+    log: FilteringBoundLogger,
+) -> AsyncIterator[list[str]]:
+    """Keeps the admin port open during the block, which gets the bound addresses; none where the settings have none."""
+    if not settings.addresses():
+        yield []
+        return
     # Imported here: it takes long, and the serving process and its workers load the versions meanwhile.
     from pilliond.admin.app import Admin
     from pilliond.admin.http.access import Access
 
-    admin = Admin(supervisor, policies, watchdog, Access.of(settings.admin, log))
+    admin = Admin(supervisor, policies, watchdog, Access.of(settings, log))
     try:
-        admin_addresses = await admin.start(settings.admin, log)
-
-        def on_ready(ready: Ready) -> None:
-            service_manager.ready()
-            stables = [policy.stable for policy in supervisor.policies.values()]
-            fields = [ready_fields(stable, supervisor.workers) for stable in stables]
-            log.info(
-                "ready",
-                **fields[0],
-                listen=ready.listen,
-                admin=admin_addresses,
-                policies=fields,
-            )
-
-        watching = asyncio.create_task(look_after(watchdog, supervisor.workers, policies.values()))
-        watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
-        try:
-            await supervisor.run(on_ready)
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
-        if not watching.cancelled():
-            watching.result()
-        log.info("stopped")
+        yield await admin.start(settings, log)
     finally:
         await admin.stop()
-        service_manager.close()
 
 
 def handle_signals(supervisor: Supervisor, service_manager: ServiceManager, log: FilteringBoundLogger) -> None:

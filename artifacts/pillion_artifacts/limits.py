@@ -115,6 +115,12 @@ AUDIT_FAULTS_MAX: Final = 8
 
 # Copying, waiting, keeping
 
+DAEMON_ROWS_MAX: Final = 256
+"""`limits.rows_max` of a daemon without settings: a version that takes fewer rows at once is not served there."""
+
+EARLY_SYNC_BYTES: Final = 32 * 1024**2
+"""How much of a file is written before the disk is told to begin with it."""
+
 CHUNK_BYTES: Final = 1 << 20
 """The part of a file that is in memory while it is copied or hashed."""
 

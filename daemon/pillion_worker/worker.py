@@ -20,6 +20,7 @@ from pillion_worker.engines.interface import Engine, load_engine
 from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
+from pillion_worker.model_source import path_of
 from pillion_worker.runs.interface import PipelinedRun
 from pillion_worker.runs.keep_warm import KeepWarm
 from pillion_worker.runs.pipelined_loop import PipelinedBatchLoop
@@ -44,14 +45,15 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
         reason = f"the worker speaks protocol {packets.PROTOCOL}, the daemon {protocol}: it was updated, restart it"
         send_packet(channel, {"type": packets.FAILED, "message": reason})
         return os.EX_DATAERR
-    request = LoadRequest.from_packet(loading[0])
+    request, model_descriptor = LoadRequest.from_packet(loading[0]), loading[1][0]
     limit_memory(request.memory_bytes_max)
     cut_off_forks([channel.fileno()])
     try:
-        engine = load_engine(_read_all(loading[1][0]), request)
+        engine = load_engine(path_of(model_descriptor), request)
     except Exception as error:  # noqa: BLE001 - an engine's package may fail in its own ways, and the reason must arrive
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
         return os.EX_DATAERR
+    os.close(model_descriptor)
     description = {**engine.describe(), "python": platform.python_version(), **confinement}
     outputs = [tensor._asdict() for tensor in engine.outputs]
     send_packet(channel, {"type": packets.LOADED, "outputs": outputs, "description": description})
@@ -135,13 +137,6 @@ def measure(run: Callable[[], None], clock: Callable[[], int] = time.monotonic_n
         taken.append(clock() - began_ns)
     taken.sort()
     return [taken[len(taken) // 2], taken[len(taken) * 99 // 100]]
-
-
-def _read_all(descriptor: int) -> bytes:
-    """Reads a sealed memfd, and closes it."""
-    with open(descriptor, "rb") as file:
-        file.seek(0)
-        return file.read()
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     import click
@@ -15,6 +15,9 @@ except ModuleNotFoundError:
     sys.exit(os.EX_UNAVAILABLE)
 
 import pilliond
+
+if TYPE_CHECKING:
+    from pilliond.settings.schema import Settings
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -75,16 +78,32 @@ def command(
     }
     given["policies"] = [{"policy": name} for name in policy] if several else []
     settings = load_settings(config, os.environ, given)
+    run(settings)
 
-    # What is imported stays. Looking through it for garbage would take a tenth of the start, and a pause now and then.
-    gc.disable()
-    import uvloop
 
-    from pilliond.control import serve
+def run(settings: Settings) -> None:
+    """Runs the daemon. Its first serving process starts at once, and imports its modules while this one does."""
+    from pilliond.linux.spawner import Spawner
+    from pilliond.supervision.serving_process import ServingProcess
 
-    gc.freeze()
-    gc.enable()
-    uvloop.run(serve(settings))
+    spawner = Spawner()
+    try:
+        spawner.start()
+        first = ServingProcess(spawner)
+        try:
+            # What is imported stays. Looking through it for garbage would take a tenth of the start, and a pause now and then.
+            gc.disable()
+            import uvloop
+
+            from pilliond.control import serve
+
+            gc.freeze()
+            gc.enable()
+            uvloop.run(serve(settings, spawner, first))
+        finally:
+            first.close()
+    finally:
+        spawner.close()
 
 
 def main() -> int:

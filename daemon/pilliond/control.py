@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from itertools import count
 from math import prod
 from pathlib import Path
@@ -22,8 +23,6 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Store
-from pilliond.admin.app import Admin
-from pilliond.admin.http.access import Access
 from pilliond.errors import BadPolicyError, SettingsError
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.device_status import device_status
@@ -35,64 +34,100 @@ from pilliond.linux.spawner import Spawner
 from pilliond.policy_rollout import PolicyRollout
 from pilliond.rollout.restore import admitted
 from pilliond.rollout.route_file import RouteFile
-from pilliond.settings.schema import Settings, check_memory
+from pilliond.settings.schema import AdminSettings, Settings, check_memory
+from pilliond.supervision.serving_process import ServingProcess
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
 from pilliond.supervision.worker_pool import WorkerPool
 from pilliond.supervision.worker_status import worker_status
 
 
-async def serve(settings: Settings) -> None:
-    """Verifies the policies, opens the admin port, keeps a serving process up, and drains on SIGTERM or SIGINT."""
+async def serve(settings: Settings, spawner: Spawner, first: ServingProcess) -> None:
+    """Verifies the policies, opens the admin port, keeps a serving process up, and drains on SIGTERM or SIGINT.
+
+    `first` is the first serving process, which is ended if the start fails. `spawner` was started.
+    """
     log = make_log(settings)
-    access = Access.of(settings.admin, log)
     loaded = load_policies(settings)
-    spawner = Spawner()
-    supervisor = Supervisor(settings, [stable for _, stable in loaded], spawner, log)
-    policies = rollouts_of(supervisor, [reference for reference, _ in loaded], log)
+    supervisor = Supervisor(settings, [stable for _, stable in loaded], spawner, log, first)
+    try:
+        policies = rollouts_of(supervisor, [reference for reference, _ in loaded], log)
+        lower_priority()
+        await _serve(settings, supervisor, policies, log)
+    finally:
+        supervisor.close()
+
+
+async def _serve(
+    settings: Settings, supervisor: Supervisor, policies: dict[str, PolicyRollout], log: FilteringBoundLogger
+) -> None:
     service_manager = ServiceManager(os.environ)
     watchdog = Watchdog(supervisor, settings.serving.hang_s_max, service_manager, log)
-    admin = Admin(supervisor, policies, watchdog, access)
+    handle_signals(supervisor, service_manager, log)
+    supervisor.start()
     try:
-        spawner.start()
-        lower_priority()
-        admin_addresses = await admin.start(settings.admin, log)
+        async with admin_port(settings.admin, supervisor, policies, watchdog, log) as admin_addresses:
 
-        def on_ready(ready: Ready) -> None:
-            service_manager.ready()
-            stables = [policy.stable for policy in supervisor.policies.values()]
-            fields = [ready_fields(stable, supervisor.workers) for stable in stables]
-            log.info(
-                "ready",
-                **fields[0],
-                listen=ready.listen,
-                admin=admin_addresses,
-                policies=fields,
-            )
+            def on_ready(ready: Ready) -> None:
+                service_manager.ready()
+                stables = [policy.stable for policy in supervisor.policies.values()]
+                fields = [ready_fields(stable, supervisor.workers) for stable in stables]
+                log.info(
+                    "ready",
+                    **fields[0],
+                    listen=ready.listen,
+                    admin=admin_addresses,
+                    policies=fields,
+                )
 
-        def on_signal(name: str) -> None:
-            log.info("draining", signal=name)
-            service_manager.stopping()
-            supervisor.stop(f"the daemon got {name}")
+            watching = asyncio.create_task(look_after(watchdog, supervisor.workers, policies.values()))
+            watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
+            try:
+                await supervisor.run(on_ready)
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+            if not watching.cancelled():
+                watching.result()
+            log.info("stopped")
+    finally:
+        service_manager.close()
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal, number.name)
-        watching = asyncio.create_task(look_after(watchdog, supervisor.workers, policies.values()))
-        watching.add_done_callback(lambda _: supervisor.stop("the watch over its versions has failed"))
-        try:
-            await supervisor.run(on_ready)
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
-        if not watching.cancelled():
-            watching.result()
-        log.info("stopped")
+
+@asynccontextmanager
+async def admin_port(
+    settings: AdminSettings,
+    supervisor: Supervisor,
+    policies: dict[str, PolicyRollout],
+    watchdog: Watchdog,
+    log: FilteringBoundLogger,
+) -> AsyncIterator[list[str]]:
+    """Keeps the admin port open during the block, which gets the bound addresses; none where the settings have none."""
+    if not settings.addresses():
+        yield []
+        return
+    # Imported here: it takes long, and the serving process and its workers load the versions meanwhile.
+    from pilliond.admin.app import Admin
+    from pilliond.admin.http.access import Access
+
+    admin = Admin(supervisor, policies, watchdog, Access.of(settings, log))
+    try:
+        yield await admin.start(settings, log)
     finally:
         await admin.stop()
-        supervisor.close()
-        spawner.close()
-        service_manager.close()
+
+
+def handle_signals(supervisor: Supervisor, service_manager: ServiceManager, log: FilteringBoundLogger) -> None:
+    """Makes SIGTERM and SIGINT drain the serving process."""
+
+    def on_signal(name: str) -> None:
+        log.info("draining", signal=name)
+        service_manager.stopping()
+        supervisor.stop(f"the daemon got {name}")
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number.name)
 
 
 async def look_after(watchdog: Watchdog, workers: WorkerPool, policies: Iterable[PolicyRollout]) -> None:

@@ -188,6 +188,9 @@ CHANNEL_MESSAGE_BYTES_MAX: Final = 1 << 20
 CHANNEL_DESCRIPTORS_MAX: Final = 2
 """Descriptors that travel with one message: the model and the golden pairs."""
 
+STARTUP_DESCRIPTORS_MAX: Final = 250
+"""Descriptors that travel with one part of a startup message: the kernel takes 253."""
+
 SHADOW_START_S_MAX: Final = 300.0
 """From the start of a shadow process until its version is warm, besides the start of its worker: it loads at a low priority."""
 
@@ -301,7 +304,7 @@ LOAD_MARGIN_BYTES: Final = 96 * 1024 * 1024
 ends the process if a thread finds no memory for its own data."""
 
 LOAD_COPIES: Final = 3
-"""Copies of a model's bytes during a load: as received, as parsed, and as laid out to run."""
+"""Copies of a model's bytes that a load may need: as parsed, as initial values of the graph, and as laid out to run."""
 
 ARMS_MAX: Final = 3
 """Arms of a traffic split, besides the stable version."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from safetensors.numpy import save
 
 from pillion_worker.errors import EngineError
 from pillion_worker.limits import WEIGHTS_HEADER_BYTES_MAX
+from pillion_worker.model_source import view_of
 from pillion_worker.python_policy.weights import read_weights
 
 WHOLE = save({"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.int64)})
@@ -44,6 +47,19 @@ def test_what_the_safetensors_package_writes_is_read(dtype: str) -> None:
         assert (read[name].dtype, read[name].shape) == (array.dtype, array.shape)
         assert read[name].tobytes() == array.tobytes()
         assert read[name].flags.aligned
+
+
+def test_weights_of_a_file_are_read_where_they_lie_and_writing_to_them_changes_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(WHOLE)
+    read = read_weights(view_of(str(file)))
+    assert read["b"].tolist() == [1, 2]
+    with pytest.raises(ValueError, match="read-only"):
+        read["b"][...] = 0
+    # As a library does that looks at the address alone.
+    ctypes.memset(read["b"].ctypes.data, 7, 1)
+    assert read["b"].tolist() == [7, 2]
+    assert file.read_bytes() == WHOLE
 
 
 def test_there_may_be_no_weights() -> None:

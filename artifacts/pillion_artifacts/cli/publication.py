@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pillion.cli_support import spinner
+from pillion_artifacts.card.layers import MODEL_NAMES
 from pillion_artifacts.card.model_card import SCHEMA, schema_of
 from pillion_artifacts.card.yaml_card import migrate_card
 from pillion_artifacts.cli.progress import bytes_bar
 from pillion_artifacts.errors import ArtifactError, InvalidSourceError
-from pillion_artifacts.limits import CARD_BYTES_MAX
+from pillion_artifacts.formats.torch_program import inspect_torch_program
+from pillion_artifacts.limits import CARD_BYTES_MAX, DAEMON_ROWS_MAX
 from pillion_artifacts.names import parse_name, version_name
+from pillion_artifacts.oci.blobs import map_file
 from pillion_artifacts.publishing.common.files import read_file
 from pillion_artifacts.publishing.sources import Options, import_source
 
@@ -32,9 +35,16 @@ class Published(msgspec.Struct, frozen=True, omit_defaults=True):
     parity: dict[str, Any] = {}
     unproven: str = ""
     """Why a converted file has no golden pairs; empty: it has."""
+    rows_max: int = 0
+    """The most rows that a torch program takes at once, if a daemon without settings asks for more; else 0."""
 
     def __str__(self) -> str:
         line = f"{self.policy}@v{self.version} {self.digest}"
+        if self.rows_max:
+            line += (
+                f"\nit takes at most {self.rows_max} rows at once, and a daemon asks for {DAEMON_ROWS_MAX} where "
+                "limits.rows_max is not set: lower that, or export it for more rows"
+            )
         if self.unproven:
             return f"{line}\npublished without golden pairs, so nothing proves how it acts: {self.unproven}"
         if not self.parity:
@@ -93,7 +103,16 @@ def _publish_folder(store: Store, folder: Path, policy: str, version: str, by: s
     total = sum(entry.stat().st_size for entry in folder.iterdir())
     with bytes_bar(f"publishing {policy}@v{version}", total) as progress:
         made = store.publish(policy, version, folder, created_by=by, reason=reason, progress=progress)
-    return Published(made.policy, made.version, made.digest)
+    return Published(made.policy, made.version, made.digest, rows_max=_few_rows(folder))
+
+
+def _few_rows(folder: Path) -> int:
+    """The most rows that a published torch program takes at once, if these are fewer than a daemon asks for; else 0."""
+    model = folder / MODEL_NAMES["torch"]
+    if not model.exists():
+        return 0
+    most = inspect_torch_program(map_file(model), model.name).rows_max
+    return most if most is not None and most < DAEMON_ROWS_MAX else 0
 
 
 def _parity(report: PublishReport) -> dict[str, Any]:

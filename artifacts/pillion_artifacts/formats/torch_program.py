@@ -3,6 +3,9 @@
 When torch reads a program, it unpickles sample inputs and some constants, evaluates the expressions of sizes, looks
 operators and argument types up by name, and compiles guards. A published program has no pickle, no guard and no trace;
 every text that torch would evaluate or look up is on a list of harmless ones. `publishing` removes what need not be there.
+
+The worker has the same lists in `pillion_worker.torch_engine.pt2_archive`, because it may not need this package. A test compares
+what both accept.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ _TENSORS: Final = re.compile(rf"({_WEIGHTS}weight|{_CONSTANTS}tensor)_\d+", re.A
 _ARITHMETIC: Final = "add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|lshift|rshift|getitem"
 """Functions of Python's `operator` that compute sizes. The others call or look up what their arguments name."""
 _DUNDERS: Final = "__and__|__or__|__xor__|__lshift__|__rshift__|__iand__|__ior__|__ixor__|__ilshift__|__irshift__"
-_BITWISE: Final = "__i?(and|or|xor|lshift|rshift)__"
 """The only operators of torch with names of this kind; the others are attributes that every object has."""
 
 _TARGET: Final = re.compile(
@@ -46,13 +48,16 @@ _SAME_ROWS: Final = re.compile(r"L(\['\w+'\]|\[\d+\])+\.size\(\)\[0\] == L(\['\w
 """The only guard that always holds: every input has the same number of rows."""
 
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
-_EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~]*", re.ASCII)
+_EXPRESSION: Final = re.compile(r"[\w\s+\-*/%(),<>=&|~.]*", re.ASCII)
 """Python reads a letter of another alphabet, such as a wide one, as the plain one: none may stand here."""
+_ATTRIBUTE: Final = re.compile(r"\.\s*[A-Za-z_]|\)\s*\.|\w\s*\.\s*\(")
+"""A dot that is not that of a number."""
 _SYMBOL: Final = re.compile(r"Symbol\('(s|u|zuf|zf)\d+'(, [a-z]+=(True|False))*\)", re.ASCII)
 _ALONE: Final = re.compile(r"(s|u|zuf|zf)\d+", re.ASCII)
 _FUNCTIONS: Final = {
     *("Integer", "Rational", "Float", "Add", "Mul", "Pow"),
     *("Max", "Min", "FloorDiv", "CleanDiv", "CeilDiv", "Mod", "PythonMod", "ModularIndexing", "IntTrueDiv", "Abs"),
+    *("ToFloat", "FloatTrueDiv", "TruncToInt", "FloorToInt", "CeilToInt"),
     *("Eq", "Ne", "Ge", "Gt", "Le", "Lt", "And", "Or", "Not", "True", "False", "oo", "int_oo"),
 }
 _STRING_ARGUMENT: Final = re.compile(r"[A-Za-z_,.> -]{0,128}")
@@ -76,6 +81,8 @@ class TorchProgram(msgspec.Struct, frozen=True):
     """The names of its inputs, if it takes them by keyword or in one dictionary."""
     output_keys: list[str] = []
     """The keys of its outputs, if it returns a dictionary."""
+    rows_max: int | None = None
+    """The most rows that it takes at once; None: it does not say."""
 
 
 def inspect_torch_program(view: memoryview, what: str) -> TorchProgram:
@@ -215,7 +222,8 @@ def _is_expression(text: str) -> bool:
     """Whether `text` has only sizes and arithmetic. sympy evaluates it as Python."""
     text = _SYMBOL.sub("s0", text)
     words = _WORD.findall(text)
-    return bool(_EXPRESSION.fullmatch(text)) and all(word in _FUNCTIONS or _ALONE.fullmatch(word) for word in words)
+    is_arithmetic = _EXPRESSION.fullmatch(text) and not _ATTRIBUTE.search(text)
+    return bool(is_arithmetic) and all(word in _FUNCTIONS or _ALONE.fullmatch(word) for word in words)
 
 
 def _check_tree(text: str, what: str) -> None:
@@ -273,9 +281,21 @@ def declared(program: dict[str, Any], what: str) -> TorchProgram:
         ]
         call = next(entry["signature"] for entry in module["module_call_graph"] if entry["fqn"] == "")
         given, made = msgspec.json.decode(call["in_spec"])[1], msgspec.json.decode(call["out_spec"])[1]
-        return TorchProgram(inputs, outputs, _input_keys(given, len(inputs)), _keys(made, len(outputs)))
+        rows_max = _rows_max(program, [tensors[tensor.name] for tensor in inputs])
+        return TorchProgram(inputs, outputs, _input_keys(given, len(inputs)), _keys(made, len(outputs)), rows_max)
     except (*UNREADABLE, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
         raise InvalidArtifactError(f"{what}: {MODEL}: expected a program of torch.export, got {error!r}") from None
+
+
+def _rows_max(program: dict[str, Any], inputs: list[dict[str, Any]]) -> int | None:
+    """The least of the bounds that the program sets to the first axis of its inputs."""
+    bounds = []
+    for tensor in inputs:
+        size = tensor["sizes"][0] if tensor["sizes"] else {}
+        symbol = re.match(r"Symbol\('(\w+)'", size.get("as_expr", {}).get("expr_str", ""), re.ASCII)
+        most = program.get("range_constraints", {}).get(symbol.group(1), {}).get("max_val") if symbol else None
+        bounds += [most] if isinstance(most, int) else []
+    return min(bounds, default=None)
 
 
 def _check_writes(graph: dict[str, Any], what: str) -> None:

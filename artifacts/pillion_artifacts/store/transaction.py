@@ -30,6 +30,7 @@ from pillion_artifacts.names import precedence
 from pillion_artifacts.oci.blobs import Progress, chunks_of, no_progress, open_regular, read_small, write_all
 from pillion_artifacts.oci.manifest import EMPTY_INDEX, Index, decode_index, digest_of, encode_json
 from pillion_artifacts.store.audit_log import AuditLog, Record, chained
+from pillion_artifacts.store.early_sync import EarlySync
 
 INDEX_NAME: Final = "index.json"
 LAYOUT_NAME: Final = "oci-layout"
@@ -154,16 +155,17 @@ class Change:
         size = 0
         with refusals(self._what):
             descriptor, name = tempfile.mkstemp(dir=self._folder)
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
+            with os.fdopen(descriptor, "wb", buffering=0), EarlySync(descriptor) as disk:
                 for chunk in chunks:
                     size += len(chunk)
                     if size > bytes_max:
                         raise InvalidArtifactError(f"{what}: expected at most {bytes_max} bytes, got more")
                     hashed.update(chunk)
                     write_all(descriptor, chunk)
+                    disk.wrote(len(chunk))
                     progress(len(chunk))
                 os.fchmod(descriptor, _BLOB_MODE)
-                os.fsync(file.fileno())
+                disk.sync()
         digest = f"sha256:{hashed.hexdigest()}"
         self._move(Path(name).name, f"blobs/sha256/{hashed.hexdigest()}")
         return Staged(Path(name), digest, size)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 import sys
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import pillion_worker.engines
 from pillion_worker.errors import EngineError
+from pillion_worker.model_source import Model
 from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import LoadRequest, Tensor, TensorMemory
+
+_EXTRAS: Final = {"torch": "pillion[torch]", "onnxruntime": "pillion[daemon]"}
 
 
 class Engine(Protocol):
@@ -55,7 +59,7 @@ class Engine(Protocol):
         """
 
 
-def load_engine(model: bytes, request: LoadRequest) -> Engine:
+def load_engine(model: Model, request: LoadRequest) -> Engine:
     """Loads a model with the engine of that name. Raises `EngineError` if the model and its request do not agree, or
     the interpreter lacks the engine's package.
     """
@@ -66,6 +70,14 @@ def load_engine(model: bytes, request: LoadRequest) -> Engine:
         module = importlib.import_module(f"pillion_worker.engines.{request.engine}")
     except ModuleNotFoundError as error:
         raise EngineError(
-            f"its engine needs the package {error.name!r}, which {sys.executable} does not have"
+            f"its engine needs the package {error.name!r}, which {sys.executable} does not have: "
+            f"{install_command(error.name or '')}"
         ) from None
     return cast("Engine", module.load(model, request))
+
+
+def install_command(package: str) -> str:
+    """Returns the command that installs an engine's package into this interpreter: as the extra of Pillion, if it has the daemon."""
+    has_daemon = importlib.util.find_spec("pilliond") is not None
+    wanted = f"'{_EXTRAS[package]}'" if has_daemon and package in _EXTRAS else package
+    return f"{sys.executable} -m pip install {wanted}"

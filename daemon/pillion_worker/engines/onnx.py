@@ -18,6 +18,7 @@ from pillion_worker.buckets import buckets_for
 from pillion_worker.devices import choose, cuda_index
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import aligned_zeros
+from pillion_worker.model_source import Model
 from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
@@ -27,7 +28,7 @@ _CUDA: Final = "CUDAExecutionProvider"
 _TENSORRT: Final = "TensorrtExecutionProvider"
 
 
-def load(model: bytes, request: LoadRequest) -> OnnxRuntimeEngine:
+def load(model: Model, request: LoadRequest) -> OnnxRuntimeEngine:
     """Loads a model. Raises `EngineError` if the graph disagrees with the request."""
     engine = choose(request, _missing, lambda device, fallback: OnnxRuntimeEngine(model, request, device, fallback))
     assert isinstance(engine, OnnxRuntimeEngine)
@@ -49,7 +50,7 @@ class OnnxRuntimeEngine:
 
     kind = "onnxruntime"
 
-    def __init__(self, model: bytes, request: LoadRequest, device: str = "cpu", fallback: str = "") -> None:
+    def __init__(self, model: Model, request: LoadRequest, device: str = "cpu", fallback: str = "") -> None:
         self._request = request
         self._device = device
         self._fallback = fallback
@@ -225,7 +226,7 @@ def _providers(request: LoadRequest, device: str) -> list[Any]:
     return [*([(_TENSORRT, tensorrt)] if _TENSORRT in offered and is_rounded else []), (_CUDA, cuda), _CPU]
 
 
-def _open_session(model: bytes, request: LoadRequest, device: str) -> onnxruntime.InferenceSession:
+def _open_session(model: Model, request: LoadRequest, device: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request.threads
     options.inter_op_num_threads = 1

@@ -24,6 +24,7 @@ from pillion_worker.buckets import buckets_for
 from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import TRACEBACK_CHARS_MAX
 from pillion_worker.memory import aligned_zeros
+from pillion_worker.model_source import Model, view_of
 from pillion_worker.python_policy.installed_factory import find_factory
 from pillion_worker.python_policy.weights import read_weights
 from pillion_worker.runs.interface import Run
@@ -38,7 +39,7 @@ _NVIDIA: Final = "/dev/nvidiactl"
 _Policy = Callable[[dict[str, Array]], Any]
 
 
-def load(model: bytes, request: LoadRequest) -> PythonEngine:
+def load(model: Model, request: LoadRequest) -> PythonEngine:
     """Makes the policy. Raises `EngineError` if its package is not allowed, or its answers are not what the card states."""
     return PythonEngine(model, request)
 
@@ -48,7 +49,7 @@ class PythonEngine:
 
     kind = "python"
 
-    def __init__(self, model: bytes, request: LoadRequest) -> None:
+    def __init__(self, model: Model, request: LoadRequest) -> None:
         self._request = request
         self._strict_rows = request.strict_rows
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
@@ -92,8 +93,8 @@ class PythonEngine:
 
     # Making the policy
 
-    def _make(self, model: bytes) -> _Policy:
-        weights = read_weights(model)
+    def _make(self, model: Model) -> _Policy:
+        weights = read_weights(view_of(model))
         try:
             policy: _Policy = self._code.load()(weights, **self._request.code["arguments"])
         except BaseException as error:  # noqa: BLE001 - whatever a package raises, the worker says why

@@ -16,6 +16,7 @@ from pillion_worker.buckets import buckets_for
 from pillion_worker.devices import choose
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import private_memory
+from pillion_worker.model_source import Model
 from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import LoadRequest, State, Tensor, TensorMemory
 from pillion_worker.torch_engine import cuda
@@ -28,7 +29,7 @@ from pillion_worker.torch_engine.runner import Binding, CpuRunner, Runner
 _INFERENCE: Final = torch.inference_mode()
 
 
-def load(model: bytes, request: LoadRequest) -> TorchEngine:
+def load(model: Model, request: LoadRequest) -> TorchEngine:
     """Loads a model. Raises `EngineError` if the program disagrees with the request, or could run code of its file."""
     # A thread that takes part in a batch may not take a core for anything else.
     torch.set_num_threads(request.threads)
@@ -42,7 +43,7 @@ def load(model: bytes, request: LoadRequest) -> TorchEngine:
     return engine
 
 
-def make(model: bytes, request: LoadRequest, device: str, fallback: str) -> TorchEngine:
+def make(model: Model, request: LoadRequest, device: str, fallback: str) -> TorchEngine:
     """Makes the engine as it was asked for, or plain if it only runs so."""
     try:
         return TorchEngine(model, request, device, fallback)
@@ -60,7 +61,7 @@ class TorchEngine:
 
     kind = "torch"
 
-    def __init__(self, model: bytes, request: LoadRequest, device: str, fallback: str = "") -> None:
+    def __init__(self, model: Model, request: LoadRequest, device: str, fallback: str = "") -> None:
         self._request = request
         self._device = device
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)

@@ -36,7 +36,7 @@ _DTYPES: Final = {
 }
 
 
-def read_weights(model: bytes) -> dict[str, Array]:
+def read_weights(model: bytes | memoryview) -> dict[str, Array]:
     """Returns the tensors by name, as views of the bytes that cannot be written to.
 
     numpy has no bfloat16: such tensors are returned as float32, which holds each of their values exactly, in memory of

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from pillion_worker.errors import EngineError
+from pillion_worker.model_source import Model
 from pillion_worker.torch_engine.layout import channels_last, with_channels_last
 from pillion_worker.torch_engine.pt2_archive import OPERATORS, disarm
 from pillion_worker.torch_engine.script_code import check_code
@@ -41,7 +42,7 @@ class Program(NamedTuple):
 
 
 def load_program(
-    model: bytes,
+    model: Model,
     kind: str,
     shapes: Sequence[int],
     device: str,
@@ -76,7 +77,7 @@ def first_line(error: BaseException) -> str:
     return lines[-1] if "TorchScript" in lines[0] else lines[0]
 
 
-def _load_exported(model: bytes) -> Any:
+def _load_exported(model: Model) -> Any:
     archive = disarm(model)
     try:
         with warnings.catch_warnings():
@@ -210,13 +211,14 @@ def _by_position(places: Mapping[str, Any]) -> list[str] | None:
     return sorted(places, key=lambda name: int(places[name]))
 
 
-def _load_script(model: bytes, device: str, example: Sequence[torch.Tensor], has_channels_last: bool) -> Program:
+def _load_script(model: Model, device: str, example: Sequence[torch.Tensor], has_channels_last: bool) -> Program:
     check_code(model)
     try:
         with warnings.catch_warnings():
             # The card says TorchScript, so torch's deprecation warning says nothing new.
             warnings.simplefilter("ignore")
-            module = torch.jit.load(io.BytesIO(model), map_location=device).eval()  # type: ignore[no-untyped-call]
+            source = io.BytesIO(model) if isinstance(model, bytes) else model
+            module = torch.jit.load(source, map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 - as above
         raise EngineError(f"torch cannot load the TorchScript: {first_line(error)}") from None
     _check_script_writes(module.inlined_graph)

@@ -10,13 +10,16 @@ import io
 import json
 import pickletools
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from typing import Any, Final
 
 from pillion_worker.errors import EngineError
 from pillion_worker.limits import PT2_MEMBERS_MAX
+from pillion_worker.model_source import Model, open_model
 
+_PART_BYTES: Final = 1 << 20
 _MODEL: Final = "models/model.json"
 _SAMPLE: Final = "data/sample_inputs/model.pt"
 _WEIGHTS: Final = "data/weights/"
@@ -119,13 +122,13 @@ _SAMPLE_GLOBALS: Final = re.compile(
 _NAMING_OPCODES: Final = ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4")
 
 
-def disarm(data: bytes) -> io.BytesIO:
+def disarm(model: Model) -> io.BytesIO:
     """Returns the same program in a new archive, without anything that could run. Raises `EngineError`.
 
     Sample inputs and traces are left out.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with open_model(model) as file, zipfile.ZipFile(file) as archive:
             return _repacked(archive)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, RecursionError) as error:
         raise EngineError(f"the .pt2 file is not a readable archive: {error}") from None
@@ -146,9 +149,20 @@ def _repacked(archive: zipfile.ZipFile) -> io.BytesIO:
                     f"the .pt2 file: expected stored members, got {member.filename!r}, which is compressed"
                 )
             name = member.filename[len(root) :]
-            safe.writestr(root + name, _checked(name, archive.read(member)))
+            if _TENSORS.fullmatch(name):
+                _copy(archive, member, safe, root + name)
+            else:
+                safe.writestr(root + name, _checked(name, archive.read(member)))
     made.seek(0)
     return made
+
+
+def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, safe: zipfile.ZipFile, name: str) -> None:
+    """Copies a tensor in small parts: whole, a large one would be in memory once more."""
+    target = zipfile.ZipInfo(name)
+    target.file_size = member.file_size
+    with archive.open(member) as source, safe.open(target, "w") as copy:
+        shutil.copyfileobj(source, copy, _PART_BYTES)
 
 
 def _checked(name: str, content: bytes) -> bytes:
@@ -162,7 +176,7 @@ def _checked(name: str, content: bytes) -> bytes:
         return b""
     if name in _CONFIGS:
         _check_config(name, _json(name, content))
-    elif name not in _PLAIN and not _TENSORS.fullmatch(name):
+    elif name not in _PLAIN:
         raise EngineError(f"the .pt2 file: {name!r} could not be read without running code: expected tensors only")
     return content
 

@@ -6,13 +6,13 @@ are called through an interface, so every word of the code counts, wherever it s
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from typing import Final
 
 from pillion_worker.errors import EngineError
 from pillion_worker.limits import PT2_MEMBERS_MAX
+from pillion_worker.model_source import Model, open_model
 
 _REFUSED: Final = re.compile(
     r"\b(?:from_file|save|fork|rpc_async|rpc_sync|rpc_remote)\b"  # read or write files, or compute elsewhere
@@ -23,10 +23,10 @@ _GETATTR: Final = re.compile(r'\bgetattr\([\w.]+, "\w+"\)')
 _CLASSES: Final = b"torch.classes"
 
 
-def check_code(model: bytes) -> None:
+def check_code(model: Model) -> None:
     """Raises `EngineError` if the code of a TorchScript names an operator that does more than compute."""
     try:
-        with zipfile.ZipFile(io.BytesIO(model)) as archive:
+        with open_model(model) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if len({member.filename for member in members}) != len(members) or len(members) > PT2_MEMBERS_MAX:
                 raise EngineError("the TorchScript: expected an archive of torch.jit.save, got other members")

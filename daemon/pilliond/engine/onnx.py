@@ -11,6 +11,7 @@ from pillion_protocol import Spec
 from pillion_worker.buckets import WARM_UP_RUNS, buckets_for
 from pillion_worker.engines.onnx import OnnxRuntimeEngine
 from pillion_worker.memory import private_memory
+from pillion_worker.model_source import Model
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import InlineEngine
 from pilliond.engine.load_request import load_request
@@ -22,7 +23,7 @@ _ANYWHERE: Final[Mapping[str, Any]] = {}
 class OnnxEngine(InlineEngine):
     """One ONNX policy on the CPU.
 
-    `model` holds the verified bytes of the file. `spec` states its inputs and outputs, `parameters` the further graph
+    `model` is the verified file. `spec` states its inputs and outputs, `parameters` the further graph
     outputs (logits, log_std) that the distribution reads, `states` its recurrent state. `strict_rows` is as in
     `Engine`; rows that do not fill the shape leave the old contents behind them. `device` are the fields of a
     `LoadRequest` that say where to compute. Raises `EngineError` if the graph disagrees with its card: a model that lies
@@ -31,7 +32,7 @@ class OnnxEngine(InlineEngine):
 
     def __init__(
         self,
-        model: bytes,
+        model: Model,
         spec: Spec,
         parameters: list[str],
         rows_max: int,

@@ -12,9 +12,10 @@ import os
 import socket
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from pillion_artifacts.card.model_card import Distribution, EngineCard, StateCard, Tolerance
 from pillion_protocol import Spec
@@ -22,7 +23,7 @@ from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.placement import Placement, ServiceTime
 from pilliond.ipc.session_info import SessionInfo
-from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX, PolicyLimits
+from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX, STARTUP_DESCRIPTORS_MAX, PolicyLimits
 from pilliond.settings.schema import EngineSettings, ServingSettings, VersionSettings
 from pilliond.traffic_split import Arm
 
@@ -338,6 +339,8 @@ Report = (
 
 _STARTUP: Final = b"startup"
 
+V = TypeVar("V", PolicyConfig, Beside)
+
 _startup_decoder: msgspec.msgpack.Decoder[StartupConfig] = msgspec.msgpack.Decoder(StartupConfig)
 _encoder = msgspec.msgpack.Encoder()
 _control_message_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
@@ -358,22 +361,58 @@ def send(end: socket.socket, message: ControlMessage | Report, descriptors: Sequ
 
 
 def send_startup(end: socket.socket, config: StartupConfig) -> None:
-    """Sends the first message, which may be larger than a packet: it travels in memory of its own. Raises `OSError`."""
+    """Sends the first message and copies of its descriptors. Raises `OSError`.
+
+    It may be larger than a packet, so it travels in memory of its own.
+    """
     descriptor = os.memfd_create("pillion-startup", os.MFD_CLOEXEC)
     with open(descriptor, "r+b") as memory:
         memory.write(_encoder.encode(config))
         memory.flush()
         socket.send_fds(end, [_STARTUP], [descriptor], socket.MSG_NOSIGNAL)
+    numbers = _descriptors_of(config)
+    for first in range(0, len(numbers), STARTUP_DESCRIPTORS_MAX):
+        socket.send_fds(end, [_STARTUP], numbers[first : first + STARTUP_DESCRIPTORS_MAX], socket.MSG_NOSIGNAL)
 
 
 def receive_startup(end: socket.socket) -> StartupConfig | None:
-    """Returns the first message; None if the control process is gone, or sent another."""
+    """Returns the first message, with this process's descriptors; None if the control process is gone, or sent another."""
     data, descriptors, _, _ = socket.recv_fds(end, len(_STARTUP), 1)
     if data != _STARTUP or not descriptors:
         return None
     with open(descriptors[0], "rb") as memory:
         memory.seek(0)
-        return _startup_decoder.decode(memory.read())
+        config = _startup_decoder.decode(memory.read())
+    numbers = _descriptors_of(config)
+    received: list[int] = []
+    while len(received) < len(numbers):
+        _, descriptors, _, _ = socket.recv_fds(end, len(_STARTUP), STARTUP_DESCRIPTORS_MAX)
+        if not descriptors:
+            return None
+        received += descriptors
+    return _with_descriptors(config, dict(zip(numbers, received, strict=True)))
+
+
+def _descriptors_of(config: StartupConfig) -> list[int]:
+    """The descriptors that a startup message names."""
+    versions: list[PolicyConfig | Beside] = []
+    for policy in config.policies:
+        versions += [policy, *policy.beside]
+    named = [number for version in versions for number in (version.model_descriptor, version.golden_descriptor)]
+    return [config.page_descriptor, *(number for number in named if number >= 0)]
+
+
+def _with_descriptors(config: StartupConfig, own: dict[int, int]) -> StartupConfig:
+    """The message with this process's numbers instead of the control process's."""
+
+    def with_own(version: V) -> V:
+        model, golden = own[version.model_descriptor], own.get(version.golden_descriptor, -1)
+        return replace(version, model_descriptor=model, golden_descriptor=golden)
+
+    policies = [
+        replace(with_own(policy), beside=[with_own(beside) for beside in policy.beside]) for policy in config.policies
+    ]
+    return replace(config, page_descriptor=own[config.page_descriptor], policies=policies)
 
 
 def receive_control_message(end: socket.socket) -> tuple[ControlMessage | None, list[int]]:

@@ -18,6 +18,9 @@ _BOOTSTRAP: Final = os.path.join(pillion_worker.__path__[0], "bootstrap.py")
 _OF_OUR_PYTHON: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
 """What the daemon's own interpreter was started with: it would lead another one to the wrong packages."""
 
+_HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Large allocations, such as weights, ask for transparent huge pages: a page fault for each 4 KiB takes most of a load."""
+
 
 def worker_command(python: str, descriptor: int) -> list[str]:
     """Returns the command of a worker with that end of a channel. `python` is `engine.python`."""
@@ -28,7 +31,7 @@ def worker_command(python: str, descriptor: int) -> list[str]:
 def worker_environment(python: str) -> dict[str, str]:
     """Returns the environment of a worker."""
     inherited = {name: value for name, value in os.environ.items() if not python or name not in _OF_OUR_PYTHON}
-    return {**inherited, **CHILD_ENVIRONMENT}
+    return {**_HUGE_PAGES, **inherited, **CHILD_ENVIRONMENT}
 
 
 def why_no_workers(python: str) -> str:

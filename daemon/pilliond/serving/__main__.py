@@ -23,6 +23,7 @@ import numpy as np
 import uvloop
 
 from pillion_artifacts.card.golden_pairs import decode_golden
+from pillion_worker.model_source import path_of
 from pilliond.core.residency import Residency
 from pilliond.core.routing import Router
 from pilliond.core.scheduler import Scheduler
@@ -59,7 +60,7 @@ from pilliond.transport.zmq import ZmqTransport
 from pilliond.versions.golden_start import start_checked
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import build_version, read_descriptor
-from pilliond.versions.placement import decide, place_by_kind
+from pilliond.versions.placement import decide, place_beforehand
 
 
 async def serve(end: socket.socket, config: StartupConfig) -> None:
@@ -171,11 +172,11 @@ def placed(
 ) -> Version:
     """Builds a version where it is to run, inline or in a worker. A bounded graph is measured inline first, if need be."""
     settings, rows_max = config.engine, config.limits.rows_max
-    placement = place_by_kind(settings.placement, request.engine.kind, settings.device) or request.placement
-    if placement is None and (settings.placement != "auto" or request.unbounded):
-        placement = decide(settings.placement, request.unbounded, {}, settings.inline_us_max)
+    placement = place_beforehand(
+        settings.placement, request.engine.kind, settings.device, request.unbounded, request.placement
+    )
     if placement is None or placement.where == "inline":
-        version = build_version(request, read_descriptor(model_descriptor), golden, rows_max, settings)
+        version = build_version(request, path_of(model_descriptor), golden, rows_max, settings)
         if placement is None:
             measured = measure_until(version.engine, clock_for(settings.threads), settings.inline_us_max * 1e3)
             p99_us = {rows: p99_ns / 1e3 for rows, (_, p99_ns) in measured.items()}

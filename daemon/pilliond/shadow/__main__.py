@@ -55,9 +55,10 @@ def main() -> int:
 @contextmanager
 def prepared(request: ShadowRequest, model_descriptor: int, page_descriptor: int) -> Iterator[Replayer]:
     """Makes a replayer with the requested version, warm; raises `EngineError`. Where the version needs a worker, starts one."""
+    from pillion_worker.model_source import path_of
     from pilliond.ipc.shadow_page import ShadowPage
     from pilliond.shadow.replayer import Replayer
-    from pilliond.versions.loader import build_version, read_descriptor
+    from pilliond.versions.loader import build_version
     from pilliond.versions.placement import place_by_kind
     from pilliond.versions.trial_worker import TrialWorker
 
@@ -65,7 +66,7 @@ def prepared(request: ShadowRequest, model_descriptor: int, page_descriptor: int
     page = ShadowPage(page_descriptor)
     os.close(page_descriptor)
     if place_by_kind(settings.placement, request.version.engine.kind, settings.device) is None:
-        version = build_version(request.version, read_descriptor(model_descriptor), None, rows_max, settings)
+        version = build_version(request.version, path_of(model_descriptor), None, rows_max, settings)
         os.close(model_descriptor)
         yield Replayer(request, version, page)
         return

@@ -58,6 +58,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     Raises `BadPolicyError` or `EngineError`.
     """
     from pillion_artifacts import Resolved, Store
+    from pillion_worker.model_source import path_of
     from pilliond.engine.load_request import has_cuda
     from pilliond.engine.stopwatch import clock_for
     from pilliond.ipc import staging_channel
@@ -82,8 +83,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     states = artifact.card.state
     golden = read_descriptor(sealed.golden_descriptor) if sealed.golden_descriptor >= 0 else None
     if placement is None:
-        model = read_descriptor(sealed.model_descriptor)
-        version = build_version(sealed.request(), model, golden, rows_max, settings)
+        version = build_version(sealed.request(), path_of(sealed.model_descriptor), golden, rows_max, settings)
         report(StagingStep.CERTIFYING)
         certificate, service_us = examine(version, states, golden, request, clock_for(settings.threads))
         p99_us = {each.rows: each.p99_us for each in service_us}

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -45,16 +44,17 @@ from pilliond.limits import (
     DRAIN_S_MAX,
     START_S_MAX,
 )
-from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.addresses import SocketFile, clear_socket_path, socket_path
 from pilliond.settings.schema import Settings
 from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.progress_watch import is_late
 from pilliond.supervision.restart_policy import RestartPolicy
+from pilliond.supervision.serving_process import ServingProcess
 from pilliond.supervision.serving_state import ServingState, in_words, serving_state
 from pilliond.supervision.version_table import VersionTable
 from pilliond.supervision.worker_pool import WorkerPool
+from pilliond.versions.placement import needs_worker
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
 _ENDED: Final = "the serving process ended meanwhile"
@@ -73,7 +73,8 @@ class StartRefusedError(DaemonError):
 class Supervisor:
     """Owns the serving process, the metrics page and the channels of the policies, with the sealed versions.
 
-    `stables` has the stable version of each policy, in the order of `settings.served()`.
+    `stables` has the stable version of each policy, in the order of `settings.served()`. `first` is the first serving
+    process, if it was started already.
 
     Rule: there is one serving process at a time, and each start has a greater epoch than the last. For each policy it starts
     with the stable version, the arms and the held versions; after `RESTARTS_WITH_ALL_MAX` failed starts, with the stable
@@ -81,7 +82,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: Settings, stables: Sequence[SealedVersion], spawner: Spawner, log: FilteringBoundLogger
+        self,
+        settings: Settings,
+        stables: Sequence[SealedVersion],
+        spawner: Spawner,
+        log: FilteringBoundLogger,
+        first: ServingProcess | None = None,
     ) -> None:
         self.policies = {
             stable.policy: PolicyChannel(self, own, VersionTable(stable, number), POLICY_CELLS[number])
@@ -93,6 +99,7 @@ class Supervisor:
         self.ready: Ready | None = None
         self._settings = settings
         self._spawner = spawner
+        self._first = first
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
@@ -155,11 +162,17 @@ class Supervisor:
         """How long the serving process polls without sleeping."""
         return self._settings.serving.busy_poll_us
 
+    def start(self) -> None:
+        """Starts a serving process; it loads the versions while this process does other work. Raises `OSError`."""
+        self.restarts.started()
+        self._start(alone=self.restarts.starts_alone)
+
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
-        """Keeps a serving process up until `stop`; raises `DaemonError` if it does not stay up."""
-        while self._stopping is None:
-            self.restarts.started()
-            self._start(alone=self.restarts.starts_alone)
+        """Keeps a serving process up, the first of which was started, until `stop`.
+
+        Raises `DaemonError` if it does not stay up.
+        """
+        while True:
             try:
                 was_ready = await self._watch(on_ready)
             except StartRefusedError as refused:
@@ -174,6 +187,9 @@ class Supervisor:
             if self.starts == 1 and not was_ready and not self._beside():
                 raise ServingDiedError(f"the serving process ended with {code} before it was ready")
             await self._pause(code)
+            if self._stopping is not None:
+                return
+            self.start()
 
     async def _pause(self, code: int) -> None:
         """Waits until the next start is due; raises `ServingGaveUpError` if there is to be none."""
@@ -213,7 +229,8 @@ class Supervisor:
         return await self.ask(ListSessions(after), SessionList, b"sessions")
 
     def close(self) -> None:
-        """Releases the page, the sealed versions and the socket files."""
+        """Releases the page, the sealed versions and the socket files, and kills a serving process that nobody waits for."""
+        self._end_process()
         for file in self._socket_files:
             file.remove()
         self.page.close()
@@ -295,17 +312,22 @@ class Supervisor:
             self.page.clear(version.metrics_index)
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
-        self._end, serving_end = channel.make_channel()
-        with serving_end:
-            sealed = [each for version in self.versions() for each in version.descriptors()]
-            descriptors = (serving_end.fileno(), self._page_descriptor, *sealed)
-            self._process = self._spawner.spawn(
-                [sys.executable, "-P", "-m", "pilliond.serving", str(serving_end.fileno()), str(os.getpid())],
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **CHILD_ENVIRONMENT},
-            )
-        channel.send_startup(self._end, self._startup_config())
+        serving, self._first = self._first or ServingProcess(self._spawner), None
+        self._end, self._process = serving.end, serving.process
+        # One that has ended already is found dead by `run`.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            channel.send_startup(self._end, self._startup_config())
+            self._start_first_worker()
+
+    def _start_first_worker(self) -> None:
+        """Starts the worker of the version that the serving process loads first, if it is sure to ask for one.
+
+        Only that one: it takes what comes for another version as news of a version that it has.
+        """
+        stable, engine = self.default.stable, self.default.settings.engine
+        kind, device = stable.card.engine.kind, engine.device
+        if needs_worker(engine.placement, kind, device, stable.unbounded, stable.placement):
+            self.workers.start_first(stable, engine)
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())
@@ -479,6 +501,17 @@ class Supervisor:
         for gauge in metrics_page.GAUGES:
             cells[gauge] = 0
         return code
+
+    def _end_process(self) -> None:
+        """Ends the serving process, if there is one: when the start of the daemon fails."""
+        if self._first is not None:
+            self._first.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._end.close()
+        self.workers.close()
+        self.workers.wait_ended()
 
     def _kill(self, why: str) -> None:
         if self._process is not None:

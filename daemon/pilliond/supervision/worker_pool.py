@@ -59,6 +59,8 @@ class WorkerInfo:
         """Workers started to replace a lost one."""
         self.too_large = ""
         """Why this worker was killed for its memory; empty: it was not."""
+        self.is_ahead = False
+        """Whether its first worker was started before the serving process asked for one."""
         self.timer: asyncio.TimerHandle | None = None
         self.settled: asyncio.Future[str] | None = None
         """Where somebody waits until it is ready (empty) or out (the reason)."""
@@ -107,9 +109,18 @@ class WorkerPool:
         info = self._workers.get(digest)
         return info.reason if info is not None and info.state == "out" else ""
 
+    def start_first(self, version: SealedVersion, settings: EngineSettings) -> None:
+        """Starts the first worker of a version before the serving process asks for it, which it must do later."""
+        info = self._workers[version.key] = WorkerInfo(version, settings)
+        info.is_ahead = True
+        self._start(info)
+
     def need(self, report: NeedWorker, version: SealedVersion, settings: EngineSettings) -> None:
         """Starts a worker for a version, at once or after a pause; or gives the version up."""
         info = self._workers.setdefault(report.digest, WorkerInfo(version, settings))
+        is_there, info.is_ahead = info.is_ahead and not report.reason, False
+        if is_there:
+            return
         if not report.reason:
             self._start(info)
             return

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from pillion_protocol import Spec
+from pillion_worker.model_source import Model, path_of, size_of
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import device_fields, engine_fields, plain_fields, why_device_missing, worker_fields
 from pilliond.engine.onnx import OnnxEngine
@@ -27,9 +28,9 @@ from pilliond.versions.loaded_version import Identity, Version
 
 
 def build_version(
-    request: VersionRequest, model: bytes, golden: bytes | None, rows_max: int, settings: EngineSettings
+    request: VersionRequest, model: Model, golden: bytes | None, rows_max: int, settings: EngineSettings
 ) -> Version:
-    """Builds and warms an ONNX version from verified bytes, in this process, and checks its golden pairs, if any.
+    """Builds and warms an ONNX version of a verified model, in this process, and checks its golden pairs, if any.
 
     Raises `EngineError`.
     """
@@ -44,7 +45,7 @@ def build_version(
     engine.warm_up()
     if golden is not None:
         check_parity(engine, request.spec, request.states, golden, request.tolerance, rows_max)
-    return version_of(request, engine, len(model))
+    return version_of(request, engine, size_of(model))
 
 
 def worker_engine(
@@ -166,7 +167,7 @@ class VersionLoader:
         began_ns = time.monotonic_ns()
         version, error = None, ""
         try:
-            version = build_version(request, read_descriptor(model_descriptor), None, self._rows_max, self._settings)
+            version = build_version(request, path_of(model_descriptor), None, self._rows_max, self._settings)
         except EngineError as refused:
             error = str(refused)
         except (MemoryError, OSError) as refused:

@@ -28,6 +28,29 @@ def place_by_kind(setting: Setting, kind: str, device: str = "auto") -> Placemen
     return Placement("worker", f"it is {_KINDS[kind]}")
 
 
+def place_beforehand(
+    setting: Setting, kind: str, device: str, unbounded: str, earlier: Placement | None
+) -> Placement | None:
+    """Returns where a version runs, if that is known before it is loaded; None for a bounded graph that must be measured.
+
+    `earlier` is what was decided when it was staged or loaded before, if it was. The rest is as in `place_by_kind` and
+    `decide`. Raises `EngineError` as the former.
+    """
+    placement = place_by_kind(setting, kind, device) or earlier
+    if placement is None and (setting != "auto" or unbounded):
+        return decide(setting, unbounded, {}, 0.0)
+    return placement
+
+
+def needs_worker(setting: Setting, kind: str, device: str, unbounded: str, earlier: Placement | None) -> bool:
+    """Whether `place_beforehand` places a version in a worker. Raises nothing: a version that is refused needs none."""
+    try:
+        placement = place_beforehand(setting, kind, device, unbounded, earlier)
+    except EngineError:
+        return False
+    return placement is not None and placement.where == "worker"
+
+
 def decide(setting: Setting, unbounded: str, p99_us_by_bucket: Mapping[int, float], inline_us_max: float) -> Placement:
     """Decides where an ONNX version runs.
 

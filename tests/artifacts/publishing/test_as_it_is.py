@@ -24,11 +24,14 @@ import pillion_artifacts
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, Store
 from pillion_artifacts.card.golden_pairs import Golden, decode_golden
 from pillion_artifacts.card.model_card import EngineCard, TensorCard
+from pillion_artifacts.cli.publication import publish_source
 from pillion_artifacts.formats.plain_zip import PlainZip, read_plain_zip
 from pillion_artifacts.formats.torch_program import inspect_torch_program
 from pillion_artifacts.formats.torchscript_file import check_torchscript
+from pillion_artifacts.limits import DAEMON_ROWS_MAX
 from pillion_artifacts.publishing.sources import Options, import_source
 from pillion_artifacts.publishing.torch.pt2_archive import disarm
+from pilliond.limits import PolicyLimits
 from tests.artifacts.publishing.test_torch import CARD, DRIVE, Chooser, Driver, _changed, card_file, save_program
 from tests.artifacts.support.several_inputs import (
     CLIP_EXAMPLE,
@@ -281,6 +284,21 @@ def test_a_program_without_a_card_gets_its_own_names(tmp_path: Path) -> None:
     report = import_source(file, tmp_path / "folder", "only", "1.0.0", Options(engine="torch"))
     assert report.card.observation == [TensorCard("joints", "float32", [6])]
     assert report.card.outputs == [TensorCard("action", "float32", [6])]
+    published = publish_source(Store(tmp_path / "store"), tmp_path / "folder", "only@v1.0.0", {}, "", "")
+    expected = "it takes at most 64 rows at once, and a daemon asks for 256 where limits.rows_max is not set"
+    assert str(published).splitlines()[1].startswith(expected)
+
+
+def test_a_program_for_as_many_rows_as_a_daemon_asks_for_is_published_without_a_word(
+    saved: Path, tmp_path: Path
+) -> None:
+    import_source(saved, tmp_path / "folder", "other", "2.0.0", Options(card=card_file(tmp_path), engine="torch"))
+    published = publish_source(Store(tmp_path / "store"), tmp_path / "folder", "other@v2.0.0", {}, "", "")
+    assert (published.rows_max, len(str(published).splitlines())) == (0, 1)
+
+
+def test_the_rows_that_publishing_expects_are_the_default_of_a_daemon() -> None:
+    assert PolicyLimits().rows_max == DAEMON_ROWS_MAX
 
 
 def test_several_outputs_without_names_need_a_card(saved: Path, tmp_path: Path) -> None:
@@ -558,6 +576,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from pillion_artifacts import Store
+from pillion_artifacts.limits import DAEMON_ROWS_MAX
 from pillion_artifacts.publishing.sources import Options, import_source
 
 def kilobytes(word, file="status"):

@@ -101,10 +101,9 @@ def test_a_start_with_an_interpreter_that_runs_no_worker_is_refused_in_one_line(
 def test_an_onnx_graph_in_an_interpreter_without_onnx_runtime_is_refused(store: Path) -> None:
     python = foreign_python()
     settings = {"engine__python": python, "engine__placement": "worker"}
-    assert refused_start(store, "scaling@1.0.0", settings) == (
-        os.EX_DATAERR,
-        f"pilliond: scaling@1.0.0: its engine needs the package 'onnxruntime', which {python} does not have",
-    )
+    missing = f"its engine needs the package 'onnxruntime', which {python} does not have"
+    line = f"pilliond: scaling@1.0.0: {missing}: {python} -m pip install onnxruntime"
+    assert refused_start(store, "scaling@1.0.0", settings) == (os.EX_DATAERR, line)
 
 
 @pytest.fixture

@@ -264,4 +264,5 @@ def test_without_torch_a_daemon_serves_as_before_and_refuses_a_torch_program(
     operation = operate(daemon, "switch", "1.1.0")
     assert operation["outcome"] == "failed"
     assert operation["error"].startswith("its engine needs the package 'torch', which ")
+    assert operation["error"].endswith(" -m pip install 'pillion[torch]'")
     assert answers_with(daemon, 4)

@@ -133,6 +133,42 @@ def test_a_worker_with_too_much_resident_memory_is_killed_and_replaced(
     assert [type(message) for message in side.told] == [WorkerStarted, WorkerStarted]
 
 
+def test_a_worker_that_was_started_ahead_is_the_one_that_the_serving_process_asks_for(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion
+) -> None:
+    pool = make_pool(lambda pid: 0)
+
+    async def scenario() -> None:
+        pool.start_first(version, SETTINGS)
+        info = pool.find(version.key)
+        assert info is not None
+        ahead = info.pid
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        assert (info.pid, info.state, side.told) == (ahead, "loading", [WorkerStarted(version.key)])
+        # Once it was asked for, it is a worker as any other.
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        assert info.pid != ahead
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_was_started_ahead_and_is_lost_is_replaced(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion
+) -> None:
+    pool = make_pool(lambda pid: 0)
+
+    async def scenario() -> None:
+        pool.start_first(version, SETTINGS)
+        pool.need(NeedWorker(version.key, "its worker ended"), version, SETTINGS)
+        info = pool.find(version.key)
+        assert info is not None
+        assert (info.state, info.reason) == ("lost", "its worker ended")
+        await until(lambda: info.state == "loading")
+
+    asyncio.run(scenario())
+    assert side.told == [WorkerStarted(version.key)] * 2
+
+
 def test_a_version_that_is_out_is_tried_again_and_the_caller_is_told_how_it_went(
     make_pool: MakePool, side: OtherSide, version: SealedVersion
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from pilliond.engine.interface import EngineError
 from pilliond.ipc.placement import Placement
-from pilliond.versions.placement import Setting, decide, place_by_kind
+from pilliond.versions.placement import Setting, decide, needs_worker, place_by_kind
 
 FAST = {1: 10.0, 8: 20.0, 256: 60.0}
 LOOP = "its graph has a Loop"
@@ -62,3 +62,25 @@ def test_an_onnx_graph_that_is_to_run_on_another_device_runs_in_a_worker() -> No
     assert place_by_kind("auto", "onnx", "cuda:1") == Placement("worker", "engine.device is cuda:1")
     assert place_by_kind("auto", "onnx", "cpu") is None
     assert place_by_kind("inline", "onnx", "cuda:1") is None
+
+
+INLINE, WORKER = Placement("inline", "it was"), Placement("worker", "it was")
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind", "unbounded", "earlier", "expected"),
+    [
+        ("auto", "onnx", "", None, False),
+        ("auto", "onnx", LOOP, None, True),
+        ("auto", "onnx", "", WORKER, True),
+        ("auto", "onnx", LOOP, INLINE, False),
+        ("worker", "onnx", "", None, True),
+        ("inline", "onnx", LOOP, None, False),
+        ("auto", "torch", "", None, True),
+        ("inline", "torch", "", None, False),
+    ],
+)
+def test_a_worker_is_started_ahead_only_for_a_version_that_needs_one_for_certain(
+    setting: Setting, kind: str, unbounded: str, earlier: Placement | None, expected: bool
+) -> None:
+    assert needs_worker(setting, kind, "cpu", unbounded, earlier) is expected

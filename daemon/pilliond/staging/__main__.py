@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
+from pilliond.linux.sandbox import die_with_parent, end_group_with_leader, limit_memory, step_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def main() -> int:
     """Tries one version; returns the exit code."""
     die_with_parent(int(sys.argv[2]))
+    end_group_with_leader()
     step_aside()
     end = socket.socket(fileno=int(sys.argv[1]))
     # Imported here, so that the imports, too, run at the low priority.

@@ -74,6 +74,14 @@ class LoadRequest(NamedTuple):
     precision: str = "float32"
     """The precision that was asked for: `float32`, `tf32`, `bfloat16` or `float16`."""
 
+    provider: str = "cuda"
+    """What ONNX Runtime computes with on a CUDA device: `cuda` or `tensorrt`."""
+    engine_cache: str = ""
+    """The folder of built TensorRT engines."""
+    engine_cache_bytes_max: int = 0
+    builds_engine: bool = False
+    """Whether to build the TensorRT engine if the cache has none. A worker that serves only loads it."""
+
     @property
     def room(self) -> int:
         """The rows that each buffer has: `rows_max`, rounded up to whole strict shapes."""

@@ -14,6 +14,8 @@ from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
 from pillion_worker.batch_loop import BatchLoop, Runs
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
+from pillion_worker.cuda_driver import DriverError
+from pillion_worker.devices import DeviceMeter
 from pillion_worker.engines.interface import Engine, load_engine
 from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
@@ -39,6 +41,7 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
     limit_memory(request.memory_bytes_max)
     cut_off_forks([channel.fileno()])
     try:
+        meter = DeviceMeter(request)
         engine = load_engine(_read_all(loading[1][0]), request)
     except Exception as error:  # noqa: BLE001 - an engine's package may fail in its own ways, and the reason must arrive
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
@@ -49,11 +52,17 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
     mapping = receive_packet(channel, packets.ARENA, 3)
     if mapping is None:
         return os.EX_OK
-    return _serve(channel, request, engine, *mapping[1])
+    return _serve(channel, request, engine, meter, *mapping[1])
 
 
 def _serve(
-    channel: socket.socket, request: LoadRequest, engine: Engine, arena_descriptor: int, submit: int, complete: int
+    channel: socket.socket,
+    request: LoadRequest,
+    engine: Engine,
+    meter: DeviceMeter,
+    arena_descriptor: int,
+    submit: int,
+    complete: int,
 ) -> int:
     layout = ArenaLayout(request.observation, engine.outputs, request.states, request.room, request.depth)
     try:
@@ -66,13 +75,15 @@ def _serve(
         runs = [engine.bind(each) for each in arena.memories]
         buckets = service_buckets(request.rows_max, request.strict_rows)
         service_ns = [_warm_up(runs, min(rows, request.rows_max)) for rows in buckets]
-    except (EngineError, MemoryError, OSError) as error:
+        device_memory = meter.read(str(engine.describe().get("device", "cpu")))
+    except (EngineError, DriverError, MemoryError, OSError) as error:
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
         return os.EX_DATAERR
     gc.collect()
     gc.freeze()
     loop = BatchLoop(arena, submit, complete, runs, request.spin_us)
-    send_packet(channel, {"type": packets.READY, "memory": memory, "buckets": buckets, "service_ns": service_ns})
+    measured = {"buckets": buckets, "service_ns": service_ns, "device_memory": device_memory}
+    send_packet(channel, {"type": packets.READY, "memory": memory, **measured})
     loop.run()
     return os.EX_OK
 

@@ -43,15 +43,16 @@ def choose(request: LoadRequest, missing: Callable[[int], str], make: Callable[[
 
 
 class DeviceMeter:
-    """Measures what a version takes of its device: make one before it is loaded, and read it when it is warm.
+    """Measures what a version takes of the device `cuda:N`: make one before it is loaded, and read it when it is warm.
 
     The device's free memory is compared, which other processes change too. The context of CUDA itself, some hundred MB for
-    each process, is not counted. A Python policy is not measured: it decides itself which devices it sees.
+    each process, is not counted. With `auto` nothing is measured, for that takes a context, and perhaps nobody else needs
+    one. A Python policy is not measured either: it decides itself which devices it sees.
     """
 
     def __init__(self, request: LoadRequest) -> None:
         self._driver: CudaDriver | None = None
-        if request.device == "cpu" or request.engine == "python":
+        if request.device in ("auto", "cpu") or request.engine == "python":
             return
         try:
             self._driver = CudaDriver(cuda_index(request.device))

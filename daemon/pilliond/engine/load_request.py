@@ -96,12 +96,12 @@ def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> s
 
 def _address_mb_max(settings: EngineSettings, kind: str) -> int:
     """The address space of a worker in MB; 0: not limited."""
-    if settings.device != "cpu" and has_cuda():
+    # The daemon's own ONNX Runtime is that for the CPU, unless somebody asks it for a device.
+    may_use_cuda = kind != "onnx" or bool(settings.python) or settings.device != "auto"
+    if may_use_cuda and settings.device != "cpu" and has_cuda():
         # CUDA reserves addresses for all memory of the host and of its devices.
         return 0
-    if kind == "onnx":
-        return settings.worker_memory_mb_max
-    return settings.worker_memory_mb_max + CODE_ADDRESS_MB
+    return settings.worker_memory_mb_max + (0 if kind == "onnx" else CODE_ADDRESS_MB)
 
 
 def has_cuda() -> bool:

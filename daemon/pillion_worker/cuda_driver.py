@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Final, NamedTuple
 
+from pillion_worker.errors import DriverError
+
 _LIBRARY: Final = "libcuda.so.1"
 _KERNEL_MODULE: Final = "/proc/driver/nvidia/version"
 _COMPUTE_MAJOR: Final = 75
@@ -24,10 +26,6 @@ class DeviceMemory(NamedTuple):
 
     free_bytes: int
     total_bytes: int
-
-
-class DriverError(Exception):
-    """The driver is not there, or refuses."""
 
 
 class CudaDriver:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
-from pillion_worker.cuda_driver import CudaDriver, DriverError
+from pillion_worker.cuda_driver import CudaDriver
 from pillion_worker.engines.interface import Engine
-from pillion_worker.errors import EngineError
+from pillion_worker.errors import DriverError, EngineError
 from pillion_worker.memory import private_memory
 from pillion_worker.tensors import LoadRequest
 

@@ -14,10 +14,9 @@ from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
 from pillion_worker.batch_loop import BatchLoop, Runs
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
-from pillion_worker.cuda_driver import DriverError
 from pillion_worker.devices import DeviceMeter
 from pillion_worker.engines.interface import Engine, load_engine
-from pillion_worker.errors import EngineError, one_line
+from pillion_worker.errors import DriverError, EngineError, one_line
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
 from pillion_worker.sandbox import cut_off_forks, limit_memory

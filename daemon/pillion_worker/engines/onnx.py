@@ -15,9 +15,9 @@ import onnxruntime
 
 from pillion_worker.arena import ALIGNMENT_BYTES
 from pillion_worker.buckets import buckets_for
-from pillion_worker.cuda_driver import CudaDriver, DriverError
+from pillion_worker.cuda_driver import CudaDriver
 from pillion_worker.devices import choose, cuda_index
-from pillion_worker.errors import EngineError
+from pillion_worker.errors import DriverError, EngineError
 from pillion_worker.memory import aligned_zeros
 from pillion_worker.onnx_engine.providers import CUDA
 from pillion_worker.onnx_engine.sessions import open_on

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from pillion_worker.cuda_driver import CudaDriver, DriverError
-from pillion_worker.errors import EngineError, one_line
+from pillion_worker.cuda_driver import CudaDriver
+from pillion_worker.errors import DriverError, EngineError, one_line
 from pillion_worker.onnx_engine.engine_cache import EngineCache
 from pillion_worker.onnx_engine.providers import CPU, CUDA, TENSORRT, cuda_options, profile_rows, tensorrt_options
 from pillion_worker.tensors import LoadRequest, State, Tensor

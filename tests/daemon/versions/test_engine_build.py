@@ -86,9 +86,8 @@ def test_an_engine_of_something_else_is_not_loaded(
     stage(sealed, settings)
     if change == "tensorrt":
         gpu.set(tensorrt="10.10.0")
-    settings = asking(
-        cache, **{"precision": {"precision": "float16"}, "rows": {"strict": True}}.get(change, dict[str, Any]())
-    )
+    changed: dict[str, dict[str, Any]] = {"precision": {"precision": "float16"}, "rows": {"strict": True}}
+    settings = asking(cache, **changed.get(change, {}))
     gpu.seen()
     described = serve(sealed, settings)
     assert (described["provider"], gpu.seen()) == (CUDA_PROVIDER, [])

@@ -41,7 +41,7 @@ class EngineCache:
             raise EngineError(f"its cache {path}: {error.strerror}") from None
 
     def read(self, key: Key) -> bytes:
-        """Returns an engine. Raises `EngineError`, which says why there is none that may be loaded."""
+        """Returns an engine. Raises `EngineError`, which says why there is none that may be loaded, or `OSError`."""
         path = self._file(key, _ENGINE)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -55,8 +55,9 @@ class EngineCache:
         if engine is None:
             os.unlink(path)
             raise EngineError("its cache had a damaged engine, which is removed")
-        # The oldest are removed first: it is in use.
-        os.utime(path)
+        # The oldest are removed first: it is in use. A cache that is read-only serves, too.
+        with suppress(OSError):
+            os.utime(path)
         return engine
 
     def write(self, key: Key, engine: bytes) -> None:
@@ -77,7 +78,10 @@ class EngineCache:
 
     @contextmanager
     def noted(self, key: Key) -> Iterator[None]:
-        """Notes that an engine is being built. What ends the build stays noted, also if it ends the process."""
+        """Notes that an engine is being built. What ends the build stays noted, also if it ends the process.
+
+        Raises `OSError`.
+        """
         path = self._file(key, _FAILURE)
         self._note(path, "its build did not end in time, or ended its worker")
         try:

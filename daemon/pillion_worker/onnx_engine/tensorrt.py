@@ -34,7 +34,18 @@ def built_engine(model: bytes, request: LoadRequest, index: int, open_session: O
     """
     if request.precision == "float32":
         raise EngineError("it computes in tf32 or less, and engine.precision is float32")
+    if not request.engine_cache:
+        raise EngineError("engine.tensorrt_cache_dir is not set, and this user has no home")
     key = _key_of(model, request, index)
+    try:
+        return _read_or_build(model, request, index, open_session, key)
+    except OSError as error:
+        raise EngineError(f"its cache {request.engine_cache}: {error.strerror}") from None
+
+
+def _read_or_build(
+    model: bytes, request: LoadRequest, index: int, open_session: OpenSession, key: dict[str, Any]
+) -> bytes:
     cache = EngineCache(request.engine_cache, request.engine_cache_bytes_max)
     try:
         return cache.read(key)
@@ -44,11 +55,9 @@ def built_engine(model: bytes, request: LoadRequest, index: int, open_session: O
     with cache.noted(key):
         try:
             engine = _build(model, request, index, open_session, cache)
-            cache.write(key, engine)
         except EngineError as error:
             raise EngineError(f"its build failed: {error}") from None
-        except OSError as error:
-            raise EngineError(f"its build failed: {error.strerror}") from None
+        cache.write(key, engine)
     return engine
 
 

@@ -65,18 +65,22 @@ def device_fields(settings: EngineSettings) -> dict[str, Any]:
         "device_memory_bytes_max": settings.device_memory_mb * _BYTES_PER_MB,
         "precision": settings.precision,
         "provider": settings.provider,
-        "engine_cache": engine_cache_folder(settings, os.environ),
+        "engine_cache": engine_cache_folder(settings, os.environ) if settings.provider == "tensorrt" else "",
         "engine_cache_bytes_max": settings.tensorrt_cache_mb_max * _BYTES_PER_MB,
     }
 
 
 def engine_cache_folder(settings: EngineSettings, environment: Mapping[str, str]) -> str:
-    """Returns the folder of built TensorRT engines; see `CacheDirectory=` in systemd.exec(5)."""
+    """Returns the folder of built TensorRT engines; empty for a user without a home. See `CacheDirectory=` in systemd.exec(5)."""
     if settings.tensorrt_cache_dir:
         return settings.tensorrt_cache_dir
-    of_service = environment.get("CACHE_DIRECTORY", "").partition(":")[0]
-    of_user = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pillion"
-    return str(Path(of_service or of_user) / "tensorrt")
+    if of_service := environment.get("CACHE_DIRECTORY", "").partition(":")[0]:
+        return str(Path(of_service) / "tensorrt")
+    try:
+        of_user = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return ""
+    return str(of_user / "pillion" / "tensorrt")
 
 
 def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> str:

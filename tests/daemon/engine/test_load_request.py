@@ -56,13 +56,20 @@ def test_only_a_python_policy_is_told_of_code() -> None:
     }
 
 
-def test_engines_are_kept_where_the_settings_say_or_the_service_or_the_user() -> None:
+def test_engines_are_kept_where_the_settings_say_or_the_service_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     named, unnamed = EngineSettings(tensorrt_cache_dir="/fast/engines"), EngineSettings()
     service, user = {"CACHE_DIRECTORY": "/var/cache/pillion:/var/cache/other"}, {"XDG_CACHE_HOME": "/caches"}
     assert engine_cache_folder(named, {**service, **user}) == "/fast/engines"
     assert engine_cache_folder(unnamed, {**service, **user}) == "/var/cache/pillion/tensorrt"
     assert engine_cache_folder(unnamed, user) == "/caches/pillion/tensorrt"
     assert engine_cache_folder(unnamed, {}) == str(Path.home() / ".cache" / "pillion" / "tensorrt")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert engine_cache_folder(unnamed, {}) == ""
+    assert worker_fields(unnamed, "onnx")["engine_cache"] == ""
 
 
 def test_a_worker_of_torch_may_reserve_more_addresses_and_one_with_cuda_any(monkeypatch: pytest.MonkeyPatch) -> None:

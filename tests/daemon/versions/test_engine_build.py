@@ -134,6 +134,10 @@ def test_a_damaged_engine_or_one_of_a_folder_that_others_write_to_is_not_loaded(
     settings = asking(cache)
     stage(sealed, settings)
     gpu.seen()
+    nowhere = cache.with_name("file")
+    nowhere.touch()
+    fallback = serve(sealed, asking(nowhere / "cache"))["fallback"]
+    assert fallback == f"tensorrt was asked for: its cache {nowhere}/cache: Not a directory"
     cache.chmod(0o777)
     assert "of this user that nobody else can write to" in serve(sealed, settings)["fallback"]
     cache.chmod(0o700)

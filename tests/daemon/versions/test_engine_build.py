@@ -150,7 +150,7 @@ def test_a_damaged_engine_or_one_of_a_folder_that_others_write_to_is_not_loaded(
 
 
 def test_what_a_version_takes_of_its_device_is_measured_and_one_that_does_not_fit_is_refused(
-    gpu: StubGpu, sealed: SealedVersion, cache: Path
+    gpu: StubGpu, sealed: SealedVersion, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = asking(cache, provider="cuda")
     assert serve(sealed, settings)["device_memory_mb"] == 300
@@ -160,6 +160,10 @@ def test_what_a_version_takes_of_its_device_is_measured_and_one_that_does_not_fi
     gpu.set(free_mb=299, taken_mb=299)
     assert serve(sealed, settings)["device_memory_mb"] == 299
     assert "device_memory_mb" not in serve(sealed, EngineSettings(device="cpu"))
+    with monkeypatch.context() as patched:
+        # The real ONNX Runtime, which then computes on the CPU.
+        patched.delenv("PYTHONPATH")
+        assert "device_memory_mb" not in serve(sealed, settings)
     # A host without a device.
     gpu.set(free_mb=0)
     assert "device_memory_mb" not in serve(sealed, settings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import socket
 import sys
 
@@ -29,8 +28,6 @@ def main(arguments: list[str]) -> int:
     """Runs the worker; returns its exit code."""
     descriptor, parent_pid = int(arguments[0]), int(arguments[1])
     die_with_parent(parent_pid)
-    # A terminal sends it to the whole daemon; the control process decides when a worker ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_to_the_log()
     confinement = confine()
     # The kernel forgets the request where privileges change.

@@ -1,4 +1,4 @@
-"""Which device an engine computes on: what was asked for, what there is, and what is faster."""
+"""Which device an engine computes on: what was asked for, what there is, and what is faster. And what it takes there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
+from pillion_worker.cuda_driver import CudaDriver
 from pillion_worker.engines.interface import Engine
-from pillion_worker.errors import EngineError
+from pillion_worker.errors import DriverError, EngineError
 from pillion_worker.memory import private_memory
 from pillion_worker.tensors import LoadRequest
 
@@ -39,6 +40,34 @@ def choose(request: LoadRequest, missing: Callable[[int], str], make: Callable[[
     if request.device == "auto":
         return make("cpu", "") if reason else _faster(request, make, f"cuda:{index}")
     return make("cpu", f"{request.device} was asked for: {reason}") if reason else make(f"cuda:{index}", "")
+
+
+class DeviceMeter:
+    """Measures what a version takes of the device `cuda:N`: make one before it is loaded, and read it when it is warm.
+
+    The device's free memory is compared, which other processes change too. The context of CUDA itself, some hundred MB for
+    each process, is not counted. With `auto` nothing is measured, for that takes a context, and perhaps nobody else needs
+    one. A Python policy is not measured either: it decides itself which devices it sees.
+    """
+
+    def __init__(self, request: LoadRequest) -> None:
+        self._driver: CudaDriver | None = None
+        if request.device in ("auto", "cpu") or request.engine == "python":
+            return
+        try:
+            self._driver = CudaDriver(cuda_index(request.device))
+            self._before = self._driver.memory()
+        except DriverError:
+            # Then it has no such device either, and says so itself.
+            self._driver = None
+
+    def read(self, device: str) -> dict[str, int] | None:
+        """Returns what a version that computes on this device takes of it, in bytes; None if it is none that was measured."""
+        if self._driver is None or device == "cpu":
+            return None
+        free_bytes, total_bytes = self._before
+        used_bytes = max(0, free_bytes - self._driver.memory().free_bytes)
+        return {"used_bytes": used_bytes, "free_bytes": free_bytes, "total_bytes": total_bytes}
 
 
 def _faster(request: LoadRequest, make: Callable[[str, str], Engine], device: str) -> Engine:

@@ -2,6 +2,7 @@
 
 EngineError (the model: an engine cannot be built from it, or a batch failed)
 ChannelError (the other process: a packet is not what the channel expects)
+DriverError (the host: it has no CUDA driver or no such device, or the driver refuses)
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ class EngineError(Exception):
 
 class ChannelError(Exception):
     """A packet of the other process cannot be read, or is not the one that is due."""
+
+
+class DriverError(Exception):
+    """The CUDA driver is not there, or refuses."""
 
 
 def one_line(error: BaseException) -> str:

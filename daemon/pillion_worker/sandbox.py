@@ -83,6 +83,34 @@ def cut_off_forks(descriptors: Sequence[int]) -> None:
     os.register_at_fork(after_in_child=cut_off)
 
 
+def end_group_with_leader() -> None:
+    """Ends the process group of this process when this process ends, however that happens, if it leads the group.
+
+    A fork waits for that. So the programs that a package starts do not outlive their worker, not even where the daemon
+    was killed and nobody else is left to end them; only those that made a group of their own do.
+    """
+    leader = os.getpid()
+    if os.getpgrp() != leader or os.fork():
+        return
+    try:
+        # Nothing but the end of the leader, or of all.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _close_all()
+        _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        while os.getppid() == leader:
+            signal.sigwait({signal.SIGTERM})
+        os.killpg(leader, signal.SIGKILL)
+    finally:
+        os._exit(os.EX_OSERR)
+
+
+def _close_all() -> None:
+    for name in os.listdir("/proc/self/fd"):
+        # The descriptor of the list itself is closed already.
+        with contextlib.suppress(OSError):
+            os.close(int(name))
+
+
 def limit_memory(bytes_max: int) -> None:
     """Limits the address space: allocations beyond it fail here, and no other process runs short. 0: no limit."""
     if bytes_max:

@@ -83,6 +83,13 @@ class LoadRequest(NamedTuple):
 
     keep_warm_ms: int = 0
     """After how long without a batch the device gets something to run, so that it does not slow down; 0: never."""
+    provider: str = "cuda"
+    """What ONNX Runtime computes with on a CUDA device: `cuda` or `tensorrt`."""
+    engine_cache: str = ""
+    """The folder of built TensorRT engines."""
+    engine_cache_bytes_max: int = 0
+    builds_engine: bool = False
+    """Whether to build the TensorRT engine if the cache has none. A worker that serves only loads it."""
 
     @property
     def room(self) -> int:

@@ -15,9 +15,10 @@ from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
 from pillion_worker.batch_loop import BatchLoop, Runs
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
+from pillion_worker.devices import DeviceMeter
 from pillion_worker.doorbell import wait_for_rings
 from pillion_worker.engines.interface import Engine, load_engine
-from pillion_worker.errors import EngineError, one_line
+from pillion_worker.errors import DriverError, EngineError, one_line
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
 from pillion_worker.model_source import path_of
@@ -49,6 +50,7 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
     limit_memory(request.memory_bytes_max)
     cut_off_forks([channel.fileno()])
     try:
+        meter = DeviceMeter(request)
         engine = load_engine(path_of(model_descriptor), request)
     except Exception as error:  # noqa: BLE001 - an engine's package may fail in its own ways, and the reason must arrive
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
@@ -60,13 +62,14 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
     mapping = receive_packet(channel, packets.ARENA, 4 if request.states else 3)
     if mapping is None:
         return os.EX_OK
-    return _serve(channel, request, engine, *mapping[1])
+    return _serve(channel, request, engine, meter, *mapping[1])
 
 
 def _serve(
     channel: socket.socket,
     request: LoadRequest,
     engine: Engine,
+    meter: DeviceMeter,
     arena_descriptor: int,
     submit: int,
     complete: int,
@@ -87,7 +90,8 @@ def _serve(
         buckets = service_buckets(request.rows_max, request.strict_rows)
         service_ns = [_warm_up(runs, min(rows, request.rows_max)) for rows in buckets]
         wait = waiting(engine, request.keep_warm_ms)
-    except (EngineError, MemoryError, OSError) as error:
+        device_memory = meter.read(str(engine.describe().get("device", "cpu")))
+    except (EngineError, DriverError, MemoryError, OSError) as error:
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
         return os.EX_DATAERR
     gc.collect()
@@ -97,7 +101,8 @@ def _serve(
         loop = PipelinedBatchLoop(arena, submit, complete, runs, request.spin_us, wait=wait)
     else:
         loop = BatchLoop(arena, submit, complete, runs, request.spin_us, wait=wait)
-    send_packet(channel, {"type": packets.READY, "memory": memory, "buckets": buckets, "service_ns": service_ns})
+    measured = {"buckets": buckets, "service_ns": service_ns, "device_memory": device_memory}
+    send_packet(channel, {"type": packets.READY, "memory": memory, **measured})
     loop.run()
     return os.EX_OK
 

@@ -20,6 +20,7 @@ class TimedEngine:
     """An engine that takes as long as its device."""
 
     kind = "timed"
+    keeps_states = False
 
     def __init__(self, device: str, fallback: str, takes_s: dict[str, float]) -> None:
         self.outputs = [Tensor("action", "float32", [1])]

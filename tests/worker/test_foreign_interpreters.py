@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import pillion_worker
@@ -20,7 +21,7 @@ from pillion_worker.tensors import LoadRequest
 from pilliond.engine.interface import EngineError
 from pilliond.engine.load_request import load_request
 from pilliond.ipc.worker_process import why_no_workers, worker_command, worker_environment
-from tests.harness import WAIT_S_MAX
+from tests.harness import WAIT_S_MAX, wait_until
 from tests.worker.support.policies import looking_up, shipped
 from tests.worker.support.processes import Host, sealed
 from tests.worker.support.pythons import foreign_python, python_of
@@ -134,8 +135,33 @@ def test_what_never_ends_is_told_and_does_not_fill_the_memory(tmp_path: Path, mo
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert why_no_workers(str(file)) == f"engine.python: {file} did not answer within 1 s: is it Python?"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 50_000
-    file.write_text("#!/bin/sh\nexec sleep 100\n")
+    file.write_text("#!/bin/sh\nsleep 100 & sleep 100\n")
+    before = set(psutil.pids())
     assert why_no_workers(str(file)) == f"engine.python: {file} did not answer within 1 s: is it Python?"
+    wait_until(lambda: not sleeping(before))
+
+
+def sleeping(before: set[int]) -> list[psutil.Process]:
+    """The programs `sleep 100` that run since then."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        is_new = process.pid not in before and process.info["cmdline"] == ["sleep", "100"]
+        if is_new and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def test_what_never_ends_ends_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "python"
+    file.write_text("#!/bin/sh\nsleep 100 & sleep 100\n")
+    file.chmod(0o755)
+    before = set(psutil.pids())
+    code = "import sys; from pilliond.ipc.worker_process import why_no_workers; why_no_workers(sys.argv[1])"
+    daemon = subprocess.Popen([sys.executable, "-c", code, str(file)])
+    wait_until(lambda: len(sleeping(before)) == 2)
+    daemon.kill()
+    daemon.wait()
+    wait_until(lambda: not sleeping(before))
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8"])

@@ -17,7 +17,11 @@ from tests.worker.support.pythons import python_3_9
 
 WORKER = PACKAGES["pillion_worker"]
 ENGINES = WORKER / "engines"
-OF_ENGINES = {ENGINES: {"interface.py"}, WORKER / "torch_engine": {"pt2_archive.py"}}
+OF_ENGINES = {
+    ENGINES: {"interface.py"},
+    WORKER / "onnx_engine": {"engine_cache.py", "providers.py"},
+    WORKER / "torch_engine": {"pt2_archive.py"},
+}
 """Folders that need an engine's package, with the modules that do not."""
 BEFORE_THE_ENGINE = [
     ".".join(file.relative_to(WORKER.parent).with_suffix("").parts)

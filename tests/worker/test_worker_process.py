@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -121,13 +120,6 @@ def test_a_worker_starts_where_output_is_a_file_and_the_log_is_not(tmp_path: Pat
     ours.close()
     _, log = process.communicate(timeout=WAIT_S_MAX)
     assert (process.returncode, log) == (os.EX_OK, b"")
-
-
-def test_a_worker_goes_on_when_a_terminal_interrupts_the_daemon() -> None:
-    with Host(summing()) as host:
-        host.start()
-        host.process.send_signal(signal.SIGINT)
-        assert host.run([2.0]) == [2.0]
 
 
 def test_the_channel_keeps_descriptors_and_refuses_other_packets() -> None:

@@ -100,7 +100,8 @@ class DaemonProcess:
     def _pids_of(self, package: str) -> list[int]:
         import psutil
 
-        children = psutil.Process(self.pid).children(recursive=True)
+        # Not those that workers forked, which look as they do.
+        children = psutil.Process(self.pid).children()
         found = [child for child in children if any(package in word for word in child.cmdline())]
         return [child.pid for child in sorted(found, key=psutil.Process.create_time)]
 

@@ -8,24 +8,22 @@ on their memory address. With `strict_rows` every run has that many rows, each a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from pillion_worker.arena import ALIGNMENT_BYTES
 from pillion_worker.buckets import buckets_for
+from pillion_worker.cuda_driver import CudaDriver
 from pillion_worker.devices import choose, cuda_index
-from pillion_worker.errors import EngineError
+from pillion_worker.errors import DriverError, EngineError
 from pillion_worker.memory import aligned_zeros
 from pillion_worker.model_source import Model
+from pillion_worker.onnx_engine.providers import CUDA
+from pillion_worker.onnx_engine.sessions import open_on
 from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
-
-_ORT_ERROR_ONLY: Final = 3
-_CPU: Final = "CPUExecutionProvider"
-_CUDA: Final = "CUDAExecutionProvider"
-_TENSORRT: Final = "TensorrtExecutionProvider"
 
 
 def load(model: Model, request: LoadRequest) -> OnnxRuntimeEngine:
@@ -37,9 +35,9 @@ def load(model: Model, request: LoadRequest) -> OnnxRuntimeEngine:
 
 def _missing(_: int) -> str:
     """Why the installed ONNX Runtime has no such CUDA device; empty if it may have one."""
-    if _CUDA in onnxruntime.get_available_providers():
+    if CUDA in onnxruntime.get_available_providers():
         return ""
-    return f"onnxruntime {onnxruntime.__version__} has no {_CUDA}"
+    return f"onnxruntime {onnxruntime.__version__} has no {CUDA}"
 
 
 class OnnxRuntimeEngine:
@@ -52,14 +50,9 @@ class OnnxRuntimeEngine:
 
     def __init__(self, model: Model, request: LoadRequest, device: str = "cpu", fallback: str = "") -> None:
         self._request = request
-        self._device = device
-        self._fallback = fallback
         self._strict_rows = request.strict_rows
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
-        self._session = _open_session(model, request, device)
-        if device != "cpu" and _CUDA not in self._session.get_providers():
-            # ONNX Runtime goes on without a provider that does not start.
-            self._device, self._fallback = "cpu", f"{device} was asked for: onnxruntime could not start {_CUDA} there"
+        self._session, self._device, self._fallback = open_on(model, request, device, fallback)
         self._names = [tensor.name for tensor in request.observation]
         _check_inputs(self._session, [*self._names, *(state.name for state in request.states)])
         self.outputs = _actual_outputs(self._session, request)
@@ -76,8 +69,15 @@ class OnnxRuntimeEngine:
         return False
 
     def register(self, arena: memoryview) -> bool:
-        """Returns False: the CPU reads any memory."""
-        return False
+        """Registers the arena with the CUDA driver, which then copies from it and to it directly. The CPU reads any memory."""
+        if self._device == "cpu":
+            return False
+        address = np.frombuffer(arena, np.uint8).ctypes.data
+        try:
+            return CudaDriver(cuda_index(self._device)).register(address, arena.nbytes)
+        except DriverError:
+            # The copies are slower then, as `memory` says: `locked` or `pageable`.
+            return False
 
     def idle_run(self) -> Run | None:
         """Returns None: no device is kept warm here."""
@@ -208,36 +208,6 @@ class _OnDevice:
 
 def _aligned_or_scratch(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:
     return array if array.ctypes.data % ALIGNMENT_BYTES == 0 or name not in scratch else scratch[name]
-
-
-def _providers(request: LoadRequest, device: str) -> list[Any]:
-    """The execution providers for a device, the best first; each takes the operators that those before it do not have."""
-    if device == "cpu":
-        return [_CPU]
-    settings: dict[str, Any] = {"device_id": cuda_index(device)}
-    tensorrt = {**settings, "trt_fp16_enable": request.precision == "float16"}
-    cuda = {**settings, "use_tf32": int(request.precision != "float32")}
-    if request.device_memory_bytes_max:
-        cuda["gpu_mem_limit"] = request.device_memory_bytes_max
-        tensorrt["trt_max_workspace_size"] = request.device_memory_bytes_max
-    # TensorRT always computes float32 in tf32, where it may.
-    is_rounded = request.precision != "float32"
-    offered = onnxruntime.get_available_providers()
-    return [*([(_TENSORRT, tensorrt)] if _TENSORRT in offered and is_rounded else []), (_CUDA, cuda), _CPU]
-
-
-def _open_session(model: Model, request: LoadRequest, device: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = request.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _ORT_ERROR_ONLY
-    # A spinning pool would take the core from the simulator.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=_providers(request, device))
-    except Exception as error:  # noqa: BLE001 - as in `run`
-        raise EngineError(f"onnxruntime cannot load the model: {error}") from None
 
 
 def _check_inputs(session: onnxruntime.InferenceSession, names: list[str]) -> None:

@@ -28,6 +28,7 @@ from pillion_worker.model_source import Model, view_of
 from pillion_worker.python_policy.installed_factory import find_factory
 from pillion_worker.python_policy.weights import read_weights
 from pillion_worker.runs.interface import Run
+from pillion_worker.sandbox import end_group_with_leader
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
 _TRIALS: Final = 2
@@ -54,6 +55,7 @@ class PythonEngine:
         self._strict_rows = request.strict_rows
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
         self._code = find_factory(request.code)
+        end_group_with_leader()
         self._device = _show_device(request.device)
         os.environ.setdefault("OMP_NUM_THREADS", str(request.threads))
         self._process = os.getpid()

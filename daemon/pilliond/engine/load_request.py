@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,9 @@ from pillion_protocol import Spec, TensorSpec
 from pillion_worker.tensors import LoadRequest, State, Tensor
 from pilliond.limits import CODE_ADDRESS_MB
 from pilliond.settings.schema import EngineSettings
+
+TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
+"""What an ONNX engine says of itself where it runs a TensorRT engine."""
 
 _BYTES_PER_MB: Final = 1_000_000
 _MODULES: Final = {"onnx": "onnx", "torch": "torch", "torchscript": "torch", "python": "python"}
@@ -62,6 +66,9 @@ def device_fields(settings: EngineSettings) -> dict[str, Any]:
         "precision": settings.precision,
         "channels_last": settings.channels_last,
         "keep_warm_ms": settings.keep_warm_ms,
+        "provider": settings.provider,
+        "engine_cache": engine_cache_folder(settings, os.environ) if settings.provider == "tensorrt" else "",
+        "engine_cache_bytes_max": settings.tensorrt_cache_mb_max * _BYTES_PER_MB,
     }
 
 
@@ -70,25 +77,42 @@ def plain_fields(fallback: str) -> dict[str, Any]:
     return {"precision": "float32", "channels_last": False, "fallback": fallback} if fallback else {}
 
 
-def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> str:
-    """Returns why an engine, as it describes itself, is not on the device that is required; empty if it is, or none is."""
-    device = described.get("device", "")
-    if not settings.device_required or settings.device in ("auto", device):
+def engine_cache_folder(settings: EngineSettings, environment: Mapping[str, str]) -> str:
+    """Returns the folder of built TensorRT engines; empty for a user without a home. See `CacheDirectory=` in systemd.exec(5)."""
+    if settings.tensorrt_cache_dir:
+        return settings.tensorrt_cache_dir
+    if of_service := environment.get("CACHE_DIRECTORY", "").partition(":")[0]:
+        return str(Path(of_service) / "tensorrt")
+    try:
+        of_user = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
         return ""
-    why = described.get("fallback", "")
-    return (
-        f"engine.device_required: expected {settings.device}, got {device or 'no device'}{f' ({why})' if why else ''}"
-    )
+    return str(of_user / "pillion" / "tensorrt")
+
+
+def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> str:
+    """Returns why an engine, as it describes itself, is not on the device that is required, or not with the provider of ONNX
+    Runtime; empty if it is, or none is.
+    """
+    if not settings.device_required:
+        return ""
+    device, provider, why = (described.get(name, "") for name in ("device", "provider", "fallback"))
+    because = f" ({why})" if why else ""
+    if settings.device not in ("auto", device):
+        return f"engine.device_required: expected {settings.device}, got {device or 'no device'}{because}"
+    if settings.provider == "tensorrt" and device != "cpu" and provider not in ("", TENSORRT_PROVIDER):
+        return f"engine.device_required: expected {TENSORRT_PROVIDER}, got {provider}{because}"
+    return ""
 
 
 def _address_mb_max(settings: EngineSettings, kind: str) -> int:
     """The address space of a worker in MB; 0: not limited."""
-    if kind == "onnx":
-        return settings.worker_memory_mb_max
-    if settings.device != "cpu" and has_cuda():
+    # The daemon's own ONNX Runtime is that for the CPU, unless somebody asks it for a device.
+    may_use_cuda = kind != "onnx" or bool(settings.python) or settings.device != "auto"
+    if may_use_cuda and settings.device != "cpu" and has_cuda():
         # CUDA reserves addresses for all memory of the host and of its devices.
         return 0
-    return settings.worker_memory_mb_max + CODE_ADDRESS_MB
+    return settings.worker_memory_mb_max + (0 if kind == "onnx" else CODE_ADDRESS_MB)
 
 
 def has_cuda() -> bool:

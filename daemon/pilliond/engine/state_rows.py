@@ -91,7 +91,8 @@ class StateRows:
 
     def are_lost(self, numbers: Numbers) -> NDArray[np.bool_]:
         """Which of these stand for states that were lost."""
-        return (numbers != START) & (numbers >> _GENERATION_BITS != self._generation)
+        lost: NDArray[np.bool_] = (numbers != START) & (numbers >> _GENERATION_BITS != self._generation)
+        return lost
 
     @property
     def has_lost(self) -> bool:

@@ -49,6 +49,7 @@ from pilliond.engine.worker_arena import OwnArena
 from pilliond.engine.worker_messages import (
     LOADED,
     READY,
+    DeviceMemory,
     Failed,
     Loaded,
     Ready,
@@ -64,6 +65,7 @@ from pilliond.linux.epoll import DescriptorSet
 _GONE: Final = "its worker ended"
 _NO_MEMORY: Final = "no memory is left for its batches"
 _MILLISECONDS: Final = 1_000
+_BYTES_PER_MB: Final = 1_000_000
 
 
 class WorkerState(Enum):
@@ -167,6 +169,8 @@ class WorkerEngine:
         self.on_lost: Callable[[WorkerEngine, str], None] = _ignore
         self.memory_kind = ""
         """`pinned` (registered with a device), `locked` or `pageable`; empty before the worker is ready."""
+        self.device_memory: DeviceMemory | None = None
+        """What the version took of its device when it was last ready; None if that was not measured."""
         self._spec = spec
         self._request = load_request(
             spec,
@@ -279,6 +283,8 @@ class WorkerEngine:
 
     def describe(self) -> dict[str, Any]:
         described = {"kind": self.kind, **self._description, "memory": self.memory_kind, "depth": self._request.depth}
+        if self.device_memory is not None:
+            described["device_memory_mb"] = -(-self.device_memory.used_bytes // _BYTES_PER_MB)
         return {**described, "buckets": self.buckets, "strict": bool(self.strict_rows)}
 
     # Batches
@@ -491,6 +497,7 @@ class WorkerEngine:
         check_ready(ready, self._request)
         self._handshake.due = None
         self.memory_kind = ready.memory
+        self.device_memory = ready.device_memory
         self.buckets = ready.buckets
         if self.service.buckets != ready.buckets:
             self.service = ServiceTimes(ready.buckets)

@@ -51,6 +51,15 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="failed"):
     message: str
 
 
+class DeviceMemory(msgspec.Struct, frozen=True):
+    """What a warm version takes of its device, in bytes."""
+
+    used_bytes: _Count
+    free_bytes: _Count
+    """What was free before it was loaded, beside every other version."""
+    total_bytes: _Count
+
+
 class Ready(msgspec.Struct, frozen=True, tag_field="type", tag="ready"):
     """The engine is bound to the arena, and warm."""
 
@@ -58,6 +67,8 @@ class Ready(msgspec.Struct, frozen=True, tag_field="type", tag="ready"):
     buckets: list[_Count]
     service_ns: list[tuple[_ServiceNs, _ServiceNs]]
     """The p50 and the p99 of each bucket."""
+    device_memory: DeviceMemory | None = None
+    """None where it has no device, or could not be measured."""
 
 
 LOADED: Final[msgspec.json.Decoder[Loaded | Failed]] = msgspec.json.Decoder(Loaded | Failed)

@@ -12,6 +12,8 @@ from typing import Final
 
 import pillion_worker
 from pilliond.limits import INTERPRETER_CHECK_BYTES_MAX, INTERPRETER_CHECK_S_MAX
+from pilliond.linux.group_command import CANNOT_START
+from pilliond.linux.process_group import kill_group
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 
 _BOOTSTRAP: Final = os.path.join(pillion_worker.__path__[0], "bootstrap.py")
@@ -38,29 +40,35 @@ def why_no_workers(python: str) -> str:
     """Returns why an interpreter cannot run workers; empty if it can. Starts it, and waits until it has imported numpy."""
     if os.path.isdir(python):
         return f"engine.python: expected an interpreter, such as {python}/bin/python, got the folder {python}"
+    leader = [sys.executable, "-P", "-m", "pilliond.linux.group_command", str(os.getpid()), ",".join(_OF_OUR_PYTHON)]
     try:
-        code, output, errors = _ends_of_output([python, _BOOTSTRAP, "--check"], worker_environment(python))
+        code, output, errors = _ends_of_output([*leader, python, _BOOTSTRAP, "--check"])
     except OSError as error:
         return f"engine.python: cannot start {python}: {error.strerror}"
     except subprocess.TimeoutExpired:
         return f"engine.python: {python} did not answer within {INTERPRETER_CHECK_S_MAX:g} s: is it Python?"
     try:
-        why_not = json.loads(output.splitlines()[-1])["why_not"]
+        said = json.loads(output.splitlines()[-1])
+        if code == CANNOT_START and "cannot_start" in said:
+            return f"engine.python: cannot start {python}: {said['cannot_start']}"
+        why_not = said["why_not"]
     except (ValueError, LookupError, TypeError):
         last_line = (errors.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
         return f"engine.python: expected Python 3.9 or later, got {python}, which ended with {code}: {last_line}"
     return f"engine.python: {python}: {why_not}" if why_not else ""
 
 
-def _ends_of_output(command: list[str], environment: dict[str, str]) -> tuple[int, bytes, bytes]:
-    """Runs a command; returns its exit code, and the ends of its output and of its errors. Raises `OSError` and `TimeoutExpired`.
+def _ends_of_output(command: list[str]) -> tuple[int, bytes, bytes]:
+    """Runs a command that leads a process group; returns its exit code, and the ends of its output and of its errors.
+
+    Nothing of the group is left then. Raises `OSError` and `TimeoutExpired`.
 
     What is no Python may write for ever, and `subprocess.run` would keep all of it.
     """
     until_s = time.monotonic() + INTERPRETER_CHECK_S_MAX
-    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    pipe, nothing, environment = subprocess.PIPE, subprocess.DEVNULL, {**os.environ, **CHILD_ENVIRONMENT}
     with (
-        subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe, env=environment) as process,
+        subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe, env=environment, process_group=0) as process,
         selectors.DefaultSelector() as selector,
     ):
         assert process.stdout is not None
@@ -80,6 +88,6 @@ def _ends_of_output(command: list[str], environment: dict[str, str]) -> tuple[in
                         selector.unregister(key.fd)
             code = process.wait(max(0.0, until_s - time.monotonic()))
         finally:
-            process.kill()
+            kill_group(process)
         output, errors = ends.values()
         return code, output, errors

@@ -11,12 +11,13 @@ from typing import Final
 
 import psutil
 
-from pillion_worker.sandbox import die_with_parent
+from pillion_worker.sandbox import die_with_parent, end_group_with_leader
 from pilliond.limits import BACKGROUND_NICENESS
 
 __all__ = [
     "CHILD_ENVIRONMENT",
     "die_with_parent",
+    "end_group_with_leader",
     "limit_memory",
     "run_when_idle",
     "step_aside",

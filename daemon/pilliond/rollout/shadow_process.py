@@ -18,6 +18,7 @@ from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.shadow_channel import ShadowFailed, ShadowReady, ShadowRequest
 from pilliond.ipc.shadow_page import ShadowCounts, ShadowPage, make_shadow_page
 from pilliond.limits import SHADOW_START_S_MAX
+from pilliond.linux.process_group import kill_group
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 from pilliond.settings.schema import Settings
 
@@ -83,7 +84,7 @@ class ShadowProcess:
     async def close(self) -> None:
         """Kills it and releases everything; harmless to repeat."""
         if self._process is not None:
-            self._process.kill()
+            kill_group(self._process)
             await asyncio.to_thread(self._process.wait)
             self._process = None
         if self._end is not None:
@@ -110,6 +111,8 @@ class ShadowProcess:
                 pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **CHILD_ENVIRONMENT},
+                # It ends with the worker in which it runs a version, and with what that has started.
+                process_group=0,
             )
         shadow_channel.send_request(self._end, request, self.version.model_descriptor, self.page_descriptor)
 

@@ -27,6 +27,7 @@ from pilliond.limits import (
     LOAD_MARGIN_S,
     OLD_VERSIONS_MAX,
     POLICIES_MAX,
+    TENSORRT_BUILD_S_MAX,
     WORKER_DELAY_S_MAX,
     WORKER_LOSSES_MAX,
     WORKER_MEMORY_MB_MIN,
@@ -265,12 +266,26 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the images of torch policies have their channels last in the memory of the device."""
     keep_warm_ms: int = 0
     """After how long without a batch a device computes a small one, so that its clocks stay up. 0: never."""
+    provider: Literal["cuda", "tensorrt"] = "cuda"
+    """What ONNX Runtime computes with on a CUDA device. `tensorrt` builds an engine while a version is staged."""
+    tensorrt_cache_dir: str = ""
+    """Where built engines are kept: an absolute path. Empty: `tensorrt` in systemd's cache folder, else in the user's."""
+    tensorrt_cache_mb_max: int = 4_096
+    """Size of that folder. The engines that were not used for the longest time are removed first."""
+    tensorrt_build_s_max: float = 600.0
+    """How long a build may take, in seconds. A version whose build takes longer computes with the CUDA provider."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.start_s_max <= WORKER_START_S_MAX:
             raise ValueError(f"start_s_max: expected 1 to {WORKER_START_S_MAX:g}, got {self.start_s_max:g}")
         if self.python and not os.path.isabs(self.python):
             raise ValueError(f"python: expected an absolute path, got {self.python!r}")
+        if self.tensorrt_cache_dir and not os.path.isabs(self.tensorrt_cache_dir):
+            raise ValueError(f"tensorrt_cache_dir: expected an absolute path, got {self.tensorrt_cache_dir!r}")
+        if not 1 <= self.tensorrt_build_s_max <= TENSORRT_BUILD_S_MAX:
+            raise ValueError(
+                f"tensorrt_build_s_max: expected 1 to {TENSORRT_BUILD_S_MAX:g}, got {self.tensorrt_build_s_max:g}"
+            )
         if self.device != "auto":
             check_device("device", self.device)
         for name, (least, most) in ENGINE_BOUNDS.items():

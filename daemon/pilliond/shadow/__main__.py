@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pilliond.linux.sandbox import die_with_parent, limit_memory, run_when_idle, step_aside
+from pilliond.linux.sandbox import die_with_parent, end_group_with_leader, limit_memory, run_when_idle, step_aside
 
 if TYPE_CHECKING:
     from pilliond.ipc.shadow_channel import ShadowRequest
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def main() -> int:
     """Shadows until it is killed; returns an exit code if it fails before."""
     die_with_parent(int(sys.argv[2]))
+    end_group_with_leader()
     step_aside()
     # The control process decides when to stop, as in `serving`.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
     # Imported here, so that the imports, too, run at the low priority.

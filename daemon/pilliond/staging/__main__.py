@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pilliond.linux.sandbox import die_with_parent, limit_memory, step_aside
+from pilliond.linux.sandbox import die_with_parent, end_group_with_leader, limit_memory, step_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def main() -> int:
     """Tries one version; returns the exit code."""
     die_with_parent(int(sys.argv[2]))
+    end_group_with_leader()
     step_aside()
     end = socket.socket(fileno=int(sys.argv[1]))
     # Imported here, so that the imports, too, run at the low priority.
@@ -65,6 +66,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     from pilliond.ipc.sealed_version import seal
     from pilliond.ipc.staging_channel import Staged, StageStep, StagingStep
     from pilliond.staging.preflight import admit
+    from pilliond.versions.engine_build import build_engine
     from pilliond.versions.loader import build_version, read_descriptor
     from pilliond.versions.placement import decide, place_by_kind
     from pilliond.versions.trial_worker import TrialWorker
@@ -90,7 +92,9 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
         placement = decide(settings.placement, sealed.unbounded, p99_us, settings.inline_us_max)
     if placement.where == "worker" and (settings.python or not is_graph or (settings.device != "cpu" and has_cuda())):
         # What runs there is another engine than this process has.
-        with TrialWorker(sealed.request(), rows_max, settings, request.trust.code) as worker:
+        trial = sealed.request()
+        build_engine(trial, rows_max, settings, request.trust.code, sealed.model_descriptor)
+        with TrialWorker(trial, rows_max, settings, request.trust.code) as worker:
             version = worker.start(sealed.model_descriptor, golden)
             report(StagingStep.CERTIFYING)
             certificate, service_us = examine(version, states, golden, request, time.monotonic_ns)

@@ -23,6 +23,7 @@ from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.worker_process import worker_command, worker_environment
 from pilliond.limits import WORKER_END_S_MAX, WORKER_LOOK_S
+from pilliond.linux.process_group import kill_group
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.schema import EngineSettings, cpu_numbers
 from pilliond.supervision.worker_losses import WorkerLosses
@@ -187,7 +188,7 @@ class WorkerPool:
             if resident_bytes > info.settings.worker_memory_mb_max * _BYTES_PER_MB:
                 most = f"engine.worker_memory_mb_max is {info.settings.worker_memory_mb_max}"
                 info.too_large = f"it had {resident_bytes // _BYTES_PER_MB} MB of resident memory, {most}"
-                info.process.kill()
+                kill_group(info.process)
 
     def end(self, digest: bytes) -> None:
         """Ends the worker of a version that is not loaded any more, if it has one."""
@@ -249,6 +250,8 @@ class WorkerPool:
                 pass_fds=[descriptor],
                 stdin=subprocess.DEVNULL,
                 env=worker_environment(python),
+                # What a policy starts ends with its worker. The terminal's signals are for the control process alone.
+                process_group=0,
             )
         except OSError as error:
             if not python or error.errno in _SHORTAGES:
@@ -290,7 +293,7 @@ class WorkerPool:
             info.timer.cancel()
             info.timer = None
         if info.process is not None:
-            info.process.kill()
+            kill_group(info.process)
             self._ending.append(info.process)
             info.process = None
         self._reap()

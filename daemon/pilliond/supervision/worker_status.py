@@ -26,6 +26,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     """How its batch memory is held: `pinned` (registered with a device), `locked` or `pageable`."""
     depth: int
     """Batches that it has at once."""
+    device_memory_mb: int
+    """What it took of its device until it was warm; 0 where it has none, or it was not measured."""
     python: str
     network: str
     """The network that it sees: `none` or `host`."""
@@ -70,7 +72,7 @@ def worker_status(version: SealedVersion, workers: WorkerPool) -> WorkerStatus |
 
 
 def _status(info: WorkerInfo, engine: dict[str, Any]) -> WorkerStatus:
-    depth = engine.get("depth")
+    depth, device_mb = engine.get("depth"), engine.get("device_memory_mb")
     return WorkerStatus(
         state=info.state,
         reason=info.reason,
@@ -79,6 +81,7 @@ def _status(info: WorkerInfo, engine: dict[str, Any]) -> WorkerStatus:
         resident_bytes=0 if info.pid is None else resident_bytes_of(info.pid),
         memory=engine_text(engine, "memory"),
         depth=depth if isinstance(depth, int) else 0,
+        device_memory_mb=device_mb if isinstance(device_mb, int) else 0,
         python=engine_text(engine, "python"),
         network=engine_text(engine, "network"),
         privileges=engine_text(engine, "privileges"),

@@ -53,7 +53,7 @@ def worker_engine(
 ) -> WorkerEngine:
     """Returns the engine of a version that runs in a worker, without a worker. `code` is `trust.code`.
 
-    `options` are `descriptors` and `clock` of `WorkerEngine`.
+    `options` are `descriptors` and `clock` of `WorkerEngine`, or fields of `LoadRequest`.
     """
     return WorkerEngine(
         request.spec,

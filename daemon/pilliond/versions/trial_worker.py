@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerEngine
@@ -23,6 +23,7 @@ from pilliond.ipc.worker_process import why_no_workers, worker_command, worker_e
 from pilliond.limits import TRIAL_RUN_S_MAX, TRIAL_START_FACTOR, WORKER_END_S_MAX
 from pilliond.linux.sandbox import without_memory_limit
 from pilliond.settings.schema import EngineSettings
+from pilliond.versions.device_room import why_no_room
 from pilliond.versions.golden_start import start_checked
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import version_of, worker_engine
@@ -36,14 +37,25 @@ class TrialWorker:
     """One version in a worker. Owns the process and its engine; `close` ends both.
 
     `code` is `trust.code`. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory` now and then afterwards.
+    `start_s_max` is how long it may take until it is warm, `options` are fields of `LoadRequest`.
     """
 
-    def __init__(self, request: VersionRequest, rows_max: int, settings: EngineSettings, code: Sequence[str]) -> None:
+    def __init__(
+        self,
+        request: VersionRequest,
+        rows_max: int,
+        settings: EngineSettings,
+        code: Sequence[str],
+        start_s_max: float = 0.0,
+        **options: Any,
+    ) -> None:
         self.request = request
         """As it was started last: its golden pairs may only hold in float32."""
         self._rows_max = rows_max
         self._settings = settings
         self._code = code
+        self._start_s_max = start_s_max or TRIAL_START_FACTOR * settings.start_s_max
+        self._options = options
         self._engine = self._make_engine(request)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -67,7 +79,9 @@ class TrialWorker:
         return time.clock_gettime_ns(~self.pid << 3 | _CPU_CLOCK)
 
     def start(self, model_descriptor: int, golden: bytes | None = None) -> Version:
-        """Starts the worker, waits until the version is warm, and checks its golden pairs, if any. Raises `EngineError`."""
+        """Starts the worker, waits until the version is warm, and checks its golden pairs, if any, and what it takes of its
+        device. Raises `EngineError`.
+        """
         python = self._settings.python
         if python and (why := why_no_workers(python)):
             raise EngineError(why)
@@ -79,11 +93,17 @@ class TrialWorker:
         except EngineError as error:
             raise EngineError(f"{error}{self._how_it_ended()}") from None
         self.check_memory()
+        self._check_device_memory()
         return version
 
     def check_memory(self) -> None:
         """Raises `EngineError` if the worker has more resident memory than the settings allow, as the pool would end it then."""
         if why := self._why_too_large():
+            raise EngineError(why)
+
+    def _check_device_memory(self) -> None:
+        device = str(self._engine.describe().get("device", ""))
+        if why := why_no_room(device, self._engine.device_memory, self._settings.device_memory_mb):
             raise EngineError(why)
 
     def close(self) -> None:
@@ -95,7 +115,7 @@ class TrialWorker:
             self._process = None
 
     def _make_engine(self, request: VersionRequest) -> WorkerEngine:
-        engine = worker_engine(request, self._rows_max, self._settings, self._code)
+        engine = worker_engine(request, self._rows_max, self._settings, self._code, **self._options)
         engine.run_s_max = TRIAL_RUN_S_MAX
         return engine
 
@@ -104,7 +124,7 @@ class TrialWorker:
         self.request = request
         self._engine = self._make_engine(request)
         self._spawn(model_descriptor)
-        self._engine.wait_ready(TRIAL_START_FACTOR * self._settings.start_s_max, self._lose_if_too_large)
+        self._engine.wait_ready(self._start_s_max, self._lose_if_too_large)
         return version_of(request, self._engine, os.fstat(model_descriptor).st_size)
 
     def _lose_if_too_large(self) -> None:

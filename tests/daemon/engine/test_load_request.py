@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -9,7 +11,13 @@ from pillion_artifacts.card.model_card import EngineCard
 from pillion_worker.channel import PROTOCOL
 from pillion_worker.tensors import LoadRequest
 from pilliond.engine import load_request as module
-from pilliond.engine.load_request import engine_fields, load_request, why_device_missing, worker_fields
+from pilliond.engine.load_request import (
+    engine_cache_folder,
+    engine_fields,
+    load_request,
+    why_device_missing,
+    worker_fields,
+)
 from pilliond.limits import CODE_ADDRESS_MB
 from pilliond.settings.schema import EngineSettings
 from tests.worker.support.policies import summing
@@ -51,15 +59,33 @@ def test_only_a_python_policy_is_told_of_code() -> None:
     }
 
 
+def test_engines_are_kept_where_the_settings_say_or_the_service_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    named, unnamed = EngineSettings(tensorrt_cache_dir="/fast/engines"), EngineSettings()
+    service, user = {"CACHE_DIRECTORY": "/var/cache/pillion:/var/cache/other"}, {"XDG_CACHE_HOME": "/caches"}
+    assert engine_cache_folder(named, {**service, **user}) == "/fast/engines"
+    assert engine_cache_folder(unnamed, {**service, **user}) == "/var/cache/pillion/tensorrt"
+    assert engine_cache_folder(unnamed, user) == "/caches/pillion/tensorrt"
+    assert engine_cache_folder(unnamed, {}) == str(Path.home() / ".cache" / "pillion" / "tensorrt")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert engine_cache_folder(unnamed, {}) == ""
+    assert worker_fields(unnamed, "onnx")["engine_cache"] == ""
+
+
 def test_a_worker_of_torch_may_reserve_more_addresses_and_one_with_cuda_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    def most(kind: str, device: str) -> int:
-        settings = EngineSettings(worker_memory_mb_max=1_000, device=device)
+    def most(kind: str, device: str, python: str = "") -> int:
+        settings = EngineSettings(worker_memory_mb_max=1_000, device=device, python=python)
         memory_bytes_max: int = worker_fields(settings, kind)["memory_bytes_max"]
         return memory_bytes_max // 1_000_000
 
     for has_cuda in (False, True):
         monkeypatch.setattr(module, "has_cuda", lambda has_cuda=has_cuda: has_cuda)
-        assert most("onnx", "auto") == 1_000
+        assert most("onnx", "auto") == most("onnx", "cpu") == 1_000
+        # Else the provider of CUDA would not start.
+        assert most("onnx", "cuda:0") == most("onnx", "auto", "/opt/gpu/bin/python") == (0 if has_cuda else 1_000)
         assert most("torch", "cpu") == 1_000 + CODE_ADDRESS_MB
         assert most("python", "auto") == (0 if has_cuda else 1_000 + CODE_ADDRESS_MB)
         assert most("torch", "cuda:0") == (0 if has_cuda else 1_000 + CODE_ADDRESS_MB)
@@ -74,6 +100,7 @@ def test_a_worker_of_torch_may_reserve_more_addresses_and_one_with_cuda_any(monk
         ("cuda:0", True, {}, "expected cuda:0, got no device"),
         ("cuda:0", False, {"device": "cpu"}, ""),
         ("auto", True, {"device": "cpu"}, ""),
+        ("cuda:0", True, {"device": "cuda:0", "provider": "CUDAExecutionProvider"}, ""),
         ("cpu", True, {"device": "cpu"}, ""),
     ],
 )

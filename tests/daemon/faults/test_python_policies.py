@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import save_file
 
@@ -16,7 +19,7 @@ from pillion.errors import RefusedError
 from pillion_artifacts import Store
 from pillion_artifacts.store.aliases import move_alias
 from tests.conftest import StartDaemon
-from tests.harness import Daemon, copy_examples
+from tests.harness import WAIT_S_MAX, Daemon, copy_examples, wait_until
 from tests.worker.support.installed import HOSTILE, make_environment
 from tests.worker.support.packages.pillion_hostile_policies.pillion_hostile_policies import TRIGGERS
 
@@ -96,10 +99,10 @@ def doubles(episode: pillion.Episode, value: float) -> bool:
     return bool(episode.act(np.array([value], np.float32)).tolist() == [2 * value])
 
 
-def worker_pid(daemon: Daemon) -> int:
-    """The worker of 1.0.0, beside those of versions that were staged."""
+def worker_pid(daemon: Daemon, of: str = "1.0.0") -> int:
+    """The worker of this version, beside those of versions that were staged."""
     (policy,) = [each for each in daemon.health()["policies"] if each["policy"] == "hostile"]
-    (version,) = [each for each in policy["versions"] if each["version"] == "1.0.0"]
+    (version,) = [each for each in policy["versions"] if each["version"] == of]
     return int(version["worker"]["pid"])
 
 
@@ -201,3 +204,59 @@ def test_a_policy_that_leaks_is_replaced_at_the_bound_of_its_memory(daemon: Daem
     assert event["cause"] == "memory"
     assert "engine.worker_memory_mb_max is 700" in event["reason"]
     assert doubles(episode, 3.0)
+
+
+# Programs that a policy starts
+
+
+def programs(daemon: Daemon) -> list[psutil.Process]:
+    """The programs that policies have started and that run."""
+    children = psutil.Process(daemon.pid).children(recursive=True)
+    return [child for child in children if child.name() == "sleep"]
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    """Waits until none of them runs; a zombie does not."""
+    wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes))
+
+
+@pytest.fixture
+def starting(python: str, store: Store, start_daemon: StartDaemon) -> Daemon:
+    """A daemon of its own, whose policy `hostile@3.0.0` has started a program, as 3.1.0 and 3.2.0 do."""
+    if "3.0.0" not in store.versions("hostile"):
+        for number in range(3):
+            publish(store, f"3.{number}.0", at_load="start_a_program")
+    settings = {"engine__python": python, "limits__rows_max": 2, "trust__code": HOSTILE}
+    return start_daemon(policy="hostile@3.0.0", store=store.root, settings=settings)
+
+
+def test_a_program_that_a_policy_starts_ends_with_its_worker_and_that_with_the_daemon(starting: Daemon) -> None:
+    worker, (program,) = worker_pid(starting, "3.0.0"), programs(starting)
+    # A terminal's Ctrl-C reaches the daemon's own group alone.
+    assert (os.getpgid(worker), os.getpgid(program.pid)) == (worker, worker)
+    assert os.getpgid(starting.serving_pid) == os.getpgid(starting.pid) != worker
+    os.kill(worker, signal.SIGKILL)
+    wait_until_gone([program])
+    wait_until(lambda: len(programs(starting)) == 1)
+    everything = psutil.Process(starting.pid).children(recursive=True)
+    starting.process.send_signal(signal.SIGINT)
+    os.kill(starting.serving_pid, signal.SIGINT)
+    assert starting.process.wait(WAIT_S_MAX) == 0
+    wait_until_gone(everything)
+
+
+def test_programs_of_versions_that_serve_or_are_tried_or_shadow_end_with_a_daemon_that_is_killed(
+    starting: Daemon,
+) -> None:
+    path = "/v1/policies/hostile"
+    staged = starting.operation(starting.ask("POST", f"{path}/stage", {"version": "3.1.0"}))
+    assert staged["outcome"] == "done", staged
+    # That of the worker in which it waits for a switch; none of the trial.
+    wait_until(lambda: len(programs(starting)) == 2)
+    body = {"arms": [], "shadow": {"version": "3.2.0", "share": 1.0}}
+    shadowed = starting.operation(starting.ask("PUT", f"{path}/route", body))
+    assert shadowed["outcome"] == "done", shadowed
+    wait_until(lambda: len(programs(starting)) == 3)
+    everything = psutil.Process(starting.pid).children(recursive=True)
+    starting.kill()
+    wait_until_gone(everything)

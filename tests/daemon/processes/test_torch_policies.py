@@ -21,6 +21,7 @@ from pillion_artifacts.publishing.torch.pt2_archive import disarm, repack
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.other_engines import SUMMED, publish_sum, sum_actions
 from tests.daemon.support.started import refused_start
+from tests.daemon.support.worker_faults import is_worker
 from tests.harness import COMMAND_S_MAX, Daemon, wait_until
 from tests.worker.support.torch_policies import export, script
 
@@ -185,7 +186,7 @@ def test_it_shadows_and_its_worker_runs_at_the_lowest_priority(daemon: Daemon) -
     expected = np.abs(sum_actions(2) - sum_actions(1)).mean()
     assert output["distance_mean"] == pytest.approx(expected, rel=1e-4)
     shadow = psutil.Process(daemon.health()["shadow"]["pid"])
-    (worker,) = shadow.children()
+    (worker,) = [child for child in shadow.children() if is_worker(child)]
     assert has_torch(worker.pid)
     assert not has_torch(shadow.pid)
     assert {os.sched_getscheduler(thread.id) for thread in worker.threads()} == {os.SCHED_IDLE}

@@ -132,7 +132,7 @@ def test_metrics_count_the_batches_of_a_device_and_no_others(plane: LatePlane, b
 def test_a_batch_that_failed_or_whose_act_was_replaced_is_not_counted(plane: LatePlane, begun: Begun) -> None:
     submit(plane, begun, 2)
     plane.loop.complete(plane.late.compute(), "a test made it fail", TIMES)
-    plane.loop.send_replies()
+    plane.loop._send_replies()
     assert codes(plane.replies()) == ["internal"]
     submit(plane, begun, 3)
     plane.deliver(b"peer", act(begun, 4), observation())

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +27,10 @@ from pilliond.linux.spawner import Spawner
 from pilliond.rollout.restore import admitted
 from pilliond.settings.schema import EngineSettings
 from pilliond.supervision import worker_pool as worker_pool_module
-from pilliond.supervision.worker_pool import WorkerPool, resident_bytes_of
+from pilliond.supervision.worker_pool import WorkerInfo, WorkerPool, resident_bytes_of
 from pilliond.supervision.worker_status import worker_status
 from tests.daemon.support.policies.shadow import publish_times
-from tests.harness import until
+from tests.harness import WAIT_S_MAX, until
 
 SETTINGS = EngineSettings(worker_memory_mb_max=256)
 MB = 1_000_000
@@ -302,7 +303,7 @@ def test_the_loop_does_not_wait_for_a_killed_worker(
         assert process is not None
         with monkeypatch.context() as patched:
             # A process that the kernel does not let end.
-            patched.setattr(process, "kill", lambda: None)
+            patched.setattr(worker_pool_module, "kill_group", lambda _: None)
             pool.end(version.key)
         assert process.poll() is None
         pool._reap()
@@ -312,6 +313,25 @@ def test_the_loop_does_not_wait_for_a_killed_worker(
         assert process.returncode == -signal.SIGKILL
         pool._reap()
         assert pool._ending == []
+
+    asyncio.run(scenario())
+
+
+def start_in_group_of(worker: WorkerInfo) -> subprocess.Popen[bytes]:
+    """Starts a program as a policy might."""
+    return subprocess.Popen(["sleep", "3600"], process_group=worker.pid)
+
+
+def test_a_worker_is_killed_with_its_group(make_pool: MakePool, version: SealedVersion) -> None:
+    pool = make_pool(resident_bytes_of)
+
+    async def scenario() -> None:
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        info = pool.find(version.key)
+        assert info is not None
+        program = start_in_group_of(info)
+        pool.end(version.key)
+        assert program.wait(WAIT_S_MAX) == -signal.SIGKILL
 
     asyncio.run(scenario())
 

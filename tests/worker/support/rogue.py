@@ -223,6 +223,9 @@ BEFORE_BATCHES: _Modes = {
     "no service times": _with_arena(lambda rogue: rogue.say_ready(service_ns=[])),
     "service times of years": _with_arena(lambda rogue: rogue.say_ready(service_ns=[[1, 2**62]])),
     "a p50 above its p99": _with_arena(lambda rogue: rogue.say_ready(service_ns=[[2, 1]])),
+    "less than no device memory": _with_arena(
+        lambda rogue: rogue.say_ready(device_memory={"used_bytes": -1, "free_bytes": 1, "total_bytes": 1})
+    ),
     "an unknown kind of memory": _with_arena(lambda rogue: rogue.say_ready(memory="x" * 100_000)),
     "a ring before it is ready": _with_arena(lambda rogue: rogue.answer()),
     # when it is ready

@@ -12,6 +12,7 @@ from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.worker_pool import State
 from pilliond.supervision.worker_status import worker_status
 
+_BYTES_PER_MB: Final = 1_000_000
 _LABELS: Final = ("policy", "version")
 
 
@@ -20,6 +21,9 @@ def worker_metrics(supervisor: Supervisor) -> Iterator[Metric]:
     states = GaugeMetricFamily("pillion_worker_state", "1 for the state of a worker.", labels=[*_LABELS, "state"])
     restarts = CounterMetricFamily("pillion_worker_restarts", "Workers that replaced a lost one.", labels=_LABELS)
     resident = GaugeMetricFamily("pillion_worker_resident_bytes", "Resident memory of a worker.", labels=_LABELS)
+    device = GaugeMetricFamily(
+        "pillion_worker_device_bytes", "Device memory that a worker took until it was warm.", labels=_LABELS
+    )
     for version in supervisor.versions():
         worker = worker_status(version, supervisor.workers)
         if worker is None:
@@ -29,7 +33,8 @@ def worker_metrics(supervisor: Supervisor) -> Iterator[Metric]:
             states.add_metric([*labels, state], float(state == worker.state))
         restarts.add_metric(labels, worker.restarts)
         resident.add_metric(labels, worker.resident_bytes)
-    yield from (states, restarts, resident)
+        device.add_metric(labels, worker.device_memory_mb * _BYTES_PER_MB)
+    yield from (states, restarts, resident, device)
     losses = CounterMetricFamily("pillion_worker_losses", "Lost workers, by cause.", labels=["policy", "cause"])
     for policy in supervisor.policies:
         for cause in LossCause:

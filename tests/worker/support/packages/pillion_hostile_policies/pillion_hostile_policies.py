@@ -6,6 +6,7 @@ Otherwise the action, float32 [1], is twice the observation, float32 [1].
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -84,6 +85,10 @@ def _fork_and_stay(rows: Any) -> None:
 def _fork_and_raise(rows: Any) -> None:
     if os.fork() == 0:
         raise ValueError("in the child")
+
+
+def _start_a_program(rows: Any) -> None:
+    subprocess.Popen(["sleep", "3600"])
 
 
 def _hold_the_gil(rows: Any) -> None:

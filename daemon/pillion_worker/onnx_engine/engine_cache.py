@@ -1,0 +1,151 @@
+"""A folder of built TensorRT engines. An engine is loaded as if it were a program: only what this user wrote is trusted.
+
+One file for each engine: a line of JSON with its key and its digest, then its bytes. They are compared before anything is
+loaded, and what was compared is what is loaded. A file that is not as it should be is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from pillion_worker.errors import EngineError
+from pillion_worker.limits import BUILD_LEFT_S, ENGINE_HEADER_BYTES_MAX
+
+_ENGINE: Final = ".engine"
+_FAILURE: Final = ".failed"
+_SCRATCH: Final = "build-"
+
+Key = Mapping[str, Any]
+"""All that an engine depends on, by name."""
+
+
+class EngineCache:
+    """The folder `path`, whose engines have `bytes_max` together. Raises `EngineError` if others can write to it."""
+
+    def __init__(self, path: str, bytes_max: int) -> None:
+        self._path = path
+        self._bytes_max = bytes_max
+        try:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            self._check(os.lstat(path), stat.S_ISDIR, "folder")
+        except OSError as error:
+            raise EngineError(f"its cache {path}: {error.strerror}") from None
+
+    def read(self, key: Key) -> bytes:
+        """Returns an engine. Raises `EngineError`, which says why there is none that may be loaded, or `OSError`."""
+        path = self._file(key, _ENGINE)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise EngineError(self._why_missing(key)) from None
+        except OSError as error:
+            raise EngineError(f"its cache {path}: {error.strerror}") from None
+        with open(descriptor, "rb") as file:
+            self._check(os.fstat(descriptor), stat.S_ISREG, "file")
+            engine = _checked(file.readline(ENGINE_HEADER_BYTES_MAX), file.read(self._bytes_max + 1), key)
+        if engine is None:
+            os.unlink(path)
+            raise EngineError("its cache had a damaged engine, which is removed")
+        # The oldest are removed first: it is in use. A cache that is read-only serves, too.
+        with suppress(OSError):
+            os.utime(path)
+        return engine
+
+    def write(self, key: Key, engine: bytes) -> None:
+        """Keeps an engine, and removes the oldest ones where there is no room. Raises `EngineError` or `OSError`."""
+        header = json.dumps({"key": dict(key), "sha256": _digest(engine)}).encode() + b"\n"
+        size = len(header) + len(engine)
+        if size > self._bytes_max or len(header) > ENGINE_HEADER_BYTES_MAX:
+            raise EngineError(f"its engine has {size} bytes, engine.tensorrt_cache_mb_max allows {self._bytes_max}")
+        with self.scratch() as folder:
+            written = os.path.join(folder, "engine")
+            with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(header)
+                file.write(engine)
+                file.flush()
+                os.fsync(file.fileno())
+            self._make_room(size)
+            os.replace(written, self._file(key, _ENGINE))
+
+    @contextmanager
+    def noted(self, key: Key) -> Iterator[None]:
+        """Notes that an engine is being built. What ends the build stays noted, also if it ends the process.
+
+        Raises `OSError`.
+        """
+        path = self._file(key, _FAILURE)
+        self._note(path, "its build did not end in time, or ended its worker")
+        try:
+            yield
+        except EngineError as error:
+            self._note(path, str(error))
+            raise
+        os.unlink(path)
+
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A folder for what is not complete yet; it is removed. Those that ended builds have left are, too."""
+        for name in os.listdir(self._path):
+            path = os.path.join(self._path, name)
+            if name.startswith(_SCRATCH) and time.time() - os.lstat(path).st_mtime > BUILD_LEFT_S:
+                shutil.rmtree(path, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._path) as folder:
+            yield folder
+
+    def _make_room(self, size: int) -> None:
+        engines = []
+        for entry in os.scandir(self._path):
+            # Another worker may remove it meanwhile.
+            with suppress(FileNotFoundError):
+                if entry.name.endswith(_ENGINE):
+                    found = entry.stat(follow_symlinks=False)
+                    engines.append((found.st_mtime_ns, found.st_size, entry.path))
+        total = size + sum(each for _, each, _ in engines)
+        for _, each, path in sorted(engines):
+            if total <= self._bytes_max:
+                return
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= each
+
+    def _why_missing(self, key: Key) -> str:
+        with suppress(OSError, ValueError, KeyError, TypeError), open(self._file(key, _FAILURE), "rb") as file:
+            return str(json.loads(file.read(ENGINE_HEADER_BYTES_MAX))["why"])
+        return "none was built for this model, device and software: one is built while a version is staged"
+
+    def _note(self, path: str, why: str) -> None:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
+            json.dump({"why": why}, file)
+
+    def _file(self, key: Key, suffix: str) -> str:
+        return os.path.join(self._path, _digest(_canonical(key)) + suffix)
+
+    def _check(self, found: os.stat_result, is_kind: Any, kind: str) -> None:
+        if not is_kind(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise EngineError(f"its cache {self._path}: expected a {kind} of this user that nobody else can write to")
+
+
+def _checked(header: bytes, engine: bytes, key: Key) -> bytes | None:
+    try:
+        said = json.loads(header)
+        is_it = _canonical(said["key"]) == _canonical(key) and said["sha256"] == _digest(engine)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return engine if is_it else None
+
+
+def _canonical(key: Any) -> bytes:
+    return json.dumps(dict(key), sort_keys=True).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -27,6 +27,7 @@ class Opened(NamedTuple):
 
 def open_on(model: Model, request: LoadRequest, device: str, fallback: str) -> Opened:
     """Opens a model on `cpu` or `cuda:N`. Raises `EngineError` if ONNX Runtime cannot load it there."""
+    fallback = "; ".join(filter(None, [fallback, request.fallback]))
     if device == "cpu":
         return Opened(open_session(model, request, [CPU]), device, fallback)
     if request.provider == "tensorrt":

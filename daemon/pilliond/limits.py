@@ -197,6 +197,9 @@ SHADOW_LOOK_S_MAX: Final = 0.02
 SHADOW_OUTPUTS_MAX: Final = 64
 """Outputs of a shadowed version: each has cells in the shadow page."""
 
+WORKER_REPLICAS_MAX: Final = 16
+"""Devices that `engine.device` names: a version has a worker, with all its memory, on each."""
+
 WORKER_DEPTH_MAX: Final = 4
 """Batches of one worker at once: each has memory of its own."""
 

@@ -55,9 +55,9 @@ def worker_fields(settings: EngineSettings, kind: str) -> dict[str, Any]:
 
 
 def device_fields(settings: EngineSettings) -> dict[str, Any]:
-    """Returns the fields of a `LoadRequest` that say where and how precisely to compute."""
+    """Returns the fields of a `LoadRequest` that say where and how precisely to compute. The settings are of one device."""
     return {
-        "device": settings.device,
+        "device": settings.devices[0],
         "device_memory_bytes_max": settings.device_memory_mb * _BYTES_PER_MB,
         "precision": settings.precision,
     }
@@ -66,19 +66,18 @@ def device_fields(settings: EngineSettings) -> dict[str, Any]:
 def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> str:
     """Returns why an engine, as it describes itself, is not on the device that is required; empty if it is, or none is."""
     device = described.get("device", "")
-    if not settings.device_required or settings.device in ("auto", device):
+    (asked,) = settings.devices
+    if not settings.device_required or asked in ("auto", device):
         return ""
     why = described.get("fallback", "")
-    return (
-        f"engine.device_required: expected {settings.device}, got {device or 'no device'}{f' ({why})' if why else ''}"
-    )
+    return f"engine.device_required: expected {asked}, got {device or 'no device'}{f' ({why})' if why else ''}"
 
 
 def _address_mb_max(settings: EngineSettings, kind: str) -> int:
     """The address space of a worker in MB; 0: not limited."""
     if kind == "onnx":
         return settings.worker_memory_mb_max
-    if settings.device != "cpu" and has_cuda():
+    if settings.devices[0] != "cpu" and has_cuda():
         # CUDA reserves addresses for all memory of the host and of its devices.
         return 0
     return settings.worker_memory_mb_max + CODE_ADDRESS_MB

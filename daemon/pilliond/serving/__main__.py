@@ -171,7 +171,7 @@ def placed(
 ) -> Version:
     """Builds a version where it is to run, inline or in a worker. A bounded graph is measured inline first, if need be."""
     settings, rows_max = config.engine, config.limits.rows_max
-    placement = place_by_kind(settings.placement, request.engine.kind, settings.device) or request.placement
+    placement = place_by_kind(settings.placement, request.engine.kind, settings.devices) or request.placement
     if placement is None and (settings.placement != "auto" or request.unbounded):
         placement = decide(settings.placement, request.unbounded, {}, settings.inline_us_max)
     if placement is None or placement.where == "inline":

@@ -415,9 +415,10 @@ class Supervisor:
         self._answer(report)
 
     def _start_s_max(self) -> float:
-        """How long the serving process may take until it is ready: it loads one version after the other."""
+        """How long the serving process may take until it is ready: it loads one version, and waits for one worker, after the other."""
         return sum(
-            max(START_S_MAX, policy.settings.engine.start_s_max) * (1 + len(policy.version_table.beside()))
+            max(START_S_MAX, policy.settings.engine.start_s_max * len(policy.settings.engine.devices))
+            * (1 + len(policy.version_table.beside()))
             for policy in self.policies.values()
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from pilliond.engine.interface import EngineError
@@ -14,15 +14,15 @@ _KINDS: Final = {"torch": "a torch program", "torchscript": "a TorchScript progr
 """The kinds of a card's engine that only a worker runs, in words."""
 
 
-def place_by_kind(setting: Setting, kind: str, device: str = "auto") -> Placement | None:
+def place_by_kind(setting: Setting, kind: str, devices: Sequence[str] = ("auto",)) -> Placement | None:
     """Returns where a version runs because of what it is; None for an ONNX graph, of which `decide` decides.
 
-    `kind` is that of the card's engine. A graph that is to run on another device than the CPU is no longer the serving
-    process's. Raises `EngineError` if `setting`, which is `engine.placement`, asks for another place.
+    `kind` is that of the card's engine. A graph that is to run on another device than the CPU, or on several, is no longer
+    the serving process's. Raises `EngineError` if `setting`, which is `engine.placement`, asks for another place.
     """
     if kind not in _KINDS:
-        is_elsewhere = setting == "auto" and device.startswith("cuda")
-        return Placement("worker", f"engine.device is {device}") if is_elsewhere else None
+        is_elsewhere = len(devices) > 1 or (setting == "auto" and devices[0].startswith("cuda"))
+        return Placement("worker", f"engine.device is {', '.join(devices)}") if is_elsewhere else None
     if setting == "inline":
         raise EngineError(f"engine.placement is inline, and it is {_KINDS[kind]}: expected auto or worker")
     return Placement("worker", f"it is {_KINDS[kind]}")

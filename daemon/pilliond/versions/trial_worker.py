@@ -23,7 +23,7 @@ from pilliond.limits import TRIAL_RUN_S_MAX, TRIAL_START_FACTOR, WORKER_END_S_MA
 from pilliond.linux.sandbox import without_memory_limit
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.loader import version_of, worker_engine
+from pilliond.versions.loader import settings_of_workers, version_of, worker_engine
 
 _BYTES_PER_MB: Final = 1_000_000
 _CPU_CLOCK: Final = 2
@@ -33,14 +33,15 @@ _CPU_CLOCK: Final = 2
 class TrialWorker:
     """One version in a worker. Owns the process and its engine; `close` ends both.
 
-    `code` is `trust.code`. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory` now and then afterwards.
+    `code` is `trust.code`. Of several devices it tries the first. Raises `EngineError` if the version cannot have all that
+    are required. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory` now and then afterwards.
     """
 
     def __init__(self, request: VersionRequest, rows_max: int, settings: EngineSettings, code: Sequence[str]) -> None:
         self._request = request
         self._rows_max = rows_max
-        self._settings = settings
-        self._engine = worker_engine(request, rows_max, settings, code)
+        self._settings = settings_of_workers(request, settings)[0]
+        self._engine = worker_engine(request, rows_max, self._settings, code)
         self._engine.run_s_max = TRIAL_RUN_S_MAX
         self._process: subprocess.Popen[bytes] | None = None
 

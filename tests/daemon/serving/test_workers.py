@@ -57,7 +57,7 @@ class ControlSide:
             lambda reason: None,
             lambda tap: None,
             self.workers,
-            lambda version, rows: True,
+            lambda version, engine, rows: True,
         )
         self.workers.set_report(self.handler.send)
         self.workers.sink = self.plane.loop
@@ -80,7 +80,7 @@ class ControlSide:
             return self.tell(Load(request(digest)), model)
 
     def engine(self, digest: bytes = OTHER) -> WorkerEngine:
-        return self.workers._versions[digest].engine
+        return self.workers._versions[digest].replicas[0].engine
 
     def serve(self) -> WorkerEngine:
         """Loads a version, and goes on as if its first worker had been ready and was lost."""
@@ -88,7 +88,7 @@ class ControlSide:
         worker = self.workers._versions[OTHER]
         worker.version = self.plane.make_version(7)
         self.plane.residency.add(worker.version)
-        return worker.engine
+        return worker.replicas[0].engine
 
     def close(self) -> None:
         self.handler.close()

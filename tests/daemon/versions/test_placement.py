@@ -59,6 +59,6 @@ def test_of_an_onnx_graph_the_kind_decides_nothing() -> None:
 
 
 def test_an_onnx_graph_that_is_to_run_on_another_device_runs_in_a_worker() -> None:
-    assert place_by_kind("auto", "onnx", "cuda:1") == Placement("worker", "engine.device is cuda:1")
-    assert place_by_kind("auto", "onnx", "cpu") is None
-    assert place_by_kind("inline", "onnx", "cuda:1") is None
+    assert place_by_kind("auto", "onnx", ["cuda:1"]) == Placement("worker", "engine.device is cuda:1")
+    assert place_by_kind("auto", "onnx", ["cpu"]) is None
+    assert place_by_kind("inline", "onnx", ["cuda:1"]) is None

@@ -195,7 +195,8 @@ class Scheduler:
     def _free_ns(self, version: Version, now_ns: int) -> int:
         """When the engine of a version, which is busy, will be free at the earliest."""
         if version.engine.replicas:
-            return min(replica.free_ns(now_ns) for replica in version.engine.replicas)
+            ready = [replica for replica in version.engine.replicas if replica.is_ready]
+            return min((replica.free_ns(now_ns) for replica in ready), default=now_ns)
         queue = self._queues.get(version)
         return now_ns if queue is None else max(now_ns, queue.busy_until_ns)
 

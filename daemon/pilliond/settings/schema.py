@@ -9,6 +9,7 @@ import grp
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -306,8 +307,12 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def on_device(self, index: int) -> EngineSettings:
         """Returns the settings of the worker on one of the devices: with that device and its CPUs alone."""
-        cpus = self.worker_cpus if isinstance(self.worker_cpus, str) else self.worker_cpus[index]
-        return msgspec.structs.replace(self, device=self.devices[index], worker_cpus=cpus)
+        own = copy(self)
+        # Not by `replace`, which would check them again: a CPU that is gone by now concerns one worker, not the caller.
+        msgspec.structs.force_setattr(own, "device", self.devices[index])
+        if not isinstance(self.worker_cpus, str):
+            msgspec.structs.force_setattr(own, "worker_cpus", self.worker_cpus[index])
+        return own
 
     @property
     def load_s_max(self) -> float:

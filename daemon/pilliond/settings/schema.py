@@ -290,8 +290,10 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         devices = self.devices
         if not 1 <= len(devices) <= WORKER_REPLICAS_MAX:
             raise ValueError(f"device: expected 1 to {WORKER_REPLICAS_MAX} devices, got {len(devices)}")
-        for device in devices:
-            if devices != ["auto"]:
+        if len(devices) > 1 and "auto" in devices:
+            raise ValueError("device: expected cpu or cuda:N as each of several, got 'auto'")
+        if devices != ["auto"]:
+            for device in devices:
                 check_device("device", device)
         if len(devices) > 1 and self.placement == "inline":
             raise ValueError(f"placement: expected auto or worker for {len(devices)} devices, got 'inline'")

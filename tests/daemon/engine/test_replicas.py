@@ -8,65 +8,15 @@ from typing import Any
 
 import pytest
 
-from pillion_worker.arena import COMPLETED, FINISHED_NS, OK, OUTCOME, STARTED_NS, ArenaLayout
 from pillion_worker.buckets import buckets_for
-from pillion_worker.doorbell import ring_loop
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.replicas import ReplicaEngine, ReplicaPace
 from pilliond.engine.service_time import ServiceTimes
-from pilliond.engine.worker import WorkerEngine, WorkerState
-from pilliond.engine.worker_messages import Ready
-from pilliond.limits import NEVER_NS
+from pilliond.engine.worker import WorkerEngine
 from tests.daemon.support.fakes import Clock
-from tests.worker.support.policies import looking_up
+from tests.daemon.support.simulated_worker import ROWS_MAX, SimulatedWorker
 
-ROWS_MAX = 8
 US = 1_000
-
-
-class SimulatedWorker:
-    """A worker in the test's own process, which takes `fixed_ns` for a run and `row_ns` for each of its rows."""
-
-    def __init__(self, clock: Clock, fixed_ns: int, row_ns: int = 0, depth: int = 1) -> None:
-        policy = looking_up()
-        self.clock = clock
-        self.fixed_ns, self.row_ns = fixed_ns, row_ns
-        self.runs: list[int] = []
-        """The rows of each run."""
-        self.engine = WorkerEngine(policy.spec, policy.parameters, ROWS_MAX, clock=clock, depth=depth)
-        self._depth = depth
-        self._began_ns = 0
-
-    def become_ready(self) -> None:
-        """As a worker that has loaded, and measured itself."""
-        self.engine.state = WorkerState.LOADING
-        request = self.engine._request
-        self.engine._map(ArenaLayout(request.observation, request.outputs, [], request.room, self._depth))
-        buckets = buckets_for(ROWS_MAX)
-        times = [self.run_ns(rows) for rows in buckets]
-        self.engine._on_ready(Ready("pageable", buckets, [(taken, taken) for taken in times]))
-
-    def run_ns(self, rows: int) -> int:
-        return self.fixed_ns + self.row_ns * rows
-
-    @property
-    def due_ns(self) -> int:
-        """When it is done with its oldest batch."""
-        engine = self.engine
-        return engine.owes_since_ns + self.run_ns(engine.in_flight[0].rows) if engine.in_flight else NEVER_NS
-
-    def complete(self) -> None:
-        """Completes its oldest batch, now."""
-        batch = self.engine.in_flight[0]
-        self.runs.append(batch.rows)
-        cells = self.engine._cells
-        now_ns = self.clock.now_ns
-        cells[batch.block + STARTED_NS], cells[batch.block + FINISHED_NS] = now_ns - self.run_ns(batch.rows), now_ns
-        cells[batch.block + OUTCOME] = OK
-        cells[COMPLETED] = batch.number
-        assert self.engine._own is not None
-        ring_loop(self.engine._own.complete)
-        self.engine.receive()
 
 
 class Farm:
@@ -211,7 +161,6 @@ def test_a_lost_replica_gets_no_batch_and_its_replacement_does(farms: list[Farm]
     assert engine.is_ready
     assert engine.free == other.engine.free
     assert farm.submit() == 1
-    lost.engine._drop_memory()
     lost.become_ready()
     assert farm.submit() == 0
     # What belonged to the worker before is nobody's.
@@ -227,7 +176,6 @@ def test_its_service_times_are_of_the_quickest_and_the_slowest(farms: list[Farm]
     assert farm.engine.service.by_bucket() == [(rows, 50 * US, 400 * US) for rows in buckets_for(ROWS_MAX)]
     farm.engine.service.observe(1, 20 * US)
     farm.workers[1].engine.lose("a test says so")
-    farm.workers[1].engine._drop_memory()
     farm.workers[1].become_ready()
     assert farm.engine.service.fast_ns(1) == 20 * US
 

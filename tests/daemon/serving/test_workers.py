@@ -15,19 +15,24 @@ from pilliond.ipc import control_channel as channel
 from pilliond.ipc.control_channel import (
     GiveUp,
     Load,
+    Loaded,
     LoadFailed,
     NeedWorker,
     Report,
     Unload,
     VersionRequest,
+    WorkerReady,
     WorkerStarted,
 )
+from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.placement import Placement
 from pilliond.serving.control_handler import ControlHandler
 from pilliond.serving.workers import Workers
+from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
 from tests.daemon.support.fakes import DIGEST, GAUSSIAN, SPEC
 from tests.daemon.support.residency_plane import ResidencyPlane
+from tests.daemon.support.simulated_worker import make_ready
 from tests.worker.support.processes import sealed
 
 OTHER = bytes([7]) + DIGEST[1:]
@@ -66,6 +71,10 @@ class ControlSide:
         """Lets the handler take a message, and returns what it reports."""
         channel.send(self.end, message, descriptors)
         self.handler.receive()
+        return self.reports()
+
+    def reports(self) -> list[Report]:
+        """Returns what was reported since the last call."""
         reports: list[Report] = []
         self.end.setblocking(False)
         while True:
@@ -78,6 +87,12 @@ class ControlSide:
     def load(self, digest: bytes = OTHER) -> list[Report]:
         with sealed(b"a model") as model:
             return self.tell(Load(request(digest)), model)
+
+    def load_on_two(self, **settings: Any) -> list[WorkerEngine]:
+        """Begins to load a version on two devices; returns the engines of its workers."""
+        self.plane.policy.engine = EngineSettings(device=["cpu", "cpu"], **settings)
+        assert self.load() == [NeedWorker(OTHER, replica=0), NeedWorker(OTHER, replica=1)]
+        return [replica.engine for replica in self.workers._versions[OTHER].replicas]
 
     def engine(self, digest: bytes = OTHER) -> WorkerEngine:
         return self.workers._versions[digest].replicas[0].engine
@@ -146,3 +161,78 @@ def test_a_version_that_is_out_may_be_given_up_once_more(side: ControlSide) -> N
     out = side.workers._versions[OTHER].version
     assert out is not None
     assert "cannot start a worker" in str(out.out)
+
+
+# Several workers for one version
+
+
+def test_a_version_on_two_devices_is_loaded_once_both_are_ready(side: ControlSide) -> None:
+    first, second = side.load_on_two()
+    make_ready(second)
+    assert side.reports() == []
+    make_ready(first)
+    (loaded,) = side.reports()
+    assert isinstance(loaded, Loaded)
+    assert len(loaded.engine["replicas"]) == 2
+    version = side.plane.residency.find(OTHER)
+    assert version is not None
+    assert list(version.engine.replicas) == [first, second]
+    assert version.resident_bytes > 2 * len(b"a model")
+    assert version.model_bytes == 2 * len(b"a model")
+    # A worker that replaces one of them is reported with its number.
+    second.lose("a test says so", LossCause.ENDED)
+    (need,) = side.reports()
+    assert need == NeedWorker(OTHER, "a test says so", replica=1)
+    make_ready(second)
+    (ready,) = side.reports()
+    assert isinstance(ready, WorkerReady)
+    assert (ready.digest, ready.replica, len(ready.engine["replicas"])) == (OTHER, 1, 2)
+
+
+def test_a_version_is_loaded_without_a_replica_that_is_given_up(side: ControlSide) -> None:
+    first, second = side.load_on_two()
+    make_ready(first)
+    assert side.tell(GiveUp(OTHER, "no memory", 1))[0].__class__ is Loaded
+    version = side.plane.residency.find(OTHER)
+    assert version is not None
+    assert (version.out, version.engine.free) == (None, first.free)
+    # It is out once the other one is, too, and serves again when either does.
+    first.lose("a test says so", LossCause.ENDED)
+    side.tell(GiveUp(OTHER, "its worker ended", 0))
+    assert "cpu: its worker ended" in str(version.out)
+    second.revive()
+    make_ready(second)
+    assert (version.out, version.engine.is_ready) == (None, True)
+
+
+def test_a_version_is_not_loaded_where_both_are_given_up(side: ControlSide) -> None:
+    side.load_on_two()
+    assert side.tell(GiveUp(OTHER, "no memory", 1)) == []
+    assert side.tell(GiveUp(OTHER, "no memory", 0)) == [LoadFailed(OTHER, "cpu: no memory")]
+    assert (side.workers._versions, side.workers._by_engine) == ({}, {})
+
+
+def test_a_version_is_not_loaded_without_a_device_that_is_required(side: ControlSide) -> None:
+    first, second = side.load_on_two(device_required=True)
+    make_ready(first)
+    assert side.tell(GiveUp(OTHER, "no such device", 1)) == [LoadFailed(OTHER, "cpu: no such device")]
+    assert {first.state, second.state} == {WorkerState.OUT}
+
+
+def test_only_the_replica_that_hangs_is_lost(side: ControlSide) -> None:
+    first, second = side.load_on_two(hang_ms_min=10)
+    for engine in (first, second):
+        make_ready(engine)
+    side.reports()
+    now_ns = [10**9]
+    side.workers._clock = lambda: now_ns[0]
+    for engine in (first, second):
+        engine._owes_since_ns = now_ns[0]
+    for _ in range(100):
+        now_ns[0] += 10**9
+        # This one makes progress.
+        second._owes_since_ns = now_ns[0]
+        side.workers.judge()
+    assert (first.state, second.state) == (WorkerState.LOST, WorkerState.READY)
+    assert isinstance(need := side.reports()[0], NeedWorker)
+    assert (need.cause, need.replica) == (LossCause.HUNG, 0)

@@ -62,3 +62,9 @@ def test_an_onnx_graph_that_is_to_run_on_another_device_runs_in_a_worker() -> No
     assert place_by_kind("auto", "onnx", ["cuda:1"]) == Placement("worker", "engine.device is cuda:1")
     assert place_by_kind("auto", "onnx", ["cpu"]) is None
     assert place_by_kind("inline", "onnx", ["cuda:1"]) is None
+
+
+def test_an_onnx_graph_on_several_devices_runs_in_workers() -> None:
+    settings: tuple[Setting, ...] = ("auto", "worker")
+    for setting in settings:
+        assert place_by_kind(setting, "onnx", ["cpu", "cpu"]) == Placement("worker", "engine.device is cpu, cpu")

@@ -337,7 +337,7 @@ def test_each_replica_of_a_version_has_its_process_its_cpus_and_its_bound_on_mem
         assert (first.restarts, second.restarts, second.state) == (0, 1, "ready")
         pool.end(version.key)
         assert pool.workers_of(version.key) == []
-        assert (first.pid, second.pid) == (None, None)
+        assert [info.process for info in (first, second)] == [None, None]
 
     asyncio.run(scenario())
 

@@ -307,6 +307,13 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The devices of `device`. A version has a worker on each, if there are several."""
         return [self.device] if isinstance(self.device, str) else self.device
 
+    def worker_count(self, *, is_recurrent: bool) -> int:
+        """Returns how many workers a version has: one on each device; a recurrent one has one, on the first.
+
+        Its state would have to follow each act to another device.
+        """
+        return 1 if is_recurrent else len(self.devices)
+
     def on_device(self, index: int) -> EngineSettings:
         """Returns the settings of the worker on one of the devices: with that device and its CPUs alone."""
         own = copy(self)

@@ -53,7 +53,8 @@ class WorkerInfo:
         """Which of the version's workers: the index of its device."""
         self.settings = settings.on_device(replica)
         """With the device and the CPUs of this one alone."""
-        self.name = {"version": str(version), **({"replica": replica} if len(settings.devices) > 1 else {})}
+        is_one_of_several = settings.worker_count(is_recurrent=bool(version.card.state)) > 1
+        self.name = {"version": str(version), **({"replica": replica} if is_one_of_several else {})}
         """The fields of the log that say which worker it is."""
         self.losses = WorkerLosses()
         self.process: subprocess.Popen[bytes] | None = None

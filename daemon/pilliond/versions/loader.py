@@ -69,18 +69,12 @@ def worker_engine(
 
 
 def settings_of_workers(request: VersionRequest, settings: EngineSettings) -> list[EngineSettings]:
-    """Returns the settings of each worker that runs a version: one for each device.
-
-    A recurrent version runs on the first device alone: its state would have to follow each act to another one. Raises
-    `EngineError` if all devices are required.
-    """
-    count = len(settings.devices)
-    if count == 1 or not request.states:
-        return [settings.on_device(index) for index in range(count)]
-    if settings.device_required:
+    """Returns the settings of each worker that runs a version. Raises `EngineError` if it is required on more devices."""
+    count = settings.worker_count(is_recurrent=bool(request.states))
+    if count < len(settings.devices) and settings.device_required:
         asked, first = " and ".join(settings.devices), settings.devices[0]
         raise EngineError(f"engine.device_required: expected {asked}, got {first} alone ({_RECURRENT})")
-    return [settings.on_device(0)]
+    return [settings.on_device(index) for index in range(count)]
 
 
 def version_of(request: VersionRequest, engine: Engine, model_bytes: int) -> Version:

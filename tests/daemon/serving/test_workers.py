@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
-from pillion_artifacts.card.model_card import Tolerance
+from pillion_artifacts.card.model_card import StateCard, Tolerance
+from pillion_protocol import RemoteProtocolError
+from pilliond.engine.batch_memory import BatchMemory
+from pilliond.engine.replicas import ReplicaEngine
 from pilliond.engine.worker import WorkerEngine, WorkerState
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc.control_channel import (
@@ -30,9 +34,10 @@ from pilliond.serving.control_handler import ControlHandler
 from pilliond.serving.workers import Workers
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
+from pilliond.versions.loaded_version import Version
 from tests.daemon.support.fakes import DIGEST, GAUSSIAN, SPEC
 from tests.daemon.support.residency_plane import ResidencyPlane
-from tests.daemon.support.simulated_worker import make_ready
+from tests.daemon.support.simulated_worker import complete_oldest, make_ready
 from tests.worker.support.processes import sealed
 
 OTHER = bytes([7]) + DIGEST[1:]
@@ -236,3 +241,65 @@ def test_only_the_replica_that_hangs_is_lost(side: ControlSide) -> None:
     assert (first.state, second.state) == (WorkerState.LOST, WorkerState.READY)
     assert isinstance(need := side.reports()[0], NeedWorker)
     assert (need.cause, need.replica) == (LossCause.HUNG, 0)
+
+
+class CountingSink:
+    """A serving loop that only notes what was completed and what was lost."""
+
+    def __init__(self) -> None:
+        self.completed: list[BatchMemory] = []
+        self.lost: list[BatchMemory] = []
+
+    def complete(self, memory: BatchMemory, message: str | None) -> None:
+        self.completed.append(memory)
+
+    def lose(self, memories: Sequence[BatchMemory]) -> int:
+        self.lost += memories
+        return len(memories)
+
+    def take_convicted(self, version: Version) -> list[int]:
+        return []
+
+    def refuse(self, version: Version, error: RemoteProtocolError) -> None:
+        raise NotImplementedError
+
+
+def test_the_pace_of_each_replica_is_learned_and_only_the_batches_of_a_lost_one_run_again(side: ControlSide) -> None:
+    engines = side.load_on_two()
+    for engine in engines:
+        make_ready(engine)
+    side.reports()
+    side.workers.sink = sink = CountingSink()
+    engine = side.workers._versions[OTHER].engine
+    assert isinstance(engine, ReplicaEngine)
+    submitted = []
+    for _ in range(2):
+        submitted.append(engine.choose(1))
+        engine.submit(submitted[-1], 1)
+    assert [memory in each.memories for memory, each in zip(submitted, engines, strict=True)] == [True, True]
+    before_ns = engines[0].service.slow_ns(1)
+    complete_oldest(engines[0], 50_000_000)
+    assert sink.completed == submitted[:1]
+    assert engines[0].service.slow_ns(1) > before_ns
+    assert engines[1].service.slow_ns(1) == before_ns
+    engine.release(submitted[0])
+    assert engine.choose(1) is submitted[0]
+    engines[1].lose("a test says so", LossCause.ENDED)
+    assert sink.lost == submitted[1:]
+    assert side.reports() == [NeedWorker(OTHER, "a test says so", reruns=1, replica=1)]
+    assert [replica.batches for replica in side.workers._versions[OTHER].replicas] == [1, 0]
+
+
+def test_a_recurrent_version_has_one_worker_and_says_so(side: ControlSide) -> None:
+    side.plane.policy.engine = EngineSettings(device=["cpu", "cpu"])
+    recurrent = msgspec.structs.replace(request(), states=[StateCard("sum", "sum_next", "float32", [1])])
+    with sealed(b"a model") as model:
+        assert side.tell(Load(recurrent), model) == [NeedWorker(OTHER)]
+    described = side.workers._versions[OTHER].engine.describe()
+    assert described["fallback"] == "cpu and cpu were asked for: a recurrent version runs on one device"
+    side.tell(Unload(OTHER))
+    side.plane.policy.engine = EngineSettings(device=["cpu", "cpu"], device_required=True)
+    with sealed(b"a model") as model:
+        (failed,) = side.tell(Load(recurrent), model)
+    why = "engine.device_required: expected cpu and cpu, got cpu alone (a recurrent version runs on one device)"
+    assert failed == LoadFailed(OTHER, why)

@@ -29,6 +29,18 @@ def make_ready(engine: WorkerEngine, run_ns: Callable[[int], int] = lambda rows:
     engine._on_ready(Ready("pageable", buckets, [(taken, taken) for taken in times]))
 
 
+def complete_oldest(engine: WorkerEngine, run_ns: int) -> None:
+    """Completes the oldest batch in flight, now, as a run that took `run_ns` if it can have."""
+    batch, cells = engine.in_flight[0], engine._cells
+    now_ns = engine._clock()
+    cells[batch.block + STARTED_NS], cells[batch.block + FINISHED_NS] = now_ns - run_ns, now_ns
+    cells[batch.block + OUTCOME] = OK
+    cells[COMPLETED] = batch.number
+    assert engine._own is not None
+    ring_loop(engine._own.complete)
+    engine.receive()
+
+
 class SimulatedWorker:
     """A worker in the test's own process, which takes `fixed_ns` for a run and `row_ns` for each of its rows."""
 
@@ -55,13 +67,6 @@ class SimulatedWorker:
 
     def complete(self) -> None:
         """Completes its oldest batch, now."""
-        batch = self.engine.in_flight[0]
-        self.runs.append(batch.rows)
-        cells = self.engine._cells
-        now_ns = self.clock.now_ns
-        cells[batch.block + STARTED_NS], cells[batch.block + FINISHED_NS] = now_ns - self.run_ns(batch.rows), now_ns
-        cells[batch.block + OUTCOME] = OK
-        cells[COMPLETED] = batch.number
-        assert self.engine._own is not None
-        ring_loop(self.engine._own.complete)
-        self.engine.receive()
+        rows = self.engine.in_flight[0].rows
+        self.runs.append(rows)
+        complete_oldest(self.engine, self.run_ns(rows))

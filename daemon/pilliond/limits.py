@@ -257,6 +257,9 @@ because this process was stopped, would let the next ones hang for a day."""
 SLOWER_NS_MAX: Final = 100_000_000
 """What one run may add to the slowest time besides, in ns: for a version that ran only for microseconds until then."""
 
+REPLICA_SLOWER_NS_MAX: Final = 10_000
+"""What one run may add to what a replica's runs are expected to take, besides `SLOWER_FACTOR_MAX`, in ns."""
+
 WORKER_LOSSES_MAX: Final = 5
 """Workers lost in a row, none of which completed a batch, after which the version is out. A worker whose acts run again does
 not count: the next ones show which act ended it."""

@@ -11,12 +11,10 @@ from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.interface import Engine, Replica
 from pilliond.engine.service_time import ServiceTimes
 from pilliond.engine.worker import WorkerEngine
-from pilliond.limits import SLOWER_FACTOR_MAX
+from pilliond.limits import REPLICA_SLOWER_NS_MAX, SLOWER_FACTOR_MAX
 
 _FORGET_SHIFT: Final = 3
 """A mean moves by an eighth of the way to each run: it follows a device within a few, and one odd run does not turn it."""
-_SLOWER_NS_MAX: Final = 10_000
-"""What one run may push a mean besides `SLOWER_FACTOR_MAX`, in ns: for one that began with next to nothing."""
 
 
 class ReplicaPace:
@@ -40,7 +38,7 @@ class ReplicaPace:
         """Notes a run of `rows` rows."""
         index = bisect_left(self._buckets, rows)
         mean_ns = self._means[index]
-        bounded_ns = min(duration_ns, SLOWER_FACTOR_MAX * mean_ns + _SLOWER_NS_MAX)
+        bounded_ns = min(duration_ns, SLOWER_FACTOR_MAX * mean_ns + REPLICA_SLOWER_NS_MAX)
         self._means[index] += (bounded_ns - mean_ns) >> _FORGET_SHIFT
 
 

@@ -266,8 +266,8 @@ class CountingSink:
 
 def test_the_pace_of_each_replica_is_learned_and_only_the_batches_of_a_lost_one_run_again(side: ControlSide) -> None:
     engines = side.load_on_two()
-    for engine in engines:
-        make_ready(engine)
+    for each in engines:
+        make_ready(each)
     side.reports()
     side.workers.sink = sink = CountingSink()
     engine = side.workers._versions[OTHER].engine

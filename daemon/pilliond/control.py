@@ -39,7 +39,7 @@ from pilliond.supervision.serving_process import ServingProcess
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
 from pilliond.supervision.worker_pool import WorkerPool
-from pilliond.supervision.worker_status import worker_status
+from pilliond.supervision.worker_status import replica_statuses, worker_status
 
 
 async def serve(settings: Settings, spawner: Spawner, first: ServingProcess) -> None:
@@ -152,7 +152,7 @@ def rollouts_of(
 
 def ready_fields(stable: SealedVersion, workers: WorkerPool) -> dict[str, Any]:
     """Returns what `ready` says about the stable version of a policy."""
-    worker = worker_status(stable, workers)
+    worker, replicas = worker_status(stable, workers), replica_statuses(stable, workers)
     return {
         "policy": str(stable),
         "digest": stable.digest,
@@ -162,6 +162,7 @@ def ready_fields(stable: SealedVersion, workers: WorkerPool) -> dict[str, Any]:
         "placement": stable.placement.where if stable.placement else "",
         "placement_reason": stable.placement.reason if stable.placement else "",
         **({"worker_pid": worker.pid, "memory": worker.memory} if worker else {}),
+        **({"worker_pids": [replica.pid for replica in replicas]} if replicas else {}),
         **device_status(stable.engine).for_log(),
     }
 

@@ -200,6 +200,9 @@ SHADOW_LOOK_S_MAX: Final = 0.02
 SHADOW_OUTPUTS_MAX: Final = 64
 """Outputs of a shadowed version: each has cells in the shadow page."""
 
+WORKER_REPLICAS_MAX: Final = 16
+"""Devices that `engine.device` names: a version has a worker, with all its memory, on each."""
+
 WORKER_DEPTH_MAX: Final = 4
 """Batches of one worker at once: each has memory of its own."""
 
@@ -259,6 +262,9 @@ because this process was stopped, would let the next ones hang for a day."""
 
 SLOWER_NS_MAX: Final = 100_000_000
 """What one run may add to the slowest time besides, in ns: for a version that ran only for microseconds until then."""
+
+REPLICA_SLOWER_NS_MAX: Final = 10_000
+"""What one run may add to what a replica's runs are expected to take, besides `SLOWER_FACTOR_MAX`, in ns."""
 
 WORKER_LOSSES_MAX: Final = 5
 """Workers lost in a row, none of which completed a batch, after which the version is out. A worker whose acts run again does

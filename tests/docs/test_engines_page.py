@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import pillion
 from pillion_artifacts import Store
+from pilliond.settings.schema import load_settings
 from tests.docs.pages import ENGINES, blocks, commands
 from tests.harness import COMMAND_S_MAX, Daemon, running
 from tests.worker.support.installed import (
@@ -32,10 +33,16 @@ from tests.worker.support.pythons import foreign_python
 
 MODULE = EXAMPLE.replace("-", "_")
 TORCH_POLICY, NUMPY_POLICY, JAX_POLICY = blocks(ENGINES, "python")
-PROJECT, SETTINGS = blocks(ENGINES, "toml")
+DEVICES, PROJECT, SETTINGS = blocks(ENGINES, "toml")
 (CARD,) = blocks(ENGINES, "yaml")
 WITHOUT_NETWORK = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "false"}
 """pip takes what the environment has already, and looks nowhere else."""
+
+
+def test_the_devices_of_the_page_are_settings(tmp_path: Path) -> None:
+    file = tmp_path / "pillion.toml"
+    file.write_text(DEVICES)
+    assert load_settings(file, {}, {}).engine.devices == ["cuda:0", "cuda:1"]
 
 
 def type_it(command: str, folder: Path) -> None:

@@ -250,7 +250,11 @@ def _print_status(state: dict[str, Any]) -> None:
             click.echo(f"{version['version']} runs {place}: {version['placement_reason']}")
         if version["fallback"]:
             click.echo(f"{version['version']} falls back: {version['fallback']}")
-        if version["worker"]:
+        if version["replicas"]:
+            for worker in version["replicas"]:
+                on_device = f" on {worker['device']}" if worker["device"] else ""
+                click.echo(f"{version['version']} replica {worker['replica']}{on_device} {_worker_line(worker)}")
+        elif version["worker"]:
             click.echo(f"{version['version']} {_worker_line(version['worker'])}")
     shadow = state["shadow"]
     if shadow:

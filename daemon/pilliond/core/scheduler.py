@@ -209,13 +209,21 @@ class Scheduler:
             return False
         version = group.version
         begin_ns = now_ns
-        if not version.engine.free and (queue := self._queues.get(version)) is not None:
-            begin_ns = max(now_ns, queue.busy_until_ns)
+        if not version.engine.free:
+            begin_ns = self._free_ns(version, now_ns)
         if begin_ns + version.service.fast_ns(group.rows) < group.deadline_ns:
             return False
         self._hopeless += 1
         # Now and then one is tried: if nothing ran, nothing could show that the runs are quicker by now.
         return now_ns >= group.deadline_ns or self._hopeless % HOPELESS_PER_TRIAL != 0
+
+    def _free_ns(self, version: Version, now_ns: int) -> int:
+        """When the engine of a version, which is busy, will be free at the earliest."""
+        if version.engine.replicas:
+            ready = [replica for replica in version.engine.replicas if replica.is_ready]
+            return min((replica.free_ns(now_ns) for replica in ready), default=now_ns)
+        queue = self._queues.get(version)
+        return now_ns if queue is None else max(now_ns, queue.busy_until_ns)
 
     # Taking
 

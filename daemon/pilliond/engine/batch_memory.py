@@ -63,7 +63,7 @@ class BatchMemory:
     If the spec has observations of text, the new object is one that checks them too. All others do not even ask.
     """
 
-    __slots__ = ("_checked", "_spec", "inputs", "outputs", "ranges", "states", "user", "views")
+    __slots__ = ("_checked", "_spec", "inputs", "outputs", "ranges", "replica", "states", "user", "views")
 
     def __new__(cls, spec: Spec, *_: object) -> Self:
         has_texts = any(tensor.is_text for tensor in spec.observation)
@@ -90,6 +90,8 @@ class BatchMemory:
         )
         self.user: Any = None
         """What the batch runner knows of the batch that is running in it."""
+        self.replica: Any = None
+        """Which of several replicas runs what it holds, see `ReplicaEngine`."""
         self.ranges = integer_ranges(spec.observation)
         """The bounds of integer observations, where the spec has any."""
         self._spec = spec

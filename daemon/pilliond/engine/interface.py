@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pillion_worker.errors import EngineError
@@ -20,26 +20,42 @@ class Engine(Protocol):
     when they are done. Any other engine takes a batch with `submit` and says later that it is done.
     """
 
-    kind: str
     is_inline: bool
     strict_rows: int
     """The rows of the only shape that batches run in; 0: a batch runs in the smallest bucket that it fits."""
-
-    memories: list[BatchMemory]
-    """One for each batch that can be in flight at once."""
-    inputs: list[Array]
-    outputs: dict[str, Array]
-    states: list[tuple[Array, Array]]
-    """The tensors of `memories[0]`, as `runs` read and write them."""
-
-    runs: list[Callable[[], None]]
-    """`runs[n]()` runs the first n rows of `memories[0]` and waits for the end. It may raise `EngineError`."""
 
     service: ServiceTimes
     """How long its batches take, from `submit` or the run's begin to their end. The batch runner observes it."""
 
     parts: tuple[Engine, ...]
     """The engines of a mixed version, which run the rows of their own versions; empty for any other."""
+
+    replicas: Sequence[Replica]
+    """The engines of a version on several devices, each of which runs whole batches; empty for any other."""
+
+    @property
+    def kind(self) -> str:
+        """The name of what runs the model."""
+
+    @property
+    def memories(self) -> list[BatchMemory]:
+        """One for each batch that can be in flight at once."""
+
+    @property
+    def inputs(self) -> list[Array]:
+        """The tensors of one of `memories`, as are `outputs` and `states`: of the first, if that is ready."""
+
+    @property
+    def outputs(self) -> dict[str, Array]:
+        """Every output by name, see `inputs`."""
+
+    @property
+    def states(self) -> list[tuple[Array, Array]]:
+        """For each state what a run reads, and what it writes, see `inputs`."""
+
+    @property
+    def runs(self) -> list[Callable[[], None]]:
+        """`runs[n]()` runs the first n rows of `inputs` and waits for the end. It may raise `EngineError`."""
 
     @property
     def state_rows(self) -> StateRows | None:
@@ -59,6 +75,9 @@ class Engine(Protocol):
     def free(self) -> list[BatchMemory]:
         """Those that no batch uses now. Empty while the engine is busy or not ready; an inline engine's is always free."""
 
+    def choose(self, rows: int) -> BatchMemory:
+        """Returns that one of `free`, which is not empty, in which so many rows are to run."""
+
     def submit(self, memory: BatchMemory, rows: int) -> None:
         """Takes `memory` from `free` and starts a run of its first `rows` rows. Not for inline engines.
 
@@ -75,6 +94,13 @@ class Engine(Protocol):
         """A description for operators: kind, version, threads, …"""
 
 
+class Replica(Engine, Protocol):
+    """The engine of a version on one of several devices."""
+
+    def free_ns(self, now_ns: int) -> int:
+        """When it has done what is in flight, at the pace of its fastest runs: on the clock of the loop, which says `now_ns`."""
+
+
 class InlineEngine:
     """What an engine that runs in the serving loop need not do."""
 
@@ -83,11 +109,16 @@ class InlineEngine:
     parts: tuple[Engine, ...] = ()
     state_rows = None
     states: list[tuple[Array, Array]]
+    replicas: Sequence[Replica] = ()
 
     @property
     def state_row_bytes(self) -> int:
         """As `Engine.state_row_bytes`."""
         return sum(before[0].nbytes for before, _ in self.states)
+
+    def choose(self, rows: int) -> BatchMemory:
+        """Raises `NotImplementedError`: its only memory is always free."""
+        raise NotImplementedError
 
     def submit(self, memory: BatchMemory, rows: int) -> None:
         """Raises `NotImplementedError`."""

@@ -59,9 +59,9 @@ def worker_fields(settings: EngineSettings, kind: str) -> dict[str, Any]:
 
 
 def device_fields(settings: EngineSettings) -> dict[str, Any]:
-    """Returns the fields of a `LoadRequest` that say where and how to compute."""
+    """Returns the fields of a `LoadRequest` that say where and how to compute. The settings are of one device."""
     return {
-        "device": settings.device,
+        "device": settings.devices[0],
         "device_memory_bytes_max": settings.device_memory_mb * _BYTES_PER_MB,
         "precision": settings.precision,
         "channels_last": settings.channels_last,
@@ -98,8 +98,9 @@ def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> s
         return ""
     device, provider, why = (described.get(name, "") for name in ("device", "provider", "fallback"))
     because = f" ({why})" if why else ""
-    if settings.device not in ("auto", device):
-        return f"engine.device_required: expected {settings.device}, got {device or 'no device'}{because}"
+    (asked,) = settings.devices
+    if asked not in ("auto", device):
+        return f"engine.device_required: expected {asked}, got {device or 'no device'}{because}"
     if settings.provider == "tensorrt" and device != "cpu" and provider not in ("", TENSORRT_PROVIDER):
         return f"engine.device_required: expected {TENSORRT_PROVIDER}, got {provider}{because}"
     return ""
@@ -108,8 +109,8 @@ def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> s
 def _address_mb_max(settings: EngineSettings, kind: str) -> int:
     """The address space of a worker in MB; 0: not limited."""
     # The daemon's own ONNX Runtime is that for the CPU, unless somebody asks it for a device.
-    may_use_cuda = kind != "onnx" or bool(settings.python) or settings.device != "auto"
-    if may_use_cuda and settings.device != "cpu" and has_cuda():
+    may_use_cuda = kind != "onnx" or bool(settings.python) or settings.devices[0] != "auto"
+    if may_use_cuda and settings.devices[0] != "cpu" and has_cuda():
         # CUDA reserves addresses for all memory of the host and of its devices.
         return 0
     return settings.worker_memory_mb_max + (0 if kind == "onnx" else CODE_ADDRESS_MB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from pillion_artifacts import InvalidArtifactError
 from pillion_artifacts.card.golden_pairs import Arrays, check_golden, decode_golden
@@ -23,29 +24,32 @@ def check_parity(
 ) -> None:
     """Raises `EngineError` if the engine's answers differ from those of the policy's source: output, row, difference.
 
-    `golden` is the artifact's safetensors file. Overwrites the engine's buffers. Nothing runs if a golden observation is out
+    Of an engine with replicas, each that is ready must give those answers. `golden` is the artifact's safetensors file. Overwrites the engine's buffers. Nothing runs if a golden observation is out
     of its bounds or no text: the engine may not survive it, and no session could send it.
     """
 
-    def run(inputs: Arrays) -> Arrays:
-        rows = len(next(iter(inputs.values())))
-        for tensor, buffer in zip(spec.observation, engine.inputs, strict=True):
-            buffer[:rows] = inputs[tensor.name]
-        for state, (before, _) in zip(states, engine.states, strict=True):
-            before[:rows] = inputs[state.name]
-        engine.runs[rows]()
-        actual = {name: buffer[:rows].copy() for name, buffer in engine.outputs.items()}
-        for state, (_, after) in zip(states, engine.states, strict=True):
-            actual[state.output] = after[:rows].copy()
-        return actual
-
+    engines: list[Engine] = [replica for replica in engine.replicas if replica.is_ready]
     try:
         pairs = decode_golden(golden)
         _check_inputs([*spec.observation, *states], pairs.inputs)
         _check_bounds(spec, pairs.inputs)
-        check_golden(run, pairs, tolerance, rows_max)
+        for each in engines or [engine]:
+            check_golden(partial(_run, each, spec, states), pairs, tolerance, rows_max)
     except InvalidArtifactError as error:
         raise EngineError(str(error)) from None
+
+
+def _run(engine: Engine, spec: Spec, states: list[StateCard], inputs: Arrays) -> Arrays:
+    rows = len(next(iter(inputs.values())))
+    for tensor, buffer in zip(spec.observation, engine.inputs, strict=True):
+        buffer[:rows] = inputs[tensor.name]
+    for state, (before, _) in zip(states, engine.states, strict=True):
+        before[:rows] = inputs[state.name]
+    engine.runs[rows]()
+    actual = {name: buffer[:rows].copy() for name, buffer in engine.outputs.items()}
+    for state, (_, after) in zip(states, engine.states, strict=True):
+        actual[state.output] = after[:rows].copy()
+    return actual
 
 
 def _check_inputs(expected: Sequence[TensorSpec | StateCard], inputs: Arrays) -> None:

@@ -41,7 +41,7 @@ from pillion_worker.limits import FAILURE_BYTES_MAX, PACKET_BYTES_MAX, REASON_CH
 from pillion_worker.runs.state_table import IN_ARENA, START
 from pilliond.engine.batch_memory import Array, BatchMemory
 from pilliond.engine.device_times import read_device_times
-from pilliond.engine.interface import Engine, EngineError
+from pilliond.engine.interface import Engine, EngineError, Replica
 from pilliond.engine.load_request import load_request
 from pilliond.engine.service_time import ServiceTimes
 from pilliond.engine.state_rows import StateRows, row_numbers
@@ -117,7 +117,8 @@ class WorkerEngine:
 
     The states in its memories are numbers of the table's rows. `states` are arrays in the arena, for blocking runs.
 
-    `request` are the other fields of `LoadRequest`. `check_described` gets what the loaded engine says of itself, and returns
+    `request` are the other fields of `LoadRequest`. `fallback` is what is known before of what the settings ask for and it
+    does not do. `check_described` gets what the loaded engine says of itself, and returns
     why it is refused; empty if it is not.
 
     `on_ready(engine)` follows a successful `attach`. `on_completed(engine, memory, outcome, message, started_ns,
@@ -129,6 +130,7 @@ class WorkerEngine:
 
     is_inline = False
     parts: tuple[Engine, ...] = ()
+    replicas: Sequence[Replica] = ()
     bursts: ClassVar[bool] = False
 
     def __init__(
@@ -142,6 +144,7 @@ class WorkerEngine:
         strict_rows: int = 0,
         descriptors: DescriptorSet | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        fallback: str = "",
         check_described: Callable[[dict[str, Any]], str] = lambda _: "",
         **request: Any,
     ) -> None:
@@ -183,6 +186,7 @@ class WorkerEngine:
         )
         self.state_rows = StateRows(self._request.states) if states else None
         self.state_row_bytes = self.state_rows.row_bytes if self.state_rows is not None else 0
+        self._fallback = fallback
         self._check_described = check_described
         self._descriptors = descriptors
         self._clock = clock
@@ -285,9 +289,27 @@ class WorkerEngine:
         described = {"kind": self.kind, **self._description, "memory": self.memory_kind, "depth": self._request.depth}
         if self.device_memory is not None:
             described["device_memory_mb"] = -(-self.device_memory.used_bytes // _BYTES_PER_MB)
+        if self._fallback:
+            described["fallback"] = "; ".join(filter(None, [self._fallback, str(described.get("fallback", ""))]))
         return {**described, "buckets": self.buckets, "strict": bool(self.strict_rows)}
 
+    def free_ns(self, now_ns: int) -> int:
+        """As `Replica.free_ns`."""
+        return now_ns + self.left_ns(now_ns, self.service.fast_ns)
+
+    def left_ns(self, now_ns: int, taken_ns: Callable[[int], int]) -> int:
+        """How long what is in flight still takes, where a run of n rows takes `taken_ns(n)`."""
+        if not self.in_flight:
+            return 0
+        oldest_ns = taken_ns(self.in_flight[0].rows)
+        others_ns = sum(taken_ns(batch.rows) for batch in self.in_flight) - oldest_ns
+        return max(0, oldest_ns - (now_ns - self._owes_since_ns)) + others_ns
+
     # Batches
+
+    def choose(self, rows: int) -> BatchMemory:
+        """As `Engine.choose`: all are alike."""
+        return self.free[-1]
 
     def submit(self, memory: BatchMemory, rows: int) -> None:
         """As `Engine.submit`."""

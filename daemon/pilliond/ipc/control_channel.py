@@ -157,13 +157,16 @@ class WorkerStarted(msgspec.Struct, frozen=True, tag=True):
     """A worker for a version runs. The sealed memfd of the model and an end of the worker's channel come with the message."""
 
     digest: bytes
+    replica: int = 0
+    """Which of its workers: the index of its device in `engine.device`."""
 
 
 class GiveUp(msgspec.Struct, frozen=True, tag=True):
-    """No further worker is started for a version: it is out."""
+    """No further worker is started for a version, or for one of its replicas: it is out."""
 
     digest: bytes
     reason: str
+    replica: int = 0
 
 
 class EndShadow(msgspec.Struct, frozen=True, tag=True):
@@ -221,13 +224,16 @@ class NeedWorker(msgspec.Struct, frozen=True, tag=True):
     """Whether the act that ended it is of a session whose acts have done so before: it says nothing new of the version."""
     cause: LossCause = LossCause.ENDED
     """The kind of that reason."""
+    replica: int = 0
+    """As in `WorkerStarted`."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
-    """A worker has loaded its version and warmed it up."""
+    """A worker has loaded its version and warmed it up. `engine` describes the version's engine, with all its workers."""
 
     digest: bytes
     engine: dict[str, Any]
+    replica: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -16,7 +16,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     """Where a loaded version computes."""
 
     device: str
-    """`cpu` or `cuda:N`; empty if that is not known yet."""
+    """`cpu` or `cuda:N`, or several such as `cuda:0, cuda:1`; empty if that is not known yet."""
     fallback: str
     """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
 
@@ -33,6 +33,12 @@ class DeviceStatus(msgspec.Struct, frozen=True):
 def device_status(engine: Mapping[str, Any]) -> DeviceStatus:
     """Returns where an engine computes. `engine` is how it describes itself; empty if it is not known yet."""
     return DeviceStatus(engine_text(engine, "device"), engine_text(engine, "fallback", ENGINE_REASON_CHARACTERS_MAX))
+
+
+def engine_of_replica(engine: Mapping[str, Any], replica: int) -> Mapping[str, Any]:
+    """Returns how one worker of a version describes its engine; `engine` is the description of the version's."""
+    replicas = engine.get("replicas", ())
+    return replicas[replica] if replica < len(replicas) else engine
 
 
 def engine_text(engine: Mapping[str, Any], name: str, characters_max: int = ENGINE_TEXT_CHARACTERS_MAX) -> str:

@@ -138,10 +138,10 @@ class Releases:
         return version
 
     async def _revive(self, operation: Operation, version: SealedVersion) -> None:
-        """Tries a loaded version again if its engine is out; raises `SwitchError` if it is out again."""
+        """Tries a loaded version again if its engine is out, or replicas of it are; raises `SwitchError` if it is out again."""
         if self._channel.why_out(version):
             operation.advance(Step.LOADING)
-            await self._channel.retry(version)
+        await self._channel.retry(version)
 
     def settle(self, version: SealedVersion) -> None:
         """Notes that a version is in use: the next load does not unload it."""

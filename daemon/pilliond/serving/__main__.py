@@ -173,7 +173,7 @@ def placed(
     """Builds a version where it is to run, inline or in a worker. A bounded graph is measured inline first, if need be."""
     settings, rows_max = config.engine, config.limits.rows_max
     placement = place_beforehand(
-        settings.placement, request.engine.kind, settings.device, request.unbounded, request.placement
+        settings.placement, request.engine.kind, settings.devices, request.unbounded, request.placement
     )
     if placement is None or placement.where == "inline":
         version = build_version(request, path_of(model_descriptor), golden, rows_max, settings)

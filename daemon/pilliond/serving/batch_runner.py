@@ -17,7 +17,7 @@ from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory, BatchViews
 from pilliond.engine.integer_ranges import IntegerRange, Outside, first_outside
-from pilliond.engine.interface import Array, EngineError
+from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.engine.text_rows import BadText, first_bad_text
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
@@ -74,7 +74,7 @@ class BatchRunner:
                 return
             rows = sum(group.rows for group in groups)
         engine = version.engine
-        memory = engine.free[-1]
+        memory = engine.free[-1] if engine.is_inline else engine.choose(rows)
         _gather(groups, memory.views)
         # Again after each refusal: a client can write to its slot, so what is gathered anew must be checked anew.
         while not memory.is_sound(rows):
@@ -124,12 +124,14 @@ class BatchRunner:
         """Notes that no batch ended by `poll_until_ns`. Perhaps the worker needs this process's core: let it sleep for a while."""
         self._unpolled = UNPOLLED_BATCHES
 
-    def exercise(self, version: Version, rows: int) -> bool:
-        """Runs so many rows of an engine outside the loop, of whatever its memory holds; returns False while it is busy."""
-        free = version.engine.free
-        if not free:
-            return False
-        self._submit(Running(version, free[-1], [], rows, BatchClose.ENGINE_FREE, self._clock()))
+    def exercise(self, version: Version, engine: Engine, rows: int) -> bool:
+        """Runs so many rows on a version's engine outside the loop, or on one of its replicas, of whatever its memory holds.
+
+        Returns False while it is busy. A replica that is lost meanwhile is left out: the next worker warms up by itself.
+        """
+        if not engine.free:
+            return version.engine.is_ready and not engine.is_ready
+        self._submit(Running(version, engine.choose(rows), [], rows, BatchClose.ENGINE_FREE, self._clock()))
         return True
 
     def complete(

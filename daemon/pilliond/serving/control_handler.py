@@ -12,7 +12,7 @@ from typing import ClassVar, cast
 from pilliond.core.served_policy import ServedPolicy, Tap
 from pilliond.core.session_list import list_sessions
 from pilliond.core.sessions import Sessions
-from pilliond.engine.interface import EngineError
+from pilliond.engine.interface import Engine, EngineError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
@@ -41,7 +41,8 @@ from pilliond.ipc.control_channel import (
 )
 from pilliond.ipc.metrics_page import MetricsPage
 from pilliond.serving.shadow_tap import ShadowTap, ShadowTaps
-from pilliond.serving.workers import Workers, WorkerVersion
+from pilliond.serving.worker_version import WorkerVersion
+from pilliond.serving.workers import Workers
 from pilliond.transport.interface import MessagePoller
 from pilliond.versions.loaded_version import Version
 from pilliond.versions.loader import Built, VersionLoader
@@ -66,7 +67,7 @@ class ControlHandler:
         on_end: Callable[[str], None],
         set_tap: Callable[[Tap | None], None],
         workers: Workers,
-        exercise: Callable[[Version, int], bool],
+        exercise: Callable[[Version, Engine, int], bool],
     ) -> None:
         self._end = end
         self._policies = sessions.policies

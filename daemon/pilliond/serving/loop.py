@@ -18,6 +18,7 @@ from pilliond.core.scheduler import Batch, Scheduler
 from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory
+from pilliond.engine.interface import Engine
 from pilliond.ipc import metrics_page as page_cells
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import MetricsPage
@@ -201,9 +202,9 @@ class ServingLoop:
         """Answers everything that waits for a version with an error."""
         self._runner.refuse_all(version, error, self._replies)
 
-    def exercise(self, version: Version, rows: int) -> bool:
+    def exercise(self, version: Version, engine: Engine, rows: int) -> bool:
         """As `BatchRunner.exercise`."""
-        return self._runner.exercise(version, rows)
+        return self._runner.exercise(version, engine, rows)
 
     def drain(self, reason: str) -> None:
         """Answers everything that has arrived, says goodbye to every session, and refuses what arrives meanwhile."""

@@ -9,6 +9,7 @@ import grp
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,6 +32,7 @@ from pilliond.limits import (
     WORKER_DELAY_S_MAX,
     WORKER_LOSSES_MAX,
     WORKER_MEMORY_MB_MIN,
+    WORKER_REPLICAS_MAX,
     WORKER_START_S_MAX,
     PolicyLimits,
     ServingLimits,
@@ -41,7 +43,7 @@ from pilliond.settings.admin_addresses import AdminAddress, check_admin_address,
 from pilliond.settings.secret_file import credential
 
 _ENVIRONMENT_PREFIX: Final = "PILLION_"
-_LISTS: Final = (("data", "listen"), ("admin", "listen"), ("trust", "code"))
+_LISTS: Final = (("data", "listen"), ("admin", "listen"), ("trust", "code"), ("engine", "device"))
 """Settings whose variable holds a list separated by commas."""
 _OWN_SECTIONS: Final = ("limits", "engine", "versions", "staging", "shadow", "auto_rollback")
 """Sections that an entry of `[[policies]]` may have too, for that policy."""
@@ -244,8 +246,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Batches that a worker has at once. 2 lets copying and computing overlap, where a device does the computing."""
     spin_us: int = 200
     """How long a worker polls for the next batch before it sleeps. It polls only while batches come within that time."""
-    worker_cpus: str = ""
-    """The CPUs that workers run on, such as `3` or `2,4-6`. Empty: those of the daemon."""
+    worker_cpus: str | list[str] = ""
+    """The CPUs that workers run on, such as `3` or `2,4-6`. Empty: those of the daemon. A list has an entry for each device."""
     worker_memory_mb_max: int = 8_192
     """Address space of a worker: what needs more fails, in that worker alone. It is killed if its resident memory is more."""
     hang_ms_min: int = 1_000
@@ -254,8 +256,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a worker may take from its start until its version is warm, in seconds. One that takes longer is replaced."""
     python: str = ""
     """The interpreter that workers run in, with what is installed there: an absolute path. Empty: the daemon's own."""
-    device: str = "auto"
-    """Where the engine computes: `auto`, `cpu` or `cuda:N`."""
+    device: str | list[str] = "auto"
+    """Where the engine computes: `auto`, `cpu` or `cuda:N`. Of several, each has a worker, and a batch runs in any of them."""
     device_required: bool = False
     """Whether a version that cannot compute on `device` is refused. Otherwise it computes elsewhere, and everything says so."""
     device_memory_mb: int = 0
@@ -286,8 +288,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"tensorrt_build_s_max: expected 1 to {TENSORRT_BUILD_S_MAX:g}, got {self.tensorrt_build_s_max:g}"
             )
-        if self.device != "auto":
-            check_device("device", self.device)
+        self._check_devices()
         for name, (least, most) in ENGINE_BOUNDS.items():
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}: expected {least} to {most}, got {getattr(self, name)}")
@@ -295,12 +296,51 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"worker_memory_mb_max: expected at least {WORKER_MEMORY_MB_MIN}, got {self.worker_memory_mb_max}"
             )
-        if self.worker_cpus:
-            check_cpus("worker_cpus", self.worker_cpus)
+        for cpus in [self.worker_cpus] if isinstance(self.worker_cpus, str) else self.worker_cpus:
+            if cpus:
+                check_cpus("worker_cpus", cpus)
         if not 0 < self.inline_us_max <= INLINE_US_HARD_MAX:
             raise ValueError(
                 f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"
             )
+
+    def _check_devices(self) -> None:
+        """Raises `ValueError` unless it names devices, and what is there for each of several fits them."""
+        devices = self.devices
+        if not 1 <= len(devices) <= WORKER_REPLICAS_MAX:
+            raise ValueError(f"device: expected 1 to {WORKER_REPLICAS_MAX} devices, got {len(devices)}")
+        if len(devices) > 1 and "auto" in devices:
+            raise ValueError("device: expected cpu or cuda:N as each of several, got 'auto'")
+        if devices != ["auto"]:
+            for device in devices:
+                check_device("device", device)
+        if len(devices) > 1 and self.placement == "inline":
+            raise ValueError(f"placement: expected auto or worker for {len(devices)} devices, got 'inline'")
+        if isinstance(self.worker_cpus, list) and len(self.worker_cpus) != len(devices):
+            raise ValueError(
+                f"worker_cpus: expected a text, or as many as devices ({len(devices)}), got {len(self.worker_cpus)}"
+            )
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices of `device`. A version has a worker on each, if there are several."""
+        return [self.device] if isinstance(self.device, str) else self.device
+
+    def worker_count(self, *, is_recurrent: bool) -> int:
+        """Returns how many workers a version has: one on each device; a recurrent one has one, on the first.
+
+        Its state would have to follow each act to another device.
+        """
+        return 1 if is_recurrent else len(self.devices)
+
+    def on_device(self, index: int) -> EngineSettings:
+        """Returns the settings of the worker on one of the devices: with that device and its CPUs alone."""
+        own = copy(self)
+        # Not by `replace`, which would check them again: a CPU that is gone by now concerns one worker, not the caller.
+        msgspec.structs.force_setattr(own, "device", self.devices[index])
+        if not isinstance(self.worker_cpus, str):
+            msgspec.structs.force_setattr(own, "worker_cpus", self.worker_cpus[index])
+        return own
 
     @property
     def load_s_max(self) -> float:
@@ -410,7 +450,12 @@ def check_memory(settings: Settings, rows_bytes: Iterable[int]) -> None:
     served = settings.served()
     sums = [
         policy_mb(
-            own.limits, row_bytes, own.versions.old_mb_max, own.shadow.ring_mb, own.engine.depth, own.engine.cache_mb
+            own.limits,
+            row_bytes,
+            own.versions.old_mb_max,
+            own.shadow.ring_mb,
+            own.engine.depth * len(own.engine.devices),
+            own.engine.cache_mb,
         )
         for own, row_bytes in zip(served, rows_bytes, strict=True)
     ]

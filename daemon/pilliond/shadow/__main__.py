@@ -65,7 +65,7 @@ def prepared(request: ShadowRequest, model_descriptor: int, page_descriptor: int
     settings, rows_max = request.engine, request.rows_max
     page = ShadowPage(page_descriptor)
     os.close(page_descriptor)
-    if place_by_kind(settings.placement, request.version.engine.kind, settings.device) is None:
+    if place_by_kind(settings.placement, request.version.engine.kind, settings.devices) is None:
         version = build_version(request.version, path_of(model_descriptor), None, rows_max, settings)
         os.close(model_descriptor)
         yield Replayer(request, version, page)

@@ -78,7 +78,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     settings, rows_max = request.engine, request.rows_max
     resolved = Resolved(request.policy, request.version, request.digest)
     artifact, signed_by = admit(Store(Path(request.store)), resolved, request.trust)
-    placement = place_by_kind(settings.placement, artifact.card.engine.kind, settings.device)
+    placement = place_by_kind(settings.placement, artifact.card.engine.kind, settings.devices)
     is_graph, fallback = placement is None, ""
     report(StagingStep.TRYING)
     sealed = seal(artifact)
@@ -90,7 +90,9 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
         certificate, service_us = examine(version, states, golden, request, clock_for(settings.threads))
         p99_us = {each.rows: each.p99_us for each in service_us}
         placement = decide(settings.placement, sealed.unbounded, p99_us, settings.inline_us_max)
-    if placement.where == "worker" and (settings.python or not is_graph or (settings.device != "cpu" and has_cuda())):
+    if placement.where == "worker" and (
+        settings.python or not is_graph or (settings.devices != ["cpu"] and has_cuda())
+    ):
         # What runs there is another engine than this process has.
         trial = sealed.request()
         build_engine(trial, rows_max, settings, request.trust.code, sealed.model_descriptor)

@@ -103,7 +103,7 @@ class PolicyChannel:
         return self._supervisor.workers.why_out(version.key)
 
     async def retry(self, version: SealedVersion) -> None:
-        """Tries a loaded version again if it is out; raises `SwitchError` if it is out again."""
+        """Tries a loaded version again if it is out, or replicas of it are; raises `SwitchError` if it is out again."""
         await self._supervisor.workers.retry(version.key)
 
     async def switch(self, version: SealedVersion) -> Switched:

@@ -325,9 +325,9 @@ class Supervisor:
         Only that one: it takes what comes for another version as news of a version that it has.
         """
         stable, engine = self.default.stable, self.default.settings.engine
-        kind, device = stable.card.engine.kind, engine.device
-        if needs_worker(engine.placement, kind, device, stable.unbounded, stable.placement):
-            self.workers.start_first(stable, engine)
+        kind = stable.card.engine.kind
+        if needs_worker(engine.placement, kind, engine.devices, stable.unbounded, stable.placement):
+            self.workers.start_first(stable, engine.on_device(0))
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())
@@ -437,9 +437,10 @@ class Supervisor:
         self._answer(report)
 
     def _start_s_max(self) -> float:
-        """How long the serving process may take until it is ready: it loads one version after the other."""
+        """How long the serving process may take until it is ready: it loads one version, and waits for one worker, after the other."""
         return sum(
-            max(START_S_MAX, policy.settings.engine.start_s_max) * (1 + len(policy.version_table.beside()))
+            max(START_S_MAX, policy.settings.engine.start_s_max * len(policy.settings.engine.devices))
+            * (1 + len(policy.version_table.beside()))
             for policy in self.policies.values()
         )
 

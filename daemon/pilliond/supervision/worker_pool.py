@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pilliond.errors import SwitchError
 from pilliond.ipc.control_channel import ControlMessage, GiveUp, NeedWorker, WorkerReady, WorkerStarted
-from pilliond.ipc.device_status import device_status
+from pilliond.ipc.device_status import device_status, engine_of_replica
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.worker_process import worker_command, worker_environment
@@ -46,11 +46,17 @@ def resident_bytes_of(pid: int) -> int:
 
 
 class WorkerInfo:
-    """What is known of the worker of one version."""
+    """What is known of one worker of a version. `settings` are those of the policy, with all devices."""
 
-    def __init__(self, version: SealedVersion, settings: EngineSettings) -> None:
+    def __init__(self, version: SealedVersion, settings: EngineSettings, replica: int = 0) -> None:
         self.version = version
-        self.settings = settings
+        self.replica = replica
+        """Which of the version's workers: the index of its device."""
+        self.settings = settings.on_device(replica)
+        """With the device and the CPUs of this one alone."""
+        is_one_of_several = settings.worker_count(is_recurrent=bool(version.card.state)) > 1
+        self.name = {"version": str(version), **({"replica": replica} if is_one_of_several else {})}
+        """The fields of the log that say which worker it is."""
         self.losses = WorkerLosses()
         self.process: subprocess.Popen[bytes] | None = None
         self.state: State = "loading"
@@ -78,7 +84,7 @@ class WorkerInfo:
 
 
 class WorkerPool:
-    """Owns the worker processes, at most one for each version. `tell` sends a control message to the serving process.
+    """Owns the worker processes, at most one for each device of a version. `tell` sends a control message to the serving process.
 
     Rule: the serving process asks for each worker, also for one that replaces a lost one. A worker that it has given up,
     or whose version it has unloaded, is killed here.
@@ -95,30 +101,35 @@ class WorkerPool:
         self._tell = tell
         self._log = log
         self._resident_bytes = resident_bytes
-        self._workers: dict[bytes, WorkerInfo] = {}
+        self._workers: dict[tuple[bytes, int], WorkerInfo] = {}
+        """By the digest of the version and the number of the replica."""
         self._ending: list[subprocess.Popen[bytes]] = []
         """Killed workers that have not ended yet: the kernel may take long to release their memory."""
         self.losses: Counter[tuple[str, LossCause]] = Counter()
         """Workers lost since the daemon started, by policy and cause."""
 
-    def find(self, digest: bytes) -> WorkerInfo | None:
+    def find(self, digest: bytes, replica: int = 0) -> WorkerInfo | None:
         """Returns what is known of a version's worker; None if it runs inline."""
-        return self._workers.get(digest)
+        return self._workers.get((digest, replica))
+
+    def workers_of(self, digest: bytes) -> list[WorkerInfo]:
+        """Returns what is known of each worker of a version, in the order of the devices; none if it runs inline."""
+        return sorted((info for (of, _), info in self._workers.items() if of == digest), key=lambda info: info.replica)
 
     def why_out(self, digest: bytes) -> str:
         """Returns why a version is out; empty if it is not."""
-        info = self._workers.get(digest)
-        return info.reason if info is not None and info.state == "out" else ""
+        infos = self.workers_of(digest)
+        return infos[0].reason if infos and all(info.state == "out" for info in infos) else ""
 
     def start_first(self, version: SealedVersion, settings: EngineSettings) -> None:
         """Starts the first worker of a version before the serving process asks for it, which it must do later."""
-        info = self._workers[version.key] = WorkerInfo(version, settings)
+        info = self._workers[version.key, 0] = WorkerInfo(version, settings)
         info.is_ahead = True
         self._start(info)
 
     def need(self, report: NeedWorker, version: SealedVersion, settings: EngineSettings) -> None:
         """Starts a worker for a version, at once or after a pause; or gives the version up."""
-        info = self._workers.setdefault(report.digest, WorkerInfo(version, settings))
+        info = self._workers.setdefault((report.digest, report.replica), WorkerInfo(version, settings, report.replica))
         is_there, info.is_ahead = info.is_ahead and not report.reason, False
         if is_there:
             return
@@ -140,37 +151,56 @@ class WorkerPool:
 
     def ready(self, report: WorkerReady) -> None:
         """Notes that a replacement serves."""
-        self.loaded(report.digest)
+        info = self._workers.get((report.digest, report.replica))
+        if info is not None:
+            self._note_ready(info)
 
     def loaded(self, digest: bytes) -> None:
-        """Notes that the worker of a version serves. Does nothing for a version that runs inline."""
-        info = self._workers.get(digest)
-        if info is not None:
-            info.state = "ready"
-            device = device_status(info.version.engine).for_log()
-            self._log.info("worker_ready", version=str(info.version), pid=info.pid, restarts=info.restarts, **device)
-            info.settle("")
+        """Notes that the workers of a version serve, but for those that are out. Does nothing for one that runs inline."""
+        for info in self.workers_of(digest):
+            if info.state != "out":
+                self._note_ready(info)
+
+    def _note_ready(self, info: WorkerInfo) -> None:
+        info.state = "ready"
+        device = device_status(engine_of_replica(info.version.engine, info.replica)).for_log()
+        self._log.info("worker_ready", **info.name, pid=info.pid, restarts=info.restarts, **device)
+        info.settle("")
 
     async def retry(self, digest: bytes) -> None:
         """Tries a version that is out again, and waits until it serves; raises `SwitchError` if it is out again.
 
-        Its losses begin anew. Does nothing for a version that is not out.
+        The losses begin anew. Of a version that serves, it tries the replicas that are out, and does not wait for them.
         """
-        info = self._workers.get(digest)
-        if info is None or info.state != "out":
-            return
-        info.losses = WorkerLosses()
-        info.restarts += 1
-        info.settled = asyncio.get_running_loop().create_future()
-        self._start(info)
+        is_out = bool(self.why_out(digest))
+        tried = [info for info in self.workers_of(digest) if info.state == "out"]
+        for info in tried:
+            info.losses = WorkerLosses()
+            info.restarts += 1
+            info.settled = asyncio.get_running_loop().create_future() if is_out else None
+            self._start(info)
+        if is_out:
+            await self._wait_until_one_serves(tried)
+
+    async def _wait_until_one_serves(self, tried: list[WorkerInfo]) -> None:
+        """Waits until one of these workers is ready; raises `SwitchError` if none gets there."""
+        load_s_max = tried[0].settings.load_s_max
+        waiting = {info.settled for info in tried if info.settled is not None}
+        reason = ""
         try:
-            reason = await asyncio.wait_for(info.settled, info.settings.load_s_max)
+            async with asyncio.timeout(load_s_max):
+                while waiting:
+                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    reasons = [future.result() for future in done]
+                    if "" in reasons:
+                        return
+                    reason = reasons[0]
         except TimeoutError:
-            raise SwitchError(f"its worker did not serve within {info.settings.load_s_max:g} s") from None
+            raise SwitchError(f"its worker did not serve within {load_s_max:g} s") from None
         finally:
-            info.settled = None
-        if reason:
-            raise SwitchError(f"it is out again: {reason}")
+            for info in tried:
+                info.settled = None
+        raise SwitchError(f"it is out again: {reason}")
 
     async def run(self) -> None:
         """Bounds the memory of the workers until it is cancelled."""
@@ -191,15 +221,15 @@ class WorkerPool:
                 kill_group(info.process)
 
     def end(self, digest: bytes) -> None:
-        """Ends the worker of a version that is not loaded any more, if it has one."""
-        info = self._workers.pop(digest, None)
-        if info is not None:
+        """Ends the workers of a version that is not loaded any more, if it has any."""
+        for info in self.workers_of(digest):
+            del self._workers[digest, info.replica]
             self._kill(info)
             info.settle("it was unloaded meanwhile")
 
     def close(self) -> None:
         """Ends every worker. Does not wait for the processes, see `wait_ended`."""
-        for digest in list(self._workers):
+        for digest in {digest for digest, _ in self._workers}:
             self.end(digest)
 
     def wait_ended(self) -> None:
@@ -233,13 +263,11 @@ class WorkerPool:
             info.process = self._spawn(worker_end.fileno(), info.settings.python)
             self._pin(info.process.pid, info.settings)
             version = info.version
-            self._tell(WorkerStarted(version.key), [version.model_descriptor, serving_end.fileno()])
+            self._tell(WorkerStarted(version.key, info.replica), [version.model_descriptor, serving_end.fileno()])
 
     def _start_later(self, info: WorkerInfo, cause: LossCause, reason: str, delay_s: float) -> None:
         info.state, info.reason = "lost", reason
-        self._log.error(
-            "worker_lost", version=str(info.version), cause=cause.value, reason=reason, restart_in_s=delay_s
-        )
+        self._log.error("worker_lost", **info.name, cause=cause.value, reason=reason, restart_in_s=delay_s)
         info.restarts += 1
         info.timer = asyncio.get_running_loop().call_later(delay_s, self._start, info)
 
@@ -259,6 +287,7 @@ class WorkerPool:
             raise OSError(error.errno, f"engine.python is {python}: {error.strerror}") from error
 
     def _pin(self, pid: int, settings: EngineSettings) -> None:
+        assert isinstance(settings.worker_cpus, str), "these are the settings of one worker"
         if not settings.worker_cpus:
             return
         try:
@@ -271,7 +300,11 @@ class WorkerPool:
 
     def _give_up(self, info: WorkerInfo, reason: str) -> None:
         info.state, info.reason = "out", reason
-        self._log.error("version_out", version=str(info.version), reason=reason, losses=info.losses.losses)
+        is_version_out = bool(self.why_out(info.version.key))
+        if "replica" in info.name:
+            self._log.error("replica_out", **info.name, reason=reason, losses=info.losses.losses)
+        if is_version_out:
+            self._log.error("version_out", version=str(info.version), reason=reason, losses=info.losses.losses)
         self._tell_out(info)
         info.settle(reason)
 
@@ -279,7 +312,7 @@ class WorkerPool:
         """Tells the serving process that a version is out; tries again until it reads: until then acts wait in vain."""
         info.timer = None
         try:
-            self._tell(GiveUp(info.version.key, info.reason), ())
+            self._tell(GiveUp(info.version.key, info.reason, info.replica), ())
         except (BrokenPipeError, ConnectionResetError):
             # Nobody is there to be told.
             return

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 
-from pilliond.ipc.device_status import device_status, engine_text
+from pilliond.ipc.device_status import device_status, engine_of_replica, engine_text
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.supervision.worker_pool import WorkerInfo, WorkerPool, resident_bytes_of
 
+_FURTHEST_FIRST: Final = ("ready", "loading", "lost", "out")
+
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """The worker of a version. The fields from `memory` on are empty or 0 until it has been ready once."""
+    """A worker of a version. The fields from `memory` on are empty or 0 until it has been ready once."""
 
     state: str
     """`loading`, `ready`, `lost` (another one is started after a pause) or `out` (none is)."""
@@ -33,6 +36,12 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     """The network that it sees: `none` or `host`."""
     privileges: str
     """`none` or `kept`."""
+    replica: int
+    """Which of the version's workers it is: the index of its device in `engine.device`."""
+    device: str
+    """Where it computes, `cpu` or `cuda:N`."""
+    fallback: str
+    """What the settings ask for and it does not do, and why; empty if there is nothing."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True):
@@ -48,7 +57,9 @@ class EngineStatus(msgspec.Struct, frozen=True):
     fallback: str
     """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
     worker: WorkerStatus | None
-    """None for a version that runs inline."""
+    """Its worker: of several the one that is furthest on, which says whether the version serves. None if it runs inline."""
+    replicas: list[WorkerStatus]
+    """Every worker of a version on several devices; empty for any other."""
 
 
 def engine_status(version: SealedVersion, workers: WorkerPool) -> EngineStatus:
@@ -62,16 +73,27 @@ def engine_status(version: SealedVersion, workers: WorkerPool) -> EngineStatus:
         device=device.device,
         fallback=device.fallback,
         worker=worker_status(version, workers),
+        replicas=replica_statuses(version, workers),
     )
 
 
 def worker_status(version: SealedVersion, workers: WorkerPool) -> WorkerStatus | None:
-    """Returns the state of a version's worker; None if it has none."""
-    info = workers.find(version.key)
-    return None if info is None else _status(info, version.engine)
+    """Returns the state of a version's worker, of several that of the one furthest on; None if it has none."""
+    infos = workers.workers_of(version.key)
+    if not infos:
+        return None
+    return _status(min(infos, key=lambda info: _FURTHEST_FIRST.index(info.state)), version.engine)
 
 
-def _status(info: WorkerInfo, engine: dict[str, Any]) -> WorkerStatus:
+def replica_statuses(version: SealedVersion, workers: WorkerPool) -> list[WorkerStatus]:
+    """Returns the state of each worker of a version that has several; none for any other."""
+    infos = workers.workers_of(version.key)
+    return [_status(info, version.engine) for info in infos] if len(infos) > 1 else []
+
+
+def _status(info: WorkerInfo, of_version: Mapping[str, Any]) -> WorkerStatus:
+    engine = engine_of_replica(of_version, info.replica)
+    device = device_status(engine)
     depth, device_mb = engine.get("depth"), engine.get("device_memory_mb")
     return WorkerStatus(
         state=info.state,
@@ -85,4 +107,7 @@ def _status(info: WorkerInfo, engine: dict[str, Any]) -> WorkerStatus:
         python=engine_text(engine, "python"),
         network=engine_text(engine, "network"),
         privileges=engine_text(engine, "privileges"),
+        replica=info.replica,
+        device=device.device,
+        fallback=device.fallback,
     )

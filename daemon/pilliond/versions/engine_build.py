@@ -22,7 +22,7 @@ def build_engine(
     the workers that then compute without an engine say it as their `fallback`. Does nothing for a version that is no
     ONNX graph on a CUDA device, or where `engine.provider` is not `tensorrt`.
     """
-    if settings.provider != "tensorrt" or settings.device == "cpu" or request.engine.kind != "onnx":
+    if settings.provider != "tensorrt" or settings.devices[0] == "cpu" or request.engine.kind != "onnx":
         return
     # What is required of a version is decided where it is tried.
     lenient = replace(settings, device_required=False)

@@ -96,7 +96,7 @@ class Version:
 
     @property
     def resident_bytes(self) -> int:
-        """An estimate of its memory: the model once, and its buffers."""
+        """An estimate of its memory: the model once, or once for each of its replicas, and its buffers."""
         return self.model_bytes + sum(memory.nbytes for memory in self.engine.memories)
 
     @property

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -25,6 +25,8 @@ from pilliond.linux.epoll import DescriptorSet
 from pilliond.linux.stall_probe import StallProbe
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions.loaded_version import Identity, Version
+
+_RECURRENT: Final = "a recurrent version runs on one device"
 
 
 def build_version(
@@ -53,7 +55,8 @@ def worker_engine(
 ) -> WorkerEngine:
     """Returns the engine of a version that runs in a worker, without a worker. `code` is `trust.code`.
 
-    `options` are `descriptors` and `clock` of `WorkerEngine`, or fields of `LoadRequest`.
+    `settings` are one of `settings_of_workers`. `options` are `descriptors`, `clock` and `fallback` of `WorkerEngine`, or fields
+    of `LoadRequest`.
     """
     return WorkerEngine(
         request.spec,
@@ -67,11 +70,23 @@ def worker_engine(
     )
 
 
+def settings_of_workers(request: VersionRequest, settings: EngineSettings) -> list[EngineSettings]:
+    """Returns the settings of each worker that runs a version. Raises `EngineError` if it is required on more devices."""
+    count = settings.worker_count(is_recurrent=bool(request.states))
+    if count < len(settings.devices) and settings.device_required:
+        asked, first = " and ".join(settings.devices), settings.devices[0]
+        raise EngineError(f"engine.device_required: expected {asked}, got {first} alone ({_RECURRENT})")
+    return [settings.on_device(index) for index in range(count)]
+
+
 def version_of(request: VersionRequest, engine: Engine, model_bytes: int) -> Version:
-    """Returns the version that an engine runs, which is ready; raises `EngineError` if they do not fit."""
+    """Returns the version that an engine runs, which is ready; raises `EngineError` if they do not fit.
+
+    Each of several replicas has the `model_bytes` of the model.
+    """
     identity = Identity(request.policy, request.version, request.digest)
     version = Version(identity, request.spec, request.distribution, engine, request.safe_action, request.metrics_index)
-    version.model_bytes = model_bytes
+    version.model_bytes = model_bytes * max(1, len(engine.replicas))
     version.certificate = request.certificate
     if engine.is_inline:
         for each in request.service_us:

@@ -16,7 +16,7 @@ from pillion_artifacts.card.model_card import Distribution
 from pillion_protocol import Fallback, Lease, RemoteProtocolError
 from pillion_protocol.lane import Frame
 from pilliond.engine.batch_memory import BatchMemory
-from pilliond.engine.interface import Array, Engine
+from pilliond.engine.interface import Array, Engine, Replica
 from pilliond.engine.service_time import ServiceTimes
 from pilliond.versions.loaded_version import Version
 
@@ -71,6 +71,7 @@ class MixedEngine:
     kind = "mixed"
     strict_rows = 0
     state_rows = None
+    replicas: Sequence[Replica] = ()
 
     def __init__(self, parts: list[VersionPartition], rows: int) -> None:
         first = parts[0].version
@@ -100,13 +101,17 @@ class MixedEngine:
         is_free = self.memories[0].user is None and all(engine.free for engine in self.parts)
         return self.memories if is_free else []
 
+    def choose(self, rows: int) -> BatchMemory:
+        """Returns its only memory."""
+        return self.memories[0]
+
     def submit(self, memory: BatchMemory, rows: int) -> None:
         """Starts the engines outside the loop. The others run in `collect`: their memory must not wait for these."""
         outside = [part for part in self._parts if not part.version.engine.is_inline]
         memory.user.runs_left = len(outside)
         for part in outside:
             engine = part.version.engine
-            part.memory = engine.free[-1]
+            part.memory = engine.choose(len(part.rows))
             part.memory.user = memory.user
             part.put(memory)
         for part in outside:

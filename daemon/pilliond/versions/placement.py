@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from pilliond.engine.interface import EngineError
@@ -14,38 +14,40 @@ _KINDS: Final = {"torch": "a torch program", "torchscript": "a TorchScript progr
 """The kinds of a card's engine that only a worker runs, in words."""
 
 
-def place_by_kind(setting: Setting, kind: str, device: str = "auto") -> Placement | None:
+def place_by_kind(setting: Setting, kind: str, devices: Sequence[str] = ("auto",)) -> Placement | None:
     """Returns where a version runs because of what it is; None for an ONNX graph, of which `decide` decides.
 
-    `kind` is that of the card's engine. A graph that is to run on another device than the CPU is no longer the serving
-    process's. Raises `EngineError` if `setting`, which is `engine.placement`, asks for another place.
+    `kind` is that of the card's engine. A graph that is to run on another device than the CPU, or on several, is no longer
+    the serving process's. Raises `EngineError` if `setting`, which is `engine.placement`, asks for another place.
     """
     if kind not in _KINDS:
-        is_elsewhere = setting == "auto" and device.startswith("cuda")
-        return Placement("worker", f"engine.device is {device}") if is_elsewhere else None
+        is_elsewhere = len(devices) > 1 or (setting == "auto" and devices[0].startswith("cuda"))
+        return Placement("worker", f"engine.device is {', '.join(devices)}") if is_elsewhere else None
     if setting == "inline":
         raise EngineError(f"engine.placement is inline, and it is {_KINDS[kind]}: expected auto or worker")
     return Placement("worker", f"it is {_KINDS[kind]}")
 
 
 def place_beforehand(
-    setting: Setting, kind: str, device: str, unbounded: str, earlier: Placement | None
+    setting: Setting, kind: str, devices: Sequence[str], unbounded: str, earlier: Placement | None
 ) -> Placement | None:
     """Returns where a version runs, if that is known before it is loaded; None for a bounded graph that must be measured.
 
     `earlier` is what was decided when it was staged or loaded before, if it was. The rest is as in `place_by_kind` and
     `decide`. Raises `EngineError` as the former.
     """
-    placement = place_by_kind(setting, kind, device) or earlier
+    placement = place_by_kind(setting, kind, devices) or earlier
     if placement is None and (setting != "auto" or unbounded):
         return decide(setting, unbounded, {}, 0.0)
     return placement
 
 
-def needs_worker(setting: Setting, kind: str, device: str, unbounded: str, earlier: Placement | None) -> bool:
+def needs_worker(
+    setting: Setting, kind: str, devices: Sequence[str], unbounded: str, earlier: Placement | None
+) -> bool:
     """Whether `place_beforehand` places a version in a worker. Raises nothing: a version that is refused needs none."""
     try:
-        placement = place_beforehand(setting, kind, device, unbounded, earlier)
+        placement = place_beforehand(setting, kind, devices, unbounded, earlier)
     except EngineError:
         return False
     return placement is not None and placement.where == "worker"

@@ -26,7 +26,7 @@ from pilliond.settings.schema import EngineSettings
 from pilliond.versions.device_room import why_no_room
 from pilliond.versions.golden_start import start_checked
 from pilliond.versions.loaded_version import Version
-from pilliond.versions.loader import version_of, worker_engine
+from pilliond.versions.loader import settings_of_workers, version_of, worker_engine
 
 _BYTES_PER_MB: Final = 1_000_000
 _CPU_CLOCK: Final = 2
@@ -36,7 +36,8 @@ _CPU_CLOCK: Final = 2
 class TrialWorker:
     """One version in a worker. Owns the process and its engine; `close` ends both.
 
-    `code` is `trust.code`. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory` now and then afterwards.
+    `code` is `trust.code`. Of several devices it tries the first. Raises `EngineError` if the version cannot have all that
+    are required. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory` now and then afterwards.
     `start_s_max` is how long it may take until it is warm, `options` are fields of `LoadRequest`.
     """
 
@@ -52,7 +53,10 @@ class TrialWorker:
         self.request = request
         """As it was started last: its golden pairs may only hold in float32."""
         self._rows_max = rows_max
-        self._settings = settings
+        each = settings_of_workers(request, settings)
+        self._settings = each[0]
+        self._workers = sum(of_worker.devices == self._settings.devices for of_worker in each)
+        """How many of its workers will be on that device."""
         self._code = code
         self._start_s_max = start_s_max or TRIAL_START_FACTOR * settings.start_s_max
         self._options = options
@@ -103,7 +107,7 @@ class TrialWorker:
 
     def _check_device_memory(self) -> None:
         device = str(self._engine.describe().get("device", ""))
-        if why := why_no_room(device, self._engine.device_memory, self._settings.device_memory_mb):
+        if why := why_no_room(device, self._engine.device_memory, self._settings.device_memory_mb, self._workers):
             raise EngineError(why)
 
     def close(self) -> None:

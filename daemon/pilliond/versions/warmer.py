@@ -13,10 +13,10 @@ class Warmer:
     """Warms up one version at a time, the largest bucket first, so that the small ones stay in the caches.
 
     A run uses the engine's own memory, which is free between two batches. An engine outside the loop is given each bucket
-    with `exercise(version, rows)`, which returns False while it is busy.
+    with `exercise(version, engine, rows)`, which returns False while it is busy; of several replicas, each is.
     """
 
-    def __init__(self, clock: Callable[[], int], exercise: Callable[[Version, int], bool]) -> None:
+    def __init__(self, clock: Callable[[], int], exercise: Callable[[Version, Engine, int], bool]) -> None:
         self.version: Version | None = None
         """The version that is being warmed up."""
         self.buckets = 0
@@ -31,7 +31,9 @@ class Warmer:
         if version.engine.is_inline:
             self._left = [*distinct_runs(version.engine)]
         else:
-            self._left = [partial(self._exercise, version, rows) for rows in version.engine.service.buckets]
+            engines = version.engine.replicas or (version.engine,)
+            buckets = version.engine.service.buckets
+            self._left = [partial(self._exercise, version, engine, rows) for engine in engines for rows in buckets]
         self.buckets = len(self._left)
         self.longest_ns = 0
 

@@ -22,6 +22,7 @@ class StandInEngine:
 
     def __init__(self, *parts: StandInEngine) -> None:
         self.parts = parts
+        self.replicas: list[Any] = []
         self.memories = [SimpleNamespace(user=None)]
         self.is_busy = False
         self.is_lost = False
@@ -193,6 +194,20 @@ def test_an_act_that_cannot_be_done_in_time_is_known_before_it_waits() -> None:
     bench.scheduler.submitted([running], bench.version, 1, 0)
     assert bench.scheduler.is_hopeless(bench.group(deadline_ns=600), 10)
     assert not bench.scheduler.is_hopeless(bench.group(deadline_ns=601), 10)
+
+
+def test_of_several_replicas_the_first_that_will_be_free_decides_what_can_be_done_in_time() -> None:
+    bench = Bench()
+    bench.version.service.observe(1, 300)
+    bench.version.engine.is_busy = True
+    frees = {True: [900, 500], False: [100]}
+    bench.version.engine.replicas = [
+        SimpleNamespace(is_ready=is_ready, free_ns=lambda now_ns, at_ns=at_ns: at_ns)
+        for is_ready, each in frees.items()
+        for at_ns in each
+    ]
+    assert bench.scheduler.is_hopeless(bench.group(deadline_ns=800), 10)
+    assert not bench.scheduler.is_hopeless(bench.group(deadline_ns=801), 10)
 
 
 def test_a_full_batch_closes_at_once_and_leaves_the_rest() -> None:

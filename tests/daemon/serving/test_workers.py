@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
-from pillion_artifacts.card.model_card import Tolerance
+from pillion_artifacts.card.model_card import StateCard, Tolerance
+from pillion_protocol import RemoteProtocolError
+from pilliond.engine.batch_memory import BatchMemory
+from pilliond.engine.replicas import ReplicaEngine
 from pilliond.engine.worker import WorkerEngine, WorkerState
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc.control_channel import (
     GiveUp,
     Load,
+    Loaded,
     LoadFailed,
     NeedWorker,
     Report,
     Unload,
     VersionRequest,
+    WorkerReady,
     WorkerStarted,
 )
+from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.placement import Placement
 from pilliond.serving.control_handler import ControlHandler
 from pilliond.serving.workers import Workers
+from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
+from pilliond.versions.loaded_version import Version
 from tests.daemon.support.fakes import DIGEST, GAUSSIAN, SPEC
 from tests.daemon.support.residency_plane import ResidencyPlane
+from tests.daemon.support.simulated_worker import complete_oldest, make_ready
 from tests.worker.support.processes import sealed
 
 OTHER = bytes([7]) + DIGEST[1:]
@@ -57,7 +67,7 @@ class ControlSide:
             lambda reason: None,
             lambda tap: None,
             self.workers,
-            lambda version, rows: True,
+            lambda version, engine, rows: True,
         )
         self.workers.set_report(self.handler.send)
         self.workers.sink = self.plane.loop
@@ -66,6 +76,10 @@ class ControlSide:
         """Lets the handler take a message, and returns what it reports."""
         channel.send(self.end, message, descriptors)
         self.handler.receive()
+        return self.reports()
+
+    def reports(self) -> list[Report]:
+        """Returns what was reported since the last call."""
         reports: list[Report] = []
         self.end.setblocking(False)
         while True:
@@ -79,8 +93,14 @@ class ControlSide:
         with sealed(b"a model") as model:
             return self.tell(Load(request(digest)), model)
 
+    def load_on_two(self, **settings: Any) -> list[WorkerEngine]:
+        """Begins to load a version on two devices; returns the engines of its workers."""
+        self.plane.policy.engine = EngineSettings(device=["cpu", "cpu"], **settings)
+        assert self.load() == [NeedWorker(OTHER, replica=0), NeedWorker(OTHER, replica=1)]
+        return [replica.engine for replica in self.workers._versions[OTHER].replicas]
+
     def engine(self, digest: bytes = OTHER) -> WorkerEngine:
-        return self.workers._versions[digest].engine
+        return self.workers._versions[digest].replicas[0].engine
 
     def serve(self) -> WorkerEngine:
         """Loads a version, and goes on as if its first worker had been ready and was lost."""
@@ -88,7 +108,7 @@ class ControlSide:
         worker = self.workers._versions[OTHER]
         worker.version = self.plane.make_version(7)
         self.plane.residency.add(worker.version)
-        return worker.engine
+        return worker.replicas[0].engine
 
     def close(self) -> None:
         self.handler.close()
@@ -146,3 +166,140 @@ def test_a_version_that_is_out_may_be_given_up_once_more(side: ControlSide) -> N
     out = side.workers._versions[OTHER].version
     assert out is not None
     assert "cannot start a worker" in str(out.out)
+
+
+# Several workers for one version
+
+
+def test_a_version_on_two_devices_is_loaded_once_both_are_ready(side: ControlSide) -> None:
+    first, second = side.load_on_two()
+    make_ready(second)
+    assert side.reports() == []
+    make_ready(first)
+    (loaded,) = side.reports()
+    assert isinstance(loaded, Loaded)
+    assert len(loaded.engine["replicas"]) == 2
+    version = side.plane.residency.find(OTHER)
+    assert version is not None
+    assert list(version.engine.replicas) == [first, second]
+    assert version.resident_bytes > 2 * len(b"a model")
+    assert version.model_bytes == 2 * len(b"a model")
+    # A worker that replaces one of them is reported with its number.
+    second.lose("a test says so", LossCause.ENDED)
+    (need,) = side.reports()
+    assert need == NeedWorker(OTHER, "a test says so", replica=1)
+    make_ready(second)
+    (ready,) = side.reports()
+    assert isinstance(ready, WorkerReady)
+    assert (ready.digest, ready.replica, len(ready.engine["replicas"])) == (OTHER, 1, 2)
+
+
+def test_a_version_is_loaded_without_a_replica_that_is_given_up(side: ControlSide) -> None:
+    first, second = side.load_on_two()
+    make_ready(first)
+    assert side.tell(GiveUp(OTHER, "no memory", 1))[0].__class__ is Loaded
+    version = side.plane.residency.find(OTHER)
+    assert version is not None
+    assert (version.out, version.engine.free) == (None, first.free)
+    # It is out once the other one is, too, and serves again when either does.
+    first.lose("a test says so", LossCause.ENDED)
+    side.tell(GiveUp(OTHER, "its worker ended", 0))
+    assert "cpu: its worker ended" in str(version.out)
+    second.revive()
+    make_ready(second)
+    assert (version.out, version.engine.is_ready) == (None, True)
+
+
+def test_a_version_is_not_loaded_where_both_are_given_up(side: ControlSide) -> None:
+    side.load_on_two()
+    assert side.tell(GiveUp(OTHER, "no memory", 1)) == []
+    assert side.tell(GiveUp(OTHER, "no memory", 0)) == [LoadFailed(OTHER, "cpu: no memory")]
+    assert (side.workers._versions, side.workers._by_engine) == ({}, {})
+
+
+def test_a_version_is_not_loaded_without_a_device_that_is_required(side: ControlSide) -> None:
+    first, second = side.load_on_two(device_required=True)
+    make_ready(first)
+    assert side.tell(GiveUp(OTHER, "no such device", 1)) == [LoadFailed(OTHER, "cpu: no such device")]
+    assert {first.state, second.state} == {WorkerState.OUT}
+
+
+def test_only_the_replica_that_hangs_is_lost(side: ControlSide) -> None:
+    first, second = side.load_on_two(hang_ms_min=10)
+    for engine in (first, second):
+        make_ready(engine)
+    side.reports()
+    now_ns = [10**9]
+    side.workers._clock = lambda: now_ns[0]
+    for engine in (first, second):
+        engine._owes_since_ns = now_ns[0]
+    for _ in range(100):
+        now_ns[0] += 10**9
+        # This one makes progress.
+        second._owes_since_ns = now_ns[0]
+        side.workers.judge()
+    assert (first.state, second.state) == (WorkerState.LOST, WorkerState.READY)
+    assert isinstance(need := side.reports()[0], NeedWorker)
+    assert (need.cause, need.replica) == (LossCause.HUNG, 0)
+
+
+class CountingSink:
+    """A serving loop that only notes what was completed and what was lost."""
+
+    def __init__(self) -> None:
+        self.completed: list[BatchMemory] = []
+        self.lost: list[BatchMemory] = []
+
+    def complete(self, memory: BatchMemory, message: str | None) -> None:
+        self.completed.append(memory)
+
+    def lose(self, memories: Sequence[BatchMemory]) -> int:
+        self.lost += memories
+        return len(memories)
+
+    def take_convicted(self, version: Version) -> list[int]:
+        return []
+
+    def refuse(self, version: Version, error: RemoteProtocolError) -> None:
+        raise NotImplementedError
+
+
+def test_the_pace_of_each_replica_is_learned_and_only_the_batches_of_a_lost_one_run_again(side: ControlSide) -> None:
+    engines = side.load_on_two()
+    for each in engines:
+        make_ready(each)
+    side.reports()
+    side.workers.sink = sink = CountingSink()
+    engine = side.workers._versions[OTHER].engine
+    assert isinstance(engine, ReplicaEngine)
+    submitted = []
+    for _ in range(2):
+        submitted.append(engine.choose(1))
+        engine.submit(submitted[-1], 1)
+    assert [memory in each.memories for memory, each in zip(submitted, engines, strict=True)] == [True, True]
+    before_ns = engines[0].service.slow_ns(1)
+    complete_oldest(engines[0], 50_000_000)
+    assert sink.completed == submitted[:1]
+    assert engines[0].service.slow_ns(1) > before_ns
+    assert engines[1].service.slow_ns(1) == before_ns
+    engine.release(submitted[0])
+    assert engine.choose(1) is submitted[0]
+    engines[1].lose("a test says so", LossCause.ENDED)
+    assert sink.lost == submitted[1:]
+    assert side.reports() == [NeedWorker(OTHER, "a test says so", reruns=1, replica=1)]
+    assert [replica.batches for replica in side.workers._versions[OTHER].replicas] == [1, 0]
+
+
+def test_a_recurrent_version_has_one_worker_and_says_so(side: ControlSide) -> None:
+    side.plane.policy.engine = EngineSettings(device=["cpu", "cpu"])
+    recurrent = msgspec.structs.replace(request(), states=[StateCard("sum", "sum_next", "float32", [1])])
+    with sealed(b"a model") as model:
+        assert side.tell(Load(recurrent), model) == [NeedWorker(OTHER)]
+    described = side.workers._versions[OTHER].engine.describe()
+    assert described["fallback"] == "cpu and cpu were asked for: a recurrent version runs on one device"
+    side.tell(Unload(OTHER))
+    side.plane.policy.engine = EngineSettings(device=["cpu", "cpu"], device_required=True)
+    with sealed(b"a model") as model:
+        (failed,) = side.tell(Load(recurrent), model)
+    why = "engine.device_required: expected cpu and cpu, got cpu alone (a recurrent version runs on one device)"
+    assert failed == LoadFailed(OTHER, why)

@@ -97,6 +97,11 @@ def test_the_sum_of_what_the_policies_may_take_is_bounded(tmp_path: Path) -> Non
     two_batches = load(tmp_path, f"{bounds}[engine]\ndepth = 2\n{TWO}[policies.limits]\nstates_mb_max = 20\n")
     with pytest.raises(SettingsError, match=r"at least 102, .* \(left 49, right@stable 53\)"):
         check_memory(two_batches, [10_000, 4_000])
+    two_devices = '[engine]\ndevice = ["cpu", "cpu"]\n'
+    with pytest.raises(SettingsError, match=r"at least 102, "):
+        check_memory(
+            load(tmp_path, f"{bounds}{two_devices}{TWO}[policies.limits]\nstates_mb_max = 20\n"), [10_000, 4_000]
+        )
     # A bound for a cache that there is not takes nothing.
     check_memory(
         load(tmp_path, f"{bounds}[engine]\ncache_mb_max = 7\n{TWO}[policies.limits]\nstates_mb_max = 20\n"),

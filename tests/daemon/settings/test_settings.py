@@ -43,6 +43,21 @@ def test_a_device_is_named_as_torch_names_it(tmp_path: Path, device: str) -> Non
     assert load(tmp_path, f'[engine]\ndevice = "{device}"\n').engine.device == device
 
 
+def test_several_devices_are_a_list_and_each_may_have_cpus_of_its_own(tmp_path: Path) -> None:
+    text = '[engine]\ndevice = ["cpu", "cuda:1"]\nworker_cpus = ["0", ""]\n'
+    engine = load(tmp_path, text).engine
+    assert engine.devices == ["cpu", "cuda:1"]
+    assert [(own.device, own.worker_cpus) for own in map(engine.on_device, (0, 1))] == [("cpu", "0"), ("cuda:1", "")]
+    shared = load(tmp_path, '[engine]\ndevice = ["cpu", "cpu"]\nworker_cpus = "0"\n').engine
+    assert [shared.on_device(index).worker_cpus for index in (0, 1)] == ["0", "0"]
+
+
+def test_several_devices_may_come_from_the_environment(tmp_path: Path) -> None:
+    for text, devices in [("cuda:0,cuda:1", ["cuda:0", "cuda:1"]), ("cpu", ["cpu"]), ("auto", ["auto"])]:
+        engine = load(tmp_path, environment={"PILLION_ENGINE__DEVICE": text}).engine
+        assert (engine.devices, engine.on_device(0).device) == (devices, devices[0])
+
+
 def test_packages_that_are_trusted_may_come_from_the_environment(tmp_path: Path) -> None:
     assert load(tmp_path, environment={"PILLION_TRUST__CODE": "openpi,my-policy"}).trust.code == ["openpi", "my-policy"]
 
@@ -81,6 +96,17 @@ def test_a_list_in_the_environment_is_separated_by_commas(tmp_path: Path) -> Non
         ("[engine]\ntensorrt_cache_dir = 'cache'\n", "tensorrt_cache_dir: expected an absolute path, got 'cache'"),
         ("[engine]\ntensorrt_cache_mb_max = 0\n", "tensorrt_cache_mb_max: expected 1 to 1000000, got 0"),
         ("[engine]\ntensorrt_build_s_max = 4e3\n", "tensorrt_build_s_max: expected 1 to 3600, got 4000"),
+        ("[engine]\ndevice = []\n", "device: expected 1 to 16 devices, got 0"),
+        ('[engine]\ndevice = ["cpu", "gpu"]\n', "device: expected auto, cpu, or cuda:0 to cuda:63, got 'gpu'"),
+        ('[engine]\ndevice = ["cpu", "auto"]\n', "device: expected cpu or cuda:N as each of several, got 'auto'"),
+        (
+            '[engine]\ndevice = ["cpu", "cpu"]\nplacement = "inline"\n',
+            "placement: expected auto or worker for 2 devices, got 'inline'",
+        ),
+        (
+            '[engine]\ndevice = ["cpu", "cpu"]\nworker_cpus = ["0"]\n',
+            r"worker_cpus: expected a text, or as many as devices \(2\), got 1",
+        ),
         ("[engine]\ndevice_memory_mb = -1\n", "device_memory_mb: expected 0 to 4000000, got -1"),
         ('[engine]\nprecision = "int8"\n', r"^engine\.precision: "),
         ("[engine]\nkeep_warm_ms = 60001\n", "keep_warm_ms: expected 0 to 60000, got 60001"),

@@ -28,7 +28,7 @@ from pilliond.rollout.restore import admitted
 from pilliond.settings.schema import EngineSettings
 from pilliond.supervision import worker_pool as worker_pool_module
 from pilliond.supervision.worker_pool import WorkerInfo, WorkerPool, resident_bytes_of
-from pilliond.supervision.worker_status import worker_status
+from pilliond.supervision.worker_status import replica_statuses, worker_status
 from tests.daemon.support.policies.shadow import publish_times
 from tests.harness import WAIT_S_MAX, until
 
@@ -351,5 +351,87 @@ def test_a_worker_that_cannot_be_pinned_does_not_stay(
         assert [type(message) for message in side.told] == [GiveUp]
         pool.wait_ended()
         assert children() == before
+
+    asyncio.run(scenario())
+
+
+# Several workers for one version
+
+TWO = EngineSettings(worker_memory_mb_max=256, device=["cpu", "cpu"])
+
+
+def test_each_replica_of_a_version_has_its_process_its_cpus_and_its_bound_on_memory(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion
+) -> None:
+    large: list[int | None] = []
+    pool = make_pool(lambda pid: 257 * MB if pid in large else MB)
+    cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+    settings = EngineSettings(
+        worker_memory_mb_max=256, device=["cpu", "cpu"], worker_cpus=[cpus[0], f"{cpus[0]},{cpus[-1]}"]
+    )
+
+    async def scenario() -> None:
+        for replica in (0, 1):
+            pool.need(NeedWorker(version.key, replica=replica), version, settings)
+        first, second = pool.workers_of(version.key)
+        assert side.told == [WorkerStarted(version.key, 0), WorkerStarted(version.key, 1)]
+        assert first.pid is not None
+        assert second.pid is not None
+        assert os.sched_getaffinity(first.pid) == {int(cpus[0])}
+        assert os.sched_getaffinity(second.pid) == {int(cpus[0]), int(cpus[-1])}
+        pool.loaded(version.key)
+        large.append(second.pid)
+        pool.check_memory()
+        assert (first.too_large, bool(second.too_large)) == ("", True)
+        pool.need(NeedWorker(version.key, "its worker ended", replica=1, batches=1), version, settings)
+        assert (first.state, second.state) == ("ready", "lost")
+        status = worker_status(version, pool)
+        assert status is not None
+        assert (status.replica, status.state) == (0, "ready")
+        await until(lambda: second.state == "loading")
+        pool.ready(WorkerReady(version.key, {}, 1))
+        assert (first.restarts, second.restarts, second.state) == (0, 1, "ready")
+        pool.end(version.key)
+        assert pool.workers_of(version.key) == []
+        assert [info.process for info in (first, second)] == [None, None]
+
+    asyncio.run(scenario())
+
+
+def test_a_version_is_out_once_all_its_replicas_are_and_serves_as_soon_as_one_does(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion
+) -> None:
+    pool = make_pool(resident_bytes_of)
+    refusals = [NeedWorker(version.key, f"no device {n}", cause=LossCause.REFUSED, replica=n) for n in (0, 1)]
+
+    async def scenario() -> None:
+        for replica in (0, 1):
+            pool.need(NeedWorker(version.key, replica=replica), version, TWO)
+        pool.need(refusals[1], version, TWO)
+        assert side.told[-1] == GiveUp(version.key, "no device 1", 1)
+        pool.loaded(version.key)
+        assert pool.why_out(version.key) == ""
+        assert [each.state for each in replica_statuses(version, pool)] == ["ready", "out"]
+        # Nobody waits for it while the other one serves.
+        await pool.retry(version.key)
+        assert [each.state for each in replica_statuses(version, pool)] == ["ready", "loading"]
+        for refusal in reversed(refusals):
+            pool.need(refusal, version, TWO)
+        assert pool.why_out(version.key) == "no device 0"
+        trying = asyncio.create_task(pool.retry(version.key))
+        await asyncio.sleep(0)
+        pool.need(refusals[0], version, TWO)
+        await asyncio.sleep(0)
+        assert not trying.done()
+        pool.ready(WorkerReady(version.key, {}, 1))
+        await trying
+        assert pool.why_out(version.key) == ""
+        pool.need(refusals[1], version, TWO)
+        failing = asyncio.create_task(pool.retry(version.key))
+        await asyncio.sleep(0)
+        for refusal in refusals:
+            pool.need(refusal, version, TWO)
+        with pytest.raises(SwitchError, match="it is out again: no device"):
+            await failing
 
     asyncio.run(scenario())

@@ -59,9 +59,15 @@ def test_of_an_onnx_graph_the_kind_decides_nothing() -> None:
 
 
 def test_an_onnx_graph_that_is_to_run_on_another_device_runs_in_a_worker() -> None:
-    assert place_by_kind("auto", "onnx", "cuda:1") == Placement("worker", "engine.device is cuda:1")
-    assert place_by_kind("auto", "onnx", "cpu") is None
-    assert place_by_kind("inline", "onnx", "cuda:1") is None
+    assert place_by_kind("auto", "onnx", ["cuda:1"]) == Placement("worker", "engine.device is cuda:1")
+    assert place_by_kind("auto", "onnx", ["cpu"]) is None
+    assert place_by_kind("inline", "onnx", ["cuda:1"]) is None
+
+
+def test_an_onnx_graph_on_several_devices_runs_in_workers() -> None:
+    settings: tuple[Setting, ...] = ("auto", "worker")
+    for setting in settings:
+        assert place_by_kind(setting, "onnx", ["cpu", "cpu"]) == Placement("worker", "engine.device is cpu, cpu")
 
 
 INLINE, WORKER = Placement("inline", "it was"), Placement("worker", "it was")
@@ -83,4 +89,4 @@ INLINE, WORKER = Placement("inline", "it was"), Placement("worker", "it was")
 def test_a_worker_is_started_ahead_only_for_a_version_that_needs_one_for_certain(
     setting: Setting, kind: str, unbounded: str, earlier: Placement | None, expected: bool
 ) -> None:
-    assert needs_worker(setting, kind, "cpu", unbounded, earlier) is expected
+    assert needs_worker(setting, kind, ["cpu"], unbounded, earlier) is expected

@@ -60,13 +60,16 @@ class PageCollector(Collector):
             engine = str(policy.stable.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX] if is_loaded else ""
             info.add_metric([name, policy.stable.version, policy.stable.digest, engine], 1.0)
         yield info
-        names = ["policy", "version", "engine", "placement", "device", "fallback"]
+        # A version on several devices has a sample for each; only those have the last label.
+        names = ["policy", "version", "engine", "placement", "device", "fallback", "replica"]
         engines = GaugeMetricFamily("pillion_engine_info", "Where each loaded version runs and computes.", labels=names)
         for version in self._supervisor.versions():
             kind = str(version.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX]
             placement = version.placement.where if version.placement else ""
-            device = device_status(version.engine)
-            engines.add_metric([version.policy, version.version, kind, placement, device.device, device.fallback], 1.0)
+            several = version.engine.get("replicas", ())
+            for number, device in enumerate(map(device_status, several or [version.engine])):
+                labels = [version.policy, version.version, kind, placement, device.device, device.fallback]
+                engines.add_metric([*labels, str(number)] if several else labels, 1.0)
         yield engines
         is_ready = self._supervisor.state is ServingState.SERVING
         yield GaugeMetricFamily("pillion_ready", "1 while the daemon answers acts.", value=float(is_ready))

@@ -36,7 +36,7 @@ from pilliond.shadow.report import ShadowReport
 from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.version_table import VersionTable, resolved
-from pilliond.supervision.worker_status import worker_status
+from pilliond.supervision.worker_status import replica_statuses, worker_status
 
 ArmName = Annotated[
     str,
@@ -250,6 +250,7 @@ class PolicyRoutes:
             device=device.device,
             fallback=device.fallback,
             worker=worker_status(version, self._supervisor.workers),
+            replicas=replica_statuses(version, self._supervisor.workers),
         )
 
     # Changing

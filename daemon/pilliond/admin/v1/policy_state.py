@@ -29,7 +29,9 @@ class Resident(msgspec.Struct, frozen=True):
     fallback: str
     """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
     worker: WorkerStatus | None
-    """None for a version that runs inline."""
+    """Its worker: of several the one that is furthest on, which says whether the version serves. None if it runs inline."""
+    replicas: list[WorkerStatus]
+    """Every worker of a version on several devices; empty for any other."""
 
 
 class ArmStatus(msgspec.Struct, frozen=True):

@@ -185,7 +185,6 @@ class WorkerEngine:
             **request,
         )
         self.state_rows = StateRows(self._request.states) if states else None
-        self.state_row_bytes = self.state_rows.row_bytes if self.state_rows is not None else 0
         self._fallback = fallback
         self._check_described = check_described
         self._descriptors = descriptors
@@ -207,6 +206,11 @@ class WorkerEngine:
         self._completed = 0
         self._rung = 0
         self._owes_since_ns = NEVER_NS
+
+    @property
+    def state_row_bytes(self) -> int:
+        """As `Engine.state_row_bytes`."""
+        return 0 if self.state_rows is None else self.state_rows.row_bytes
 
     @property
     def is_refused(self) -> bool:

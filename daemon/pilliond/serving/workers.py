@@ -293,12 +293,19 @@ class Workers:
         self.sink.complete(memory, message if outcome != OK else None, times)
 
     def _on_completed_of_several(
-        self, engine: WorkerEngine, memory: BatchMemory, outcome: int, message: str, started_ns: int, finished_ns: int
+        self,
+        engine: WorkerEngine,
+        memory: BatchMemory,
+        outcome: int,
+        message: str,
+        started_ns: int,
+        finished_ns: int,
+        times: DeviceTimes,
     ) -> None:
         several = self._by_engine[engine].of.several
         assert several is not None
         several.ran(memory, finished_ns - started_ns)
-        self._on_completed(engine, memory, outcome, message, started_ns, finished_ns)
+        self._on_completed(engine, memory, outcome, message, started_ns, finished_ns, times)
 
     def _on_lost(self, engine: WorkerEngine, reason: str) -> None:
         replica = self._by_engine[engine]

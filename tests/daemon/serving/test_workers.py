@@ -12,6 +12,7 @@ import pytest
 
 from pillion_artifacts.card.model_card import StateCard, Tolerance
 from pillion_protocol import RemoteProtocolError
+from pillion_protocol.action_steps import DeviceTimes
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.replicas import ReplicaEngine
 from pilliond.engine.worker import WorkerEngine, WorkerState
@@ -250,7 +251,7 @@ class CountingSink:
         self.completed: list[BatchMemory] = []
         self.lost: list[BatchMemory] = []
 
-    def complete(self, memory: BatchMemory, message: str | None) -> None:
+    def complete(self, memory: BatchMemory, message: str | None, times: DeviceTimes) -> None:
         self.completed.append(memory)
 
     def lose(self, memories: Sequence[BatchMemory]) -> int:

@@ -111,7 +111,7 @@ def test_a_worker_whose_device_is_lost_ends(where: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_whatever_takes_how_long_each_batch_gets_its_own_answer_in_order(data: st.DataObject) -> None:
     depth = data.draw(st.integers(1, 3), "depth")
     strict_rows = data.draw(st.sampled_from([0, 0, 2]), "strict rows")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pillion_worker import channel as packets
 from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
-from pillion_worker.batch_loop import BatchLoop, Runs
+from pillion_worker.runs.batch_loop import BatchLoop, Runs
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.devices import DeviceMeter

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pillion_protocol import Spec, TensorSpec
-from pilliond.engine.integer_ranges import RangedValues, integer_ranges, is_within, ranged_values
-from pilliond.engine.text_rows import TextRows
+from pilliond.engine.checks.integer_ranges import RangedValues, integer_ranges, is_within, ranged_values
+from pilliond.engine.checks.text_rows import TextRows
 
 Array = NDArray[Any]
 

@@ -31,7 +31,7 @@ class Farm:
             worker.become_ready()
 
     def _complete(self, engine: WorkerEngine, memory: BatchMemory, *answer: Any) -> None:
-        *_, started_ns, finished_ns = answer
+        *_, started_ns, finished_ns, _ = answer
         self.engine.ran(memory, finished_ns - started_ns)
         self.engine.collect(memory)
         self.engine.release(memory)

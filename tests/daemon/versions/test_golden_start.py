@@ -33,6 +33,7 @@ class Doubling:
         self.inputs = [np.zeros((4, 1), np.float32)]
         self.outputs = {"action": np.zeros((4, 1), np.float32)}
         self.states: list[Any] = []
+        self.replicas: list[Any] = []
         self.runs = [lambda: np.copyto(self.outputs["action"], 2 * self.inputs[0] + np.float32(error))] * 5
         self.described = described
 

@@ -124,7 +124,7 @@ def test_a_worker_that_grows_too_large_while_it_loads_is_told_before_it_is_done(
     python.chmod(0o755)
     settings = EngineSettings(python=str(python), worker_memory_mb_max=256)
     worker = TrialWorker(sealed.request(), ROWS_MAX, settings, [])
-    with worker, pytest.raises(EngineError, match=r"^its worker has 4\d\d MB of resident memory, engine.worker_memory"):
+    with worker, pytest.raises(EngineError, match=r"^its worker has \d{3} MB of resident memory, engine.worker_memory"):
         worker.start(sealed.model_descriptor)
 
 

@@ -33,6 +33,7 @@ from pillion_worker.buckets import service_buckets
 from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.doorbell import ring_loop, wait_for_rings
 from pillion_worker.engines.interface import load_engine
+from pillion_worker.runs.state_table import StateTable
 from pillion_worker.sandbox import die_with_parent
 from pillion_worker.tensors import LoadRequest
 from pillion_worker.worker import measure
@@ -73,10 +74,13 @@ def work(channel: socket.socket, device: str) -> None:
     outputs = [tensor._asdict() for tensor in engine.outputs]
     description = {**engine.describe(), "device": device}
     send_packet(channel, {"type": "loaded", "outputs": outputs, "description": description})
-    _, (memory, submit, complete) = receive_packet(channel, "arena", 3) or ({}, [])
+    _, (memory, submit, complete, *states) = receive_packet(channel, "arena", 4 if request.states else 3) or ({}, [])
     layout = ArenaLayout(request.observation, engine.outputs, request.states, request.room, request.depth)
     arena = Arena(memory, layout)
     runs = [engine.bind(each) for each in arena.memories]
+    for descriptor in states:
+        table = StateTable(descriptor, request.states)
+        runs = [table.carry(each, memory) for each, memory in zip(runs, arena.memories, strict=True)]
     buckets = service_buckets(request.rows_max, request.strict_rows)
     service_ns = [measure(runs[0][min(rows, request.rows_max)]) for rows in buckets]
     send_packet(channel, {"type": "ready", "memory": "pageable", "buckets": buckets, "service_ns": service_ns})

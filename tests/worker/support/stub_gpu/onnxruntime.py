@@ -39,7 +39,8 @@ def _crash() -> NoReturn:
 
 
 class _StubSession(_Session):  # type: ignore[misc]
-    def __init__(self, model: bytes, options: Any, providers: Sequence[Any]) -> None:
+    def __init__(self, model: bytes | str, options: Any, providers: Sequence[Any]) -> None:
+        model = Path(model).read_bytes() if isinstance(model, str) else model
         told = {
             each if isinstance(each, str) else each[0]: {} if isinstance(each, str) else each[1] for each in providers
         }

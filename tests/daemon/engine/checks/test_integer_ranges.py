@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pillion_protocol import TensorSpec
 from pillion_protocol.specs import DType
-from pilliond.engine.integer_ranges import Outside, first_outside, integer_ranges, is_within, ranged_values
+from pilliond.engine.checks.integer_ranges import Outside, first_outside, integer_ranges, is_within, ranged_values
 
 
 def check(tensor: TensorSpec, array: Any) -> tuple[bool, Outside | None]:

@@ -17,7 +17,7 @@ from pilliond.engine.certifier import certify
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
-from pilliond.engine.text_rows import TextRows, are_texts, first_bad_text
+from pilliond.engine.checks.text_rows import TextRows, are_texts, first_bad_text
 from tests.daemon.support.policies.texts import NOTE_ROOM, ROOM, SPEC, reader_model
 
 MANY = 100

@@ -1,0 +1,1 @@
+"""Checks of what clients observe: integers within bounds, and text."""

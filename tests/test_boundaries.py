@@ -49,6 +49,7 @@ FLOORS = {
         ["shadow", "staging", "supervision", "transport"],
         ["versions"],
         ["engine"],
+        ["engine/checks"],
         ["ipc"],
         ["settings", "linux"],
         ["limits", "traffic_split", "errors"],

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from pillion_worker import channel as packets
 from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
-from pillion_worker.runs.batch_loop import BatchLoop, Runs
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.devices import DeviceMeter
@@ -22,6 +21,7 @@ from pillion_worker.errors import DriverError, EngineError, one_line
 from pillion_worker.limits import MEASURED_NS_MAX, MEASURED_RUNS_MAX
 from pillion_worker.memory import lock_pages
 from pillion_worker.model_source import path_of
+from pillion_worker.runs.batch_loop import BatchLoop, Runs
 from pillion_worker.runs.interface import PipelinedRun
 from pillion_worker.runs.keep_warm import KeepWarm
 from pillion_worker.runs.pipelined_loop import PipelinedBatchLoop

@@ -24,9 +24,9 @@ from pillion_worker.arena import (
     Arena,
     block_of,
 )
-from pillion_worker.runs.batch_loop import BatchLoop
 from pillion_worker.doorbell import CAN_SPIN, ring_loop, wait_for_rings
 from pillion_worker.limits import RINGS_MAX
+from pillion_worker.runs.batch_loop import BatchLoop
 from pillion_worker.runs.interface import DeviceTimes, PipelinedRun
 
 _LOOKS: Final = 16

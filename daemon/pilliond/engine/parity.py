@@ -10,8 +10,8 @@ from pillion_artifacts.card.golden_pairs import Arrays, check_golden, decode_gol
 from pillion_artifacts.card.model_card import StateCard, Tolerance
 from pillion_protocol import Spec, TensorSpec
 from pilliond.engine.checks.integer_ranges import first_outside, integer_ranges
-from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.checks.text_rows import first_bad_text
+from pilliond.engine.interface import Engine, EngineError
 
 
 def check_parity(

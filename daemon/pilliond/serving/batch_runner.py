@@ -17,8 +17,8 @@ from pilliond.core.served_policy import Tap
 from pilliond.core.sessions import Sessions
 from pilliond.engine.batch_memory import BatchMemory, BatchViews
 from pilliond.engine.checks.integer_ranges import IntegerRange, Outside, first_outside
-from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.engine.checks.text_rows import BadText, first_bad_text
+from pilliond.engine.interface import Array, Engine, EngineError
 from pilliond.ipc.control_channel import LogEvent
 from pilliond.ipc.metrics_page import VERSION_CELLS, MetricsPage
 from pilliond.limits import BATCHES_PER_OBSERVATION, POLL_NS_MAX, POLLED_RUN_NS_MAX, UNPOLLED_BATCHES

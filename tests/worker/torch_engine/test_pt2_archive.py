@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pillion_worker.errors import EngineError
 from pillion_worker.torch_engine.pt2_archive import disarm
 from tests.worker.support.torch_policies import export, policy
-from tests.worker.test_torch_engine import refusal
+from tests.worker.torch_engine.test_torch_engine import refusal
 
 
 class Chooser(nn.Module):

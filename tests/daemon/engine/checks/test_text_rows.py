@@ -14,10 +14,10 @@ from pillion_protocol import Spec, TensorSpec
 from pillion_protocol.texts import encode_text, fault_of_text
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.certifier import certify
+from pilliond.engine.checks.text_rows import TextRows, are_texts, first_bad_text
 from pilliond.engine.interface import EngineError
 from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
-from pilliond.engine.checks.text_rows import TextRows, are_texts, first_bad_text
 from tests.daemon.support.policies.texts import NOTE_ROOM, ROOM, SPEC, reader_model
 
 MANY = 100

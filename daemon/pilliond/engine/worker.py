@@ -117,7 +117,7 @@ class WorkerEngine:
 
     The states in its memories are numbers of the table's rows. `states` are arrays in the arena, for blocking runs.
 
-    `request` are the other fields of `LoadRequest`. `fallback` is what is known before of what the settings ask for and it
+    `request` are the other fields of `LoadRequest`. `missed` is what is known before of what the settings ask for and it
     does not do. `check_described` gets what the loaded engine says of itself, and returns
     why it is refused; empty if it is not.
 
@@ -144,7 +144,7 @@ class WorkerEngine:
         strict_rows: int = 0,
         descriptors: DescriptorSet | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
-        fallback: str = "",
+        missed: str = "",
         check_described: Callable[[dict[str, Any]], str] = lambda _: "",
         **request: Any,
     ) -> None:
@@ -185,7 +185,7 @@ class WorkerEngine:
             **request,
         )
         self.state_rows = StateRows(self._request.states) if states else None
-        self._fallback = fallback
+        self._missed = missed
         self._check_described = check_described
         self._descriptors = descriptors
         self._clock = clock
@@ -293,8 +293,8 @@ class WorkerEngine:
         described = {"kind": self.kind, **self._description, "memory": self.memory_kind, "depth": self._request.depth}
         if self.device_memory is not None:
             described["device_memory_mb"] = -(-self.device_memory.used_bytes // _BYTES_PER_MB)
-        if self._fallback:
-            described["fallback"] = "; ".join(filter(None, [self._fallback, str(described.get("fallback", ""))]))
+        if self._missed:
+            described["fallback"] = "; ".join(filter(None, [self._missed, str(described.get("fallback", ""))]))
         return {**described, "buckets": self.buckets, "strict": bool(self.strict_rows)}
 
     def free_ns(self, now_ns: int) -> int:

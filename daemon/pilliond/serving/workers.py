@@ -223,7 +223,7 @@ class Workers:
         missed = _fallback(settings) if len(each) < len(settings.devices) else ""
         engines = [
             worker_engine(
-                request, rows_max, own, self._code, descriptors=self._poller, clock=self._clock, fallback=missed
+                request, rows_max, own, self._code, descriptors=self._poller, clock=self._clock, missed=missed
             )
             for own in each
         ]

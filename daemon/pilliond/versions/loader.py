@@ -55,7 +55,7 @@ def worker_engine(
 ) -> WorkerEngine:
     """Returns the engine of a version that runs in a worker, without a worker. `code` is `trust.code`.
 
-    `settings` are one of `settings_of_workers`. `options` are `descriptors`, `clock` and `fallback` of `WorkerEngine`, or fields
+    `settings` are one of `settings_of_workers`. `options` are `descriptors`, `clock` and `missed` of `WorkerEngine`, or fields
     of `LoadRequest`.
     """
     return WorkerEngine(

@@ -45,8 +45,8 @@ FAILURE_BYTES: Final = 6
 MEMORY: Final = 7
 """The index of the memory that the batch lies in."""
 COPY_IN_NS: Final = 8
-"""How long a device took to copy the batch in, by its own clock. The worker writes these three for every batch: 0 where no
-device takes part, or does not say."""
+"""How long a device took to copy the batch in, by its own clock. The loop of a device writes these three for every batch;
+the plain loop never writes them, so they stay 0."""
 COMPUTE_NS: Final = 9
 COPY_OUT_NS: Final = 10
 _BLOCK_CELLS: Final = 16

@@ -2,7 +2,7 @@
 
 Memory of one policy at the default limits, with 28 KB rows (a stack of four 84×84 frames). Each policy of a daemon has
 these bounds for itself, unless the line says otherwise; `policy_mb` is the sum of those that `policies_mb_max` bounds:
-  batch memory       engine.depth × rows_max × row         256 × 28 KB =   7 MB at depth 1; the stable version's
+  batch memory       devices × engine.depth × rows_max × row   256 × 28 KB = 7 MB at depth 1; the stable version's
   waiting rows       queue_rows_max × row  1024 × 28 KB = 29 MB
   sessions           sessions_max × ~2 KB  4096 × 2 KB =   8 MB, of all policies
   last replies       one per episode group, the size of its outputs
@@ -506,8 +506,8 @@ def policy_mb(
     """Returns the most MB that one policy may take within its limits: the sum at the top, without its stable version.
 
     `row_bytes` are the bytes of one row of its observations, outputs and states (before and after), `old_mb_max` those of
-    its old versions in MB, `ring_mb` the shared memory of its shadow in MB, `depth` the batches of a worker at once,
-    `cache_mb` its result cache in MB.
+    its old versions in MB, `ring_mb` the shared memory of its shadow in MB, `depth` the batches of all its workers at
+    once, `cache_mb` its result cache in MB.
     """
     rows_bytes = (depth * limits.rows_max + limits.queue_rows_max) * row_bytes
     return -(-rows_bytes // 1_000_000) + limits.states_mb_max + limits.slots_mb_max + old_mb_max + ring_mb + cache_mb

@@ -24,8 +24,9 @@ def check_parity(
 ) -> None:
     """Raises `EngineError` if the engine's answers differ from those of the policy's source: output, row, difference.
 
-    Of an engine with replicas, each that is ready must give those answers. `golden` is the artifact's safetensors file. Overwrites the engine's buffers. Nothing runs if a golden observation is out
-    of its bounds or no text: the engine may not survive it, and no session could send it.
+    Of an engine with replicas, each that is ready must give those answers. `golden` is the artifact's safetensors file.
+    Overwrites the engine's buffers. Nothing runs if a golden observation is out of its bounds or no text: the engine may
+    not survive it, and no session could send it.
     """
 
     engines: list[Engine] = [replica for replica in engine.replicas if replica.is_ready]

@@ -37,8 +37,8 @@ class TrialWorker:
     """One version in a worker. Owns the process and its engine; `close` ends both.
 
     `code` is `trust.code`. Of several devices it tries the first. Raises `EngineError` if the version cannot have all that
-    are required. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory` now and then afterwards.
-    `start_s_max` is how long it may take until it is warm, `options` are fields of `LoadRequest`.
+    are required. No pool bounds the resident memory of this worker: it is looked at while it loads; call `check_memory`
+    now and then afterwards. `start_s_max` is how long it may take until it is warm, `options` are fields of `LoadRequest`.
     """
 
     def __init__(

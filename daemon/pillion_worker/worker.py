@@ -79,7 +79,7 @@ def _serve(
     try:
         arena = Arena(arena_descriptor, layout)
         os.close(arena_descriptor)
-        cut_off_forks([submit, complete])
+        cut_off_forks([submit, complete, *([state_descriptor] if request.states else [])])
         if arena.cells[VERSION] != LAYOUT_VERSION:
             raise EngineError(f"this worker's arena is of another version than the daemon's: {LAYOUT_VERSION}")
         memory = _hold(engine, arena.bytes)

@@ -297,6 +297,9 @@ ENGINE_REASON_CHARACTERS_MAX: Final = 300
 WORKER_RUN_S_MAX: Final = 30.0
 """How long a run of a worker may take before it serves, where somebody waits for it: golden pairs, certificates."""
 
+STATES_BYTES_MAX: Final = 1_000_000_000
+"""Recurrent states of a version's episodes, where no policy's `states_mb_max` says it: in trials."""
+
 # Policies and their versions
 
 POLICIES_MAX: Final = 16

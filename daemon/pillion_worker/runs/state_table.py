@@ -30,7 +30,7 @@ IN_ARENA: Final = -1
 """In place of a batch's first number: its states lie in the arena, as those of golden pairs do."""
 
 _ALIGNMENT_BYTES: Final = 64
-_FIRST_ROWS: Final = 64
+FIRST_ROWS: Final = 64
 
 
 class StateLayout:
@@ -45,6 +45,14 @@ class StateLayout:
         self.row_bytes = at
 
 
+def table_rows(rows_max: int) -> int:
+    """How many rows the memory of a table has for those with the numbers 1 to `rows_max`: mappings double until it is enough."""
+    rows = FIRST_ROWS
+    while rows <= rows_max:
+        rows *= 2
+    return rows
+
+
 class StateTable:
     """The worker's mapping of a table. It maps more of it as numbers grow."""
 
@@ -55,7 +63,7 @@ class StateTable:
         self._layout = StateLayout(states)
         self._rows = 0
         self._columns: list[Array] = []
-        self._map(_FIRST_ROWS)
+        self._map(FIRST_ROWS)
 
     def carry(self, runs: Sequence[Callable[[], None]], memory: TensorMemory) -> list[Callable[[], None]]:
         """Returns `runs` of that memory as they read their states from the table, and write them to it."""
@@ -95,9 +103,7 @@ class StateTable:
 
     def _map(self, rows_min: int) -> None:
         """Maps at least that many rows. Raises `EngineError` if there is no memory, or the table has fewer."""
-        rows = max(_FIRST_ROWS, self._rows)
-        while rows < rows_min:
-            rows *= 2
+        rows = max(self._rows, table_rows(rows_min - 1))
         size = rows * self._layout.row_bytes
         if size > os.fstat(self._descriptor).st_size:
             raise EngineError(f"its states have no row {rows_min - 1}")

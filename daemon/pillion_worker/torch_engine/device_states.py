@@ -6,7 +6,7 @@ finds what the one before it wrote, although its observations were copied in mea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -63,7 +63,13 @@ class CarriedRun(PipelinedRun):
     """A run that takes its states from the table, or from the arena where the batch says so."""
 
     def __init__(
-        self, carried: PipelinedRun, explicit: PipelinedRun, states: DeviceStates, numbers: Sequence[Numbers], rows: int
+        self,
+        carried: PipelinedRun,
+        explicit: PipelinedRun,
+        states: DeviceStates,
+        numbers: Sequence[Numbers],
+        rows: int,
+        failure: Callable[[Exception], Exception],
     ) -> None:
         self._carried = carried
         self._explicit = explicit
@@ -71,14 +77,18 @@ class CarriedRun(PipelinedRun):
         self._reads, self._writes = (each[:rows] for each in numbers)
         self._mark = numbers[0]
         self._begun = carried
+        self._failure = failure
 
     def begin(self) -> None:
         """As `PipelinedRun.begin`."""
         self._begun = self._explicit
         if self._mark[0] != IN_ARENA:
             self._begun = self._carried
-            self._states.reserve(self._reads)
-            self._states.reserve(self._writes)
+            try:
+                self._states.reserve(self._reads)
+                self._states.reserve(self._writes)
+            except Exception as error:
+                raise self._failure(error) from error
         self._begun.begin()
 
     def is_done(self) -> bool:

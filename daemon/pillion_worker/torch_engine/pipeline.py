@@ -171,6 +171,7 @@ class _Memory:
                 states,
                 numbers,
                 rows,
+                self._runner.failure,
             )
 
         # No rows carry no states.
@@ -344,4 +345,4 @@ def _largest(pieces: Iterable[Binding]) -> dict[_Key, Array]:
 
 def _staged(copies: Iterable[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
     """The copies on the host (to, from): none of memory that the device reads as it lies."""
-    return [(to, source) for to, source in copies if to is not source]
+    return [(to, source) for to, source in copies if to.ctypes.data != source.ctypes.data]

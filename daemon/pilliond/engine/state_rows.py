@@ -15,11 +15,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pillion_worker.runs.state_table import START, Numbers, StateLayout
-from pillion_worker.tensors import State
+from pillion_worker.errors import EngineError
+from pillion_worker.runs.state_table import START, Numbers, StateLayout, table_rows
+from pillion_worker.tensors import LoadRequest, State
 
-_TABLE_BYTES: Final = 2**46
-"""Room for rows. The kernel gives memory only to those that were written."""
+_ROOM_FACTOR: Final = 2
+"""How much larger a table is than the states that may begin: a version after a switch may need more for each row."""
 _GENERATION_BITS: Final = 32
 """Above these bits a number says how often the states were lost before it was given out."""
 _ROW_MASK: Final = (1 << _GENERATION_BITS) - 1
@@ -34,14 +35,15 @@ def row_numbers(numbers: Numbers) -> Numbers:
 class StateRows:
     """Numbers of rows, and the memfd that the rows lie in. Owns its descriptor.
 
-    Raises `OSError` if no descriptor is left.
+    There are `rows_max` rows: more memory than these no worker can fill, whatever it does. Raises `OSError`.
     """
 
-    def __init__(self, states: Sequence[State]) -> None:
+    def __init__(self, states: Sequence[State], rows_max: int) -> None:
         self.row_bytes = StateLayout(states).row_bytes
+        self._rows_max = rows_max
         self.descriptor = os.memfd_create("pillion-states", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self.descriptor, _TABLE_BYTES)
+            os.ftruncate(self.descriptor, table_rows(rows_max) * self.row_bytes)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
             self.close()
@@ -50,6 +52,28 @@ class StateRows:
         self._next = START + 1
         self._withheld: list[int] = []
         self._generation = 0
+        self.written: dict[int, int] = {}
+        """By the id of a memory, how many numbers its batch took. Only the engine uses it."""
+
+    @classmethod
+    def of(cls, request: LoadRequest, states_bytes_max: int) -> StateRows | None:
+        """Makes the table of a policy; None if it has no state. Raises `EngineError` if there is no descriptor or no room.
+
+        It has room for states of `states_bytes_max` bytes, and for those that batches in flight write.
+        """
+        if not request.states:
+            return None
+        flying = (request.depth + 1) * request.room
+        rows_max = _ROOM_FACTOR * states_bytes_max // StateLayout(request.states).row_bytes + flying
+        try:
+            return cls(request.states, rows_max)
+        except OSError as error:
+            raise EngineError(f"there is no table for its recurrent states: {error.strerror}") from error
+
+    @property
+    def room(self) -> int:
+        """How many numbers can be taken."""
+        return self._rows_max - self.used
 
     @property
     def used(self) -> int:
@@ -57,11 +81,10 @@ class StateRows:
         return (self._next & _ROW_MASK) - START - 1 - len(self._free)
 
     def take(self, count: int) -> Numbers:
-        """Returns numbers of rows that nobody uses, shape [count]. Those that were given back last come first."""
+        """Returns numbers of rows that nobody uses, shape [count], at most `room`. Those given back last come first."""
         free = self._free
         reused = min(count, len(free))
         first, self._next = self._next, self._next + count - reused
-        assert self._next & _ROW_MASK, "more rows than numbers"
         numbers = np.empty(count, np.int64)
         numbers[reused:] = np.arange(first, self._next)
         if reused:

@@ -59,7 +59,7 @@ from pilliond.engine.worker_messages import (
 )
 from pilliond.ipc.device_status import device_status
 from pilliond.ipc.loss_cause import LossCause
-from pilliond.limits import NEVER_NS, WAIT_LOOK_S, WORKER_RUN_S_MAX
+from pilliond.limits import NEVER_NS, STATES_BYTES_MAX, WAIT_LOOK_S, WORKER_RUN_S_MAX
 from pilliond.linux.epoll import DescriptorSet
 
 _GONE: Final = "its worker ended"
@@ -119,7 +119,7 @@ class WorkerEngine:
 
     `request` are the other fields of `LoadRequest`. `missed` is what is known before of what the settings ask for and it
     does not do. `check_described` gets what the loaded engine says of itself, and returns
-    why it is refused; empty if it is not.
+    why it is refused; empty if it is not. `states_bytes_max` bounds the recurrent states of all episodes.
 
     `on_ready(engine)` follows a successful `attach`. `on_completed(engine, memory, outcome, message, started_ns,
     finished_ns, times)` follows each batch: its results are in `memory` until it is released and submitted again. A message says
@@ -145,6 +145,7 @@ class WorkerEngine:
         descriptors: DescriptorSet | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         missed: str = "",
+        states_bytes_max: int = STATES_BYTES_MAX,
         check_described: Callable[[dict[str, Any]], str] = lambda _: "",
         **request: Any,
     ) -> None:
@@ -184,7 +185,9 @@ class WorkerEngine:
             strict_rows=strict_rows,
             **request,
         )
-        self.state_rows = StateRows(self._request.states) if states else None
+        self.state_rows = StateRows.of(self._request, states_bytes_max)
+        self._states_were: str | None = None
+        """Where the states were when it was ready last: `device`, or empty for the table of this process."""
         self._missed = missed
         self._check_described = check_described
         self._descriptors = descriptors
@@ -202,9 +205,7 @@ class WorkerEngine:
         """For each memory, the numbers of state rows in the arena: those to read, and those to write."""
         self._index_of: dict[int, int] = {}
         self._batches: list[Submitted] = []
-        self._submitted = 0
-        self._completed = 0
-        self._rung = 0
+        self._submitted = self._completed = self._rung = 0
         self._owes_since_ns = NEVER_NS
 
     @property
@@ -358,13 +359,15 @@ class WorkerEngine:
             to_read[0] = IN_ARENA
             return
         writes[:rows] = self.state_rows.take(rows)
+        self.state_rows.written[id(memory)] = rows
         to_read[:rows] = row_numbers(reads[:rows])
         to_write[:rows] = row_numbers(writes[:rows])
 
     def _give_back(self, memory: BatchMemory) -> None:
         """Gives back the rows of the table that a batch wrote and nobody took over."""
         assert self.state_rows is not None
-        reads, writes = memory.states[0]
+        rows = self.state_rows.written.pop(id(memory), 0)
+        reads, writes = (numbers[: max(1, rows)] for numbers in memory.states[0])
         if self.state is WorkerState.READY:
             self.state_rows.give(writes)
         else:
@@ -530,23 +533,33 @@ class WorkerEngine:
         for rows, (p50_ns, p99_ns) in zip(ready.buckets, ready.service_ns, strict=True):
             self.service.learn(rows, p50_ns, p99_ns)
         self.runs = _runs_of(self._run, ready.buckets, self._request.rows_max)
-        if self.state_rows is not None:
-            self.state_rows.release_withheld()
+        self._take_over_states()
         self.state = WorkerState.READY
         self._owes_since_ns = NEVER_NS
         self.free.extend(self.memories)
         self.on_ready(self)
 
+    def _take_over_states(self) -> None:
+        """Gives a worker that has become ready the states of the one before, or notes that it does not have them."""
+        if self.state_rows is None:
+            return
+        states_are = str(self._description.get("states", ""))
+        if self._states_were is not None and states_are != self._states_were:
+            self.state_rows.lose_all()
+        self._states_were = states_are
+        self.state_rows.release_withheld()
+
     def lose(self, reason: str, cause: LossCause = LossCause.ENDED) -> None:
         """To LOST, from LOADING or READY: the worker is not used any more. Calls `on_lost`."""
         if self.state not in (WorkerState.LOADING, WorkerState.READY):
             return
+        was_ready = self.state is WorkerState.READY
         self.state = WorkerState.LOST
         self.reason = reason = " ".join(reason.split())[:REASON_CHARS_MAX]
         self.cause = cause
         self.free.clear()
         self._disconnect()
-        if self.state_rows is not None and self._description.get("states") == "device":
+        if self.state_rows is not None and was_ready and self._states_were == "device":
             self.state_rows.lose_all()
         self.on_lost(self, reason)
 

@@ -37,8 +37,19 @@ def device_status(engine: Mapping[str, Any]) -> DeviceStatus:
 
 def engine_of_replica(engine: Mapping[str, Any], replica: int) -> Mapping[str, Any]:
     """Returns how one worker of a version describes its engine; `engine` is the description of the version's."""
-    replicas = engine.get("replicas", ())
+    replicas = replicas_of(engine)
     return replicas[replica] if replica < len(replicas) else engine
+
+
+def replicas_of(engine: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the descriptions of a version's engines on several devices; none if it has one.
+
+    A worker can say `replicas` of itself too, but no descriptions: its own has no depth.
+    """
+    replicas = engine.get("replicas")
+    if not isinstance(replicas, list) or not all(isinstance(each, Mapping) for each in replicas):
+        return []
+    return replicas
 
 
 def engine_text(engine: Mapping[str, Any], name: str, characters_max: int = ENGINE_TEXT_CHARACTERS_MAX) -> str:

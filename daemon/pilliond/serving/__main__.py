@@ -188,7 +188,7 @@ def placed(
 
         def start(request: VersionRequest) -> Version:
             workers.close_version(request.digest)
-            return workers.start(request, model_bytes, rows_max, settings)
+            return workers.start(request, model_bytes, config.limits, settings)
 
         version = start_checked(start, request, golden, rows_max, settings)
     version.placement = placement

@@ -68,8 +68,8 @@ class BatchRunner:
     def run(self, groups: list[EpisodeGroup], rows: int, close: BatchClose, replies: list[Reply]) -> None:
         """Runs the acts of a batch whose rows are sound. Appends a reply for every act to `replies`, now or in `complete`."""
         version = groups[0].version
-        if version.states and version.has_lost_states:
-            groups = self._without_lost(groups, replies)
+        if version.states:
+            groups = self._with_states(version, groups, replies)
             if not groups:
                 return
             rows = sum(group.rows for group in groups)
@@ -340,8 +340,16 @@ class BatchRunner:
         replies.append(late)
         self._page.outcome("fallback", group.version.metrics_index)
 
-    def _without_lost(self, groups: list[EpisodeGroup], replies: list[Reply]) -> list[EpisodeGroup]:
-        """Answers the acts of rows whose recurrent state was lost with an error. Returns the others."""
+    def _with_states(self, version: Version, groups: list[EpisodeGroup], replies: list[Reply]) -> list[EpisodeGroup]:
+        """Answers the acts whose recurrent state was lost, or finds no room, with an error. Returns the others."""
+        if not version.has_room_for_states(sum(group.rows for group in groups)):
+            for group in groups:
+                limits = group.session.policy.limits
+                error = rejections.no_state_memory(limits.states_mb_max, group.state_bytes)
+                self._sessions.answer_error(group, error, replies)
+            return []
+        if not version.has_lost_states:
+            return groups
         whole = []
         for group in groups:
             lost = group.rows_without_state()

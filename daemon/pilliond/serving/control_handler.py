@@ -172,7 +172,7 @@ class ControlHandler:
             model_bytes = os.fstat(descriptor).st_size
             os.close(descriptor)
             try:
-                self._workers.load(message.version, model_bytes, policy.limits.rows_max, policy.engine)
+                self._workers.load(message.version, model_bytes, policy.limits, policy.engine)
             except EngineError as error:
                 self.send(LoadFailed(message.version.digest, str(error)))
             return

@@ -28,6 +28,7 @@ from pilliond.ipc.control_channel import (
     WorkerStarted,
 )
 from pilliond.ipc.loss_cause import LossCause
+from pilliond.limits import PolicyLimits
 from pilliond.serving.worker_version import WorkerReplica, WorkerVersion
 from pilliond.settings.schema import EngineSettings
 from pilliond.transport.interface import MessagePoller
@@ -37,6 +38,7 @@ from pilliond.versions.loader import settings_of_workers, version_of, worker_eng
 if TYPE_CHECKING:
     from pilliond.engine.batch_memory import BatchMemory
 
+_BYTES_PER_MB: Final = 1_000_000
 _NS_PER_MS: Final = 1_000_000
 _OUT: Final = "the engine of this version keeps failing"
 _NO_DESCRIPTOR: Final = "no descriptor was left for its worker"
@@ -91,9 +93,11 @@ class Workers:
 
     # Loading
 
-    def start(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> Version:
+    def start(
+        self, request: VersionRequest, model_bytes: int, limits: PolicyLimits, settings: EngineSettings
+    ) -> Version:
         """Gets a version its first workers, and waits for them: before the loop runs. Raises `EngineError`."""
-        worker = self._add(request, model_bytes, rows_max, settings)
+        worker = self._add(request, model_bytes, limits, settings)
         try:
             while not worker.is_settled:
                 # All load at the same time, so none is waited for while another one is not there yet.
@@ -149,11 +153,11 @@ class Workers:
         if channel.is_to_stop(self._end):
             raise StartCancelledError("the daemon is stopping")
 
-    def load(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> None:
+    def load(self, request: VersionRequest, model_bytes: int, limits: PolicyLimits, settings: EngineSettings) -> None:
         """Begins to load a version in a worker; `on_loaded` follows. Raises `EngineError` if it loads already."""
         if request.digest in self._versions:
             raise EngineError("it is being loaded already")
-        self._add(request, model_bytes, rows_max, settings)
+        self._add(request, model_bytes, limits, settings)
 
     def started(self, message: WorkerStarted, descriptors: list[int]) -> None:
         """Attaches a worker that the control process has started: for a lost one, or for one that was out."""
@@ -218,12 +222,21 @@ class Workers:
 
     # Inside
 
-    def _add(self, request: VersionRequest, model_bytes: int, rows_max: int, settings: EngineSettings) -> WorkerVersion:
+    def _add(
+        self, request: VersionRequest, model_bytes: int, limits: PolicyLimits, settings: EngineSettings
+    ) -> WorkerVersion:
         each = settings_of_workers(request, settings)
         missed = _fallback(settings) if len(each) < len(settings.devices) else ""
         engines = [
             worker_engine(
-                request, rows_max, own, self._code, descriptors=self._poller, clock=self._clock, missed=missed
+                request,
+                limits.rows_max,
+                own,
+                self._code,
+                descriptors=self._poller,
+                clock=self._clock,
+                missed=missed,
+                states_bytes_max=limits.states_mb_max * _BYTES_PER_MB,
             )
             for own in each
         ]

@@ -327,7 +327,7 @@ class Supervisor:
         stable, engine = self.default.stable, self.default.settings.engine
         kind = stable.card.engine.kind
         if needs_worker(engine.placement, kind, engine.devices, stable.unbounded, stable.placement):
-            self.workers.start_first(stable, engine.on_device(0))
+            self.workers.start_first(stable, engine)
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())

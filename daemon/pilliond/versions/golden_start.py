@@ -11,6 +11,7 @@ from pillion_worker.tensors import fallback_text
 from pilliond.engine.interface import EngineError
 from pilliond.engine.parity import check_parity
 from pilliond.ipc.control_channel import VersionRequest
+from pilliond.ipc.device_status import replicas_of
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions.loaded_version import Version
 
@@ -50,5 +51,7 @@ def _check(version: Version, request: VersionRequest, golden: bytes, rows_max: i
 
 def _is_faster(described: dict[str, Any], settings: EngineSettings) -> bool:
     """Whether an engine computes otherwise than in float32, as the settings ask. One that does not say so does."""
-    precision = described.get("precision", settings.precision)
-    return precision != "float32" or bool(described.get("channels_last", settings.channels_last))
+    return any(
+        each.get("precision", settings.precision) != "float32" or each.get("channels_last", settings.channels_last)
+        for each in replicas_of(described) or [described]
+    )

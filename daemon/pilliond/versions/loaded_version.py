@@ -148,6 +148,10 @@ class Version:
         """Whether episodes that began on it may have lost their states."""
         return self.engine.state_rows is not None and self.engine.state_rows.has_lost
 
+    def has_room_for_states(self, rows: int) -> bool:
+        """Whether a run of so many rows finds room for the states that it makes."""
+        return self.engine.state_rows is None or self.engine.state_rows.room >= rows
+
     def are_lost(self, kept: Array) -> NDArray[np.bool_]:
         """Which rows of a state that a group keeps were lost; shape [rows]."""
         rows = self.engine.state_rows

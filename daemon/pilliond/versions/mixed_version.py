@@ -192,6 +192,10 @@ class MixedVersion(Version):
         """As `Version.has_lost_states`, of any part."""
         return any(part.version.has_lost_states for part in self.parts)
 
+    def has_room_for_states(self, rows: int) -> bool:
+        """As `Version.has_room_for_states`, of every part."""
+        return all(part.version.has_room_for_states(len(part.rows)) for part in self.parts)
+
     @property
     def named(self) -> list[Lease]:
         """The lease of each part; `row_leases` indexes this list."""

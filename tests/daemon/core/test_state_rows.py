@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from typing import Any, Final
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pillion_artifacts.card.model_card import Distribution, StateCard
 from pillion_protocol import Begun, End, Message, Spec, TensorSpec, decode
+from pillion_worker.tensors import State
 from pilliond.engine.interface import Engine
 from pilliond.engine.state_rows import StateRows
 from pilliond.engine.worker import WorkerEngine
@@ -303,7 +305,8 @@ def test_an_act_whose_state_was_lost_with_a_device_is_refused_until_its_rows_beg
 
     assert sent(begun, 3) == [[4.0] * ROWS]
     assert sent(begun, 4) == [[8.0] * ROWS]
-    host.engine._description["states"] = "device"
+    # As if they had been on a device.
+    host.engine._states_were = "device"
     host.process.kill()
     host.pump(lambda: not host.engine.is_ready)
     host.start()
@@ -323,7 +326,7 @@ def test_an_act_whose_state_was_lost_with_a_device_is_refused_until_its_rows_beg
 
 @pytest.fixture
 def rows() -> Iterator[StateRows]:
-    made = StateRows([])
+    made = StateRows([State("sum", "sum_next", "float32", [])], 100)
     yield made
     made.close()
 
@@ -342,3 +345,59 @@ def test_rows_that_were_given_back_last_are_taken_first(rows: StateRows) -> None
     rows.give(numbers[:2])
     assert sorted(rows.take(3).tolist()) == [*numbers[:2].tolist(), 9]
     assert rows.used == 9
+
+
+def test_a_table_has_no_more_memory_than_its_rows_need(rows: StateRows) -> None:
+    assert os.fstat(rows.descriptor).st_size == 128 * rows.row_bytes
+    with pytest.raises(PermissionError):
+        os.ftruncate(rows.descriptor, 2**30)
+    with pytest.raises(OSError, match="Operation not permitted"):
+        os.pwrite(rows.descriptor, b"x", 2**30)
+
+
+def test_states_that_were_lost_are_given_back_by_nobody(rows: StateRows) -> None:
+    numbers = rows.take(3)
+    rows.lose_all()
+    assert rows.are_lost(numbers).all()
+    rows.give(numbers)
+    rows.withhold(numbers)
+    rows.release_withheld()
+    assert (rows.used, rows.room) == (0, 100)
+    assert not rows.are_lost(rows.take(3)).any()
+
+
+def test_an_act_without_room_for_its_state_is_refused_and_others_go_on(hosts: list[Host]) -> None:
+    host = hosts[0]
+    plane = TablePlane(hosts)
+    welcome = plane.open()
+    one, other = plane.begin(welcome, 1, ROWS), plane.begin(welcome, 2, 1)
+    state_rows = host.engine.state_rows
+    assert state_rows is not None
+    kept = state_rows.take(state_rows.room - 1)
+    plane.deliver(b"peer", act(one, 3, ROWS), observation(ROWS))
+    assert codes(plane.replies()) == ["overloaded"]
+    plane.deliver(b"peer", act(other, 4), observation())
+    plane.run()
+    assert len(plane.answer()) == 1
+    state_rows.give(kept)
+    plane.deliver(b"peer", act(one, 5, ROWS), observation(ROWS))
+    plane.run()
+    assert len(plane.answer()) == 1
+    for group, sequence in ((one, 6), (other, 7)):
+        plane.ask(b"peer", End(group.session, group.epoch, sequence, group.episode))
+    assert state_rows.used == 0
+
+
+def test_states_are_lost_too_where_another_worker_keeps_them_elsewhere(hosts: list[Host]) -> None:
+    (host, *_) = hosts
+    engine = host.engine
+    assert engine.state_rows is not None
+    before = engine.state_rows.take(1)
+    engine.state_rows.give(before)
+    engine._description["states"] = "device"
+    engine._take_over_states()
+    assert engine.state_rows.are_lost(before).all()
+    after = engine.state_rows.take(1)
+    engine._description["states"] = ""
+    engine._take_over_states()
+    assert engine.state_rows.are_lost(after).all()

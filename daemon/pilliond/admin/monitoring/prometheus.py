@@ -14,7 +14,7 @@ from pillion_protocol import BatchClose
 from pilliond.admin.monitoring.shadow_prometheus import shadow_metrics
 from pilliond.admin.monitoring.worker_prometheus import worker_metrics
 from pilliond.ipc import metrics_page as page
-from pilliond.ipc.device_status import device_status
+from pilliond.ipc.device_status import device_status, replicas_of
 from pilliond.ipc.metrics_page import DEVICE_PHASES, OUTCOMES, Histogram, MetricsPage, PolicyCells, VersionCells
 from pilliond.limits import ENGINE_TEXT_CHARACTERS_MAX
 from pilliond.policy_rollout import PolicyRollout
@@ -66,7 +66,7 @@ class PageCollector(Collector):
         for version in self._supervisor.versions():
             kind = str(version.engine.get("kind", ""))[:ENGINE_TEXT_CHARACTERS_MAX]
             placement = version.placement.where if version.placement else ""
-            several = version.engine.get("replicas", ())
+            several = replicas_of(version.engine)
             for number, device in enumerate(map(device_status, several or [version.engine])):
                 labels = [version.policy, version.version, kind, placement, device.device, device.fallback]
                 engines.add_metric([*labels, str(number)] if several else labels, 1.0)

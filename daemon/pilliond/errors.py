@@ -61,6 +61,10 @@ class BadPolicyError(DaemonError):
     exit_code = os.EX_DATAERR
 
 
+class DescriptorsError(DaemonError):
+    """The kernel did not pass on every descriptor that a message brought."""
+
+
 class StartCancelledError(DaemonError):
     """The daemon is stopping before its serving process was ready. That is no fault."""
 

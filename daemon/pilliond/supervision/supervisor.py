@@ -230,13 +230,15 @@ class Supervisor:
 
     def close(self) -> None:
         """Releases the page, the sealed versions and the socket files, and kills a serving process that nobody waits for."""
-        self._end_process()
-        for file in self._socket_files:
-            file.remove()
-        self.page.close()
-        os.close(self._page_descriptor)
-        for policy in self.policies.values():
-            policy.version_table.close()
+        try:
+            self._end_process()
+        finally:
+            for file in self._socket_files:
+                file.remove()
+            self.page.close()
+            os.close(self._page_descriptor)
+            for policy in self.policies.values():
+                policy.version_table.close()
 
     def check_is_ready(self) -> None:
         """Raises `NotReadyError` if there is no serving process that answers control messages."""
@@ -510,6 +512,8 @@ class Supervisor:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        # `_reap` closes it before the process has ended.
+        if self._end is not None:
             self._end.close()
         self.workers.close()
         self.workers.wait_ended()

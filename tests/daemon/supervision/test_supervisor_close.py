@@ -17,7 +17,7 @@ from pilliond.ipc.control_channel import Ready
 from pilliond.linux.spawner import Spawner
 from pilliond.settings.schema import load_settings
 from pilliond.supervision.supervisor import Supervisor
-from tests.harness import STORE, until
+from tests.harness import STORE, until, wait_until
 
 
 @pytest.fixture
@@ -42,6 +42,16 @@ def is_all_released(supervisor: Supervisor, pid: int) -> bool:
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(supervisor._page_descriptor)
     return not psutil.pid_exists(pid)
+
+
+def test_the_socket_of_a_serving_process_that_was_not_ready_yet_is_removed(supervisor: Supervisor, path: Path) -> None:
+    """As where the admin port is taken, which is known only then."""
+    pid = supervisor.serving_pid
+    assert pid is not None
+    wait_until(path.exists)
+    supervisor.close()
+    assert not path.exists()
+    assert is_all_released(supervisor, pid)
 
 
 def test_one_that_waits_for_the_end_of_its_serving_process_can_be_closed(supervisor: Supervisor, path: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,16 @@ _CLONE_NEWNET: Final = 0x40000000
 _STDOUT: Final = 1
 _STDERR: Final = 2
 _CAPABILITY_VERSION_3: Final = 0x20080522
+
+
+class _Fork(threading.local):
+    """The fork that this thread is in."""
+
+    is_watcher = False
+    """Whether it is the one of `end_group_with_leader`, which outlives its parent."""
+
+
+_fork = _Fork()
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -68,6 +79,9 @@ def cut_off_forks(descriptors: Sequence[int]) -> None:
 
     def cut_off() -> None:
         nonlocal parent
+        if _fork.is_watcher:
+            # It closes all descriptors itself.
+            return
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in descriptors:
             os.dup2(nothing, descriptor, inheritable=False)
@@ -90,7 +104,7 @@ def end_group_with_leader() -> None:
     was killed and nobody else is left to end them; only those that made a group of their own do.
     """
     leader = os.getpid()
-    if os.getpgrp() != leader or os.fork():
+    if os.getpgrp() != leader or _fork_watcher():
         return
     try:
         # Nothing but the end of the leader, or of all.
@@ -102,6 +116,15 @@ def end_group_with_leader() -> None:
         os.killpg(leader, signal.SIGKILL)
     finally:
         os._exit(os.EX_OSERR)
+
+
+def _fork_watcher() -> int:
+    """Forks without what `cut_off_forks` does: the child would end with its parent, before it could end the group."""
+    _fork.is_watcher = True
+    try:
+        return os.fork()
+    finally:
+        _fork.is_watcher = False
 
 
 def _close_all() -> None:

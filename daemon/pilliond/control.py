@@ -64,8 +64,8 @@ async def _serve(
     service_manager = ServiceManager(os.environ)
     watchdog = Watchdog(supervisor, settings.serving.hang_s_max, service_manager, log)
     handle_signals(supervisor, service_manager, log)
-    supervisor.start()
     try:
+        supervisor.start()
         async with admin_port(settings.admin, supervisor, policies, watchdog, log) as admin_addresses:
 
             def on_ready(ready: Ready) -> None:

@@ -6,6 +6,7 @@ DaemonError (70: ours)
 │   ├── AddressInUseError (another process listens there)
 │   └── FolderError (the folder of a socket cannot be made)
 ├── BadPolicyError (65: the artifact or its model)
+├── DescriptorsError (70: the kernel did not pass on what the start needs)
 ├── StartCancelledError (0: the daemon is stopping before it was ready)
 ├── SwitchError (70: a version cannot be loaded or switched to; nothing has changed)
 │   ├── NotReadyError (the serving process is not there to be asked)
@@ -59,6 +60,10 @@ class BadPolicyError(DaemonError):
     """The policy is missing, not intact, or does not run."""
 
     exit_code = os.EX_DATAERR
+
+
+class DescriptorsError(DaemonError):
+    """The kernel did not pass on every descriptor that a message brought."""
 
 
 class StartCancelledError(DaemonError):

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from pillion_worker.errors import EngineError
+from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import BUILD_LEFT_S, ENGINE_HEADER_BYTES_MAX
 
 _ENGINE: Final = ".engine"
@@ -53,7 +53,7 @@ class EngineCache:
             self._check(os.fstat(descriptor), stat.S_ISREG, "file")
             engine = _checked(file.readline(ENGINE_HEADER_BYTES_MAX), file.read(self._bytes_max + 1), key)
         if engine is None:
-            os.unlink(path)
+            self._remove_damaged(path)
             raise EngineError("its cache had a damaged engine, which is removed")
         # The oldest are removed first: it is in use. A cache that is read-only serves, too.
         with suppress(OSError):
@@ -86,20 +86,35 @@ class EngineCache:
         self._note(path, "its build did not end in time, or ended its worker")
         try:
             yield
-        except EngineError as error:
-            self._note(path, str(error))
+        except Exception as error:
+            # A disk that is full may not take the note either: the error itself is told in any case.
+            with suppress(OSError):
+                self._note(path, self._why_ended(error))
             raise
-        os.unlink(path)
+        # Another worker that built the same engine may have removed it.
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
         """A folder for what is not complete yet; it is removed. Those that ended builds have left are, too."""
         for name in os.listdir(self._path):
             path = os.path.join(self._path, name)
-            if name.startswith(_SCRATCH) and time.time() - os.lstat(path).st_mtime > BUILD_LEFT_S:
-                shutil.rmtree(path, ignore_errors=True)
+            # Another worker may remove it meanwhile.
+            with suppress(FileNotFoundError):
+                if name.startswith(_SCRATCH) and time.time() - os.lstat(path).st_mtime > BUILD_LEFT_S:
+                    shutil.rmtree(path, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._path) as folder:
             yield folder
+
+    def _remove_damaged(self, path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            # Another worker found the damage, too.
+            return
+        except OSError as error:
+            raise OSError(error.errno, f"a damaged engine cannot be removed: {error.strerror}", path) from None
 
     def _make_room(self, size: int) -> None:
         engines = []
@@ -121,6 +136,15 @@ class EngineCache:
         with suppress(OSError, ValueError, KeyError, TypeError), open(self._file(key, _FAILURE), "rb") as file:
             return str(json.loads(file.read(ENGINE_HEADER_BYTES_MAX))["why"])
         return "none was built for this model, device and software: one is built while a version is staged"
+
+    def _why_ended(self, error: Exception) -> str:
+        if isinstance(error, EngineError):
+            return str(error)
+        if isinstance(error, MemoryError):
+            return "its build failed: no memory is left for it"
+        if isinstance(error, OSError):
+            return f"its cache {self._path}: {error.strerror or one_line(error)}"
+        return f"its build failed: {type(error).__name__}: {one_line(error)}"
 
     def _note(self, path: str, why: str) -> None:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:

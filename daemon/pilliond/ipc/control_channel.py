@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from array import array
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 
 from pillion_artifacts.card.model_card import Distribution, EngineCard, StateCard, Tolerance
 from pillion_protocol import Spec
+from pilliond.errors import DescriptorsError
 from pilliond.ipc.batch_certificate import Certificate
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.placement import Placement, ServiceTime
@@ -382,8 +384,12 @@ def send_startup(end: socket.socket, config: StartupConfig) -> None:
 
 
 def receive_startup(end: socket.socket) -> StartupConfig | None:
-    """Returns the first message, with this process's descriptors; None if the control process is gone, or sent another."""
-    data, descriptors, _, _ = socket.recv_fds(end, len(_STARTUP), 1)
+    """Returns the first message, with this process's descriptors; None if the control process is gone, or sent another.
+
+    Raises `DescriptorsError` if the kernel drops one of them.
+    """
+    data, descriptors, flags, _ = socket.recv_fds(end, len(_STARTUP), 1)
+    _check_whole(flags, 0, 1)
     if data != _STARTUP or not descriptors:
         return None
     with open(descriptors[0], "rb") as memory:
@@ -392,11 +398,22 @@ def receive_startup(end: socket.socket) -> StartupConfig | None:
     numbers = _descriptors_of(config)
     received: list[int] = []
     while len(received) < len(numbers):
-        _, descriptors, _, _ = socket.recv_fds(end, len(_STARTUP), STARTUP_DESCRIPTORS_MAX)
+        _, descriptors, flags, _ = socket.recv_fds(end, len(_STARTUP), STARTUP_DESCRIPTORS_MAX)
+        received += descriptors
+        _check_whole(flags, len(received), len(numbers))
         if not descriptors:
             return None
-        received += descriptors
     return _with_descriptors(config, dict(zip(numbers, received, strict=True)))
+
+
+def _check_whole(flags: int, received: int, expected: int) -> None:
+    """Raises `DescriptorsError` if the kernel has dropped descriptors: they are not sent again."""
+    if flags & socket.MSG_CTRUNC:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise DescriptorsError(
+            f"the serving process got {received} of {expected} descriptors of its start: expected room for them, "
+            f"got a limit of {limit} open files (LimitNOFILE, ulimit -n)"
+        )
 
 
 def _descriptors_of(config: StartupConfig) -> list[int]:

@@ -318,10 +318,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
-    config = channel.receive_startup(end)
-    if config is None:
-        return os.EX_SOFTWARE
     try:
+        config = channel.receive_startup(end)
+        if config is None:
+            return os.EX_SOFTWARE
         uvloop.run(serve(end, config))
     except StartCancelledError:
         return os.EX_OK

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 import stat
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -80,6 +81,13 @@ def clear_socket_path(path: str, group: int | None = None) -> None:
     if _answers(path):
         raise AddressInUseError(f"{path} is in use")
     os.unlink(path)
+
+
+def remove_dead_socket(path: str) -> None:
+    """Removes the socket at `path` if no process answers there; nothing else."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode) and not _answers(path):
+            os.unlink(path)
 
 
 def _make_folder(folder: str, group: int | None) -> None:

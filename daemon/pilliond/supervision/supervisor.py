@@ -45,7 +45,7 @@ from pilliond.limits import (
     START_S_MAX,
 )
 from pilliond.linux.spawner import Spawner
-from pilliond.settings.addresses import SocketFile, clear_socket_path, socket_path
+from pilliond.settings.addresses import SocketFile, clear_socket_path, remove_dead_socket, socket_path
 from pilliond.settings.schema import Settings
 from pilliond.supervision.policy_channel import PolicyChannel
 from pilliond.supervision.progress_watch import is_late
@@ -112,6 +112,8 @@ class Supervisor:
         self._end: Any = None
         self._stopping: str | None = None
         self._socket_files: list[SocketFile] = []
+        self._has_unknown_sockets = False
+        """Whether the last serving process may have bound sockets without saying so: it was not ready yet."""
         self.workers = WorkerPool(spawner, self.tell, log)
         self.loading: dict[bytes, SealedVersion] = {}
         """The versions that the serving process was asked to load, until it has."""
@@ -230,13 +232,14 @@ class Supervisor:
 
     def close(self) -> None:
         """Releases the page, the sealed versions and the socket files, and kills a serving process that nobody waits for."""
-        self._end_process()
-        for file in self._socket_files:
-            file.remove()
-        self.page.close()
-        os.close(self._page_descriptor)
-        for policy in self.policies.values():
-            policy.version_table.close()
+        try:
+            self._end_process()
+        finally:
+            self._remove_sockets()
+            self.page.close()
+            os.close(self._page_descriptor)
+            for policy in self.policies.values():
+                policy.version_table.close()
 
     def check_is_ready(self) -> None:
         """Raises `NotReadyError` if there is no serving process that answers control messages."""
@@ -303,6 +306,7 @@ class Supervisor:
     def _start(self, alone: bool) -> None:
         for path in self._socket_paths():
             clear_socket_path(path, self._settings.data.group_id())
+        self._socket_files, self._has_unknown_sockets = [], True
         self.page.cells[metrics_page.PHASE] = Phase.STARTING
         if alone and self._beside():
             self._log.error("versions_left_out", policies=[str(version) for version in self._beside()])
@@ -371,6 +375,7 @@ class Supervisor:
                         self.restarts.became_ready(time.monotonic_ns())
                         self.ready = report
                         self._socket_files = [SocketFile(path) for path in self._socket_paths()]
+                        self._has_unknown_sockets = False
                         self._note_ready(report)
                         on_ready(report)
                         self._resume_shadows()
@@ -510,9 +515,19 @@ class Supervisor:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        # `_reap` closes it before the process has ended.
+        if self._end is not None:
             self._end.close()
         self.workers.close()
         self.workers.wait_ended()
+
+    def _remove_sockets(self) -> None:
+        for file in self._socket_files:
+            file.remove()
+        if self._has_unknown_sockets:
+            # Those there were before the start are gone. Where another daemon listens by now, it answers.
+            for path in self._socket_paths():
+                remove_dead_socket(path)
 
     def _kill(self, why: str) -> None:
         if self._process is not None:

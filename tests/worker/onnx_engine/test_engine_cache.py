@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -147,10 +148,50 @@ def test_why_a_build_ended_is_noted_until_one_succeeds(cache: EngineCache, folde
     with pytest.raises(KeyboardInterrupt):
         build(KeyboardInterrupt())
     assert why() == "its build did not end in time, or ended its worker"
+    # As it is where the disk is full when the engine is written.
+    with pytest.raises(OSError, match="No space left"):
+        build(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "engine"))
+    assert why() == f"its cache {folder}: No space left on device"
+    with pytest.raises(MemoryError):
+        build(MemoryError())
+    assert why() == "its build failed: no memory is left for it"
     with cache.noted(KEY):
         cache.write(KEY, ENGINE)
     assert cache.read(KEY) == ENGINE
     the_file(folder)
+
+
+def test_builds_of_one_engine_at_once_do_not_fail_each_other(cache: EngineCache, folder: Path) -> None:
+    with cache.noted(KEY):
+        with cache.noted(KEY):
+            cache.write(KEY, ENGINE)
+        cache.write(KEY, ENGINE)
+    assert cache.read(KEY) == ENGINE
+    the_file(folder)
+
+
+def test_what_another_worker_removes_while_it_is_looked_at_is_no_error(
+    cache: EngineCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the folder is listed before the other worker's build ends.
+    monkeypatch.setattr(os, "listdir", lambda _: ["build-gone"])
+    with cache.scratch() as made:
+        assert Path(made).parent == folder
+
+
+def test_a_damaged_engine_that_cannot_be_removed_is_named(
+    cache: EngineCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.write(KEY, ENGINE)
+    os.truncate(the_file(folder), 500)
+
+    def refuse(path: str) -> None:
+        # As on a read-only disk: for root, the mode of the folder would not refuse it.
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(OSError, match="a damaged engine cannot be removed: Read-only file system"):
+        cache.read(KEY)
 
 
 def test_what_ended_builds_left_is_removed_and_what_runs_is_not(cache: EngineCache, folder: Path) -> None:

@@ -20,13 +20,16 @@ from tests.daemon.support.raw_lane import RawLane
 from tests.harness import STORE, WAIT_S_MAX, Daemon, running
 
 OBSERVATION = np.ones(WIDTH, np.float32)
+INLINE = {"engine__placement": "inline"}
+"""On a slow machine `auto` would place a version in a worker, which needs descriptors of its own."""
 
 
 @pytest.fixture
 def daemon(start_daemon: StartDaemon, tmp_path: Path, short_path: Path) -> Daemon:
     """A daemon on the lane whose observations travel in slots."""
     publish_wide(tmp_path / "store")
-    return start_daemon(policy="wide", store=tmp_path / "store", listen=[f"lane://{short_path}/full.lane"])
+    listen = [f"lane://{short_path}/full.lane"]
+    return start_daemon(policy="wide", store=tmp_path / "store", listen=listen, settings=INLINE)
 
 
 def leave_descriptors(daemon: Daemon, number: int) -> None:
@@ -83,7 +86,7 @@ def test_without_descriptors_a_version_is_not_loaded_and_the_live_one_goes_on(
 ) -> None:
     publish_summing(tmp_path / "store", "1.0.0", 0.0)
     publish_summing(tmp_path / "store", "1.1.0", 100.0)
-    daemon = start_daemon(policy="summing@1.0.0", store=tmp_path / "store")
+    daemon = start_daemon(policy="summing@1.0.0", store=tmp_path / "store", settings=INLINE)
     with pillion.connect(daemon.address) as session, session.begin() as episode:
         episode.act(np.ones(1, np.float32))
         leave_descriptors(daemon, left)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pillion_artifacts import Store
 from pillion_artifacts.store.sealed_artifact import seal_artifact
 from pilliond.ipc.control_channel import PolicyConfig, StartupConfig
@@ -12,7 +14,10 @@ from tests.harness import STORE
 
 
 def startup_config(address: str, policy: str = "lunar-lander") -> StartupConfig:
-    """Returns the configuration to serve a shipped policy at `address`, with every setting at its default."""
+    """Returns the configuration to serve a shipped policy inline at `address`, with every other setting at its default.
+
+    On a slow machine `auto` would place it in a worker, which only a control process starts.
+    """
     store = Store(STORE)
     sealed = seal(seal_artifact(store, store.resolve(policy)))
     sealed.metrics_index = 1
@@ -25,7 +30,7 @@ def startup_config(address: str, policy: str = "lunar-lander") -> StartupConfig:
                 version=sealed.request(),
                 model_descriptor=sealed.model_descriptor,
                 golden_descriptor=-1,
-                engine=settings.engine,
+                engine=msgspec.structs.replace(settings.engine, placement="inline"),
                 limits=settings.limits.of_policy(),
                 residency=settings.versions,
                 watch_s=settings.auto_rollback.watch_s,

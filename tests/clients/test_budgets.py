@@ -189,9 +189,10 @@ ACTION_OF_FIFTEEN: list[object] = [bytes(32), 1, 2, 3, 4, 1, 1, "", 0, 0]
         ([*ACTION_OF_FIFTEEN, [], []], 0),
         ([*ACTION_OF_FIFTEEN, [], [], 0], 0),
         ([*ACTION_OF_FIFTEEN, [], [], 1_234], 1_234),
-        ([*ACTION_OF_FIFTEEN, [], [], 1_234, "a field from the future"], 1_234),
+        ([*ACTION_OF_FIFTEEN, [], [], 1_234, 10, 20, 30], 1_234),
+        ([*ACTION_OF_FIFTEEN, [], [], 1_234, 10, 20, 30, "a field from the future"], 1_234),
     ],
-    ids=["without leases", "of an older daemon", "in time", "late", "late, of a newer daemon"],
+    ids=["without leases", "of an older daemon", "in time", "late", "late, on a device", "late, of a newer daemon"],
 )
 def test_last_says_how_late_the_work_finished(fields: list[object], late_us: int, short_path: Path) -> None:
     fake = FakeDaemon(f"ipc://{short_path}/late-{os.getpid()}.sock", answering(fields))

@@ -322,6 +322,9 @@ class FakeChannel:
     def why_out(self, version: SealedVersion) -> str:
         return ""
 
+    async def retry(self, version: SealedVersion) -> None:
+        """No version is ever out."""
+
     async def route(self, arms: list[Arm]) -> None:
         await self._pace(SwitchError("it died"))
         self.version_table.arms = arms

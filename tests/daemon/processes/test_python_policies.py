@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import pillion
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.other_engines import OBSERVATIONS, perceptron_actions, publish_perceptron
 from tests.daemon.support.started import refused_start
+from tests.daemon.support.worker_faults import is_worker
 from tests.harness import Daemon, wait_until
 from tests.worker.support.installed import EXAMPLE, make_environment
 
@@ -151,9 +153,8 @@ def test_it_shadows_the_stable_version(daemon: Daemon) -> None:
 
 
 def shadow_workers(daemon: Daemon) -> list[int]:
-    """The worker of the shadow process."""
-    pid = daemon.health()["shadow"]["pid"]
-    return [int(each) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for each in tasks.read_text().split()]
+    """The worker of the shadow process, without the fork that ends them with it."""
+    return [child.pid for child in psutil.Process(daemon.health()["shadow"]["pid"]).children() if is_worker(child)]
 
 
 def test_a_killed_worker_is_replaced(daemon: Daemon) -> None:

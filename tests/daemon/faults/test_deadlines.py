@@ -17,7 +17,15 @@ from pillion_protocol import Act, Action, Error, Ping, Pong, encode
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.hostile import publish_slow, row
 from tests.daemon.support.raw_lane import RawEpisodeGroup, RawLane
-from tests.daemon.support.worker_faults import OK, BackgroundActor, another_worker, is_stopped, send, the_worker
+from tests.daemon.support.worker_faults import (
+    OK,
+    BackgroundActor,
+    another_worker,
+    is_stopped,
+    send,
+    the_worker,
+    worker_pids,
+)
 from tests.harness import Daemon, wait_until
 
 TURNS = 12_000
@@ -161,6 +169,8 @@ def test_a_budget_that_ends_while_the_worker_is_replaced_gets_an_error_that_says
     running.send_to_run(1, budget_us=LONG_US)
     patient.send(3)
     send(pid, signal.SIGKILL)
+    # Its end of the channel is closed then: on a slow machine the budget would end before the daemon could know.
+    wait_until(lambda: pid not in worker_pids(slow_daemon))
     waiting.send(2, budget_us=LONG_US)
     assert waiting.receive()[0] == "engine_restarting"
     assert running.receive()[0] == "engine_restarting"

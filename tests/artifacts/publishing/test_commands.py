@@ -61,7 +61,9 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
         outputs.append(result.stdout)
     assert "acts as its source on" in outputs[0]
     assert "(LunarLander-v3)" in outputs[0]
-    assert "acts as its source on 256 observations" in outputs[3]
+    # Of 256: those whose two best logits are close do not count.
+    (compared,) = re.findall(r"acts as its source on (\d+) observations", outputs[3])
+    assert 200 < int(compared) <= 256
     assert "published without golden pairs" in outputs[4]
     assert "its package lab-policies is not installed here" in outputs[4]
     assert json.loads(outputs[5])["intact"] is True

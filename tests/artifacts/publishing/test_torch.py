@@ -65,6 +65,8 @@ class Chooser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # The same weights in each run: observations whose two best logits are close do not count as comparisons.
+        torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 4))
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:

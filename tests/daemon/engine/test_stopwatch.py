@@ -65,6 +65,14 @@ def test_the_p99_is_that_of_runs_that_happen_again_and_again() -> None:
     assert measure(engine, clock)[1] == (10_000, 300_000)
 
 
+def test_the_p99_of_few_runs_is_not_below_their_p50() -> None:
+    clock = Clock()
+    quick, slow = MEASURED_NS_MAX // 20, MEASURED_NS_MAX // 4
+    engine = SlowEngine(clock, 1, lambda: chain(repeat(quick, 3), repeat(slow)))
+    assert measure(engine, clock)[1] == (slow, slow)
+    assert engine.counts[1] == 7
+
+
 @pytest.mark.parametrize("first", [0, 190, 500, 870])
 def test_a_disturbance_does_not_count(first: int) -> None:
     clock = Clock()

@@ -1,6 +1,6 @@
-"""`python -m pillion_worker FD PARENT_PID`: one worker, on the channel FD, which dies with the process PARENT_PID.
+"""`python -m pillion_worker FD PARENT_PID [ENGINE]`: one worker, on the channel FD, which dies with the process PARENT_PID.
 
-The serving process has the other end of the channel. The exit code is 0 when it is gone, 65 if the model was refused, 75
+With ENGINE it imports that engine before it is asked to load anything. The serving process has the other end of the channel. The exit code is 0 when it is gone, 65 if the model was refused, 75
 if the parent had ended already.
 """
 
@@ -36,12 +36,15 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault(name, value)
     # numpy starts threads, and then the process could not be confined any more.
     try:
+        from pillion_worker.engines.interface import prepare
         from pillion_worker.worker import work
     except ImportError as error:
         return refuse(descriptor, f"a worker does not start on Python {platform.python_version()}: {error}")
 
     with socket.socket(fileno=descriptor) as channel:
         try:
+            for engine in arguments[2:]:
+                prepare(engine)
             return work(channel, confinement)
         except (BrokenPipeError, ConnectionResetError):
             return os.EX_OK

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from itertools import count
 from math import prod
@@ -23,6 +23,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Store
+from pillion_artifacts.card.model_card import EngineCard
 from pilliond.errors import BadPolicyError, SettingsError
 from pilliond.ipc.control_channel import Ready
 from pilliond.ipc.device_status import device_status
@@ -39,6 +40,7 @@ from pilliond.supervision.serving_process import ServingProcess
 from pilliond.supervision.supervisor import Supervisor
 from pilliond.supervision.watchdog import Watchdog
 from pilliond.supervision.worker_pool import WorkerPool
+from pilliond.supervision.worker_start import FirstWorker
 from pilliond.supervision.worker_status import replica_statuses, worker_status
 
 
@@ -48,8 +50,13 @@ async def serve(settings: Settings, spawner: Spawner, first: ServingProcess) -> 
     `first` is the first serving process, which is ended if the start fails. `spawner` was started.
     """
     log = make_log(settings)
-    loaded = load_policies(settings)
-    supervisor = Supervisor(settings, [stable for _, stable in loaded], spawner, log, first)
+    worker = FirstWorker(spawner, settings.served()[0].engine)
+    try:
+        loaded = load_policies(settings, worker.start)
+    except BaseException:
+        worker.close()
+        raise
+    supervisor = Supervisor(settings, [stable for _, stable in loaded], spawner, log, first, worker)
     try:
         policies = rollouts_of(supervisor, [reference for reference, _ in loaded], log)
         lower_priority()
@@ -167,8 +174,10 @@ def ready_fields(stable: SealedVersion, workers: WorkerPool) -> dict[str, Any]:
     }
 
 
-def load_policies(settings: Settings) -> list[tuple[str, SealedVersion]]:
-    """Returns what `load_policy` returns for each policy of the settings, the default one first.
+def load_policies(
+    settings: Settings, on_card: Callable[[EngineCard], None] = lambda _: None
+) -> list[tuple[str, SealedVersion]]:
+    """Returns what `load_policy` returns for each policy of the settings, the default one first, whose card `on_card` gets.
 
     The caller closes the versions. Raises `BadPolicyError`, or `SettingsError` if the policies together may take too much memory
     or a worker could not run.
@@ -177,7 +186,9 @@ def load_policies(settings: Settings) -> list[tuple[str, SealedVersion]]:
     loaded: list[tuple[str, SealedVersion]] = []
     try:
         # One by one, so that those before a bad one are closed.
-        loaded.extend(map(load_policy, settings.served()))
+        default, *others = settings.served()
+        loaded.append(load_policy(default, on_card))
+        loaded.extend(map(load_policy, others))
         check_memory(settings, [_row_bytes(stable) for _, stable in loaded])
     except BaseException:
         for _, stable in loaded:
@@ -199,10 +210,12 @@ def _row_bytes(version: SealedVersion) -> int:
     return sum(tensor.row_bytes for tensor in [*spec.observation, *spec.outputs]) + 2 * state_bytes
 
 
-def load_policy(settings: Settings) -> tuple[str, SealedVersion]:
+def load_policy(
+    settings: Settings, on_card: Callable[[EngineCard], None] = lambda _: None
+) -> tuple[str, SealedVersion]:
     """Returns the reference to serve, and the version to start with (see `route_file`), verified and sealed.
 
-    The caller closes the version. Raises `BadPolicyError`.
+    `on_card` is as in `admit`. The caller closes the version. Raises `BadPolicyError`.
     """
     store = Store(Path(settings.store.path))
     try:
@@ -210,7 +223,7 @@ def load_policy(settings: Settings) -> tuple[str, SealedVersion]:
         stable = RouteFile(store, reference).stable()
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
-    return reference, admitted(store, stable, settings.trust)
+    return reference, admitted(store, stable, settings.trust, on_card)
 
 
 def _only_policy(store: Store) -> str:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 import pillion_worker.engines
@@ -59,21 +60,33 @@ class Engine(Protocol):
         """
 
 
+def prepare(engine: str) -> None:
+    """Imports an engine and its library before a model is there. Where that fails, `load_engine` fails too, and says why."""
+    with suppress(Exception):
+        module = _module_of(engine)
+        if hasattr(module, "prepare"):
+            module.prepare()
+
+
 def load_engine(model: Model, request: LoadRequest) -> Engine:
     """Loads a model with the engine of that name. Raises `EngineError` if the model and its request do not agree, or
     the interpreter lacks the engine's package.
     """
-    names = {module.name for module in pkgutil.iter_modules(pillion_worker.engines.__path__)} - {"interface"}
-    if request.engine not in names:
-        raise EngineError(f"engine: expected one of {', '.join(sorted(names))}, got {request.engine!r}")
     try:
-        module = importlib.import_module(f"pillion_worker.engines.{request.engine}")
+        module = _module_of(request.engine)
     except ModuleNotFoundError as error:
         raise EngineError(
             f"its engine needs the package {error.name!r}, which {sys.executable} does not have: "
             f"{install_command(error.name or '')}"
         ) from None
     return cast("Engine", module.load(model, request))
+
+
+def _module_of(engine: str) -> Any:
+    names = {module.name for module in pkgutil.iter_modules(pillion_worker.engines.__path__)} - {"interface"}
+    if engine not in names:
+        raise EngineError(f"engine: expected one of {', '.join(sorted(names))}, got {engine!r}")
+    return importlib.import_module(f"pillion_worker.engines.{engine}")
 
 
 def install_command(package: str) -> str:

@@ -6,6 +6,7 @@ Rows that do not fill a bucket leave the old contents behind them. With `strict_
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -27,6 +28,11 @@ from pillion_worker.torch_engine.program import Call, load_program, run_trial
 from pillion_worker.torch_engine.runner import Binding, CpuRunner, Runner
 
 _INFERENCE: Final = torch.inference_mode()
+
+
+def prepare() -> None:
+    """Imports what torch itself imports when it reads its first program, which takes longer than reading it."""
+    importlib.import_module("torch.export.pt2_archive")
 
 
 def load(model: Model, request: LoadRequest) -> TorchEngine:

@@ -16,9 +16,10 @@ from pilliond.settings.schema import EngineSettings
 TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
 """What an ONNX engine says of itself where it runs a TensorRT engine."""
 
-_BYTES_PER_MB: Final = 1_000_000
-_MODULES: Final = {"onnx": "onnx", "torch": "torch", "torchscript": "torch", "python": "python"}
+MODULES: Final = {"onnx": "onnx", "torch": "torch", "torchscript": "torch", "python": "python"}
 """The module of `pillion_worker.engines` for each kind of a card's engine."""
+
+_BYTES_PER_MB: Final = 1_000_000
 
 
 def load_request(spec: Spec, parameters: list[str], states: Sequence[StateCard], **settings: Any) -> LoadRequest:
@@ -43,7 +44,7 @@ def engine_fields(card: EngineCard, allowed: Sequence[str]) -> dict[str, Any]:
             "arguments": card.arguments,
             "allowed": list(allowed),
         }
-    return {"engine": _MODULES[card.kind], "model_kind": card.kind, "code": code}
+    return {"engine": MODULES[card.kind], "model_kind": card.kind, "code": code}
 
 
 def worker_fields(settings: EngineSettings, kind: str) -> dict[str, Any]:

@@ -24,10 +24,13 @@ _HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Large allocations, such as weights, ask for transparent huge pages: a page fault for each 4 KiB takes most of a load."""
 
 
-def worker_command(python: str, descriptor: int) -> list[str]:
-    """Returns the command of a worker with that end of a channel. `python` is `engine.python`."""
+def worker_command(python: str, descriptor: int, engine: str = "") -> list[str]:
+    """Returns the command of a worker with that end of a channel. `python` is `engine.python`.
+
+    It imports the module `engine` of `pillion_worker.engines` before it is asked to load anything; none if it is empty.
+    """
     program = [python, _BOOTSTRAP] if python else [sys.executable, "-P", "-m", "pillion_worker"]
-    return [*program, str(descriptor), str(os.getpid())]
+    return [*program, str(descriptor), str(os.getpid()), *([engine] if engine else [])]
 
 
 def worker_environment(python: str) -> dict[str, str]:

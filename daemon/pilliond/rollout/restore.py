@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
 from pillion_artifacts import ArtifactError, Resolved, Store
+from pillion_artifacts.card.model_card import EngineCard
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.store.daemon_locks import DaemonLock
 from pillion_artifacts.verify.trust_policy import TrustPolicy
@@ -20,8 +22,12 @@ from pilliond.supervision.version_table import VersionTable, key_of
 from pilliond.traffic_split import Arm
 
 
-def admitted(store: Store, reference: str, trust: TrustPolicy) -> SealedVersion:
+def admitted(
+    store: Store, reference: str, trust: TrustPolicy, on_card: Callable[[EngineCard], None] = lambda _: None
+) -> SealedVersion:
     """Returns the verified, sealed version that `reference` names; the caller closes it. Raises `BadPolicyError`.
+
+    `on_card` is as in `admit`.
 
     It has no daemon lock if this process may not write to the store. Then `gc` may delete the stored version; the copy in
     memory is not affected.
@@ -31,7 +37,7 @@ def admitted(store: Store, reference: str, trust: TrustPolicy) -> SealedVersion:
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None
     try:
-        artifact, signed_by = admit(store, resolved, trust)
+        artifact, signed_by = admit(store, resolved, trust, on_card)
     except BadPolicyError:
         if lock is not None:
             lock.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pillion_artifacts import ArtifactError, Resolved, Store
@@ -29,16 +30,20 @@ def _normalized(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def admit(store: Store, resolved: Resolved, trust: TrustPolicy) -> tuple[SealedArtifact, list[str]]:
+def admit(
+    store: Store, resolved: Resolved, trust: TrustPolicy, on_card: Callable[[EngineCard], None] = lambda _: None
+) -> tuple[SealedArtifact, list[str]]:
     """Returns the verified, sealed artifact, which the caller closes, and the names of its signers; raises `BadPolicyError`.
 
     The trust policy decides by the digest, before any file of the version is read, and by what its card asks for, before any
-    other file is.
+    other file is. `on_card` gets what its card says of its engine before they are, which may take seconds.
     """
     try:
         trusted = check_trust(store, resolved, trust, datetime.now(UTC))
-        if why := why_code_refused(store.card(resolved, store.manifest(resolved)).engine, trust):
+        engine = store.card(resolved, store.manifest(resolved)).engine
+        if why := why_code_refused(engine, trust):
             raise BadPolicyError(f"{resolved}: {why}")
+        on_card(engine)
         artifact = seal_artifact(store, resolved)
     except ArtifactError as error:
         raise BadPolicyError(str(error)) from None

@@ -54,6 +54,7 @@ from pilliond.supervision.serving_process import ServingProcess
 from pilliond.supervision.serving_state import ServingState, in_words, serving_state
 from pilliond.supervision.version_table import VersionTable
 from pilliond.supervision.worker_pool import WorkerPool
+from pilliond.supervision.worker_start import FirstWorker
 from pilliond.versions.placement import needs_worker
 
 Answer = Loaded | Switched | Routed | Held | Warmed | Shadowed | SessionList
@@ -74,7 +75,7 @@ class Supervisor:
     """Owns the serving process, the metrics page and the channels of the policies, with the sealed versions.
 
     `stables` has the stable version of each policy, in the order of `settings.served()`. `first` is the first serving
-    process, if it was started already.
+    process, and `first_worker` the first worker of the default policy, if they were started already.
 
     Rule: there is one serving process at a time, and each start has a greater epoch than the last. For each policy it starts
     with the stable version, the arms and the held versions; after `RESTARTS_WITH_ALL_MAX` failed starts, with the stable
@@ -88,6 +89,7 @@ class Supervisor:
         spawner: Spawner,
         log: FilteringBoundLogger,
         first: ServingProcess | None = None,
+        first_worker: FirstWorker | None = None,
     ) -> None:
         self.policies = {
             stable.policy: PolicyChannel(self, own, VersionTable(stable, number), POLICY_CELLS[number])
@@ -100,6 +102,7 @@ class Supervisor:
         self._settings = settings
         self._spawner = spawner
         self._first = first
+        self._first_worker = first_worker
         self._log = log
         self._page_descriptor = make_page()
         self.page = MetricsPage(self._page_descriptor)
@@ -331,7 +334,7 @@ class Supervisor:
         stable, engine = self.default.stable, self.default.settings.engine
         kind = stable.card.engine.kind
         if needs_worker(engine.placement, kind, engine.devices, stable.unbounded, stable.placement):
-            self.workers.start_first(stable, engine)
+            self.workers.start_first(stable, engine, self._first_worker.take() if self._first_worker else None)
 
     def _socket_paths(self) -> list[str]:
         paths = map(socket_path, self._settings.data_addresses())
@@ -512,6 +515,8 @@ class Supervisor:
         """Ends the serving process, if there is one: when the start of the daemon fails."""
         if self._first is not None:
             self._first.close()
+        if self._first_worker is not None:
+            self._first_worker.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()

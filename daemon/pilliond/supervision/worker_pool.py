@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -21,20 +19,18 @@ from pilliond.ipc.control_channel import ControlMessage, GiveUp, NeedWorker, Wor
 from pilliond.ipc.device_status import device_status, engine_of_replica
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.sealed_version import SealedVersion
-from pilliond.ipc.worker_process import worker_command, worker_environment
 from pilliond.limits import WORKER_END_S_MAX, WORKER_LOOK_S
 from pilliond.linux.process_group import kill_group
 from pilliond.linux.spawner import Spawner
-from pilliond.settings.schema import EngineSettings, cpu_numbers
+from pilliond.settings.schema import EngineSettings
 from pilliond.supervision.worker_losses import WorkerLosses
+from pilliond.supervision.worker_start import SHORTAGES, StartedWorker
 
 State = Literal["loading", "ready", "lost", "out"]
 """Rule: LOADING → READY → LOST → LOADING …; LOADING → LOST; LOST → OUT, and back to LOADING by `retry`."""
 
 _BYTES_PER_MB: Final = 1_000_000
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-_SHORTAGES: Final = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS}
-"""What passes: no descriptor, process, memory or room in the channel is left now."""
 
 
 def resident_bytes_of(pid: int) -> int:
@@ -68,6 +64,8 @@ class WorkerInfo:
         """Why this worker was killed for its memory; empty: it was not."""
         self.is_ahead = False
         """Whether its first worker was started before the serving process asked for one."""
+        self.started: StartedWorker | None = None
+        """A process that was started for it before its version was there."""
         self.timer: asyncio.TimerHandle | None = None
         self.settled: asyncio.Future[str] | None = None
         """Where somebody waits until it is ready (empty) or out (the reason)."""
@@ -121,10 +119,16 @@ class WorkerPool:
         infos = self.workers_of(digest)
         return infos[0].reason if infos and all(info.state == "out" for info in infos) else ""
 
-    def start_first(self, version: SealedVersion, settings: EngineSettings) -> None:
-        """Starts the first worker of a version before the serving process asks for it, which it must do later."""
+    def start_first(
+        self, version: SealedVersion, settings: EngineSettings, started: StartedWorker | None = None
+    ) -> None:
+        """Starts the first worker of a version before the serving process asks for it, which it must do later.
+
+        Takes over the process of `started`, if there is one.
+        """
         info = self._workers[version.key, 0] = WorkerInfo(version, settings)
         info.is_ahead = True
+        info.started = started
         self._start(info)
 
     def need(self, report: NeedWorker, version: SealedVersion, settings: EngineSettings) -> None:
@@ -251,17 +255,16 @@ class WorkerPool:
         except OSError as error:
             self._kill(info)
             reason = f"cannot start a worker: {error.strerror}"
-            if error.errno in _SHORTAGES:
+            if error.errno in SHORTAGES:
                 self.losses[info.version.policy, LossCause.ENDED] += 1
                 self._start_later(info, LossCause.ENDED, reason, info.losses.short(time.monotonic_ns()))
             else:
                 self._give_up(info, reason)
 
     def _start_one(self, info: WorkerInfo) -> None:
-        serving_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with serving_end, worker_end:
-            info.process = self._spawn(worker_end.fileno(), info.settings.python)
-            self._pin(info.process.pid, info.settings)
+        started, info.started = info.started or StartedWorker(self._spawner, info.settings), None
+        info.process = started.process
+        with started.end as serving_end:
             version = info.version
             self._tell(WorkerStarted(version.key, info.replica), [version.model_descriptor, serving_end.fileno()])
 
@@ -270,33 +273,6 @@ class WorkerPool:
         self._log.error("worker_lost", **info.name, cause=cause.value, reason=reason, restart_in_s=delay_s)
         info.restarts += 1
         info.timer = asyncio.get_running_loop().call_later(delay_s, self._start, info)
-
-    def _spawn(self, descriptor: int, python: str) -> subprocess.Popen[bytes]:
-        try:
-            return self._spawner.spawn(
-                worker_command(python, descriptor),
-                pass_fds=[descriptor],
-                stdin=subprocess.DEVNULL,
-                env=worker_environment(python),
-                # What a policy starts ends with its worker. The terminal's signals are for the control process alone.
-                process_group=0,
-            )
-        except OSError as error:
-            if not python or error.errno in _SHORTAGES:
-                raise
-            raise OSError(error.errno, f"engine.python is {python}: {error.strerror}") from error
-
-    def _pin(self, pid: int, settings: EngineSettings) -> None:
-        assert isinstance(settings.worker_cpus, str), "these are the settings of one worker"
-        if not settings.worker_cpus:
-            return
-        try:
-            os.sched_setaffinity(pid, cpu_numbers(settings.worker_cpus))
-        except ProcessLookupError:
-            # It has ended already, which the serving process sees.
-            return
-        except OSError as error:
-            raise OSError(error.errno, f"engine.worker_cpus is {settings.worker_cpus}: {error.strerror}") from error
 
     def _give_up(self, info: WorkerInfo, reason: str) -> None:
         info.state, info.reason = "out", reason

@@ -28,6 +28,7 @@ from pilliond.rollout.restore import admitted
 from pilliond.settings.schema import EngineSettings
 from pilliond.supervision import worker_pool as worker_pool_module
 from pilliond.supervision.worker_pool import WorkerInfo, WorkerPool, resident_bytes_of
+from pilliond.supervision.worker_start import StartedWorker
 from pilliond.supervision.worker_status import replica_statuses, worker_status
 from tests.daemon.support.policies.shadow import publish_times
 from tests.harness import WAIT_S_MAX, until
@@ -151,6 +152,30 @@ def test_a_worker_that_was_started_ahead_is_the_one_that_the_serving_process_ask
         assert info.pid != ahead
 
     asyncio.run(scenario())
+
+
+def test_a_process_that_was_started_before_its_version_was_there_becomes_the_first_worker_alone(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion
+) -> None:
+    pool = make_pool(lambda pid: 0)
+    spawner = Spawner()
+    spawner.start()
+    started = StartedWorker(spawner, SETTINGS)
+
+    async def scenario() -> None:
+        pool.start_first(version, SETTINGS, started)
+        info = pool.find(version.key)
+        assert info is not None
+        assert (info.pid, side.told) == (started.process.pid, [WorkerStarted(version.key)])
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        assert info.pid == started.process.pid
+        pool.need(NeedWorker(version.key, "its worker ended"), version, SETTINGS)
+        await until(lambda: info.state == "loading")
+        assert info.pid not in (None, started.process.pid)
+
+    asyncio.run(scenario())
+    assert started.process.wait(WAIT_S_MAX) == -9
+    spawner.close()
 
 
 def test_a_worker_that_was_started_ahead_and_is_lost_is_replaced(

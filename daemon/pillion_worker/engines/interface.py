@@ -9,6 +9,7 @@ import sys
 from typing import Any, Final, Protocol, cast
 
 import pillion_worker.engines
+from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.errors import EngineError
 from pillion_worker.model_source import Model
 from pillion_worker.runs.interface import Run
@@ -59,9 +60,10 @@ class Engine(Protocol):
         """
 
 
-def load_engine(model: Model, request: LoadRequest) -> Engine:
-    """Loads a model with the engine of that name. Raises `EngineError` if the model and its request do not agree, or
-    the interpreter lacks the engine's package.
+def load_engine(model: Model, request: LoadRequest, meter: DeviceMeter | None = None) -> Engine:
+    """Loads a model with the engine of that name, which begins `meter` before it puts anything on a device.
+
+    Raises `EngineError` if the model and its request do not agree, or the interpreter lacks the engine's package.
     """
     names = {module.name for module in pkgutil.iter_modules(pillion_worker.engines.__path__)} - {"interface"}
     if request.engine not in names:
@@ -73,7 +75,7 @@ def load_engine(model: Model, request: LoadRequest) -> Engine:
             f"its engine needs the package {error.name!r}, which {sys.executable} does not have: "
             f"{install_command(error.name or '')}"
         ) from None
-    return cast("Engine", module.load(model, request))
+    return cast("Engine", module.load(model, request, meter))
 
 
 def install_command(package: str) -> str:

@@ -1,7 +1,7 @@
 """The CUDA driver, as far as a worker needs it whatever its engine is: what a device is, and how much of its memory is free.
 
-`libcuda.so.1` comes with the driver, so that this works without torch and whatever CUDA the engine brings along. Not used by
-Python policies: they decide what they see of the devices before CUDA starts.
+`libcuda.so.1` comes with the driver, so that this works without torch and whatever CUDA the engine brings along. Not used in the
+process of a Python policy: it decides what it sees of the devices before CUDA starts. See `device_memory/probe.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _COMPUTE_MINOR: Final = 76
 _NAME_BYTES: Final = 256
 _PORTABLE: Final = 1
 """CU_MEMHOSTREGISTER_PORTABLE: page-locked for whichever context copies."""
+_OUT_OF_MEMORY: Final = 2
+"""Of CUresult."""
 
 
 class DeviceMemory(NamedTuple):
@@ -26,6 +28,10 @@ class DeviceMemory(NamedTuple):
 
     free_bytes: int
     total_bytes: int
+
+
+FreeMemory = dict[str, DeviceMemory]
+"""What is free of each device, by its name, such as `cuda:0`."""
 
 
 class CudaDriver:
@@ -62,32 +68,57 @@ class CudaDriver:
             return str(version.value)
 
     def memory(self) -> DeviceMemory:
-        """How much memory of the device is free now. The first call makes the context of this process there."""
-        self._enter()
+        """How much memory of the device is free now. The first call makes the context of this process there.
+
+        Nothing is free (0 of 0) where not even that has room.
+        """
+        if not self._enter():
+            return DeviceMemory(0, 0)
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         return DeviceMemory(free.value, total.value)
 
     def register(self, address: int, size_bytes: int) -> bool:
         """Registers memory of the host as page-locked; returns whether the driver did. It must stay mapped from then on."""
-        self._enter()
+        if not self._enter():
+            return False
         register = self._library.cuMemHostRegister_v2
         return int(register(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), _PORTABLE)) == 0
+
+    def reset(self) -> None:
+        """Ends the context of this process on the device, with all that is in it, whoever made it."""
+        self._call("cuDevicePrimaryCtxReset_v2", self._device)
 
     def _attribute(self, number: int) -> int:
         value = ctypes.c_int()
         self._call("cuDeviceGetAttribute", ctypes.byref(value), number, self._device)
         return value.value
 
-    def _enter(self) -> None:
+    def _enter(self) -> bool:
+        """Makes the context of this process the current one. Returns whether the device has room for it."""
         context = ctypes.c_void_p()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
+        result = int(self._library.cuDevicePrimaryCtxRetain(ctypes.byref(context), self._device))
+        if result == _OUT_OF_MEMORY:
+            return False
+        _check("cuDevicePrimaryCtxRetain", result)
         self._call("cuCtxSetCurrent", context)
+        return True
 
     def _call(self, name: str, *arguments: Any) -> None:
-        result = int(getattr(self._library, name)(*arguments))
-        if result != 0:
-            raise DriverError(f"the CUDA driver refuses {name}: error {result}")
+        _check(name, getattr(self._library, name)(*arguments))
+
+
+def device_count() -> int:
+    """How many devices this process sees. Raises `DriverError`."""
+    library, count = _load(), ctypes.c_int()
+    _check("cuInit", library.cuInit(0))
+    _check("cuDeviceGetCount", library.cuDeviceGetCount(ctypes.byref(count)))
+    return count.value
+
+
+def _check(name: str, result: Any) -> None:
+    if int(result) != 0:
+        raise DriverError(f"the CUDA driver refuses {name}: error {int(result)}")
 
 
 def _load() -> Any:

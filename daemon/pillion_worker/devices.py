@@ -1,4 +1,4 @@
-"""Which device an engine computes on: what was asked for, what there is, and what is faster. And what it takes there."""
+"""Which device an engine computes on: what was asked for, what there is, and what is faster."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
-from pillion_worker.cuda_driver import CudaDriver
+from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.engines.interface import Engine
-from pillion_worker.errors import DriverError, EngineError
+from pillion_worker.errors import EngineError
 from pillion_worker.memory import private_memory
 from pillion_worker.tensors import LoadRequest
 
@@ -27,47 +27,30 @@ def cuda_index(device: str) -> int:
     return int(number)
 
 
-def choose(request: LoadRequest, missing: Callable[[int], str], make: Callable[[str, str], Engine]) -> Engine:
+def choose(
+    request: LoadRequest,
+    missing: Callable[[int], str],
+    make: Callable[[str, str], Engine],
+    meter: DeviceMeter | None = None,
+) -> Engine:
     """Makes the engine on the device that was asked for; `auto` is the faster one for the buckets of the request.
 
     `missing(N)` says why there is no device `cuda:N`; an empty text: there is one. `make(device, fallback)` makes the
-    engine on `cpu` or `cuda:N`; `fallback` is why it is not on the device that was asked for.
+    engine on `cpu` or `cuda:N`; `fallback` is why it is not on the device that was asked for. `meter` begins with the device
+    that is tried; if the engine is on the CPU in the end, nothing of the try is left there.
     """
     if request.device == "cpu":
         return make("cpu", "")
     index = cuda_index(request.device)
-    reason = missing(index)
-    if request.device == "auto":
-        return make("cpu", "") if reason else _faster(request, make, f"cuda:{index}")
-    return make("cpu", f"{request.device} was asked for: {reason}") if reason else make(f"cuda:{index}", "")
-
-
-class DeviceMeter:
-    """Measures what a version takes of the device `cuda:N`: make one before it is loaded, and read it when it is warm.
-
-    The device's free memory is compared, which other processes change too. The context of CUDA itself, some hundred MB for
-    each process, is not counted. With `auto` nothing is measured, for that takes a context, and perhaps nobody else needs
-    one. A Python policy is not measured either: it decides itself which devices it sees.
-    """
-
-    def __init__(self, request: LoadRequest) -> None:
-        self._driver: CudaDriver | None = None
-        if request.device in ("auto", "cpu") or request.engine == "python":
-            return
-        try:
-            self._driver = CudaDriver(cuda_index(request.device))
-            self._before = self._driver.memory()
-        except DriverError:
-            # Then it has no such device either, and says so itself.
-            self._driver = None
-
-    def read(self, device: str) -> dict[str, int] | None:
-        """Returns what a version that computes on this device takes of it, in bytes; None if it is none that was measured."""
-        if self._driver is None or device == "cpu":
-            return None
-        free_bytes, total_bytes = self._before
-        used_bytes = max(0, free_bytes - self._driver.memory().free_bytes)
-        return {"used_bytes": used_bytes, "free_bytes": free_bytes, "total_bytes": total_bytes}
+    if reason := missing(index):
+        return make("cpu", "" if request.device == "auto" else f"{request.device} was asked for: {reason}")
+    if meter is not None:
+        meter.begin_here(index)
+    device = f"cuda:{index}"
+    engine = _faster(request, make, device) if request.device == "auto" else make(device, "")
+    if meter is not None and engine.describe()["device"] == "cpu":
+        meter.release()
+    return engine
 
 
 def _faster(request: LoadRequest, make: Callable[[str, str], Engine], device: str) -> Engine:

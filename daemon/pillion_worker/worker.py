@@ -14,7 +14,7 @@ from pillion_worker import channel as packets
 from pillion_worker.arena import LAYOUT_VERSION, VERSION, Arena, ArenaLayout
 from pillion_worker.buckets import WARM_UP_RUNS, service_buckets
 from pillion_worker.channel import receive_packet, send_packet
-from pillion_worker.devices import DeviceMeter
+from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.doorbell import wait_for_rings
 from pillion_worker.engines.interface import Engine, load_engine
 from pillion_worker.errors import DriverError, EngineError, one_line
@@ -49,9 +49,9 @@ def work(channel: socket.socket, confinement: Mapping[str, str]) -> int:
     request, model_descriptor = LoadRequest.from_packet(loading[0]), loading[1][0]
     limit_memory(request.memory_bytes_max)
     cut_off_forks([channel.fileno()])
+    meter = DeviceMeter()
     try:
-        meter = DeviceMeter(request)
-        engine = load_engine(path_of(model_descriptor), request)
+        engine = load_engine(path_of(model_descriptor), request, meter)
     except Exception as error:  # noqa: BLE001 - an engine's package may fail in its own ways, and the reason must arrive
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
         return os.EX_DATAERR
@@ -90,7 +90,7 @@ def _serve(
         buckets = service_buckets(request.rows_max, request.strict_rows)
         service_ns = [_warm_up(runs, min(rows, request.rows_max)) for rows in buckets]
         wait = waiting(engine, request.keep_warm_ms)
-        device_memory = meter.read(str(engine.describe().get("device", "cpu")))
+        device_memory = meter.read()
     except (EngineError, DriverError, MemoryError, OSError) as error:
         send_packet(channel, {"type": packets.FAILED, "message": _reason(error)})
         return os.EX_DATAERR

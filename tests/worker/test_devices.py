@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.devices import choose, cuda_index
 from pillion_worker.engines.interface import Engine
 from pillion_worker.errors import EngineError
@@ -40,7 +42,27 @@ class TimedEngine:
         return self.described
 
 
-def chosen(device: str, takes_s: dict[str, float], missing: str = "") -> dict[str, Any]:
+class Meter(DeviceMeter):
+    """Notes what it is asked for, and which engines there are then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engines = weakref.WeakSet[TimedEngine]()
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def begin_here(self, index: int) -> None:
+        self._note(f"begin cuda:{index}")
+
+    def release(self) -> None:
+        self._note("release")
+
+    def _note(self, what: str) -> None:
+        self.asked.append((what, sorted(engine.described["device"] for engine in self.engines)))
+
+
+def chosen(
+    device: str, takes_s: dict[str, float], missing: str = "", meter: Meter | None = None, **computes: str
+) -> dict[str, Any]:
     """What the chosen engine says of itself, with these devices."""
     request = LoadRequest(
         "torch", [Tensor("x", "float32", [1])], [Tensor("action", "float32", [1])], [], [], ROWS_MAX, device=device
@@ -49,9 +71,15 @@ def chosen(device: str, takes_s: dict[str, float], missing: str = "") -> dict[st
     def make(where: str, fallback: str) -> Engine:
         if takes_s[where] < 0:
             raise EngineError("it does not fit")
-        return TimedEngine(where, fallback, takes_s)
+        engine = TimedEngine(where, fallback, takes_s)
+        if meter is not None:
+            meter.engines.add(engine)
+        if takes_s.get("fails") and where != "cpu":
+            raise EngineError("it does not fit")
+        engine.described["device"] = computes.get(where, where)
+        return engine
 
-    return choose(request, lambda _: missing, make).describe()
+    return choose(request, lambda _: missing, make, meter).describe()
 
 
 @pytest.mark.parametrize(
@@ -91,3 +119,31 @@ def test_a_device_has_a_number() -> None:
     for device in ("gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA:0"):
         with pytest.raises(EngineError, match="expected auto, cpu or cuda:N"):
             cuda_index(device)
+
+
+BEGUN: tuple[str, list[str]] = ("begin cuda:0", [])
+
+
+@pytest.mark.parametrize(
+    ("device", "takes_s", "missing", "asked"),
+    [
+        ("cpu", {"cpu": 0.0}, "", []),
+        ("auto", {"cpu": 0.0}, "there is none", []),
+        ("cuda:0", {"cuda:0": 0.0}, "", [BEGUN]),
+        ("auto", {"cpu": 0.001, "cuda:0": 0.0}, "", [BEGUN]),
+        ("auto", {"cpu": 0.0, "cuda:0": 0.001}, "", [BEGUN, ("release", ["cpu"])]),
+        ("auto", {"cpu": 0.0, "cuda:0": 0.0, "fails": 1.0}, "", [BEGUN, ("release", ["cpu"])]),
+    ],
+)
+def test_a_device_is_measured_from_before_it_is_tried_and_nothing_of_a_try_in_vain_is_left_there(
+    device: str, takes_s: dict[str, float], missing: str, asked: list[tuple[str, list[str]]]
+) -> None:
+    meter = Meter()
+    chosen(device, takes_s, missing, meter)
+    assert meter.asked == asked
+
+
+def test_a_device_that_the_engine_does_not_compute_on_after_all_is_released() -> None:
+    meter = Meter()
+    assert chosen("cuda:0", {"cuda:0": 0.0}, "", meter, **{"cuda:0": "cpu"})["device"] == "cpu"
+    assert [what for what, _ in meter.asked] == ["begin cuda:0", "release"]

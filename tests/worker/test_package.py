@@ -84,5 +84,5 @@ def test_a_worker_on_python_3_9_serves() -> None:
 def test_each_engine_is_one_file(file: Path) -> None:
     if file.name not in ("__init__.py", "interface.py"):
         text = file.read_text()
-        assert "\ndef load(model: Model, request: LoadRequest)" in text
+        assert "\ndef load(model: Model, request: LoadRequest, meter: DeviceMeter | None = None)" in text
         assert "pillion_worker.engines" not in text

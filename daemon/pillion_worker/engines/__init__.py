@@ -1,1 +1,1 @@
-"""Engines: each module here is one, and brings `load(model, request)`. See `interface.py`."""
+"""Engines: each module here is one, and brings `load(model, request, meter)`. See `interface.py`."""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 import pillion_worker.engines
+from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.errors import EngineError
 from pillion_worker.model_source import Model
 from pillion_worker.runs.interface import Run
@@ -68,9 +69,10 @@ def prepare(engine: str) -> None:
             module.prepare()
 
 
-def load_engine(model: Model, request: LoadRequest) -> Engine:
-    """Loads a model with the engine of that name. Raises `EngineError` if the model and its request do not agree, or
-    the interpreter lacks the engine's package.
+def load_engine(model: Model, request: LoadRequest, meter: DeviceMeter | None = None) -> Engine:
+    """Loads a model with the engine of that name, which begins `meter` before it puts anything on a device.
+
+    Raises `EngineError` if the model and its request do not agree, or the interpreter lacks the engine's package.
     """
     try:
         module = _module_of(request.engine)
@@ -79,7 +81,7 @@ def load_engine(model: Model, request: LoadRequest) -> Engine:
             f"its engine needs the package {error.name!r}, which {sys.executable} does not have: "
             f"{install_command(error.name or '')}"
         ) from None
-    return cast("Engine", module.load(model, request))
+    return cast("Engine", module.load(model, request, meter))
 
 
 def _module_of(engine: str) -> Any:

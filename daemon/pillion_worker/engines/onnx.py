@@ -16,6 +16,7 @@ import onnxruntime
 from pillion_worker.arena import ALIGNMENT_BYTES
 from pillion_worker.buckets import buckets_for
 from pillion_worker.cuda_driver import CudaDriver
+from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.devices import choose, cuda_index
 from pillion_worker.errors import DriverError, EngineError
 from pillion_worker.memory import aligned_zeros
@@ -26,9 +27,13 @@ from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
 
-def load(model: Model, request: LoadRequest) -> OnnxRuntimeEngine:
+def load(model: Model, request: LoadRequest, meter: DeviceMeter | None = None) -> OnnxRuntimeEngine:
     """Loads a model. Raises `EngineError` if the graph disagrees with the request."""
-    engine = choose(request, _missing, lambda device, fallback: OnnxRuntimeEngine(model, request, device, fallback))
+
+    def make(device: str, fallback: str) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(model, request, device, fallback)
+
+    engine = choose(request, _missing, make, meter)
     assert isinstance(engine, OnnxRuntimeEngine)
     return engine
 

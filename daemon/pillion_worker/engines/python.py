@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from pillion_worker.buckets import buckets_for
+from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import TRACEBACK_CHARS_MAX
 from pillion_worker.memory import aligned_zeros
@@ -40,9 +41,9 @@ _NVIDIA: Final = "/dev/nvidiactl"
 _Policy = Callable[[dict[str, Array]], Any]
 
 
-def load(model: Model, request: LoadRequest) -> PythonEngine:
+def load(model: Model, request: LoadRequest, meter: DeviceMeter | None = None) -> PythonEngine:
     """Makes the policy. Raises `EngineError` if its package is not allowed, or its answers are not what the card states."""
-    return PythonEngine(model, request)
+    return PythonEngine(model, request, meter)
 
 
 class PythonEngine:
@@ -50,13 +51,16 @@ class PythonEngine:
 
     kind = "python"
 
-    def __init__(self, model: Model, request: LoadRequest) -> None:
+    def __init__(self, model: Model, request: LoadRequest, meter: DeviceMeter | None = None) -> None:
         self._request = request
         self._strict_rows = request.strict_rows
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
         self._code = find_factory(request.code)
         end_group_with_leader()
         self._device = _show_device(request.device)
+        # A device that it does not see needs no look. With `auto` the driver knows better than this file what there is.
+        if meter is not None and (request.device == "auto" or self._device != "cpu"):
+            meter.begin_apart(request.device)
         os.environ.setdefault("OMP_NUM_THREADS", str(request.threads))
         self._process = os.getpid()
         self._policy = self._make(model)
@@ -213,7 +217,7 @@ def _fallback(request: LoadRequest, device: str) -> str:
     if request.precision != "float32":
         reasons.append(f"a Python policy computes in its own precision, not in {request.precision}")
     if request.device_memory_bytes_max:
-        reasons.append("nothing bounds the device memory of a Python policy")
+        reasons.append("nothing bounds the device memory of a Python policy while it serves")
     return "; ".join(reasons)
 
 

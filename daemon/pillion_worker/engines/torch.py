@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pillion_worker.buckets import buckets_for
+from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.devices import choose
 from pillion_worker.errors import EngineError
 from pillion_worker.memory import private_memory
@@ -35,7 +36,7 @@ def prepare() -> None:
     importlib.import_module("torch.export.pt2_archive")
 
 
-def load(model: Model, request: LoadRequest) -> TorchEngine:
+def load(model: Model, request: LoadRequest, meter: DeviceMeter | None = None) -> TorchEngine:
     """Loads a model. Raises `EngineError` if the program disagrees with the request, or could run code of its file."""
     # A thread that takes part in a batch may not take a core for anything else.
     torch.set_num_threads(request.threads)
@@ -44,7 +45,7 @@ def load(model: Model, request: LoadRequest) -> TorchEngine:
     # A worker has one thread and one engine, so this is entered once, not in every run.
     if not torch.is_inference_mode_enabled():
         _INFERENCE.__enter__()
-    engine = choose(request, cuda.why_missing, lambda device, fallback: make(model, request, device, fallback))
+    engine = choose(request, cuda.why_missing, lambda device, fallback: make(model, request, device, fallback), meter)
     assert isinstance(engine, TorchEngine)
     return engine
 

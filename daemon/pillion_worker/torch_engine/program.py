@@ -54,7 +54,8 @@ def load_program(
     `shapes` are the numbers of rows that it must take; `example` are inputs of two rows on that device. With
     `has_channels_last` its images and the weights of its convolutions have their channels last in memory.
 
-    Raises `EngineError`, in one line, if torch cannot load it, if it could run code, or if it does not take these rows.
+    Raises `EngineError`, in one line, if torch cannot load it, if it could run code, if it does not take these rows, or if the
+    device has no memory for it.
     """
     if kind == "torchscript":
         return _load_script(model, device, example, has_channels_last)
@@ -64,7 +65,10 @@ def load_program(
     if device != "cpu":
         from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, device)
+        try:
+            program = move_to_device_pass(program, device)
+        except torch.cuda.OutOfMemoryError as error:
+            raise EngineError(f"device memory is used up: {first_line(error)}") from None
     return _flat(program, has_channels_last)
 
 

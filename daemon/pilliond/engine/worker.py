@@ -173,8 +173,8 @@ class WorkerEngine:
         self.on_lost: Callable[[WorkerEngine, str], None] = _ignore
         self.memory_kind = ""
         """`pinned` (registered with a device), `locked` or `pageable`; empty before the worker is ready."""
-        self.device_memory: DeviceMemory | None = None
-        """What the version took of its device when it was last ready; None if that was not measured."""
+        self.device_memory: list[DeviceMemory] = []
+        """What the version took of its devices when it was last ready; empty if that was nothing, or was not measured."""
         self._spec = spec
         self._request = load_request(
             spec,
@@ -292,8 +292,9 @@ class WorkerEngine:
 
     def describe(self) -> dict[str, Any]:
         described = {"kind": self.kind, **self._description, "memory": self.memory_kind, "depth": self._request.depth}
-        if self.device_memory is not None:
-            described["device_memory_mb"] = -(-self.device_memory.used_bytes // _BYTES_PER_MB)
+        if self.device_memory:
+            used_bytes = sum(each.used_bytes for each in self.device_memory)
+            described["device_memory_mb"] = -(-used_bytes // _BYTES_PER_MB)
         if self._missed:
             described["fallback"] = "; ".join(filter(None, [self._missed, str(described.get("fallback", ""))]))
         return {**described, "buckets": self.buckets, "strict": bool(self.strict_rows)}

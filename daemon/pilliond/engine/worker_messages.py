@@ -52,8 +52,9 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="failed"):
 
 
 class DeviceMemory(msgspec.Struct, frozen=True):
-    """What a warm version takes of its device, in bytes."""
+    """What a warm version takes of one of its devices, in bytes."""
 
+    device: Annotated[str, msgspec.Meta(pattern=r"^cuda:\d{1,4}$")]
     used_bytes: _Count
     free_bytes: _Count
     """What was free before it was loaded, beside every other version."""
@@ -67,8 +68,8 @@ class Ready(msgspec.Struct, frozen=True, tag_field="type", tag="ready"):
     buckets: list[_Count]
     service_ns: list[tuple[_ServiceNs, _ServiceNs]]
     """The p50 and the p99 of each bucket."""
-    device_memory: DeviceMemory | None = None
-    """None where it has no device, or could not be measured."""
+    device_memory: list[DeviceMemory] = []
+    """Empty where it takes nothing of a device, or that could not be measured."""
 
 
 LOADED: Final[msgspec.json.Decoder[Loaded | Failed]] = msgspec.json.Decoder(Loaded | Failed)

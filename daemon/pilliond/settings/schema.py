@@ -261,7 +261,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_required: bool = False
     """Whether a version that cannot compute on `device` is refused. Otherwise it computes elsewhere, and everything says so."""
     device_memory_mb: int = 0
-    """Memory of the device that a version may use. 0: no bound."""
+    """Memory of each device that a version may use. 0: no bound. A Python policy is only held to it while it is staged."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """The precision to compute in. A version whose golden pairs do not hold in it, within its tolerance, gets float32."""
     channels_last: bool = False

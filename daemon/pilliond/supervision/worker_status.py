@@ -30,7 +30,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     depth: int
     """Batches that it has at once."""
     device_memory_mb: int
-    """What it took of its device until it was warm; 0 where it has none, or it was not measured."""
+    """What it took of its devices until it was warm; 0 where it has none, or it was not measured."""
     python: str
     network: str
     """The network that it sees: `none` or `host`."""

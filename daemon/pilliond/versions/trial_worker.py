@@ -84,7 +84,7 @@ class TrialWorker:
 
     def start(self, model_descriptor: int, golden: bytes | None = None) -> Version:
         """Starts the worker, waits until the version is warm, and checks its golden pairs, if any, and what it takes of its
-        device. Raises `EngineError`.
+        devices. Raises `EngineError`.
         """
         python = self._settings.python
         if python and (why := why_no_workers(python)):
@@ -97,17 +97,13 @@ class TrialWorker:
         except EngineError as error:
             raise EngineError(f"{error}{self._how_it_ended()}") from None
         self.check_memory()
-        self._check_device_memory()
+        if why := why_no_room(self._engine.device_memory, self._settings.device_memory_mb, self._workers):
+            raise EngineError(why)
         return version
 
     def check_memory(self) -> None:
         """Raises `EngineError` if the worker has more resident memory than the settings allow, as the pool would end it then."""
         if why := self._why_too_large():
-            raise EngineError(why)
-
-    def _check_device_memory(self) -> None:
-        device = str(self._engine.describe().get("device", ""))
-        if why := why_no_room(device, self._engine.device_memory, self._settings.device_memory_mb, self._workers):
             raise EngineError(why)
 
     def close(self) -> None:

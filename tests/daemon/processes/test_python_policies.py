@@ -13,11 +13,17 @@ import pytest
 
 import pillion
 from tests.conftest import StartDaemon
-from tests.daemon.support.policies.other_engines import OBSERVATIONS, perceptron_actions, publish_perceptron
+from tests.daemon.support.policies.other_engines import (
+    OBSERVATIONS,
+    perceptron_actions,
+    publish_perceptron,
+    publish_taking,
+)
 from tests.daemon.support.started import refused_start
 from tests.daemon.support.worker_faults import is_worker
 from tests.harness import Daemon, wait_until
-from tests.worker.support.installed import EXAMPLE, make_environment
+from tests.worker.support.installed import EXAMPLE, TAKING, make_environment
+from tests.worker.support.stub_gpu import StubGpu
 
 PATH = "/v1/policies/perceptron"
 ALLOWED = {"trust__code": f"something-else,{EXAMPLE}"}
@@ -25,8 +31,8 @@ ALLOWED = {"trust__code": f"something-else,{EXAMPLE}"}
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter with the package of `perceptron`."""
-    return make_environment(tmp_path_factory.mktemp("environment"), EXAMPLE)
+    """An interpreter with the packages of `perceptron` and `taking`."""
+    return make_environment(tmp_path_factory.mktemp("environment"), EXAMPLE, TAKING)
 
 
 @pytest.fixture
@@ -208,3 +214,27 @@ def test_a_device_that_is_not_there_is_told_and_refused_where_it_is_required(
         os.EX_DATAERR,
         "pilliond: perceptron@1.0.0: engine.device_required: expected cuda:63, got cpu (there is no cuda:63)",
     )
+
+
+def test_one_that_takes_more_of_a_device_than_its_budget_is_refused_before_the_live_one_is_touched(
+    tmp_path: Path, python: str, start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gpu").mkdir()
+    gpu = StubGpu(tmp_path / "gpu", monkeypatch)
+    for version, taken_mb in (("1.0.0", 100), ("2.0.0", 500), ("3.0.0", 400)):
+        publish_taking(tmp_path / "taking", version, elsewhere_mb_0=taken_mb)
+    settings = {"trust__code": TAKING, "engine__python": python, "engine__device_memory_mb": 400}
+    daemon = start_daemon(policy="taking@1.0.0", store=tmp_path / "taking", settings=settings)
+    live = version_of(daemon)
+    assert live["worker"]["device_memory_mb"] == 100
+    gpu.set(elsewhere_mb_0=0)
+    refused = daemon.operation(daemon.ask("POST", "/v1/policies/taking/switch", {"version": "2.0.0"}))
+    assert (refused["outcome"], refused["error"]) == (
+        "failed",
+        "engine.device_memory_mb: expected at most 400, it took 500 MB of cuda:0",
+    )
+    assert version_of(daemon)["worker"]["pid"] == live["worker"]["pid"]
+    with pillion.connect(daemon.address) as session, session.begin(seed=1) as episode:
+        assert episode.act(np.ones(1, np.float32)) == 2
+    gpu.set(elsewhere_mb_0=0)
+    assert daemon.operation(daemon.ask("POST", "/v1/policies/taking/switch", {"version": "3.0.0"}))["outcome"] == "done"

@@ -37,8 +37,9 @@ MB = 1_000_000
 def test_it_fits_within_its_budget_and_beside_what_is_there(
     used: int, free: int, budget_mb: int, workers: int, why: str
 ) -> None:
-    assert why_no_room("cuda:0", DeviceMemory(used, free, 2_000 * MB), budget_mb, workers) == why
+    taken = [DeviceMemory("cuda:1", 1, 2_000 * MB, 2_000 * MB), DeviceMemory("cuda:0", used, free, 2_000 * MB)]
+    assert why_no_room(taken, budget_mb, workers) == why
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    assert why_no_room("cpu", None, 1) == ""
+    assert why_no_room([], 1) == ""

@@ -18,6 +18,8 @@ FOLDER: Final = Path(__file__).with_name("packages")
 EXAMPLE: Final = "pillion-example-policy"
 HOSTILE: Final = "pillion-hostile-policies"
 PROMPTED: Final = "pillion-prompt-policy"
+TAKING: Final = "pillion-device-policy"
+"""Takes memory of the devices of `stub_gpu`."""
 
 
 def install(distribution: str, site: Path, version: str = "", *, editable: Path | None = None) -> None:

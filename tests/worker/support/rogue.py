@@ -41,6 +41,8 @@ CELLS = {
     "copy_out": COPY_OUT_NS,
 }
 
+_DEVICE_MEMORY = {"device": "cuda:0", "used_bytes": 1, "free_bytes": 1, "total_bytes": 1}
+
 
 class Rogue:
     """What a mode may use."""
@@ -224,7 +226,10 @@ BEFORE_BATCHES: _Modes = {
     "service times of years": _with_arena(lambda rogue: rogue.say_ready(service_ns=[[1, 2**62]])),
     "a p50 above its p99": _with_arena(lambda rogue: rogue.say_ready(service_ns=[[2, 1]])),
     "less than no device memory": _with_arena(
-        lambda rogue: rogue.say_ready(device_memory={"used_bytes": -1, "free_bytes": 1, "total_bytes": 1})
+        lambda rogue: rogue.say_ready(device_memory=[{**_DEVICE_MEMORY, "used_bytes": -1}])
+    ),
+    "memory of a long device": _with_arena(
+        lambda rogue: rogue.say_ready(device_memory=[{**_DEVICE_MEMORY, "device": "cuda:" + "0" * 1_000}])
     ),
     "an unknown kind of memory": _with_arena(lambda rogue: rogue.say_ready(memory="x" * 100_000)),
     "a ring before it is ready": _with_arena(lambda rogue: rogue.answer()),

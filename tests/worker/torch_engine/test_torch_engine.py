@@ -12,6 +12,8 @@ import torch
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
 from pillion_worker.arena import FAILED, OK
+from pillion_worker.errors import EngineError
+from pillion_worker.torch_engine.program import load_program
 from pilliond.engine.worker import WorkerState
 from tests.worker.support.policies import Policy
 from tests.worker.support.torch_policies import (
@@ -20,6 +22,7 @@ from tests.worker.support.torch_policies import (
     OfRows,
     Recurrent,
     Shrinking,
+    Summing,
     TorchHost,
     export,
     export_by_keyword,
@@ -343,6 +346,18 @@ FALLBACKS: dict[str, tuple[Callable[[], Policy], dict[str, Any], str]] = {
 }
 if not torch.cuda.is_available():
     CASES |= FALLBACKS
+
+
+def test_a_program_that_the_device_has_no_memory_for_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee its documentation.")
+
+    # What a device does, of which there is none here.
+    monkeypatch.setattr("torch.export.passes.move_to_device_pass", fail)
+    with pytest.raises(
+        EngineError, match=r"^device memory is used up: CUDA out of memory. Tried to allocate 2.00 GiB.$"
+    ):
+        load_program(export(Summing(), torch.zeros(2, 3)), "torch", [1, 2], "cuda:0", [torch.zeros(2, 3)])
 
 
 @pytest.fixture(scope="module")

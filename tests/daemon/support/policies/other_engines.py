@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from pillion_artifacts import Store
 from pillion_artifacts.card.golden_pairs import Golden, encode_golden
 from pillion_artifacts.card.layers import GOLDEN_NAME, MODEL_NAMES
-from tests.worker.support.installed import EXAMPLE, HOSTILE, mlp_actions, mlp_weights
+from tests.worker.support.installed import EXAMPLE, HOSTILE, TAKING, mlp_actions, mlp_weights
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -63,6 +63,20 @@ engine: {{kind: python, entry_point: "pillion_hostile_policies:make", distributi
 """
 
 
+_TAKING = """
+schema: 3
+name: taking
+version: {version}
+description: Doubles its observation, and takes memory of devices.
+licence: Apache-2.0
+observation:
+- {{name: observation, dtype: float32, shape: [1]}}
+outputs:
+- {{name: action, dtype: float32, shape: [1]}}
+engine: {{kind: python, entry_point: "{module}:make", distribution: {distribution}, arguments: {arguments}}}
+"""
+
+
 def publish_perceptron(
     root: Path,
     version: str,
@@ -93,6 +107,14 @@ def publish_hostile(root: Path, version: str, **arguments: Any) -> None:
     text = "{" + ", ".join(f"{name}: {value}" for name, value in arguments.items()) + "}"
     card = _HOSTILE.format(version=version, distribution=HOSTILE, arguments=text)
     publish_weights(root, "hostile", version, {"nothing": np.zeros(1, np.float32)}, card)
+
+
+def publish_taking(root: Path, version: str, **values: int) -> None:
+    """Publishes a version of `taking`, of the package `TAKING`; `values` are the arguments of its factory."""
+    text = "{" + ", ".join(f"{name}: {value}" for name, value in values.items()) + "}"
+    fields = {"module": TAKING.replace("-", "_"), "distribution": TAKING, "arguments": text}
+    weights = {"nothing": np.zeros(1, np.float32)}
+    publish_weights(root, "taking", version, weights, _TAKING.format(version=version, **fields))
 
 
 def publish_weights(

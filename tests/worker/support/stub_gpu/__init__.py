@@ -18,13 +18,15 @@ class StubGpu:
         self._folder = folder
         self._log = folder / "log"
         self._log.touch()
+        self._contexts = folder / "contexts"
+        self._contexts.touch()
         library = folder / "libcuda.so.1"
         source = FOLDER / "libcuda.c"
         subprocess.run(["gcc", "-shared", "-fPIC", "-w", "-o", str(library), str(source)], check=True)
         patch.setenv("LD_LIBRARY_PATH", str(folder))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.setenv("STUB_FOLDER", str(folder))
-        self.set(build="ok", tensorrt="10.9.0", free_mb=1_000, taken_mb=300)
+        self.set(build="ok", tensorrt="10.9.0", slow="", devices=1, free_mb=1_000, taken_mb=300)
 
     def set(self, **values: object) -> None:
         """Sets how it behaves from now on, in all processes."""
@@ -36,3 +38,9 @@ class StubGpu:
         lines = self._log.read_text().splitlines()
         self._log.write_text("")
         return lines
+
+    def contexts(self) -> list[tuple[str, int, int]]:
+        """What happened to contexts since the last call: `made` or `reset`, the number of the device, and the process."""
+        words = [line.split() for line in self._contexts.read_text().splitlines()]
+        self._contexts.write_text("")
+        return [(what, int(device), int(process)) for what, device, process in words]

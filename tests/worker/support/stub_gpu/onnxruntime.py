@@ -1,7 +1,7 @@
 """ONNX Runtime as a worker finds it on a host with a GPU, computing on the CPU. Found before the real one by PYTHONPATH.
 
 In the folder STUB_FOLDER, the file `build` says how TensorRT builds: `ok`, `fail`, `hang`, `crash` or `in_parts`. Each build
-and each load of an engine adds a line to the file `log`.
+and each load of an engine adds a line to the file `log`. The file `slow` names the provider whose runs take longer, if any.
 """
 
 from __future__ import annotations
@@ -65,6 +65,11 @@ class _StubSession(_Session):  # type: ignore[misc]
         assert tensorrt["trt_dump_ep_context_model"], "built, and not for the cache"
         if behaviour == "ok":
             Path(tensorrt["trt_ep_context_file_path"]).write_bytes(_ENGINE + model)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        if self._told[0] == (_HOST / "slow").read_text():
+            time.sleep(0.005)
+        super().run_with_iobinding(binding)
 
     def get_providers(self) -> list[str]:
         return self._told

@@ -46,6 +46,7 @@ from pilliond.ipc.control_channel import (
     VersionRequest,
 )
 from pilliond.ipc.metrics_page import MetricsPage, Phase
+from pilliond.linux.allocator import return_freed_memory
 from pilliond.linux.cpu_priority import request_short_slices, slice_us
 from pilliond.linux.sandbox import die_with_parent
 from pilliond.serving.control_handler import ControlHandler
@@ -281,11 +282,13 @@ def pin(settings: ServingSettings) -> None:
 
 
 def settle(settings: ServingSettings) -> None:
-    """Prepares the interpreter and the garbage collector for low latency."""
+    """Prepares the interpreter and the garbage collector for low latency, and frees what only the start needed."""
     # The finite check lets a sum overflow, and then checks element by element.
     np.seterr(over="ignore", invalid="ignore")
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
     gc.collect()
+    # The observations that were drawn to certify a version can take tens of MB.
+    return_freed_memory()
     if settings.gc_freeze:
         # Objects from start-up leave the collector's sight, so that a full collection finds next to nothing.
         gc.freeze()

@@ -345,6 +345,9 @@ Report = (
     | Event
 )
 
+INLINE: Final = "inline"
+"""The argument of a serving process that may run versions itself, and not only in workers."""
+
 _STARTUP: Final = b"startup"
 
 V = TypeVar("V", PolicyConfig, Beside)

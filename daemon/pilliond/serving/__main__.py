@@ -1,8 +1,8 @@
 """The serving process: one loop that owns every data socket, every session and the inline engines.
 
-The control process starts it as `python -m pilliond.serving DESCRIPTOR`, with its end of the control channel. It has no
-HTTP, no files and no log handlers. Its only threads are ZeroMQ's, plus one loader thread while a version loads. It dies
-with its parent.
+The control process starts it as `python -m pilliond.serving DESCRIPTOR PARENT [inline]`, with its end of the control channel.
+It has no HTTP, no files and no log handlers. Its only threads are ZeroMQ's, plus one loader thread while a version loads. It
+dies with its parent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from pilliond.errors import BadPolicyError, DaemonError, StartCancelledError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
+    INLINE,
     Event,
     EventFields,
     Failed,
@@ -321,6 +323,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
+    if INLINE in sys.argv[3:]:
+        # Now, while the control process verifies the policies: not while this one serves, which would wait for it.
+        import_module("pilliond.engine.onnx")
     try:
         config = channel.receive_startup(end)
         if config is None:

@@ -19,6 +19,7 @@ import pytest
 import pillion
 from pilliond.limits import CERTIFIED_OBSERVATIONS_MAX, CONTROL_NICENESS, SERVING_SLICE_US
 from tests.conftest import StartDaemon
+from tests.daemon.support.policies.hostile import publish_hostile
 from tests.daemon.support.process_resources import cpu_s
 from tests.harness import START_S_MAX, TIME_UNIT_S, WAIT_S_MAX, Daemon, wait_until
 
@@ -109,6 +110,31 @@ def test_it_keeps_no_observations_that_were_drawn_to_certify_a_version(start_dae
     drawn_bytes = CERTIFIED_OBSERVATIONS_MAX * 4 * 84 * 84 * 8
     assert small > 0
     assert large < small + drawn_bytes
+
+
+def libraries_of(pid: int) -> set[str]:
+    """Returns the names of the packages that a process has libraries of in its memory."""
+    return set(re.findall(r"/site-packages/(\w+)/", Path(f"/proc/{pid}/maps").read_text()))
+
+
+@pytest.mark.parametrize(("placement", "has_library"), [("auto", True), ("worker", False)])
+def test_it_and_its_successor_have_onnx_runtime_in_their_memory_only_if_a_version_may_run_inline(
+    start_daemon: StartDaemon, tmp_path: Path, placement: str, has_library: bool
+) -> None:
+    """This version may not: it is not bounded. Of another one nobody knows."""
+    publish_hostile(tmp_path / "store")
+    settings = {"engine__placement": placement}
+    daemon = start_daemon(policy="hostile", store=tmp_path / "store", settings=settings)
+    for start in (1, 2):
+        health = daemon.health()
+        serving, (version,) = health["serving"]["pid"], health["policies"][0]["versions"]
+        assert (health["serving"]["starts"], version["placement"]) == (start, "worker")
+        assert "onnxruntime" in libraries_of(version["worker"]["pid"])
+        libraries = libraries_of(serving)
+        assert "numpy" in libraries
+        assert ("onnxruntime" in libraries) is has_library
+        os.kill(serving, signal.SIGKILL)
+        daemon.wait_for_event("ready", start + 1)
 
 
 def test_the_switch_interval_and_the_gc_freeze_follow_the_settings(daemon: Daemon, start_daemon: StartDaemon) -> None:

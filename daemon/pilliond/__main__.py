@@ -89,7 +89,7 @@ def run(settings: Settings) -> None:
     spawner = Spawner()
     try:
         spawner.start()
-        first = ServingProcess(spawner)
+        first = ServingProcess(spawner, may_run_inline=settings.may_run_inline)
         try:
             # What is imported stays. Looking through it for garbage would take a tenth of the start, and a pause now and then.
             gc.disable()

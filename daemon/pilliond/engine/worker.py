@@ -158,15 +158,9 @@ class WorkerEngine:
         """Why it is lost or out."""
         self.cause = LossCause.ENDED
         """The kind of that reason."""
-        self.memories: list[BatchMemory] = []
-        self.free: list[BatchMemory] = []
-        self.inputs: list[Array] = []
-        self.outputs: dict[str, Array] = {}
-        self.states: list[tuple[Array, Array]] = []
         self.in_flight: deque[Submitted] = deque()
         """The oldest batch first."""
         self.buckets: list[int] = []
-        self.runs: list[Callable[[], None]] = []
         self.service = ServiceTimes([rows_max])
         self.on_ready: Callable[[WorkerEngine], None] = _ignore
         self.on_completed: Callable[[WorkerEngine, BatchMemory, int, str, int, int, DeviceTimes], None] = _ignore
@@ -197,6 +191,21 @@ class WorkerEngine:
         """Whether the loaded engine computes on a device, as its worker says: only then are the device's times read."""
         self._channel: socket.socket | None = None
         self._handshake = _Handshake(self)
+        self._owes_since_ns = NEVER_NS
+        self._drop_memory()
+
+    def _drop_memory(self) -> None:
+        """Sets what comes with an arena as it is without one.
+
+        Nothing here may refer to the views of the arena any more: the last reference unmaps it.
+        """
+        self.memories: list[BatchMemory] = []
+        self.free: list[BatchMemory] = []
+        self.inputs: list[Array] = []
+        self.outputs: dict[str, Array] = {}
+        self.states: list[tuple[Array, Array]] = []
+        self.runs: list[Callable[[], None]] = []
+        self.in_flight.clear()
         self._own: OwnArena | None = None
         self._submit = -1
         self._doorbell = Doorbell(-1)
@@ -206,7 +215,6 @@ class WorkerEngine:
         self._index_of: dict[int, int] = {}
         self._batches: list[Submitted] = []
         self._submitted = self._completed = self._rung = 0
-        self._owes_since_ns = NEVER_NS
 
     @property
     def state_row_bytes(self) -> int:
@@ -576,20 +584,6 @@ class WorkerEngine:
                 self._descriptors.remove(self._channel.fileno())
             self._channel.close()
             self._channel = None
-
-    def _drop_memory(self) -> None:
-        """Lets go of the arena. Nothing here may refer to its views any more: the last reference unmaps it."""
-        self.memories = []
-        self.free = []
-        self.inputs, self.outputs, self.states = [], {}, []
-        self.in_flight.clear()
-        self.runs = []
-        self._numbers = []
-        self._index_of = {}
-        self._batches = []
-        self._own = None
-        self._cells = memoryview(b"")
-        self._submitted = self._completed = self._rung = 0
 
 
 class _Handshake:

@@ -345,6 +345,9 @@ Report = (
     | Event
 )
 
+INLINE: Final = "inline"
+"""The argument of a serving process that may run versions itself, and not only in workers."""
+
 _STARTUP: Final = b"startup"
 
 V = TypeVar("V", PolicyConfig, Beside)
@@ -439,8 +442,15 @@ def _with_descriptors(config: StartupConfig, own: dict[int, int]) -> StartupConf
 
 
 def receive_control_message(end: socket.socket) -> tuple[ControlMessage | None, list[int]]:
-    """Returns the next message (None if the control process is gone) and its descriptors, which the caller owns."""
-    data, descriptors, _, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, CHANNEL_DESCRIPTORS_MAX)
+    """Returns the next message (None if the control process is gone) and its descriptors, which the caller owns.
+
+    They are all that it brought, or none: if the kernel drops some, the others are closed. They are not sent again, so what
+    the message asks for fails.
+    """
+    data, descriptors, flags, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, CHANNEL_DESCRIPTORS_MAX)
+    if flags & socket.MSG_CTRUNC:
+        while descriptors:
+            os.close(descriptors.pop())
     return (_control_message_decoder.decode(data) if data else None), descriptors
 
 

@@ -1,8 +1,8 @@
 """The serving process: one loop that owns every data socket, every session and the inline engines.
 
-The control process starts it as `python -m pilliond.serving DESCRIPTOR`, with its end of the control channel. It has no
-HTTP, no files and no log handlers. Its only threads are ZeroMQ's, plus one loader thread while a version loads. It dies
-with its parent.
+The control process starts it as `python -m pilliond.serving DESCRIPTOR PARENT [inline]`, with its end of the control channel.
+It has no HTTP, no files and no log handlers. Its only threads are ZeroMQ's, plus one loader thread while a version loads. It
+dies with its parent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from pilliond.errors import BadPolicyError, DaemonError, StartCancelledError
 from pilliond.ipc import control_channel as channel
 from pilliond.ipc import metrics_page
 from pilliond.ipc.control_channel import (
+    INLINE,
     Event,
     EventFields,
     Failed,
@@ -46,6 +48,7 @@ from pilliond.ipc.control_channel import (
     VersionRequest,
 )
 from pilliond.ipc.metrics_page import MetricsPage, Phase
+from pilliond.linux.allocator import return_freed_memory
 from pilliond.linux.cpu_priority import request_short_slices, slice_us
 from pilliond.linux.sandbox import die_with_parent
 from pilliond.serving.control_handler import ControlHandler
@@ -281,11 +284,13 @@ def pin(settings: ServingSettings) -> None:
 
 
 def settle(settings: ServingSettings) -> None:
-    """Prepares the interpreter and the garbage collector for low latency."""
+    """Prepares the interpreter and the garbage collector for low latency, and frees what only the start needed."""
     # The finite check lets a sum overflow, and then checks element by element.
     np.seterr(over="ignore", invalid="ignore")
     sys.setswitchinterval(settings.switch_interval_us / 1e6)
     gc.collect()
+    # The observations that were drawn to certify a version can take tens of MB.
+    return_freed_memory()
     if settings.gc_freeze:
         # Objects from start-up leave the collector's sight, so that a full collection finds next to nothing.
         gc.freeze()
@@ -318,6 +323,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
+    if INLINE in sys.argv[3:]:
+        # Now, while the control process verifies the policies: not while this one serves, which would wait for it.
+        import_module("pilliond.engine.onnx")
     try:
         config = channel.receive_startup(end)
         if config is None:

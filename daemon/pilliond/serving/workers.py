@@ -42,8 +42,6 @@ _BYTES_PER_MB: Final = 1_000_000
 _NS_PER_MS: Final = 1_000_000
 _OUT: Final = "the engine of this version keeps failing"
 _NO_DESCRIPTOR: Final = "no descriptor was left for its worker"
-_DESCRIPTORS: Final = 2
-"""What comes with `WorkerStarted`: the model, and an end of the channel. The kernel drops those that find no room."""
 
 
 class BatchSink(Protocol):
@@ -255,10 +253,9 @@ class Workers:
     def _attach(self, replica: WorkerReplica, descriptors: list[int]) -> None:
         """Connects a worker; asks for another, if this process had no room for its descriptors."""
         replica.batches = 0
-        if len(descriptors) != _DESCRIPTORS:
-            _close_all(descriptors)
+        if not descriptors:
             digest = replica.of.request.digest
-            self._report(NeedWorker(digest, _NO_DESCRIPTOR, cause=LossCause.ENDED, replica=replica.number))
+            self._report(NeedWorker(digest, _NO_DESCRIPTOR, cause=LossCause.SHORTAGE, replica=replica.number))
             return
         model, end = descriptors
         try:

@@ -400,6 +400,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Returns for each policy to serve, the default one first, the settings of a daemon that serves only that one."""
         return [self._of(policy) for policy in self.policies] or [self]
 
+    @property
+    def may_run_inline(self) -> bool:
+        """Whether a version of any policy may run in the serving process."""
+        return any(policy.engine.placement != "worker" for policy in self.served())
+
     def _of(self, policy: PolicySettings) -> Settings:
         own = {section: getattr(policy, section) for section in _OWN_SECTIONS if section != "limits"}
         return msgspec.structs.replace(

@@ -319,12 +319,15 @@ class Supervisor:
             self.page.clear(version.metrics_index)
         self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         self.starts += 1
-        serving, self._first = self._first or ServingProcess(self._spawner), None
+        serving, self._first = self._first or self._new_process(), None
         self._end, self._process = serving.end, serving.process
         # One that has ended already is found dead by `run`.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             channel.send_startup(self._end, self._startup_config())
             self._start_first_worker()
+
+    def _new_process(self) -> ServingProcess:
+        return ServingProcess(self._spawner, may_run_inline=self._settings.may_run_inline)
 
     def _start_first_worker(self) -> None:
         """Starts the worker of the version that the serving process loads first, if it is sure to ask for one.

@@ -16,7 +16,6 @@ from pillion_protocol import Spec
 from pillion_worker.model_source import Model, path_of, size_of
 from pilliond.engine.interface import Engine, EngineError
 from pilliond.engine.load_request import device_fields, engine_fields, plain_fields, why_device_missing, worker_fields
-from pilliond.engine.onnx import OnnxEngine
 from pilliond.engine.parity import check_parity
 from pilliond.engine.worker import WorkerEngine
 from pilliond.ipc.control_channel import VersionRequest
@@ -37,6 +36,9 @@ def build_version(
     Raises `EngineError`.
     """
     assert request.engine.kind == "onnx", request.engine.kind
+    # Imported here: a serving process without inline versions need not have ONNX Runtime in its memory.
+    from pilliond.engine.onnx import OnnxEngine
+
     parameters = request.distribution.parameters()
     one_shape = settings.one_shape_rows
     engine = OnnxEngine(

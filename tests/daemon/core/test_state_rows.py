@@ -14,10 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pillion_artifacts.card.model_card import Distribution, StateCard
 from pillion_protocol import Begun, End, Message, Spec, TensorSpec, decode
+from pillion_protocol.slots import write_generation
 from pillion_worker.tensors import State
 from pilliond.engine.interface import Engine
 from pilliond.engine.state_rows import StateRows
 from pilliond.engine.worker import WorkerEngine
+from pilliond.transport.slots import SlotRegion
 from pilliond.versions.loaded_version import Identity, Version
 from tests.daemon.support.fakes import DIGEST, WIDTH, Clock, act, codes, observation
 from tests.daemon.support.residency_plane import ResidencyPlane
@@ -286,6 +288,43 @@ def test_a_worker_that_is_replaced_leaves_the_states_as_they_were(hosts: list[Ho
     plane.ask(b"peer", End(begun.session, begun.epoch, 4, begun.episode))
     assert host.engine.state_rows is not None
     assert host.engine.state_rows.used == 0
+
+
+def test_an_act_of_mixed_versions_whose_slot_was_overwritten_leaves_the_states_as_they_were(hosts: list[Host]) -> None:
+    plane = TablePlane(hosts)
+    begun = plane.begin(plane.open(), 1, ROWS)
+    group = plane.sessions._groups[begun.episode]
+    # A group of so few bytes is granted none.
+    group.slots = region = SlotRegion(plane.version.slot_layout(ROWS))
+    slot = region.slots[0]
+
+    def actions(sequence: int, starts: bytes = b"") -> list[float]:
+        plane.deliver(b"peer", act(begun, sequence, ROWS, episode_start=starts), observation(ROWS))
+        plane.run()
+        (message,) = plane.answer()
+        made: list[float] = np.frombuffer(message[2], np.float32).tolist()
+        return made
+
+    assert actions(2) == [4.0] * ROWS
+    plane.switch(1)
+    assert actions(3, b"\0\1\0") == [8.0, 103.0, 8.0]
+    tables = [host.engine.state_rows for host in hosts]
+    used = [table.used for table in tables if table is not None]
+    slot.observations[0][:] = observation(ROWS)
+    write_generation(slot.view, 0, 5)
+    plane.deliver(b"peer", act(begun, 4, ROWS, slot=1, generation=5))
+    plane.run()
+    # Both workers run it, and write states that nobody takes over.
+    assert [len(host.engine.in_flight) for host in hosts] == [1, 1]
+    write_generation(slot.view, 0, 6)
+    (message,) = plane.answer()
+    assert codes([decode(bytes(message[1]))]) == ["slot_stale"]
+    assert [table.used for table in tables if table is not None] == used == [2, 1]
+    group.slots = None
+    region.revoke()
+    assert actions(5) == [12.0, 206.0, 12.0]
+    plane.ask(b"peer", End(begun.session, begun.epoch, 6, begun.episode))
+    assert [table.used for table in tables if table is not None] == [0, 0]
 
 
 def test_an_act_whose_state_was_lost_with_a_device_is_refused_until_its_rows_begin_anew(hosts: list[Host]) -> None:

@@ -263,6 +263,7 @@ def test_a_version_is_out_only_when_all_its_replicas_are(strict: Daemon) -> None
     kill_until_out(strict, 0)
     kill_until_out(strict, 1)
     assert version_of(strict)["worker"]["state"] == "out"
+    assert [event["replica"] for event in strict.events("replica_out")] == [1, 0, 1]
     assert [event["version"] for event in strict.events("version_out")] == ["hostile@1.0.0"]
     with pytest.raises(pillion.EngineOutError, match="cpu: its worker ended"):
         act(strict, 6)

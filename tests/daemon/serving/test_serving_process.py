@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pillion
-from pilliond.limits import CONTROL_NICENESS, SERVING_SLICE_US
+from pilliond.limits import CERTIFIED_OBSERVATIONS_MAX, CONTROL_NICENESS, SERVING_SLICE_US
 from tests.conftest import StartDaemon
+from tests.daemon.support.policies.hostile import publish_hostile
 from tests.daemon.support.process_resources import cpu_s
 from tests.harness import START_S_MAX, TIME_UNIT_S, WAIT_S_MAX, Daemon, wait_until
 
@@ -25,6 +27,8 @@ OBSERVATION = np.zeros(8, np.float32)
 CPUS = sorted(os.sched_getaffinity(0))
 HAS_SLICES = tuple(map(int, platform.release().split(".")[:2])) >= (6, 12)
 """Whether a thread can request a time slice: since Linux 6.12."""
+
+IN_WORKER = {"engine__placement": "worker"}
 
 SPIN_US = 1_000_000
 """The longest that the settings allow. A loop that polled only one carrier for so long would keep the others waiting."""
@@ -83,6 +87,54 @@ def test_without_the_setting_it_runs_on_every_cpu_of_the_daemon(daemon: Daemon) 
 def test_a_cpu_that_does_not_exist_is_a_settings_error(start_daemon: StartDaemon) -> None:
     with pytest.raises(AssertionError, match="cpus: expected some of"):
         start_daemon(settings={"serving__cpus": max(CPUS) + 1})
+
+
+def resident_bytes(pid: int) -> Counter[str]:
+    """Returns the resident memory of a process, by what is mapped there: a path, or for example `[heap]`, see proc(5)."""
+    found: Counter[str] = Counter()
+    name = ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if mapping := re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)", line):
+            name = mapping[1]
+        elif line.startswith("Rss:"):
+            found[name] += int(line.split()[1]) * 1024
+    return found
+
+
+def test_it_keeps_no_observations_that_were_drawn_to_certify_a_version(start_daemon: StartDaemon) -> None:
+    small, large = (
+        resident_bytes(start_daemon(policy=policy, settings=IN_WORKER).serving_pid)["[heap]"]
+        for policy in ("lunar-lander", "cart-pole-pixels")
+    )
+    # They are drawn as float64.
+    drawn_bytes = CERTIFIED_OBSERVATIONS_MAX * 4 * 84 * 84 * 8
+    assert small > 0
+    assert large < small + drawn_bytes
+
+
+def libraries_of(pid: int) -> set[str]:
+    """Returns the names of the packages that a process has libraries of in its memory."""
+    return set(re.findall(r"/site-packages/(\w+)/", Path(f"/proc/{pid}/maps").read_text()))
+
+
+@pytest.mark.parametrize(("placement", "has_library"), [("auto", True), ("worker", False)])
+def test_it_and_its_successor_have_onnx_runtime_in_their_memory_only_if_a_version_may_run_inline(
+    start_daemon: StartDaemon, tmp_path: Path, placement: str, has_library: bool
+) -> None:
+    """This version may not: it is not bounded. Of another one nobody knows."""
+    publish_hostile(tmp_path / "store")
+    settings = {"engine__placement": placement}
+    daemon = start_daemon(policy="hostile", store=tmp_path / "store", settings=settings)
+    for start in (1, 2):
+        health = daemon.health()
+        serving, (version,) = health["serving"]["pid"], health["policies"][0]["versions"]
+        assert (health["serving"]["starts"], version["placement"]) == (start, "worker")
+        assert "onnxruntime" in libraries_of(version["worker"]["pid"])
+        libraries = libraries_of(serving)
+        assert "numpy" in libraries
+        assert ("onnxruntime" in libraries) is has_library
+        os.kill(serving, signal.SIGKILL)
+        daemon.wait_for_event("ready", start + 1)
 
 
 def test_the_switch_interval_and_the_gc_freeze_follow_the_settings(daemon: Daemon, start_daemon: StartDaemon) -> None:

@@ -149,13 +149,15 @@ def test_a_version_that_loads_is_not_loaded_once_more(side: ControlSide) -> None
     assert list(side.workers._by_engine) == [engine]
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_worker_whose_descriptors_found_no_room_is_lost(side: ControlSide, count: int) -> None:
+def test_a_worker_whose_descriptors_find_no_room_is_lost(side: ControlSide) -> None:
     side.load()
     before = open_descriptors()
-    with sealed(b"a model") as model:
-        reports = side.tell(WorkerStarted(OTHER), *[model][:count])
-    assert reports == [NeedWorker(OTHER, "no descriptor was left for its worker")]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with sealed(b"a model") as model, theirs, ours:
+        # One more than there is room for, so that the kernel drops it.
+        reports = side.tell(WorkerStarted(OTHER), model, ours.fileno(), model)
+    why = "no descriptor was left for its worker"
+    assert reports == [NeedWorker(OTHER, why, cause=LossCause.SHORTAGE)]
     assert (side.engine().state, open_descriptors()) == (WorkerState.LOST, before)
 
 

@@ -423,6 +423,31 @@ def test_each_replica_of_a_version_has_its_process_its_cpus_and_its_bound_on_mem
     asyncio.run(scenario())
 
 
+def test_the_log_names_the_replica_whose_worker_was_started_ahead_as_it_names_the_others(
+    make_pool: MakePool, version: SealedVersion
+) -> None:
+    pool = make_pool(resident_bytes_of)
+
+    async def scenario() -> None:
+        pool.start_first(version, TWO)
+        for replica in (0, 1):
+            pool.need(NeedWorker(version.key, replica=replica), version, TWO)
+        pool.loaded(version.key)
+        for replica in (0, 1):
+            pool.need(NeedWorker(version.key, "its worker ended", replica=replica, batches=1), version, TWO)
+        for replica in (0, 1):
+            refused = NeedWorker(version.key, "no device", cause=LossCause.REFUSED, replica=replica)
+            pool.need(refused, version, TWO)
+
+    with structlog.testing.capture_logs() as log:
+        asyncio.run(scenario())
+    named = [(record["event"], record["version"], record.get("replica")) for record in log]
+    # A version is not out with its first replica.
+    events = ["worker_ready", "worker_lost", "replica_out"]
+    each = [(event, "scaling@1.0.0", replica) for event in events for replica in (0, 1)]
+    assert named == [*each, ("version_out", "scaling@1.0.0", None)]
+
+
 def test_a_version_is_out_once_all_its_replicas_are_and_serves_as_soon_as_one_does(
     make_pool: MakePool, side: OtherSide, version: SealedVersion
 ) -> None:

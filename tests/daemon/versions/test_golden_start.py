@@ -104,6 +104,48 @@ def test_a_version_that_computes_in_float32_already_is_not_started_again() -> No
             started(half, version, request=request)
 
 
+# Several devices
+
+TWO = ["cpu", "cpu"]
+FLOAT32 = {"precision": "float32", "channels_last": False}
+
+
+def several(error: float, *each: dict[str, Any]) -> Doubling:
+    """One on several devices, as `ReplicaEngine` describes it: as the first of them, and each under `replicas`."""
+    return Doubling(error, **each[0], replicas=list(each))
+
+
+@pytest.mark.parametrize(
+    ("asked", "second"),
+    [
+        ({"precision": "bfloat16"}, {**FLOAT32, "precision": "bfloat16"}),
+        ({"channels_last": True}, {**FLOAT32, "channels_last": True}),
+        # It does not say so.
+        ({"precision": "bfloat16"}, {}),
+    ],
+)
+def test_a_version_on_several_devices_is_started_again_if_any_of_them_does_not_compute_in_float32(
+    asked: dict[str, Any], second: dict[str, Any]
+) -> None:
+    plain = several(0.0, FLOAT32, FLOAT32)
+    version, fallbacks = started(EngineSettings(device=TWO, **asked), several(0.5, FLOAT32, second), plain)
+    assert version is plain
+    assert "was asked for: output 'action'" in fallbacks[1]
+
+
+def test_a_version_on_several_devices_that_computes_in_float32_on_all_is_not_started_again() -> None:
+    settings = EngineSettings(device=TWO, precision="bfloat16", channels_last=True)
+    with pytest.raises(EngineError, match="output 'action'"):
+        started(settings, several(0.5, FLOAT32, FLOAT32))
+
+
+def test_a_worker_that_says_it_is_several_counts_as_what_it_says_of_itself() -> None:
+    settings = EngineSettings(precision="bfloat16")
+    plain = Doubling(0.0, **FLOAT32)
+    version, _ = started(settings, Doubling(0.5, precision="bfloat16", replicas=[1, 2]), plain)
+    assert version is plain
+
+
 def test_a_long_reason_is_shortened() -> None:
     _, fallbacks = started(EngineSettings(precision="tf32"), Named("x" * 2_000), Doubling(0.0))
     assert len(fallbacks[1]) == FALLBACK_CHARS_MAX

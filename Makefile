@@ -31,7 +31,7 @@ help:
 	@echo "make fuzz           let schemathesis send thousands of requests to a daemon's admin port (FUZZ_ARGS: --examples, --seed)"
 	@echo "make gpu            the figures of the torch engine on a CUDA device; without one it says that nothing was tried"
 	@echo "make peers          the published peers, for pillion bench compare, in .venv-peers"
-	@echo "make foreign        another interpreter with numpy 1 and jax, for tests of engine.python, in .venv-foreign"
+	@echo "make foreign        other interpreters for tests of engine.python, in .venv-foreign (numpy 1, jax) and .venv-foreign-3.9"
 	@echo "make release        check, build and tag a release: VERSION=x.y.z (RELEASE_ARGS: --skip-tests)"
 	@echo "make setup          the virtual environment with everything"
 	@echo "make clean          remove the virtual environments, the caches and the builds"
@@ -90,13 +90,13 @@ gpu: $(VENV)/dev.stamp
 
 peers: .venv-peers/peers.stamp
 
-foreign: .venv-foreign/foreign.stamp
+foreign: .venv-foreign/foreign.stamp .venv-foreign-3.9/foreign.stamp
 
 release: $(VENV)/dev.stamp
 	$(BIN)/python tools/release.py "$(VERSION)" $(RELEASE_ARGS)
 
 clean:
-	rm -rf .venv .venv-peers .venv-foreign .venv-newest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
+	rm -rf .venv .venv-peers .venv-foreign .venv-foreign-3.9 .venv-newest .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -144,3 +144,11 @@ test-newest test-oldest: test-%: $(VENV)/dev.stamp
 	.venv-foreign/bin/python $(PIP_LOCKED) --requirement locks/foreign.txt
 	.venv-foreign/bin/python -m pip check
 	@touch $@
+
+# The oldest Python that a worker runs on. A machine without it needs none: the tests with it skip.
+.venv-foreign-3.9/foreign.stamp: locks/foreign-3.9.txt
+	@python=$$($(PYTHON) tools/find_python.py 3.9); \
+	if [ -z "$$python" ]; then echo "there is no python3.9: tests of workers on it will skip"; exit 0; fi; \
+	set -ex; "$$python" -m venv .venv-foreign-3.9; \
+	.venv-foreign-3.9/bin/python $(PIP_LOCKED) --requirement locks/foreign-3.9.txt; \
+	.venv-foreign-3.9/bin/python -m pip check; touch $@

@@ -13,6 +13,7 @@ One resolution covers the extras; it is then written to several files, because n
     daemon.txt      what a daemon runs on, with signatures and buckets
     peers.txt       the peers of the bench, in an environment of their own
     foreign.txt     another interpreter for workers, in an environment of its own
+    foreign-3.9.txt the same for the oldest Python that a worker runs on
 
 The extras `cuda` and `tensorrt` are not locked: they exclude the daemon's, and CI has no GPU.
 
@@ -37,6 +38,7 @@ LOCKS = ROOT / "locks"
 TORCH = LOCKS / "torch.in"
 EDITABLE = LOCKS / "editable.in"
 FOREIGN = LOCKS / "foreign.in"
+FOREIGN_3_9 = LOCKS / "foreign-3.9.in"
 PEERS = ROOT / "bench" / "peers" / "requirements.txt"
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -57,11 +59,11 @@ def main() -> None:
     into: Path = options.into
     into.mkdir(parents=True, exist_ok=True)
     # One version of each package for all Pythons: what passes on one is what runs on the others.
-    everywhere = ["--universal", "--python-version", PYTHONS[0], "--fork-strategy", "fewest"]
-    scope = ["--python", str(options.python)] if options.python else everywhere
+    everywhere = ["--universal", "--fork-strategy", "fewest", "--python-version"]
+    scope = ["--python", str(options.python)] if options.python else [*everywhere, PYTHONS[0]]
     scope += ["--resolution", options.resolution]
 
-    def compiled(name: str, *inputs: str, known: Path | None = None) -> Blocks:
+    def compiled(name: str, *inputs: str, known: Path | None = None, scope: list[str] = scope) -> Blocks:
         locked = [LOCKS / name, LOCKS / "torch-cuda.txt"] if options.keep else []
         return compile_with_uv(inputs, scope, locked, known)
 
@@ -82,6 +84,8 @@ def main() -> None:
         write(into / "torch-cpu.txt", {"torch": [cpu_builds()]})
         write(into / "peers.txt", compiled("peers.txt", str(PEERS)))
         write(into / "foreign.txt", compiled("foreign.txt", str(FOREIGN)))
+        oldest = [*everywhere, "3.9"]
+        write(into / "foreign-3.9.txt", compiled("foreign-3.9.txt", str(FOREIGN_3_9), scope=oldest))
 
 
 def is_of_torch(name: str) -> bool:

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
-import subprocess
-from functools import cache
-from pathlib import Path
 
 import pytest
 
 from tests.harness import ROOT
+from tools.find_python import find_python, runs
 
 FOREIGN = ROOT / ".venv-foreign" / "bin" / "python"
 """What `make foreign` installs: numpy 1 and jax, and nothing of ours."""
 
 
-@cache
-def find_python(version: str) -> str | None:
-    """The path of an interpreter of that version, such as 3.9, that starts: on PATH, or among those that pyenv keeps."""
-    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
-    kept = sorted(home.glob(f".pyenv/versions/{version}.*/bin/python{version}"))
-    candidates = [shutil.which(f"python{version}"), *map(str, kept)]
-    return next((path for path in candidates if path and _runs(path, "import sys")), None)
-
-
-@cache
-def _runs(python: str, code: str) -> bool:
-    return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
-
-
 def python_of(version: str, *packages: str) -> str:
-    """Returns the path of a Python of that version that has these packages; else skips the test, with a line that names what is missing."""
-    python = find_python(version)
+    """Returns the path of a Python of that version that has these packages; else skips the test, with a line that names what is missing.
+
+    That of `make foreign`, if it has made an environment for that version.
+    """
+    made = ROOT / f".venv-foreign-{version}" / "bin" / "python"
+    python = str(made) if made.exists() else find_python(version)
     if python is None:
         pytest.skip(f"there is no python{version}")
-    missing = [package for package in packages if not _runs(python, f"import {package}")]
+    missing = [package for package in packages if not runs(python, f"import {package}")]
     if missing:
-        pytest.skip(f"python{version} has no {' and no '.join(missing)}")
+        hint = ": make foreign" if (ROOT / "locks" / f"foreign-{version}.in").exists() else ""
+        pytest.skip(f"{python} has no {' and no '.join(missing)}{hint}")
     return python
 
 

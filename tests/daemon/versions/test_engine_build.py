@@ -73,6 +73,8 @@ def test_an_engine_is_built_once_and_then_only_loaded(gpu: StubGpu, sealed: Seal
         None,
     )
     assert described["memory"] == "pinned"
+    assert described["graphs"].startswith("none: TensorRT captures one graph for all batches")
+    assert gpu.captured() == 0
     stage(sealed, settings)
     assert {line.split()[0] for line in gpu.seen()} == {"load"}
     assert [file.suffix for file in cache.iterdir()] == [".engine"]

@@ -24,7 +24,7 @@ class StubGpu:
         patch.setenv("LD_LIBRARY_PATH", str(folder))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.setenv("STUB_FOLDER", str(folder))
-        self.set(build="ok", tensorrt="10.9.0", free_mb=1_000, taken_mb=300)
+        self.set(build="ok", tensorrt="10.9.0", free_mb=1_000, taken_mb=300, graphs="ok", captures="")
 
     def set(self, **values: object) -> None:
         """Sets how it behaves from now on, in all processes."""
@@ -36,3 +36,7 @@ class StubGpu:
         lines = self._log.read_text().splitlines()
         self._log.write_text("")
         return lines
+
+    def captured(self) -> int:
+        """How many CUDA graphs were captured so far."""
+        return len((self._folder / "captures").read_text().splitlines())

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pillion_worker.errors import ChannelError
 from pillion_worker.limits import PACKET_BYTES_MAX
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 """The version of what travels here and in the arena. A daemon whose files were replaced while it runs may start workers of
 another one."""
 

@@ -87,13 +87,13 @@ class LoadRequest(NamedTuple):
     provider: str = "cuda"
     """What ONNX Runtime computes with on a CUDA device: `cuda` or `tensorrt`."""
 
-    engine_cache: str = ""
+    build_cache: str = ""
     """The folder of built TensorRT engines. Empty: there is none, so none is built or loaded."""
 
-    engine_cache_bytes_max: int = 0
+    build_cache_bytes_max: int = 0
     """The size of that folder. The engines that were not used for the longest time are removed first."""
 
-    builds_engine: bool = False
+    builds: bool = False
     """Whether to build the TensorRT engine if the cache has none. A worker that serves only loads it."""
 
     @property

@@ -67,8 +67,8 @@ def device_fields(settings: EngineSettings) -> dict[str, Any]:
         "channels_last": settings.channels_last,
         "keep_warm_ms": settings.keep_warm_ms,
         "provider": settings.provider,
-        "engine_cache": engine_cache_folder(settings, os.environ) if settings.provider == "tensorrt" else "",
-        "engine_cache_bytes_max": settings.tensorrt_cache_mb_max * _BYTES_PER_MB,
+        "build_cache": build_cache_folder(settings, os.environ) if settings.provider == "tensorrt" else "",
+        "build_cache_bytes_max": settings.build_cache_mb_max * _BYTES_PER_MB,
     }
 
 
@@ -77,17 +77,17 @@ def plain_fields(fallback: str) -> dict[str, Any]:
     return {"precision": "float32", "channels_last": False, "fallback": fallback} if fallback else {}
 
 
-def engine_cache_folder(settings: EngineSettings, environment: Mapping[str, str]) -> str:
+def build_cache_folder(settings: EngineSettings, environment: Mapping[str, str]) -> str:
     """Returns the folder of built TensorRT engines; empty for a user without a home. See `CacheDirectory=` in systemd.exec(5)."""
-    if settings.tensorrt_cache_dir:
-        return settings.tensorrt_cache_dir
+    if settings.build_cache_dir:
+        return settings.build_cache_dir
     if of_service := environment.get("CACHE_DIRECTORY", "").partition(":")[0]:
-        return str(Path(of_service) / "tensorrt")
+        return str(Path(of_service) / "builds")
     try:
         of_user = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         return ""
-    return str(of_user / "pillion" / "tensorrt")
+    return str(of_user / "pillion" / "builds")
 
 
 def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> str:

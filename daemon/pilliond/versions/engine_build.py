@@ -18,7 +18,7 @@ def build_engine(
 ) -> None:
     """Builds the engine in a worker of its own, unless the cache has it.
 
-    A build that fails, crashes or takes longer than `engine.tensorrt_build_s_max` is ended. Why stands in the cache, so that
+    A build that fails, crashes or takes longer than `engine.build_s_max` is ended. Why stands in the cache, so that
     the workers that then compute without an engine say it as their `fallback`. Does nothing for a version that is no
     ONNX graph on a CUDA device, or where `engine.provider` is not `tensorrt`.
     """
@@ -26,9 +26,9 @@ def build_engine(
         return
     # What is required of a version is decided where it is tried.
     lenient = replace(settings, device_required=False)
-    most_s = settings.tensorrt_build_s_max
+    most_s = settings.build_s_max
     with (
-        TrialWorker(request, rows_max, lenient, code, most_s, builds_engine=True) as worker,
+        TrialWorker(request, rows_max, lenient, code, most_s, builds=True) as worker,
         suppress(EngineError),
     ):
         worker.start(model_descriptor)

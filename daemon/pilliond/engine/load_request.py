@@ -65,20 +65,22 @@ def device_fields(settings: EngineSettings) -> dict[str, Any]:
         "device_memory_bytes_max": settings.device_memory_mb * _BYTES_PER_MB,
         "precision": settings.precision,
         "channels_last": settings.channels_last,
+        "compiles": settings.compile,
         "keep_warm_ms": settings.keep_warm_ms,
         "provider": settings.provider,
-        "build_cache": build_cache_folder(settings, os.environ) if settings.provider == "tensorrt" else "",
+        "build_cache": build_cache_folder(settings, os.environ) if settings.builds else "",
         "build_cache_bytes_max": settings.build_cache_mb_max * _BYTES_PER_MB,
     }
 
 
 def plain_fields(fallback: str) -> dict[str, Any]:
-    """Returns the fields of a `LoadRequest` for a version that computes in float32 for that reason; none if it is empty."""
-    return {"precision": "float32", "channels_last": False, "fallback": fallback} if fallback else {}
+    """Returns the fields of a `LoadRequest` for a version that computes plainly for that reason; none if it is empty."""
+    plain = {"precision": "float32", "channels_last": False, "compiles": False}
+    return {**plain, "fallback": fallback} if fallback else {}
 
 
 def build_cache_folder(settings: EngineSettings, environment: Mapping[str, str]) -> str:
-    """Returns the folder of built TensorRT engines; empty for a user without a home. See `CacheDirectory=` in systemd.exec(5)."""
+    """Returns the folder of TensorRT engines and compiled programs; empty for a user without a home. See `CacheDirectory=` in systemd.exec(5)."""
     if settings.build_cache_dir:
         return settings.build_cache_dir
     if of_service := environment.get("CACHE_DIRECTORY", "").partition(":")[0]:

@@ -270,12 +270,14 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """After how long without a batch a device computes a small one, so that its clocks stay up. 0: never."""
     provider: Literal["cuda", "tensorrt"] = "cuda"
     """What ONNX Runtime computes with on a CUDA device. `tensorrt` builds an engine while a version is staged."""
+    compile: bool = False
+    """Whether torch policies run compiled for this host. They are compiled while a version is staged, by a C++ compiler."""
     build_cache_dir: str = ""
-    """Where built engines are kept: an absolute path. Empty: `builds` in systemd's cache folder, else in the user's."""
+    """Where engines and compiled programs are kept: an absolute path. Empty: `builds` in systemd's cache folder, or the user's."""
     build_cache_mb_max: int = 4_096
-    """Size of that folder. The engines that were not used for the longest time are removed first."""
+    """Size of that folder. What was not used for the longest time is removed first."""
     build_s_max: float = 600.0
-    """How long a build may take, in seconds. A version whose build takes longer computes with the CUDA provider."""
+    """How long a build may take, in seconds. A version whose build takes longer computes without it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.start_s_max <= WORKER_START_S_MAX:
@@ -301,6 +303,11 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"
             )
+
+    @property
+    def builds(self) -> bool:
+        """Whether something may be built while a version is staged."""
+        return self.provider == "tensorrt" or self.compile
 
     def _check_devices(self) -> None:
         """Raises `ValueError` unless it names devices, and what is there for each of several fits them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -70,6 +71,9 @@ def test_engines_are_kept_where_the_settings_say_or_the_service_or_the_user(monk
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
+    compiled = worker_fields(EngineSettings(compile=True), "torch")
+    assert (compiled["compiles"], compiled["build_cache"]) == (True, build_cache_folder(unnamed, os.environ))
+    assert worker_fields(unnamed, "torch")["build_cache"] == ""
     monkeypatch.setattr(Path, "home", homeless)
     assert build_cache_folder(unnamed, {}) == ""
     assert worker_fields(unnamed, "onnx")["build_cache"] == ""

@@ -53,7 +53,7 @@ PT2_MEMBERS_MAX: Final = 65_536
 """Members of a file of `torch.export`: a few, and one for each weight. A longer list would only take time to read."""
 
 ENGINE_HEADER_BYTES_MAX: Final = 65_536
-"""What a cached TensorRT engine depends on, as JSON: names, versions and the shapes of every input."""
+"""What a build in the cache depends on, as JSON: names, versions and the shapes of every input."""
 
 BUILD_LEFT_S: Final = 7_200
 """When what a build left behind is removed: twice as long as the longest build may take."""

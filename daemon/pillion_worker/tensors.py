@@ -78,8 +78,11 @@ class LoadRequest(NamedTuple):
     channels_last: bool = False
     """Whether images were asked to lie in memory with their channels last, as some devices compute faster."""
 
+    compiles: bool = False
+    """Whether a program of `torch.export` was asked to run compiled."""
+
     fallback: str = ""
-    """Why `precision` and `channels_last` are not what the settings ask for; empty if they are."""
+    """Why `precision`, `channels_last` and `compiles` are not what the settings ask for; empty if they are."""
 
     keep_warm_ms: int = 0
     """After how long without a batch the device gets something to run, so that it does not slow down; 0: never."""
@@ -87,14 +90,14 @@ class LoadRequest(NamedTuple):
     provider: str = "cuda"
     """What ONNX Runtime computes with on a CUDA device: `cuda` or `tensorrt`."""
 
-    engine_cache: str = ""
-    """The folder of built TensorRT engines. Empty: there is none, so none is built or loaded."""
+    build_cache: str = ""
+    """The folder of TensorRT engines and compiled programs. Empty: there is none, so none is built or loaded."""
 
-    engine_cache_bytes_max: int = 0
-    """The size of that folder. The engines that were not used for the longest time are removed first."""
+    build_cache_bytes_max: int = 0
+    """The size of that folder. What was not used for the longest time is removed first."""
 
-    builds_engine: bool = False
-    """Whether to build the TensorRT engine if the cache has none. A worker that serves only loads it."""
+    builds: bool = False
+    """Whether to build the engine, or compile the program, if the cache has none. A worker that serves only loads it."""
 
     @property
     def room(self) -> int:
@@ -103,13 +106,13 @@ class LoadRequest(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it asks for nothing that a program may not bear: float32, and tensors as they come."""
-        return self.precision == "float32" and not self.channels_last
+        """Whether it asks for nothing that a program may not bear: float32, tensors as they come, and not compiled."""
+        return self.precision == "float32" and not self.channels_last and not self.compiles
 
     def made_plain(self, reason: str) -> LoadRequest:
-        """The same in float32 and with tensors as they come. `reason` is why it is not as it was asked for."""
-        fallback = fallback_text(self.precision, self.channels_last, reason)
-        return self._replace(precision="float32", channels_last=False, fallback=fallback)
+        """The same in float32, with tensors as they come, and not compiled. `reason` is why it is not as it was asked for."""
+        fallback = fallback_text(self.precision, self.channels_last, self.compiles, reason)
+        return self._replace(precision="float32", channels_last=False, compiles=False, fallback=fallback)
 
     def to_packet(self) -> dict[str, Any]:
         """Returns it as a message of the channel."""
@@ -150,9 +153,11 @@ class TensorMemory:
         each of shape [room]. None where the policy has no state, or the memory lies outside an arena."""
 
 
-def fallback_text(precision: str, channels_last: bool, reason: str) -> str:
-    """Why a policy computes in float32 and with tensors as they come: a sentence of bounded length."""
-    asked = [*([precision] if precision != "float32" else []), *(["channels last"] if channels_last else [])]
+def fallback_text(precision: str, channels_last: bool, compiles: bool, reason: str) -> str:
+    """Why a policy computes in float32, with tensors as they come, and not compiled: a sentence of bounded length."""
+    asked = [precision] if precision != "float32" else []
+    asked += ["channels last"] if channels_last else []
+    asked += ["a compiled program"] if compiles else []
     return f"{' and '.join(asked)} was asked for: {reason}"[:FALLBACK_CHARS_MAX]
 
 

@@ -212,8 +212,8 @@ ENGINE_DEVICES_MAX: Final = 64
 ENGINE_DEVICE_MB_MAX: Final = 4_000_000
 """The most that `engine.device_memory_mb` can be: more than any device has, so that a number of bytes is noticed."""
 
-TENSORRT_BUILD_S_MAX: Final = 3_600.0
-"""The most that `engine.tensorrt_build_s_max` can be. `pillion_worker.limits.BUILD_LEFT_S` is twice as long."""
+BUILD_S_MAX: Final = 3_600.0
+"""The most that `engine.build_s_max` can be. `pillion_worker.limits.BUILD_LEFT_S` is twice as long."""
 
 CODE_ADDRESS_MB: Final = 24_576
 """Address space of a worker of torch or Python besides `engine.worker_memory_mb_max`: their libraries reserve far more than
@@ -524,7 +524,7 @@ ENGINE_BOUNDS: Final = {
     "hang_ms_min": (10, 600_000),
     "keep_warm_ms": (0, 60_000),
     "device_memory_mb": (0, ENGINE_DEVICE_MB_MAX),
-    "tensorrt_cache_mb_max": (1, 1_000_000),
+    "build_cache_mb_max": (1, 1_000_000),
     "cache_rows_max": (0, RESULT_CACHE_ROWS_HARD_MAX),
     "cache_mb_max": (1, RESULT_CACHE_MB_HARD_MAX),
 }

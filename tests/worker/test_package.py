@@ -19,7 +19,7 @@ WORKER = PACKAGES["pillion_worker"]
 ENGINES = WORKER / "engines"
 OF_ENGINES = {
     ENGINES: {"interface.py"},
-    WORKER / "onnx_engine": {"engine_cache.py", "providers.py"},
+    WORKER / "onnx_engine": {"providers.py"},
     WORKER / "torch_engine": {"pt2_archive.py"},
 }
 """Folders that need an engine's package, with the modules that do not."""

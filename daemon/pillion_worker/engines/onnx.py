@@ -7,7 +7,9 @@ on their memory address. With `strict_rows` every run has that many rows, each a
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,11 @@ from pillion_worker.cuda_driver import CudaDriver
 from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.devices import choose, cuda_index
 from pillion_worker.errors import DriverError, EngineError
-from pillion_worker.memory import aligned_zeros
+from pillion_worker.memory import aligned_zeros, private_memory
 from pillion_worker.model_source import Model
+from pillion_worker.onnx_engine import graphs
 from pillion_worker.onnx_engine.providers import CUDA
-from pillion_worker.onnx_engine.sessions import open_on
+from pillion_worker.onnx_engine.sessions import Opened, open_on
 from pillion_worker.runs.interface import Run
 from pillion_worker.tensors import Array, LoadRequest, State, Tensor, TensorMemory
 
@@ -52,16 +55,21 @@ class OnnxRuntimeEngine:
     """
 
     kind = "onnxruntime"
+    outputs: list[Tensor]
+    _session: Any
+    _graphs: str
 
     def __init__(self, model: Model, request: LoadRequest, device: str = "cpu", fallback: str = "") -> None:
         self._request = request
         self._strict_rows = request.strict_rows
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
-        self._session, self._device, self._fallback = open_on(model, request, device, fallback)
         self._names = [tensor.name for tensor in request.observation]
-        _check_inputs(self._session, [*self._names, *(state.name for state in request.states)])
-        self.outputs = _actual_outputs(self._session, request)
-        self._scratch = self._make_scratch()
+        self._use(open_on(model, request, device, fallback))
+        if self._graphs == graphs.CAPTURED and (why := self._why_not_captured()):
+            # Nothing may be left of the session: a capture that has begun in it forbids allocations.
+            self._session = None
+            gc.collect()
+            self._use(open_on(model, request, device, fallback, no_graphs=why))
 
     def bind(self, memory: TensorMemory) -> list[Run]:
         """As `Engine.bind`."""
@@ -98,9 +106,26 @@ class OnnxRuntimeEngine:
             "buckets": self.buckets,
             "strict": bool(self._strict_rows),
         }
+        if self._graphs:
+            described["graphs"] = self._graphs
         if self._fallback:
             described["fallback"] = self._fallback
         return described
+
+    def _use(self, opened: Opened) -> None:
+        self._session, self._device, self._fallback, self._graphs = opened
+        self._graph_numbers = count(1)
+        _check_inputs(self._session, [*self._names, *(state.name for state in self._request.states)])
+        self.outputs = _actual_outputs(self._session, self._request)
+        self._scratch = self._make_scratch()
+
+    def _why_not_captured(self) -> str:
+        """Why the graph of a bucket cannot be captured; empty if all can be. Here, because now there still is a way back."""
+        try:
+            self.bind(private_memory(self._request, self.outputs))
+        except EngineError as error:
+            return str(error)
+        return ""
 
     def _bucket_runs(self, memory: TensorMemory) -> list[Callable[[], None]]:
         runs = [self._run_of([self._piece(memory, 0, rows, {})]) for rows in self.buckets]
@@ -123,6 +148,7 @@ class OnnxRuntimeEngine:
             {name: array[first : first + rows] for name, array in written.items()},
             scratch,
             self._device,
+            next(self._graph_numbers) if self._graphs == graphs.CAPTURED else 0,
         )
 
     def _tensors(self, memory: TensorMemory) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -146,14 +172,14 @@ class OnnxRuntimeEngine:
 
     def _run_of(self, pieces: list[_Piece]) -> Callable[[], None]:
         run_session = self._session.run_with_iobinding
-        steps = [(piece.before, piece.binding, piece.after) for piece in pieces]
+        steps = [(piece.before, piece.binding, piece.options, piece.after) for piece in pieces]
 
         def run() -> None:
             try:
-                for before, binding, after in steps:
+                for before, binding, options, after in steps:
                     for to, source in before:
                         to[:] = source
-                    run_session(binding)
+                    run_session(binding, options)
                     for to, source in after:
                         to[:] = source
             except Exception as error:
@@ -163,13 +189,14 @@ class OnnxRuntimeEngine:
 
 
 class _Piece:
-    """Rows that run together: the binding, and the copies to make `before` and `after` it (to, from).
+    """Rows that run together: the binding, the options of its runs, and the copies to make `before` and `after` it (to, from).
 
     `read` and `written` hold the rows of each tensor by name. A tensor at an unaligned address runs in `scratch`, if that
-    has memory for its name; otherwise it runs in place.
+    has memory for its name; otherwise it runs in place. `graph` is the number of its CUDA graph, which is captured now; 0:
+    it has none. A graph reads and writes memory of the device alone, so its outputs are copied from there afterwards.
     """
 
-    __slots__ = ("after", "before", "binding")
+    __slots__ = ("after", "before", "binding", "options")
 
     def __init__(
         self,
@@ -178,10 +205,12 @@ class _Piece:
         written: Mapping[str, Array],
         scratch: Mapping[str, Array],
         device: str,
+        graph: int = 0,
     ) -> None:
         self.binding = session.io_binding()
+        self.options: Any = graphs.run_options(graph) if graph else None
         self.before: list[tuple[Array | _OnDevice, Array]] = []
-        self.after: list[tuple[Array, Array]] = []
+        self.after: list[tuple[Array, Any]] = []
         for name, array in read.items():
             target = _aligned_or_scratch(name, array, scratch)
             if target is not array:
@@ -196,11 +225,18 @@ class _Piece:
             target = _aligned_or_scratch(name, array, scratch)
             if target is not array:
                 self.after.append((array, target))
-            self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
+            if graph:
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(target, "cuda", cuda_index(device))
+                self.binding.bind_ortvalue_output(name, value)
+                self.after.insert(0, (target, _OnDevice(value)))
+            else:
+                self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
+        if graph:
+            graphs.capture(session, self.binding, self.options)
 
 
 class _OnDevice:
-    """An input that lives on a device, written to as an array is: runs on the CPU pay nothing for it."""
+    """A tensor that lives on a device, written to and read as an array is: runs on the CPU pay nothing for it."""
 
     __slots__ = ("_value",)
 
@@ -209,6 +245,10 @@ class _OnDevice:
 
     def __setitem__(self, _: slice, source: Array) -> None:
         self._value.update_inplace(source)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        made: Array = self._value.numpy()
+        return made
 
 
 def _aligned_or_scratch(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:
@@ -232,7 +272,7 @@ def _actual_outputs(session: onnxruntime.InferenceSession, request: LoadRequest)
     given: Sequence[Tensor | State] = [*request.observation, *request.states]
     feed = {tensor.name: np.zeros((2, *tensor.shape), tensor.dtype) for tensor in given}
     try:
-        actual = dict(zip(names, session.run(names, feed)))
+        actual = dict(zip(names, session.run(names, feed, graphs.run_options())))
     except Exception as error:  # noqa: BLE001 - as in `run`
         raise EngineError(f"the graph does not run on two rows of its card's shapes: {error}") from None
     for tensor in request.outputs:

@@ -20,12 +20,13 @@ from pillion_worker.errors import EngineError
 from pillion_worker.memory import private_memory
 from pillion_worker.model_source import Model
 from pillion_worker.runs.interface import Run
-from pillion_worker.tensors import LoadRequest, State, Tensor, TensorMemory
+from pillion_worker.tensors import LoadRequest, State, Tensor, TensorMemory, fallback_text
 from pillion_worker.torch_engine import cuda
+from pillion_worker.torch_engine.compiled import compiled_call
 from pillion_worker.torch_engine.device_states import DeviceStates
 from pillion_worker.torch_engine.pipeline import DeviceRunner
 from pillion_worker.torch_engine.precision import in_precision, precision_on
-from pillion_worker.torch_engine.program import Call, load_program, run_trial
+from pillion_worker.torch_engine.program import Call, Program, load_program, run_trial
 from pillion_worker.torch_engine.runner import Binding, CpuRunner, Runner
 
 _INFERENCE: Final = torch.inference_mode()
@@ -73,7 +74,6 @@ class TorchEngine:
         self._device = device
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
         self._precision, why_not = precision_on(device, request)
-        self._fallback = "; ".join(filter(None, [fallback, request.fallback, why_not]))
         opened = None if device == "cpu" else cuda.open_device(device, self._precision, request.device_memory_bytes_max)
         self._place = opened.place if opened else "cpu"
         given: Sequence[Tensor | State] = [*request.observation, *request.states]
@@ -89,10 +89,24 @@ class TorchEngine:
             )
         self._order = _agreed(program.inputs, self._given, "inputs")
         self._index = {name: index for index, name in enumerate(_agreed(program.outputs, self._made, "outputs"))}
-        call = in_precision(program.call, self._precision, self._place)
+        call, why_not_compiled = self._call_of(model, program)
+        self._compiled = request.compiles and not why_not_compiled
+        self._fallback = "; ".join(filter(None, [fallback, request.fallback, why_not, why_not_compiled]))
         self._runner: Runner = DeviceRunner(call, opened) if opened else CpuRunner(call)
         self._states = DeviceStates(opened, request.states) if opened and request.states else None
         self.outputs = self._actual_outputs(self._runner.call)
+
+    def _call_of(self, model: Model, program: Program) -> tuple[Call, str]:
+        """The program as it runs, and why it is not compiled although that was asked for."""
+        why_not = ""
+        if self._request.compiles:
+            example = self._example(self._order, 2)
+            try:
+                asked = self._request._replace(precision=self._precision)
+                return compiled_call(model, asked, program, self.buckets, self._device, example), ""
+            except EngineError as error:
+                why_not = fallback_text("float32", False, True, str(error))
+        return in_precision(program.call, self._precision, self._place), why_not
 
     def bind(self, memory: TensorMemory) -> list[Run]:
         """As `Engine.bind`."""
@@ -128,6 +142,7 @@ class TorchEngine:
             "device": self._device,
             "precision": self._precision,
             "channels_last": self._request.channels_last,
+            "compiled": self._compiled,
             "threads": self._request.threads,
             "buckets": self.buckets,
             "strict": bool(self._request.strict_rows),

@@ -1,1 +1,1 @@
-"""ONNX Runtime on a CUDA device: its providers, and the TensorRT engines that are built while staging."""
+"""ONNX Runtime on a CUDA device: its providers, its CUDA graphs, and the TensorRT engines that are built while staging."""

@@ -13,8 +13,8 @@ CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 
 
-def cuda_options(request: LoadRequest, index: int) -> dict[str, Any]:
-    """The options of the CUDA provider on this device."""
+def cuda_options(request: LoadRequest, index: int, has_graphs: bool = False) -> dict[str, Any]:
+    """The options of the CUDA provider on this device. `has_graphs` is whether runs capture and replay CUDA graphs."""
     options: dict[str, Any] = {
         "device_id": index,
         "use_tf32": int(request.precision != "float32"),
@@ -25,6 +25,8 @@ def cuda_options(request: LoadRequest, index: int) -> dict[str, Any]:
     }
     if request.device_memory_bytes_max:
         options["gpu_mem_limit"] = request.device_memory_bytes_max
+    if has_graphs:
+        options["enable_cuda_graph"] = 1
     return options
 
 

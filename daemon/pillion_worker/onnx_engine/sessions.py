@@ -9,11 +9,13 @@ import onnxruntime
 from pillion_worker.devices import cuda_index
 from pillion_worker.errors import EngineError
 from pillion_worker.model_source import Model
+from pillion_worker.onnx_engine import graphs
 from pillion_worker.onnx_engine.providers import CPU, CUDA, TENSORRT, cuda_options, tensorrt_options
 from pillion_worker.onnx_engine.tensorrt import built_engine
 from pillion_worker.tensors import LoadRequest
 
 _ERROR_ONLY: Final = 3
+_ONE_GRAPH: Final = "TensorRT captures one graph for all batches of a session, and each size needs its own"
 
 
 class Opened(NamedTuple):
@@ -24,22 +26,40 @@ class Opened(NamedTuple):
     fallback: str
     """What was asked for and is not done, and why; empty if there is nothing."""
 
+    graphs: str = ""
+    """`graphs.CAPTURED` if its runs capture and replay CUDA graphs, or why they do not; empty on the CPU."""
 
-def open_on(model: Model, request: LoadRequest, device: str, fallback: str) -> Opened:
-    """Opens a model on `cpu` or `cuda:N`. Raises `EngineError` if ONNX Runtime cannot load it there."""
+
+def open_on(model: Model, request: LoadRequest, device: str, fallback: str, no_graphs: str = "") -> Opened:
+    """Opens a model on `cpu` or `cuda:N`. Raises `EngineError` if ONNX Runtime cannot load it there.
+
+    `no_graphs` is why CUDA graphs are not to be used; empty: they are, if ONNX Runtime can make them of this model.
+    """
     fallback = "; ".join(filter(None, [fallback, request.fallback]))
     if device == "cpu":
         return Opened(open_session(model, request, [CPU]), device, fallback)
     if request.provider == "tensorrt":
         try:
-            return Opened(_open_tensorrt(model, request, cuda_index(device)), device, fallback)
+            session = _open_tensorrt(model, request, cuda_index(device))
+            return Opened(session, device, fallback, graphs.without(_ONE_GRAPH))
         except EngineError as error:
             fallback = f"tensorrt was asked for: {error}"
-    session = open_session(model, request, [(CUDA, cuda_options(request, cuda_index(device))), CPU])
+    session, no_graphs = _open_cuda(model, request, cuda_index(device), no_graphs or graphs.why_unsupported())
     if CUDA not in session.get_providers():
         # ONNX Runtime goes on without a provider that does not start.
         return Opened(session, "cpu", f"{device} was asked for: onnxruntime could not start {CUDA} there")
-    return Opened(session, device, fallback)
+    return Opened(session, device, fallback, graphs.without(no_graphs) if no_graphs else graphs.CAPTURED)
+
+
+def _open_cuda(model: Model, request: LoadRequest, index: int, no_graphs: str) -> tuple[Any, str]:
+    """Returns a session of the CUDA provider, and why it has no graphs."""
+    if not no_graphs:
+        try:
+            return open_session(model, request, [(CUDA, cuda_options(request, index, has_graphs=True)), CPU]), ""
+        except EngineError as error:
+            # It has control flow, or a node that computes on the CPU: ONNX Runtime says so here.
+            no_graphs = str(error)
+    return open_session(model, request, [(CUDA, cuda_options(request, index)), CPU]), no_graphs
 
 
 def _open_tensorrt(model: Model, request: LoadRequest, index: int) -> Any:

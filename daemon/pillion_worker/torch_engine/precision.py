@@ -10,7 +10,8 @@ import torch
 from pillion_worker.tensors import LoadRequest
 from pillion_worker.torch_engine.program import Call
 
-_HALVES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+HALVES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The precisions that torch computes in by casting around its operators."""
 
 
 def precision_on(device: str, request: LoadRequest) -> tuple[str, str]:
@@ -29,7 +30,7 @@ def precision_on(device: str, request: LoadRequest) -> tuple[str, str]:
 
 def in_precision(call: Call, precision: str, place: str) -> Call:
     """The program as it computes in that precision; its outputs are float32 again."""
-    half = _HALVES.get(precision)
+    half = HALVES.get(precision)
     if half is None:
         return call
     kind = torch.device(place).type

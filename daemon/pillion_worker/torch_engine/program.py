@@ -39,6 +39,8 @@ class Program(NamedTuple):
     """The names of the inputs in the order of `call`, where the program names them; None: they are the card's."""
     outputs: list[str] | None = None
     """The same of the outputs, where the program returns a dictionary."""
+    exported: Any = None
+    """The program of `torch.export` on its device; None for TorchScript."""
 
 
 def load_program(
@@ -59,16 +61,9 @@ def load_program(
     """
     if kind == "torchscript":
         return _load_script(model, device, example, has_channels_last)
-    program = _load_exported(model)
+    program = load_exported(model, device)
     for name, dimension in _rows_of_inputs(program):
         _check_rows(program, name, dimension, shapes)
-    if device != "cpu":
-        from torch.export.passes import move_to_device_pass
-
-        try:
-            program = move_to_device_pass(program, device)
-        except torch.cuda.OutOfMemoryError as error:
-            raise EngineError(f"device memory is used up: {first_line(error)}") from None
     return _flat(program, has_channels_last)
 
 
@@ -81,7 +76,8 @@ def first_line(error: BaseException) -> str:
     return lines[-1] if "TorchScript" in lines[0] else lines[0]
 
 
-def _load_exported(model: Model) -> Any:
+def load_exported(model: Model, device: str) -> Any:
+    """Loads a program of `torch.export` onto a device, without its example. Raises `EngineError` as `load_program` does."""
     archive = disarm(model)
     try:
         with warnings.catch_warnings():
@@ -96,7 +92,14 @@ def _load_exported(model: Model) -> Any:
         raise EngineError(f"the program changes its own tensors ({what}): {_EXPECTED_STATELESS}")
     given = {node: node.name for node in program.graph.nodes if node.op == "placeholder"}
     _check_writes(program.graph_module, given)
-    return program
+    if device == "cpu":
+        return program
+    from torch.export.passes import move_to_device_pass
+
+    try:
+        return move_to_device_pass(program, device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise EngineError(f"device memory is used up: {first_line(error)}") from None
 
 
 def _check_writes(graph_module: Any, given: Mapping[Any, str]) -> None:
@@ -192,7 +195,8 @@ def _flat(program: Any, has_channels_last: bool) -> Program:
     if has_channels_last:
         call = with_channels_last(call)
     count = len(signature.user_inputs)
-    return Program(call, count, _input_names(program.call_spec.in_spec), _output_names(program.call_spec.out_spec))
+    names = _input_names(program.call_spec.in_spec), _output_names(program.call_spec.out_spec)
+    return Program(call, count, *names, program)
 
 
 def _input_names(tree: Any) -> list[str] | None:

@@ -66,29 +66,31 @@ def device_fields(settings: EngineSettings) -> dict[str, Any]:
         "device_memory_bytes_max": settings.device_memory_mb * _BYTES_PER_MB,
         "precision": settings.precision,
         "channels_last": settings.channels_last,
+        "compiles": settings.compile,
         "keep_warm_ms": settings.keep_warm_ms,
         "provider": settings.provider,
-        "engine_cache": engine_cache_folder(settings, os.environ) if settings.provider == "tensorrt" else "",
-        "engine_cache_bytes_max": settings.tensorrt_cache_mb_max * _BYTES_PER_MB,
+        "build_cache": build_cache_folder(settings, os.environ) if settings.builds else "",
+        "build_cache_bytes_max": settings.build_cache_mb_max * _BYTES_PER_MB,
     }
 
 
 def plain_fields(fallback: str) -> dict[str, Any]:
-    """Returns the fields of a `LoadRequest` for a version that computes in float32 for that reason; none if it is empty."""
-    return {"precision": "float32", "channels_last": False, "fallback": fallback} if fallback else {}
+    """Returns the fields of a `LoadRequest` for a version that computes plainly for that reason; none if it is empty."""
+    plain = {"precision": "float32", "channels_last": False, "compiles": False}
+    return {**plain, "fallback": fallback} if fallback else {}
 
 
-def engine_cache_folder(settings: EngineSettings, environment: Mapping[str, str]) -> str:
-    """Returns the folder of built TensorRT engines; empty for a user without a home. See `CacheDirectory=` in systemd.exec(5)."""
-    if settings.tensorrt_cache_dir:
-        return settings.tensorrt_cache_dir
+def build_cache_folder(settings: EngineSettings, environment: Mapping[str, str]) -> str:
+    """Returns the folder of TensorRT engines and compiled programs; empty for a user without a home. See `CacheDirectory=` in systemd.exec(5)."""
+    if settings.build_cache_dir:
+        return settings.build_cache_dir
     if of_service := environment.get("CACHE_DIRECTORY", "").partition(":")[0]:
-        return str(Path(of_service) / "tensorrt")
+        return str(Path(of_service) / "builds")
     try:
         of_user = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         return ""
-    return str(of_user / "pillion" / "tensorrt")
+    return str(of_user / "pillion" / "builds")
 
 
 def why_device_missing(settings: EngineSettings, described: dict[str, Any]) -> str:

@@ -22,13 +22,13 @@ from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pillion_protocol.default_addresses import own_lane_address, runtime_folder
 from pilliond.errors import SettingsError
 from pilliond.limits import (
+    BUILD_S_MAX,
     ENGINE_BOUNDS,
     ENGINE_DEVICES_MAX,
     INLINE_US_HARD_MAX,
     LOAD_MARGIN_S,
     OLD_VERSIONS_MAX,
     POLICIES_MAX,
-    TENSORRT_BUILD_S_MAX,
     WORKER_DELAY_S_MAX,
     WORKER_LOSSES_MAX,
     WORKER_MEMORY_MB_MIN,
@@ -270,24 +270,24 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """After how long without a batch a device computes a small one, so that its clocks stay up. 0: never."""
     provider: Literal["cuda", "tensorrt"] = "cuda"
     """What ONNX Runtime computes with on a CUDA device. `tensorrt` builds an engine while a version is staged."""
-    tensorrt_cache_dir: str = ""
-    """Where built engines are kept: an absolute path. Empty: `tensorrt` in systemd's cache folder, else in the user's."""
-    tensorrt_cache_mb_max: int = 4_096
-    """Size of that folder. The engines that were not used for the longest time are removed first."""
-    tensorrt_build_s_max: float = 600.0
-    """How long a build may take, in seconds. A version whose build takes longer computes with the CUDA provider."""
+    compile: bool = False
+    """Whether torch policies run compiled for this host. They are compiled while a version is staged, by a C++ compiler."""
+    build_cache_dir: str = ""
+    """Where engines and compiled programs are kept: an absolute path. Empty: `builds` in systemd's cache folder, or the user's."""
+    build_cache_mb_max: int = 4_096
+    """Size of that folder. What was not used for the longest time is removed first."""
+    build_s_max: float = 600.0
+    """How long a build may take, in seconds. A version whose build takes longer computes without it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.start_s_max <= WORKER_START_S_MAX:
             raise ValueError(f"start_s_max: expected 1 to {WORKER_START_S_MAX:g}, got {self.start_s_max:g}")
         if self.python and not os.path.isabs(self.python):
             raise ValueError(f"python: expected an absolute path, got {self.python!r}")
-        if self.tensorrt_cache_dir and not os.path.isabs(self.tensorrt_cache_dir):
-            raise ValueError(f"tensorrt_cache_dir: expected an absolute path, got {self.tensorrt_cache_dir!r}")
-        if not 1 <= self.tensorrt_build_s_max <= TENSORRT_BUILD_S_MAX:
-            raise ValueError(
-                f"tensorrt_build_s_max: expected 1 to {TENSORRT_BUILD_S_MAX:g}, got {self.tensorrt_build_s_max:g}"
-            )
+        if self.build_cache_dir and not os.path.isabs(self.build_cache_dir):
+            raise ValueError(f"build_cache_dir: expected an absolute path, got {self.build_cache_dir!r}")
+        if not 1 <= self.build_s_max <= BUILD_S_MAX:
+            raise ValueError(f"build_s_max: expected 1 to {BUILD_S_MAX:g}, got {self.build_s_max:g}")
         self._check_devices()
         for name, (least, most) in ENGINE_BOUNDS.items():
             if not least <= getattr(self, name) <= most:
@@ -303,6 +303,11 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"inline_us_max: expected more than 0, at most {INLINE_US_HARD_MAX}, got {self.inline_us_max}"
             )
+
+    @property
+    def builds(self) -> bool:
+        """Whether something may be built while a version is staged."""
+        return self.provider == "tensorrt" or self.compile
 
     def _check_devices(self) -> None:
         """Raises `ValueError` unless it names devices, and what is there for each of several fits them."""

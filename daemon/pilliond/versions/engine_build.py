@@ -1,4 +1,6 @@
-"""Builds the TensorRT engine of a version before it is tried: the workers that try and serve it only load what was built."""
+"""Builds the TensorRT engine of a version, or compiles its program, before it is tried: the workers that try and serve it only
+load what was built.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,24 @@ def build_engine(
 ) -> None:
     """Builds the engine in a worker of its own, unless the cache has it.
 
-    A build that fails, crashes or takes longer than `engine.tensorrt_build_s_max` is ended. Why stands in the cache, so that
-    the workers that then compute without an engine say it as their `fallback`. Does nothing for a version that is no
-    ONNX graph on a CUDA device, or where `engine.provider` is not `tensorrt`.
+    A build that fails, crashes or takes longer than `engine.build_s_max` is ended. Why stands in the cache, so that the
+    workers that then compute without it say it as their `fallback`. Does nothing for a version of which nothing is to be
+    built.
     """
-    if settings.provider != "tensorrt" or settings.devices[0] == "cpu" or request.engine.kind != "onnx":
+    if not _is_built(request.engine.kind, settings):
         return
     # What is required of a version is decided where it is tried.
     lenient = replace(settings, device_required=False)
-    most_s = settings.tensorrt_build_s_max
+    most_s = settings.build_s_max
     with (
-        TrialWorker(request, rows_max, lenient, code, most_s, builds_engine=True) as worker,
+        TrialWorker(request, rows_max, lenient, code, most_s, builds=True) as worker,
         suppress(EngineError),
     ):
         worker.start(model_descriptor)
+
+
+def _is_built(kind: str, settings: EngineSettings) -> bool:
+    """Whether something is built of a version of this kind: a TensorRT engine for a GPU, or a compiled program."""
+    if kind == "onnx":
+        return settings.provider == "tensorrt" and settings.devices[0] != "cpu"
+    return kind == "torch" and settings.compile

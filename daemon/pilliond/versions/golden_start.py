@@ -38,7 +38,7 @@ def start_checked(
         described = version.engine.describe()
         if request.fallback or not _is_faster(described, settings):
             raise
-        reason = fallback_text(settings.precision, settings.channels_last, str(error))
+        reason = fallback_text(settings.precision, settings.channels_last, settings.compile, str(error))
     plain = msgspec.structs.replace(request, fallback=reason)
     version = start(plain)
     _check(version, plain, golden, rows_max)
@@ -50,8 +50,10 @@ def _check(version: Version, request: VersionRequest, golden: bytes, rows_max: i
 
 
 def _is_faster(described: dict[str, Any], settings: EngineSettings) -> bool:
-    """Whether an engine computes otherwise than in float32, as the settings ask. One that does not say so does."""
+    """Whether an engine computes otherwise than plainly in float32, as the settings ask. One that does not say so does."""
     return any(
-        each.get("precision", settings.precision) != "float32" or each.get("channels_last", settings.channels_last)
+        each.get("precision", settings.precision) != "float32"
+        or each.get("channels_last", settings.channels_last)
+        or each.get("compiled", settings.compile)
         for each in replicas_of(described) or [described]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from pillion_worker.channel import PROTOCOL
 from pillion_worker.tensors import LoadRequest
 from pilliond.engine import load_request as module
 from pilliond.engine.load_request import (
-    engine_cache_folder,
+    build_cache_folder,
     engine_fields,
     load_request,
     why_device_missing,
@@ -60,19 +61,22 @@ def test_only_a_python_policy_is_told_of_code() -> None:
 
 
 def test_engines_are_kept_where_the_settings_say_or_the_service_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    named, unnamed = EngineSettings(tensorrt_cache_dir="/fast/engines"), EngineSettings()
+    named, unnamed = EngineSettings(build_cache_dir="/fast/engines"), EngineSettings()
     service, user = {"CACHE_DIRECTORY": "/var/cache/pillion:/var/cache/other"}, {"XDG_CACHE_HOME": "/caches"}
-    assert engine_cache_folder(named, {**service, **user}) == "/fast/engines"
-    assert engine_cache_folder(unnamed, {**service, **user}) == "/var/cache/pillion/tensorrt"
-    assert engine_cache_folder(unnamed, user) == "/caches/pillion/tensorrt"
-    assert engine_cache_folder(unnamed, {}) == str(Path.home() / ".cache" / "pillion" / "tensorrt")
+    assert build_cache_folder(named, {**service, **user}) == "/fast/engines"
+    assert build_cache_folder(unnamed, {**service, **user}) == "/var/cache/pillion/builds"
+    assert build_cache_folder(unnamed, user) == "/caches/pillion/builds"
+    assert build_cache_folder(unnamed, {}) == str(Path.home() / ".cache" / "pillion" / "builds")
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
+    compiled = worker_fields(EngineSettings(compile=True), "torch")
+    assert (compiled["compiles"], compiled["build_cache"]) == (True, build_cache_folder(unnamed, os.environ))
+    assert worker_fields(unnamed, "torch")["build_cache"] == ""
     monkeypatch.setattr(Path, "home", homeless)
-    assert engine_cache_folder(unnamed, {}) == ""
-    assert worker_fields(unnamed, "onnx")["engine_cache"] == ""
+    assert build_cache_folder(unnamed, {}) == ""
+    assert worker_fields(unnamed, "onnx")["build_cache"] == ""
 
 
 def test_a_worker_of_torch_may_reserve_more_addresses_and_one_with_cuda_any(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_engines_are_built_while_staging_and_a_version_that_does_not_fit_is_refu
         "engine__provider": "tensorrt",
         "engine__device": "cuda:0",
         "engine__precision": "tf32",
-        "engine__tensorrt_cache_dir": tmp_path / "cache",
+        "engine__build_cache_dir": tmp_path / "cache",
         "engine__device_memory_mb": 400,
         "limits__rows_max": 4,
     }

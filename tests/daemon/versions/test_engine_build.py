@@ -45,7 +45,7 @@ def cache(tmp_path: Path) -> Path:
 
 def asking(cache: Path, **settings: Any) -> EngineSettings:
     asked: dict[str, Any] = {"provider": "tensorrt", "device": "cuda:0", "precision": "tf32", **settings}
-    return EngineSettings(tensorrt_cache_dir=str(cache), **asked)
+    return EngineSettings(build_cache_dir=str(cache), **asked)
 
 
 def stage(sealed: SealedVersion, settings: EngineSettings) -> None:
@@ -73,6 +73,8 @@ def test_an_engine_is_built_once_and_then_only_loaded(gpu: StubGpu, sealed: Seal
         None,
     )
     assert described["memory"] == "pinned"
+    assert described["graphs"].startswith("none: TensorRT captures one graph for all batches")
+    assert gpu.captured() == 0
     stage(sealed, settings)
     assert {line.split()[0] for line in gpu.seen()} == {"load"}
     assert [file.suffix for file in cache.iterdir()] == [".engine"]
@@ -109,7 +111,7 @@ def test_a_build_that_fails_or_does_not_end_is_said_and_cuda_computes(
     gpu: StubGpu, sealed: SealedVersion, cache: Path, how: str
 ) -> None:
     gpu.set(build=how)
-    settings = asking(cache, tensorrt_build_s_max=5 if how == "hang" else 60)
+    settings = asking(cache, build_s_max=5 if how == "hang" else 60)
     stage(sealed, settings)
     assert [line.split()[0] for line in gpu.seen()] == ["build"]
     described = serve(sealed, settings)
@@ -145,7 +147,7 @@ def test_a_damaged_engine_or_one_of_a_folder_that_others_write_to_is_not_loaded(
     with file.open("r+b") as engine:
         engine.seek(-1, os.SEEK_END)
         engine.write(b"\1")
-    assert "its cache had a damaged engine, which is removed" in serve(sealed, settings)["fallback"]
+    assert "its cache had a damaged build, which is removed" in serve(sealed, settings)["fallback"]
     assert gpu.seen() == []
 
 

@@ -75,6 +75,7 @@ def test_a_version_without_golden_pairs_computes_as_the_settings_ask() -> None:
             {"precision": "float16", "channels_last": True},
             "float16 and channels last",
         ),
+        (EngineSettings(compile=True), {"precision": "float32", "compiled": True}, "a compiled program"),
     ],
 )
 def test_a_version_whose_golden_pairs_only_hold_in_float32_computes_so_and_says_why(
@@ -85,7 +86,8 @@ def test_a_version_whose_golden_pairs_only_hold_in_float32_computes_so_and_says_
     assert version is plain
     assert fallbacks[0] == ""
     assert fallbacks[1].startswith(f"{asked} was asked for: output 'action'")
-    assert plain_fields(fallbacks[1]) == {"precision": "float32", "channels_last": False, "fallback": fallbacks[1]}
+    plainly = {"precision": "float32", "channels_last": False, "compiles": False}
+    assert plain_fields(fallbacks[1]) == {**plainly, "fallback": fallbacks[1]}
 
 
 def test_a_version_whose_golden_pairs_do_not_hold_in_float32_is_refused() -> None:
@@ -95,9 +97,9 @@ def test_a_version_whose_golden_pairs_do_not_hold_in_float32_is_refused() -> Non
 
 
 def test_a_version_that_computes_in_float32_already_is_not_started_again() -> None:
-    half = EngineSettings(precision="bfloat16")
+    half = EngineSettings(precision="bfloat16", compile=True)
     for version, request in (
-        (Doubling(0.5, precision="float32", channels_last=False), REQUEST),
+        (Doubling(0.5, precision="float32", channels_last=False, compiled=False), REQUEST),
         (Doubling(0.5), msgspec.structs.replace(REQUEST, fallback="before")),
     ):
         with pytest.raises(EngineError, match="output 'action'"):

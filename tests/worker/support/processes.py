@@ -153,7 +153,8 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Starts a worker, or a program that pretends to be one, with a copy of this end of a channel."""
     command = [python, *program, str(end.fileno()), str(os.getpid()), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(PACKAGES)]))
+    environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.Popen(command, pass_fds=[end.fileno()], env=environment)
 
 

@@ -20,7 +20,7 @@ from pilliond.supervision.worker_status import EngineStatus, engine_status
 
 _MS: Final = 1e6
 _S: Final = 1e9
-_NOT_SAID: Final = {"version": "", "provider": "", "threads": 1, "device": "", "fallback": ""}
+_NOT_SAID: Final = {"version": "", "provider": "", "threads": 1, "device": "", "graphs": "", "fallback": ""}
 """What an engine need not say of itself."""
 
 
@@ -64,6 +64,10 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """Whether every batch runs in one shape."""
     device: str
     """Where it computes, `cpu` or `cuda:N`."""
+    graphs: str
+    """Whether ONNX Runtime replays CUDA graphs: `captured`, or `none: ` and why; empty where there is no GPU, and for other
+    engines.
+    """
     fallback: str
     """What the settings ask for and the engine does not do, and why; empty if there is nothing."""
 

@@ -26,7 +26,9 @@ class StubGpu:
         patch.setenv("LD_LIBRARY_PATH", str(folder))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.setenv("STUB_FOLDER", str(folder))
-        self.set(build="ok", tensorrt="10.9.0", slow="", devices=1, free_mb=1_000, taken_mb=300)
+        self.set(
+            build="ok", tensorrt="10.9.0", slow="", devices=1, free_mb=1_000, taken_mb=300, graphs="ok", captures=""
+        )
 
     def set(self, **values: object) -> None:
         """Sets how it behaves from now on, in all processes."""
@@ -44,3 +46,7 @@ class StubGpu:
         words = [line.split() for line in self._contexts.read_text().splitlines()]
         self._contexts.write_text("")
         return [(what, int(device), int(process)) for what, device, process in words]
+
+    def captured(self) -> int:
+        """How many CUDA graphs were captured so far."""
+        return len((self._folder / "captures").read_text().splitlines())

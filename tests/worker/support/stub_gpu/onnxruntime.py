@@ -2,6 +2,8 @@
 
 In the folder STUB_FOLDER, the file `build` says how TensorRT builds: `ok`, `fail`, `hang`, `crash` or `in_parts`. Each build
 and each load of an engine adds a line to the file `log`. The file `slow` names the provider whose runs take longer, if any.
+The file `graphs` says how CUDA graphs are captured: `ok`, `refused` where the session is opened, or `fail`; each one that is
+captured adds a line to the file `captures`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+import numpy as np
 
 _HOST = Path(os.environ["STUB_FOLDER"])
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -51,6 +55,11 @@ class _StubSession(_Session):  # type: ignore[misc]
         elif tensorrt is not None:
             self._build(model, tensorrt)
         self._told = list(told)
+        self._has_graphs = bool(told.get(_CUDA, {}).get("enable_cuda_graph"))
+        self._captured: dict[str, Any] = {}
+        assert tensorrt is None or not self._has_graphs, "one graph for all batches"
+        if self._has_graphs and (_HOST / "graphs").read_text() == "refused":
+            raise RuntimeError("This session cannot use the graph capture feature")
         super().__init__(model, options, providers=[_CPU])
 
     def _build(self, model: bytes, tensorrt: dict[str, Any]) -> None:
@@ -66,10 +75,28 @@ class _StubSession(_Session):  # type: ignore[misc]
         if behaviour == "ok":
             Path(tensorrt["trt_ep_context_file_path"]).write_bytes(_ENGINE + model)
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run(self, names: Any, feed: Any, options: Any = None) -> Any:
+        assert not self._has_graphs or options.get_run_config_entry("gpu_graph_id") == "-1", "captured by chance"
+        return super().run(names, feed, options)
+
+    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
         if self._told[0] == (_HOST / "slow").read_text():
             time.sleep(0.005)
-        super().run_with_iobinding(binding)
+        if self._has_graphs:
+            number = options.get_run_config_entry("gpu_graph_id")
+            assert int(number) > 0, "0 is ONNX Runtime's own"
+            if number not in self._captured:
+                self._capture(number, binding)
+            # As a graph, whatever is bound now.
+            binding = self._captured[number]
+        super().run_with_iobinding(binding, None)
+
+    def _capture(self, number: str, binding: Any) -> None:
+        if (_HOST / "graphs").read_text() == "fail":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        with (_HOST / "captures").open("a") as file:
+            file.write(f"{number}\n")
+        self._captured[number] = binding
 
     def get_providers(self) -> list[str]:
         return self._told
@@ -77,4 +104,5 @@ class _StubSession(_Session):  # type: ignore[misc]
 
 _real.InferenceSession = _StubSession
 _real.get_available_providers = lambda: [_TENSORRT, _CUDA, _CPU]
-_OrtValue.ortvalue_from_numpy = staticmethod(lambda array, *_: _of_numpy(array))
+# Memory of the device is no memory of the host.
+_OrtValue.ortvalue_from_numpy = staticmethod(lambda array, *_: _of_numpy(np.array(array)))

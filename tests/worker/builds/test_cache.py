@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
+from pillion_worker.builds.cache import BuildCache
 from pillion_worker.errors import EngineError
 from pillion_worker.limits import BUILD_LEFT_S
-from pillion_worker.onnx_engine.engine_cache import EngineCache
-from pilliond.limits import TENSORRT_BUILD_S_MAX
+from pilliond.limits import BUILD_S_MAX
 
 KEY = {"model": "abc", "gpu": "Stub 1", "rows": [1, 4, 4]}
 ENGINE = os.urandom(1_000)
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(str(tmp_path / "new" / "cache"), 10_000)
+def cache(tmp_path: Path) -> BuildCache:
+    return BuildCache(str(tmp_path / "new" / "cache"), 10_000)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def the_file(folder: Path) -> Path:
     return file
 
 
-def test_what_was_written_is_read_by_the_same_key_alone(cache: EngineCache, folder: Path) -> None:
+def test_what_was_written_is_read_by_the_same_key_alone(cache: BuildCache, folder: Path) -> None:
     cache.write(KEY, ENGINE)
     assert cache.read(dict(reversed(KEY.items()))) == ENGINE
     for name in KEY:
@@ -47,19 +47,19 @@ def test_what_was_written_is_read_by_the_same_key_alone(cache: EngineCache, fold
 
 
 @pytest.mark.parametrize("at", [0, 3, 60, -1_000, -1])
-def test_a_damaged_engine_is_removed(cache: EngineCache, folder: Path, at: int) -> None:
+def test_a_damaged_engine_is_removed(cache: BuildCache, folder: Path, at: int) -> None:
     cache.write(KEY, ENGINE)
     file = the_file(folder)
     data = bytearray(file.read_bytes())
     data[at] ^= 1
     file.write_bytes(data)
-    with pytest.raises(EngineError, match="its cache had a damaged engine, which is removed"):
+    with pytest.raises(EngineError, match="its cache had a damaged build, which is removed"):
         cache.read(KEY)
     assert not file.exists()
 
 
 @pytest.mark.parametrize("length", [0, 10, 500])
-def test_an_engine_that_was_cut_off_is_removed(cache: EngineCache, folder: Path, length: int) -> None:
+def test_an_engine_that_was_cut_off_is_removed(cache: BuildCache, folder: Path, length: int) -> None:
     cache.write(KEY, ENGINE)
     os.truncate(the_file(folder), length)
     with pytest.raises(EngineError, match="damaged"):
@@ -67,7 +67,7 @@ def test_an_engine_that_was_cut_off_is_removed(cache: EngineCache, folder: Path,
     assert not list(folder.iterdir())
 
 
-def test_an_engine_under_the_name_of_another_is_removed(cache: EngineCache, folder: Path) -> None:
+def test_an_engine_under_the_name_of_another_is_removed(cache: BuildCache, folder: Path) -> None:
     cache.write({**KEY, "gpu": "Stub 2"}, ENGINE)
     other = the_file(folder)
     cache.write(KEY, ENGINE)
@@ -77,7 +77,7 @@ def test_an_engine_under_the_name_of_another_is_removed(cache: EngineCache, fold
         cache.read(KEY)
 
 
-def test_files_and_folders_that_others_can_write_to_are_not_trusted(cache: EngineCache, folder: Path) -> None:
+def test_files_and_folders_that_others_can_write_to_are_not_trusted(cache: BuildCache, folder: Path) -> None:
     cache.write(KEY, ENGINE)
     file = the_file(folder)
     why = "expected a {} of this user that nobody else can write to"
@@ -91,20 +91,20 @@ def test_files_and_folders_that_others_can_write_to_are_not_trusted(cache: Engin
         cache.read(KEY)
     folder.chmod(0o720)
     with pytest.raises(EngineError, match=why.format("folder")):
-        EngineCache(str(folder), 10_000)
+        BuildCache(str(folder), 10_000)
     link = folder.with_name("link")
     link.symlink_to(folder)
     with pytest.raises(EngineError, match=why.format("folder")):
-        EngineCache(str(link), 10_000)
+        BuildCache(str(link), 10_000)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"its cache .*/file/cache: Not a directory"):
-        EngineCache(str(tmp_path / "file" / "cache"), 10_000)
+        BuildCache(str(tmp_path / "file" / "cache"), 10_000)
 
 
-def test_the_engines_that_were_not_used_for_the_longest_time_make_room(cache: EngineCache, folder: Path) -> None:
+def test_the_engines_that_were_not_used_for_the_longest_time_make_room(cache: BuildCache, folder: Path) -> None:
     engines = {number: {**KEY, "rows": [number]} for number in range(5)}
     for number, key in engines.items():
         cache.write(key, bytes(2_000))
@@ -123,15 +123,15 @@ def test_the_engines_that_were_not_used_for_the_longest_time_make_room(cache: En
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 10_000
 
 
-def test_an_engine_that_is_larger_than_the_cache_is_not_kept(cache: EngineCache, folder: Path) -> None:
+def test_an_engine_that_is_larger_than_the_cache_is_not_kept(cache: BuildCache, folder: Path) -> None:
     cache.write(KEY, ENGINE)
-    with pytest.raises(EngineError, match=r"its engine has \d+ bytes, engine.tensorrt_cache_mb_max allows 10000"):
+    with pytest.raises(EngineError, match=r"its build has \d+ bytes, engine.build_cache_mb_max allows 10000"):
         cache.write({**KEY, "gpu": "Stub 2"}, bytes(10_000))
     assert cache.read(KEY) == ENGINE
     assert len(list(folder.iterdir())) == 1
 
 
-def test_why_a_build_ended_is_noted_until_one_succeeds(cache: EngineCache, folder: Path) -> None:
+def test_why_a_build_ended_is_noted_until_one_succeeds(cache: BuildCache, folder: Path) -> None:
     def build(error: BaseException) -> None:
         with cache.noted(KEY):
             raise error
@@ -161,7 +161,7 @@ def test_why_a_build_ended_is_noted_until_one_succeeds(cache: EngineCache, folde
     the_file(folder)
 
 
-def test_builds_of_one_engine_at_once_do_not_fail_each_other(cache: EngineCache, folder: Path) -> None:
+def test_builds_of_one_engine_at_once_do_not_fail_each_other(cache: BuildCache, folder: Path) -> None:
     with cache.noted(KEY):
         with cache.noted(KEY):
             cache.write(KEY, ENGINE)
@@ -171,7 +171,7 @@ def test_builds_of_one_engine_at_once_do_not_fail_each_other(cache: EngineCache,
 
 
 def test_what_another_worker_removes_while_it_is_looked_at_is_no_error(
-    cache: EngineCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+    cache: BuildCache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As the folder is listed before the other worker's build ends.
     monkeypatch.setattr(os, "listdir", lambda _: ["build-gone"])
@@ -180,7 +180,7 @@ def test_what_another_worker_removes_while_it_is_looked_at_is_no_error(
 
 
 def test_a_damaged_engine_that_cannot_be_removed_is_named(
-    cache: EngineCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+    cache: BuildCache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.write(KEY, ENGINE)
     os.truncate(the_file(folder), 500)
@@ -190,12 +190,12 @@ def test_a_damaged_engine_that_cannot_be_removed_is_named(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
 
     monkeypatch.setattr(os, "unlink", refuse)
-    with pytest.raises(OSError, match="a damaged engine cannot be removed: Read-only file system"):
+    with pytest.raises(OSError, match="a damaged build cannot be removed: Read-only file system"):
         cache.read(KEY)
 
 
-def test_what_ended_builds_left_is_removed_and_what_runs_is_not(cache: EngineCache, folder: Path) -> None:
-    assert BUILD_LEFT_S == 2 * TENSORRT_BUILD_S_MAX
+def test_what_ended_builds_left_is_removed_and_what_runs_is_not(cache: BuildCache, folder: Path) -> None:
+    assert BUILD_LEFT_S == 2 * BUILD_S_MAX
     for name in ("build-old", "build-new"):
         (folder / name).mkdir()
         (folder / name / "engine.onnx").write_bytes(ENGINE)
@@ -206,7 +206,7 @@ def test_what_ended_builds_left_is_removed_and_what_runs_is_not(cache: EngineCac
     assert (folder / "build-new" / "engine.onnx").exists()
 
 
-def test_no_key_is_read_from_a_header_that_is_no_header(cache: EngineCache, folder: Path) -> None:
+def test_no_key_is_read_from_a_header_that_is_no_header(cache: BuildCache, folder: Path) -> None:
     cache.write(KEY, ENGINE)
     file = the_file(folder)
     headers: list[Any] = [[], {}, {"key": 1}, {"key": KEY}, {"key": [["model"]], "sha256": ""}, None]

@@ -1,6 +1,6 @@
-"""A folder of built TensorRT engines. An engine is loaded as if it were a program: only what this user wrote is trusted.
+"""A folder of what was built of models for this host: TensorRT engines and compiled programs, which are engines here, too.
 
-One file for each engine: a line of JSON with its key and its digest, then its bytes. They are compared before anything is
+An engine is loaded as a program is: only what this user wrote is trusted. One file for each: a line of JSON with its key and its digest, then its bytes. They are compared before anything is
 loaded, and what was compared is what is loaded. A file that is not as it should be is removed.
 """
 
@@ -13,12 +13,13 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from pillion_worker.errors import EngineError, one_line
 from pillion_worker.limits import BUILD_LEFT_S, ENGINE_HEADER_BYTES_MAX
+from pillion_worker.tensors import LoadRequest
 
 _ENGINE: Final = ".engine"
 _FAILURE: Final = ".failed"
@@ -28,7 +29,34 @@ Key = Mapping[str, Any]
 """All that an engine depends on, by name."""
 
 
-class EngineCache:
+def read_or_build(request: LoadRequest, key: Key, build: Callable[[str], bytes]) -> bytes:
+    """Returns the engine of this key from the cache that a request names.
+
+    If there is none and the request says so, `build` makes it; it gets an empty folder. Raises `EngineError` if there is
+    none, it cannot be trusted, or it cannot be built.
+    """
+    if not request.build_cache:
+        raise EngineError("engine.build_cache_dir is not set, and this user has no home")
+    try:
+        cache = BuildCache(request.build_cache, request.build_cache_bytes_max)
+        try:
+            return cache.read(key)
+        except EngineError:
+            if not request.builds:
+                raise
+        with cache.noted(key):
+            try:
+                with cache.scratch() as folder:
+                    engine = build(folder)
+            except EngineError as error:
+                raise EngineError(f"its build failed: {error}") from None
+            cache.write(key, engine)
+        return engine
+    except OSError as error:
+        raise EngineError(f"its cache {request.build_cache}: {error.strerror}") from None
+
+
+class BuildCache:
     """The folder `path`, whose engines have `bytes_max` together. Raises `EngineError` if others can write to it."""
 
     def __init__(self, path: str, bytes_max: int) -> None:
@@ -54,7 +82,7 @@ class EngineCache:
             engine = _checked(file.readline(ENGINE_HEADER_BYTES_MAX), file.read(self._bytes_max + 1), key)
         if engine is None:
             self._remove_damaged(path)
-            raise EngineError("its cache had a damaged engine, which is removed")
+            raise EngineError("its cache had a damaged build, which is removed")
         # The oldest are removed first: it is in use. A cache that is read-only serves, too.
         with suppress(OSError):
             os.utime(path)
@@ -65,7 +93,7 @@ class EngineCache:
         header = json.dumps({"key": dict(key), "sha256": _digest(engine)}).encode() + b"\n"
         size = len(header) + len(engine)
         if size > self._bytes_max or len(header) > ENGINE_HEADER_BYTES_MAX:
-            raise EngineError(f"its engine has {size} bytes, engine.tensorrt_cache_mb_max allows {self._bytes_max}")
+            raise EngineError(f"its build has {size} bytes, engine.build_cache_mb_max allows {self._bytes_max}")
         with self.scratch() as folder:
             written = os.path.join(folder, "engine")
             with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -114,7 +142,7 @@ class EngineCache:
             # Another worker found the damage, too.
             return
         except OSError as error:
-            raise OSError(error.errno, f"a damaged engine cannot be removed: {error.strerror}", path) from None
+            raise OSError(error.errno, f"a damaged build cannot be removed: {error.strerror}", path) from None
 
     def _make_room(self, size: int) -> None:
         engines = []

@@ -10,14 +10,12 @@ from typing import Any, Final
 from pillion_artifacts.card.model_card import EngineCard, StateCard
 from pillion_protocol import Spec, TensorSpec
 from pillion_worker.tensors import LoadRequest, State, Tensor
+from pilliond.ipc.placement import ENGINE_MODULES
 from pilliond.limits import CODE_ADDRESS_MB
 from pilliond.settings.schema import EngineSettings
 
 TENSORRT_PROVIDER: Final = "TensorrtExecutionProvider"
 """What an ONNX engine says of itself where it runs a TensorRT engine."""
-
-MODULES: Final = {"onnx": "onnx", "torch": "torch", "torchscript": "torch", "python": "python"}
-"""The module of `pillion_worker.engines` for each kind of a card's engine."""
 
 _BYTES_PER_MB: Final = 1_000_000
 
@@ -44,7 +42,7 @@ def engine_fields(card: EngineCard, allowed: Sequence[str]) -> dict[str, Any]:
             "arguments": card.arguments,
             "allowed": list(allowed),
         }
-    return {"engine": MODULES[card.kind], "model_kind": card.kind, "code": code}
+    return {"engine": ENGINE_MODULES[card.kind], "model_kind": card.kind, "code": code}
 
 
 def worker_fields(settings: EngineSettings, kind: str) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 Where = Literal["inline", "worker"]
+
+ENGINE_MODULES: Final = {"onnx": "onnx", "torch": "torch", "torchscript": "torch", "python": "python"}
+"""The module of `pillion_worker.engines` for each kind of a card's engine."""
 
 
 class Placement(msgspec.Struct, frozen=True):

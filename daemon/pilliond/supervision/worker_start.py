@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from pillion_artifacts.card.model_card import EngineCard
-from pilliond.engine.load_request import MODULES
+from pilliond.ipc.placement import ENGINE_MODULES
 from pilliond.ipc.worker_process import worker_command, worker_environment
 from pilliond.linux.process_group import kill_group
 from pilliond.linux.spawner import Spawner
@@ -65,7 +65,7 @@ class FirstWorker:
         if needs_worker(self._engine.placement, card.kind, self._engine.devices, "", None):
             # The pool tries again, and says why it cannot.
             with suppress(OSError):
-                self._started = StartedWorker(self._spawner, self._engine.on_device(0), MODULES[card.kind])
+                self._started = StartedWorker(self._spawner, self._engine.on_device(0), ENGINE_MODULES[card.kind])
 
     def take(self) -> StartedWorker | None:
         """Returns it, once; None where there is none."""

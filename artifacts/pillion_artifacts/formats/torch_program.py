@@ -63,6 +63,22 @@ _FUNCTIONS: Final = {
 _STRING_ARGUMENT: Final = re.compile(r"[A-Za-z_,.> -]{0,128}")
 """Modes and the equation of einsum. Without a slash, none of them is the path of a file elsewhere."""
 
+_NAME: Final = re.compile(r"([A-Za-z_]\w*)?", re.ASCII)
+"""torch makes Python of a program, and writes its names into it as they are. So every text that has no rule of its own, and
+every key, must be one: also those that are not known here.
+"""
+_PATH: Final = re.compile(r"[\w./ -]{0,512}", re.ASCII)
+"""The name of a weight or of a module, as in `layers.0.weight`, and the key of an observation: torch looks them up, and its
+compiler writes them between quotes.
+"""
+_PATHS: Final = {"parameter_name", "buffer_name", "tensor_constant_name", "fqn"}
+_FLOAT: Final = re.compile(r"-?Infinity|NaN")
+"""What JSON has no numbers for."""
+_VERSION: Final = re.compile(r"[\w.+-]{0,64}", re.ASCII)
+_TREE: Final = re.compile(r'[\w\s./:{}\[\],"\\-]*', re.ASCII)
+"""JSON without a bracket that could end a text of C++, see `_PATH`."""
+_MEMBER: Final = re.compile(r"(weight|tensor)_\d+", re.ASCII)
+
 _TREES: Final = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 _DTYPES: Final = {
@@ -133,7 +149,8 @@ def check_members(names: Any, what: str) -> None:
 def check_config(data: bytes | memoryview, what: str) -> None:
     """Raises `InvalidArtifactError` if a weight or a constant is a pickle."""
     try:
-        entries = msgspec.json.decode(data, type=dict[str, Any]).get("config", {})
+        config = msgspec.json.decode(data, type=dict[str, Any])
+        entries = config.get("config", {})
         unsafe = [name for name, entry in entries.items() if entry["use_pickle"] is not False]
         paths = [str(entry["path_name"]) for entry in entries.values()]
     except (*UNREADABLE, KeyError, TypeError, AttributeError) as error:
@@ -141,8 +158,9 @@ def check_config(data: bytes | memoryview, what: str) -> None:
     if unsafe:
         raise InvalidArtifactError(f"{what}: expected plain tensors, but {unsafe[0]!r} is a pickle")
     for path in paths:
-        if not re.fullmatch(r"(weight|tensor)_\d+", path, re.ASCII):
+        if not _MEMBER.fullmatch(path):
             raise InvalidArtifactError(f"{what}: expected tensors of this file, got {path!r}")
+    check_texts(config, what)
 
 
 def read_program(data: bytes | memoryview, what: str) -> dict[str, Any]:
@@ -185,7 +203,7 @@ def _check_guards(guards: Any, what: str) -> None:
 
 
 def check_texts(value: Any, what: str, key: str = "") -> None:
-    """Checks all strings that torch would evaluate or look up. Guards and traces must not be there."""
+    """Checks all strings. Guards and traces must not be there."""
     if isinstance(value, list):
         for item in value:
             check_texts(item, what, key)
@@ -193,6 +211,8 @@ def check_texts(value: Any, what: str, key: str = "") -> None:
         _check_text(key, value, what)
     elif isinstance(value, dict):
         for name, item in value.items():
+            if not (_PATH if key == "config" else _NAME).fullmatch(name):
+                raise InvalidArtifactError(f"{what}: {name!r} is not a name")
             if name in ("metadata", "guards_code") and item:
                 raise InvalidArtifactError(
                     f"{what}: {MODEL}: expected no {name}, got some: publish with --engine torch"
@@ -201,16 +221,29 @@ def check_texts(value: Any, what: str, key: str = "") -> None:
 
 
 def _check_text(key: str, text: str, what: str) -> None:
-    if key in ("target", "as_operator") and not is_allowed_operator(text):
-        raise InvalidArtifactError(f"{what}: operator {text!r} is not one of torch's own that only compute")
-    if key == "expr_str" and not _is_expression(text):
-        raise InvalidArtifactError(f"{what}: {text!r} is not a size")
-    if key in ("as_string", "as_strings") and not _STRING_ARGUMENT.fullmatch(text):
-        raise InvalidArtifactError(f"{what}: {text!r} as an argument of an operator")
-    if key == "class_fqn":
+    if key in ("target", "as_operator"):
+        if not is_allowed_operator(text):
+            raise InvalidArtifactError(f"{what}: operator {text!r} is not one of torch's own that only compute")
+    elif key == "expr_str":
+        if not _is_expression(text):
+            raise InvalidArtifactError(f"{what}: {text!r} is not a size")
+    elif key in ("as_string", "as_strings"):
+        if not _STRING_ARGUMENT.fullmatch(text):
+            raise InvalidArtifactError(f"{what}: {text!r} as an argument of an operator")
+    elif key == "class_fqn":
         raise InvalidArtifactError(f"{what}: expected tensors and numbers, got an object {text!r}")
-    if key in ("in_spec", "out_spec") and text:
-        _check_tree(text, what)
+    elif key in ("in_spec", "out_spec"):
+        if text:
+            _check_tree(text, what)
+    elif not _pattern_of(key).fullmatch(text):
+        raise InvalidArtifactError(f"{what}: {key}: {text!r} is not a name")
+
+
+def _pattern_of(key: str) -> re.Pattern[str]:
+    """What a text that torch may write into code must be."""
+    if key in _PATHS:
+        return _PATH
+    return {"torch_version": _VERSION, "path_name": _MEMBER, "as_float": _FLOAT, "as_floats": _FLOAT}.get(key, _NAME)
 
 
 def is_allowed_operator(target: str) -> bool:
@@ -227,7 +260,9 @@ def _is_expression(text: str) -> bool:
 
 
 def _check_tree(text: str, what: str) -> None:
-    """Raises `InvalidArtifactError` for an argument type that torch would import."""
+    """Raises `InvalidArtifactError` for an argument type that torch would import, and for odd names."""
+    if not _TREE.fullmatch(text):
+        raise InvalidArtifactError(f"{what}: {text!r}: expected arguments by plain names")
     try:
         found = _types(msgspec.json.decode(text))
     except UNREADABLE as error:
@@ -248,7 +283,9 @@ def _check_contexts(tree: Any, what: str) -> None:
             keys = msgspec.json.decode(context) if isinstance(context, str) else context
         except UNREADABLE as error:
             raise InvalidArtifactError(f"{what}: arguments: {error}") from None
-        if isinstance(keys, dict) or not all(isinstance(key, str | int) for key in keys or ()):
+        if isinstance(keys, dict) or not all(
+            isinstance(key, int) or (isinstance(key, str) and _PATH.fullmatch(key)) for key in keys or ()
+        ):
             raise InvalidArtifactError(f"{what}: arguments by other keys than names")
         for item in tree.values():
             _check_contexts(item, what)

@@ -115,6 +115,22 @@ _FUNCTIONS: Final = frozenset(
 _PLAIN_STRING: Final = re.compile(r"[A-Za-z_,.> -]{0,128}")
 """Modes, and the equation of einsum. Without a slash it is no path."""
 
+_NAME: Final = re.compile(r"([A-Za-z_]\w*)?", re.ASCII)
+"""torch makes Python of a program, and writes its names into it as they are. So every text that has no rule of its own, and
+every key, must be one: also those that are not known here.
+"""
+_PATH: Final = re.compile(r"[\w./ -]{0,512}", re.ASCII)
+"""The name of a weight or of a module, as in `layers.0.weight`, and the key of an observation: torch looks them up, and its
+compiler writes them between quotes.
+"""
+_PATHS: Final = frozenset(("parameter_name", "buffer_name", "tensor_constant_name", "fqn"))
+_FLOAT: Final = re.compile(r"-?Infinity|NaN")
+"""What JSON has no numbers for."""
+_VERSION: Final = re.compile(r"[\w.+-]{0,64}", re.ASCII)
+_TREE: Final = re.compile(r'[\w\s./:{}\[\],"\\-]*', re.ASCII)
+"""JSON without a bracket that could end a text of C++, see `_PATH`."""
+_MEMBER: Final = re.compile(r"(weight|tensor)_\d+", re.ASCII)
+
 _TREES: Final = frozenset(("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"))
 _SAMPLE_GLOBALS: Final = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch (\w+Storage|\w+)|torch\.serialization _get_layout"
@@ -175,8 +191,10 @@ def _checked(name: str, content: bytes) -> bytes:
         _check_sample(content)
         return b""
     if name in _CONFIGS:
-        _check_config(name, _json(name, content))
-    elif name not in _PLAIN:
+        config = _json(name, content)
+        _check_config(name, config)
+        return json.dumps(config).encode()
+    if name not in _PLAIN:
         raise EngineError(f"the .pt2 file: {name!r} could not be read without running code: expected tensors only")
     return content
 
@@ -195,6 +213,7 @@ def _check_config(name: str, config: Any) -> None:
         raise EngineError(f"the .pt2 file: {name}: {error!r}") from None
     if pickled:
         raise EngineError(f"the .pt2 file: {pickled[0]!r} is a pickle: expected tensors only")
+    _check(config)
 
 
 def _check_sample(content: bytes) -> None:
@@ -215,7 +234,7 @@ def _check_sample(content: bytes) -> None:
 
 
 def _check(value: Any, key: str = "") -> None:
-    """Checks all strings that torch would evaluate or look up, and removes guards, which it would run, and traces."""
+    """Checks all strings, and removes guards, which torch would run, and traces."""
     if isinstance(value, str):
         _check_text(key, value)
     elif isinstance(value, list):
@@ -223,6 +242,7 @@ def _check(value: Any, key: str = "") -> None:
             _check(item, key)
     elif isinstance(value, dict):
         for name, item in value.items():
+            _check_key(key, name)
             if name == "metadata":
                 value[name] = {}
             elif name == "guards_code":
@@ -242,17 +262,36 @@ def _check_guards(guards: Any) -> None:
             )
 
 
+def _check_key(of: str, key: str) -> None:
+    """Checks a key of the object `of`."""
+    if not (_PATH if of == "config" else _NAME).fullmatch(key):
+        raise EngineError(f"the .pt2 file: {key[:80]!r} is not a name")
+
+
 def _check_text(key: str, text: str) -> None:
-    if key in ("target", "as_operator") and not (_TARGET.fullmatch(text) and _OF_FILES.isdisjoint(text.split("."))):
-        raise EngineError(f"the .pt2 file: operator {text[:80]!r} is not one of torch's own that only compute")
-    if key == "class_fqn":
+    if key in ("target", "as_operator"):
+        if not (_TARGET.fullmatch(text) and _OF_FILES.isdisjoint(text.split("."))):
+            raise EngineError(f"the .pt2 file: operator {text[:80]!r} is not one of torch's own that only compute")
+    elif key == "class_fqn":
         raise EngineError(f"the .pt2 file: an object of {text[:80]!r}: expected tensors and numbers")
-    if key in ("as_string", "as_strings") and not _PLAIN_STRING.fullmatch(text):
-        raise EngineError(f"the .pt2 file: {text[:80]!r} as the argument of an operator")
-    if key == "expr_str" and not _is_size(text):
-        raise EngineError(f"the .pt2 file: {text[:80]!r} is not a size")
-    if key in ("in_spec", "out_spec") and text:
-        _check_tree(_json(key, text.encode()))
+    elif key in ("as_string", "as_strings"):
+        if not _PLAIN_STRING.fullmatch(text):
+            raise EngineError(f"the .pt2 file: {text[:80]!r} as the argument of an operator")
+    elif key == "expr_str":
+        if not _is_size(text):
+            raise EngineError(f"the .pt2 file: {text[:80]!r} is not a size")
+    elif key in ("in_spec", "out_spec"):
+        if text:
+            _check_tree_text(key, text)
+    elif not _pattern_of(key).fullmatch(text):
+        raise EngineError(f"the .pt2 file: {key}: {text[:80]!r} is not a name")
+
+
+def _pattern_of(key: str) -> re.Pattern[str]:
+    """What a text that torch may write into code must be."""
+    if key in _PATHS:
+        return _PATH
+    return {"torch_version": _VERSION, "path_name": _MEMBER, "as_float": _FLOAT, "as_floats": _FLOAT}.get(key, _NAME)
 
 
 def _is_size(text: str) -> bool:
@@ -261,6 +300,12 @@ def _is_size(text: str) -> bool:
     words = _WORD.findall(text)
     is_arithmetic = _ARITHMETIC.fullmatch(text) and not re.search(r"\.\s*[A-Za-z_]|\)\s*\.|\w\s*\.\s*\(", text)
     return bool(is_arithmetic) and all(word in _FUNCTIONS or _IS_SYMBOL.fullmatch(word) for word in words)
+
+
+def _check_tree_text(key: str, text: str) -> None:
+    if not _TREE.fullmatch(text):
+        raise EngineError(f"the .pt2 file: {key}: {text[:80]!r}: expected arguments by plain names")
+    _check_tree(_json(key, text.encode()))
 
 
 def _check_tree(tree: Any) -> None:
@@ -281,5 +326,7 @@ def _check_tree(tree: Any) -> None:
 def _check_context(context: Any) -> None:
     """Raises `EngineError` unless it names keys alone. It is JSON again, and torch imports the enums that it names."""
     keys = _json("context", context.encode()) if isinstance(context, str) else context
-    if isinstance(keys, Mapping) or not all(isinstance(key, (str, int)) for key in keys or ()):
+    if isinstance(keys, Mapping) or not all(
+        isinstance(key, int) or (isinstance(key, str) and _PATH.fullmatch(key)) for key in keys or ()
+    ):
         raise EngineError("the .pt2 file: arguments by other keys than names: expected tuples, lists, dicts")

@@ -30,8 +30,15 @@ TEXTS = {
         '[1, {"type": "builtins.tuple", "context": "null", "children_spec": []}]', '[1, {"type": "os.path", "context": "null"}]',
         '[1, {"type": null, "context": null}]', '[1, {"type": "builtins.dict", "context": "[\\"a\\"]"}]',
         '[1, {"type": "builtins.dict", "context": "{\\"__enum__\\": 1}"}]', "not JSON", "",
+        '[1, {"type": "builtins.dict", "context": "[\\"a)\\"]"}]', '[1, {"type": null, "context": null, "more": ")"}]',
     ],
-    "name": ["anything at all: /etc/passwd"],
+    "name": ["linear_1", "x, z=print()", "a.b", "ｘ", "", "x\n", "0x"],
+    "parameter_name": ["net.first layer/a-b.weight", 'a"b', "a\\b", "x\n"],
+    "fqn": ["", "net.0", "net(0)"],
+    "torch_version": ["2.13.0+cpu", "2; import os"],
+    "path_name": ["weight_0", "../weight_0", "weight_0\n"],
+    "as_float": ["-Infinity", "NaN", "1; x"],
+    "what nobody knows yet": ["anything at all: /etc/passwd"],
 }  # fmt: skip
 
 
@@ -55,7 +62,7 @@ def test_both_accept_or_refuse_a_text(key: str, text: str) -> None:
 
 
 def test_the_texts_above_are_not_all_of_one_kind() -> None:
-    for key in ("target", "expr_str", "as_string", "in_spec"):
+    for key in ("target", "expr_str", "as_string", "in_spec", "name", "parameter_name", "fqn", "path_name", "as_float"):
         assert {both(key, text)[0] for text in TEXTS[key]} == {True, False}
 
 
@@ -72,4 +79,10 @@ def test_the_lists_of_words_and_of_files_are_equal() -> None:
     assert store._TREES - {None} == worker._TREES
     assert store._SAME_ROWS == worker._SAME_ROWS
     assert (store.MODEL, store.SAMPLE, store.CONFIGS) == (worker._MODEL, worker._SAMPLE, worker._CONFIGS)
+    assert (store._NAME, store._PATH, set(store._PATHS), store._TREE) == (
+        worker._NAME,
+        worker._PATH,
+        set(worker._PATHS),
+        worker._TREE,
+    )
     assert (set(store._PLAIN), store._TENSORS) == (set(worker._PLAIN), worker._TENSORS)

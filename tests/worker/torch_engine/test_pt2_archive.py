@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pillion_artifacts import InvalidSourceError
+from pillion_artifacts.publishing.torch.pt2_archive import disarm as disarm_for_publishing
 from pillion_worker.errors import EngineError
 from pillion_worker.torch_engine.pt2_archive import disarm
 from tests.worker.support.torch_policies import export, policy
@@ -140,6 +143,124 @@ def test_a_pickle_is_refused_and_never_run(program: bytes, tmp_path: Path) -> No
         policy(changed(program, "sample_inputs/model.pt", lambda _: saved.getvalue()))
     )
     assert not (tmp_path / "trapped").exists()
+
+
+class Branching(nn.Module):
+    """Has what a program can have: subgraphs, a buffer, a constant, sizes, a float that JSON cannot write, names in and out."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict({"first layer/a-b": nn.Linear(6, 4)})
+        self.register_buffer("mean", torch.zeros(6))
+        self.table = torch.ones(4)
+
+    def forward(self, observation: Tensor) -> dict[str, Tensor]:
+        made = self.net["first layer/a-b"](observation - self.mean) + self.table
+        made = torch.cond(made.sum() > 0, lambda it: it + 1.0, lambda it: it - 1.0, (made,))
+        made = made.masked_fill(made > 3.0, float("-inf"))
+        return {"action": made.mean(dim=1), "all of it": torch.nn.functional.pad(made, (1, 1), mode="constant")}
+
+
+ATTACKS = (
+    'x, z=__import__("os").mkdir("{folder}")',
+    'x", system("mkdir {folder}"), "x',
+    'x)"; system("mkdir {folder}"); //',
+    "ｘ",
+)
+"""Texts that would be code in Python or in C++, if a program's texts were written into it."""
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], bool]]:
+    """The path of each text in decoded JSON, and whether it is a key."""
+    if isinstance(value, str):
+        return [(path, False)]
+    if isinstance(value, list):
+        return [place for index, item in enumerate(value) for place in places(item, (*path, index))]
+    if isinstance(value, dict):
+        keys = [((*path, key), True) for key in value]
+        return keys + [place for key, item in value.items() for place in places(item, (*path, key))]
+    return []
+
+
+def poisoned(content: bytes, path: tuple[Any, ...], attack: str, is_key: bool) -> bytes:
+    """The JSON with another text at one place."""
+    whole = {"": json.loads(content)}
+    at: Any = whole
+    for step in ("", *path)[:-1]:
+        at = at[step]
+    (*_, last) = ("", *path)
+    if is_key:
+        at[attack] = at.pop(last)
+    else:
+        at[last] = attack
+    return json.dumps(whole[""]).encode()
+
+
+def every_place(program: bytes) -> list[tuple[str, tuple[Any, ...], bool]]:
+    with zipfile.ZipFile(io.BytesIO(program)) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".json")]
+        return [(name, *place) for name in members for place in places(json.loads(archive.read(name)))]
+
+
+def refusals(program: bytes, attack: str) -> tuple[list[str], list[tuple[str, tuple[Any, ...]]]]:
+    """Puts the attack at each place of its texts; returns why it was refused there, and where it was not."""
+    whys, passed = [], []
+    for member, path, is_key in every_place(program):
+        hostile = changed(program, member.partition("/")[2], partial(poisoned, path=path, attack=attack, is_key=is_key))
+        try:
+            inspect(hostile)
+        except InvalidSourceError as error:
+            whys.append(str(error))
+            with pytest.raises(EngineError):
+                disarm(hostile)
+            continue
+        # What is left out is no danger.
+        if attack.encode() in json_of(disarm(hostile).getvalue()):
+            passed.append((member, path))
+    return whys, passed
+
+
+def inspect(program: bytes) -> None:
+    """What publishing does before torch reads a program."""
+    disarm_for_publishing(program, "it")
+
+
+def json_of(program: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(program)) as archive:
+        return b"".join(archive.read(name).replace(b"\\", b"") for name in archive.namelist() if name.endswith(".json"))
+
+
+@pytest.fixture(scope="module")
+def branching() -> bytes:
+    return export(Branching().eval(), torch.zeros(2, 6))
+
+
+def test_what_programs_may_have_is_published_and_loaded(branching: bytes) -> None:
+    inspect(branching)
+    made = torch.export.load(disarm(branching)).module()(torch.zeros(5, 6))
+    assert {name: tensor.shape for name, tensor in made.items()} == {"action": (5,), "all of it": (5, 6)}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_text_of_a_program_reaches_code_that_torch_makes(attack: str, branching: bytes, tmp_path: Path) -> None:
+    whys, passed = refusals(branching, attack.format(folder=tmp_path / "made"))
+    assert passed == []
+    assert len(whys) > 100
+
+
+def test_the_name_of_an_input_is_not_run(program: bytes, tmp_path: Path) -> None:
+    attack = ATTACKS[0].format(folder=tmp_path / "made")
+    hostile = changed(program, "model.json", replaced('"observation"', json.dumps(attack)))
+    # torch runs it while it reads the program, and more than once.
+    with pytest.raises(FileExistsError):
+        torch.export.load(io.BytesIO(hostile))
+    (tmp_path / "made").rmdir()
+    assert "is not a name" in refusal(policy(hostile))
+    with pytest.raises(InvalidSourceError, match="is not a name"):
+        inspect(hostile)
+    assert not (tmp_path / "made").exists()
 
 
 def test_members_that_torch_would_read_in_another_way_are_refused(program: bytes) -> None:

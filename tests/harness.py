@@ -67,6 +67,11 @@ COMMAND_S_MAX = 240 * TIME_UNIT_S
 TEST_S_MAX = 300 * TIME_UNIT_S
 """For a test with its fixtures. It ends one that hangs; on a busy machine the slowest takes a few times what it takes alone."""
 
+INLINE = {"engine__placement": "inline"}
+"""Settings of a daemon whose test is not about workers: a version of `highway-fast` would have one, on a slow machine."""
+SMALL_BATCHES = {**INLINE, "limits__rows_max": 64}
+"""Settings of a daemon whose test is not about batches either: of fewer sizes each version is certified and measured sooner."""
+
 USER = pwd.getpwuid(os.getuid()).pw_name
 """The user that the daemon sees at its Unix socket."""
 

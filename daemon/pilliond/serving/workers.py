@@ -251,17 +251,20 @@ class Workers:
         return worker
 
     def _attach(self, replica: WorkerReplica, descriptors: list[int]) -> None:
-        """Connects a worker; asks for another, if this process had no room for its descriptors."""
+        """Connects a worker; asks for another, if this process had no room for its descriptors or if it has ended already."""
         replica.batches = 0
+        digest, engine = replica.of.request.digest, replica.engine
         if not descriptors:
-            digest = replica.of.request.digest
             self._report(NeedWorker(digest, _NO_DESCRIPTOR, cause=LossCause.SHORTAGE, replica=replica.number))
             return
         model, end = descriptors
         try:
-            replica.engine.attach(socket.socket(fileno=end), model)
+            engine.attach(socket.socket(fileno=end), model)
         finally:
             os.close(model)
+        if self.sink is None and engine.state is WorkerState.LOST:
+            # `start` reports only one that ends while it loads, and would wait for ever for the next one.
+            self._report(NeedWorker(digest, engine.reason, cause=engine.cause, replica=replica.number))
 
     def _make_version(self, worker: WorkerVersion) -> Version:
         worker.version = version_of(worker.request, worker.engine, worker.model_bytes)

@@ -25,7 +25,7 @@ from pillion_bench.roles.switch_driver import OBSERVATIONS, SwitchResult
 from pillion_bench.variants import publish_variant
 from tests.bench.conftest import report_of
 
-QUICK = ("switch", "--switches", "4", "--sessions", "4", "--before", "0.5", "--pin", "none")
+QUICK = ("switch", "--switches", "3", "--sessions", "2", "--before", "0.5", "--pin", "none")
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,13 @@ def test_no_answer_fails_and_each_is_that_of_the_version_it_names(switched: dict
 
 
 def test_only_the_first_switch_stages_if_both_versions_stay_loaded(switched: dict[str, Any]) -> None:
-    assert (switched["switches"], switched["staged"], switched["load_ms"]["n"]) == (4, 1, 1)
-    assert (switched["switch_effect_ms"]["n"], switched["rollback_effect_ms"]["n"]) == (3, 10)
+    assert (switched["switches"], switched["staged"], switched["load_ms"]["n"]) == (3, 1, 1)
+    assert (switched["switch_effect_ms"]["n"], switched["rollback_effect_ms"]["n"]) == (2, 10)
 
 
 def test_with_three_versions_each_switch_stages_one() -> None:
     restaged = report_of(*QUICK, "--restage")
-    assert (restaged["switches"], restaged["staged"], restaged["load_ms"]["n"]) == (4, 4, 4)
+    assert (restaged["switches"], restaged["staged"], restaged["load_ms"]["n"]) == (3, 3, 3)
     assert (restaged["failed"], restaged["wrong"], restaged["mixed"]) == (0, 0, 0)
 
 

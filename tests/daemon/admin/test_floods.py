@@ -20,7 +20,9 @@ from tests.conftest import StartDaemon
 from tests.daemon.support.tokens import asked, make_token
 from tests.harness import TIME_UNIT_S, WAIT_S_MAX, Daemon
 
-CROWD = 4 * ADMIN_CONNECTIONS_MAX
+CROWD = ADMIN_CONNECTIONS_MAX + 64
+UNREAD_BYTES_MAX = 4_096
+"""How much a peer that never reads takes before its daemon has to wait. The kernel's default takes hundreds of pages."""
 CUT_S_MAX = 30 * TIME_UNIT_S
 
 
@@ -33,11 +35,14 @@ def host_and_port(url: str) -> tuple[str, int]:
 
 @contextmanager
 def crowd(url: str, says: bytes) -> Iterator[list[socket.socket]]:
-    """Connections that send these bytes and nothing more."""
+    """Connections that send these bytes and nothing more, and read nothing."""
     with ExitStack() as stack:
         connections = []
         for _ in range(CROWD):
-            connection = stack.enter_context(socket.create_connection(host_and_port(url), WAIT_S_MAX))
+            connection = stack.enter_context(socket.socket())
+            connection.settimeout(WAIT_S_MAX)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNREAD_BYTES_MAX)
+            connection.connect(host_and_port(url))
             connection.sendall(says)
             connections.append(connection)
         yield connections

@@ -8,7 +8,7 @@ from typing import Final
 
 from tests.harness import COMMAND_S_MAX, ROOT
 
-EXAMPLES: Final = 40
+EXAMPLES: Final = 15
 """For each endpoint and operator; `make fuzz` tries more."""
 
 OPERATORS: Final = 2

@@ -35,7 +35,7 @@ def daemon(root: Path, tmp_path_factory: pytest.TempPathFactory, module_daemon: 
         "engine__worker_memory_mb_max": 1_000,
         "trust__code": HOSTILE,
         "limits__rows_max": "2",
-        "staging__timeout_s": "25",
+        "staging__timeout_s": "12",
     }
     return module_daemon(policy="hostile@1.0.0", store=root, settings=settings)
 
@@ -93,6 +93,6 @@ def test_one_that_hangs_is_ended_with_its_worker(daemon: Daemon, root: Path) -> 
     assert staging.nice() > 0
     operation = daemon.operation(answer)
     assert operation["outcome"] == "failed"
-    assert "25" in operation["error"]
+    assert "12" in operation["error"]
     wait_until(lambda: not started())
     check_serves(daemon)

@@ -29,7 +29,7 @@ from tests.daemon.support.policies.shadow import publish_times, times
 from tests.daemon.support.process_resources import children_running
 from tests.daemon.support.raw_lane import RawLane
 from tests.docs.pages import OPERATING, blocks
-from tests.harness import START_S_MAX, Daemon, blob_of
+from tests.harness import SMALL_BATCHES, START_S_MAX, Daemon, blob_of
 
 LEFT, RIGHT, THIRD = "left-arm", "right-arm", "third-arm"
 WIDTHS = {LEFT: 2, RIGHT: 3, THIRD: 7}
@@ -114,7 +114,7 @@ def start(store: Path, start_daemon: StartDaemon, short_path: Path, tmp_path: Pa
         flags = [word for policy in others for word in ("--policy", policy)]
         folder = short_path / tmp_path.name
         listen = [f"lane://{folder}/lane.sock", f"ipc://{folder}/zmq.sock"]
-        return start_daemon(*flags, policy=first, store=store, listen=listen)
+        return start_daemon(*flags, policy=first, store=store, listen=listen, settings=SMALL_BATCHES)
 
     return start
 

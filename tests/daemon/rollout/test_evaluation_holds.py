@@ -17,10 +17,10 @@ from pillion_artifacts.store.evaluation_holds import end_hold
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.rollout.test_releases import OBSERVATION, PATH, STEP, switch, value_of, wait_until
-from tests.harness import USER, Daemon, blob_of
+from tests.harness import SMALL_BATCHES, USER, Daemon, blob_of
 
 HOLDS = f"{PATH}/holds"
-STRICT = {"versions__old_max": 0, "versions__lease_s_max": 0.2}
+STRICT = {**SMALL_BATCHES, "versions__old_max": 0, "versions__lease_s_max": 0.2}
 """With these settings an old version is unloaded at once."""
 
 
@@ -160,7 +160,7 @@ def test_after_its_end_no_episode_of_the_campaign_begins_and_its_version_is_unlo
 def test_after_its_end_an_episode_goes_on_as_on_any_old_version_and_a_row_does_not_begin_anew(
     store: Store, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     hold(daemon, "1.1.0")
     with pillion.connect(daemon.address, version="==1.1.0") as session:
         group = session.begin_many(2)
@@ -255,7 +255,7 @@ def holding(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory
     root = tmp_path_factory.mktemp("store")
     publish_variant(root, "1.0.0", 0.0)
     publish_variant(root, "1.1.0", STEP)
-    daemon = module_daemon(policy=f"{POLICY}@1.0.0", store=root)
+    daemon = module_daemon(policy=f"{POLICY}@1.0.0", store=root, settings=SMALL_BATCHES)
     hold(daemon, "1.0.0", "held")
     return daemon
 
@@ -273,7 +273,7 @@ def test_a_hold_with_a_version_in_staging_survives_a_restart_of_the_daemon(
 ) -> None:
     followed.ask("POST", HOLDS, {"name": "campaign-7", "version": "1.1.0", "ttl_s": 600})
     assert followed.stop() == 0
-    again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     (hold,) = again.ask("GET", HOLDS)[1]["holds"]
     assert (hold["name"], hold["is_held"]) == ("campaign-7", True)
     with pillion.connect(again.address, version="==1.1.0") as session:

@@ -17,7 +17,7 @@ from pilliond.rollout.live_window import LiveWindow, Reading
 from pilliond.rollout.probation import Probation
 from pilliond.settings.schema import AutoRollbackSettings
 from tests.conftest import StartDaemon
-from tests.harness import blob_of, publish
+from tests.harness import SMALL_BATCHES, blob_of, publish
 
 METRICS_INDEX = 2
 BOUNDS = AutoRollbackSettings(watch_s=60, acts_min=100, p99_us_max=1_000, p99_ratio_max=3)
@@ -117,7 +117,7 @@ def test_a_version_that_answers_with_infinities_is_rolled_back_and_not_tried_aga
     store = Store(tmp_path / "store")
     publish_steep(store, "1.1.0")
     move_alias(store, POLICY, "stable", "1.0.0", expected="")
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     overflow = np.full((5, 5), 1e10, np.float32)
     with pillion.connect(daemon.address) as session:
         session.begin().act(overflow)
@@ -145,7 +145,7 @@ def test_an_arm_that_answers_with_infinities_ends_by_itself_and_its_share_goes_b
     publish_variant(tmp_path / "store", "1.2.0", 100.0)
     store = Store(tmp_path / "store")
     publish_steep(store, "1.1.0")
-    daemon = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root, settings=SMALL_BATCHES)
     arms = [{"name": "canary", "version": "1.1.0", "share": 0.5}, {"name": "b", "version": "1.2.0", "share": 0.25}]
     path = f"/v1/policies/{POLICY}"
     assert daemon.operation(daemon.ask("PUT", f"{path}/route", {"arms": arms}))["outcome"] == "done"
@@ -167,7 +167,7 @@ def test_an_arm_that_answers_with_infinities_ends_by_itself_and_its_share_goes_b
     assert last.reason.startswith("canary 1.1.0 automatic rollback: ")
     assert daemon.metric("pillion_auto_rollbacks_total", reason="non_finite") == 1
     daemon.kill()
-    again = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
+    again = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root, settings=SMALL_BATCHES)
     assert again.ask("GET", path)[1]["route"] == [arms[1]]
 
 
@@ -176,7 +176,7 @@ def test_a_version_whose_answers_are_not_finite_when_it_is_staged_never_serves(
 ) -> None:
     publish_variant(tmp_path, "1.0.0", 0.0)
     publish_variant(tmp_path, "1.1.0", float("nan"))
-    daemon = start_daemon(policy=f"{POLICY}@1.0.0", store=tmp_path)
+    daemon = start_daemon(policy=f"{POLICY}@1.0.0", store=tmp_path, settings=SMALL_BATCHES)
     failed = daemon.operation(daemon.ask("POST", f"/v1/policies/{POLICY}/switch", {"version": "1.1.0"}))
     assert (failed["outcome"], failed["error"]) == (
         "failed",

@@ -19,7 +19,7 @@ from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.support.policies.graphs import publish_table, repeated_model
 from tests.daemon.support.process_resources import children_running
-from tests.harness import START_S_MAX, USER, Daemon, blob_of
+from tests.harness import INLINE, SMALL_BATCHES, START_S_MAX, USER, Daemon, blob_of
 
 PATH = f"/v1/policies/{POLICY}"
 OBSERVATION = np.linspace(-1, 1, 25, dtype=np.float32).reshape(5, 5)
@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def followed(store: Store, start_daemon: StartDaemon) -> Daemon:
     """A daemon that serves what `stable` points at."""
-    return start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    return start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=INLINE)
 
 
 def switch(daemon: Daemon, version: str, **fields: Any) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_after_a_restart_the_daemon_serves_what_the_route_says(
     with pillion.connect(followed.address) as session:
         assert session.version == "1.1.0"
     followed.kill()
-    again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=INLINE)
     with pillion.connect(again.address) as session:
         assert session.version == "1.1.0"
 
@@ -168,7 +168,9 @@ def test_a_version_that_was_changed_on_the_disk_is_refused_and_the_live_one_unto
 def test_an_alias_that_points_at_a_version_that_failed_is_not_tried_again_by_itself(
     store: Store, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings={"staging__memory_mb_max": 120})
+    daemon = start_daemon(
+        policy=f"{POLICY}@stable", store=store.root, settings={**SMALL_BATCHES, "staging__memory_mb_max": 120}
+    )
     move_alias(store, POLICY, "stable", "1.1.0", expected="1.0.0")
     failed = daemon.wait_for_event("switch_failed")
     assert "staging.memory_mb_max" in failed["error"]
@@ -262,7 +264,9 @@ def test_old_versions_are_unloaded_and_their_daemon_locks_released(followed: Dae
 
 
 def test_past_the_bound_the_client_gets_version_gone(store: Store, start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings={"versions__old_max": 0})
+    daemon = start_daemon(
+        policy=f"{POLICY}@stable", store=store.root, settings={**SMALL_BATCHES, "versions__old_max": 0}
+    )
     with pillion.connect(daemon.address) as session:
         episode = session.begin()
         value_of(episode)
@@ -363,7 +367,7 @@ def highway(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory
     root = tmp_path_factory.mktemp("store")
     publish_variant(root, "1.0.0", 0.0)
     publish_variant(root, "1.1.0", STEP)
-    return module_daemon(policy=f"{POLICY}@1.0.0", store=root)
+    return module_daemon(policy=f"{POLICY}@1.0.0", store=root, settings=SMALL_BATCHES)
 
 
 def test_the_second_of_two_operators_learns_that_the_first_changed_something(followed: Daemon) -> None:
@@ -375,7 +379,7 @@ def test_the_second_of_two_operators_learns_that_the_first_changed_something(fol
 
 
 def test_drain_answers_what_was_admitted_says_goodbye_and_ends(store: Store, start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=INLINE)
     with pillion.connect(daemon.address) as session:
         episode = session.begin()
         value_of(episode)

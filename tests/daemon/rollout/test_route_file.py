@@ -20,9 +20,9 @@ from pillion_artifacts.store.routes import Route, RouteArm, find_route, keep_rou
 from pillion_bench.variants import POLICY, publish_variant
 from tests.conftest import StartDaemon
 from tests.daemon.rollout.test_releases import OBSERVATION, PATH, STEP, switch, wait_until
-from tests.harness import USER, Daemon, blob_of
+from tests.harness import SMALL_BATCHES, USER, Daemon, blob_of
 
-SEEDS = range(200)
+SEEDS = range(64)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def served(daemon: Daemon) -> str:
 def test_a_canary_is_there_again_when_the_serving_process_was_killed_with_the_same_seeds(
     store: Store, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     assert put_arms(daemon, v1_1_0=0.25, v1_2_0=0.25)["outcome"] == "done"
     arms, before = arm_statuses(daemon), leased(daemon)
     assert {0, 1, 2} == set(before)
@@ -102,21 +102,21 @@ def kill_as_it_starts(daemon: Daemon) -> None:
 def test_a_canary_is_there_again_when_the_daemon_was_killed_with_the_same_seeds(
     store: Store, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     put_arms(daemon, v1_1_0=0.25)
     arms, before = arm_statuses(daemon), leased(daemon)
     daemon.kill()
-    again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     assert (arm_statuses(again), leased(again)) == (arms, before)
     put_arms(again)
     again.kill()
-    assert arm_statuses(start_daemon(policy=f"{POLICY}@stable", store=store.root)) == []
+    assert arm_statuses(start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)) == []
 
 
 def test_what_was_made_stable_stays_so_where_the_settings_say_no_version(
     store: Store, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy=POLICY, store=store.root)
+    daemon = start_daemon(policy=POLICY, store=store.root, settings=SMALL_BATCHES)
     assert served(daemon) == "1.2.0"
     switch(daemon, "1.1.0", reason="it flies better", by="ann")
     last = store.history(POLICY)[-1]
@@ -128,13 +128,13 @@ def test_what_was_made_stable_stays_so_where_the_settings_say_no_version(
     )
     daemon.kill()
     publish_variant(store.root, "1.3.0", 3 * STEP)
-    again = start_daemon(policy=POLICY, store=store.root)
+    again = start_daemon(policy=POLICY, store=store.root, settings=SMALL_BATCHES)
     assert served(again) == "1.1.0"
     for version in ("1.2.0", "1.1.0"):
         back = again.operation(again.ask("POST", f"{PATH}/rollback", {"reason": "it does not", "by": "bob"}))
         assert (back["outcome"], back["version"]) == ("done", version)
     again.kill()
-    third = start_daemon(policy=POLICY, store=store.root)
+    third = start_daemon(policy=POLICY, store=store.root, settings=SMALL_BATCHES)
     assert served(third) == "1.1.0"
     # The version to roll back to is stored, too.
     back = third.operation(third.ask("POST", f"{PATH}/rollback", {}))
@@ -145,29 +145,31 @@ def test_what_was_made_stable_stays_so_where_the_settings_say_no_version(
 def test_the_settings_are_obeyed_where_they_say_which_version(
     store: Store, start_daemon: StartDaemon, asked: str, expected: str
 ) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@{asked}", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@{asked}", store=store.root, settings=SMALL_BATCHES)
     switch(daemon, "1.1.0")
     assert served(daemon) == "1.1.0"
     daemon.kill()
-    assert served(start_daemon(policy=f"{POLICY}@{asked}", store=store.root)) == expected
+    assert served(start_daemon(policy=f"{POLICY}@{asked}", store=store.root, settings=SMALL_BATCHES)) == expected
 
 
 def test_daemons_that_serve_different_references_have_different_routes(store: Store, start_daemon: StartDaemon) -> None:
-    one = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)
+    one = start_daemon(policy=f"{POLICY}@1.0.0", store=store.root, settings=SMALL_BATCHES)
     put_arms(one, v1_1_0=0.5)
-    assert arm_statuses(start_daemon(policy=f"{POLICY}@1.2.0", store=store.root)) == []
-    assert arm_statuses(start_daemon(policy=f"{POLICY}@1.0.0", store=store.root)) == [("canary", "1.1.0", 0.5)]
+    assert arm_statuses(start_daemon(policy=f"{POLICY}@1.2.0", store=store.root, settings=SMALL_BATCHES)) == []
+    assert arm_statuses(start_daemon(policy=f"{POLICY}@1.0.0", store=store.root, settings=SMALL_BATCHES)) == [
+        ("canary", "1.1.0", 0.5)
+    ]
 
 
 def test_a_switch_to_an_arms_version_ends_that_arm_for_good(store: Store, start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     put_arms(daemon, v1_1_0=0.25, v1_2_0=0.25)
     switch(daemon, "1.1.0")
     switch(daemon, "1.0.0")
     daemon.kill()
     # While no daemon runs, too.
     move_alias(store, POLICY, "stable", "1.2.0", expected="1.0.0")
-    again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     assert (served(again), arm_statuses(again)) == ("1.2.0", [])
     switch(again, "1.0.0")
     route = find_route(store.root, POLICY, "stable")
@@ -178,19 +180,19 @@ def test_a_switch_to_an_arms_version_ends_that_arm_for_good(store: Store, start_
 def test_an_arm_that_cannot_be_loaded_any_more_does_not_keep_the_daemon_from_serving(
     store: Store, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     put_arms(daemon, v1_1_0=0.25, v1_2_0=0.25)
     daemon.kill()
     blob = blob_of(store.root, f"{POLICY}@1.1.0", "model.onnx")
     blob.chmod(0o644)
     blob.write_bytes(b"")
-    again = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    again = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     assert (served(again), arm_statuses(again)) == ("1.0.0", [("b", "1.2.0", 0.25)])
     assert "model.onnx" in again.wait_for_event("version_not_resumed")["error"]
 
 
 def test_gc_leaves_what_a_route_names_while_no_daemon_runs(store: Store, start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(policy=POLICY, store=store.root)
+    daemon = start_daemon(policy=POLICY, store=store.root, settings=SMALL_BATCHES)
     switch(daemon, "1.1.0")
     put_arms(daemon, v1_0_0=0.25)
     daemon.kill()
@@ -198,7 +200,7 @@ def test_gc_leaves_what_a_route_names_while_no_daemon_runs(store: Store, start_d
     publish_variant(store.root, "1.3.0", 3 * STEP)
     claims = {each.version: each.claim for each in collect(store, grace=timedelta(0), keep_newest=0).versions}
     assert claims == {"1.0.0": "route", "1.1.0": "route", "1.2.0": "route", "1.3.0": ""}
-    again = start_daemon(policy=POLICY, store=store.root)
+    again = start_daemon(policy=POLICY, store=store.root, settings=SMALL_BATCHES)
     assert (set(leased(again)), arm_statuses(again)) == ({0, 1}, [("canary", "1.0.0", 0.25)])
 
 
@@ -214,16 +216,16 @@ def stopped_in_a_switch(daemon: Daemon, store: Store) -> tuple[int, dict[str, An
 def test_a_daemon_that_is_killed_between_the_alias_and_the_switch_serves_what_the_alias_says(
     store: Store, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     stopped_in_a_switch(daemon, store)
     daemon.kill()
-    assert served(start_daemon(policy=f"{POLICY}@stable", store=store.root)) == "1.1.0"
+    assert served(start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)) == "1.1.0"
 
 
 def test_a_serving_process_that_is_killed_before_it_switches_leaves_the_route_as_it_was(
     store: Store, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root)
+    daemon = start_daemon(policy=f"{POLICY}@stable", store=store.root, settings=SMALL_BATCHES)
     answer = stopped_in_a_switch(daemon, store)
     daemon.kill_serving()
     failed = daemon.operation(answer)

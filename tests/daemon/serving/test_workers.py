@@ -161,6 +161,18 @@ def test_a_worker_whose_descriptors_find_no_room_is_lost(side: ControlSide) -> N
     assert (side.engine().state, open_descriptors()) == (WorkerState.LOST, before)
 
 
+@pytest.mark.parametrize("starts", [False, True], ids=["while the loop runs", "while the daemon starts"])
+def test_for_a_worker_that_ended_before_it_was_attached_one_more_is_asked(side: ControlSide, starts: bool) -> None:
+    side.load()
+    if starts:
+        side.workers.sink = None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    with sealed(b"a model") as model, ours:
+        reports = side.tell(WorkerStarted(OTHER), model, ours.fileno())
+    assert reports == [NeedWorker(OTHER, "its worker ended", cause=LossCause.ENDED)]
+
+
 def test_a_version_that_is_out_may_be_given_up_once_more(side: ControlSide) -> None:
     engine = side.serve()
     side.tell(GiveUp(OTHER, "it keeps ending"))

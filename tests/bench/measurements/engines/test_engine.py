@@ -22,7 +22,7 @@ KINDS = kinds_of(ONNX)
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """One short round of every part."""
-    return report_of("engine", "--seconds", "0.4", "--rounds", "1", "--also", "all", "--model-mb", "5")
+    return report_of("engine", "--seconds", "0.2", "--rounds", "1", "--also", "all", "--model-mb", "5")
 
 
 def test_every_kind_has_its_percentiles_and_its_count(measured: dict[str, Any]) -> None:

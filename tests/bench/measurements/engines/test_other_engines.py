@@ -23,7 +23,7 @@ from tests.bench.conftest import report_of, run_pillion
 
 
 def test_a_torch_worker_is_compared_with_the_bare_torch_call(capsys: pytest.CaptureFixture[str]) -> None:
-    report = report_of("engine", "--engine", "torch", "--seconds", "0.3", "--rounds", "1")
+    report = report_of("engine", "--engine", "torch", "--seconds", "0.2", "--rounds", "1")
     assert (report["engine"], report["policy"]) == ("torch", "cart-pole-pixels")
     assert "inline_us" not in report
     assert report["n"] == sum(report[f"{kind}_us"]["n"] for kind in kinds_of(TORCH))

@@ -2,8 +2,8 @@
 
 In the folder STUB_FOLDER, the file `build` says how TensorRT builds: `ok`, `fail`, `hang`, `crash` or `in_parts`. Each build
 and each load of an engine adds a line to the file `log`. The file `slow` names the provider whose runs take longer, if any.
-The file `graphs` says how CUDA graphs are captured: `ok`, `refused` where the session is opened, or `fail`; each one that is
-captured adds a line to the file `captures`.
+The file `graphs` says how CUDA graphs are captured: `ok`, `refused` where the session is opened, or for how many the device has
+memory; each one that is captured adds a line to the file `captures`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class _StubSession(_Session):  # type: ignore[misc]
         super().run_with_iobinding(binding, None)
 
     def _capture(self, number: str, binding: Any) -> None:
-        if (_HOST / "graphs").read_text() == "fail":
+        room = (_HOST / "graphs").read_text()
+        if room != "ok" and len((_HOST / "captures").read_text().splitlines()) >= int(room):
             raise RuntimeError("operation not permitted when stream is capturing")
         with (_HOST / "captures").open("a") as file:
             file.write(f"{number}\n")

@@ -12,6 +12,7 @@ import pytest
 
 from pillion_worker.limits import FALLBACK_CHARS_MAX
 from pillion_worker.onnx_engine.graphs import why_unsupported, without
+from pilliond.engine.worker import WorkerState
 from tests.worker.support.policies import TABLE, looking_up, summing
 from tests.worker.support.processes import Host
 from tests.worker.support.stub_gpu import StubGpu
@@ -88,6 +89,22 @@ def test_a_model_that_cannot_be_captured_runs_without_graphs_and_says_so(
         assert (described["device"], described["graphs"], described.get("fallback")) == ("cuda:0", why, None)
         assert all(answers(host, rows) for rows in range(1, ROWS_MAX + 1))
         assert gpu.captured() == captured
+
+
+def test_without_device_memory_for_tensors_auto_computes_on_the_cpu_and_a_device_by_name_refuses_in_one_line(
+    gpu: StubGpu,
+) -> None:
+    gpu.set(tensors="none")
+    why = "onnxruntime: Failed to allocate memory for requested buffer of size 4"
+    with Host(looking_up(), ROWS_MAX, device="auto") as host:
+        host.start()
+        described = host.engine.describe()
+        assert (described["device"], described["fallback"]) == ("cpu", f"cuda:0 fails: {why}")
+        assert all(answers(host, rows) for rows in range(1, ROWS_MAX + 1))
+    with Host(looking_up(), ROWS_MAX, device="cuda:0") as host:
+        host.attach()
+        host.pump(lambda: host.engine.state is not WorkerState.LOADING)
+        assert (host.engine.state, host.engine.reason) == (WorkerState.LOST, why)
 
 
 def test_the_cpu_says_nothing_of_graphs() -> None:

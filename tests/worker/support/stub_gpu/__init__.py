@@ -27,7 +27,15 @@ class StubGpu:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.setenv("STUB_FOLDER", str(folder))
         self.set(
-            build="ok", tensorrt="10.9.0", slow="", devices=1, free_mb=1_000, taken_mb=300, graphs="ok", captures=""
+            build="ok",
+            tensorrt="10.9.0",
+            slow="",
+            devices=1,
+            free_mb=1_000,
+            taken_mb=300,
+            graphs="ok",
+            captures="",
+            tensors="ok",
         )
 
     def set(self, **values: object) -> None:

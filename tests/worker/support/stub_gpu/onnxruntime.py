@@ -3,7 +3,8 @@
 In the folder STUB_FOLDER, the file `build` says how TensorRT builds: `ok`, `fail`, `hang`, `crash` or `in_parts`. Each build
 and each load of an engine adds a line to the file `log`. The file `slow` names the provider whose runs take longer, if any.
 The file `graphs` says how CUDA graphs are captured: `ok`, `refused` where the session is opened, or for how many the device has
-memory; each one that is captured adds a line to the file `captures`.
+memory; each one that is captured adds a line to the file `captures`. The file `tensors` says whether the device has memory
+for tensors: `ok` or `none`.
 """
 
 from __future__ import annotations
@@ -105,5 +106,13 @@ class _StubSession(_Session):  # type: ignore[misc]
 
 _real.InferenceSession = _StubSession
 _real.get_available_providers = lambda: [_TENSORRT, _CUDA, _CPU]
-# Memory of the device is no memory of the host.
-_OrtValue.ortvalue_from_numpy = staticmethod(lambda array, *_: _of_numpy(np.array(array)))
+
+
+def _on_device(array: Any, *_: object) -> Any:
+    if (_HOST / "tensors").read_text() == "none":
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 4")
+    # Memory of the device is no memory of the host.
+    return _of_numpy(np.array(array))
+
+
+_OrtValue.ortvalue_from_numpy = staticmethod(_on_device)

@@ -82,7 +82,10 @@ class OnnxRuntimeEngine:
         return False
 
     def register(self, arena: memoryview) -> bool:
-        """Registers the arena with the CUDA driver, which then copies from it and to it directly. The CPU reads any memory."""
+        """Registers the arena with the CUDA driver, which then copies from it and to it directly. The CPU reads any memory.
+
+        The outputs of a graph are not copied directly: see `_OnDevice`.
+        """
         if self._device == "cpu":
             return False
         address = np.frombuffer(arena, np.uint8).ctypes.data
@@ -278,6 +281,8 @@ class _OnDevice:
         self.value.update_inplace(source)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        # A new array. `copy_tensors` could fill one that is there, but only for a provider that is registered as a library with
+        # the environment of ONNX Runtime; one that a session names is not, and ONNX Runtime before 1.23 has no such function.
         made: Array = self.value.numpy()
         return made
 

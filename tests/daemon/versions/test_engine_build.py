@@ -114,6 +114,8 @@ def test_a_build_that_fails_or_does_not_end_is_said_and_cuda_computes(
     settings = asking(cache, build_s_max=5 if how == "hang" else 60)
     stage(sealed, settings)
     assert [line.split()[0] for line in gpu.seen()] == ["build"]
+    assert len(gpu.compilers()) == (2 if how in ("hang", "crash") else 0)
+    assert [pid for pid in gpu.compilers() if os.path.exists(f"/proc/{pid}")] == []
     described = serve(sealed, settings)
     assert (described["provider"], described["fallback"]) == (
         CUDA_PROVIDER,

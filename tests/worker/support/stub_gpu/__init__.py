@@ -36,6 +36,7 @@ class StubGpu:
             graphs="ok",
             captures="",
             tensors="ok",
+            compilers="",
         )
 
     def set(self, **values: object) -> None:
@@ -54,6 +55,10 @@ class StubGpu:
         words = [line.split() for line in self._contexts.read_text().splitlines()]
         self._contexts.write_text("")
         return [(what, int(device), int(process)) for what, device, process in words]
+
+    def compilers(self) -> list[int]:
+        """The processes of the compiler that the last build started, if it hung or crashed."""
+        return [int(pid) for pid in (self._folder / "compilers").read_text().split()]
 
     def captured(self) -> int:
         """How many CUDA graphs were captured so far."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -20,7 +19,7 @@ from pillion_worker.buckets import buckets_for
 from pillion_worker.cuda_driver import CudaDriver
 from pillion_worker.device_memory.meter import DeviceMeter
 from pillion_worker.devices import choose, cuda_index
-from pillion_worker.errors import DriverError, EngineError
+from pillion_worker.errors import DriverError, EngineError, one_line
 from pillion_worker.memory import aligned_zeros, private_memory
 from pillion_worker.model_source import Model
 from pillion_worker.onnx_engine import graphs
@@ -64,10 +63,11 @@ class OnnxRuntimeEngine:
         self._strict_rows = request.strict_rows
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
         self._names = [tensor.name for tensor in request.observation]
+        self._captured: dict[int, _Captured] = {}
         self._use(open_on(model, request, device, fallback))
         if self._graphs == graphs.CAPTURED and (why := self._why_not_captured()):
             # Nothing may be left of the session: a capture that has begun in it forbids allocations.
-            self._session = None
+            self._captured, self._session = {}, None
             gc.collect()
             self._use(open_on(model, request, device, fallback, no_graphs=why))
 
@@ -82,7 +82,10 @@ class OnnxRuntimeEngine:
         return False
 
     def register(self, arena: memoryview) -> bool:
-        """Registers the arena with the CUDA driver, which then copies from it and to it directly. The CPU reads any memory."""
+        """Registers the arena with the CUDA driver, which then copies from it and to it directly. The CPU reads any memory.
+
+        The outputs of a graph are not copied directly: see `_OnDevice`.
+        """
         if self._device == "cpu":
             return False
         address = np.frombuffer(arena, np.uint8).ctypes.data
@@ -114,15 +117,21 @@ class OnnxRuntimeEngine:
 
     def _use(self, opened: Opened) -> None:
         self._session, self._device, self._fallback, self._graphs = opened
-        self._graph_numbers = count(1)
         _check_inputs(self._session, [*self._names, *(state.name for state in self._request.states)])
         self.outputs = _actual_outputs(self._session, self._request)
         self._scratch = self._make_scratch()
 
     def _why_not_captured(self) -> str:
-        """Why the graph of a bucket cannot be captured; empty if all can be. Here, because now there still is a way back."""
+        """Captures the graph of each bucket, and returns why one cannot be captured; empty if all are.
+
+        Here, because now there still is a way back: `bind` captures nothing. Batches run one after the other, so those of all
+        memories replay the same graphs.
+        """
+        read, written = self._tensors(private_memory(self._request, self.outputs))
         try:
-            self.bind(private_memory(self._request, self.outputs))
+            for number, rows in enumerate(self.buckets, 1):
+                of_rows = _rows_of(read, 0, rows), _rows_of(written, 0, rows)
+                self._captured[rows] = _capture(self._session, self._device, number, *of_rows)
         except EngineError as error:
             return str(error)
         return ""
@@ -144,11 +153,11 @@ class OnnxRuntimeEngine:
         read, written = self._tensors(memory)
         return _Piece(
             self._session,
-            {name: array[first : first + rows] for name, array in read.items()},
-            {name: array[first : first + rows] for name, array in written.items()},
+            _rows_of(read, first, rows),
+            _rows_of(written, first, rows),
             scratch,
             self._device,
-            next(self._graph_numbers) if self._graphs == graphs.CAPTURED else 0,
+            self._captured.get(rows),
         )
 
     def _tensors(self, memory: TensorMemory) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -188,12 +197,33 @@ class OnnxRuntimeEngine:
         return run
 
 
+class _Captured(NamedTuple):
+    """The CUDA graph of a bucket. It reads and writes these tensors of the device, by name, and nothing else."""
+
+    binding: Any
+    options: Any
+    tensors: dict[str, _OnDevice]
+
+
+def _capture(
+    session: Any, device: str, number: int, read: Mapping[str, Array], written: Mapping[str, Array]
+) -> _Captured:
+    """Captures a graph for tensors of these dtypes and shapes. Raises `EngineError`."""
+    binding, options, tensors = session.io_binding(), graphs.run_options(number), {}
+    for arrays, bind in ((read, binding.bind_ortvalue_input), (written, binding.bind_ortvalue_output)):
+        for name, array in arrays.items():
+            tensors[name] = _OnDevice(array, device)
+            bind(name, tensors[name].value)
+    graphs.capture(session, binding, options)
+    return _Captured(binding, options, tensors)
+
+
 class _Piece:
     """Rows that run together: the binding, the options of its runs, and the copies to make `before` and `after` it (to, from).
 
-    `read` and `written` hold the rows of each tensor by name. A tensor at an unaligned address runs in `scratch`, if that
-    has memory for its name; otherwise it runs in place. `graph` is the number of its CUDA graph, which is captured now; 0:
-    it has none. A graph reads and writes memory of the device alone, so its outputs are copied from there afterwards.
+    `read` and `written` hold the rows of each tensor by name. They are copied to the tensors of `captured`, if there is a graph
+    to replay, and from there. Else a tensor at an unaligned address runs in `scratch`, if that has memory for its name;
+    otherwise it runs in place.
     """
 
     __slots__ = ("after", "before", "binding", "options")
@@ -205,12 +235,17 @@ class _Piece:
         written: Mapping[str, Array],
         scratch: Mapping[str, Array],
         device: str,
-        graph: int = 0,
+        captured: _Captured | None,
     ) -> None:
-        self.binding = session.io_binding()
-        self.options: Any = graphs.run_options(graph) if graph else None
         self.before: list[tuple[Array | _OnDevice, Array]] = []
         self.after: list[tuple[Array, Any]] = []
+        self.options: Any = None
+        if captured is not None:
+            self.binding, self.options, tensors = captured
+            self.before += [(tensors[name], array) for name, array in read.items()]
+            self.after += [(array, tensors[name]) for name, array in written.items()]
+            return
+        self.binding = session.io_binding()
         for name, array in read.items():
             target = _aligned_or_scratch(name, array, scratch)
             if target is not array:
@@ -218,37 +253,42 @@ class _Piece:
             if device == "cpu":
                 self.binding.bind_input(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
             else:
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(target, "cuda", cuda_index(device))
-                self.binding.bind_ortvalue_input(name, value)
-                self.before.append((_OnDevice(value), target))
+                on_device = _OnDevice(target, device)
+                self.binding.bind_ortvalue_input(name, on_device.value)
+                self.before.append((on_device, target))
         for name, array in written.items():
             target = _aligned_or_scratch(name, array, scratch)
             if target is not array:
                 self.after.append((array, target))
-            if graph:
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(target, "cuda", cuda_index(device))
-                self.binding.bind_ortvalue_output(name, value)
-                self.after.insert(0, (target, _OnDevice(value)))
-            else:
-                self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
-        if graph:
-            graphs.capture(session, self.binding, self.options)
+            self.binding.bind_output(name, "cpu", 0, target.dtype, list(target.shape), target.ctypes.data)
 
 
 class _OnDevice:
-    """A tensor that lives on a device, written to and read as an array is: runs on the CPU pay nothing for it."""
+    """A tensor that lives on a device, written to and read as an array is: runs on the CPU pay nothing for it.
 
-    __slots__ = ("_value",)
+    It begins as a copy of `array`. Raises `EngineError` where the device has no memory for it.
+    """
 
-    def __init__(self, value: Any) -> None:
-        self._value = value
+    __slots__ = ("value",)
+
+    def __init__(self, array: Array, device: str) -> None:
+        try:
+            self.value: Any = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", cuda_index(device))
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises errors of its own, of many kinds
+            raise EngineError(f"onnxruntime: {one_line(error)}") from None
 
     def __setitem__(self, _: slice, source: Array) -> None:
-        self._value.update_inplace(source)
+        self.value.update_inplace(source)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
-        made: Array = self._value.numpy()
+        # A new array. `copy_tensors` could fill one that is there, but only for a provider that is registered as a library with
+        # the environment of ONNX Runtime; one that a session names is not, and ONNX Runtime before 1.23 has no such function.
+        made: Array = self.value.numpy()
         return made
+
+
+def _rows_of(arrays: Mapping[str, Array], first: int, rows: int) -> dict[str, Array]:
+    return {name: array[first : first + rows] for name, array in arrays.items()}
 
 
 def _aligned_or_scratch(name: str, array: Array, scratch: Mapping[str, Array]) -> Array:

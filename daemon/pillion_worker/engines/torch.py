@@ -26,7 +26,7 @@ from pillion_worker.torch_engine.compiled import compiled_call
 from pillion_worker.torch_engine.device_states import DeviceStates
 from pillion_worker.torch_engine.pipeline import DeviceRunner
 from pillion_worker.torch_engine.precision import in_precision, precision_on
-from pillion_worker.torch_engine.program import Call, Program, load_program, run_trial
+from pillion_worker.torch_engine.program import Call, Program, device_error, load_program, run_trial
 from pillion_worker.torch_engine.runner import Binding, CpuRunner, Runner
 
 _INFERENCE: Final = torch.inference_mode()
@@ -64,7 +64,8 @@ def make(model: Model, request: LoadRequest, device: str, fallback: str) -> Torc
 class TorchEngine:
     """One torch policy on one device.
 
-    Raises `EngineError` if the program disagrees with its card: a program that lies about its shapes never serves.
+    Raises `EngineError` if the program disagrees with its card: a program that lies about its shapes never serves. A device
+    that fails, such as for want of memory, is an `EngineError` as well.
     """
 
     kind = "torch"
@@ -72,6 +73,15 @@ class TorchEngine:
     def __init__(self, model: Model, request: LoadRequest, device: str, fallback: str = "") -> None:
         self._request = request
         self._device = device
+        try:
+            self._load(model, request, device, fallback)
+        except RuntimeError as error:
+            if device == "cpu":
+                raise
+            # Whatever allocates there may find no memory; the first is the context, whose error is no OutOfMemoryError.
+            raise device_error(error) from None
+
+    def _load(self, model: Model, request: LoadRequest, device: str, fallback: str) -> None:
         self.buckets = [request.strict_rows] if request.strict_rows else buckets_for(request.rows_max)
         self._precision, why_not = precision_on(device, request)
         opened = None if device == "cpu" else cuda.open_device(device, self._precision, request.device_memory_bytes_max)

@@ -1,7 +1,7 @@
-"""CUDA graphs of ONNX Runtime: one for each binding, captured before it serves.
+"""CUDA graphs of ONNX Runtime: one for each bucket, captured before anything else is bound.
 
 A session captures a graph in the first runs with a `gpu_graph_id`, and replays it in all later ones with that id, whatever is
-bound then: neither shapes nor addresses are compared. So each binding has an id of its own, and its memory never moves.
+bound then: neither shapes nor addresses are compared. So each bucket has an id of its own, and tensors of the device that never move.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from pillion_worker.runs.state_table import Numbers
 from pillion_worker.tensors import Array
 from pillion_worker.torch_engine.device import Device
 from pillion_worker.torch_engine.device_states import CarriedRun, DeviceStates
-from pillion_worker.torch_engine.program import Call, first_line
+from pillion_worker.torch_engine.program import Call, device_error
 from pillion_worker.torch_engine.runner import Binding, mismatch
 
 _NS_PER_MS: Final = 1_000_000
@@ -113,11 +113,9 @@ class DeviceRunner:
             raise SystemExit(os.EX_UNAVAILABLE) from error
         if isinstance(error, EngineError):
             return error
-        # torch before 2.5 knows it by this name alone.
         if isinstance(error, torch.cuda.OutOfMemoryError):
             self.device.free_cached()
-            return EngineError(f"device memory is used up: {first_line(error)}")
-        return EngineError(f"torch: {first_line(error)}")
+        return device_error(error)
 
 
 class _Memory:

@@ -56,8 +56,8 @@ def load_program(
     `shapes` are the numbers of rows that it must take; `example` are inputs of two rows on that device. With
     `has_channels_last` its images and the weights of its convolutions have their channels last in memory.
 
-    Raises `EngineError`, in one line, if torch cannot load it, if it could run code, if it does not take these rows, or if the
-    device has no memory for it.
+    Raises `EngineError`, in one line, if torch cannot load it, if it could run code, or if it does not take these rows. Raises
+    `RuntimeError` if the device fails, such as for want of memory: `device_error` says it in one line.
     """
     if kind == "torchscript":
         return _load_script(model, device, example, has_channels_last)
@@ -76,8 +76,16 @@ def first_line(error: BaseException) -> str:
     return lines[-1] if "TorchScript" in lines[0] else lines[0]
 
 
+def device_error(error: Exception) -> EngineError:
+    """What torch raised while it used a device, in one line."""
+    # torch before 2.5 knows it by this name alone.
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return EngineError(f"device memory is used up: {first_line(error)}")
+    return EngineError(f"torch: {first_line(error)}")
+
+
 def load_exported(model: Model, device: str) -> Any:
-    """Loads a program of `torch.export` onto a device, without its example. Raises `EngineError` as `load_program` does."""
+    """Loads a program of `torch.export` onto a device, without its example. Raises as `load_program` does."""
     archive = disarm(model)
     try:
         with warnings.catch_warnings():
@@ -96,10 +104,7 @@ def load_exported(model: Model, device: str) -> Any:
         return program
     from torch.export.passes import move_to_device_pass
 
-    try:
-        return move_to_device_pass(program, device)
-    except torch.cuda.OutOfMemoryError as error:
-        raise EngineError(f"device memory is used up: {first_line(error)}") from None
+    return move_to_device_pass(program, device)
 
 
 def _check_writes(graph_module: Any, given: Mapping[Any, str]) -> None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from pilliond.engine.interface import EngineError
 from pilliond.ipc.control_channel import VersionRequest
+from pilliond.linux.orphans import no_orphans_left
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions.trial_worker import TrialWorker
 
@@ -20,9 +21,9 @@ def build_engine(
 ) -> None:
     """Builds the engine in a worker of its own, unless the cache has it.
 
-    A build that fails, crashes or takes longer than `engine.build_s_max` is ended. Why stands in the cache, so that the
-    workers that then compute without it say it as their `fallback`. Does nothing for a version of which nothing is to be
-    built.
+    A build that fails, crashes or takes longer than `engine.build_s_max` is ended, with the compiler and all else that it has
+    started. Why stands in the cache, so that the workers that then compute without it say it as their `fallback`. Does
+    nothing for a version of which nothing is to be built.
     """
     if not _is_built(request.engine.kind, settings):
         return
@@ -30,6 +31,7 @@ def build_engine(
     lenient = replace(settings, device_required=False)
     most_s = settings.build_s_max
     with (
+        no_orphans_left(),
         TrialWorker(request, rows_max, lenient, code, most_s, builds=True) as worker,
         suppress(EngineError),
     ):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions.engine_build import build_engine
 from pilliond.versions.trial_worker import TrialWorker
-from tests.harness import STORE
+from tests.harness import STORE, WAIT_S_MAX, wait_until
 from tests.worker.support.stub_gpu import StubGpu
 
 ROWS_MAX = 4
@@ -114,6 +118,8 @@ def test_a_build_that_fails_or_does_not_end_is_said_and_cuda_computes(
     settings = asking(cache, build_s_max=5 if how == "hang" else 60)
     stage(sealed, settings)
     assert [line.split()[0] for line in gpu.seen()] == ["build"]
+    assert len(gpu.compilers()) == (2 if how in ("hang", "crash") else 0)
+    assert [pid for pid in gpu.compilers() if os.path.exists(f"/proc/{pid}")] == []
     described = serve(sealed, settings)
     assert (described["provider"], described["fallback"]) == (
         CUDA_PROVIDER,
@@ -128,6 +134,37 @@ def test_a_build_that_fails_or_does_not_end_is_said_and_cuda_computes(
     gpu.set(build="ok")
     stage(sealed, required)
     assert serve(sealed, required)["provider"] == TENSORRT_PROVIDER
+
+
+_STAGING = """
+import sys
+from pathlib import Path
+from pillion_artifacts import Store
+from pillion_artifacts.store.sealed_artifact import seal_artifact
+from pilliond.ipc.sealed_version import seal
+from pilliond.linux.sandbox import end_group_with_leader
+from pilliond.settings.schema import EngineSettings
+from pilliond.versions.engine_build import build_engine
+end_group_with_leader()
+store = Store(Path(sys.argv[1]))
+sealed = seal(seal_artifact(store, store.resolve("lunar-lander")))
+settings = EngineSettings(provider="tensorrt", device="cuda:0", precision="tf32", build_cache_dir=sys.argv[2])
+build_engine(sealed.request(), 4, settings, [], sealed.model_descriptor)
+"""
+
+
+def test_a_build_and_its_compiler_end_with_the_staging_process_however_that_ends(gpu: StubGpu, cache: Path) -> None:
+    gpu.set(build="hang")
+    command = [sys.executable, "-c", _STAGING, str(STORE), str(cache)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, process_group=0) as staging:
+        try:
+            wait_until(lambda: len(gpu.compilers()) == 2)
+            staging.kill()
+            # What is left of the group holds the pipe open.
+            staging.communicate(timeout=WAIT_S_MAX)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(staging.pid, signal.SIGKILL)
 
 
 def test_a_damaged_engine_or_one_of_a_folder_that_others_write_to_is_not_loaded(

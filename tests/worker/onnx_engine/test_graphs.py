@@ -1,4 +1,4 @@
-"""ONNX Runtime on CUDA replays a graph for each bucket of each memory, all captured before it serves. The GPU is a stub.
+"""ONNX Runtime on CUDA replays a graph for each bucket, all captured before it is bound. The GPU is a stub.
 
 The stub replays what it captured under a number, whatever is bound then, as ONNX Runtime does.
 """
@@ -12,6 +12,7 @@ import pytest
 
 from pillion_worker.limits import FALLBACK_CHARS_MAX
 from pillion_worker.onnx_engine.graphs import why_unsupported, without
+from pilliond.engine.worker import WorkerState
 from tests.worker.support.policies import TABLE, looking_up, summing
 from tests.worker.support.processes import Host
 from tests.worker.support.stub_gpu import StubGpu
@@ -38,15 +39,15 @@ def answers(host: Host, rows: int) -> bool:
 @pytest.mark.parametrize(
     ("settings", "captured"),
     [
-        # Those of a trial, which shows that all can be captured, and those of each memory.
-        ({}, 2 * BUCKETS),
-        ({"depth": 2}, 3 * BUCKETS),
-        ({"strict_rows": 2}, 2 * 2),
+        ({}, BUCKETS),
+        # Its memories share them, as do the pieces of a strict batch.
+        ({"depth": 2}, BUCKETS),
+        ({"strict_rows": 2}, 1),
     ],
 )
-def test_every_bucket_of_every_memory_replays_its_own_graph(
-    gpu: StubGpu, settings: dict[str, Any], captured: int
-) -> None:
+def test_every_bucket_replays_its_own_graph(gpu: StubGpu, settings: dict[str, Any], captured: int) -> None:
+    # No capture can fail later: there is memory for no other graph.
+    gpu.set(graphs=captured)
     with Host(looking_up(), ROWS_MAX, device="cuda:0", **settings) as host:
         host.start()
         described = host.engine.describe()
@@ -70,13 +71,16 @@ def test_states_are_read_and_written_around_a_graph(gpu: StubGpu) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "why"),
+    ("how", "captured", "why"),
     [
-        ("refused", "none: onnxruntime cannot load the model: This session cannot use the graph capture feature"),
-        ("fail", "none: capturing a CUDA graph: operation not permitted when stream is capturing"),
+        ("refused", 0, "none: onnxruntime cannot load the model: This session cannot use the graph capture feature"),
+        (0, 0, "none: capturing a CUDA graph: operation not permitted when stream is capturing"),
+        (BUCKETS - 1, BUCKETS - 1, "none: capturing a CUDA graph: operation not permitted when stream is capturing"),
     ],
 )
-def test_a_model_that_cannot_be_captured_runs_without_graphs_and_says_so(gpu: StubGpu, how: str, why: str) -> None:
+def test_a_model_that_cannot_be_captured_runs_without_graphs_and_says_so(
+    gpu: StubGpu, how: object, captured: int, why: str
+) -> None:
     gpu.set(graphs=how)
     with Host(looking_up(), ROWS_MAX, device="cuda:0", depth=2) as host:
         host.start()
@@ -84,7 +88,23 @@ def test_a_model_that_cannot_be_captured_runs_without_graphs_and_says_so(gpu: St
         # No setting asks for graphs, so that this is no fallback.
         assert (described["device"], described["graphs"], described.get("fallback")) == ("cuda:0", why, None)
         assert all(answers(host, rows) for rows in range(1, ROWS_MAX + 1))
-        assert gpu.captured() == 0
+        assert gpu.captured() == captured
+
+
+def test_without_device_memory_for_tensors_auto_computes_on_the_cpu_and_a_device_by_name_refuses_in_one_line(
+    gpu: StubGpu,
+) -> None:
+    gpu.set(tensors="none")
+    why = "onnxruntime: Failed to allocate memory for requested buffer of size 4"
+    with Host(looking_up(), ROWS_MAX, device="auto") as host:
+        host.start()
+        described = host.engine.describe()
+        assert (described["device"], described["fallback"]) == ("cpu", f"cuda:0 fails: {why}")
+        assert all(answers(host, rows) for rows in range(1, ROWS_MAX + 1))
+    with Host(looking_up(), ROWS_MAX, device="cuda:0") as host:
+        host.attach()
+        host.pump(lambda: host.engine.state is not WorkerState.LOADING)
+        assert (host.engine.state, host.engine.reason) == (WorkerState.LOST, why)
 
 
 def test_the_cpu_says_nothing_of_graphs() -> None:

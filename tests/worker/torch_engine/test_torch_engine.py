@@ -12,17 +12,20 @@ import torch
 from pillion_artifacts.card.model_card import StateCard
 from pillion_protocol import Spec, TensorSpec
 from pillion_worker.arena import FAILED, OK
+from pillion_worker.devices import choose
+from pillion_worker.engines.torch import TorchEngine, make
 from pillion_worker.errors import EngineError
-from pillion_worker.torch_engine.program import load_program
+from pillion_worker.torch_engine import cuda
 from pilliond.engine.worker import WorkerState
+from tests.worker.support.pipelines import request_for
 from tests.worker.support.policies import Policy
+from tests.worker.support.simulated_device import SimulatedDevice
 from tests.worker.support.torch_policies import (
     ByName,
     Failing,
     OfRows,
     Recurrent,
     Shrinking,
-    Summing,
     TorchHost,
     export,
     export_by_keyword,
@@ -348,16 +351,54 @@ if not torch.cuda.is_available():
     CASES |= FALLBACKS
 
 
-def test_a_program_that_the_device_has_no_memory_for_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee its documentation.")
+USED_UP = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee its documentation.")
+SHORTAGES: dict[str, tuple[RuntimeError, str]] = {
+    # torch has no type of its own for this one.
+    "context": (RuntimeError("CUDA error: out of memory\nSee its documentation."), "torch: CUDA error: out of memory"),
+    "example": (USED_UP, "device memory is used up: CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "program": (USED_UP, "device memory is used up: CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "states": (USED_UP, "device memory is used up: CUDA out of memory. Tried to allocate 2.00 GiB."),
+}
 
-    # What a device does, of which there is none here.
-    monkeypatch.setattr("torch.export.passes.move_to_device_pass", fail)
-    with pytest.raises(
-        EngineError, match=r"^device memory is used up: CUDA out of memory. Tried to allocate 2.00 GiB.$"
-    ):
-        load_program(export(Summing(), torch.zeros(2, 3)), "torch", [1, 2], "cuda:0", [torch.zeros(2, 3)])
+
+def run_short(what: str, patch: pytest.MonkeyPatch) -> None:
+    """Has a device, of which there is none here, that has no memory left for this part of a version."""
+    example = TorchEngine._example
+
+    def fail(*_: Any) -> Any:
+        raise SHORTAGES[what][0]
+
+    def fail_on_device(engine: TorchEngine, *asked: Any) -> Any:
+        return (example if engine._device == "cpu" else fail)(engine, *asked)
+
+    patch.setattr(cuda, "open_device", fail if what == "context" else lambda *_: SimulatedDevice())
+    if what == "example":
+        patch.setattr(TorchEngine, "_example", fail_on_device)
+    elif what == "program":
+        # A place that is not the CPU, and that every torch has.
+        patch.setattr(SimulatedDevice, "place", "meta")
+        patch.setattr("torch.export.passes.move_to_device_pass", fail)
+    elif what == "states":
+        patch.setattr(SimulatedDevice, "zeros", fail)
+
+
+@pytest.mark.parametrize("what", SHORTAGES)
+def test_without_device_memory_auto_computes_on_the_cpu_and_a_device_by_name_refuses_in_one_line(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = recurrent(seeded(Recurrent))
+    run_short(what, monkeypatch)
+
+    def choice(device: str) -> dict[str, Any]:
+        request = request_for(its, model_kind="torch", device=device)
+        with torch.inference_mode():
+            return choose(request, lambda _: "", lambda *where: make(its.model, request, *where)).describe()
+
+    described = choice("auto")
+    assert (described["device"], described["fallback"]) == ("cpu", f"cuda:0 fails: {SHORTAGES[what][1]}")
+    with pytest.raises(EngineError) as refused:
+        choice("cuda:0")
+    assert str(refused.value) == SHORTAGES[what][1]
 
 
 @pytest.fixture(scope="module")

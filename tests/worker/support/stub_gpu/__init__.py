@@ -27,7 +27,16 @@ class StubGpu:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.setenv("STUB_FOLDER", str(folder))
         self.set(
-            build="ok", tensorrt="10.9.0", slow="", devices=1, free_mb=1_000, taken_mb=300, graphs="ok", captures=""
+            build="ok",
+            tensorrt="10.9.0",
+            slow="",
+            devices=1,
+            free_mb=1_000,
+            taken_mb=300,
+            graphs="ok",
+            captures="",
+            tensors="ok",
+            compilers="",
         )
 
     def set(self, **values: object) -> None:
@@ -46,6 +55,10 @@ class StubGpu:
         words = [line.split() for line in self._contexts.read_text().splitlines()]
         self._contexts.write_text("")
         return [(what, int(device), int(process)) for what, device, process in words]
+
+    def compilers(self) -> list[int]:
+        """The processes of the compiler that the last build started, if it hung or crashed."""
+        return [int(pid) for pid in (self._folder / "compilers").read_text().split()]
 
     def captured(self) -> int:
         """How many CUDA graphs were captured so far."""

@@ -1,15 +1,18 @@
 """ONNX Runtime as a worker finds it on a host with a GPU, computing on the CPU. Found before the real one by PYTHONPATH.
 
-In the folder STUB_FOLDER, the file `build` says how TensorRT builds: `ok`, `fail`, `hang`, `crash` or `in_parts`. Each build
-and each load of an engine adds a line to the file `log`. The file `slow` names the provider whose runs take longer, if any.
-The file `graphs` says how CUDA graphs are captured: `ok`, `refused` where the session is opened, or `fail`; each one that is
-captured adds a line to the file `captures`.
+In the folder STUB_FOLDER, the file `build` says how TensorRT builds: `ok`, `fail`, `hang`, `crash` or `in_parts`. One that hangs
+or crashes has started a compiler, whose processes are in the file `compilers`. Each build and each load of an engine adds a
+line to the file `log`. The file `slow` names the provider whose runs take longer, if any.
+The file `graphs` says how CUDA graphs are captured: `ok`, `refused` where the session is opened, or for how many the device has
+memory; each one that is captured adds a line to the file `captures`. The file `tensors` says whether the device has memory
+for tensors: `ok` or `none`.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +39,14 @@ _of_numpy = _OrtValue.ortvalue_from_numpy
 def _log(what: str) -> None:
     with (_HOST / "log").open("a") as file:
         file.write(f"{what} {os.getpriority(os.PRIO_PROCESS, 0)}\n")
+
+
+def _start_compiler() -> None:
+    """As a real one it starts another program, and goes on when the process that wants it is gone."""
+    pids = _HOST / "compilers"
+    subprocess.Popen(["sh", "-c", f"sleep 100 & echo $$ $! > '{pids}.new'; mv '{pids}.new' '{pids}'; wait"])
+    while not pids.read_text():
+        time.sleep(0.01)
 
 
 def _crash() -> NoReturn:
@@ -67,6 +78,8 @@ class _StubSession(_Session):  # type: ignore[misc]
         behaviour = (_HOST / "build").read_text()
         if behaviour == "fail":
             raise RuntimeError("no implementation of node 7")
+        if behaviour in ("hang", "crash"):
+            _start_compiler()
         if behaviour == "hang":
             time.sleep(3_600)
         if behaviour == "crash":
@@ -92,7 +105,8 @@ class _StubSession(_Session):  # type: ignore[misc]
         super().run_with_iobinding(binding, None)
 
     def _capture(self, number: str, binding: Any) -> None:
-        if (_HOST / "graphs").read_text() == "fail":
+        room = (_HOST / "graphs").read_text()
+        if room != "ok" and len((_HOST / "captures").read_text().splitlines()) >= int(room):
             raise RuntimeError("operation not permitted when stream is capturing")
         with (_HOST / "captures").open("a") as file:
             file.write(f"{number}\n")
@@ -104,5 +118,13 @@ class _StubSession(_Session):  # type: ignore[misc]
 
 _real.InferenceSession = _StubSession
 _real.get_available_providers = lambda: [_TENSORRT, _CUDA, _CPU]
-# Memory of the device is no memory of the host.
-_OrtValue.ortvalue_from_numpy = staticmethod(lambda array, *_: _of_numpy(np.array(array)))
+
+
+def _on_device(array: Any, *_: object) -> Any:
+    if (_HOST / "tensors").read_text() == "none":
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 4")
+    # Memory of the device is no memory of the host.
+    return _of_numpy(np.array(array))
+
+
+_OrtValue.ortvalue_from_numpy = staticmethod(_on_device)

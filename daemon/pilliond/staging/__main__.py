@@ -102,7 +102,9 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
             certificate, service_us = examine(version, states, golden, request, time.monotonic_ns)
             worker.check_memory()
             fallback = worker.request.fallback
-    staged = Staged(artifact.card, signed_by, certificate, sealed.unbounded, placement, service_us, fallback)
+    staged = Staged(
+        artifact.card, signed_by, certificate, sealed.unbounded, placement, service_us, fallback, golden is not None
+    )
     return staged, sealed.descriptors()
 
 

@@ -256,6 +256,7 @@ def test_a_worker_that_finds_no_descriptor_is_started_after_a_pause(
         assert info is not None
         assert (info.state, info.pid, side.told) == ("lost", None, [])
         assert info.reason == "cannot start a worker: Too many open files"
+        assert pool.losses == {(version.policy, LossCause.SHORTAGE): 1}
         await until(lambda: info.state == "loading")
         assert [type(message) for message in side.told] == [WorkerStarted]
 

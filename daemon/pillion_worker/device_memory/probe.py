@@ -23,6 +23,9 @@ def prepare_probe(device: str) -> Callable[[], FreeMemory]:
 
     That process sees the devices as this one does now. `device` names the only one; `auto`: all have CUDA's numbers. A device
     that the driver refuses is left out, and there is none if the look fails. Call it while this process has one thread.
+
+    What is free is less by the context of that process, some hundred MB: the driver says nothing without one. So a version that
+    would just fit is refused, and none that does not fit is taken for one that does.
     """
     ours, theirs = socket.socketpair()
     process = os.fork()

@@ -64,6 +64,8 @@ class Staged(msgspec.Struct, frozen=True, tag=True):
     """As in `VersionRequest`."""
     has_golden: bool = False
     """Whether it has golden pairs, so that two descriptors come with the message and not one."""
+    device_memory_mb: int = 0
+    """What a Python policy took of its devices; 0: nothing, or that was not measured. Other workers that serve measure it."""
 
 
 class StageFailed(msgspec.Struct, frozen=True, tag=True):

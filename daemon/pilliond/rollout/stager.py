@@ -143,6 +143,7 @@ class Stager:
                     )  # fmt: skip
                     version.service_us = report.service_us
                     version.fallback = report.fallback
+                    version.device_memory_mb = report.device_memory_mb
                     return version
                 case StageFailed():
                     raise SwitchError(report.message)

@@ -63,7 +63,7 @@ def _sealed(store: Store, policy: str) -> Iterator[SealedVersion]:
 def tried(sealed: SealedVersion, **settings: Any) -> tuple[dict[str, Any], int]:
     """Tries a version; returns how its engine describes itself, and the process of its worker."""
     asked = EngineSettings(start_s_max=COMMAND_S_MAX, **settings)
-    with TrialWorker(sealed.request(), ROWS_MAX, asked, [TAKING]) as worker:
+    with TrialWorker(sealed.request(), ROWS_MAX, asked, [TAKING], looks_apart=True) as worker:
         return worker.start(sealed.model_descriptor).engine.describe(), worker.pid
 
 

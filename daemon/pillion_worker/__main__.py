@@ -1,7 +1,7 @@
 """`python -m pillion_worker FD PARENT_PID [ENGINE]`: one worker, on the channel FD, which dies with the process PARENT_PID.
 
-With ENGINE it imports that engine before it is asked to load anything. The serving process has the other end of the channel. The exit code is 0 when it is gone, 65 if the model was refused, 75
-if the parent had ended already.
+With ENGINE it imports that engine before it is asked to load anything. The serving process has the other end of the channel.
+The exit code is 0 when it is gone, 65 if the model was refused, 75 if the parent had ended already.
 """
 
 from __future__ import annotations

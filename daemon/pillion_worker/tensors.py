@@ -99,6 +99,10 @@ class LoadRequest(NamedTuple):
     builds: bool = False
     """Whether to build the engine, or compile the program, if the cache has none. A worker that serves only loads it."""
 
+    looks_apart: bool = False
+    """Whether to measure from outside what a Python policy takes of devices, which makes two contexts on each. A worker that
+    serves does not."""
+
     @property
     def room(self) -> int:
         """The rows that each buffer has: `rows_max`, rounded up to whole strict shapes."""

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from itertools import count
 from math import prod
 from pathlib import Path
@@ -50,13 +50,16 @@ async def serve(settings: Settings, spawner: Spawner, first: ServingProcess) -> 
     `first` is the first serving process, which is ended if the start fails. `spawner` was started.
     """
     log = make_log(settings)
-    worker = FirstWorker(spawner, settings.served()[0].engine)
-    try:
+    with ExitStack() as started:
+        worker = FirstWorker(spawner, settings.served()[0].engine)
+        started.callback(worker.close)
         loaded = load_policies(settings, worker.start)
-    except BaseException:
-        worker.close()
-        raise
-    supervisor = Supervisor(settings, [stable for _, stable in loaded], spawner, log, first, worker)
+        stables = [stable for _, stable in loaded]
+        for stable in stables:
+            started.callback(stable.close)
+        supervisor = Supervisor(settings, stables, spawner, log, first, worker)
+        # They are the supervisor's from now on.
+        started.pop_all()
     try:
         policies = rollouts_of(supervisor, [reference for reference, _ in loaded], log)
         lower_priority()

@@ -14,6 +14,7 @@ from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.errors import ChannelError
 from pillion_worker.sandbox import confine
 from pillion_worker.worker import measure
+from pilliond.engine.worker import WorkerState
 from tests.daemon.support.other_users import OUTSIDER, as_user
 from tests.harness import WAIT_S_MAX, wait_until
 from tests.worker.support.policies import summing
@@ -158,3 +159,31 @@ def test_service_times_are_measured_with_a_bound_of_time_and_of_runs() -> None:
     runs = 0
     assert measure(lambda: run_of(10_000 if runs else 90_000), clock=lambda: now) == [10_000, 10_000]
     assert runs == 200
+
+
+HALF = """
+import sys
+if hasattr(sys, "half"):
+    raise RuntimeError("a part of it is there already")
+sys.half = True
+raise {first}
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("onnx",)])
+@pytest.mark.parametrize(
+    ("first", "reason"),
+    [
+        ("ImportError('libfoo.so.12: cannot open shared object file')", "ImportError: libfoo.so.12: cannot open"),
+        ("ModuleNotFoundError('no', name='libfoo')", "its engine needs the package 'libfoo'"),
+    ],
+)
+def test_a_library_that_cannot_be_imported_is_the_reason_also_if_it_was_tried_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], first: str, reason: str
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(HALF.format(first=first))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Host(summing()) as host:
+        host.attach(*arguments)
+        host.pump(lambda: host.engine.state is not WorkerState.LOADING)
+        assert host.engine.reason.startswith(reason)

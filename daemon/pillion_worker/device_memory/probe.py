@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 
@@ -21,7 +22,10 @@ def prepare_probe(device: str) -> Callable[[], FreeMemory]:
     """Forks a process that waits, without CUDA. Call what is returned once: it reads the devices there, and ends it.
 
     That process sees the devices as this one does now. `device` names the only one; `auto`: all have CUDA's numbers. A device
-    that the driver refuses is left out. Call it while this process has one thread.
+    that the driver refuses is left out, and there is none if the look fails. Call it while this process has one thread.
+
+    What is free is less by the context of that process, some hundred MB: the driver says nothing without one. So a version that
+    would just fit is refused, and none that does not fit is taken for one that does.
     """
     ours, theirs = socket.socketpair()
     process = os.fork()
@@ -34,20 +38,42 @@ def prepare_probe(device: str) -> Callable[[], FreeMemory]:
         finally:
             os._exit(os.EX_OK)
     theirs.close()
+    identity = os.fstat(ours.fileno())
 
     def read() -> FreeMemory:
         answer = b""
-        # A driver may crash its process. Then nothing was read.
-        with ours, contextlib.suppress(ConnectionError):
-            ours.sendall(b"\0")
-            while part := ours.recv(4_096):
-                answer += part
-        # The policy may have waited for all children.
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(process, 0)
-        return {name: DeviceMemory(*sizes) for name, sizes in json.loads(answer or b"{}").items()}
+        if _is_open(ours, identity):
+            # A driver may crash its process. Then nothing was read.
+            with ours, contextlib.suppress(ConnectionError):
+                ours.sendall(b"\0")
+                while part := ours.recv(4_096):
+                    answer += part
+        else:
+            ours.detach()
+        _end(process)
+        try:
+            return {name: DeviceMemory(*sizes) for name, sizes in json.loads(answer).items()}
+        except ValueError:
+            return {}
 
     return read
+
+
+def _is_open(end: socket.socket, identity: os.stat_result) -> bool:
+    # The policy may have closed every descriptor, and opened others.
+    try:
+        return os.path.samestat(os.fstat(end.fileno()), identity)
+    except OSError:
+        return False
+
+
+def _end(process: int) -> None:
+    # The policy may have waited for all children: another process may have the number by now.
+    with contextlib.suppress(ChildProcessError):
+        if os.waitpid(process, os.WNOHANG) == (0, 0):
+            # It has answered, or waits for ever: a fork of the policy keeps the other end open.
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
 
 
 def _read(device: str) -> FreeMemory:

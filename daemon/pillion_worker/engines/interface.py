@@ -18,6 +18,9 @@ from pillion_worker.tensors import LoadRequest, Tensor, TensorMemory
 
 _EXTRAS: Final = {"torch": "pillion[torch]", "onnxruntime": "pillion[daemon]"}
 
+_failed: dict[str, Exception] = {}
+"""Why engines could not be imported, by name."""
+
 
 class Engine(Protocol):
     """A loaded policy. An engine is one module of this folder with a function `load` that returns one of these."""
@@ -63,8 +66,13 @@ class Engine(Protocol):
 
 def prepare(engine: str) -> None:
     """Imports an engine and its library before a model is there. Where that fails, `load_engine` fails too, and says why."""
-    with suppress(Exception):
+    try:
         module = _module_of(engine)
+    except Exception as error:  # noqa: BLE001 - a library may fail in its own ways
+        # Half of the library is imported now, so that a second try may fail with another reason.
+        _failed[engine] = error.with_traceback(None)
+        return
+    with suppress(Exception):
         if hasattr(module, "prepare"):
             module.prepare()
 
@@ -75,6 +83,8 @@ def load_engine(model: Model, request: LoadRequest, meter: DeviceMeter | None = 
     Raises `EngineError` if the model and its request do not agree, or the interpreter lacks the engine's package.
     """
     try:
+        if request.engine in _failed:
+            raise _failed[request.engine]
         module = _module_of(request.engine)
     except ModuleNotFoundError as error:
         raise EngineError(

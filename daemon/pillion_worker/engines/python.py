@@ -59,7 +59,8 @@ class PythonEngine:
         end_group_with_leader()
         self._device = _show_device(request.device)
         # A device that it does not see needs no look. With `auto` the driver knows better than this file what there is.
-        if meter is not None and (request.device == "auto" or self._device != "cpu"):
+        is_seen = request.device == "auto" or self._device != "cpu"
+        if meter is not None and request.looks_apart and is_seen:
             meter.begin_apart(request.device)
         os.environ.setdefault("OMP_NUM_THREADS", str(request.threads))
         self._process = os.getpid()

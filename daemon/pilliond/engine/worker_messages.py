@@ -18,7 +18,7 @@ from pillion_worker.limits import (
     ROW_ELEMENTS_MAX,
 )
 from pillion_worker.tensors import LoadRequest, Tensor, elements
-from pilliond.limits import WORKER_START_S_MAX
+from pilliond.limits import ENGINE_DEVICES_MAX, WORKER_START_S_MAX
 
 _Length = Annotated[int, msgspec.Meta(ge=0, le=ROW_ELEMENTS_MAX)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -54,7 +54,7 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="failed"):
 class DeviceMemory(msgspec.Struct, frozen=True):
     """What a warm version takes of one of its devices, in bytes."""
 
-    device: Annotated[str, msgspec.Meta(pattern=r"^cuda:\d{1,4}$")]
+    device: Annotated[str, msgspec.Meta(pattern=r"^cuda:[0-9]{1,4}\Z")]
     used_bytes: _Count
     free_bytes: _Count
     """What was free before it was loaded, beside every other version."""
@@ -68,7 +68,7 @@ class Ready(msgspec.Struct, frozen=True, tag_field="type", tag="ready"):
     buckets: list[_Count]
     service_ns: list[tuple[_ServiceNs, _ServiceNs]]
     """The p50 and the p99 of each bucket."""
-    device_memory: list[DeviceMemory] = []
+    device_memory: Annotated[list[DeviceMemory], msgspec.Meta(max_length=ENGINE_DEVICES_MAX)] = []
     """Empty where it takes nothing of a device, or that could not be measured."""
 
 

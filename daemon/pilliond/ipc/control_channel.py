@@ -22,6 +22,7 @@ from pillion_artifacts.card.model_card import Distribution, EngineCard, StateCar
 from pillion_protocol import Spec
 from pilliond.errors import DescriptorsError
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.descriptor_messages import receive
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.placement import Placement, ServiceTime
 from pilliond.ipc.session_info import SessionInfo
@@ -442,16 +443,8 @@ def _with_descriptors(config: StartupConfig, own: dict[int, int]) -> StartupConf
 
 
 def receive_control_message(end: socket.socket) -> tuple[ControlMessage | None, list[int]]:
-    """Returns the next message (None if the control process is gone) and its descriptors, which the caller owns.
-
-    They are all that it brought, or none: if the kernel drops some, the others are closed. They are not sent again, so what
-    the message asks for fails.
-    """
-    data, descriptors, flags, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, CHANNEL_DESCRIPTORS_MAX)
-    if flags & socket.MSG_CTRUNC:
-        while descriptors:
-            os.close(descriptors.pop())
-    return (_control_message_decoder.decode(data) if data else None), descriptors
+    """Returns the next message (None if the control process is gone) and all or none of its descriptors, see `receive`."""
+    return receive(end, _control_message_decoder.decode, CHANNEL_DESCRIPTORS_MAX)
 
 
 def is_to_stop(end: socket.socket) -> bool:

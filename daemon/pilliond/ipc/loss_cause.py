@@ -17,6 +17,6 @@ class LossCause(StrEnum):
     REFUSED = "refused"
     """The model itself was refused: another worker would refuse it too."""
     SHORTAGE = "shortage"
-    """The serving process had no memory or no descriptors for it or for its batches. That may pass."""
+    """The daemon had no memory or no descriptors to start it, to connect it or to run its batches. That may pass."""
     MEMORY = "memory"
     """It was killed because it had more resident memory than `engine.worker_memory_mb_max`."""

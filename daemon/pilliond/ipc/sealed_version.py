@@ -51,6 +51,8 @@ class SealedVersion:
         """What each bucket of rows took when it was staged; empty: it was not."""
         self.fallback = ""
         """As in `VersionRequest`."""
+        self.device_memory_mb = 0
+        """As in `Staged`."""
         self.engine: dict[str, Any] = {}
         """Its engine, as a serving process that has loaded it describes it. Of a worker: not to be trusted."""
         self.metrics_index = 0
@@ -97,6 +99,7 @@ class SealedVersion:
             self.unbounded, self.placement,
         )  # fmt: skip
         copy.fallback = self.fallback
+        copy.device_memory_mb = self.device_memory_mb
         return copy
 
     def close(self) -> None:

@@ -10,7 +10,9 @@ from typing import Final
 import msgspec
 
 from pillion_artifacts.card.model_card import Tolerance
+from pilliond.errors import DescriptorsError
 from pilliond.ipc.control_channel import VersionRequest
+from pilliond.ipc.descriptor_messages import close_all, receive
 from pilliond.limits import CHANNEL_MESSAGE_BYTES_MAX
 from pilliond.settings.schema import EngineSettings
 
@@ -57,10 +59,16 @@ def send_request(end: socket.socket, request: ShadowRequest, model_descriptor: i
 
 
 def receive_request(end: socket.socket) -> tuple[ShadowRequest, int, int]:
-    """Returns the request and the descriptors of the model and the page, which the caller owns."""
-    data, descriptors, _, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, _DESCRIPTORS)
+    """Returns the request and the descriptors of the model and the page, which the caller owns.
+
+    Raises `DescriptorsError` if they did not both arrive.
+    """
+    request, descriptors = receive(end, _request_decoder.decode, _DESCRIPTORS)
+    if request is None or len(descriptors) != _DESCRIPTORS:
+        close_all(descriptors)
+        raise DescriptorsError("no descriptor was left for its sealed memory in the shadow process")
     model_descriptor, page_descriptor = descriptors
-    return _request_decoder.decode(data), model_descriptor, page_descriptor
+    return request, model_descriptor, page_descriptor
 
 
 def send_report(end: socket.socket, report: ShadowReport) -> None:

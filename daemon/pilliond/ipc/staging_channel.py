@@ -12,7 +12,9 @@ import msgspec
 
 from pillion_artifacts.card.model_card import ModelCard
 from pillion_artifacts.verify.trust_policy import TrustPolicy
+from pilliond.errors import DescriptorsError
 from pilliond.ipc.batch_certificate import Certificate
+from pilliond.ipc.descriptor_messages import close_all, receive
 from pilliond.ipc.placement import Placement, ServiceTime
 from pilliond.limits import CHANNEL_DESCRIPTORS_MAX, CHANNEL_MESSAGE_BYTES_MAX
 from pilliond.settings.schema import EngineSettings
@@ -60,6 +62,10 @@ class Staged(msgspec.Struct, frozen=True, tag=True):
     """What each bucket of rows takes."""
     fallback: str = ""
     """As in `VersionRequest`."""
+    has_golden: bool = False
+    """Whether it has golden pairs, so that two descriptors come with the message and not one."""
+    device_memory_mb: int = 0
+    """What a Python policy took of its devices; 0: nothing, or that was not measured. Other workers that serve measure it."""
 
 
 class StageFailed(msgspec.Struct, frozen=True, tag=True):
@@ -87,7 +93,10 @@ def receive_request(end: socket.socket) -> StageRequest:
 
 
 async def receive_report(end: socket.socket) -> tuple[StageReport | None, list[int]]:
-    """Returns the next report (None if the staging process is gone) and its descriptors, which the caller owns."""
+    """Returns the next report (None if the staging process is gone) and all or none of its descriptors, see `receive`.
+
+    Raises `DescriptorsError` if the version passed, but its sealed memory did not arrive, and `msgspec.MsgspecError`.
+    """
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(end, readable.set)
@@ -96,7 +105,10 @@ async def receive_report(end: socket.socket) -> tuple[StageReport | None, list[i
     finally:
         loop.remove_reader(end)
     try:
-        data, descriptors, _, _ = socket.recv_fds(end, CHANNEL_MESSAGE_BYTES_MAX, CHANNEL_DESCRIPTORS_MAX)
+        report, descriptors = receive(end, _report_decoder.decode, CHANNEL_DESCRIPTORS_MAX)
     except ConnectionResetError:
         return None, []
-    return (_report_decoder.decode(data) if data else None), descriptors
+    if isinstance(report, Staged) and len(descriptors) != 1 + report.has_golden:
+        close_all(descriptors)
+        raise DescriptorsError("no descriptor was left for its sealed memory in the control process")
+    return report, descriptors

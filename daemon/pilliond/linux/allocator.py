@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Final
-
-_KEPT_BYTES: Final = 1_000_000
-"""What the next allocations find without a page fault."""
 
 _libc = ctypes.CDLL(None)
 
 
 def return_freed_memory() -> None:
-    """Returns what was freed to the kernel, but for `_KEPT_BYTES`. Does nothing where the C library is not glibc.
+    """Returns every page that was freed to the kernel. Does nothing where the C library is not glibc.
 
     glibc returns an array at once only if it is larger than every one that was freed before: of several large ones it keeps
     most, and such memory counts as resident for as long as the process lives.
     """
     if hasattr(_libc, "malloc_trim"):
-        _libc.malloc_trim(ctypes.c_size_t(_KEPT_BYTES))
+        _libc.malloc_trim(ctypes.c_size_t(0))

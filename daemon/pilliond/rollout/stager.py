@@ -17,7 +17,7 @@ import msgspec
 from pillion_artifacts import Resolved, Store
 from pillion_artifacts.errors import StoreError
 from pillion_artifacts.store.daemon_locks import DaemonLock
-from pilliond.errors import SwitchError
+from pilliond.errors import DescriptorsError, SwitchError
 from pilliond.ipc import staging_channel
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.ipc.staging_channel import Staged, StageFailed, StageRequest, StageStep
@@ -125,6 +125,8 @@ class Stager:
                 report, descriptors = await staging_channel.receive_report(end)
             except msgspec.MsgspecError as error:
                 raise SwitchError(f"the staging process sent an unreadable report: {error}") from None
+            except DescriptorsError as error:
+                raise SwitchError(str(error)) from None
             match report:
                 case StageStep():
                     self._step = Step(report.name)
@@ -141,6 +143,7 @@ class Stager:
                     )  # fmt: skip
                     version.service_us = report.service_us
                     version.fallback = report.fallback
+                    version.device_memory_mb = report.device_memory_mb
                     return version
                 case StageFailed():
                     raise SwitchError(report.message)

@@ -36,9 +36,9 @@ def main() -> int:
     from pilliond.ipc.shadow_channel import ShadowFailed, ShadowReady
     from pilliond.shadow.ring import RingError
 
-    request, model_descriptor, page_descriptor = shadow_channel.receive_request(end)
-    limit_memory(request.memory_mb_max)
     try:
+        request, model_descriptor, page_descriptor = shadow_channel.receive_request(end)
+        limit_memory(request.memory_mb_max)
         with prepared(request, model_descriptor, page_descriptor) as replayer:
             run_when_idle()
             shadow_channel.send_report(end, ShadowReady())

@@ -79,7 +79,7 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
     resolved = Resolved(request.policy, request.version, request.digest)
     artifact, signed_by = admit(Store(Path(request.store)), resolved, request.trust)
     placement = place_by_kind(settings.placement, artifact.card.engine.kind, settings.devices)
-    is_graph, fallback = placement is None, ""
+    is_graph, fallback, device_memory_mb = placement is None, "", 0
     report(StagingStep.TRYING)
     sealed = seal(artifact)
     states = artifact.card.state
@@ -96,13 +96,18 @@ def stage(end: socket.socket, request: StageRequest) -> tuple[Staged, list[int]]
         # What runs there is another engine than this process has.
         trial = sealed.request()
         build_engine(trial, rows_max, settings, request.trust.code, sealed.model_descriptor)
-        with TrialWorker(trial, rows_max, settings, request.trust.code) as worker:
+        with TrialWorker(trial, rows_max, settings, request.trust.code, looks_apart=True) as worker:
             version = worker.start(sealed.model_descriptor, golden)
             report(StagingStep.CERTIFYING)
             certificate, service_us = examine(version, states, golden, request, time.monotonic_ns)
             worker.check_memory()
             fallback = worker.request.fallback
-    staged = Staged(artifact.card, signed_by, certificate, sealed.unbounded, placement, service_us, fallback)
+            if artifact.card.engine.kind == "python":
+                device_memory_mb = version.engine.describe().get("device_memory_mb", 0)
+    staged = Staged(
+        artifact.card, signed_by, certificate, sealed.unbounded, placement, service_us, fallback, golden is not None,
+        device_memory_mb,
+    )  # fmt: skip
     return staged, sealed.descriptors()
 
 

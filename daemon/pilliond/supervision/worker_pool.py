@@ -256,8 +256,9 @@ class WorkerPool:
             self._kill(info)
             reason = f"cannot start a worker: {error.strerror}"
             if error.errno in SHORTAGES:
-                self.losses[info.version.policy, LossCause.ENDED] += 1
-                self._start_later(info, LossCause.ENDED, reason, info.losses.short(time.monotonic_ns()))
+                cause = LossCause.SHORTAGE
+                self.losses[info.version.policy, cause] += 1
+                self._start_later(info, cause, reason, info.losses.short(time.monotonic_ns()))
             else:
                 self._give_up(info, reason)
 

@@ -30,7 +30,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     depth: int
     """Batches that it has at once."""
     device_memory_mb: int
-    """What it took of its devices until it was warm; 0 where it has none, or it was not measured."""
+    """What it took of its devices until it was warm, a Python policy when it was staged; 0: nothing, or it was not measured."""
     python: str
     network: str
     """The network that it sees: `none` or `host`."""
@@ -103,7 +103,7 @@ def _status(info: WorkerInfo, of_version: Mapping[str, Any]) -> WorkerStatus:
         resident_bytes=0 if info.pid is None else resident_bytes_of(info.pid),
         memory=engine_text(engine, "memory"),
         depth=depth if isinstance(depth, int) else 0,
-        device_memory_mb=device_mb if isinstance(device_mb, int) else 0,
+        device_memory_mb=device_mb if isinstance(device_mb, int) else info.version.device_memory_mb,
         python=engine_text(engine, "python"),
         network=engine_text(engine, "network"),
         privileges=engine_text(engine, "privileges"),

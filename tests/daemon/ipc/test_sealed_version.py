@@ -29,7 +29,9 @@ def test_the_reason_why_a_version_is_not_bounded_goes_to_the_serving_process(tmp
     for version, expected in (("1.0.0", ""), ("1.1.0", "its graph has a Loop")):
         sealed = seal(seal_artifact(store, store.resolve(f"table@{version}")))
         sealed.placement = Placement("worker", "a test says so")
+        sealed.device_memory_mb = 7
         copied = sealed.copy()
         assert (copied.request().unbounded, copied.placement) == (expected, sealed.placement)
+        assert copied.device_memory_mb == 7
         sealed.close()
         copied.close()

@@ -226,7 +226,9 @@ def test_one_that_takes_more_of_a_device_than_its_budget_is_refused_before_the_l
     settings = {"trust__code": TAKING, "engine__python": python, "engine__device_memory_mb": 400}
     daemon = start_daemon(policy="taking@1.0.0", store=tmp_path / "taking", settings=settings)
     live = version_of(daemon)
-    assert live["worker"]["device_memory_mb"] == 100
+    # A worker that serves makes no context to look: only staging measures.
+    assert live["worker"]["device_memory_mb"] == 0
+    assert gpu.contexts() == []
     gpu.set(elsewhere_mb_0=0)
     refused = daemon.operation(daemon.ask("POST", "/v1/policies/taking/switch", {"version": "2.0.0"}))
     assert (refused["outcome"], refused["error"]) == (
@@ -238,3 +240,6 @@ def test_one_that_takes_more_of_a_device_than_its_budget_is_refused_before_the_l
         assert episode.act(np.ones(1, np.float32)) == 2
     gpu.set(elsewhere_mb_0=0)
     assert daemon.operation(daemon.ask("POST", "/v1/policies/taking/switch", {"version": "3.0.0"}))["outcome"] == "done"
+    looked = gpu.contexts()
+    assert [(what, device) for what, device, _ in looked] == [("made", 0)] * 4
+    assert version_of(daemon, "3.0.0")["worker"]["device_memory_mb"] == 400

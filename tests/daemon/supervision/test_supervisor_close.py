@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import structlog
 
+from pilliond import control
 from pilliond.control import load_policy
 from pilliond.ipc.control_channel import Ready
+from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.linux.spawner import Spawner
-from pilliond.settings.schema import load_settings
+from pilliond.settings.schema import Settings, load_settings
+from pilliond.supervision.serving_process import ServingProcess
 from pilliond.supervision.supervisor import Supervisor
 from tests.harness import STORE, until, wait_until
 
@@ -73,3 +78,34 @@ def test_one_that_waits_for_the_end_of_its_serving_process_can_be_closed(supervi
     asyncio.run(scenario())
     assert not path.exists()
     assert is_all_released(supervisor, pid)
+
+
+def test_a_start_that_fails_before_there_is_a_supervisor_leaves_no_worker_and_no_version(
+    monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    flags = {
+        "store": {"path": str(STORE), "policy": "lunar-lander"},
+        "data": {"listen": [f"lane://{path}"]},
+        "engine": {"placement": "worker"},
+    }
+    settings = load_settings(None, {}, flags)
+    given: list[tuple[SealedVersion, int]] = []
+
+    def fail(_: Settings, stables: list[SealedVersion], *others: Any) -> Supervisor:
+        worker = others[-1]._started
+        given.extend((stable, worker.process.pid) for stable in stables)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(control, "Supervisor", fail)
+    spawner = Spawner()
+    spawner.start()
+    try:
+        first = ServingProcess(spawner, may_run_inline=False)
+        with pytest.raises(OSError, match="Too many open files"):
+            asyncio.run(control.serve(settings, spawner, first))
+        first.close()
+    finally:
+        spawner.close()
+    ((stable, pid),) = given
+    assert stable.descriptors() == []
+    assert not psutil.pid_exists(pid)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -31,6 +29,7 @@ from pilliond.supervision.worker_pool import WorkerInfo, WorkerPool, resident_by
 from pilliond.supervision.worker_start import StartedWorker
 from pilliond.supervision.worker_status import replica_statuses, worker_status
 from tests.daemon.support.policies.shadow import publish_times
+from tests.daemon.support.process_resources import descriptors_left
 from tests.harness import WAIT_S_MAX, until
 
 SETTINGS = EngineSettings(worker_memory_mb_max=256)
@@ -244,19 +243,6 @@ def children() -> list[int]:
     return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
 
 
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Leaves this process room for a few descriptors more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.open("/dev/null", os.O_RDONLY)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_worker_that_finds_no_descriptor_is_started_after_a_pause(
     make_pool: MakePool, side: OtherSide, version: SealedVersion, count: int
@@ -270,6 +256,7 @@ def test_a_worker_that_finds_no_descriptor_is_started_after_a_pause(
         assert info is not None
         assert (info.state, info.pid, side.told) == ("lost", None, [])
         assert info.reason == "cannot start a worker: Too many open files"
+        assert pool.losses == {(version.policy, LossCause.SHORTAGE): 1}
         await until(lambda: info.state == "loading")
         assert [type(message) for message in side.told] == [WorkerStarted]
 

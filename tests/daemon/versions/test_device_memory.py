@@ -19,7 +19,7 @@ from pilliond.ipc.sealed_version import SealedVersion, seal
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions.trial_worker import TrialWorker
 from tests.daemon.support.policies.other_engines import publish_sum, publish_taking
-from tests.harness import COMMAND_S_MAX, STORE
+from tests.harness import COMMAND_S_MAX, STORE, WAIT_S_MAX
 from tests.worker.support.installed import TAKING, make_environment
 from tests.worker.support.simulated_cuda import SimulatedGpu
 from tests.worker.support.stub_gpu import StubGpu
@@ -63,7 +63,7 @@ def _sealed(store: Store, policy: str) -> Iterator[SealedVersion]:
 def tried(sealed: SealedVersion, **settings: Any) -> tuple[dict[str, Any], int]:
     """Tries a version; returns how its engine describes itself, and the process of its worker."""
     asked = EngineSettings(start_s_max=COMMAND_S_MAX, **settings)
-    with TrialWorker(sealed.request(), ROWS_MAX, asked, [TAKING]) as worker:
+    with TrialWorker(sealed.request(), ROWS_MAX, asked, [TAKING], looks_apart=True) as worker:
         return worker.start(sealed.model_descriptor).engine.describe(), worker.pid
 
 
@@ -165,3 +165,50 @@ def test_a_look_at_the_only_device_has_its_name(gpu: StubGpu) -> None:
     code = "from pillion_worker.device_memory.probe import prepare_probe as p; print(p('cuda:7')())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "{'cuda:7': DeviceMemory(free_bytes=1000000000, total_bytes=2000000000)}\n"
+
+
+LOOK = """
+import os, signal
+from pillion_worker.device_memory.probe import prepare_probe
+
+def children():
+    with open(f"/proc/self/task/{{os.getpid()}}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+
+end = os.open("/dev/null", os.O_RDONLY)
+os.close(end)
+# The lowest free descriptor is that of its end.
+read = prepare_probe("cuda:7")
+assert os.readlink(f"/proc/self/fd/{{end}}").startswith("socket:")
+fork = 0
+{does}
+print(read())
+if fork:
+    os.kill(fork, signal.SIGKILL)
+    os.waitpid(fork, 0)
+print(children())
+"""
+KILLED = "os.kill(children()[0], signal.SIGKILL)"
+CLOSED = "os.close(end)"
+REOPENED = "os.dup2(os.open('/dev/null', os.O_RDONLY), end)"
+FORKED = """
+fork = os.fork()
+if not fork:
+    signal.alarm(60)
+    signal.pause()
+os.close(end)
+"""
+
+
+@pytest.mark.parametrize("does", [KILLED, CLOSED, REOPENED, FORKED])
+def test_a_look_that_fails_says_nothing_of_the_devices_and_ends_its_process(gpu: StubGpu, does: str) -> None:
+    look = [sys.executable, "-c", LOOK.format(does=does)]
+    said = subprocess.run(look, capture_output=True, text=True, check=True, timeout=WAIT_S_MAX).stdout
+    assert said == "{}\n[]\n"
+    assert gpu.contexts() == []
+
+
+def test_a_look_leaves_a_descriptor_that_is_no_longer_its_own(gpu: StubGpu) -> None:
+    code = LOOK.format(does=REOPENED) + "del read\nprint(os.readlink(f'/proc/self/fd/{end}'))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "{}\n[]\n/dev/null\n"

@@ -29,6 +29,7 @@ from pillion_worker.channel import receive_packet, send_packet
 from pillion_worker.doorbell import wait_for_rings
 from pillion_worker.limits import DESCRIPTION_BYTES_MAX, DESCRIPTION_KEYS_MAX, FAILURE_BYTES_MAX, PACKET_BYTES_MAX
 from pillion_worker.tensors import LoadRequest
+from pilliond.limits import ENGINE_DEVICES_MAX
 
 MOST = 2**64 - 1
 BLOCK = block_of(0)
@@ -230,6 +231,15 @@ BEFORE_BATCHES: _Modes = {
     ),
     "memory of a long device": _with_arena(
         lambda rogue: rogue.say_ready(device_memory=[{**_DEVICE_MEMORY, "device": "cuda:" + "0" * 1_000}])
+    ),
+    "memory of a device and a line": _with_arena(
+        lambda rogue: rogue.say_ready(device_memory=[{**_DEVICE_MEMORY, "device": "cuda:0\n"}])
+    ),
+    "memory of a device in other digits": _with_arena(
+        lambda rogue: rogue.say_ready(device_memory=[{**_DEVICE_MEMORY, "device": "cuda:\N{ARABIC-INDIC DIGIT THREE}"}])
+    ),
+    "memory of many devices": _with_arena(
+        lambda rogue: rogue.say_ready(device_memory=[_DEVICE_MEMORY] * (ENGINE_DEVICES_MAX + 1))
     ),
     "an unknown kind of memory": _with_arena(lambda rogue: rogue.say_ready(memory="x" * 100_000)),
     "a ring before it is ready": _with_arena(lambda rogue: rogue.answer()),

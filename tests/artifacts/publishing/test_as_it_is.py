@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -23,12 +24,12 @@ from torch import Tensor, nn
 import pillion_artifacts
 from pillion_artifacts import InvalidArtifactError, InvalidSourceError, ModelCard, ParityError, Store
 from pillion_artifacts.card.golden_pairs import Golden, decode_golden
-from pillion_artifacts.card.model_card import EngineCard, TensorCard
+from pillion_artifacts.card.model_card import EngineCard, StateCard, TensorCard
 from pillion_artifacts.cli.publication import publish_source
 from pillion_artifacts.formats.plain_zip import PlainZip, read_plain_zip
 from pillion_artifacts.formats.torch_program import inspect_torch_program
 from pillion_artifacts.formats.torchscript_file import check_torchscript
-from pillion_artifacts.limits import DAEMON_ROWS_MAX
+from pillion_artifacts.limits import DAEMON_ROWS_MAX, PARITY_ROWS
 from pillion_artifacts.publishing.sources import Options, import_source
 from pillion_artifacts.publishing.torch.pt2_archive import disarm
 from pilliond.limits import PolicyLimits
@@ -42,7 +43,7 @@ from tests.artifacts.support.several_inputs import (
     flava_card,
 )
 from tests.harness import COMMAND_S_MAX
-from tests.worker.support.installed import EXAMPLE, install, mlp_weights
+from tests.worker.support.installed import EXAMPLE, HOSTILE, install, mlp_weights
 
 TORCH = EngineCard("torch")
 
@@ -530,8 +531,48 @@ def test_a_python_policy_runs_for_its_golden_pairs_only_if_it_is_allowed_and_ins
             )
             assert "golden.safetensors" not in artifact.files
         else:
-            assert published["parity"]["differences"] == {"action": 0.0}
+            # one row alone and in a batch: the same sums, in another order
+            assert published["parity"]["differences"]["action"] < 1e-6
             assert decode_golden(artifact.files["golden.safetensors"]).outputs["action"].shape == (64, 4)
+
+
+@pytest.mark.parametrize("with_the", ["first row", "last row", "mean", "number of rows"])
+def test_a_python_policy_that_does_not_answer_rows_alike_is_refused(with_the: str, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install(HOSTILE, site)
+    engine = {"entry_point": "pillion_hostile_policies:mixing", "distribution": HOSTILE}
+    card = msgspec.structs.replace(
+        python_card(**engine, arguments={"with_the": with_the}),
+        observation=[TensorCard("observation", "float32", [1])],
+        outputs=[TensorCard("action", "float32", [1])],
+    )
+    card_file(tmp_path, card)
+    result = publish_weights(tmp_path, "--allow-code", HOSTILE, site=site)
+    assert result.returncode == 65
+    assert re.fullmatch(
+        r"pillion: mlp@v1\.0\.0: output 'action', row \d+, element 0: expected \S+, got \S+, which differs by .*\n",
+        result.stderr,
+    )
+    assert not (tmp_path / "store" / "index.json").exists()
+
+
+def test_a_python_policy_with_a_state_answers_rows_alike(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install(HOSTILE, site)
+    engine = {"entry_point": "pillion_hostile_policies:counting", "distribution": HOSTILE}
+    card = msgspec.structs.replace(
+        python_card(**engine),
+        observation=[TensorCard("observation", "float32", [1])],
+        outputs=[TensorCard("action", "float32", [1])],
+        state=[StateCard("total", "next_total", "float32", [1])],
+    )
+    card_file(tmp_path, card)
+    result = publish_weights(tmp_path, "--allow-code", HOSTILE, "--json", site=site)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["parity"]["rows"] == PARITY_ROWS
+    golden = decode_golden(Store(tmp_path / "store").load("mlp").files["golden.safetensors"])
+    np.testing.assert_array_equal(golden.outputs["next_total"], golden.inputs["total"] + golden.inputs["observation"])
+    assert np.ptp(golden.inputs["total"]) > 0
 
 
 def test_a_python_policy_of_other_weights_is_refused_when_it_runs(tmp_path: Path) -> None:
@@ -576,7 +617,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from pillion_artifacts import Store
-from pillion_artifacts.limits import DAEMON_ROWS_MAX
+from pillion_artifacts.limits import DAEMON_ROWS_MAX, PARITY_ROWS
 from pillion_artifacts.publishing.sources import Options, import_source
 
 def kilobytes(word, file="status"):

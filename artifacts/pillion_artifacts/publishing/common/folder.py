@@ -40,14 +40,21 @@ class PublishReport(msgspec.Struct, frozen=True):
 
 
 class ServedSource:
-    """A model as its own source, where nothing else runs it: its pairs say that it answers the same again, elsewhere."""
+    """A model as its own source, where nothing else runs it. Each row runs alone.
+
+    The model then runs in batches. So a policy whose answer for a row depends on the other rows differs from its source.
+    """
 
     def __init__(self, model: ServedModel, logits: str) -> None:
         self._model = model
         self._logits = logits
 
     def run(self, inputs: Arrays) -> SourceRun:
-        outputs = self._model.run(inputs)
+        rows = len(next(iter(inputs.values())))
+        alone = [
+            self._model.run({name: values[row : row + 1] for name, values in inputs.items()}) for row in range(rows)
+        ]
+        outputs = {name: np.concatenate([made[name] for made in alone]) for name in alone[0]}
         return SourceRun(outputs, margin_of(outputs[self._logits]) if self._logits else None)
 
 

@@ -156,6 +156,21 @@ def counting(weights: dict[str, Any], step: float = 0.0) -> Callable[[dict[str, 
     return policy
 
 
+def mixing(weights: dict[str, Any], with_the: str) -> Callable[[dict[str, Any]], Any]:
+    """Makes one whose answer for a row depends on the other rows of its batch: `with_the` is a key of `MIXTURES`."""
+    return lambda observations: {
+        "action": 2 * observations["observation"] + MIXTURES[with_the](observations["observation"])
+    }
+
+
+MIXTURES: dict[str, Callable[[Any], Any]] = {
+    "first row": lambda rows: rows[0],
+    "last row": lambda rows: rows[-1],
+    "mean": lambda rows: rows.mean(axis=0),
+    "number of rows": lambda rows: np.float32(len(rows)),
+}
+
+
 def no_policy(weights: dict[str, Any]) -> Any:
     """Returns something that cannot be called."""
     return weights

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from pillion_artifacts.publishing.sources import Options, import_source
 from pillion_artifacts.publishing.torch.pt2_archive import disarm
 from tests.artifacts.publishing.test_inert_pickle import Trap
 from tests.artifacts.support.policy_sources import act, session
+from tests.harness import COMMAND_S_MAX
 
 DETAILS = Details(name="made-here", version="1.0.0")
 RANDOM = np.random.default_rng(5)
@@ -196,6 +199,27 @@ def test_a_file_of_torch_export_is_published(exported: Path, tmp_path: Path) -> 
     assert (report.card.name, report.card.version) == ("other", "2.0.0")
     torch.manual_seed(1)
     check_acts_alike(Chooser(), report.folder)
+
+
+WITHOUT_ONNXSCRIPT = """
+import sys
+sys.modules["onnxscript"] = None  # an import of it now fails as if it were not installed
+from pillion.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_conversion_without_its_package_names_the_command_and_the_other_way(exported: Path, tmp_path: Path) -> None:
+    words = ["artifact", "publish", str(exported), "made-here@v1.0.0", "--card", str(card_file(tmp_path))]
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ONNXSCRIPT, *words, "--store", str(tmp_path / "store")],
+        capture_output=True, text=True, timeout=COMMAND_S_MAX, check=False,
+    )  # fmt: skip
+    assert result.returncode == 65
+    assert result.stderr == (
+        f"pillion: made-here@v1.0.0: {exported.name}: converting to ONNX needs the package 'onnxscript': "
+        "pip install 'pillion[publish]'; or choose the engine torch (--engine torch), which serves it as it is\n"
+    )
 
 
 def test_a_file_of_torch_export_with_one_row_gets_a_free_batch(tmp_path: Path) -> None:

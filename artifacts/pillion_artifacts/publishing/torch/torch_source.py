@@ -178,6 +178,12 @@ def _to_onnx(export: Callable[[], Any], what: str) -> onnx.ModelProto:
             # torch's own deprecation warnings do not concern the publisher
             warnings.simplefilter("ignore")
             made = export()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise InvalidSourceError(
+            f"{what}: converting to ONNX needs the package {package!r}: pip install 'pillion[publish]'; "
+            "or choose the engine torch (--engine torch), which serves it as it is"
+        ) from None
     except Exception as error:  # noqa: BLE001 - torch raises many types for a module that it cannot export
         raise InvalidSourceError(f"{what}: torch cannot export it: {first_line(error.__cause__ or error)}") from None
     model = made if isinstance(made, onnx.ModelProto) else made.model_proto

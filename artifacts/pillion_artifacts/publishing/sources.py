@@ -148,6 +148,10 @@ def _import(source: Path, details: Details, card: ModelCard | None, options: Opt
     kind = _kind(source)
     if kind == "safetensors":
         return _import_weights(source, details, card, options)
+    if options.engine and card is not None and card.engine.kind == "python":
+        raise InvalidSourceError(
+            f"{source.name}: the card's engine is python, --engine is {options.engine}: expected a card for that engine"
+        )
     engine = options.engine or ("onnx" if card is None else card.engine.kind)
     if engine == "torch" and kind not in ("torch.export", "TorchScript"):
         raise InvalidSourceError(f"{source.name}: the engine torch: expected a file of torch.export, got {kind}")
@@ -176,7 +180,11 @@ def _import(source: Path, details: Details, card: ModelCard | None, options: Opt
 def _import_weights(source: Path, details: Details, card: ModelCard | None, options: Options) -> Draft:
     from pillion_artifacts.publishing.common.python_policy import import_weights
 
-    if card is None or card.engine.kind != "python" or options.engine:
+    if card is not None and card.engine.kind == "python" and options.engine:
+        raise InvalidSourceError(
+            f"{source.name}: the card's engine is python, --engine is {options.engine}: leave --engine out"
+        )
+    if card is None or card.engine.kind != "python":
         raise InvalidSourceError(
             f"{source.name}: weights without a network: expected --card with a card whose engine is python"
         )

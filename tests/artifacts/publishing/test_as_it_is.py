@@ -598,6 +598,21 @@ def test_weights_without_a_card_of_a_python_policy_are_refused(tmp_path: Path) -
         import_source(tmp_path / "other.onnx", tmp_path / "x", "x", "1.0.0", Options(card=card))
 
 
+def test_an_engine_that_is_not_the_one_of_a_python_card_is_refused(saved: Path, tmp_path: Path) -> None:
+    card = card_file(tmp_path, python_card())
+    save_file(mlp_weights(), tmp_path / "weights.safetensors")
+    weights = r"^weights\.safetensors: the card's engine is python, --engine is torch: leave --engine out$"
+    with pytest.raises(InvalidSourceError, match=weights):
+        import_source(
+            tmp_path / "weights.safetensors", tmp_path / "x", "x", "1.0.0", Options(card=card, engine="torch")
+        )
+    program = r"^source\.pt2: the card's engine is python, --engine is %s: expected a card for that engine$"
+    for engine in ("torch", "onnx"):
+        with pytest.raises(InvalidSourceError, match=program % engine):
+            import_source(saved, tmp_path / "x", "x", "1.0.0", Options(card=card, engine=engine))
+    assert not (tmp_path / "x").exists()
+
+
 # Large programs
 
 

@@ -94,7 +94,8 @@ def _check_program(program: TorchProgram, card: ModelCard, what: str) -> None:
             if not tensor.shape or tensor.shape[0] is not None:
                 raise InvalidArtifactError(
                     f"{what}: {kind} {tensor.name!r}: expected a dynamic first axis, for any number of rows, "
-                    f"got {tensor.shape}"
+                    f"got {tensor.shape}: export it with dynamic_shapes that give axis 0 of every input "
+                    f'torch.export.Dim("rows", min=1, max=4096)'
                 )
         _check_tensors(expected, _named(keys or names, tensors), kind, what)
 

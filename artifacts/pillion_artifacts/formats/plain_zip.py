@@ -31,12 +31,16 @@ _MEMBERS_SHORT: Final = 0xFFFF
 _BYTES_SHORT: Final = 0xFFFFFFFF
 
 
-def read_plain_zip(view: memoryview, what: str) -> dict[str, memoryview]:
-    """Returns the members of a plain zip by name, without copying them. Raises `InvalidArtifactError` for any other file."""
+def read_plain_zip(view: memoryview, what: str, cure: str = "") -> dict[str, memoryview]:
+    """Returns the members of a plain zip by name, without copying them. Raises `InvalidArtifactError` for any other file.
+
+    `cure` is what to do with a zip that is not plain; the error ends with it.
+    """
     try:
         return _read(view)
     except (ValueError, struct.error, UnicodeDecodeError) as error:
-        raise InvalidArtifactError(f"{what}: expected a plain zip, got {error}") from None
+        advice = f": {cure}" if cure and bytes(view[: len(MAGIC)]) == MAGIC else ""
+        raise InvalidArtifactError(f"{what}: expected a plain zip, got {error}{advice}") from None
 
 
 def _read(view: memoryview) -> dict[str, memoryview]:

@@ -107,7 +107,7 @@ def inspect_torch_program(view: memoryview, what: str) -> TorchProgram:
     Raises `InvalidArtifactError` if it is no program of torch.export, if it has a pickle, code or an operator that is not
     torch's own, and if it changes its inputs or keeps something from run to run.
     """
-    members = members_of(read_plain_zip(view, what), what)
+    members = members_of(read_plain_zip(view, what, "publish the file itself, with --engine torch"), what)
     check_members(members, what)
     if bytes(members.get(_FORMAT, b"")) != b"pt2":
         raise InvalidArtifactError(f"{what}: expected the format pt2, got another")

@@ -17,7 +17,8 @@ _MEMBER: Final = re.compile(
 
 def check_torchscript(view: memoryview, what: str) -> None:
     """Raises `InvalidArtifactError` unless the file has the members of TorchScript, and no others."""
-    members = members_of(read_plain_zip(view, what), what)
+    cure = "publish the file itself, with --engine torch and --allow-torchscript"
+    members = members_of(read_plain_zip(view, what, cure), what)
     missing = [name for name in _NEEDED if name not in members]
     if missing or not any(name.startswith("code/") for name in members):
         raise InvalidArtifactError(f"{what}: expected TorchScript, got a zip without {[*missing, 'code/'][0]}")

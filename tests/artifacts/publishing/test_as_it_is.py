@@ -446,9 +446,15 @@ def test_code_and_pickles_beside_a_program_are_refused(name: str, saved: Path) -
         inspect_torch_program(memoryview(data), "it")
 
 
-def test_the_file_that_torch_writes_is_refused_by_the_store_with_advice(saved: Path) -> None:
-    with pytest.raises(InvalidArtifactError, match="expected a plain zip"):
-        inspect_torch_program(memoryview(saved.read_bytes()), "it")
+def test_the_file_that_torch_writes_is_refused_by_the_store_with_advice(saved: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    card_file(folder, msgspec.structs.replace(CARD, engine=TORCH)).rename(folder / "model_card.yaml")
+    advice = ": publish the file itself, with --engine torch"
+    for data, end in ((saved.read_bytes(), advice), (b"no zip at all", "")):
+        (folder / "model.pt2").write_bytes(data)
+        refused = rf"^made-here@v1\.0\.0: model\.pt2: expected a plain zip, got [^:]*{end}$"
+        with pytest.raises(InvalidArtifactError, match=refused):
+            Store(tmp_path / "store").publish("made-here", "1.0.0", folder)
 
 
 # TorchScript
@@ -482,7 +488,8 @@ def test_torchscript_is_published_as_it_is_only_if_it_is_allowed(script: Path, t
 def test_what_is_no_torchscript_is_refused(saved: Path, script: Path) -> None:
     with pytest.raises(InvalidArtifactError, match=r"expected TorchScript, got a zip without constants\.pkl"):
         check_torchscript(memoryview(disarm(saved.read_bytes(), "it")), "it")
-    with pytest.raises(InvalidArtifactError, match="expected a plain zip"):
+    advice = ": publish the file itself, with --engine torch and --allow-torchscript$"
+    with pytest.raises(InvalidArtifactError, match=f"expected a plain zip, .*{advice}"):
         check_torchscript(memoryview(script.read_bytes()), "it")
 
 

@@ -551,6 +551,30 @@ def test_a_python_policy_runs_for_its_golden_pairs_only_if_it_is_allowed_and_ins
             assert decode_golden(artifact.files["golden.safetensors"]).outputs["action"].shape == (64, 4)
 
 
+@pytest.mark.parametrize(
+    ("is_allowed", "is_installed", "why"),
+    [
+        (False, True, f"may not run here: allow it with --allow-code {EXAMPLE}"),
+        (True, False, "is not installed here: install it beside this command"),
+        (
+            False,
+            False,
+            f"may not run here and is not installed here: allow it with --allow-code {EXAMPLE} and install it beside this command",
+        ),
+    ],
+)
+def test_all_that_a_python_policy_lacks_for_golden_pairs_is_said_at_once(
+    is_allowed: bool, is_installed: bool, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_installed:
+        install(EXAMPLE, tmp_path / "site")
+        monkeypatch.syspath_prepend(tmp_path / "site")
+    save_file(mlp_weights(), tmp_path / "weights.safetensors")
+    options = Options(card=card_file(tmp_path, python_card()), allowed_code=[EXAMPLE] if is_allowed else [])
+    report = import_source(tmp_path / "weights.safetensors", tmp_path / "folder", "mlp", "1.0.0", options)
+    assert report.unproven == f"its package {EXAMPLE} {why}"
+
+
 @pytest.mark.parametrize("with_the", ["first row", "last row", "mean", "number of rows"])
 def test_a_python_policy_that_does_not_answer_rows_alike_is_refused(with_the: str, tmp_path: Path) -> None:
     site = tmp_path / "site"

@@ -35,14 +35,23 @@ def import_weights(path: Path, details: Details, card: ModelCard, allowed: list[
 
 
 def _why_not_run(distribution: str, allowed: list[str]) -> str:
-    """Why the policy is not run here; empty: it is."""
+    """Why the policy is not run here, and all that must be done for it; empty: it is."""
+    reasons, cures = [], []
     if _normal(distribution) not in map(_normal, allowed):
-        return f"its package {distribution} may not run here: allow it with --allow-code {distribution}"
+        reasons.append("may not run here")
+        cures.append(f"allow it with --allow-code {distribution}")
+    if not _is_installed(distribution):
+        reasons.append("is not installed here")
+        cures.append("install it beside this command")
+    return f"its package {distribution} {' and '.join(reasons)}: {' and '.join(cures)}" if reasons else ""
+
+
+def _is_installed(distribution: str) -> bool:
     try:
         version(distribution)
     except PackageNotFoundError:
-        return f"its package {distribution} is not installed here: install it beside this command"
-    return ""
+        return False
+    return True
 
 
 def _normal(name: str) -> str:

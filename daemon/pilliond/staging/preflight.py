@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,8 +20,10 @@ def why_code_refused(engine: EngineCard, trust: TrustPolicy) -> str:
         return "it is a TorchScript program, and trust.torchscript is false"
     if engine.kind == "python" and _normalized(engine.distribution) not in map(_normalized, trust.code):
         allowed = ", ".join(trust.code) or "none"
+        cure = json.dumps([*trust.code, engine.distribution])
         return (
-            f"engine.distribution: expected a package that trust.code allows ({allowed}), got {engine.distribution!r}"
+            f"engine.distribution: expected a package that trust.code allows ({allowed}), got {engine.distribution!r}: "
+            f"if you trust it, set trust.code = {cure}"
         )
     return ""
 

@@ -178,6 +178,7 @@ def test_a_package_that_trust_code_does_not_name_is_refused_before_it_is_loaded(
     store: Path, python: str, tmp_path: Path, start_daemon: StartDaemon
 ) -> None:
     why = f"engine.distribution: expected a package that trust.code allows (none), got '{EXAMPLE}'"
+    why += f': if you trust it, set trust.code = ["{EXAMPLE}"]'
     settings = {"engine__python": python}
     assert refused_start(store, "perceptron@1.0.0", settings) == (
         os.EX_DATAERR,

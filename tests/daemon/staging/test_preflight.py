@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from pillion_artifacts.card.model_card import EngineCard
@@ -24,8 +26,15 @@ def test_torchscript_needs_its_setting() -> None:
 
 def test_a_python_policy_needs_its_package_in_trust_code() -> None:
     expected = "engine.distribution: expected a package that trust.code allows"
-    assert why_code_refused(PYTHON, TrustPolicy()) == f"{expected} (none), got 'My.Policy'"
-    assert why_code_refused(PYTHON, TrustPolicy(code=["a", "b"])) == f"{expected} (a, b), got 'My.Policy'"
+    cure = "if you trust it, set"
+    none = why_code_refused(PYTHON, TrustPolicy())
+    assert none == f"{expected} (none), got 'My.Policy': {cure} trust.code = [\"My.Policy\"]"
+    two = why_code_refused(PYTHON, TrustPolicy(code=["a", "b"]))
+    assert two == f'{expected} (a, b), got \'My.Policy\': {cure} trust.code = ["a", "b", "My.Policy"]'
+    for why in (none, two):
+        # the setting that the message names, as it stands
+        code = tomllib.loads(why.partition(f"{cure} ")[2])["trust"]["code"]
+        assert why_code_refused(PYTHON, TrustPolicy(code=code)) == ""
 
 
 @pytest.mark.parametrize("name", ["My.Policy", "my-policy", "MY_POLICY", "my.-_policy"])

@@ -82,7 +82,7 @@ def _import(source: Path, folder: Path, policy: str, version: str, options: dict
     try:
         if not source.exists():
             raise InvalidSourceError(
-                f"{source}: expected a folder with a model, or a file that can be imported, got nothing"
+                f"{source}: no such file: expected a folder with a model, or a file that can be imported"
             )
         return import_source(source, folder, policy, version, Options(**options))
     except ArtifactError as error:

@@ -141,7 +141,9 @@ def test_a_pickle_in_disguise_is_refused_in_one_line_and_not_run(tmp_path: Path)
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     result = pillion("artifact", "publish", "nothing.onnx", "nothing@v1.0.0", "--store", "store", cwd=tmp_path)
     assert result.returncode == 65
-    assert result.stderr.startswith("pillion: nothing@v1.0.0: nothing.onnx: expected a folder with a model, or a file")
+    assert result.stderr == (
+        "pillion: nothing@v1.0.0: nothing.onnx: no such file: expected a folder with a model, or a file that can be imported\n"
+    )
 
 
 def test_a_card_is_migrated_to_standard_output(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ import numpy as np
 
 from tools.gpu_policies import Made, policies
 
-NOTHING_TRIED = "no CUDA device: nothing was tried"
+NOTHING_TRIED = "nothing was tried"
+CUDA_BUILD = "pip install --force-reinstall --no-deps --requirement locks/torch-cuda.txt"
+"""Forced, as pip takes an installed 2.13.0+cpu for a 2.13.0."""
 DEVICE = "cuda:0"
 BATCHES = (1, 16, 256)
 RUNS = 200
@@ -63,7 +65,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     reason = missing()
     if reason:
-        print(f"{NOTHING_TRIED} ({reason})")
+        print(reason)
         return 0
     import torch
 
@@ -108,12 +110,19 @@ def _print_added(figure: Added) -> Added:
 
 
 def missing() -> str:
-    """Why there is no CUDA device; empty if there is one."""
+    """One line that says why nothing was tried; empty if there is a CUDA device."""
     try:
         import torch
     except ImportError:
-        return "torch is not installed"
-    return "" if torch.cuda.is_available() else f"torch {torch.__version__} finds none"
+        return f"torch is not installed: {NOTHING_TRIED}"
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is a build without CUDA: {NOTHING_TRIED}; "
+            f"install the other one: {sys.executable} -m {CUDA_BUILD}"
+        )
+    return f"no CUDA device: {NOTHING_TRIED} (torch {torch.__version__} finds none)"
 
 
 def measure(name: str, made: Made, rows: int) -> Added:

@@ -24,7 +24,8 @@ TYPED = {
     },
     ENGINES: {
         r".*robot/pixels.*|.*--policy pixels": "docs/test_engines_page.py::test_the_torch_program_of_the_page_is_served",
-        r"python3 .*|robot/\.venv/.*|\.venv/bin/(?!.*pixels).*": "docs/test_engines_page.py::test_the_commands_of_the_page_serve_a_python_policy_from_its_own_environment",
+        r".*jax.*": "docs/test_engines_page.py::test_the_jax_policy_of_the_page_is_served",
+        r"python3 .*|robot/\.venv/(?!.*jax).*|\.venv/bin/(?!.*(pixels|jax)).*": "docs/test_engines_page.py::test_the_commands_of_the_page_serve_a_python_policy_from_its_own_environment",
     },
     CONCEPTS: {},
     GLOSSARY: {},

@@ -281,7 +281,7 @@ class Store:
         """Raises `PolicyNotFoundError` if there is no store."""
         # a store without its index can be repaired, so the layout file is enough
         if not any((self.root / name).exists() for name in (INDEX_NAME, LAYOUT_NAME)):
-            raise PolicyNotFoundError(f"there is no store at {self.root}")
+            raise PolicyNotFoundError(f"there is no store at {self.root.absolute()}")
 
     def _read_by_digest(self, asked: Reference) -> Manifest:
         try:

@@ -165,6 +165,7 @@ def test_verify_requires_the_signatures_of_key_or_trust(type_it: Type, published
         ("push ftp://x lunar-lander", os.EX_USAGE, "expected oci://HOST/PREFIX"),
         ("sign lunar-lander --key /nowhere", os.EX_DATAERR, "/nowhere: No such file or directory"),
         ("list --store /nowhere", os.EX_DATAERR, "there is no store at /nowhere"),
+        ("list --store nowhere", os.EX_DATAERR, f"there is no store at {Path('nowhere').absolute()}"),
         ("nonsense", os.EX_USAGE, "No such command"),
     ],
 )

@@ -217,7 +217,7 @@ class BatchRunner:
             return
         for group in groups:
             self._sessions.answer_error(group, _ENGINE_FAILED, replies)
-            self._log_event("engine_failed", {"error": message, "rows": group.rows})
+            self._log_event("engine_failed", {"version": str(version), "error": message, "rows": group.rows})
 
     def refuse_all(self, version: Version, error: RemoteProtocolError, replies: list[Reply]) -> None:
         """Answers everything that waits for a version with an error."""

@@ -94,6 +94,9 @@ class Version:
         self._check_parameters()
         self.safe_outputs = None if safe_action is None else self._safe_outputs(safe_action)
 
+    def __str__(self) -> str:
+        return f"{self.identity.policy}@{self.identity.version}"
+
     @property
     def resident_bytes(self) -> int:
         """An estimate of its memory: the model once, or once for each of its replicas, and its buffers."""

@@ -169,6 +169,9 @@ class MixedVersion(Version):
         self.watched = any(version.watched for version in distinct)
         self.row_leases = [distinct.index(version) for version in row_versions]
 
+    def __str__(self) -> str:
+        return ", ".join(str(part.version) for part in self.parts)
+
     @property
     def out(self) -> RemoteProtocolError | None:
         """Why one of its versions is out; None while all serve."""

@@ -100,6 +100,7 @@ def test_a_row_that_switched_in_a_failed_act_begins_at_zero_with_the_next_act(pl
     second.engine.fails = True
     refused = plane.ask(b"peer", act(begun, 3, 2, episode_start=b"\0\1"), observation(2))
     assert codes([refused]) == ["internal"]
+    assert [fields["version"] for _, fields in plane.events] == ["counter@1.0.0, counter@1.1.0"]
     second.engine.fails = False
     assert plane.actions(begun, 4, 2) == [6.0, 103.0]
 

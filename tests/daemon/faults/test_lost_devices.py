@@ -86,7 +86,8 @@ def test_a_batch_that_finds_no_memory_on_the_device_is_refused_alone(
     gpu.run_out_of_memory()
     with pytest.raises(pillion.PillionError, match="internal: the engine failed to run this act"):
         group.act(SUMMED)
-    assert daemon.wait_for_event("engine_failed")["error"] == "device memory is used up: out of memory"
+    failed = daemon.wait_for_event("engine_failed")
+    assert (failed["version"], failed["error"]) == ("sum@1.0.0", "device memory is used up: out of memory")
     check(group.act(SUMMED))
     assert worker_of(daemon)["worker"]["pid"] == pid
 

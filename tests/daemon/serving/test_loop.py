@@ -267,7 +267,8 @@ def test_after_an_engine_failure_and_a_typed_error_the_next_act_is_answered(plan
     reply = plane.ask(b"peer", act(begun, 2), observation())
     assert isinstance(reply, Error)
     assert (reply.code, reply.message) == (ErrorCode.INTERNAL, "the engine failed to run this act")
-    assert plane.events == ["engine_failed"]
+    ((event, fields),) = plane.events
+    assert (event, fields["version"], fields["rows"]) == ("engine_failed", "counter@1.2.3", 1)
     plane.engine.fails = False
     assert codes([plane.ask(b"peer", act(begun, 2), observation())]) == ["action"]
 
@@ -367,7 +368,7 @@ def test_a_peer_that_does_not_read_loses_its_sessions_and_no_other_peer_does(pla
     assert plane.replies() == []
     assert len(plane.sessions) == 1
     assert plane.page.cells[metrics_page.SESSIONS_DROPPED] == 1
-    assert plane.events == ["peer_dropped"]
+    assert [event for event, _ in plane.events] == ["peer_dropped"]
 
 
 def test_draining_answers_what_has_arrived_sends_goodbye_and_refuses_new_sessions() -> None:

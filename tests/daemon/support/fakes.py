@@ -31,6 +31,7 @@ from pilliond.core.served_policy import ServedPolicy
 from pilliond.engine.batch_memory import BatchMemory
 from pilliond.engine.interface import Array, EngineError, InlineEngine
 from pilliond.engine.service_time import ServiceTimes
+from pilliond.ipc.control_channel import EventFields
 from pilliond.ipc.metrics_page import MetricsPage, make_page
 from pilliond.limits import ServingLimits
 from pilliond.linux.epoll import Events
@@ -181,7 +182,7 @@ class DataPlane:
         self.poller = ListPoller()
         self.transport = ListTransport(0, self.poller)
         self.other_transport = StringPeerTransport(1, self.poller)
-        self.events: list[str] = []
+        self.events: list[tuple[str, EventFields]] = []
         self.loop = ServingLoop(
             self.poller,  # type: ignore[arg-type]
             [self.transport, self.other_transport],  # type: ignore[list-item]
@@ -189,7 +190,7 @@ class DataPlane:
             self.scheduler,
             self.page,
             self.clock,
-            lambda name, fields: self.events.append(name),
+            lambda name, fields: self.events.append((name, fields)),
         )
         if isinstance(self.sessions, CachingSessions):
             self.set_tap = connect_cache(self.loop, self.sessions)

@@ -286,7 +286,7 @@ WORKER_LOOK_S: Final = 1.0
 """How often the control process reads how much memory each worker has, and reaps those that have ended."""
 
 WORKER_END_S_MAX: Final = 1.0
-"""How long the control process waits for killed workers when their serving process has ended."""
+"""How long to wait for killed workers when their serving process has ended, and for the exit code of one that is gone."""
 
 ENGINE_TEXT_CHARACTERS_MAX: Final = 100
 """How much of what a worker says of its engine is shown: a broken one may say anything."""

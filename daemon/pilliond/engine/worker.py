@@ -58,11 +58,10 @@ from pilliond.engine.worker_messages import (
     check_ready,
 )
 from pilliond.ipc.device_status import device_status
-from pilliond.ipc.loss_cause import LossCause
+from pilliond.ipc.loss_cause import WORKER_ENDED, LossCause
 from pilliond.limits import NEVER_NS, STATES_BYTES_MAX, WAIT_LOOK_S, WORKER_RUN_S_MAX
 from pilliond.linux.epoll import DescriptorSet
 
-_GONE: Final = "its worker ended"
 _NO_MEMORY: Final = "no memory is left for its batches"
 _MILLISECONDS: Final = 1_000
 _BYTES_PER_MB: Final = 1_000_000
@@ -261,7 +260,7 @@ class WorkerEngine:
         try:
             send_packet(end, self._request.to_packet(), [model_descriptor])
         except OSError as error:
-            self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
+            self.lose(WORKER_ENDED if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
     def wait_ready(self, timeout_s: float, check: Callable[[], None] = lambda: None) -> None:
         """Waits until the worker is ready, without a loop. Raises `EngineError` if it does not get there.
@@ -529,7 +528,7 @@ class WorkerEngine:
             send_packet(self._channel, {"type": ARENA}, [*self._own.for_worker, *states])
             self._own.handed_over()
         except OSError as error:
-            self.lose(_GONE if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
+            self.lose(WORKER_ENDED if isinstance(error, ConnectionError) else f"its worker cannot be asked: {error}")
 
     def _on_ready(self, ready: Ready) -> None:
         check_ready(ready, self._request)
@@ -618,7 +617,7 @@ class _Handshake:
         if not data:
             # What it completed before it ended counts.
             engine.receive()
-            engine.lose(_GONE)
+            engine.lose(WORKER_ENDED)
             return
         match self._packet(data, flags):
             case Failed(message):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
+
+WORKER_ENDED: Final = "its worker ended"
+"""The reason where only the end of its channel is seen. The owner of the process adds how it ended: `with_exit_status`."""
 
 
 class LossCause(StrEnum):

@@ -1,19 +1,21 @@
-"""How a worker process is started: with the daemon's own interpreter, or with another one that the settings name."""
+"""How a worker process is started, with the daemon's own interpreter or with another one that the settings name; how it ended."""
 
 from __future__ import annotations
 
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
 from typing import Final
 
 import pillion_worker
-from pilliond.limits import INTERPRETER_CHECK_BYTES_MAX, INTERPRETER_CHECK_S_MAX
+from pilliond.ipc.loss_cause import WORKER_ENDED
+from pilliond.limits import INTERPRETER_CHECK_BYTES_MAX, INTERPRETER_CHECK_S_MAX, WORKER_END_S_MAX
 from pilliond.linux.group_command import CANNOT_START
-from pilliond.linux.process_group import kill_group
+from pilliond.linux.process_group import kill_group, wait_unreaped
 from pilliond.linux.sandbox import CHILD_ENVIRONMENT
 
 _BOOTSTRAP: Final = os.path.join(pillion_worker.__path__[0], "bootstrap.py")
@@ -37,6 +39,27 @@ def worker_environment(python: str) -> dict[str, str]:
     """Returns the environment of a worker."""
     inherited = {name: value for name, value in os.environ.items() if not python or name not in _OF_OUR_PYTHON}
     return {**_HUGE_PAGES, **inherited, **CHILD_ENVIRONMENT}
+
+
+def with_exit_status(reason: str, process: subprocess.Popen[bytes] | None) -> str:
+    """Returns why a worker was lost; where all that is known is that it ended, with its exit code or the signal that killed it.
+
+    Waits for the exit code, for `WORKER_END_S_MAX` at most: a worker may close its channel and go on. Does not reap it.
+    """
+    if process is None or reason != WORKER_ENDED:
+        return reason
+    code = wait_unreaped(process, WORKER_END_S_MAX)
+    if code is None:
+        return reason
+    return f"{WORKER_ENDED} with exit code {code}" if code >= 0 else f"its worker was killed by {_signal_name(-code)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        # Most real-time signals have no name.
+        return f"signal {number}"
 
 
 def why_no_workers(python: str) -> str:

@@ -6,6 +6,10 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
+from typing import Final
+
+_LOOK_S: Final = 0.002
 
 
 def kill_group(leader: subprocess.Popen[bytes]) -> None:
@@ -16,3 +20,19 @@ def kill_group(leader: subprocess.Popen[bytes]) -> None:
     if leader.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader.pid, signal.SIGKILL)
+
+
+def wait_unreaped(leader: subprocess.Popen[bytes], s_max: float) -> int | None:
+    """Waits until a process has ended; returns its code as `Popen.returncode` has it, or None if it goes on after `s_max`.
+
+    Does not reap it, so that `kill_group` still ends what it has started.
+    """
+    until_s = time.monotonic() + s_max
+    while leader.returncode is None:
+        ended = os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if ended is not None:
+            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        if time.monotonic() >= until_s:
+            return None
+        time.sleep(_LOOK_S)
+    return leader.returncode

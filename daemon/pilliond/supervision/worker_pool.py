@@ -19,6 +19,7 @@ from pilliond.ipc.control_channel import ControlMessage, GiveUp, NeedWorker, Wor
 from pilliond.ipc.device_status import device_status, engine_of_replica
 from pilliond.ipc.loss_cause import LossCause
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.ipc.worker_process import with_exit_status
 from pilliond.limits import WORKER_END_S_MAX, WORKER_LOOK_S
 from pilliond.linux.process_group import kill_group
 from pilliond.linux.spawner import Spawner
@@ -140,9 +141,10 @@ class WorkerPool:
         if not report.reason:
             self._start(info)
             return
-        self._kill(info)
         cause = LossCause.MEMORY if info.too_large else report.cause
-        reason, info.too_large = info.too_large or report.reason, ""
+        # Before it is killed here, if it still runs: the serving process sees only the end of its channel.
+        reason, info.too_large = info.too_large or with_exit_status(report.reason, info.process), ""
+        self._kill(info)
         self.losses[version.policy, cause] += 1
         is_refused = cause is LossCause.REFUSED
         delay_s = info.losses.lost(

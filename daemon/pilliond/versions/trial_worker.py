@@ -5,7 +5,6 @@ The worker gets the priority of the process that starts it, and dies with it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -19,8 +18,8 @@ from pilliond.engine.interface import EngineError
 from pilliond.engine.worker import WorkerEngine
 from pilliond.ipc.control_channel import VersionRequest
 from pilliond.ipc.loss_cause import LossCause
-from pilliond.ipc.worker_process import why_no_workers, worker_command, worker_environment
-from pilliond.limits import TRIAL_RUN_S_MAX, TRIAL_START_FACTOR, WORKER_END_S_MAX
+from pilliond.ipc.worker_process import why_no_workers, with_exit_status, worker_command, worker_environment
+from pilliond.limits import TRIAL_RUN_S_MAX, TRIAL_START_FACTOR
 from pilliond.linux.sandbox import without_memory_limit
 from pilliond.settings.schema import EngineSettings
 from pilliond.versions.device_room import why_no_room
@@ -95,7 +94,7 @@ class TrialWorker:
         except OSError as error:
             raise EngineError(f"cannot start a worker: {error.strerror}") from None
         except EngineError as error:
-            raise EngineError(f"{error}{self._how_it_ended()}") from None
+            raise EngineError(with_exit_status(str(error), self._process)) from None
         self.check_memory()
         if why := why_no_room(self._engine.device_memory, self._settings.device_memory_mb, self._workers):
             raise EngineError(why)
@@ -154,14 +153,6 @@ class TrialWorker:
             ours.close()
             raise
         self._engine.attach(ours, model_descriptor)
-
-    def _how_it_ended(self) -> str:
-        """How the worker ended, for the end of a message; empty if it was not that."""
-        if self._process is None or self._engine.cause is not LossCause.ENDED or self._engine.is_ready:
-            return ""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return f" with {self._process.wait(WORKER_END_S_MAX)}"
-        return ""
 
 
 def _first_line(path: str) -> str:

@@ -307,7 +307,7 @@ def test_a_worker_that_is_killed_each_time_while_it_loads_fails_the_switch_alone
         with each_new_worker_is_hit(summing, signal.SIGKILL, 1_000) as hits:
             status = ask(summing, "switch", version="1.1.0")
         assert (status["outcome"], len(hits)) == ("failed", 5), status
-        assert "its worker ended" in status["error"]
+        assert "its worker was killed by SIGKILL" in status["error"]
         old.act([1])
         assert worker_pids(summing) == [live]
         assert ask(summing, "switch", version="1.1.0")["outcome"] == "done"

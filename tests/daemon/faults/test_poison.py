@@ -24,7 +24,7 @@ from tests.harness import WAIT_S_MAX, Daemon
 BYSTANDERS = 3
 FAILING = [Poison.BEYOND, Poison.BY_ZERO, Poison.LARGE, Poison.HUGE]
 """They fail a batch, in a worker that lives on."""
-ENDING = {Poison.CRASH: "its worker ended", Poison.FOR_EVER: "it made no progress"}
+ENDING = {Poison.CRASH: "its worker was killed by SIGFPE", Poison.FOR_EVER: "it made no progress"}
 """They end the worker; the log gives this reason."""
 SETTINGS = {"engine__hang_ms_min": 200, "engine__worker_memory_mb_max": 1_024, "limits__rows_max": 16}
 

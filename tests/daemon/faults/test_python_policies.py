@@ -120,8 +120,8 @@ REFUSED = {
     "raises much": ({"at_load": "raise_much"}, "its factory raised ValueError: xxx"),
     "exits": ({"at_load": "exit"}, "its factory raised SystemExit: 3"),
     "interrupts": ({"at_load": "interrupt"}, "its factory raised KeyboardInterrupt"),
-    "ends its process": ({"at_load": "end"}, "its worker ended"),
-    "crashes": ({"at_load": "crash"}, "its worker ended"),
+    "ends its process": ({"at_load": "end"}, "its worker ended with exit code 0"),
+    "crashes": ({"at_load": "crash"}, "its worker was killed by SIGSEGV"),
     "returns another name": ({"always": "wrong_name"}, "its policy returned no 'action', but actions"),
     "returns another dtype": (
         {"always": "wrong_dtype"},

@@ -60,7 +60,7 @@ def test_a_version_whose_worker_dies_of_every_batch_is_out_and_the_others_go_on(
         beside.wait_for(1)
         assert set(beside.stop()) == {OK}
     (out,) = daemon.events("version_out")
-    assert (out["version"], out["reason"]) == ("hostile@1.1.0", "its worker ended")
+    assert (out["version"], out["reason"]) == ("hostile@1.1.0", "its worker was killed by SIGFPE")
     assert len(worker_pids(daemon)) == 1
 
 

@@ -171,7 +171,7 @@ def test_a_killed_worker_is_replaced(daemon: Daemon) -> None:
         wait_until(lambda: version_of(daemon)["worker"]["pid"] not in (None, before))
         assert np.array_equal(group.act(OBSERVATIONS), expected)
     worker = version_of(daemon)["worker"]
-    assert (worker["restarts"], worker["reason"]) == (1, "its worker ended")
+    assert (worker["restarts"], worker["reason"]) == (1, "its worker was killed by SIGKILL")
 
 
 def test_a_package_that_trust_code_does_not_name_is_refused_before_it_is_loaded(

@@ -255,7 +255,7 @@ def test_a_version_is_out_only_when_all_its_replicas_are(strict: Daemon) -> None
     assert version_of(strict)["worker"]["state"] == "ready"
     assert [event["replica"] for event in strict.events("replica_out")] == [1]
     assert strict.events("version_out") == []
-    assert "1.0.0 replica 1 on cpu is out: its worker ended" in status(strict)
+    assert "1.0.0 replica 1 on cpu is out: its worker was killed by SIGKILL" in status(strict)
     # Whoever stages it again has the replica tried again.
     staged = strict.operation(strict.ask("POST", f"{HOSTILE}/stage", {"version": "1.0.0"}))
     assert staged["outcome"] == "done"
@@ -265,7 +265,7 @@ def test_a_version_is_out_only_when_all_its_replicas_are(strict: Daemon) -> None
     assert version_of(strict)["worker"]["state"] == "out"
     assert [event["replica"] for event in strict.events("replica_out")] == [1, 0, 1]
     assert [event["version"] for event in strict.events("version_out")] == ["hostile@1.0.0"]
-    with pytest.raises(pillion.EngineOutError, match="cpu: its worker ended"):
+    with pytest.raises(pillion.EngineOutError, match="cpu: its worker was killed by SIGKILL"):
         act(strict, 6)
     staged = strict.operation(strict.ask("POST", f"{HOSTILE}/stage", {"version": "1.0.0"}))
     assert staged["outcome"] == "done"

@@ -133,7 +133,7 @@ def test_a_killed_worker_is_replaced_and_counted(daemon: Daemon) -> None:
         assert time.monotonic() < until_s, worker
         seen.add(worker["state"])
     assert seen & {"lost", "loading"}
-    assert (worker["restarts"], worker["reason"]) == (1, "its worker ended")
+    assert (worker["restarts"], worker["reason"]) == (1, "its worker was killed by SIGKILL")
     assert daemon.metric("pillion_worker_restarts_total", policy=POLICY, version="1.0.0") == 1
     assert daemon.metric("pillion_worker_losses_total", policy=POLICY, cause="ended") == 1
     assert daemon.metric("pillion_worker_losses_total") == 1
@@ -149,16 +149,16 @@ def test_a_stable_version_that_is_out_makes_way_for_the_one_before_it(daemon: Da
     wait_until(lambda: has_rolled_back(daemon))
     assert act(daemon) == times(OBSERVATION, 2)
     worker = worker_of(daemon, "1.1.0")
-    assert (worker["state"], worker["pid"], worker["reason"]) == ("out", None, "its worker ended")
+    assert (worker["state"], worker["pid"], worker["reason"]) == ("out", None, "its worker was killed by SIGKILL")
     assert states_of(daemon, "1.1.0")["out"] == 1
     (out,) = daemon.events("version_out")
-    assert (out["version"], out["reason"]) == (f"{POLICY}@1.1.0", "its worker ended")
+    assert (out["version"], out["reason"]) == (f"{POLICY}@1.1.0", "its worker was killed by SIGKILL")
     assert [each["fault"] for each in daemon.events("auto_rollback")] == ["engine_out"]
     assert daemon.metric("pillion_auto_rollbacks_total", policy=POLICY, reason="engine_out") == 1
     (rolled,) = [record for record in records(daemon) if record["by"] == "pilliond"]
     assert (rolled["version"], rolled["was"]) == ("1.0.0", "1.1.0")
-    assert rolled["reason"] == "automatic rollback: its worker ended"
-    assert "1.1.0 is out: its worker ended" in pillion_command(daemon, "status")
+    assert rolled["reason"] == "automatic rollback: its worker was killed by SIGKILL"
+    assert "1.1.0 is out: its worker was killed by SIGKILL" in pillion_command(daemon, "status")
     assert "worker, out" in pillion_command(daemon, "versions")
 
 
@@ -169,7 +169,7 @@ def test_a_version_that_is_out_is_tried_again_when_somebody_asks_for_it(daemon: 
     failing = daemon.ask("POST", f"{PATH}/switch", {"version": "1.1.0"})
     kill_until_out(daemon, "1.1.0")
     failed = daemon.operation(failing)
-    assert (failed["outcome"], failed["error"]) == ("failed", "it is out again: its worker ended")
+    assert (failed["outcome"], failed["error"]) == ("failed", "it is out again: its worker was killed by SIGKILL")
     assert act(daemon) == times(OBSERVATION, 2)
     assert switch(daemon, "1.1.0")["outcome"] == "done"
     assert worker_of(daemon, "1.1.0")["state"] == "ready"

@@ -19,8 +19,9 @@ from pillion_artifacts import Store
 from pillion_artifacts.verify.trust_policy import TrustPolicy
 from pilliond.errors import SwitchError
 from pilliond.ipc.control_channel import ControlMessage, GiveUp, NeedWorker, WorkerReady, WorkerStarted
-from pilliond.ipc.loss_cause import LossCause
+from pilliond.ipc.loss_cause import WORKER_ENDED, LossCause
 from pilliond.ipc.sealed_version import SealedVersion
+from pilliond.limits import WORKER_LOSSES_MAX
 from pilliond.linux.spawner import Spawner
 from pilliond.rollout.restore import admitted
 from pilliond.settings.schema import EngineSettings
@@ -116,8 +117,7 @@ def test_a_worker_with_too_much_resident_memory_is_killed_and_replaced(
         used[0] += MB
         pool.check_memory()
         assert info.process.wait(30) == -9
-        # What a serving process sees is that its worker ended.
-        pool.need(NeedWorker(version.key, "its worker ended", batches=1), version, SETTINGS)
+        pool.need(NeedWorker(version.key, WORKER_ENDED, batches=1), version, SETTINGS)
         assert (info.state, info.pid) == ("lost", None)
         why = "it had 257 MB of resident memory, engine.worker_memory_mb_max is 256"
         assert (info.reason, pool.losses) == (why, {("scaling", LossCause.MEMORY): 1})
@@ -127,11 +127,54 @@ def test_a_worker_with_too_much_resident_memory_is_killed_and_replaced(
         pool.ready(WorkerReady(version.key, {}))
         assert (info.state, info.restarts, info.process.poll()) == ("ready", 1, None)
         # The next loss is not for its memory any more.
-        pool.need(NeedWorker(version.key, "its worker ended", batches=1), version, SETTINGS)
-        assert info.reason == "its worker ended"
+        pool.need(NeedWorker(version.key, "a test says so", batches=1), version, SETTINGS)
+        assert info.reason == "a test says so"
 
     asyncio.run(scenario())
     assert [type(message) for message in side.told] == [WorkerStarted, WorkerStarted]
+
+
+def test_a_worker_that_is_gone_is_named_with_the_signal_that_killed_it_in_the_log_and_to_the_serving_process(
+    make_pool: MakePool, side: OtherSide, version: SealedVersion
+) -> None:
+    pool = make_pool(resident_bytes_of)
+    why = "its worker was killed by SIGSEGV"
+
+    async def scenario() -> None:
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        info = pool.find(version.key)
+        assert info is not None
+        for losses in range(WORKER_LOSSES_MAX):
+            await until(lambda: info.state == "loading")
+            assert info.pid is not None
+            os.kill(info.pid, signal.SIGSEGV)
+            pool.need(NeedWorker(version.key, WORKER_ENDED), version, SETTINGS)
+            assert (info.losses.losses, info.reason) == (losses + 1, why)
+        assert side.told[-1] == GiveUp(version.key, why)
+
+    with structlog.testing.capture_logs() as log:
+        asyncio.run(scenario())
+    events = [*["worker_lost"] * (WORKER_LOSSES_MAX - 1), "version_out"]
+    assert [(record["event"], record["reason"]) for record in log] == [(event, why) for event in events]
+
+
+def test_a_worker_that_is_lost_for_another_reason_is_not_named_with_the_signal_of_the_pool(
+    make_pool: MakePool, version: SealedVersion
+) -> None:
+    pool = make_pool(resident_bytes_of)
+
+    async def scenario() -> None:
+        pool.need(NeedWorker(version.key), version, SETTINGS)
+        info = pool.find(version.key)
+        assert info is not None
+        pool.need(NeedWorker(version.key, "it made no progress", cause=LossCause.HUNG), version, SETTINGS)
+        assert info.reason == "it made no progress"
+        # Its channel is closed, it goes on, and it is killed here: that is not how it ended.
+        await until(lambda: info.state == "loading")
+        pool.need(NeedWorker(version.key, WORKER_ENDED), version, SETTINGS)
+        assert info.reason == WORKER_ENDED
+
+    asyncio.run(scenario())
 
 
 def test_a_worker_that_was_started_ahead_is_the_one_that_the_serving_process_asks_for(
@@ -168,7 +211,7 @@ def test_a_process_that_was_started_before_its_version_was_there_becomes_the_fir
         assert (info.pid, side.told) == (started.process.pid, [WorkerStarted(version.key)])
         pool.need(NeedWorker(version.key), version, SETTINGS)
         assert info.pid == started.process.pid
-        pool.need(NeedWorker(version.key, "its worker ended"), version, SETTINGS)
+        pool.need(NeedWorker(version.key, "a test says so"), version, SETTINGS)
         await until(lambda: info.state == "loading")
         assert info.pid not in (None, started.process.pid)
 
@@ -184,10 +227,10 @@ def test_a_worker_that_was_started_ahead_and_is_lost_is_replaced(
 
     async def scenario() -> None:
         pool.start_first(version, SETTINGS)
-        pool.need(NeedWorker(version.key, "its worker ended"), version, SETTINGS)
+        pool.need(NeedWorker(version.key, "a test says so"), version, SETTINGS)
         info = pool.find(version.key)
         assert info is not None
-        assert (info.state, info.reason) == ("lost", "its worker ended")
+        assert (info.state, info.reason) == ("lost", "a test says so")
         await until(lambda: info.state == "loading")
 
     asyncio.run(scenario())
@@ -395,7 +438,7 @@ def test_each_replica_of_a_version_has_its_process_its_cpus_and_its_bound_on_mem
         large.append(second.pid)
         pool.check_memory()
         assert (first.too_large, bool(second.too_large)) == ("", True)
-        pool.need(NeedWorker(version.key, "its worker ended", replica=1, batches=1), version, settings)
+        pool.need(NeedWorker(version.key, "a test says so", replica=1, batches=1), version, settings)
         assert (first.state, second.state) == ("ready", "lost")
         status = worker_status(version, pool)
         assert status is not None
@@ -421,7 +464,7 @@ def test_the_log_names_the_replica_whose_worker_was_started_ahead_as_it_names_th
             pool.need(NeedWorker(version.key, replica=replica), version, TWO)
         pool.loaded(version.key)
         for replica in (0, 1):
-            pool.need(NeedWorker(version.key, "its worker ended", replica=replica, batches=1), version, TWO)
+            pool.need(NeedWorker(version.key, "a test says so", replica=replica, batches=1), version, TWO)
         for replica in (0, 1):
             refused = NeedWorker(version.key, "no device", cause=LossCause.REFUSED, replica=replica)
             pool.need(refused, version, TWO)

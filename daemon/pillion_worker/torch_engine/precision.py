@@ -24,7 +24,7 @@ def precision_on(device: str, request: LoadRequest) -> tuple[str, str]:
         return asked, ""
     if asked == "bfloat16" and request.device == "cpu":
         return asked, ""
-    named = ", or the CPU if the settings name it" if asked == "bfloat16" else ""
+    named = '; to compute in it on the CPU, set engine.device = "cpu"' if asked == "bfloat16" else ""
     return "float32", f"{asked} was asked for: only a CUDA device computes in it{named}"
 
 

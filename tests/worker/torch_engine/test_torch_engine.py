@@ -344,7 +344,11 @@ CASES: dict[str, tuple[Callable[[], Policy], dict[str, Any], str]] = {
 
 FALLBACKS: dict[str, tuple[Callable[[], Policy], dict[str, Any], str]] = {
     "no device": (summing, {"device": "cuda:0"}, "cuda:0 was asked for: torch "),
-    "no precision": (summing, {"precision": "bfloat16"}, "bfloat16 was asked for: only a CUDA device computes in it"),
+    "no precision": (
+        summing,
+        {"precision": "bfloat16"},
+        'only a CUDA device computes in it; to compute in it on the CPU, set engine.device = "cpu"',
+    ),
     "none": (summing, {"device": "auto"}, ""),
 }
 if not torch.cuda.is_available():

@@ -37,6 +37,7 @@ from pilliond.ipc.control_channel import (
     Warmed,
     WorkerReady,
 )
+from pilliond.ipc.device_status import device_status
 from pilliond.ipc.metrics_page import POLICY_CELLS, MetricsPage, Phase, make_page
 from pilliond.ipc.sealed_version import SealedVersion
 from pilliond.limits import (
@@ -428,12 +429,19 @@ class Supervisor:
             case NeedWorker():
                 self.workers.need(report, version, self.policies[version.policy].settings.engine)
             case WorkerReady():
-                version.engine = report.engine
+                self._note_engine(version, report.engine)
                 self.workers.ready(report)
             case Loaded():
-                version.engine = report.engine
+                self._note_engine(version, report.engine)
                 self.workers.loaded(report.digest)
                 self._answer(report)
+
+    def _note_engine(self, version: SealedVersion, engine: dict[str, Any]) -> None:
+        """Notes how the engine of a version describes itself; logs what it does not do, unless that was logged of it before."""
+        before, version.engine = device_status(version.engine), engine
+        now = device_status(engine)
+        if now.fallback not in ("", before.fallback):
+            self._log.warning("falls_back", version=str(version), **now.for_log())
 
     def _version(self, digest: bytes) -> SealedVersion | None:
         """Returns a version that is loaded or being loaded; None if it is neither."""
@@ -462,7 +470,9 @@ class Supervisor:
     def _note_ready(self, report: Ready) -> None:
         """Notes the certificates, and releases the versions that the serving process could not load at its start."""
         for policy in self.policies.values():
-            policy.version_table.certify(report.certificates, report.placements, report.engines)
+            policy.version_table.certify(report.certificates, report.placements)
+        for version in self.versions():
+            self._note_engine(version, report.engines.get(version.key, version.engine))
         for digest in report.placements:
             self.workers.loaded(digest)
         for failed in report.refused:

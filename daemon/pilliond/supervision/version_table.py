@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pillion_artifacts import Resolved
 from pilliond.errors import SwitchError
@@ -96,17 +95,11 @@ class VersionTable:
             if version not in kept:
                 self.remove(version.key)
 
-    def certify(
-        self,
-        certificates: Mapping[bytes, Certificate],
-        placements: Mapping[bytes, Placement],
-        engines: Mapping[bytes, dict[str, Any]],
-    ) -> None:
-        """Notes the batch certificates that a new serving process measured, where its versions run, and their engines."""
+    def certify(self, certificates: Mapping[bytes, Certificate], placements: Mapping[bytes, Placement]) -> None:
+        """Notes the batch certificates that a new serving process measured, and where its versions run."""
         for version in self:
             version.certificate = certificates.get(version.key, version.certificate)
             version.placement = placements.get(version.key, version.placement)
-            version.engine = engines.get(version.key, version.engine)
 
     def refuse(self, digest: bytes) -> None:
         """Releases a version that a new serving process could not load."""

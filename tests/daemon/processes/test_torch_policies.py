@@ -236,6 +236,14 @@ def test_a_device_that_is_not_there_is_told_and_refused_where_it_is_required(
     assert (version["placement"], version["placement_reason"]) == ("worker", "engine.device is cuda:63")
     assert version["device"] == "cpu"
     assert version["fallback"].startswith("cuda:63 was asked for: ")
+    (fell,) = daemon.events("falls_back")
+    assert (fell["level"], fell["version"]) == ("warning", "sum@1.4.0")
+    assert (fell["device"], fell["fallback"]) == ("cpu", version["fallback"])
+    # The next worker says the same: that is nothing new.
+    os.kill(version["worker"]["pid"], signal.SIGKILL)
+    wait_until(lambda: len(daemon.events("worker_ready")) == 2)
+    assert daemon.operation(daemon.ask("POST", f"{PATH}/switch", {"version": "1.1.0"}))["outcome"] == "done"
+    assert [event["version"] for event in daemon.events("falls_back")] == ["sum@1.4.0", "sum@1.1.0"]
 
 
 @pytest.fixture

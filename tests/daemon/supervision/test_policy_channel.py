@@ -180,3 +180,22 @@ def test_a_load_that_is_refused_is_not_unloaded(tmp_path: Path, side: OtherSide)
 
     asyncio.run(scenario())
     version.close()
+
+
+def test_a_version_that_begins_to_fall_back_or_does_so_for_another_reason_is_logged_once_each(side: OtherSide) -> None:
+    stable = side.left.stable
+
+    def is_ready(device: str, **fallback: str) -> None:
+        side.supervisor._note_worker(WorkerReady(stable.key, {"device": device, **fallback}))
+
+    with structlog.testing.capture_logs() as log:
+        is_ready("cuda:0")
+        for reason in ("none is there", "none is there", "it is full"):
+            is_ready("cpu", fallback=reason)
+        is_ready("cuda:0")
+        is_ready("cpu", fallback="it is full")
+    fallen = [record for record in log if record["event"] == "falls_back"]
+    assert [record["fallback"] for record in fallen] == ["none is there", "it is full", "it is full"]
+    assert {(each["log_level"], each["version"], each["device"]) for each in fallen} == {
+        ("warning", "left@1.0.0", "cpu")
+    }

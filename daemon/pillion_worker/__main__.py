@@ -11,7 +11,7 @@ import platform
 import socket
 import sys
 
-from pillion_worker.bootstrap import refuse
+from pillion_worker.bootstrap import cure_of, refuse
 from pillion_worker.sandbox import confine, die_with_parent, keep_to_the_log
 
 _ENVIRONMENT = {
@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
         from pillion_worker.engines.interface import prepare
         from pillion_worker.worker import work
     except ImportError as error:
-        return refuse(descriptor, f"a worker does not start on Python {platform.python_version()}: {error}")
+        why = f"a worker does not start on Python {platform.python_version()}: {error}{cure_of(error)}"
+        return refuse(descriptor, why)
 
     with socket.socket(fileno=descriptor) as channel:
         try:

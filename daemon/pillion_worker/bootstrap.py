@@ -38,10 +38,16 @@ def why_not() -> str:
     try:
         import pillion_worker.worker  # noqa: F401
     except Exception as error:  # noqa: BLE001 - a package that is broken fails in its own ways
-        return "it is Python {}, and a worker does not start there: {}: {}".format(  # noqa: UP032
-            platform.python_version(), type(error).__name__, error
+        return "it is Python {}, and a worker does not start there: {}: {}{}".format(  # noqa: UP032
+            platform.python_version(), type(error).__name__, error, cure_of(error)
         )
     return ""
+
+
+def cure_of(error: Exception) -> str:
+    """Returns the command that installs numpy here, for the end of a message, if an import failed for it; else empty."""
+    is_missing = isinstance(error, ModuleNotFoundError) and error.name == "numpy"
+    return ": {} -m pip install numpy".format(sys.executable) if is_missing else ""  # noqa: UP032
 
 
 def main(arguments: "list[str]") -> int:

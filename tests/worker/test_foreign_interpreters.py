@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import socket
 import subprocess
@@ -194,10 +195,11 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_an_interpreter_without_numpy_says_so(bare_python: str) -> None:
     why = f"engine.python: {bare_python}: it is Python {platform.python_version()}, and a worker does not start there: "
-    assert why_no_workers(bare_python) == f"{why}ModuleNotFoundError: No module named 'numpy'"
+    missing = f"No module named 'numpy': {bare_python} -m pip install numpy"
+    assert why_no_workers(bare_python) == f"{why}ModuleNotFoundError: {missing}"
     with Host(looking_up()) as host:
         attach(host, bare_python)
-        with pytest.raises(EngineError, match=r"a worker does not start on Python .*: No module named 'numpy'"):
+        with pytest.raises(EngineError, match=f"a worker does not start on Python .*: {re.escape(missing)}$"):
             host.engine.wait_ready(WAIT_S_MAX)
         assert host.engine.is_refused
 

@@ -54,7 +54,7 @@ def test_every_spelling_of_a_name_is_the_same_package(site: Path, name: str) -> 
         ({"distribution": "numpy"}, "^its package 'numpy' is not among trust.code"),
         (
             {"distribution": "absent", "allowed": ["absent"]},
-            f"^its package 'absent' is not installed for {sys.executable}$",
+            f"^its package 'absent' is not installed for {sys.executable}: install it there, or set engine.python$",
         ),
         ({"requires": ">=2"}, f"^its package '{EXAMPLE}': expected version >=2, got 1.2.0$"),
         ({"requires": "new"}, "^requires: expected specifiers such as"),

@@ -287,8 +287,11 @@ def test_a_factory_that_makes_no_policy_is_refused(asked: dict[str, Any], why: s
 
 def test_a_module_that_cannot_be_imported_is_refused(site: Path) -> None:
     asked = request(code=recorded(site, "import a_package_that_nobody_has\n"))
-    with pytest.raises(EngineError, match="its factory raised ModuleNotFoundError: No module named 'a_package_that"):
+    with pytest.raises(
+        EngineError, match="its factory raised ModuleNotFoundError: No module named 'a_package_that"
+    ) as refused:
         load_engine(NO_WEIGHTS, asked)
+    assert str(refused.value).endswith(f"line 1): install it for {sys.executable}")
 
 
 def test_weights_that_cannot_be_read_are_refused_before_anything_is_imported() -> None:

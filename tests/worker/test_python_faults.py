@@ -104,7 +104,8 @@ def test_a_policy_of_another_environment_answers(python: str) -> None:
 
 def test_the_interpreter_of_the_daemon_has_not_the_package() -> None:
     with PythonHost(sys.executable) as host:
-        assert host.why_refused() == f"its package '{HOSTILE}' is not installed for {sys.executable}"
+        where = f"{sys.executable}: install it there, or set engine.python"
+        assert host.why_refused() == f"its package '{HOSTILE}' is not installed for {where}"
         assert host.engine.is_refused
 
 

@@ -191,7 +191,8 @@ class PythonEngine:
             _log(error)
         text = one_line(error)
         raised = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise EngineError(f"{what} raised {raised}{_line_of(error)}") from None
+        cure = f": install it for {sys.executable}" if isinstance(error, ModuleNotFoundError) else ""
+        raise EngineError(f"{what} raised {raised}{_line_of(error)}{cure}") from None
 
     def _end_forked(self) -> None:
         """Ends a process that the package forked and that came back from it as if it were the worker."""

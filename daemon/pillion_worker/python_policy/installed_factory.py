@@ -63,7 +63,8 @@ def find_factory(code: Mapping[str, Any]) -> InstalledFactory:
     try:
         found = distribution(name)
     except (PackageNotFoundError, ValueError):
-        raise EngineError(f"its package {name!r} is not installed for {sys.executable}") from None
+        where = f"{sys.executable}: install it there, or set engine.python"
+        raise EngineError(f"its package {name!r} is not installed for {where}") from None
     version = found.version or "(none)"
     if not fits(version, code["requires"]):
         raise EngineError(f"its package {name!r}: expected version {code['requires']}, got {version}")

@@ -30,7 +30,9 @@ _OVERWRITTEN = RemoteProtocolError(
     ErrorCode.SLOT_STALE, "the slot was overwritten before the answer", "one generation until the answer", "another"
 )
 _ENGINE_FAILED = RemoteProtocolError(ErrorCode.INTERNAL, "the engine failed to run this act")
-_WORKER_LOST = RemoteProtocolError(ErrorCode.INTERNAL, "the engine's process ended twice while it ran this act")
+_WORKER_LOST = RemoteProtocolError(
+    ErrorCode.INTERNAL, "the engine's process crashed, hung or was killed twice while it ran this act"
+)
 _RESTARTING = RemoteProtocolError(ErrorCode.ENGINE_RESTARTING, "the engine's process is being replaced: act again")
 
 

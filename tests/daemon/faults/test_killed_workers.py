@@ -157,7 +157,7 @@ def act_through(act: Callable[[], Any]) -> Any:
         try:
             return act().tolist()
         except pillion.errors.RefusedError as refused:
-            if "ended twice" not in refused.message:
+            if "killed twice" not in refused.message:
                 raise
 
 

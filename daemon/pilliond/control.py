@@ -222,6 +222,10 @@ def load_policy(
     """
     store = Store(Path(settings.store.path))
     try:
+        store.check_is_there()
+    except ArtifactError as error:
+        raise BadPolicyError(f"{error}: name its folder with --store or store.path") from None
+    try:
         reference = settings.store.policy or _only_policy(store)
         stable = RouteFile(store, reference).stable()
     except ArtifactError as error:

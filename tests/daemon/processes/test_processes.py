@@ -200,7 +200,12 @@ def test_a_stopped_daemon_leaves_no_socket_file_of_its_own_and_none_of_its_succe
         (["--listen", "tcp://0.0.0.0:5555"], os.EX_CONFIG, "expected a loopback address"),
         (["--listen", "udp://x"], os.EX_CONFIG, "expected lane:///PATH, ipc:///PATH"),
         (["--admin", "nowhere"], os.EX_CONFIG, "admin.listen"),
-        (["--store", "/nonexistent", "--policy", "x"], os.EX_DATAERR, "there is no store"),
+        (
+            ["--store", "/nonexistent", "--policy", "x"],
+            os.EX_DATAERR,
+            "there is no store at /nonexistent: name its folder with --store or store.path\n",
+        ),
+        (["--store", "/nonexistent"], os.EX_DATAERR, "with --store or store.path\n"),
         (["--store", str(STORE), "--policy", "walker"], os.EX_DATAERR, "policy 'walker' is not in the store"),
         (["--store", str(STORE), "--policy", "lunar-lander@9.9.9"], os.EX_DATAERR, "no version that fits '9.9.9'"),
         (["--store", str(STORE)], os.EX_DATAERR, "expected the name of a policy"),

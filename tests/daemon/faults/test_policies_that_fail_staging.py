@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,14 @@ def test_one_that_hangs_is_ended_with_its_worker(daemon: Daemon, root: Path) -> 
         children = psutil.Process(daemon.pid).children(recursive=True)
         return [child for child in children if child.pid not in before]
 
-    wait_until(
-        lambda: any(
-            "bootstrap.py" in " ".join(child.cmdline()) and "--check" not in child.cmdline() for child in started()
-        )
-    )
+    def is_worker(child: psutil.Process) -> bool:
+        # One that has just ended, such as the check of the interpreter, has no command any more.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = child.cmdline()
+            return any(word.endswith("bootstrap.py") for word in command) and "--check" not in command
+        return False
+
+    wait_until(lambda: any(map(is_worker, started())))
     staging = started()[0]
     # A pause, and the end, reach the worker as they reach the staging process.
     assert {os.getpgid(child.pid) for child in started()} == {staging.pid}

@@ -151,7 +151,7 @@ def test_verify_requires_the_signatures_of_key_or_trust(type_it: Type, published
         (
             "publish /nowhere lunar-lander@v3.0.0",
             os.EX_DATAERR,
-            "lunar-lander@v3.0.0: /nowhere: expected a folder with a model",
+            "lunar-lander@v3.0.0: /nowhere: no such file: expected a folder with a model",
         ),
         ("show walker", os.EX_DATAERR, "policy 'walker' is not in the store, which holds lunar-lander"),
         ("alias lunar-lander stable", os.EX_USAGE, "expected NAME@ALIAS, got 'lunar-lander'"),
